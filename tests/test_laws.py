@@ -1,0 +1,261 @@
+"""The catalogue: every law against numbers of its source, and what a prediction says beside the number."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scaletune.errors import UserError
+from scaletune.laws import CATALOGUE, batch, consult, describe, law, learning_rate, listing, loss
+from scaletune.laws.loss import worth
+from scaletune.predicting import from_law, from_laws
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+# law, inputs, expected, relative tolerance. Computed from the published coefficients unless a comment says who printed the number.
+GOLDEN = [
+    ("steplaw_lr_bs", {"N": 1e9, "D": 1e11}, {"lr": 0.001632499, "batch_tokens": 1107714.9}, 1e-6),
+    ("steplaw_lr_bs", {"N": 7e9, "D": 1.4e12}, {"lr": 0.0009165569, "batch_tokens": 4998815.4}, 1e-4),
+    ("steplaw_lr_bs", {"N": 214663680, "D": 1e11}, {"lr": 0.004890003, "batch_tokens": 1107714.9}, 1e-4),
+    ("steplaw_lr_bs_bootstrap", {"N": 1e9, "D": 1e11}, {"lr": 0.0016623791, "batch_tokens": 1107466.62}, 1e-5),
+    ("steplaw_lr_bs_bootstrap", {"N": 7e9, "D": 1.4e12}, {"lr": 0.00093468407, "batch_tokens": 4996961.32}, 1e-5),
+    ("deepseek_lr_bs", {"C": 8.455716864e22}, {"lr": 0.0004246023, "batch_tokens": 9222608.0}, 1e-4),  # 7B, trained at 4.2e-4
+    ("deepseek_lr_bs", {"C": 9.9455336448e23}, {"lr": 0.000312013, "batch_tokens": 20654134.0}, 1e-4),  # 67B, trained at 3.2e-4
+    ("deepseek_lr_bs", {"C": 1e20}, {"lr": 0.0009859982, "batch_tokens": 1017145.0}, 1e-4),
+    ("bjorck_lr", {"N": 1e9, "D": 1e11}, {"lr": 0.0003550845}, 1e-4),
+    ("bjorck_lr", {"N": 6.7e9, "D": 1e12}, {"lr": 0.0001097323}, 1e-4),
+    ("porian_lr_bs", {"N": 1e8}, {"lr": 0.004877639, "batch_tokens": 318728.6}, 1e-4),
+    ("porian_lr_bs", {"N": 1e8}, {"batch_tokens": 2048 * 155.6292}, 1e-4),  # the form in sequences
+    ("porian_lr_bs", {"N": 1e9}, {"lr": 0.002129128, "batch_tokens": 1608570.0}, 1e-4),
+    ("porian_lr_bs", {"N": 1e9}, {"batch_tokens": 2048 * 785.4346}, 1e-4),
+    ("kaplan_lr", {"N": 1.5e9}, {"lr": 0.000291542}, 1e-4),
+    ("kaplan_lr", {"N": 1e6}, {"lr": 0.001311734}, 1e-4),
+    ("moonlight_lr_bs", {"C": 2.13545e19}, {"lr": 0.001004669, "batch_tokens": 647822.3}, 1e-4),  # 399M
+    ("moonlight_lr_bs", {"C": 3.5019e20}, {"lr": 0.0008566007, "batch_tokens": 2061324.0}, 1e-4),  # 1.5B
+    ("ling_moe_lr_bs", {"C": 1e21}, {"lr": 0.0007122927, "batch_tokens": 3117163.0}, 1e-4),
+    ("powerlines_bopt", {"D": 12.2e9}, {"batch_tokens": 2048 * 223.252}, 1e-4),
+    ("hoffmann_rounded", {"N": 70e9, "D": 1.4e12}, {"loss": 1.93664547056}, 1e-6),
+    ("hoffmann_rounded", {"N": 1e9, "D": 2e10}, {"loss": 2.58004787224}, 1e-9),
+    ("hoffmann_tex", {"N": 70e9, "D": 1.4e12}, {"loss": 1.92084602657}, 1e-6),
+    ("besiroglu", {"N": 70e9, "D": 1.4e12}, {"loss": 1.97388186316}, 1e-6),
+    ("besiroglu", {"N": 1e9, "D": 2e10}, {"loss": 2.53005032368}, 1e-9),
+    ("muennighoff", {"N": 6.34e9, "D": 242e9, "U": 25e9}, {"loss": 2.2256440889984477}, 1e-8),  # printed by datablations
+    ("muennighoff", {"N": 8.67e9, "D": 178e9, "U": 25e9}, {"loss": 2.2269634075087867}, 1e-8),  # printed by datablations
+    ("gadre_loss_c4", {"N": 1439795200, "D": 640 * 1439795200}, {"loss": 2.38386332526}, 1e-6),
+    ("gadre_loss_c4", {"N": 6889410560, "D": 20 * 6889410560}, {"loss": 2.27989814456}, 1e-6),
+]
+
+
+@pytest.mark.parametrize(("law_id", "inputs", "expected", "tolerance"), GOLDEN)
+def test_number(law_id, inputs, expected, tolerance):
+    values = law(law_id)(**inputs)
+    assert {name: values[name] for name in expected} == pytest.approx(expected, rel=tolerance)
+
+
+def test_every_law_has_a_number():
+    assert {row[0] for row in GOLDEN} == set(CATALOGUE)
+
+
+def test_no_two_laws_share_an_id():
+    assert len(CATALOGUE) == sum(len(kind.LAWS) for kind in (learning_rate, batch, loss))
+
+
+def test_four_epochs_are_worth_3_73():
+    assert worth(40e9, 10e9, law("muennighoff").coefficients["R_Dstar"]) == pytest.approx(37256730000, rel=1e-6)
+
+
+@pytest.mark.parametrize("law_id", CATALOGUE)
+def test_formula_says_what_the_function_does(law_id):
+    entry = CATALOGUE[law_id]
+    names = {"log": math.log, "exp": math.exp, "min": min, "max": max} | entry.coefficients | entry.example()["inputs"]
+    exec(entry.formula.replace("; ", "\n"), {}, names)
+    assert {name: names[name] for name in entry.gives} == pytest.approx(entry.example()["values"], rel=1e-12)
+
+
+@pytest.mark.parametrize("law_id", CATALOGUE)
+def test_entry_is_whole(law_id):
+    entry = CATALOGUE[law_id]
+    assert entry.id == law_id
+    assert "arXiv:" in entry.source
+    assert tuple(entry.example()["values"]) == entry.gives
+    assert json.loads(json.dumps(entry.to_dict(), allow_nan=False))["id"] == law_id
+    text = describe(entry)
+    assert entry.id in text and "example" in text and f"{next(iter(entry.example()['values'].values())):.6g}" in text
+    assert all(f"{value:.12g}" in text for value in entry.coefficients.values())
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_listing_has_a_line_a_law_and_marks_the_unconfirmed():
+    lines = {line.split()[0]: line for line in listing().splitlines()[1:]}
+    assert set(CATALOGUE) < set(lines)
+    assert "powerlines_bopt *" in lines["powerlines_bopt"] and "*" not in lines["bjorck_lr"]
+
+
+def test_unknown_law_names_the_nearest():
+    with pytest.raises(UserError, match=r"no law 'steplaw' \(nearest: 'steplaw_lr_bs'\)"):
+        from_law("steplaw", n_params=1e9, tokens=1e11)
+
+
+@pytest.mark.parametrize("name", ["n_params", "tokens", "batch_tokens", "flops"])
+@pytest.mark.parametrize("bad", [0, -1e9, math.nan, math.inf, "big"])
+def test_scale_must_be_positive_and_finite(name, bad):
+    with pytest.raises(UserError, match=f"`{name}` must be a positive, finite number, but got {bad!r}"):
+        from_law("steplaw_lr_bs", **{"n_params": 1e9, "tokens": 1e11, name: bad})
+
+
+def test_symbols_are_checked_by_name():
+    with pytest.raises(UserError, match="bjorck_lr takes N, D, but got C"):
+        law("bjorck_lr")(C=1e20)
+
+
+def test_beyond_floats_is_the_users_error():
+    with pytest.raises(UserError, match="`C` must be a positive, finite number, but got inf"):
+        from_law("deepseek_lr_bs", n_params=1e200, tokens=1e200)
+    with pytest.raises(UserError, match="gadre_loss_c4 must be asked within what a float holds, but got"):
+        law("gadre_loss_c4")(N=1e-200, D=1e-200)
+
+
+def said(prediction, *parts):
+    """Exactly one warning holds all the parts."""
+    found = [warning for warning in prediction.warnings if all(part in warning for part in parts)]
+    assert len(found) == 1, (parts, prediction.warnings)
+    return True
+
+
+def test_step_law_point_and_band():
+    best = from_law("steplaw_lr_bs", n_params=1e9, tokens=1e11)
+    assert (best.lr, best.batch_tokens, best.loss) == (pytest.approx(0.001632499, rel=1e-6), pytest.approx(1107714.9, rel=1e-6), None)
+    assert best.interval == {"lr": None, "batch_tokens": None, "loss": None}
+    assert best.band["lr"] == pytest.approx([0.001632499 / 2**0.5, 0.001632499 * 2**0.5], rel=1e-6)
+    assert best.band["batch_tokens"] == pytest.approx([1107714.9 / 2**0.5, 1107714.9 * 2**0.5], rel=1e-6)
+    assert best.band["loss"] is None
+    assert said(best, "band", "17 released cells") and len(best.warnings) == 1
+
+
+def test_only_step_law_has_a_band():
+    assert all(set(entry.band) == ({"lr", "batch_tokens"} if "steplaw" in entry.id else set()) for entry in CATALOGUE.values())
+
+
+def test_out_of_range_says_quantity_value_range_and_factor():
+    far = from_law("steplaw_lr_bs", n_params=7e9, tokens=1.4e12)
+    assert said(far, "n_params 7e+09 is 6.52x above", "2.15e+08 to 1.07e+09")
+    assert said(far, "tokens 1.4e+12 is 14x above", "4e+09 to 1e+11")
+    assert said(far, "batch_tokens 5e+06 is 1.19x above")
+    near = from_law("steplaw_lr_bs", n_params=1e8, tokens=1e9)
+    assert said(near, "n_params 1e+08 is 2.15x below") and said(near, "tokens_per_param 10 is 1.86x below")
+
+
+def test_ranges_are_as_rounded_as_they_were_published():
+    assert len(from_law("steplaw_lr_bs", n_params=214663680, tokens=1e11).warnings) == 1  # the fit's own smallest model: 214.7e6
+
+
+def test_range_with_one_end_and_range_checked_further():
+    assert said(from_law("kaplan_lr", n_params=1.5e9, tokens=3e10), "n_params 1.5e+09 is 1.5x above", "(up to 1e+09)")
+    assert said(from_law("porian_lr_bs", n_params=5e8, tokens=1e10), "n_params 5e+08 is 4.55x above", "checked by its authors up to 9e+08")
+
+
+def test_compute_is_6_n_params_tokens_unless_given():
+    counted = from_law("deepseek_lr_bs", n_params=1e9, tokens=2e10)
+    assert counted.lr == pytest.approx(0.3118 * 1.2e20**-0.125)
+    assert said(counted, "6 * n_params * tokens = 1.2e+20 was used", "counts attention")
+    given = from_law("deepseek_lr_bs", n_params=1e9, tokens=2e10, flops=1e20)
+    assert given.lr == pytest.approx(0.0009859982, rel=1e-4)
+    assert not any("6 * n_params" in warning for warning in given.warnings)
+
+
+@pytest.mark.parametrize(
+    ("law_id", "part"),
+    [
+        ("porian_lr_bs", "counts the output head"),
+        ("besiroglu", "counts all parameters"),
+        ("hoffmann_tex", "counts all parameters"),
+        ("gadre_loss_c4", "counts all parameters"),
+        ("muennighoff", "U = D"),
+        ("bjorck_lr", "not recorded"),
+        ("moonlight_lr_bs", "not pinned down"),
+        ("ling_moe_lr_bs", "factor 3"),
+        ("ling_moe_lr_bs", "not on dense models"),
+    ],
+)
+def test_unit_mark(law_id, part):
+    assert said(from_law(law_id, n_params=1e9, tokens=2e10), part)
+
+
+def test_bjorck_holds_at_one_batch():
+    asked = {"n_params": 1e9, "tokens": 1e11}
+    assert said(from_law("bjorck_lr", **asked), "holds at batch_tokens 5e+05")
+    assert said(from_law("bjorck_lr", **asked, batch_tokens=2e6), "batch_tokens 2e+06 is 4x the 5e+05")
+    assert not any("batch_tokens" in warning for warning in from_law("bjorck_lr", **asked, batch_tokens=2**19).warnings)
+    assert from_law("bjorck_lr", **asked, batch_tokens=2e6).batch_tokens is None  # it gives none
+
+
+def test_porian_holds_at_20_tokens_per_parameter():
+    assert said(from_law("porian_lr_bs", n_params=1e8, tokens=1e10), "tokens_per_param 100 is 5x the 20")
+
+
+def test_kaplan_has_no_answer_where_it_turns_negative():
+    large = from_law("kaplan_lr", n_params=70e9, tokens=1.4e12)
+    assert large.lr is None and large.band["lr"] is None
+    assert said(large, "lr would be -0.000245, not a positive number")
+    assert from_law("kaplan_lr", n_params=1.21e10, tokens=1e11).lr > 0
+
+
+def test_a_given_batch_is_not_paired_with_the_laws_lr():
+    free, given = (from_law("steplaw_lr_bs", n_params=1e9, tokens=1e11, batch_tokens=batch) for batch in (None, 262144))
+    assert (given.lr, given.batch_tokens) == (free.lr, free.batch_tokens)
+    assert said(given, "given batch_tokens 2.62e+05 is not used", "1.11e+06")
+    assert said(given, "fitted together with its batch_tokens 1.11e+06", "must not be paired")
+    alone = from_law("powerlines_bopt", n_params=1e9, tokens=2e10, batch_tokens=262144)
+    assert said(alone, "is not used") and not any("its lr" in warning for warning in alone.warnings)
+
+
+def test_unconfirmed_is_said():
+    assert said(from_law("powerlines_bopt", n_params=1e9, tokens=2e10), "unconfirmed", "prefactor 0.0306")
+    assert said(from_law("bjorck_lr", n_params=1e9, tokens=1e11), "unconfirmed", "range of tokens")
+    assert "UNCONFIRMED" in describe(law("powerlines_bopt")) and not law("powerlines_bopt").confirmed
+
+
+def test_side_by_side_is_every_law_with_a_learning_rate():
+    table = {p.law: p for p in from_laws(n_params=1e9, tokens=2e10)}
+    assert set(table) == {entry.id for entry in CATALOGUE.values() if "lr" in entry.gives} and len(table) == 8
+    printed = {  # lr to two digits at 1B parameters and 20B tokens
+        "steplaw_lr_bs": "0.001", "deepseek_lr_bs": "0.00096", "bjorck_lr": "0.00059", "porian_lr_bs": "0.0021",
+        "kaplan_lr": "0.00035", "moonlight_lr_bs": "0.00091", "ling_moe_lr_bs": "0.00099",
+    }  # fmt: skip
+    assert {law_id: f"{table[law_id].lr:.2g}" for law_id in printed} == printed
+    assert [p.law for p in from_laws(["besiroglu", "kaplan_lr"], n_params=1e9, tokens=2e10)] == ["besiroglu", "kaplan_lr"]
+
+
+def test_losses_side_by_side():
+    printed = {"hoffmann_rounded": 2.5800, "hoffmann_tex": 2.5307, "besiroglu": 2.5301, "muennighoff": 2.5646}
+    assert {i: round(from_law(i, n_params=1e9, tokens=2e10).loss, 4) for i in printed} == printed
+
+
+def test_laws_need_no_numerics():
+    heavy = "{'numpy', 'scipy', 'pandas', 'torch', 'matplotlib', 'pydantic'}"
+    code = f"import sys, scaletune.predicting as p; p.from_laws(n_params=1e9, tokens=1e10); sys.exit(str({heavy} & set(sys.modules) or ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+
+
+STEPLAW = Path(__file__).parents[1] / "../shared/data/steplaw_dense_dev.csv"
+
+
+@pytest.mark.skipif(not STEPLAW.is_file(), reason="the released Step Law runs are not here")
+def test_step_law_lands_near_the_best_run_of_every_cell():
+    cells: dict[str, list[dict[str, float]]] = {}
+    with STEPLAW.open() as file:
+        for row in csv.DictReader(file):
+            run = {name: float(row[name]) for name in ("n_params", "tokens_nominal", "lr_grid", "batch_tokens", "loss")}
+            cells.setdefault(row["cell_id"], []).append(run)
+    assert len(cells) >= 8
+    for cell, runs in cells.items():
+        says, _ = consult(law("steplaw_lr_bs"), n_params=runs[0]["n_params"], tokens=runs[0]["tokens_nominal"])
+        point = (math.log(says["lr"]), math.log(says["batch_tokens"]))
+        nearest = min(runs, key=lambda run: math.dist(point, (math.log(run["lr_grid"]), math.log(run["batch_tokens"]))))
+        excess = nearest["loss"] / min(run["loss"] for run in runs) - 1
+        assert round(excess, 4) <= 0.0031, (cell, excess)  # the catalogue says 0.31 %
