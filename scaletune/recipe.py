@@ -1,0 +1,314 @@
+"""`Recipe`: what to train and what to learn from it, as TOML. Defaults < file < `--set a.b=c`; unknown keys are errors.
+
+A recipe without `axes` is a point: one trial, or one target. With `axes` it is a sweep, and with `holdout` and `target`
+the whole study that `scaletune run` carries out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from scaletune.errors import UserError, nearest
+from scaletune.records import digest
+from scaletune.rules import FORMS
+
+PYTHON_STDLIB = "python-stdlib"
+
+
+def _whole(value: Any) -> Any:
+    """TOML writes 1e9 as a float: a whole one is a count."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+Seed = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """One table of a recipe: frozen, strict (a quoted number is an error), closed (an unknown key is an error)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Model(Section):
+    """A decoder Transformer of the zoo: RMSNorm, rotary positions, SwiGLU, causal attention, head size fixed, no biases."""
+
+    family: Literal["transformer"] = "transformer"
+    width: Count
+    depth: Count = 2
+    head_dim: Count = 32
+    ffn_ratio: Positive = 3.0  # SwiGLU's inner width over `width`
+    tied: bool = False  # head and embedding are one tensor
+    rope_theta: Positive = 10000.0
+    norm_eps: Positive = 1e-5
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Model:
+        if self.width % self.head_dim:
+            raise ValueError(f"`width % head_dim == 0` must hold, but got width={self.width}, head_dim={self.head_dim}")
+        if self.head_dim % 2:
+            raise ValueError(f"`head_dim % 2 == 0` must hold (rotary positions turn pairs), but got head_dim={self.head_dim}")
+        if not (self.ffn_ratio * self.width).is_integer():
+            raise ValueError(f"`ffn_ratio * width` must be whole, but got ffn_ratio={self.ffn_ratio}, width={self.width}")
+        return self
+
+    @property
+    def ffn_width(self) -> int:
+        return round(self.ffn_ratio * self.width)
+
+
+class Parametrization(Section):
+    """How hyperparameters written at the base size become each tensor's own: see `scaletune.rules`."""
+
+    form: str = "mup"
+    base_width: Count
+    base_depth: Count | None = None  # needed by a depth rule
+    depth_alpha: Literal[0.0, 0.5, 1.0] = 0.0  # residual branches times (depth / base_depth)**-alpha; 0: no depth rule
+    init_std: Positive = 0.02  # of every matrix at the base width
+    embedding_multiplier: Positive = 1.0  # at the base width
+    logits_multiplier: Positive = 1.0  # at the base width
+
+    @model_validator(mode="after")
+    def _known(self) -> Parametrization:
+        if self.form not in FORMS:
+            raise ValueError(f"`form` must be one we know, but got {self.form!r}{nearest(self.form, FORMS)}")
+        if self.depth_alpha and self.base_depth is None:
+            raise ValueError(f"`depth_alpha > 0` needs `base_depth`, but got depth_alpha={self.depth_alpha} and none")
+        return self
+
+
+class Optimizer(Section):
+    family: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-2  # peak, at base width
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1  # PyTorch's: the step shrinks weights by lr * weight_decay
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Positive = 1e-8
+    clip: Positive = 1.0  # global gradient norm
+
+
+class Schedule(Section):
+    """A multiplier of each group's peak learning rate, a pure function of the share of tokens seen."""
+
+    kind: Literal["constant", "linear", "cosine", "wsd"] = "wsd"
+    warmup: Fraction = 0.1  # share of the tokens
+    decay: Fraction = 0.3  # wsd: share of the tokens, at the end
+    floor: Fraction = 0.0  # the last multiplier
+
+    @model_validator(mode="after")
+    def _room(self) -> Schedule:
+        if self.kind == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(f"`warmup + decay <= 1` must hold, but got warmup={self.warmup}, decay={self.decay}")
+        return self
+
+
+class Data(Section):
+    source: str = PYTHON_STDLIB  # or a text file, a folder of text files, tokens as .bin (uint16) or .npy
+    seq_len: Count = 64
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of files (of a single file: its tail)
+
+
+class Budget(Section):
+    tokens: Count
+    batch_tokens: Count  # per optimizer step, over all processes
+    eval_tokens: Count = 65536  # held-out
+
+    @model_validator(mode="after")
+    def _steps(self) -> Budget:
+        if self.tokens % self.batch_tokens:
+            raise ValueError(f"`tokens % batch_tokens == 0` must hold, but got tokens={self.tokens}, batch_tokens={self.batch_tokens}")
+        return self
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.batch_tokens
+
+
+class Engine(Section):
+    """Where trials run. No part of a trial's identity."""
+
+    kind: Literal["local"] = "local"
+    workers: Literal["auto"] | Count = "auto"  # auto: one a GPU, or one a core
+
+
+class Compare(Section):
+    """The same sweep under other settings, to be shown beside it; never fitted."""
+
+    name: str
+    set: dict[str, Any]
+    axes: dict[str, list[Any]] = {}  # these replace the sweep's own axes of that name
+
+
+class Holdout(Section):
+    """A cell that no fit sees: predicted first, then trained on `lr` and at the predicted value."""
+
+    set: dict[str, Any]
+    lr: Annotated[list[Positive], Field(min_length=3)]
+
+
+class Ask(Section):
+    """What to learn from the trials."""
+
+    law: str = "lr_nd"
+
+
+POINT = ("model", "parametrization", "optimizer", "schedule", "data", "budget", "seed")  # what a trial's identity is made of
+SHORT = {  # a contract column -> where a recipe keeps it
+    "width": "model.width", "depth": "model.depth", "lr": "optimizer.lr", "weight_decay": "optimizer.weight_decay",
+    "tokens": "budget.tokens", "batch_tokens": "budget.batch_tokens", "seq_len": "data.seq_len", "seed": "seed",
+    "form": "parametrization.form",
+}  # fmt: skip
+
+
+class Recipe(Section):
+    """What to train (the point), over what (`axes`), where (`engine`), and what to do with it (`fit`, `holdout`, `target`)."""
+
+    name: str = "recipe"  # the file's stem, unless said
+    model: Model
+    parametrization: Parametrization
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    data: Data = Data()
+    budget: Budget
+    seed: Seed = 0
+    axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    engine: Engine = Engine()
+    compare: list[Compare] = []
+    fit: Ask = Ask()
+    holdout: Holdout | None = None
+    target: str | None = None  # a recipe file, relative to this one
+    to: list[str] = ["granite", "recipe"]  # formats the target is emitted in
+    evidence: dict[str, Any] = {}  # of an emitted recipe: the fit, the law, the interval, the assumptions
+
+    @model_validator(mode="after")
+    def _batch(self) -> Recipe:
+        batch, seq_len = self.budget.batch_tokens, self.data.seq_len
+        if batch % seq_len:
+            raise ValueError(f"`batch_tokens % seq_len == 0` must hold, but got batch_tokens={batch}, seq_len={seq_len}")
+        return self
+
+    def point(self) -> dict[str, Any]:
+        """What identifies a trial, as plain values."""
+        return self.model_dump(include=set(POINT))
+
+
+def _at(path: str) -> str:
+    """A short column name or a dotted path -> the dotted path; UserError with the nearest name."""
+    if path in SHORT or "." in path:
+        return SHORT.get(path, path)
+    raise UserError(f"unknown axis `{path}`{nearest(path, SHORT)}; a dotted path such as `optimizer.beta2` names any setting")
+
+
+def _put(content: dict[str, Any], path: str, value: Any) -> None:
+    """Set `content[a][b] = value` for the path `a.b`."""
+    *tables, key = path.split(".")
+    for table in tables:
+        content = content.setdefault(table, {})
+        if not isinstance(content, dict):
+            raise UserError(f"`{path}` cannot be set: `{table}` is not a table")
+    content[key] = value
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with `{short name or dotted path: value}` put in, validated again."""
+    content = recipe.model_dump()
+    for path, value in settings.items():
+        _put(content, _at(path), value)
+    return validated(content, recipe.name)
+
+
+def points(recipe: Recipe) -> list[Recipe]:
+    """One recipe without axes for each combination of the axes, each validated by itself."""
+    names = list(recipe.axes)
+    bare = recipe.model_copy(update={"axes": {}})
+    return [with_settings(bare, dict(zip(names, values, strict=True))) for values in itertools.product(*recipe.axes.values())]
+
+
+def compared(recipe: Recipe, other: Compare) -> Recipe:
+    """The sweep of one comparison: its settings put in, its axes in place of the recipe's."""
+    return with_settings(recipe, {"axes": {**recipe.axes, **other.axes}, **other.set}) if other.set else recipe
+
+
+def identity(point: Mapping[str, Any], data_digest: str) -> str:
+    """A trial's id: the digest of its point, with what the data holds in place of where it lies."""
+    data = {key: value for key, value in point["data"].items() if key != "source"} | {"digest": data_digest}
+    return digest({**point, "data": data})
+
+
+def _hint(location: Iterable[Any], content: Any) -> tuple[str, Any]:
+    """The dotted path of a pydantic location, and the keys that its table knows."""
+    section: Any = Recipe
+    location = list(location)
+    for part in location[:-1]:
+        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
+        section = field.annotation if field else None
+    known = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
+    return ".".join(str(part) for part in location), known
+
+
+def _sentence(error: Mapping[str, Any], content: Any) -> str:
+    """One line for one pydantic error: the rule, the value, the nearest valid name."""
+    path, known = _hint(error["loc"], content)
+    got = error.get("input")
+    if error["type"] == "extra_forbidden":
+        return f"unknown key `{path}`{nearest(path.split('.')[-1], known)}"
+    if error["type"] == "missing":
+        return f"`{path}` must be given"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    rule = error["msg"].removeprefix("Input should be ")
+    hint = "; write the number without quotes" if isinstance(got, str) and "valid string" not in rule and "instance" not in rule else ""
+    return f"`{path}` must be {rule}, but got {got!r}{hint}"
+
+
+def validated(content: Mapping[str, Any], name: str) -> Recipe:
+    """A Recipe from plain values; UserError with one sentence on the first thing that is wrong."""
+    try:
+        return Recipe.model_validate({"name": name, **content})
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors()[0], content)) from None
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`a.b=c` of the command line -> (path, value); the value is TOML, and a bare word is a string."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise UserError(f"`--set` must look like a.b=c, but got {text!r}")
+    try:
+        return path, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, value
+
+
+def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file and put `a.b=c` settings over it. Files it names are relative to it."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"the recipe file must exist, but got `{path}`")
+    try:
+        content = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"`{path}` must be TOML, but {error}") from None
+    for setting in settings:
+        where, value = parse_setting(setting)
+        _put(content, SHORT.get(where, where), value)
+    try:
+        recipe = validated(content, path.stem)
+        points(recipe)  # every combination must be valid before anything is trained
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return recipe.model_copy(update={"data": _beside(recipe.data, path)})
+
+
+def _beside(data: Data, path: Path) -> Data:
+    """A data source that is a file is relative to the recipe that names it, else to the working folder."""
+    near = path.parent / data.source
+    return data.model_copy(update={"source": str(near)}) if data.source != PYTHON_STDLIB and near.exists() else data

@@ -1,0 +1,110 @@
+"""One trial: build, train through Accelerate, evaluate on held-out data. The only module that imports accelerate."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from scaletune import counting, data, models, optim
+from scaletune.recipe import Recipe, identity
+from scaletune.records import Trial
+
+EVAL_ROWS = 64  # windows a forward pass: bounds memory, not the result
+
+
+@dataclass
+class Outcome:
+    """What a training loop leaves behind."""
+
+    status: str = "done"
+    message: str = ""
+    curve: list[float] = field(default_factory=list)  # training loss of each step, nats per token
+    loss: float | None = None  # held-out
+
+
+def accelerator() -> Accelerator:
+    """This process's Accelerator: a GPU when there is one."""
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Callable[[float], None] = lambda share: None) -> Outcome:
+    """Train the recipe's point. A loss that is not finite, or above twice ln(vocabulary), ends it as "diverged"."""
+    model = models.build(recipe, corpus.vocab_size)
+    opt = optim.optimizer(model, counting.planned(recipe, corpus.vocab_size), recipe.optimizer)
+    model, opt = acc.prepare(model, opt)
+    rows, steps = recipe.budget.batch_tokens // recipe.data.seq_len, recipe.budget.steps
+    ceiling, outcome = 2 * math.log(corpus.vocab_size), Outcome()
+    for step in range(steps):
+        optim.set_share(opt, recipe.schedule, (step + 1) / steps)
+        batch = corpus.batch(recipe.seed, step, rows, recipe.data.seq_len)[acc.process_index :: acc.num_processes]
+        windows = torch.from_numpy(batch).to(acc.device)
+        loss = model(windows[:, :-1], windows[:, 1:]).sum()
+        outcome.curve.append(float(acc.reduce(loss.detach(), "mean")))
+        if not outcome.curve[-1] <= ceiling:
+            outcome.status = "diverged"
+            outcome.message = f"loss {outcome.curve[-1]:.3g} at step {step} of {steps}, above 2 ln(vocabulary) = {ceiling:.3g}"
+            return outcome
+        acc.backward(loss)
+        acc.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)
+        opt.step()
+        opt.zero_grad()
+        progress((step + 1) / steps)
+    return _judged(outcome, evaluate(model, corpus, recipe, acc))
+
+
+def _judged(outcome: Outcome, loss: float) -> Outcome:
+    """Put the held-out loss in; one that is not finite is a divergence of the last step."""
+    if math.isfinite(loss):
+        outcome.loss = loss
+    else:
+        outcome.status, outcome.message = "diverged", f"held-out loss {loss} after the last step"
+    return outcome
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, corpus: data.Corpus, recipe: Recipe, acc: Accelerator) -> float:
+    """Mean held-out loss, nats per token, over the same windows for every trial."""
+    windows = torch.from_numpy(corpus.held_out_windows(recipe.budget.eval_tokens, recipe.data.seq_len))
+    total = sum(float(model(part[:, :-1], part[:, 1:])) * len(part) for part in windows.to(acc.device).split(EVAL_ROWS))
+    return total / len(windows)
+
+
+def trial(recipe: Recipe, sweep: str, acc: Accelerator, progress: Callable[[float], None] = lambda share: None) -> tuple[Trial, list[float]]:
+    """Train a recipe's point and put it on record: (the trial, its training loss per step)."""
+    corpus = data.load(recipe.data)
+    began = time.perf_counter()
+    outcome = train(recipe, corpus, acc, progress)
+    seconds = time.perf_counter() - began
+    tail = outcome.curve[-max(1, len(outcome.curve) // 10) :]
+    result = {"loss": outcome.loss, "train_loss": sum(tail) / len(tail) if outcome.status == "done" else None}
+    provenance = {
+        "scaletune": version("scaletune"), "torch": str(torch.__version__), "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if acc.device.type == "cuda" else platform.machine(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    return on_record(recipe, sweep, corpus, outcome.status, outcome.message, seconds, provenance, result), outcome.curve
+
+
+def on_record(
+    recipe: Recipe, sweep: str, corpus: data.Corpus, status: str, message: str, seconds: float, provenance: dict, result: dict
+) -> Trial:
+    """The Trial of a recipe's point."""
+    model, budget, point = recipe.model, recipe.budget, recipe.point()
+    n = counting.params(model, corpus.vocab_size)
+    return Trial(
+        id=identity(point, corpus.digest), sweep=sweep, point={**point, "data": {**point["data"], "digest": corpus.digest}},
+        n_params=n["n_params"], n_params_total=n["n_params_total"], tokens=budget.tokens, batch_tokens=budget.batch_tokens,
+        seq_len=recipe.data.seq_len, width=model.width, depth=model.depth, lr=recipe.optimizer.lr,
+        weight_decay=recipe.optimizer.weight_decay, seed=recipe.seed, status=status, message=message,
+        loss=result.get("loss"), train_loss=result.get("train_loss"), seconds=round(seconds, 3), provenance=provenance,
+        flops=counting.flops_per_token(model, corpus.vocab_size, recipe.data.seq_len) * budget.tokens,
+    )  # fmt: skip

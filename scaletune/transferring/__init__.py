@@ -1,0 +1,101 @@
+"""Emitted configs: the predicted optimum put into a target recipe, and that recipe written as training stacks load it.
+
+An emitter is one file with `emit(transfer, folder) -> list of paths` and one row in `EMITTERS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from scaletune import counting
+from scaletune.errors import UserError, nearest
+from scaletune.predicting import Prediction
+from scaletune.recipe import Recipe, with_settings
+from scaletune.records import Fit
+from scaletune.rules import Planned, batch_rule, shift
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Everything an emitter needs: the target with its learning rate put in, each tensor's settings, what it all rests on."""
+
+    target: Recipe
+    vocab_size: int
+    plan: list[Planned]
+    multipliers: dict[str, float]
+    evidence: dict[str, Any]
+
+    def neutral(self) -> dict[str, Any]:
+        """The plan that every emitted file is made from, as plain JSON values."""
+        t, p = self.target, self.target.parametrization
+        return {
+            "schema": "scaletune.plan/1",
+            "base": {"width": p.base_width, "depth": p.base_depth or t.model.depth},
+            "target": {**t.model.model_dump(), **t.budget.model_dump(), "seq_len": t.data.seq_len, "vocab_size": self.vocab_size},
+            "form": p.form, "multipliers": self.multipliers,
+            "optimizer": t.optimizer.model_dump() | {"weight_decay_mode": "each step shrinks weights by lr * weight_decay"},
+            "schedule": t.schedule.model_dump() | {"multiplies": "each group's own peak lr"},
+            "tensors": [asdict(row) for row in self.plan],
+            "evidence": self.evidence,
+        }  # fmt: skip
+
+
+def one_std(transfer: Transfer) -> tuple[list[Planned], dict[str, float]]:
+    """The plan and multipliers rewritten so that all matrices share one init std and hidden matrices need no multiplier.
+
+    An exact reparametrization (`scaletune.rules.shift`) for stacks whose config has a single `initializer_range`.
+    """
+    hidden = {row.init_std * row.multiplier for row in transfer.plan if row.role == "hid"}
+    if max(hidden) > min(hidden) * (1 + 1e-9):
+        raise UserError(f"one init std for all matrices must be reachable, but the hidden ones act with {sorted(hidden)}")
+    common = min(hidden)
+    theta = {row.name: 1.0 if row.role == "vec" else row.init_std / common for row in transfer.plan}
+    rows = [shift(row, theta[row.name]) for row in transfer.plan]
+    embedding = theta["model.embed_tokens.weight"]
+    head = theta.get("lm_head.weight", embedding)  # tied: the same tensor
+    m = transfer.multipliers
+    return rows, m | {"embedding": m["embedding"] * embedding, "logits": m["logits"] * head}
+
+
+def _depth_sentence(target: Recipe, fitted_depths: list[float]) -> list[str]:
+    depth, p = target.model.depth, target.parametrization
+    if not fitted_depths or (fitted_depths[0] <= depth <= fitted_depths[-1]):
+        return []
+    rule = f"by residual branches ~ depth**-{p.depth_alpha:g}" if p.depth_alpha else "with no depth rule"
+    return [f"depth {fitted_depths[-1]:g} -> {depth} {rule}: no proxy tested another depth"]
+
+
+def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None) -> tuple[Transfer, Prediction]:
+    """The fit's prediction at the target, and the target recipe with it put in. UserError when the fit gives no learning rate."""
+    vocab_size = vocab_size or fit.provenance.get("vocab_size") or counting.BYTES_TEXT_VOCAB
+    n = counting.params(target.model, vocab_size)["n_params"]
+    best = fit.predict(n_params=n, tokens=target.budget.tokens)
+    if best.lr is None or not math.isfinite(best.lr):
+        raise UserError(f"a transfer needs a law that gives a learning rate, but `{fit.law}` gives none")
+    prior = batch_rule(target.budget.batch_tokens, best.batch_tokens or target.budget.batch_tokens, target.optimizer.beta1)
+    evidence = {
+        "scaletune": version("scaletune"), "fit": fit.digest, "law": fit.law, "n_params": n, "tokens": target.budget.tokens,
+        "lr": best.lr * prior.factor, "lr_at_fitted_batch": best.lr, "interval": best.interval, "level": fit.level, "band": best.band,
+        "loss": best.loss, "status": best.warnings or ["ok"],
+        "assumptions": [*fit.assumptions, prior.sentence, *_depth_sentence(target, fit.ranges.get("depth", []))],
+    }  # fmt: skip
+    chosen = with_settings(target, {"lr": float(f"{best.lr * prior.factor:.4g}"), "evidence": evidence} | {})
+    return Transfer(chosen, vocab_size, counting.planned(chosen, vocab_size), counting.multipliers(chosen, vocab_size), evidence), best
+
+
+def transfer(fit: Fit, target: Recipe, to: Iterable[str] = ("granite", "recipe"), out: str | Path = "configs/transferred") -> dict[str, Any]:
+    """Emit the target in each format under `out/FORMAT/`: {"lr", "interval", "band", "assumptions", "files", ...}."""
+    from scaletune.transferring import granite, own
+
+    emitters = {"granite": granite.emit, "recipe": own.emit}
+    for name in (to := list(to)):
+        if name not in emitters:
+            raise UserError(f"unknown format `{name}`{nearest(name, emitters)}")
+    prepared, _ = prepare(fit, target)
+    files = [path for name in to for path in emitters[name](prepared, Path(out) / name)]
+    return prepared.evidence | {"files": [str(path) for path in files]}
