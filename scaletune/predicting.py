@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -25,7 +26,7 @@ class Prediction:
     batch_tokens: float | None = None  # tokens per optimizer step
     loss: float | None = None  # nats per token
     interval: dict[str, list[float] | None] = field(default_factory=dict)  # quantity -> [lo, hi]; how sure the law is of its optimum
-    band: dict[str, list[float] | None] = field(default_factory=dict)  # quantity -> [lo, hi]; where the loss is within 0.25 % of the optimum's
+    band: dict[str, list[float] | None] = field(default_factory=dict)  # quantity -> [lo, hi]; loss within 0.25 % of the optimum's
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,9 +67,13 @@ def _batch(fit: Fit, asked: float | None) -> tuple[float | None, list[str]]:
     """The batch size, in tokens, that a predicted lr belongs to, and what there is to say of it."""
     runs = fit.solution["batch_tokens"]
     if fit.law == "lr_ndb":
+        if asked:
+            return asked, []
         middle = math.exp(sum(map(math.log, runs)) / len(runs))
-        return (asked, []) if asked else (middle, [f"lr depends on batch_tokens and none was given: it is for {middle:.4g}, the middle of the runs"])
-    if len(runs) != 1:
+        return middle, [f"lr depends on batch_tokens and none was given: it is for {middle:.4g}, the middle of the runs"]
+    if not runs:
+        return None, [f"the fitted runs do not say their batch_tokens, so lr may not be that of {asked:g}"] if asked else []
+    if len(runs) > 1:
         return None, [f"lr is for each scale's best batch size, not for {asked:g} tokens"] if asked else []
     if asked and not math.isclose(asked, runs[0], rel_tol=1e-6):
         rule = math.sqrt(asked / runs[0])
@@ -96,7 +101,7 @@ def _loss_law(fit: Fit, n_params: float, tokens: float) -> tuple[float, list[flo
         return e + a * _exp(-alpha * math.log(n_params)) + b * _exp(-beta * math.log(tokens))
 
     loss = at(fit.solution["vector"])
-    draws = sorted(at(draw) for draw in fit.solution["draws"])
+    draws = sorted(at(map(float, line.split())) for line in fit.solution["draws"])
     tail, scatter = (1 - fit.level) / 2, NormalDist().inv_cdf(0.5 + fit.level / 2) * fit.solution["scatter"] * loss
     low, high = (draws[round(q * (len(draws) - 1))] for q in (tail, 1 - tail))
     return loss, [loss - math.hypot(max(loss - low, 0.0), scatter), loss + math.hypot(max(high - loss, 0.0), scatter)]
@@ -110,7 +115,7 @@ def _distance(fit: Fit, scale: Mapping[str, float | None]) -> list[str]:
         factor = max(value / high, low / value) if value else 1.0
         if value and factor > FAR * (1 + 1e-9):
             side, end = ("above", high) if value > high else ("below", low)
-            said.append(f"{column} {value:.4g} is {factor:.4g} times {side} the fitted range, which ends at {end:.4g}: an extrapolation of more than {FAR}x")
+            said.append(f"{column} {value:.4g} is {factor:.4g} times {side} the fitted range (to {end:.4g}): extrapolated more than {FAR}x")
     return said
 
 
@@ -141,3 +146,21 @@ def from_laws(
     """`from_law` for each of these laws, side by side; for every law that gives a learning rate when none is named."""
     ids = [known.id for known in laws.CATALOGUE.values() if "lr" in known.gives] if law_ids is None else law_ids
     return [from_law(law_id, n_params=n_params, tokens=tokens, batch_tokens=batch_tokens, flops=flops) for law_id in ids]
+
+
+def predict(
+    *, n_params: float, tokens: float, batch_tokens: float | None = None, flops: float | None = None,
+    law: str | Iterable[str] | None = None, fit: Fit | str | Path | None = None,
+) -> list[Prediction]:  # fmt: skip
+    """The optimum at a scale: by a fit, by the named published laws, or side by side by every published law that gives an lr.
+
+    n_params: non-embedding. `fit`: a Fit or its file; laws named with it come after it.
+    """
+    made = []
+    if fit is not None:
+        fitted = fit if isinstance(fit, Fit) else Fit.read(fit)
+        made.append(from_fit(fitted, n_params=n_params, tokens=tokens, batch_tokens=batch_tokens))
+    if law is None and made:
+        return made
+    named = [law] if isinstance(law, str) else law
+    return made + from_laws(named, n_params=n_params, tokens=tokens, batch_tokens=batch_tokens, flops=flops)

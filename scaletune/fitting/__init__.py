@@ -1,0 +1,6 @@
+"""Laws fitted to runs: `fit` gives a `Fit`, `measure` the optimum of each cell, `compare` a prediction against one."""
+
+from scaletune.fitting.assembling import LAWS as LAWS
+from scaletune.fitting.assembling import fit as fit
+from scaletune.fitting.assembling import measure as measure
+from scaletune.fitting.judging import compare as compare

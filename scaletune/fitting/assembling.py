@@ -1,0 +1,241 @@
+"""`fit`: trials in, a `Fit` out. The parts are in the files beside this one; here is the order they go in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scaletune.errors import UserError, nearest
+from scaletune.fitting.cells import best_slices, optima, slices
+from scaletune.fitting.judging import compare, summary
+from scaletune.fitting.losslaw import fit_loss_law
+from scaletune.fitting.optimum import BAND, MISFIT
+from scaletune.fitting.powerlaw import fit_power_law
+from scaletune.fitting.table import held_out_cells, tabulate
+from scaletune.predicting import Prediction, from_fit
+from scaletune.records import Fit, read_trials
+
+LAWS = {
+    "lr_nd": ("n_params", "tokens"),  # lr = c * n_params**a * tokens**b
+    "lr_ndb": ("n_params", "tokens", "batch_tokens"),  # lr = c * n_params**a * tokens**b * batch_tokens**d
+    "loss_nd": ("n_params", "tokens"),  # E + A / n_params**alpha + B / tokens**beta
+}
+LEVEL = 0.95  # of every interval
+SPARE = 1  # degrees of freedom a law must keep when one cell is left out
+QUICK = 100  # resamples of the loss law in a fit that only judges one cell
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Measured:
+    """Cells with their optima, the runs left out, and what there is to say."""
+
+    rows: list[Row]
+    dropped: dict[str, str] = field(default_factory=dict)  # id -> reason
+    said: list[str] = field(default_factory=list)
+    noise: tuple[float, int] = (0.0, 0)  # variance of one run's loss, and its degrees of freedom
+    choice: list[str] = field(default_factory=list)  # what to say when cells had several batch sizes to choose among
+
+    @property
+    def usable(self) -> list[Row]:
+        """Cells with an optimum; when no cell has one inside its grid, those that bound it."""
+        return [row for row in self.rows if row["status"] == "ok"] or [row for row in self.rows if "x" in row]
+
+
+def fit(trials: pd.DataFrame | str | Path, law: str = "lr_nd", *, holdout: str | None = None) -> Fit:
+    """Fit `law` to runs with columns n_params, tokens, lr, loss (and batch_tokens, seed, status, id when there are any), or to a file of them.
+
+    `holdout`, e.g. ``"n_params > 5e6"``, takes whole cells out to judge the law on; without it cells are left out one at
+    a time. A quantity the runs cannot give is a sentence in `Fit.status`. UserError when no cell is usable at all.
+    """
+    if law not in LAWS:
+        raise UserError(f"a law must be one that can be fitted, but got {law!r}{nearest(law, LAWS)}")
+    trials, others = _main_sweep(trials if isinstance(trials, pd.DataFrame) else read_trials(trials))
+    if law == "loss_nd" and not _has_lr_axis(trials):
+        return _fit_rows(trials, holdout)
+    table = tabulate(trials, [*LAWS[law], "lr", "loss"])
+    held = table["cell"].isin(held_out_cells(table, holdout) if holdout else ())
+    found = _measure(table[~held], every_batch=law == "lr_ndb")
+    if not found.usable:
+        reasons = [row["status"] for row in found.rows]
+        raise UserError(f"a fit needs at least one usable cell, but {'; '.join(reasons[:6])}{'; ...' if len(reasons) > 6 else ''}")
+    law, said = _settle(law, found)
+    result = _assemble(law, found, said + _mixed(table[~held]))
+    result = replace(result, ranges=result.ranges | _shape_ranges(table), dropped=result.dropped | others)
+    result = replace(result, provenance=result.provenance | {"trials": len(trials), "holdout": holdout})
+    if not holdout:
+        return replace(result, held_out=_leave_one_out(law, found.usable))
+    unseen = _measure(table[held], every_batch=law == "lr_ndb", noise=found.noise)
+    judged = [compare(_predict(result, row), row) for row in unseen.rows]
+    return replace(result, held_out=summary(f"hold-out: {holdout}", judged, runs=list(table.loc[held, "id"])))
+
+
+def _main_sweep(trials: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A study's own proxies, without its comparisons and its validation; {id: reason} of those."""
+    if "sweep" not in trials or not (trials["sweep"] == "main").any():
+        return trials, {}
+    rest = trials[trials["sweep"] != "main"]
+    reasons = {run: f"of the sweep {sweep!r}, not of the study's proxies" for run, sweep in zip(rest["id"], rest["sweep"], strict=True)}
+    return trials[trials["sweep"] == "main"], reasons
+
+
+def measure(trials: pd.DataFrame) -> list[Row]:
+    """The optimum of every (n_params, tokens) cell with its interval, floor, basin and near-optimal band; `status` says why one has none."""
+    return [_public(row) for row in _measure(tabulate(trials, ["n_params", "tokens", "lr", "loss"])).rows]
+
+
+def _has_lr_axis(trials: pd.DataFrame) -> bool:
+    """Whether losses are floors of basins: some cell was trained at three learning rates or more."""
+    if "lr" not in trials.columns or not len(trials):
+        return False
+    table = tabulate(trials, ["n_params", "tokens", "loss"])
+    return bool((table.groupby("cell")["lr"].nunique() >= 3).any())
+
+
+def _measure(table: pd.DataFrame, *, every_batch: bool = False, noise: tuple[float, int] | None = None) -> Measured:
+    """The optimum of each cell; at its best batch size unless `every_batch`; with its own noise unless `noise`."""
+    rows, dropped = slices(table)
+    found = Measured(rows, dropped, noise=optima(rows, noise, LEVEL))
+    if not every_batch:
+        found.rows, others, found.choice = best_slices(rows)
+        found.dropped |= others
+    found.said = [row["status"] for row in found.rows if row["status"] != "ok"]
+    if found.usable and found.usable[0]["status"] != "ok":
+        found.said.insert(0, "no cell has its optimum inside its lr grid: the law goes through the grids' ends and is a bound, not an optimum")
+    for row in found.rows:
+        if row not in found.usable:
+            found.dropped |= dict.fromkeys(row["ids"], row["status"])
+    return found
+
+
+def _settle(law: str, found: Measured) -> tuple[str, list[str]]:
+    """The law that can be fitted here, and what to say of batch sizes that were chosen among or that differ between cells."""
+    batches = {row["batch_tokens"] for row in found.usable}
+    if law == "lr_ndb" and None in batches:
+        raise UserError("law 'lr_ndb' needs `batch_tokens` in every trial, but some have none")
+    if found.choice:
+        return law, found.choice
+    if law == "lr_nd" and len(batches) > 1 and None not in batches:
+        return "lr_ndb", ["batch_tokens differs between cells, so the law has a batch exponent: lr_ndb"]
+    return law, []
+
+
+def _mixed(table: pd.DataFrame) -> list[str]:
+    """A sentence for each setting that differs between runs of one cell, batch size and lr: the fit would average over it unseen."""
+    groups = table.groupby(["cell", "batch_tokens", "lr"], dropna=False)
+    mixed = [c for c in ("sweep", "width", "depth", "seq_len", "weight_decay") if c in table.columns and (groups[c].nunique() > 1).any()]
+    return [f"`{column}` differs between runs of the same cell and lr: they are averaged as if it did not" for column in mixed]
+
+
+def _assemble(law: str, found: Measured, said: Sequence[str] = (), n_draws: int | None = None) -> Fit:
+    """The record of a law fitted to cells with optima."""
+    usable = found.usable
+    shared: dict[str, Any] = {"used": [i for row in usable for i in row["ids"]], "level": LEVEL}
+    loss = _record("loss_nd", _loss_law(usable, n_draws), ranges=_ranges(usable, "loss_nd"), **shared)
+    shared |= {
+        "cells": [_public(row) for row in found.rows],
+        "dropped": found.dropped,
+        "assumptions": _assumptions(),
+        "provenance": {"noise_sd": float(np.sqrt(found.noise[0])), "noise_dof": found.noise[1]},
+    }
+    if law == "loss_nd":
+        said = [*found.said, *said, *(sentence for sentence in loss.status if sentence != "ok")]
+        return replace(loss, status=said or ["ok"], **shared)
+    part = fit_power_law(usable, list(LAWS[law]), LEVEL)
+    part["solution"]["batch_tokens"] = sorted({row["batch_tokens"] for row in usable if row["batch_tokens"] is not None})
+    return _record(law, part, [*found.said, *said], ranges=_ranges(usable, law), loss_law=loss, **shared)
+
+
+def _record(law: str, part: dict[str, Any], said: Sequence[str] = (), **fields: Any) -> Fit:
+    status = [*said, *part["said"]]
+    return Fit(law=law, params=part["params"], solution=part["solution"], objective=part["objective"], status=status or ["ok"], **fields)
+
+
+def _assumptions() -> list[str]:
+    return [
+        "loss against ln lr is floor + curvature * (exp(s t) - 1 - s t) / s**2, right to "
+        f"{MISFIT:.0%} of the height above the floor; s is fitted with a prior from public sweeps",
+        f"the near-optimal band is where the fitted loss is within {BAND:.2%} of the floor",
+        "cells deviate from the law as independent normals in ln lr, targets no more than the cells fitted",
+    ]
+
+
+def _loss_law(usable: list[Row], n_draws: int | None) -> dict[str, Any]:
+    """The loss law through each cell's lowest floor."""
+    lowest = [
+        min((row for row in usable if row["cell"] == cell), key=lambda row: row["floor"])
+        for cell in sorted({row["cell"] for row in usable})
+    ]
+    n_params, tokens, floor, se = (np.array([row[key] for row in lowest]) for key in ("n_params", "tokens", "floor", "floor_se"))
+    return fit_loss_law(n_params, tokens, floor, se, level=LEVEL, **({"n_draws": n_draws} if n_draws else {}))
+
+
+def _ranges(usable: list[Row], law: str) -> dict[str, list[float]]:
+    return {column: [min(row[column] for row in usable), max(row[column] for row in usable)] for column in LAWS[law]}
+
+
+def _shape_ranges(table: pd.DataFrame) -> dict[str, list[float]]:
+    """Depths and widths of the runs, when the records say: what a target beyond them has to assume."""
+    return {column: [float(table[column].min()), float(table[column].max())] for column in ("width", "depth") if column in table}
+
+
+def _public(row: Row) -> Row:
+    """A cell as the record keeps it: plain numbers, and learning rates beside their logs."""
+    out = {key: value for key, value in row.items() if key not in ("points", "ids", "cell")} | {"n_runs": len(row["ids"])}
+    if "x" in row:
+        out["lr"] = float(np.exp(row["x"]))
+        out["band"] = [float(np.exp(row["x"] + sign * width)) for sign, width in zip((-1, 1), row["half_width"], strict=True)]
+    return out
+
+
+def _predict(result: Fit, row: Row) -> Prediction:
+    batch = row["batch_tokens"] if result.law == "lr_ndb" else None
+    return from_fit(result, n_params=row["n_params"], tokens=row["tokens"], batch_tokens=batch)
+
+
+def _leave_one_out(law: str, usable: list[Row]) -> dict[str, Any]:
+    """Each cell predicted from the others, when they still leave the law a degree of freedom; empty otherwise."""
+    cells = sorted({row["cell"] for row in usable})
+    if law == "loss_nd" or len(cells) - 1 < 1 + len(LAWS[law]) + SPARE:
+        return {}
+    judged = []
+    for cell in cells:
+        without = _assemble(law, Measured([row for row in usable if row["cell"] != cell]), n_draws=QUICK)
+        here = [row for row in usable if row["cell"] == cell]
+        best = min(here, key=lambda row: row["floor"])  # the loss law is that of the best batch size: the others' floors are no test of it
+        judged += [compare(_predict(without, row), row if row is best else {k: v for k, v in row.items() if k != "floor"}) for row in here]
+    return summary("leave-one-cell-out", judged)
+
+
+def _fit_rows(trials: pd.DataFrame, holdout: str | None) -> Fit:
+    """The loss law on rows as they are: a table without an lr axis, every row a run whose lr someone else has tuned."""
+    table = tabulate(trials, ["n_params", "tokens", "loss"])
+    held = table["cell"].isin(held_out_cells(table, holdout) if holdout else ())
+    done = table["status"] == "done"
+    rows = table[done & ~held]
+    if rows.empty:
+        raise UserError(f"a fit needs at least one usable run, but of {len(table)} none is both done and not held out")
+    result = _record(
+        "loss_nd",
+        fit_loss_law(*(rows[column].to_numpy(float) for column in ("n_params", "tokens", "loss")), level=LEVEL),
+        ranges={column: [float(rows[column].min()), float(rows[column].max())] for column in LAWS["loss_nd"]},
+        used=list(rows["id"]),
+        dropped=dict(zip(table["id"][~done], table["status"][~done], strict=True)),
+        level=LEVEL,
+        assumptions=["every row is a run at a well-tuned lr: the table has no lr axis to find floors on"],
+        provenance={"trials": len(trials), "holdout": holdout},
+    )
+    if not holdout:
+        return result
+    unseen = table[done & held]
+    judged = []
+    for n_params, tokens, loss in unseen[["n_params", "tokens", "loss"]].to_numpy(float).tolist():
+        cell = {"n_params": n_params, "tokens": tokens, "status": "one run, no lr axis", "floor": loss, "floor_se": 0.0}
+        judged.append(compare(from_fit(result, n_params=n_params, tokens=tokens), cell))
+    return replace(result, held_out=summary(f"hold-out: {holdout}", judged, runs=list(unseen["id"])))

@@ -1,0 +1,106 @@
+"""From anyone's runs to cells: the columns a fit needs, checked; runs of one scale grouped; what is unusable named."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from scaletune.errors import UserError, nearest
+from scaletune.records import COLUMNS
+
+SAME = 1.01  # sizes or token counts closer than this factor are one scale: steps * batch_tokens rounds differently in each run
+UNITS = {
+    "n_params": "non-embedding parameters",
+    "tokens": "tokens trained on",
+    "lr": "peak learning rate",
+    "loss": "nats/token",
+    "batch_tokens": "tokens",
+}
+OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt}
+STATUSES = ("done", "diverged", "failed")
+
+
+def tabulate(trials: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
+    """A copy of `trials` with checked numbers in the `needed` columns, and `id`, `seed`, `status`, `batch_tokens` and `cell` in any case."""
+    if not len(trials):
+        raise UserError("a fit needs at least one trial, but the table is empty")
+    for column in needed:
+        if column not in trials.columns:
+            raise UserError(
+                f"trials must have a column `{column}` ({UNITS[column]}), but the columns are: {', '.join(map(str, trials.columns))}"
+            )
+    out = trials.reset_index(drop=True).copy()
+    out["status"] = _statuses(out)
+    for column in needed:
+        out[column] = pd.to_numeric(out[column], errors="coerce").astype(float)
+        if column != "loss":
+            _require_positive(out, column)
+    out["batch_tokens"] = pd.to_numeric(out["batch_tokens"], errors="coerce").astype(float) if "batch_tokens" in out else np.nan
+    out["id"] = out["id"].astype(str) if "id" in out else [f"row{i}" for i in range(len(out))]
+    if out["id"].duplicated().any():
+        raise UserError(f"a trial's id must be its own, but {out.loc[out['id'].duplicated(), 'id'].iloc[0]!r} occurs twice")
+    out["crossed"] = "seed" in out and bool(out["seed"].notna().all())  # the same seeds at every lr: their common part can be taken out
+    if not out["crossed"].all():
+        out["seed"] = out.groupby([c for c in ("n_params", "tokens", "batch_tokens", "lr") if c in out], dropna=False).cumcount()
+    out["cell"] = out.groupby([_groups(out["n_params"]), _groups(out["tokens"])]).ngroup()
+    order = [column for column in ("cell", "batch_tokens", "lr", "seed", "id") if column in out]
+    return out.sort_values(order, kind="stable").reset_index(drop=True)  # sums, and so the answer, do not depend on the order of rows
+
+
+def _statuses(table: pd.DataFrame) -> pd.Series:
+    """`status`, or what the loss says of it; a "done" without a finite loss has diverged."""
+    finite = np.isfinite(pd.to_numeric(table["loss"], errors="coerce").astype(float))
+    status = table["status"].fillna("done").astype(str) if "status" in table else pd.Series("done", index=table.index)
+    unknown = sorted(set(status) - set(STATUSES))
+    if unknown:
+        raise UserError(f"a trial's status must be one of {', '.join(STATUSES)}, but got {unknown[0]!r}{nearest(unknown[0], STATUSES)}")
+    return status.where((status != "done") | finite, "diverged")
+
+
+def _require_positive(table: pd.DataFrame, column: str) -> None:
+    bad = ~(np.isfinite(table[column]) & (table[column] > 0))
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise UserError(f"`{column}` must be a number above 0 in every trial, but row {row} has {table[column].iloc[row]:g}")
+
+
+def _groups(values: pd.Series) -> pd.Series:
+    """Number the clusters of `values`: a new one wherever the sorted values jump by more than the factor SAME."""
+    levels = np.sort(values.unique())
+    number = np.concatenate([[0], np.cumsum(levels[1:] > SAME * levels[:-1])])
+    return values.map(dict(zip(levels, number, strict=True)))
+
+
+def matches(table: pd.DataFrame, expression: str) -> pd.Series:
+    """Which rows satisfy `COLUMN OP NUMBER [and COLUMN OP NUMBER ...]`; columns are those of the contract."""
+    keep = pd.Series(True, index=table.index)
+    for clause in re.split(r"\s+and\s+", expression.strip()):
+        found = re.fullmatch(r"(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S+)", clause.strip())
+        if not found:
+            raise UserError(f"a hold-out must read `COLUMN OP NUMBER`, joined by `and`, but got {clause!r}")
+        column, op, text = found.groups()
+        if column not in COLUMNS:
+            raise UserError(f"a hold-out must name a column of the records, but got {column!r}{nearest(column, COLUMNS)}")
+        if column not in table.columns:
+            raise UserError(f"a hold-out must name a column these trials have, but they have no `{column}`")
+        try:
+            number = float(text.replace("_", ""))
+        except ValueError:
+            raise UserError(f"a hold-out must compare `{column}` with a number, but got {text!r}") from None
+        keep &= OPERATORS[op](pd.to_numeric(table[column], errors="coerce"), number)
+    return keep
+
+
+def held_out_cells(table: pd.DataFrame, expression: str) -> set[int]:
+    """The cells an expression takes out, whole: a law is judged on scales it has not seen, not on runs of a scale it has."""
+    mask = matches(table, expression)
+    share = mask.groupby(table["cell"]).mean()
+    if share.between(0, 1, inclusive="neither").any():
+        raise UserError(f"a hold-out must take whole (n_params, tokens) cells, but {expression!r} splits one")
+    if not mask.any() or mask.all():
+        raise UserError(f"a hold-out must take some cells and leave some, but {expression!r} takes {'all' if mask.all() else 'none'}")
+    return {int(cell) for cell in share.index[share > 0]}
