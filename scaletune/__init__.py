@@ -1,0 +1,42 @@
+"""scaletune: tune small proxies, fit the law, predict the optimum at the target scale, say how sure.
+
+The verbs, each the command of the same name: `run sweep fit predict transfer plot report check count`; `laws` is the
+catalogue of published laws. Loaded on first use: predicting imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaletune import laws as laws
+    from scaletune.checking import check as check
+    from scaletune.counting import count as count
+    from scaletune.errors import UserError as UserError
+    from scaletune.fitting import fit as fit
+    from scaletune.plotting import plot as plot
+    from scaletune.predicting import predict as predict
+    from scaletune.recipe import Recipe as Recipe
+    from scaletune.records import Fit as Fit
+    from scaletune.records import Trial as Trial
+    from scaletune.records import read_trials as read_trials
+    from scaletune.reporting import report as report
+    from scaletune.running import run as run
+    from scaletune.sweeping import sweep as sweep
+    from scaletune.transferring import transfer as transfer
+
+_HOME = {
+    "check": "checking", "count": "counting", "fit": "fitting", "plot": "plotting", "predict": "predicting",
+    "report": "reporting", "run": "running", "sweep": "sweeping", "transfer": "transferring",
+    "Fit": "records", "Recipe": "recipe", "Trial": "records", "UserError": "errors", "read_trials": "records",
+}  # fmt: skip
+__all__ = [*_HOME, "laws"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"scaletune.{_HOME[name]}"), name)
+    if name == "laws":
+        return import_module("scaletune.laws")
+    raise AttributeError(f"module 'scaletune' has no attribute {name!r}")

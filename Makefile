@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+# one virtual environment, made again when the project's dependencies change
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+.PHONY: quickstart test check dev gpu-evidence
+
+quickstart: .venv/ready  ## the main job: proxies, fit, validation, transfer
+	$(BIN)/scaletune run configs/quickstart.toml
+
+test: .venv/ready  ## the whole suite, CPU
+	$(BIN)/python -m pytest
+
+dev: .venv/ready  ## the tools for working on the code
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+
+check: dev  ## what must be clean before a commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+gpu-evidence:  ## what a machine with a GPU is asked: run it there, in an environment that has the dependencies
+	$(PYTHON) -m pytest -m gpu -rs
+	$(PYTHON) -m scaletune run configs/quickstart.toml --set name=quickstart-gpu --set engine.workers=8 --out $${OUT:-gpu-evidence}

@@ -1,0 +1,5 @@
+"""`python -m scaletune`."""
+
+from scaletune.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,283 @@
+"""The command line: one function a command, each `(arguments) -> (plain values for --json, lines for people)`.
+
+Exits 0; 2 on the user's error, with one line on stderr; 130 when interrupted. Only the answer goes to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from scaletune.errors import UserError, nearest
+
+Answer = tuple[Any, list[str]]
+
+
+def _run(args: argparse.Namespace) -> Answer:
+    from scaletune import reporting, running
+
+    answer = running.run(args.study, out=args.out, adopt=args.adopt, settings=args.set)
+    plain = {key: value for key, value in answer.items() if key != "fit"} | {"fit": answer["fit"].to_dict()}
+    return _strings(plain), reporting.answer_lines(answer)
+
+
+def _sweep(args: argparse.Namespace) -> Answer:
+    from scaletune import recipe, sweeping
+
+    asked = recipe.load(args.recipe, args.set)
+    trials = sweeping.sweep(asked, out=args.out, adopt=args.adopt)
+    counts = {status: int((trials["status"] == status).sum()) for status in ("done", "diverged", "failed")}
+    done = trials[trials["status"] == "done"]
+    columns = ["id", "width", "depth", "tokens", "lr", "seed", "loss"]
+    best = done.loc[done["loss"].idxmin(), columns].to_dict() if len(done) else None
+    path = Path(args.out) / "sweeps" / f"{asked.name}.jsonl"
+    lines = [f"{len(trials)} trials: " + ", ".join(f"{n} {status}" for status, n in counts.items()), f"records: {path}"]
+    if best:
+        lines.insert(1, f"best: loss {best['loss']:.4f} at width {best['width']}, lr {best['lr']:.4g}, {best['tokens']:,} tokens")
+    return {"sweep": asked.name, "n_trials": len(trials), **counts, "best": best, "path": str(path)}, lines
+
+
+def _records_of(source: Path, out: Path) -> tuple[Path, str | None, Path | None]:
+    """(records, law, where the Fit goes) of a recipe or of a records file."""
+    if source.suffix != ".toml":
+        return source, None, None
+    from scaletune import recipe
+
+    asked = recipe.load(source)
+    stem = out / "sweeps" / asked.name
+    records = next((path for path in (stem.with_suffix(".db"), stem.with_suffix(".jsonl")) if path.exists()), stem.with_suffix(".jsonl"))
+    return records, asked.fit.law, out / "fits" / f"{asked.name}.json"
+
+
+def _fit(args: argparse.Namespace) -> Answer:
+    from scaletune import fitting, reporting
+
+    records, law, path = _records_of(Path(args.source), Path("."))
+    made = fitting.fit(records, args.law or law or "lr_nd", holdout=args.holdout)
+    path = Path(args.to) if args.to else path
+    if path:
+        made.write(path)
+    lines = [*reporting.fit_lines(made), f"written to {path}" if path else "not written: --out FILE keeps it"]
+    answer = {"law": made.law, "status": made.status, "params": made.params, "objective": made.objective, "n_used": len(made.used)}
+    return answer | {"n_dropped": len(made.dropped), "held_out": made.held_out, "path": str(path) if path else None}, lines
+
+
+def _predict(args: argparse.Namespace) -> Answer:
+    from scaletune import predicting
+
+    found = predicting.predict(
+        n_params=args.n_params, tokens=args.tokens, batch_tokens=args.batch_tokens, flops=args.flops, law=args.law, fit=args.fit
+    )
+    lines = [f"at {args.n_params:.4g} parameters (non-embedding) and {args.tokens:.4g} tokens"]
+    for made in found:
+        for name, unit in (("lr", "peak"), ("batch_tokens", "tokens a step"), ("loss", "nats per token")):
+            value, interval, band = getattr(made, name), made.interval.get(name), made.band.get(name)
+            if value is not None:
+                sure = f"  interval [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
+                near = f"  near-optimal [{band[0]:.4g}, {band[1]:.4g}]" if band else ""
+                lines.append(f"{made.law:24} {name:12} {value:<12.5g} {unit}{sure}{near}")
+        lines += [f"{'':24} ! {warning}" for warning in made.warnings]
+    return {"predictions": [made.to_dict() for made in found]}, lines
+
+
+def _laws(args: argparse.Namespace) -> Answer:
+    from scaletune import laws
+
+    if args.id:
+        return laws.law(args.id).to_dict(), [laws.describe(laws.law(args.id))]
+    return [entry.to_dict() for entry in laws.CATALOGUE.values()], [laws.listing()]
+
+
+def _transfer(args: argparse.Namespace) -> Answer:
+    from scaletune import recipe, reporting, transferring
+    from scaletune.records import Fit
+
+    fit = Fit.read(args.fit)
+    made = transferring.transfer(fit, recipe.load(args.target, args.set), args.to or ["granite", "recipe"], args.out)
+    return made, [*reporting.transfer_lines(made, fit.level), "files:", *(f"  {path}" for path in made["files"])]
+
+
+def _plot(args: argparse.Namespace) -> Answer:
+    from scaletune import plotting
+
+    files = [str(path) for path in plotting.plot(args.source, args.out)]
+    return {"files": files}, files
+
+
+def _report(args: argparse.Namespace) -> Answer:
+    from scaletune import reporting
+    from scaletune.records import Fit
+
+    path = reporting.report(Fit.read(args.fit), args.out)
+    return {"path": str(path)}, [str(path)]
+
+
+def _check(args: argparse.Namespace) -> Answer:
+    from scaletune import checking, recipe
+
+    found = checking.check(recipe.load(args.recipe, args.set), args.widths, range(args.seeds))
+    lines = [f"coordinate check over widths {', '.join(map(str, found['widths']))}: {found['verdict'].upper()}"]
+    lines += [f"  {s['activation']:10} step {s['step']:<3} slope {s['slope']:+.2f}  {s['verdict']}" for s in found["slopes"]]
+    return found, lines
+
+
+def _count(args: argparse.Namespace) -> Answer:
+    from scaletune import counting, data, recipe
+
+    asked = recipe.load(args.recipe, args.set)
+    known = asked.data.source != recipe.PYTHON_STDLIB and Path(asked.data.source).exists()
+    vocab_size = data.load(asked.data).vocab_size if known else counting.BYTES_TEXT_VOCAB
+    rows = [counting.count(point, vocab_size) for point in recipe.points(asked)]
+    total = {"trials": len(rows), "flops": sum(row["flops"] for row in rows), "seconds": sum(row["seconds"] for row in rows)}
+    lines = [f"{'width':>6} {'depth':>5} {'n_params':>12} {'total':>12} {'tokens':>12} {'steps':>8} {'FLOPs':>9} {'memory':>9} {'seconds':>8}  trials"]
+    for row, n in _counted(rows):
+        p, memory = row["params"], sum(row["memory_bytes"].values())
+        lines.append(
+            f"{row['width']:6} {row['depth']:5} {p['n_params']:12,} {p['n_params_total']:12,} {row['tokens']:12,} {row['steps']:8,}"
+            f" {row['flops']:9.2e} {memory / 2**20:6.0f}MiB {row['seconds']:8.3g}  {n}"
+        )
+    groups = rows[0]["params"]
+    lines.append("parameters by group (first point): " + ", ".join(f"{name} {groups[name]:,}" for name in ("embedding", "attention", "mlp", "norm", "head")))
+    lines.append(f"{total['trials']} trials, {total['flops']:.3g} FLOPs, about {total['seconds']:.0f} core seconds (a guess: 60 GFLOP/s and 2.5 ms a step)")
+    return {"points": rows, "total": total}, lines
+
+
+def _counted(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """Points that cost the same (they differ in lr or seed) as one row with their number."""
+    found: dict[str, tuple[dict[str, Any], int]] = {}
+    for row in rows:
+        key = json.dumps(row)
+        found[key] = (row, found[key][1] + 1 if key in found else 1)
+    return list(found.values())
+
+
+def _strings(value: Any) -> Any:
+    """Paths as strings, inside plain containers."""
+    if isinstance(value, dict):
+        return {key: _strings(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strings(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that says one line and exits 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number such as 1e9, but got {text!r}") from None
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        return [int(width) for width in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers such as 32,64,128, but got {text!r}") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="scaletune", description="Scaling laws and hyperparameter transfer: tune small proxies, predict the target, say how sure.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, act: Callable[[argparse.Namespace], Answer], about: str, example: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=about, description=about, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        made.set_defaults(act=act)
+        made.add_argument("--json", action="store_true", help="plain values on stdout, nothing else there")
+        return made
+
+    def settings(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--set", action="append", default=[], metavar="A.B=C", help="put a setting over the file's, e.g. --set model.depth=4")
+
+    c = command("run", _run, "The main job: sweep, fit, validate on a held-out cell, transfer, report. Resumes.", "scaletune run configs/quickstart.toml")
+    c.add_argument("study", help="a recipe with axes, and where wanted `holdout` and `target`")
+    c.add_argument("--out", default=".", help="folder that gets sweeps/, fits/ and configs/ (default: here)")
+    c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
+    settings(c)
+    c = command("laws", _laws, "The catalogue of published laws, or one in full.", "scaletune laws steplaw_lr_bs")
+    c.add_argument("id", nargs="?")
+    c = command(
+        "predict", _predict, "The optimum at a scale, by published laws or by a fit.", "scaletune predict --n-params 1e9 --tokens 1e11 --law steplaw_lr_bs"
+    )
+    c.add_argument("--n-params", type=_number, required=True, help="parameters, embedding and head left out")
+    c.add_argument("--tokens", type=_number, required=True, help="tokens trained on")
+    c.add_argument("--batch-tokens", type=_number, help="tokens an optimizer step")
+    c.add_argument("--flops", type=_number, help="training FLOPs, for laws of compute (default: 6 * n_params * tokens)")
+    c.add_argument("--law", action="append", metavar="ID", help="a published law; may be repeated (default: all that give an lr)")
+    c.add_argument("--fit", metavar="FIT.json", help="a fit written by `scaletune fit` or `run`")
+    c = command("count", _count, "Parameters, FLOPs, tokens, memory and seconds of every point. Trains nothing.", "scaletune count configs/quickstart.toml")
+    c.add_argument("recipe")
+    settings(c)
+    c = command("check", _check, "Coordinate check: does this parametrization hold over width?", "scaletune check configs/quickstart.toml --widths 32,64,128")
+    c.add_argument("recipe")
+    c.add_argument("--widths", type=_widths, default=[32, 64, 128, 256], metavar="W,W,...")
+    c.add_argument("--seeds", type=int, default=3)
+    settings(c)
+    c = command("sweep", _sweep, "Train every point of a recipe that is not on record.", "scaletune sweep configs/quickstart.toml --set model.depth=4")
+    c.add_argument("recipe")
+    c.add_argument("--engine", choices=["local"], default="local", help="where trials run")
+    c.add_argument("--out", default=".", help="folder that gets sweeps/ (default: here)")
+    c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
+    settings(c)
+    c = command("fit", _fit, "Fit a law to records.", "scaletune fit sweeps/quickstart.jsonl --law lr_nd --holdout 'n_params > 4e5'")
+    c.add_argument("source", metavar="RECIPE.toml | RECORDS", help="a sweep's recipe, or a .jsonl, .db or .csv file of trials")
+    c.add_argument("--law", help="lr_nd (default), lr_ndb or loss_nd")
+    c.add_argument("--holdout", metavar="EXPR", help="cells to judge on instead of fitting, e.g. 'n_params > 5e6 and tokens >= 1e9'")
+    c.add_argument("--out", dest="to", metavar="FILE", help="where the fit is written (of a recipe: fits/NAME.json)")
+    c = command(
+        "transfer", _transfer, "Put a fit's answer into a target's configs.", "scaletune transfer fits/quickstart.json configs/quickstart-target.toml --to granite --out out"
+    )
+    c.add_argument("fit", metavar="FIT.json")
+    c.add_argument("target", metavar="TARGET.toml")
+    c.add_argument("--to", action="append", metavar="FORMAT", help="granite or recipe; may be repeated (default: both)")
+    c.add_argument("--out", default="configs/transferred", metavar="DIR")
+    settings(c)
+    c = command("plot", _plot, "Pictures of a fit or of records.", "scaletune plot fits/quickstart.json --out plots")
+    c.add_argument("source", metavar="FIT.json | RECORDS")
+    c.add_argument("--out", default="plots", metavar="DIR")
+    c = command("report", _report, "A fit as one HTML page.", "scaletune report fits/quickstart.json --out report.html")
+    c.add_argument("fit", metavar="FIT.json")
+    c.add_argument("--out", default="report.html", metavar="FILE")
+    return parser
+
+
+def _known_command(argv: Sequence[str]) -> None:
+    """A misspelt command names the nearest one, where argparse would list them all."""
+    known = ("run", "laws", "predict", "count", "check", "sweep", "fit", "transfer", "plot", "report")
+    if argv and not argv[0].startswith("-") and argv[0] not in known:
+        raise UserError(f"unknown command `{argv[0]}`{nearest(argv[0], known)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script: returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        _known_command(argv)
+        args = _parser().parse_args(argv)
+        answer, lines = args.act(args)
+        print(json.dumps(answer, allow_nan=False) if args.json else "\n".join(lines), flush=True)
+    except UserError as error:
+        print(f"scaletune: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output left: nothing to say, and nobody to say it to
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"scaletune: `{error.filename}`: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("scaletune: interrupted; what was trained is on record, the same command carries on", file=sys.stderr)
+        return 130
+    return 0

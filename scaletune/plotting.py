@@ -1,0 +1,197 @@
+"""Pictures: data, then ink. `..._curve(s)` and `..._points` give arrays, `draw_...` put them on an axis, `plot` writes the files. No global style, no pyplot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from scaletune.errors import UserError
+from scaletune.predicting import from_fit
+from scaletune.records import Fit, read_trials
+
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # told apart by colour-blind readers too
+DPI = 130
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line with an optional shade: y against x, both positive."""
+
+    label: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    low: NDArray[np.float64] | None = None
+    high: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Points:
+    """Measured values with their intervals."""
+
+    label: str
+    x: list[float]
+    y: list[float]
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+
+
+def basin_curves(trials: pd.DataFrame) -> list[Curve]:
+    """Mean loss over seeds against lr, one curve a width (of records without widths: a parameter count), low and high over the seeds."""
+    size = "width" if "width" in trials else "n_params"
+    done = trials[trials["loss"].notna()]
+    curves = []
+    for value, rows in done.groupby(size):
+        loss = rows.groupby("lr")["loss"]
+        x = np.array(sorted(rows["lr"].unique()), float)
+        curves.append(Curve(f"{size.replace('n_params', 'parameters')} {value:g}", x, *(np.array(f(), float) for f in (loss.mean, loss.min, loss.max))))
+    return curves
+
+
+def draw_basins(curves: Sequence[Curve], ax: Axes, title: str = "") -> Axes:
+    """Loss against lr, the lowest point of each curve marked."""
+    for curve, color in zip(curves, COLORS * 9, strict=False):
+        ax.plot(curve.x, curve.y, "-o", color=color, ms=3, lw=1.4, label=curve.label)
+        if curve.low is not None and curve.high is not None:
+            ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.15, lw=0)
+        best = int(curve.y.argmin())
+        ax.plot(curve.x[best], curve.y[best], "*", color=color, ms=13, mec="black", mew=0.6)
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="learning rate (peak, at base width)", title=title)
+    ax.grid(alpha=0.25)
+    return ax
+
+
+def law_curve(fit: Fit, tokens: float, quantity: str = "lr", n_params: Sequence[float] = ()) -> Curve:
+    """The law's lr (or loss) at one horizon against n_params, from the smallest proxy to the largest of `n_params`; shade: its interval."""
+    low, high = fit.ranges["n_params"]
+    x = np.geomspace(low * 0.8, max([high, *n_params]) * 1.3, 60)
+    said = [from_fit(fit, n_params=float(n), tokens=tokens) for n in x]
+    y = np.array([getattr(p, quantity) for p in said], float)
+    bounds = np.array([p.interval[quantity] or (math.nan, math.nan) for p in said], float)
+    return Curve(tokens_label(tokens), x, y, bounds[:, 0], bounds[:, 1])
+
+
+def tokens_label(tokens: float) -> str:
+    """102400 -> '102k tokens'."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return f"{tokens / size:.3g}{letter} tokens"
+    return f"{tokens:g} tokens"
+
+
+def cell_points(cells: Sequence[dict[str, Any]], quantity: str = "lr") -> list[Points]:
+    """Measured optima (or floors), one set a horizon, with intervals of 1.96 standard errors."""
+    sets = []
+    for tokens in sorted({cell["tokens"] for cell in cells}):
+        rows = [cell for cell in cells if cell["tokens"] == tokens and cell["status"] == "ok"]
+        y = [row["lr"] if quantity == "lr" else row["floor"] for row in rows]
+        half = [1.96 * (row["se"] if quantity == "lr" else row["floor_se"] / row["floor"]) for row in rows]
+        low, high = ([v * math.exp(sign * h) for v, h in zip(y, half, strict=True)] for sign in (-1, 1))
+        sets.append(Points(tokens_label(tokens), [row["n_params"] for row in rows], y, low, high))
+    return sets
+
+
+def _draw_points(points: Points, ax: Axes, color: str, marker: str = "o", size: float = 5, aside: float = 1.0) -> None:
+    y = np.array(points.y)
+    error = np.array([y - points.low, np.array(points.high) - y]) if points.low else None
+    x = np.array(points.x) * aside  # horizons share their x: side by side they can be told apart
+    ax.errorbar(x, y, error, fmt=marker, color=color, ms=size, capsize=2, mec="black", mew=0.5, lw=1, label=points.label, zorder=3)
+
+
+def draw_law(curves: Sequence[Curve], points: Sequence[Points], held: Sequence[tuple[str, float, Points]], ax: Axes, quantity: str = "lr") -> Axes:
+    """The law at each horizon, the interval of the last one, the cells it was fitted to, the held-out cell predicted and measured."""
+    for i, (curve, color) in enumerate(zip(curves, [*COLORS[: len(points)], "black"], strict=False)):
+        ax.plot(curve.x, curve.y, "--" if i >= len(points) else "-", color=color, lw=1.3)
+        if i < len(points):
+            _draw_points(points[i], ax, color, aside=1 + 0.08 * (i - len(points) / 2))
+    last = curves[-1]
+    if last.low is not None and last.high is not None:
+        ax.fill_between(last.x, last.low, last.high, color="black", alpha=0.08, lw=0, label=f"interval at {last.label}")
+    for marker, size, marked in held:
+        _draw_points(marked, ax, "white" if marker == "D" else "gold", marker, size)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        axis(lambda value, _: f"{value:.3g}")
+    ax.tick_params(which="both", labelsize=8)
+    ax.grid(alpha=0.25, which="both")
+    ax.set(xlabel="parameters (non-embedding)", ylabel={"lr": "optimal learning rate", "loss": "loss at the optimum, nats per token"}[quantity])
+    ax.legend(fontsize=7, frameon=False)
+    return ax
+
+
+def _validated(fit: Fit) -> list[dict[str, Any]]:
+    """The held-out cells that were predicted and then trained."""
+    return fit.held_out["cells"] if fit.held_out.get("kind") == "validation" else []
+
+
+def held_points(fit: Fit, quantity: str) -> list[tuple[str, float, Points]]:
+    """Each validated cell as (marker, size, points): the prediction with its interval, then the measurement."""
+    made = []
+    for cell in _validated(fit):
+        predicted, interval, measured = cell[f"predicted_{quantity}"], cell["interval"][quantity], cell[f"measured_{quantity}"]
+        said = f"held out, {tokens_label(cell['tokens'])}: "
+        if predicted is not None and interval:
+            made.append(("D", 6.0, Points(said + "predicted", [cell["n_params"]], [predicted], [interval[0]], [interval[1]])))
+        if measured is not None:
+            made.append(("*", 13.0, Points(said + "measured", [cell["n_params"] * 1.12], [measured])))
+    return made
+
+
+def save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    return path
+
+
+def basins_figure(panels: dict[str, pd.DataFrame]) -> Figure:
+    """Loss against lr side by side, one panel a name (say SP and muP), on one loss axis."""
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (name, trials) in zip(axes, panels.items(), strict=True):
+        draw_basins(basin_curves(trials), ax, name)
+    low = min(curve.y.min() for trials in panels.values() for curve in basin_curves(trials))
+    axes[0].set(ylabel="held-out loss, nats per token", ylim=(low - 0.05, min(low * 1.6, axes[0].get_ylim()[1])))
+    axes[-1].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def law_figure(fit: Fit) -> Figure:
+    """The fitted laws, lr on the left and loss on the right, with cells and the held-out point."""
+    held = _validated(fit)
+    horizons = sorted({cell["tokens"] for cell in fit.cells}) + sorted({cell["tokens"] for cell in held})
+    quantities = ["lr", "loss"] if fit.loss_law else ["lr"]
+    figure = Figure(figsize=(5.2 * len(quantities), 4.2), layout="constrained")
+    for ax, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
+        curves = [law_curve(fit, tokens, quantity, [cell["n_params"] for cell in held]) for tokens in horizons]
+        draw_law(curves, cell_points(fit.cells, quantity), held_points(fit, quantity), ax, quantity)
+    return figure
+
+
+def _panels(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """One panel a token horizon."""
+    return {tokens_label(float(tokens)): rows for tokens, rows in trials.groupby("tokens")}
+
+
+def plot(source: Fit | pd.DataFrame | str | Path, out: str | Path = "plots") -> list[Path]:
+    """Write pictures under `out`: of a fit `law.png`, of records `basins.png`. Returns the paths."""
+    if isinstance(source, str | Path):
+        source = Fit.read(source) if Path(source).suffix == ".json" else read_trials(source)
+    if isinstance(source, Fit):
+        if source.law == "loss_nd":
+            raise UserError("`plot` draws laws of a learning rate, but got a fit of 'loss_nd': draw its records, or fit 'lr_nd'")
+        return [save(law_figure(source), Path(out) / "law.png")]
+    missing = [column for column in ("lr", "loss", "tokens", "n_params") if column not in source]
+    if missing:
+        raise UserError(f"records need the column `{missing[0]}` to be drawn, but got {', '.join(map(str, source.columns))}")
+    main = source[source["sweep"] == "main"] if "sweep" in source else source
+    return [save(basins_figure(_panels(main if len(main) else source)), Path(out) / "basins.png")]
