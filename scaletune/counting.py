@@ -83,7 +83,7 @@ def memory_bytes(model: Model, vocab_size: int, batch_tokens: int, seq_len: int)
     return {"weights_optimizer": 16 * n, "activations": activations}
 
 
-def seconds(recipe: Recipe, vocab_size: int, flops_per_second: float = 2.5e10, step_overhead: float = 2e-3) -> float:
+def seconds(recipe: Recipe, vocab_size: int, flops_per_second: float = 6e10, step_overhead: float = 2.5e-3) -> float:
     """A guess for one trial: steps * overhead + FLOPs / rate; the defaults suit one laptop core. Used to order and to show time left."""
     flops = flops_per_token(recipe.model, vocab_size, recipe.data.seq_len) * (recipe.budget.tokens + recipe.budget.eval_tokens / 3)
     return recipe.budget.steps * step_overhead + flops / flops_per_second

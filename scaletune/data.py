@@ -82,6 +82,8 @@ def _read(source: str, share: float) -> tuple[Tokens, Tokens, int]:
         raise UserError(f"`data.source` must hold tokens (.bin: uint16, .npy: one integer array), but `{path}`: {error}") from None
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise UserError(f"`data.source` must hold one row of integers, but `{path}` holds {tokens.dtype} {tokens.shape}")
+    if not len(tokens) or tokens.min() < 0:
+        raise UserError(f"`data.source` must hold tokens of 0 and above, but `{path}` holds {int(tokens.min()) if len(tokens) else 'none'}")
     return *_from_tail(tokens, share), int(tokens.max()) + 1
 
 

@@ -7,10 +7,11 @@ the whole study that `scaletune run` carries out.
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -201,10 +202,10 @@ class Recipe(Section):
 
 
 def _at(path: str) -> str:
-    """A short column name or a dotted path -> the dotted path; UserError with the nearest name."""
-    if path in SHORT or "." in path:
+    """A short column name, a field of the recipe or a dotted path -> the dotted path; UserError with the nearest name."""
+    if path in SHORT or path in Recipe.model_fields or "." in path:
         return SHORT.get(path, path)
-    raise UserError(f"unknown axis `{path}`{nearest(path, SHORT)}; a dotted path such as `optimizer.beta2` names any setting")
+    raise UserError(f"unknown setting `{path}`{nearest(path, SHORT)}; a dotted path such as `optimizer.beta2` names any setting")
 
 
 def _put(content: dict[str, Any], path: str, value: Any) -> None:
@@ -234,7 +235,7 @@ def points(recipe: Recipe) -> list[Recipe]:
 
 def compared(recipe: Recipe, other: Compare) -> Recipe:
     """The sweep of one comparison: its settings put in, its axes in place of the recipe's."""
-    return with_settings(recipe, {"axes": {**recipe.axes, **other.axes}, **other.set}) if other.set else recipe
+    return with_settings(recipe, {"axes": {**recipe.axes, **other.axes}, **other.set})
 
 
 def identity(point: Mapping[str, Any], data_digest: str) -> str:
@@ -243,30 +244,52 @@ def identity(point: Mapping[str, Any], data_digest: str) -> str:
     return digest({**point, "data": data})
 
 
-def _hint(location: Iterable[Any], content: Any) -> tuple[str, Any]:
-    """The dotted path of a pydantic location, and the keys that its table knows."""
-    section: Any = Recipe
-    location = list(location)
-    for part in location[:-1]:
-        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
-        section = field.annotation if field else None
-    known = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
-    return ".".join(str(part) for part in location), known
+def _table(annotation: Any) -> type[Section] | None:
+    """The section that a field holds as X, X | None or list[X]."""
+    return next((part for part in (annotation, *get_args(annotation)) if isinstance(part, type) and issubclass(part, Section)), None)
 
 
-def _sentence(error: Mapping[str, Any], content: Any) -> str:
-    """One line for one pydantic error: the rule, the value, the nearest valid name."""
-    path, known = _hint(error["loc"], content)
-    got = error.get("input")
+def _known(location: Iterable[Any]) -> Iterable[str]:
+    """The keys of the table at a pydantic location."""
+    section: type[Section] | None = Recipe
+    for part in location:
+        if section and isinstance(part, str):
+            section = _table(section.model_fields[part].annotation) if part in section.model_fields else None
+    return section.model_fields if section else ()
+
+
+def _where(error: Mapping[str, Any]) -> str:
+    """The dotted path of a pydantic error, without the names of a union's members."""
+    return ".".join(str(part) for part in error["loc"] if "[" not in str(part))
+
+
+def _rule(error: Mapping[str, Any]) -> str:
+    if error["type"] == "too_short":
+        return f"a list of at least {error['ctx']['min_length']}"
+    return error["msg"].removeprefix("Input should be ")
+
+
+def _quoted_number(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def _sentence(errors: Sequence[Mapping[str, Any]]) -> str:
+    """One line on the first pydantic error, a misspelt key before all: the rule, the value, the nearest valid name."""
+    error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
+    path, got = _where(error), error.get("input")
     if error["type"] == "extra_forbidden":
-        return f"unknown key `{path}`{nearest(path.split('.')[-1], known)}"
+        key = path.split(".")[-1]
+        return f"unknown key `{path}`" + (f" (nearest: {SHORT[key]!r})" if key in SHORT else nearest(key, _known(error["loc"][:-1])))
     if error["type"] == "missing":
         return f"`{path}` must be given"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    rule = error["msg"].removeprefix("Input should be ")
-    hint = "; write the number without quotes" if isinstance(got, str) and "valid string" not in rule and "instance" not in rule else ""
-    return f"`{path}` must be {rule}, but got {got!r}{hint}"
+    rules = " or ".join(_rule(other) for other in errors if _where(other) == path)
+    hint = "; write the number without quotes" if _quoted_number(got) and ("number" in rules or "integer" in rules) else ""
+    return f"`{path}` must be {rules}, but got {got!r}{hint}"
 
 
 def validated(content: Mapping[str, Any], name: str) -> Recipe:
@@ -274,7 +297,7 @@ def validated(content: Mapping[str, Any], name: str) -> Recipe:
     try:
         return Recipe.model_validate({"name": name, **content})
     except ValidationError as error:
-        raise UserError(_sentence(error.errors()[0], content)) from None
+        raise UserError(_sentence(error.errors())) from None
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -294,15 +317,17 @@ def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
     if not path.is_file():
         raise UserError(f"the recipe file must exist, but got `{path}`")
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"`{path}` must be TOML, but {error}") from None
     for setting in settings:
         where, value = parse_setting(setting)
-        _put(content, SHORT.get(where, where), value)
+        _put(content, _at(where), value)
     try:
         recipe = validated(content, path.stem)
-        points(recipe)  # every combination must be valid before anything is trained
+        for asked in (recipe, *(compared(recipe, other) for other in recipe.compare)):
+            points(asked)  # every combination must be valid before anything is trained
+        with_settings(recipe, recipe.holdout.set if recipe.holdout else {})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return recipe.model_copy(update={"data": _beside(recipe.data, path)})

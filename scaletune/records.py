@@ -13,7 +13,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,16 +38,17 @@ def digest(value: Any) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise UserError(f"`{path}` must be writable, but {error.strerror}") from error
 
 
@@ -82,7 +83,9 @@ def frame(trials: Iterable[Trial]) -> pd.DataFrame:
     """Many trials as a DataFrame, one row each, in a deterministic order; the columns are the fields of `Trial`."""
     import pandas as pd
 
-    rows = sorted((asdict(trial) for trial in trials), key=lambda row: (row["sweep"], row["width"], row["tokens"], row["lr"], row["seed"], row["id"]))
+    rows = sorted(
+        (asdict(trial) for trial in trials), key=lambda row: (row["sweep"], row["width"], row["tokens"], row["lr"], row["seed"], row["id"])
+    )
     return pd.DataFrame(rows, columns=[f.name for f in fields(Trial)])
 
 
@@ -103,10 +106,21 @@ def _trial(line: str, where: str) -> Trial:
 
 
 def read_jsonl(path: Path) -> list[Trial]:
-    """Trials of a `.jsonl` record. A torn last line (no newline: a crash in mid-write) is left out; any other bad line raises UserError."""
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    return [_trial(line, f"{path}:{number}") for number, line in enumerate(whole.splitlines(), 1) if line.strip()]
+    """Trials of a `.jsonl` record. A torn last line (a crash in mid-write) is left out; any other bad line raises UserError."""
+    try:
+        *lines, last = path.read_text("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"`{path}` must be text in UTF-8, but {error}") from error
+    lines += [last] if _is_json(last) else []  # a whole last line may lack its newline
+    return [_trial(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 class Store:
@@ -117,19 +131,20 @@ class Store:
     """
 
     def __init__(self, path: Path, *, adopt: bool = False):
-        self.record = path.with_suffix(".jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        stem = path.with_suffix("") if path.suffix == ".db" else path
+        self.record, self.workbench = (stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".db"))
+        adopted = read_jsonl(self.record) if adopt and self.record.exists() else []
         try:
-            self._db = sqlite3.connect(path.with_suffix(".db"), timeout=60, isolation_level=None)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.workbench, timeout=60, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS trials (id TEXT PRIMARY KEY, line TEXT NOT NULL)")
             self._db.execute("CREATE TABLE IF NOT EXISTS curves (id TEXT PRIMARY KEY, losses BLOB NOT NULL)")
-        except sqlite3.Error as error:
-            raise UserError(f"`{path.with_suffix('.db')}` must be a writable SQLite file, but {error}") from error
-        if adopt and self.record.exists():
-            for trial in read_jsonl(self.record):
-                self.put(trial)
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(f"`{self.workbench}` must be a writable SQLite file, but {error}") from error
+        for trial in adopted:
+            self.put(trial)
 
     @contextmanager
     def _write(self):
@@ -159,7 +174,11 @@ class Store:
 
     def trials(self) -> list[Trial]:
         """Every recorded trial."""
-        return [_trial(line, "the sweep's store") for (line,) in self._db.execute("SELECT line FROM trials ORDER BY id")]
+        try:
+            lines = self._db.execute("SELECT line FROM trials ORDER BY id").fetchall()
+        except sqlite3.Error as error:
+            raise UserError(f"`{self.workbench}` must be a sweep's store, but {error}") from error
+        return [_trial(line, str(self.workbench)) for (line,) in lines]
 
     def curve(self, trial_id: str) -> list[float]:
         """Training loss of each step, nats per token; empty when none was kept."""
@@ -198,11 +217,13 @@ def read_trials(path: str | Path) -> pd.DataFrame:
     if path.suffix == ".jsonl":
         table = frame(read_jsonl(path))
     elif path.suffix == ".db":
-        store = Store(path)
-        table = frame(store.trials())
-        store.close()
+        with closing(Store(path)) as store:
+            table = frame(store.trials())
     elif path.suffix == ".csv":
-        table = pd.read_csv(path) if path.stat().st_size else pd.DataFrame()
+        try:
+            table = pd.read_csv(path) if path.stat().st_size else pd.DataFrame()
+        except ValueError as error:  # pandas' parser errors are ValueErrors, and so is text that is not UTF-8
+            raise UserError(f"`{path}` must be a table of comma-separated values, but {' '.join(str(error).split())}") from error
     else:
         raise UserError(f"records must be a .jsonl, .db or .csv file, but got `{path}`")
     if table.empty:
@@ -232,19 +253,20 @@ class Fit:
     @property
     def digest(self) -> str:
         """The identity an emitted config names: of what was learned, not of when or where."""
-        content = self.to_dict()
+        content = self.to_dict() | {"loss_law": self.loss_law.digest if self.loss_law else None}
         content.pop("provenance")
         return digest(content)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; NaN and infinities are refused."""
+        """Plain values, as JSON holds them; writing refuses NaN and infinities."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Fit:
         unknown = set(content) - {f.name for f in fields(cls)} - {"digest"}
-        if unknown or "law" not in content:
-            raise UserError(f"a fit file must hold the fields of a Fit, but got {sorted(unknown) or 'no law'}")
+        missing = [f"no {name}" for name in ("law", "params", "solution", "objective") if name not in content]
+        if unknown or missing:
+            raise UserError(f"a fit file must hold the fields of a Fit, but got {', '.join(sorted(unknown) or missing)}")
         values = {key: value for key, value in content.items() if key != "digest"}
         if values.get("loss_law"):
             values["loss_law"] = cls.from_dict(values["loss_law"])
@@ -263,7 +285,7 @@ class Fit:
         if not path.is_file():
             raise UserError(f"the fit file must exist, but got `{path}`")
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text("utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"a fit file must be JSON as `scaletune fit --out` writes it, but `{path}`: {error}") from error
         if not isinstance(content, dict):

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from scaletune import counting, data, models, optim
+from scaletune.errors import UserError
 from scaletune.recipe import Recipe, identity
 from scaletune.records import Trial
 
@@ -38,10 +39,12 @@ def accelerator() -> Accelerator:
 
 def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Callable[[float], None] = lambda share: None) -> Outcome:
     """Train the recipe's point. A loss that is not finite, or above twice ln(vocabulary), ends it as "diverged"."""
+    rows, steps = recipe.budget.batch_tokens // recipe.data.seq_len, recipe.budget.steps
+    if rows % acc.num_processes:
+        raise UserError(f"`batch_tokens / seq_len % processes == 0` must hold, but got {rows} rows on {acc.num_processes} processes")
     model = models.build(recipe, corpus.vocab_size)
     opt = optim.optimizer(model, counting.planned(recipe, corpus.vocab_size), recipe.optimizer)
     model, opt = acc.prepare(model, opt)
-    rows, steps = recipe.budget.batch_tokens // recipe.data.seq_len, recipe.budget.steps
     ceiling, outcome = 2 * math.log(corpus.vocab_size), Outcome()
     for step in range(steps):
         optim.set_share(opt, recipe.schedule, (step + 1) / steps)
@@ -58,15 +61,18 @@ def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Calla
         opt.step()
         opt.zero_grad()
         progress((step + 1) / steps)
-    return _judged(outcome, evaluate(model, corpus, recipe, acc))
+    return _judged(outcome, evaluate(model, corpus, recipe, acc), ceiling)
 
 
-def _judged(outcome: Outcome, loss: float) -> Outcome:
-    """Put the held-out loss in; one that is not finite is a divergence of the last step."""
-    if math.isfinite(loss):
+def _judged(outcome: Outcome, loss: float, ceiling: float) -> Outcome:
+    """Put the held-out loss in; one that is not finite or above the ceiling is a divergence of the last step."""
+    if loss <= ceiling:
         outcome.loss = loss
     else:
-        outcome.status, outcome.message = "diverged", f"held-out loss {loss} after the last step"
+        outcome.status, outcome.message = (
+            "diverged",
+            f"held-out loss {loss:.3g} after the last step, above 2 ln(vocabulary) = {ceiling:.3g}",
+        )
     return outcome
 
 
@@ -78,12 +84,15 @@ def evaluate(model: nn.Module, corpus: data.Corpus, recipe: Recipe, acc: Acceler
     return total / len(windows)
 
 
-def trial(recipe: Recipe, sweep: str, acc: Accelerator, progress: Callable[[float], None] = lambda share: None) -> tuple[Trial, list[float]]:
+def trial(
+    recipe: Recipe, sweep: str, acc: Accelerator, progress: Callable[[float], None] = lambda share: None
+) -> tuple[Trial, list[float]]:
     """Train a recipe's point and put it on record: (the trial, its training loss per step)."""
     corpus = data.load(recipe.data)
     began = time.perf_counter()
     outcome = train(recipe, corpus, acc, progress)
     seconds = time.perf_counter() - began
+    acc.free_memory()  # Accelerate keeps every model it has prepared
     tail = outcome.curve[-max(1, len(outcome.curve) // 10) :]
     result = {"loss": outcome.loss, "train_loss": sum(tail) / len(tail) if outcome.status == "done" else None}
     provenance = {

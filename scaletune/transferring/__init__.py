@@ -88,7 +88,9 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None) -> tuple[Tr
     return Transfer(chosen, vocab_size, counting.planned(chosen, vocab_size), counting.multipliers(chosen, vocab_size), evidence), best
 
 
-def transfer(fit: Fit, target: Recipe, to: Iterable[str] = ("granite", "recipe"), out: str | Path = "configs/transferred") -> dict[str, Any]:
+def transfer(
+    fit: Fit, target: Recipe, to: Iterable[str] = ("granite", "recipe"), out: str | Path = "configs/transferred"
+) -> dict[str, Any]:
     """Emit the target in each format under `out/FORMAT/`: {"lr", "interval", "band", "assumptions", "files", ...}."""
     from scaletune.transferring import granite, own
 

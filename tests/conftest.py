@@ -1,0 +1,41 @@
+"""A tiny recipe and a tiny corpus for every test; hypothesis draws the same examples everywhere."""
+
+import os
+import random
+import sys
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two busy workers on a shared core collapse; and bitwise tests need one thread
+sys.modules["torchvision"] = None  # nothing of ours needs it, and one built for another torch breaks transformers' import
+
+settings.register_profile("steady", deadline=None, derandomize=True, database=None)
+settings.load_profile("steady")
+
+TINY = {
+    "model": {"width": 32, "depth": 2, "head_dim": 16, "ffn_ratio": 2.0},
+    "parametrization": {"base_width": 32, "init_std": 0.05},
+    "optimizer": {"lr": 5e-3},
+    "data": {"seq_len": 32},
+    "budget": {"tokens": 8 * 256, "batch_tokens": 256, "eval_tokens": 512},
+}
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory):
+    """A text file of 40 kB of made-up prose, the same on every run."""
+    drawn = random.Random("words")
+    vocabulary = ["".join(drawn.choices("abcdefghij", k=drawn.randint(2, 7))) for _ in range(200)]
+    path = tmp_path_factory.mktemp("data") / "words.txt"
+    path.write_text(" ".join(drawn.choices(vocabulary, weights=range(1, 201), k=8000)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(words):
+    """settings -> a Recipe of eight steps at width 32, with `{short name or dotted path: value}` put in."""
+    from scaletune.recipe import validated, with_settings
+
+    recipe = validated(TINY | {"data": TINY["data"] | {"source": str(words)}}, "tiny")
+    return lambda settings=(), **named: with_settings(recipe, dict(settings) | named)

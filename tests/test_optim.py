@@ -1,0 +1,125 @@
+"""Param groups and schedules: the plan's numbers reach the optimizer, and a schedule only multiplies them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from scaletune import counting, models, optim
+from scaletune.errors import UserError
+from scaletune.recipe import Schedule
+
+fractions, shares = st.floats(0, 1), st.floats(0, 1)
+kinds = st.sampled_from(["constant", "linear", "cosine", "wsd"])
+
+
+@st.composite
+def schedules(draw):
+    warmup = draw(fractions)
+    return Schedule(kind=draw(kinds), warmup=warmup, decay=draw(st.floats(0, 1)) * (1 - warmup), floor=draw(fractions))
+
+
+@given(schedules(), shares)
+def test_a_multiplier_is_between_its_floor_and_one(schedule, share):
+    now = optim.multiplier(schedule, share)
+    assert (0 if share < schedule.warmup else schedule.floor - 1e-12) <= now <= 1 + 1e-12
+    assert math.isfinite(now)
+
+
+@given(schedules(), shares, shares)
+def test_up_during_warmup_and_never_up_again(schedule, one, other):
+    early, late = sorted((one, other))
+    up = optim.multiplier(schedule, late) - optim.multiplier(schedule, early)
+    if late < schedule.warmup:
+        assert up >= 0
+    elif early >= schedule.warmup:
+        assert up <= 1e-12
+
+
+@given(schedules(), shares)
+def test_no_jumps(schedule, share):
+    decay = schedule.decay if schedule.kind == "wsd" else 1 - schedule.warmup
+    assume(schedule.warmup > 1e-3 and decay > 1e-3 and share < 1)
+    steepest = max(1 / schedule.warmup, math.pi / 2 / decay)
+    step = min(1e-6, 1 - share)
+    assert abs(optim.multiplier(schedule, share + step) - optim.multiplier(schedule, share)) <= steepest * step + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),  # at shares 0, half of warmup, its end, the middle of what is left, where wsd starts down, halfway, the end
+    [
+        ("constant", [0, 0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0, 0.5, 1, 0.55, 0.4375, 0.26875, 0.1]),
+        ("cosine", [0, 0.5, 1, 0.55, 0.55 + 0.45 * math.cos(math.pi * 0.625), 0.55 + 0.45 * math.cos(math.pi * 0.8125), 0.1]),
+        ("wsd", [0, 0.5, 1, 1, 1, 0.55, 0.1]),
+    ],
+)
+def test_endpoints(kind, expected):
+    schedule = Schedule(kind=kind, warmup=0.2, decay=0.3, floor=0.1)
+    assert [optim.multiplier(schedule, share) for share in (0, 0.1, 0.2, 0.6, 0.7, 0.85, 1)] == pytest.approx(expected, abs=1e-12)
+
+
+@given(kinds, fractions)
+def test_without_warmup_it_starts_at_the_peak(kind, floor):
+    assert optim.multiplier(Schedule(kind=kind, warmup=0, floor=floor), 0) == pytest.approx(1)
+
+
+@pytest.fixture
+def model(tiny):
+    return models.build(tiny(width=128, form="mup_t3"), 64)
+
+
+@pytest.fixture
+def plan(tiny):
+    return counting.planned(tiny(width=128, form="mup_t3"), 64)
+
+
+def test_every_tensor_is_in_the_group_with_its_numbers(model, plan):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = optim.groups(model, plan)
+    got = {names[id(p)]: (g["lr"], g["initial_lr"], g["weight_decay"], g["eps"]) for g in groups for p in g["params"]}
+    assert got == {row.name: (row.lr, row.lr, row.weight_decay, row.eps) for row in plan}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+
+
+@given(share=shares, kind=kinds)
+def test_a_schedule_keeps_the_ratios(tiny, share, kind):
+    recipe = tiny({"width": 128, "schedule.kind": kind, "schedule.floor": 0.1})
+    opt = optim.optimizer(models.build(recipe, 64), counting.planned(recipe, 64), recipe.optimizer)
+    peaks = [group["lr"] for group in opt.param_groups]
+    for now in (1.0, share):
+        optim.set_share(opt, recipe.schedule, now)
+    expected = [peak * optim.multiplier(recipe.schedule, share) for peak in peaks]
+    assert [group["lr"] for group in opt.param_groups] == pytest.approx(expected)
+    assert len(set(peaks)) == 2
+
+
+def test_betas_and_the_step_are_adamws(tiny):
+    """One step from zero moments is lr * sign(gradient), after the decay, where eps is far below the gradient."""
+    recipe = tiny({"width": 64, "optimizer.eps": 1e-30, "optimizer.beta1": 0.8, "optimizer.beta2": 0.9})
+    model, rows = models.build(recipe, 64), counting.planned(recipe, 64)
+    opt = optim.optimizer(model, rows, recipe.optimizer)
+    assert opt.defaults["betas"] == (0.8, 0.9)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    tokens = torch.arange(64).view(2, 32)
+    model(tokens, tokens.flip(1)).sum().backward()
+    opt.step()
+    after = dict(model.named_parameters())
+    for row in rows:
+        sure = after[row.name].grad.abs() > 1e-8  # a gradient of a few denormals has no sign to speak of
+        expected = before[row.name] * (1 - row.lr * row.weight_decay) - row.lr * after[row.name].grad.sign()
+        assert sure.any() and torch.allclose(after[row.name][sure], expected[sure], rtol=0, atol=1e-3 * row.lr), row.name
+
+
+@pytest.mark.parametrize("odd", ["a tensor the plan lacks", "a tensor the model lacks"])
+def test_a_tensor_without_explanation_is_refused(model, plan, odd):
+    if odd == "a tensor the plan lacks":
+        model.scale = torch.nn.Parameter(torch.ones(1))
+        name = "scale"
+    else:
+        name = "model.layers.1.mlp.up_proj.weight"
+        del model.model.layers[1].mlp.up_proj.weight
+    with pytest.raises(UserError, match=f"plan and model must name the same tensors, but `{name}` is in one alone"):
+        optim.groups(model, plan)

@@ -1,0 +1,262 @@
+"""Recipes: every mistake is one sentence with the rule and the value; points and identities are what they say."""
+
+import copy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaletune import data, recipe
+from scaletune.errors import UserError
+from scaletune.recipe import SHORT, compared, identity, load, parse_setting, points, validated, with_settings
+
+GOOD = {"model": {"width": 64}, "parametrization": {"base_width": 32}, "budget": {"tokens": 1024, "batch_tokens": 256}}
+FILE = """
+model = { width = 64 }
+parametrization = { base_width = 32 }
+budget = { tokens = 1_024, batch_tokens = 256 }
+"""
+
+
+def built(path, value):
+    """GOOD with one dotted path changed."""
+    content = copy.deepcopy(GOOD)
+    recipe._put(content, path, value)
+    return validated(content, "good")
+
+
+MISTAKES = [  # path, value, the sentence
+    ("modle", {}, "unknown key `modle` (nearest: 'model')"),
+    ("model.widht", 3, "unknown key `model.widht` (nearest: 'width')"),
+    ("holdout.lrs", [1.0], "unknown key `holdout.lrs` (nearest: 'lr')"),
+    ("compare", [{"nam": "sp", "set": {}}], "unknown key `compare.0.nam` (nearest: 'name')"),
+    ("lr", 1e-3, "unknown key `lr` (nearest: 'optimizer.lr')"),
+    ("model.lr", 1e-3, "unknown key `model.lr` (nearest: 'optimizer.lr')"),
+    ("optimizer.lr", "3e-4", "`optimizer.lr` must be a valid number, but got '3e-4'; write the number without quotes"),
+    ("model.width", "64", "`model.width` must be a valid integer, but got '64'; write the number without quotes"),
+    ("model.width", 1.5, "`model.width` must be a valid integer, but got 1.5"),
+    ("model.width", True, "`model.width` must be a valid integer, but got True"),
+    ("model.width", float("nan"), "`model.width` must be a valid integer, but got nan"),
+    ("model.width", -64, "`model.width` must be greater than 0, but got -64"),
+    ("model.width", 0, "`model.width` must be greater than 0, but got 0"),
+    ("model.width", 65, "`width % head_dim == 0` must hold, but got width=65, head_dim=32"),
+    ("model.head_dim", 48, "`width % head_dim == 0` must hold, but got width=64, head_dim=48"),
+    ("model.head_dim", 1, "`head_dim % 2 == 0` must hold (rotary positions turn pairs), but got head_dim=1"),
+    ("model.ffn_ratio", 2.51, "`ffn_ratio * width` must be whole, but got ffn_ratio=2.51, width=64"),
+    ("model.tied", 1, "`model.tied` must be a valid boolean, but got 1"),
+    ("model.family", "mamba", "`model.family` must be 'transformer', but got 'mamba'"),
+    ("parametrization.form", "mup_t7", "`form` must be one we know, but got 'mup_t7' (nearest: 'mup_t9')"),
+    ("parametrization.depth_alpha", 0.5, "`depth_alpha > 0` needs `base_depth`, but got depth_alpha=0.5 and none"),
+    ("parametrization.depth_alpha", 0.3, "`parametrization.depth_alpha` must be 0.0, 0.5 or 1.0, but got 0.3"),
+    ("optimizer.lr", float("inf"), "`optimizer.lr` must be a finite number, but got inf"),
+    ("optimizer.lr", 0, "`optimizer.lr` must be greater than 0, but got 0"),
+    ("optimizer.beta1", 1.0, "`optimizer.beta1` must be less than 1, but got 1.0"),
+    ("optimizer.weight_decay", -0.1, "`optimizer.weight_decay` must be greater than or equal to 0, but got -0.1"),
+    ("schedule.kind", "cosin", "`schedule.kind` must be 'constant', 'linear', 'cosine' or 'wsd', but got 'cosin'"),
+    ("schedule.warmup", 0.8, "`warmup + decay <= 1` must hold, but got warmup=0.8, decay=0.3"),
+    ("budget.tokens", 1000, "`tokens % batch_tokens == 0` must hold, but got tokens=1000, batch_tokens=256"),
+    ("data.seq_len", 100, "`batch_tokens % seq_len == 0` must hold, but got batch_tokens=256, seq_len=100"),
+    ("data.held_out", 1.0, "`data.held_out` must be less than 1, but got 1.0"),
+    ("seed", -1, "`seed` must be greater than or equal to 0, but got -1"),
+    ("engine.workers", 0, "`engine.workers` must be 'auto' or greater than 0, but got 0"),
+    ("engine.workers", "many", "`engine.workers` must be 'auto' or a valid integer, but got 'many'"),
+    ("axes.lr", [], "`axes.lr` must be a list of at least 1, but got []"),
+    ("axes.lr", 1e-3, "`axes.lr` must be a valid list, but got 0.001"),
+    ("holdout", {"set": {}, "lr": [1e-3, 2e-3]}, "`holdout.lr` must be a list of at least 3, but got [0.001, 0.002]"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "sentence"), MISTAKES)
+def test_a_mistake_is_one_sentence(path, value, sentence):
+    with pytest.raises(UserError) as caught:
+        built(path, value)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("missing", GOOD)
+def test_a_missing_table_is_named(missing):
+    with pytest.raises(UserError, match=f"^`{missing}` must be given$"):
+        validated({key: value for key, value in GOOD.items() if key != missing}, "good")
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("widht", "unknown setting `widht` (nearest: 'width'); a dotted path such as `optimizer.beta2` names any setting"),
+        ("optimizer.beta3", "unknown key `optimizer.beta3` (nearest: 'beta2')"),
+        ("seed.deep", "`seed.deep` cannot be set: `seed` is not a table"),
+    ],
+)
+def test_an_unknown_axis_is_named(path, sentence):
+    with pytest.raises(UserError) as caught:
+        points(built("axes", {path: [1]}))
+    assert str(caught.value) == sentence
+
+
+@given(st.integers(1, 10**15))
+def test_a_whole_float_is_a_count(n):
+    tokens = 256 * n
+    assert built("budget.tokens", float(tokens)).budget.steps == tokens // 256
+
+
+def test_counts_of_toml_are_whole():
+    assert built("budget", {"tokens": 2.56e6, "batch_tokens": 256.0}).budget.model_dump()["tokens"] == 2560000
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "gpt-1.5b.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_load_reads_a_file_and_names_the_recipe_after_it(file):
+    assert load(file) == validated(GOOD, "gpt-1.5b")
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("model = ", "must be TOML, but "),
+        ("[model]\nwidth = 64\nwidth = 64", "must be TOML, but "),
+        (FILE + "[axes]\nwidth = [64, 65]", "`width % head_dim == 0` must hold, but got width=65, head_dim=32"),
+        (FILE + "[[compare]]\nname = 'sp'\nset = { form = 'mup8' }", "`form` must be one we know, but got 'mup8' (nearest: 'mup"),
+        (FILE + "[holdout]\nset = { wdth = 128 }\nlr = [1e-3, 2e-3, 4e-3]", "unknown setting `wdth` (nearest: 'width')"),
+    ],
+)
+def test_a_bad_file_says_which_and_why(file, text, end):
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"`{file}`" if "TOML" in end else f"{file}: ")
+    assert end in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_no_toml(file):
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="must be TOML"):
+        load(file)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"the recipe file must exist, but got `.*none.toml`"):
+        load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("optimizer.lr=3e-4", ("optimizer.lr", 3e-4)),
+        ("width=1e2", ("width", 100.0)),
+        ("data.source=some/file.txt", ("data.source", "some/file.txt")),
+        ('name="a b"', ("name", "a b")),
+        ("axes.lr=[1e-3, 2e-3]", ("axes.lr", [1e-3, 2e-3])),
+        ("model.tied=true", ("model.tied", True)),
+        ("data.source=a=b", ("data.source", "a=b")),
+    ],
+)
+def test_set_is_toml_or_a_bare_word(text, parsed):
+    assert parse_setting(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["width", "=3", ""])
+def test_set_without_a_name_or_a_value_is_refused(text):
+    with pytest.raises(UserError, match=r"`--set` must look like a.b=c, but got "):
+        parse_setting(text)
+
+
+def test_a_setting_beats_the_file_and_the_file_beats_the_default(file):
+    file.write_text(FILE + "[optimizer]\nlr = 0.5\nbeta2 = 0.5\n")
+    made = load(file, ["optimizer.lr=0.25", "lr=0.125"]).optimizer  # the later setting wins, whatever the spelling
+    assert (made.lr, made.beta2, made.beta1) == (0.125, 0.5, 0.9)
+
+
+def test_a_misspelt_setting_is_refused(file):
+    with pytest.raises(UserError, match=r"unknown setting `lrr` \(nearest: 'lr'\)"):
+        load(file, ["lrr=0.1"])
+
+
+def test_a_source_is_relative_to_the_recipe_that_names_it(file):
+    (file.parent / "text.txt").write_text("text")
+    assert load(file, ["data.source=text.txt"]).data.source == str(file.parent / "text.txt")
+    assert load(file, ["data.source=absent.txt"]).data.source == "absent.txt"
+
+
+def test_points_are_the_product_of_the_axes():
+    made = points(built("axes", {"width": [32, 64], "optimizer.beta2": [0.9, 0.95, 0.99]}))
+    assert [(p.model.width, p.optimizer.beta2) for p in made] == [(w, b) for w in (32, 64) for b in (0.9, 0.95, 0.99)]
+    assert not any(p.axes for p in made)
+
+
+def test_a_recipe_without_axes_is_its_own_point():
+    assert points(validated(GOOD, "good")) == [validated(GOOD, "good")]
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({"name": "sp", "set": {"form": "sp"}}, {("sp", 1e-3), ("sp", 2e-3)}),
+        ({"name": "sp", "set": {"form": "sp"}, "axes": {"lr": [5e-3]}}, {("sp", 5e-3)}),
+        ({"name": "wide", "set": {}, "axes": {"lr": [5e-3]}}, {("mup", 5e-3)}),
+    ],
+)
+def test_a_comparison_is_the_same_sweep_under_other_settings(other, expected):
+    asked = validated(GOOD | {"axes": {"lr": [1e-3, 2e-3]}, "compare": [other]}, "good")
+    assert {(p.parametrization.form, p.optimizer.lr) for p in points(compared(asked, asked.compare[0]))} == expected
+
+
+def leaves(content, path=()):
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+        else:
+            yield ".".join((*path, key)), value
+
+
+OTHER = {  # a different valid value of everything that identifies a trial
+    "model.width": 96, "model.depth": 3, "model.head_dim": 16, "model.ffn_ratio": 2.0, "model.tied": True, "model.rope_theta": 5e5,
+    "model.norm_eps": 1e-6, "parametrization.form": "sp", "parametrization.base_width": 64, "parametrization.base_depth": 2,
+    "parametrization.depth_alpha": 1.0, "parametrization.init_std": 0.1, "parametrization.embedding_multiplier": 2.0,
+    "parametrization.logits_multiplier": 2.0, "optimizer.lr": 0.1, "optimizer.weight_decay": 0.0, "optimizer.beta1": 0.8,
+    "optimizer.beta2": 0.99, "optimizer.eps": 1e-6, "optimizer.clip": 2.0, "schedule.kind": "cosine", "schedule.warmup": 0.2,
+    "schedule.decay": 0.1, "schedule.floor": 0.1, "data.seq_len": 32, "data.held_out": 0.1, "budget.tokens": 2048,
+    "budget.batch_tokens": 128, "budget.eval_tokens": 1024, "seed": 7,
+}  # fmt: skip
+ONLY_ONE = {"model.family", "optimizer.family"}  # a single value is valid today
+
+
+def id_of(made, content="digest of the data"):
+    return identity(made.point(), content)
+
+
+def test_every_setting_of_a_point_is_in_the_table():
+    assert set(OTHER) | ONLY_ONE | {"data.source"} == {path for path, _ in leaves(validated(GOOD, "good").point())}
+
+
+@pytest.mark.parametrize("path", OTHER)
+def test_identity_depends_on_every_setting(path):
+    base = built("parametrization.base_depth", 1)  # which a depth rule needs
+    assert id_of(with_settings(base, {path: OTHER[path]})) != id_of(base)
+
+
+def test_identity_depends_on_what_the_data_holds_and_not_on_where_it_lies(tmp_path):
+    ids = []
+    for name, text in (("a.txt", "one " * 500), ("b.txt", "one " * 500), ("c.txt", "two " * 500)):
+        (tmp_path / name).write_text(text)
+        made = built("data.source", str(tmp_path / name))
+        ids.append(id_of(made, data.load(made.data).digest))
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"engine.workers": 3}, {"name": "x"}, {"fit.law": "loss_nd"}, {"to": []}, {"axes": {"lr": [1.0]}}, {"evidence": {"a": 1}}]
+)
+def test_identity_ignores_where_and_why_it_is_trained(settings):
+    made = validated(GOOD, "good")
+    assert id_of(with_settings(made, settings)) == id_of(made)
+
+
+def test_short_names_lead_to_settings():
+    known = {path for path, _ in leaves(validated(GOOD, "good").point())}
+    assert set(SHORT.values()) <= known

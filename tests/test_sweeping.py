@@ -1,0 +1,396 @@
+"""Sweeps: what is on record is not trained again, and no death of a driver or a worker changes the record."""
+
+import json
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from subprocess import PIPE
+
+import psutil
+import pytest
+
+from scaletune import data, sweeping, training
+from scaletune import recipe as recipes
+from scaletune.errors import UserError
+from scaletune.records import Store, read_jsonl
+from scaletune.transferring.own import toml
+
+MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")  # of a trial, wherever and whenever it was trained
+PATIENCE = 60  # seconds until a test that waits has failed
+
+
+def measured(record):
+    return [{name: getattr(trial, name) for name in MEASURED} for trial in read_jsonl(record)]
+
+
+class InProcess:
+    """A pool that trains in this process, so that a test of the record need not start another."""
+
+    def __init__(self, size, workers):
+        self.acc, self.task, self.trained = training.accelerator(), None, []
+        InProcess.last = self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    @property
+    def busy(self):
+        return self.task is not None
+
+    def hand_out(self, queue):
+        self.task = self.task or (queue.pop(0) if queue else None)
+
+    def messages(self):
+        task, self.task = self.task, None
+        self.trained.append(task.id)
+        trial, curve = training.trial(task.recipe, task.sweep, self.acc)
+        return [(task, {"progress": 0.5}), (task, {"trial": asdict(trial), "curve": curve})]
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    monkeypatch.setattr(sweeping, "_Pool", InProcess)
+
+
+@pytest.fixture(scope="session")
+def asked(tiny):
+    """A sweep of three trials that train and one that diverges."""
+    return tiny({"axes": {"lr": [2e-3, 8e-3, 1e3], "width": [32]}, "engine.workers": 2}).model_copy(update={"name": "some-1.5b"})
+
+
+@pytest.fixture(scope="session")
+def undisturbed(asked, tmp_path_factory):
+    """The record of that sweep, by real workers with nothing in their way."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    table = sweeping.sweep(asked, out=out)
+    return out, table, out / "sweeps" / "some-1.5b.jsonl"
+
+
+def children(process=None):
+    return [child for child in psutil.Process(process).children(recursive=True) if "scaletune.sweeping" in child.cmdline()]
+
+
+def wait_for(condition):
+    """Poll until the condition gives something, and return it."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("nothing happened")
+
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+
+def test_every_point_is_a_row_and_a_line(asked, undisturbed):
+    out, table, record = undisturbed
+    assert table["lr"].tolist() == [2e-3, 8e-3, 1e3] and table["status"].tolist() == ["done", "done", "diverged"]
+    assert [trial.id for trial in read_jsonl(record)] == table["id"].tolist()
+    store = Store(out / "sweeps" / "some-1.5b")
+    assert [len(store.curve(trial_id)) for trial_id in table["id"]] == [8, 8, len(store.curve(table["id"][2]))]
+    assert 0 < len(store.curve(table["id"][2])) < 8
+    store.close()
+    assert not children()
+
+
+def test_workers_train_what_a_trial_alone_is(asked, undisturbed):
+    alone, _ = training.trial(recipes.points(asked)[0], "main", training.accelerator())
+    assert measured(undisturbed[2])[0] == {name: getattr(alone, name) for name in MEASURED}
+
+
+def test_a_second_sweep_trains_nothing(asked, undisturbed, monkeypatch):
+    out, table, record = undisturbed
+    before = record.read_bytes()
+    monkeypatch.setattr(sweeping, "_Pool", None)  # starting a worker would raise
+    again = sweeping.sweep(asked, out=out)
+    assert again.equals(table) and record.read_bytes() == before
+
+
+def test_a_wider_sweep_trains_what_is_new(tiny, in_process, tmp_path):
+    first = sweeping.sweep(tiny({"axes": {"lr": [2e-3]}}), out=tmp_path)
+    both = sweeping.sweep(tiny({"axes": {"lr": [2e-3, 4e-3]}}), out=tmp_path)
+    assert len(InProcess.last.trained) == 1 and both["lr"].tolist() == [2e-3, 4e-3]
+    assert both.iloc[0].equals(first.iloc[0])
+
+
+def test_a_sweep_returns_what_it_asked_and_records_all(tiny, in_process, tmp_path):
+    sweeping.sweep(tiny({"axes": {"lr": [2e-3, 4e-3]}}), out=tmp_path)
+    table = sweeping.sweep(tiny({"axes": {"lr": [2e-3]}}), out=tmp_path)
+    assert table["lr"].tolist() == [2e-3] and len(read_jsonl(tmp_path / "sweeps/tiny.jsonl")) == 2
+
+
+def test_a_point_asked_for_twice_is_the_first_ones(tiny, in_process, tmp_path):
+    wanted = sweeping.tasks("main", [tiny()]) + sweeping.tasks("comparison", [tiny(), tiny(seed=1)])
+    table = sweeping.train_all(wanted, tmp_path / "twice", 1)
+    assert sorted(zip(table["sweep"], table["seed"], strict=True)) == [("comparison", 1), ("main", 0)]
+
+
+def test_a_record_that_came_with_a_clone_is_not_our_own(tiny, in_process, tmp_path):
+    """The lines are kept, the trials of this machine trained: no one is shown another's numbers as their own."""
+    sweeping.sweep(tiny({"axes": {"lr": [2e-3, 4e-3]}}), out=tmp_path / "theirs")
+    record = tmp_path / "ours/sweeps/tiny.jsonl"
+    record.parent.mkdir(parents=True)
+    theirs = [replace(trial, loss=9.0) for trial in read_jsonl(tmp_path / "theirs/sweeps/tiny.jsonl")]
+    record.write_text("".join(json.dumps(asdict(trial)) + "\n" for trial in theirs))
+    table = sweeping.sweep(tiny({"axes": {"lr": [2e-3]}}), out=tmp_path / "ours")
+    assert len(InProcess.last.trained) == 1 and table["loss"][0] < 9
+    assert {trial.lr: trial.loss for trial in read_jsonl(record)} == {2e-3: table["loss"][0], 4e-3: 9.0}
+
+
+def test_adopt_takes_a_record_as_our_own(tiny, monkeypatch, tmp_path, undisturbed, asked):
+    record = tmp_path / "sweeps/some-1.5b.jsonl"
+    record.parent.mkdir()
+    record.write_bytes(undisturbed[2].read_bytes())
+    monkeypatch.setattr(sweeping, "_Pool", None)
+    assert sweeping.sweep(asked, out=tmp_path, adopt=True).equals(undisturbed[1])
+
+
+def test_a_torn_record_does_not_stop_a_sweep(tiny, in_process, tmp_path):
+    first = sweeping.sweep(tiny({"axes": {"lr": [2e-3, 4e-3]}}), out=tmp_path)
+    record = tmp_path / "sweeps/tiny.jsonl"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-100])
+    assert sweeping.sweep(tiny({"axes": {"lr": [2e-3, 4e-3]}}), out=tmp_path).equals(first)
+    assert record.read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", [{"schema": 2}, {"colour": "red"}])
+def test_a_record_we_cannot_keep_is_refused_before_anything_is_trained(tiny, monkeypatch, tmp_path, undisturbed, change):
+    record = tmp_path / "sweeps/tiny.jsonl"
+    record.parent.mkdir()
+    row = json.loads(undisturbed[2].read_text().splitlines()[0]) | change
+    record.write_text(json.dumps(row) + "\n")
+    started = []
+    monkeypatch.setattr(sweeping, "_Pool", lambda *size: started.append(size))
+    with pytest.raises(UserError, match=r"tiny\.jsonl:1 "):
+        sweeping.sweep(tiny(), out=tmp_path)
+    assert json.loads(record.read_text()) == row and not started
+
+
+def test_a_form_that_cannot_tie_is_refused_before_anything_is_trained(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweeping, "_Pool", None)
+    with pytest.raises(UserError, match="a tied head needs a form"):
+        sweeping.sweep(tiny({"model.tied": True, "form": "sp", "width": 64}), out=tmp_path)
+
+
+def test_data_that_changes_under_a_sweep_is_refused(tiny, in_process, monkeypatch, tmp_path):
+    """Its trials would not be the ones that were asked for, and be trained again for ever."""
+    (tmp_path / "text.txt").write_text("before " * 1000)
+    recipe, trial = tiny({"data.source": str(tmp_path / "text.txt")}), training.trial
+
+    def changed(*arguments):
+        (tmp_path / "text.txt").write_text("after " * 1000)
+        data._load.cache_clear()  # a worker is another process
+        return trial(*arguments)
+
+    monkeypatch.setattr(training, "trial", changed)
+    with pytest.raises(UserError, match=r"`.*text.txt` must stay as it is while a sweep runs, but a worker read other data"):
+        sweeping.sweep(recipe, out=tmp_path)
+    assert read_jsonl(tmp_path / "sweeps/tiny.jsonl") == []
+
+
+# --- deaths ----------------------------------------------------------------------------------------------------------
+
+DRIVER = """
+import os, signal, sys
+from scaletune import sweeping
+finished = sweeping._Board.finished
+
+def interrupted(board, task, trial):
+    finished(board, task, trial)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if sys.argv[3] == "interrupted":
+    sweeping._Board.finished = interrupted
+sweeping.sweep(sys.argv[1], out=sys.argv[2])
+"""
+
+
+@pytest.fixture
+def driver(asked, tmp_path, request):
+    """A driver of its own process on the same sweep: (process, its folder)."""
+    study = tmp_path / "some-1.5b.toml"
+    study.write_text(toml(asked.model_dump(exclude={"holdout", "target", "compare", "fit"})))
+    command = [sys.executable, "-c", DRIVER, str(study), str(tmp_path), getattr(request, "param", "")]
+    with subprocess.Popen(command, stderr=PIPE, text=True) as process:
+        yield process, tmp_path
+        process.kill()
+
+
+def recorded(folder):
+    """Trials in the workbench of a running driver."""
+    if not (folder / "sweeps/some-1.5b.db").exists():
+        return []
+    store = Store(folder / "sweeps/some-1.5b")
+    found = store.trials()
+    store.close()
+    return found
+
+
+def gone(processes):
+    return psutil.wait_procs(processes, timeout=PATIENCE)[1] == []
+
+
+@pytest.mark.parametrize("moment", ["any", "after a trial"])
+def test_a_killed_driver_leaves_no_orphan_and_its_rerun_the_same_record(asked, undisturbed, driver, moment):
+    process, folder = driver
+    workers, pause = wait_for(lambda: children(process.pid)), random.uniform(0, 3)
+    wait_for(lambda: recorded(folder)) if moment == "after a trial" else time.sleep(pause)
+    workers = children(process.pid) or workers
+    process.kill()
+    assert gone(workers), pause
+    before = {trial.id: trial.provenance for trial in recorded(folder)}
+    sweeping.sweep(asked, out=folder)
+    assert measured(folder / "sweeps/some-1.5b.jsonl") == measured(undisturbed[2]), pause
+    after = {trial.id: trial.provenance for trial in recorded(folder)}
+    assert before.items() <= after.items()  # what was on record was not trained again
+
+
+def test_a_worker_whose_driver_is_gone_leaves_in_the_middle_of_its_trial(tiny):
+    order = {"sweep": "main", "recipe": tiny(tokens=256 * 10**6).model_dump()}  # an hour
+    with subprocess.Popen([sys.executable, "-m", "scaletune.sweeping"], stdin=PIPE, stdout=PIPE, text=True) as worker:
+        worker.stdin.write(json.dumps(order) + "\n")
+        worker.stdin.flush()
+        assert 0 < json.loads(worker.stdout.readline())["progress"] < 0.01
+        worker.stdin.close()
+        assert worker.wait(10) == 0
+
+
+@pytest.mark.parametrize("driver", ["interrupted"], indirect=True)
+def test_an_interrupt_leaves_the_record_written(undisturbed, driver):
+    process, folder = driver
+    workers = wait_for(lambda: children(process.pid))
+    assert process.wait(PATIENCE) == -signal.SIGINT and "KeyboardInterrupt" in process.stderr.read()
+    assert gone(workers)
+    on_record = measured(folder / "sweeps/some-1.5b.jsonl")
+    assert on_record and all(line in measured(undisturbed[2]) for line in on_record)
+    assert {line["id"] for line in on_record} == {trial.id for trial in recorded(folder)}
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_trained(tiny, tmp_path, monkeypatch):
+    """Killed in the middle of the trial: when it has said how far it is."""
+    killed, progress = [], sweeping._Board.progress
+
+    def watched(board, task, share):
+        progress(board, task, share)
+        if 0 < share < 1 and not killed:
+            killed.append(children()[0])
+            killed[0].send_signal(signal.SIGKILL)
+
+    monkeypatch.setattr(sweeping._Board, "progress", watched)
+    recipe = tiny({"tokens": 256 * 400, "engine.workers": 1})
+    table = sweeping.sweep(recipe, out=tmp_path)
+    assert len(killed) == 1 and table["status"].tolist() == ["done"]
+    alone, curve = training.trial(recipe, "main", training.accelerator())
+    assert table["loss"][0] == alone.loss and len(curve) == 400
+    assert not children()
+
+
+@pytest.fixture
+def worker_is(tmp_path, monkeypatch):
+    """Put a shell script in the worker's place."""
+
+    def replace_it(script):
+        path = tmp_path / "worker"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return replace_it
+
+
+@pytest.mark.parametrize("script", ["echo 'out of memory' >&2; exit 3", "read order; echo 'out of memory' >&2; printf '{\"progr'; exit 3"])
+def test_a_trial_whose_worker_always_dies_is_recorded_and_tried_next_time(tiny, tmp_path, worker_is, monkeypatch, script):
+    worker_is(script)
+    recipe = tiny({"axes": {"lr": [2e-3, 4e-3]}, "engine.workers": 2})
+    table = sweeping.sweep(recipe, out=tmp_path)
+    assert table["status"].tolist() == ["failed", "failed"] and table["loss"].isna().all()
+    assert set(table["message"]) == {"its worker died 3 times; last words: out of memory (exit status 3)"}
+    assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["failed", "failed"]
+    monkeypatch.setattr(sweeping, "_Pool", InProcess)
+    assert sweeping.sweep(recipe, out=tmp_path)["status"].tolist() == ["done", "done"]
+    assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["done", "done"]
+
+
+def test_two_messages_at_once_are_both_heard(tiny, tmp_path, worker_is):
+    """A line left in a buffer of ours would never wake the driver again."""
+    trial, curve = training.trial(tiny(), "main", training.accelerator())
+    lines = [{"progress": 0.5}, {"progress": 1.0}, {"trial": asdict(trial), "curve": curve}]
+    (tmp_path / "answers").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    worker_is(f"read order; cat {tmp_path}/answers; exec sleep {PATIENCE}")
+    done = []
+    thread = threading.Thread(target=lambda: done.append(sweeping.sweep(tiny({"engine.workers": 1}), out=tmp_path)), daemon=True)
+    thread.start()
+    thread.join(PATIENCE / 2)
+    assert done and done[0]["loss"].tolist() == [trial.loss]
+
+
+def test_workers_inherit_nothing_of_a_surrounding_launch(monkeypatch):
+    for name in (*sweeping.INHERITED, "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("KEPT", "1")
+    made = sweeping._environment(0)
+    assert made["KEPT"] == made["OMP_NUM_THREADS"] == "1"
+    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"} & made.keys()
+
+
+def test_one_worker_a_core_unless_said(monkeypatch):
+    monkeypatch.setattr(sweeping, "_gpus", lambda: 0)
+    assert sweeping._slots("auto") == len(os.sched_getaffinity(0))
+    assert sweeping._slots(5) == 5
+    monkeypatch.setattr(sweeping, "_gpus", lambda: 8)
+    assert sweeping._slots("auto") == 8
+    assert sweeping._environment(9)["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+NOISY = """
+import os
+from scaletune import sweeping
+
+def serve(orders, answers):
+    print("noise", flush=True)
+    answers.write("answer")
+    answers.flush()
+    os._exit(0)
+
+sweeping._serve = serve
+sweeping.main()
+"""
+
+
+def test_what_a_library_prints_does_not_get_between_the_answers():
+    """The worker's own standard output goes to its log."""
+    with subprocess.Popen([sys.executable, "-c", NOISY], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
+        process.wait(PATIENCE)
+        assert (process.stdout.read(), process.stderr.read()) == ("answer", "noise\n")
+
+
+def test_the_board_says_how_far_and_how_good(tiny, in_process, tmp_path, capsys):
+    table = sweeping.sweep(tiny({"axes": {"lr": [2e-3, 8e-3, 1e3]}}), out=tmp_path)
+    said = capsys.readouterr().err
+    best = table.loc[table["loss"].idxmin()]
+    assert "trials 3/3" in said and "100%" in said
+    assert f"best {best['loss']:.4f} at width 32, lr {best['lr']:.3g}" in said
+
+
+def test_readers_may_look_while_a_sweep_writes(tmp_path, undisturbed):
+    trials = read_jsonl(undisturbed[2])
+    store = Store(tmp_path / "sweep")
+    store.put(trials[0])
+    other = Store(tmp_path / "sweep")
+    with store._write():
+        assert other.trials() == trials[:1]
+    other.close()
+    store.close()
+    assert Path(tmp_path / "sweep.db").exists()

@@ -1,0 +1,355 @@
+"""What is emitted: loaded by the library it is for, and there the same function, the same start and the same training as ours."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import GraniteConfig, GraniteForCausalLM
+
+from scaletune import counting, models, optim, recipe
+from scaletune.errors import UserError
+from scaletune.predicting import Prediction
+from scaletune.rules import FORMS
+from scaletune.transferring import Transfer, granite, one_std, own, prepare, transfer
+
+VOCAB = 64
+EVIDENCE = {  # as `prepare` makes it
+    "scaletune": "0.1.0", "fit": "0123456789abcdef", "law": "lr_nd", "n_params": 25000, "tokens": 2048, "lr": 0.0123456,
+    "interval": {"lr": [0.009, 0.017], "batch_tokens": None, "loss": None}, "level": 0.95, "band": {"lr": [0.0061, 0.024]},
+    "loss": None, "status": ['a sentence with "quotes", a \\ and an é'], "assumptions": ["one", "two"],
+}  # fmt: skip
+WIDE = {"width": 128, "parametrization.base_width": 32, "parametrization.init_std": 0.2}
+EVERYTHING = {  # every multiplier away from one
+    "parametrization.embedding_multiplier": 3.0, "parametrization.logits_multiplier": 0.7, "parametrization.depth_alpha": 0.5,
+    "parametrization.base_depth": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def made(tiny):
+    """settings -> a Transfer, without a fit."""
+
+    def make(settings=()):
+        target = tiny(WIDE | dict(settings) | {"evidence": EVIDENCE})
+        return Transfer(target, VOCAB, counting.planned(target, VOCAB), counting.multipliers(target, VOCAB), EVIDENCE)
+
+    return make
+
+
+def config_of(transferred):
+    rows, multipliers = one_std(transferred)
+    return granite.config(transferred, rows, multipliers)
+
+
+def loaded(transferred, **changed):
+    """transformers' model from our config, with our initial weights rewritten for one init std."""
+    theirs = GraniteForCausalLM(GraniteConfig(**config_of(transferred) | changed)).eval()
+    ours = models.build(transferred.target, VOCAB)
+    rows, _ = one_std(transferred)
+    theta = {row.name: new.multiplier / row.multiplier for row, new in zip(transferred.plan, rows, strict=True)}
+    state = theirs.load_state_dict({name: w / theta[name] for name, w in models.plain_state(ours).items()}, strict=False)
+    tied = transferred.target.model.tied
+    assert not state.unexpected_keys and state.missing_keys == (["lm_head.weight"] if tied else [])
+    return theirs, ours
+
+
+def drawn(seed=0):
+    return torch.randint(VOCAB, (4, 16), generator=torch.Generator().manual_seed(seed))
+
+
+def loader(folder):
+    """The emitted loader.py, imported as a user would."""
+    spec = importlib.util.spec_from_file_location("loader", folder / "loader.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- config.json -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING, {"model.tied": True}, {"form": "sp", "seq_len": 64}])
+def test_every_key_is_declared(made, settings):
+    """transformers keeps unknown keys in silence, so a misspelt one would pass."""
+    emitted = config_of(made(settings))
+    declared = {field.name for field in dataclasses.fields(GraniteConfig)} | {"model_type"}
+    assert emitted.keys() <= declared
+    config = GraniteConfig(**emitted)
+    assert emitted == {key: getattr(config, key) for key in emitted}
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_logits_are_ours(made, form):
+    theirs, ours = loaded(made(EVERYTHING | {"form": form}))
+    with torch.no_grad():
+        expected = ours(drawn())[0]
+        assert torch.allclose(theirs(drawn()).logits, expected, rtol=0, atol=1e-5 * float(expected.std()) + 1e-6)
+
+
+@pytest.mark.parametrize("form", ["mup_t8", "mup_t9", "mean_field"])
+def test_logits_are_ours_when_tied(made, form):
+    theirs, ours = loaded(made(EVERYTHING | {"form": form, "model.tied": True}))
+    with torch.no_grad():
+        assert torch.allclose(theirs(drawn()).logits, ours(drawn())[0], rtol=0, atol=1e-5)
+
+
+NEUTRAL = {"embedding_multiplier": 1.0, "attention_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
+
+
+@pytest.mark.parametrize("key", NEUTRAL)
+def test_each_multiplier_matters(made, key):
+    """The same logits would come out of a config without it, were it one that transformers ignores."""
+    (theirs, ours), (without, _) = loaded(made(EVERYTHING)), loaded(made(EVERYTHING), **{key: NEUTRAL[key]})
+    with torch.no_grad():
+        expected = ours(drawn())[0]
+        assert (theirs(drawn()).logits - expected).abs().max() < 1e-5 < 1e-2 < (without(drawn()).logits - expected).abs().max()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_own_init_has_the_planned_std(made, tied):
+    torch.manual_seed(0)
+    transferred = made({"model.tied": tied})
+    config = config_of(transferred)
+    rows = {row.name: row for row in one_std(transferred)[0]}
+    for name, parameter in GraniteForCausalLM(GraniteConfig(**config)).named_parameters():
+        expected, values = rows[name].init_std, parameter.detach()
+        assert expected == (0 if rows[name].role == "vec" else pytest.approx(config["initializer_range"], rel=1e-12))
+        assert float(values.std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * values.numel())), name
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_at_the_base_size_it_is_the_ordinary_config(made, form):
+    emitted = config_of(made({"form": form, "width": 32, "model.depth": 2}))
+    assert {key: emitted[key] for key in NEUTRAL} == pytest.approx(NEUTRAL | {"attention_multiplier": 16**-0.5})
+    assert emitted["initializer_range"] == 0.2
+
+
+def test_unreachable_by_one_std_is_refused(made):
+    rows = made().plan
+    odd = [dataclasses.replace(row, init_std=0.3) if "down_proj" in row.name else row for row in rows]
+    with pytest.raises(UserError, match="one init std for all matrices must be reachable, but the hidden ones act with"):
+        one_std(dataclasses.replace(made(), plan=odd))
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+class Turns(torch.nn.Module):
+    """transformers computes rotary positions in float32; ours are put in their place."""
+
+    def __init__(self, cos, sin):
+        super().__init__()
+        self.cos, self.sin = cos, sin
+
+    def forward(self, x, position_ids):
+        return self.cos[position_ids], self.sin[position_ids]
+
+
+def in_float64(theirs, ours):
+    """Both models in float64, without the two places where transformers goes back to float32."""
+    theirs, ours = theirs.double(), ours.double()
+    theirs.model.rotary_emb = Turns(ours.cos, ours.sin)
+    for module in theirs.modules():
+        if type(module).__name__ == "GraniteRMSNorm":
+            module.forward = lambda x, m=module: F.rms_norm(x, x.shape[-1:], m.weight, m.variance_epsilon)
+    return theirs, ours
+
+
+def trained(loss_of, opt, scheduler, steps=8):
+    losses = []
+    for _ in range(steps):
+        opt.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        opt.step()
+        scheduler()
+        losses.append(loss.item())
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("settings", [{}, {"model.tied": True}, {"form": "mup_t3"}, {"form": "sp_per_layer"}, EVERYTHING])
+def test_it_trains_as_ours(made, tmp_path, settings):
+    """Their model with the groups and the schedule of loader.py, and ours with our own: the same losses, step by step."""
+    transferred = made({"optimizer.eps": 1e-4, "lr": 2e-2} | settings)
+    granite.emit(transferred, tmp_path)
+    theirs, ours = in_float64(*loaded(transferred))
+    attach = loader(tmp_path)
+    tokens, targets = drawn(), drawn(1)
+    settings, schedule = transferred.target.optimizer, transferred.target.schedule
+
+    opt = attach.make_optimizer(theirs)
+    got = trained(lambda: F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()), opt, attach.make_scheduler(opt).step)
+    own_opt = torch.optim.AdamW(optim.groups(ours, transferred.plan), betas=(settings.beta1, settings.beta2))
+    shares = iter([(step + 1) / 8 for step in range(1, 8)] + [1])
+    optim.set_share(own_opt, schedule, 1 / 8)
+    expected = trained(lambda: ours(tokens, targets).sum(), own_opt, lambda: optim.set_share(own_opt, schedule, next(shares)))
+
+    assert got == pytest.approx(expected, rel=1e-12)
+    assert expected[-1] < expected[0] - 0.1
+
+
+# --- loader.py -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def emitted(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("granite")
+    granite.emit(made(), folder)
+    return folder
+
+
+@pytest.fixture
+def hf(made):
+    return GraniteForCausalLM(GraniteConfig(**config_of(made())))
+
+
+def test_loader_is_short_and_needs_torch_alone(emitted):
+    lines = (emitted / "loader.py").read_text().split('"""', 2)[2].splitlines()
+    assert sum(bool(line.strip()) for line in lines) < 60
+    imported = {line.split()[1] for line in lines if line.startswith(("import ", "from "))}
+    assert imported == {"json", "math", "re", "pathlib", "torch"}
+
+
+def test_loader_gives_each_tensor_its_numbers(made, emitted, hf):
+    rows = {row.name: row for row in one_std(made())[0]}
+    names = {id(parameter): name for name, parameter in hf.named_parameters()}
+    groups = loader(emitted).make_groups(hf)
+    got = {names[id(p)]: (group["lr"], group["weight_decay"], group["eps"]) for group in groups for p in group["params"]}
+    assert got == {name: (row.lr, row.weight_decay, row.eps) for name, row in rows.items()}
+
+
+def test_loader_knows_tensors_under_a_wrapper(emitted, hf):
+    plain = loader(emitted).make_groups(hf)
+    wrapped = torch.nn.ModuleDict({"module": torch.compile(hf, backend="eager")})
+    assert {name.split(".")[1] for name, _ in wrapped.named_parameters()} == {"_orig_mod"}
+    assert [len(group["params"]) for group in loader(emitted).make_groups(wrapped)] == [len(group["params"]) for group in plain]
+
+
+def test_loader_refuses_what_it_cannot_explain(emitted, hf):
+    hf.model.layers[0].self_attn.scale = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match=r"explains every parameter, but not model.layers.0.self_attn.scale"):
+        loader(emitted).make_groups(hf)
+
+
+def test_loader_refuses_a_pattern_that_matches_nothing(emitted, hf):
+    hf.lm_head = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"every pattern must match a parameter, but these match none: .*lm_head"):
+        loader(emitted).make_groups(hf)
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_loaders_schedule_is_ours(made, tmp_path, kind, warmup):
+    transferred = made({"schedule.kind": kind, "schedule.warmup": warmup, "schedule.floor": 0.1})
+    granite.emit(transferred, tmp_path)
+    attach = loader(tmp_path)
+    opt = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 2.0)])
+    scheduler = attach.make_scheduler(opt)
+    for step in range(transferred.target.budget.steps):
+        now = optim.multiplier(transferred.target.schedule, (step + 1) / transferred.target.budget.steps)
+        assert [group["lr"] for group in opt.param_groups] == pytest.approx([0.5 * now, 2.0 * now], abs=1e-12)
+        opt.step()
+        scheduler.step()
+
+
+def test_what_the_config_cannot_hold_is_said(emitted):
+    said = json.loads((emitted / "param_groups.json").read_text())
+    assert said["evidence"] == EVIDENCE
+    assert [any(word in line for line in said["not_in_config"]) for word in ("learning rate", "schedule", "clipping")] == [True] * 3
+    assert said["optimizer"]["max_grad_norm"] == 1.0 and said["budget"]["steps"] == 8
+
+
+# --- our own recipe --------------------------------------------------------------------------------------------------
+
+
+def without_none(value):
+    return {key: without_none(v) for key, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING, {"model.tied": True, "optimizer.eps": 1e-12, "budget.tokens": 256 * 10**12}])
+def test_the_emitted_recipe_is_the_target(made, tmp_path, settings):
+    transferred = made(settings)
+    path, _ = own.emit(transferred, tmp_path)
+    read = recipe.load(path)
+    expected = transferred.target
+    assert read == expected.model_copy(update={"evidence": without_none(expected.evidence)})
+
+
+def test_the_neutral_plan_holds_every_tensor(made, tmp_path):
+    transferred = made(EVERYTHING)
+    plan = json.loads(own.emit(transferred, tmp_path)[1].read_text())
+    assert plan["schema"] == "scaletune.plan/1" and plan["base"] == {"width": 32, "depth": 1}
+    assert [row["name"] for row in plan["tensors"]] == [t.name for t in counting.tensors(transferred.target.model, VOCAB)]
+    assert plan["multipliers"] == transferred.multipliers
+
+
+# --- from a fit ------------------------------------------------------------------------------------------------------
+
+
+class Learned(SimpleNamespace):
+    """What `prepare` asks of a fit: a prediction and what it rests on."""
+
+    def predict(self, *, n_params, tokens):
+        self.asked = (n_params, tokens)
+        return Prediction(
+            law="lr_nd", lr=self.lr, batch_tokens=self.batch_tokens, interval={"lr": [0.009, 0.017], "loss": None}, band={"lr": None}
+        )
+
+
+def learned(lr=0.012345678, batch_tokens=256.0, **others):
+    return Learned(
+        law="lr_nd", digest="0123456789abcdef", level=0.95, lr=lr, batch_tokens=batch_tokens, assumptions=["same data"],
+        ranges={"depth": [2, 2]}, provenance={"vocab_size": VOCAB}, **others,
+    )  # fmt: skip
+
+
+def test_the_predicted_lr_goes_into_the_target_and_every_tensor(tiny):
+    target, fit = tiny(WIDE), learned()
+    prepared, best = prepare(fit, target)
+    assert fit.asked == (counting.params(target.model, VOCAB)["n_params"], 2048)
+    assert best.lr == 0.012345678 and prepared.target.optimizer.lr == 0.01235
+    lr = {row.name: row.lr for row in prepared.plan}
+    assert lr["model.norm.weight"] == 0.01235 and lr["model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.01235 / 4)
+    assert prepared.evidence["lr_at_fitted_batch"] == best.lr and prepared.evidence["fit"] == fit.digest
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor", "sentence"),
+    [
+        ({}, 1.0, "batch of 256 tokens, as in the proxies"),
+        ({"batch_tokens": 1024}, 2.0, "batch 256 -> 1024 tokens: lr times 2 by the square-root rule"),
+        ({"model.depth": 4}, 1.0, "depth 2 -> 4 with no depth rule: no proxy tested another depth"),
+        ({"model.depth": 4} | EVERYTHING, 1.0, "depth 2 -> 4 by residual branches ~ depth**-0.5"),
+    ],
+)
+def test_what_no_proxy_tested_is_an_assumption(tiny, settings, factor, sentence):
+    prepared, best = prepare(learned(), tiny(WIDE | settings))
+    assert prepared.target.optimizer.lr == pytest.approx(best.lr * factor, rel=1e-3)
+    assert any(sentence in assumption for assumption in prepared.evidence["assumptions"])
+    assert "same data" in prepared.evidence["assumptions"]
+
+
+@pytest.mark.parametrize("lr", [None, math.inf])
+def test_a_law_without_an_lr_transfers_nothing(tiny, lr):
+    with pytest.raises(UserError, match="a transfer needs a law that gives a learning rate, but `lr_nd` gives none"):
+        prepare(learned(lr=lr), tiny(WIDE))
+
+
+def test_every_format_is_written_under_its_name(tiny, tmp_path):
+    answer = transfer(learned(), tiny(WIDE), ["granite", "recipe"], tmp_path)
+    names = ["granite/config.json", "granite/param_groups.json", "granite/loader.py", "recipe/target.toml", "recipe/plan.json"]
+    assert answer["files"] == [str(tmp_path / name) for name in names]
+    assert all((tmp_path / name).stat().st_size for name in names)
+    assert recipe.load(tmp_path / "recipe/target.toml").optimizer.lr == 0.01235
+
+
+def test_an_unknown_format_is_refused_before_anything_is_written(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"unknown format `granit` \(nearest: 'granite'\)"):
+        transfer(learned(), tiny(WIDE), ["recipe", "granit"], tmp_path)
+    assert not list(tmp_path.iterdir())
