@@ -31,7 +31,7 @@ _HOME = {
     "report": "reporting", "run": "running", "sweep": "sweeping", "transfer": "transferring",
     "Fit": "records", "Recipe": "recipe", "Trial": "records", "UserError": "errors", "read_trials": "records",
 }  # fmt: skip
-__all__ = [*_HOME, "laws"]  # noqa: PLE0604
+__all__ = [*_HOME, "laws"]
 
 
 def __getattr__(name: str) -> Any:

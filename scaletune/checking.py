@@ -47,7 +47,8 @@ def changes(recipe: Recipe, corpus: data.Corpus) -> dict[tuple[str, int], float]
     opt = optim.optimizer(model, counting.planned(recipe, corpus.vocab_size), recipe.optimizer)
     rows = recipe.budget.batch_tokens // recipe.data.seq_len
     windows = torch.from_numpy(corpus.batch(recipe.seed, 0, rows, recipe.data.seq_len))
-    start, found = _activations(model, windows[:, :-1]), {}
+    start = _activations(model, windows[:, :-1])
+    found: dict[tuple[str, int], float] = {}
     for step in range(1, max(STEPS) + 1):
         opt.zero_grad()
         model(windows[:, :-1], windows[:, 1:]).sum().backward()

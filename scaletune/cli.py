@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def _sweep(args: argparse.Namespace) -> Answer:
     counts = {status: int((trials["status"] == status).sum()) for status in ("done", "diverged", "failed")}
     done = trials[trials["status"] == "done"]
     columns = ["id", "width", "depth", "tokens", "lr", "seed", "loss"]
-    best = done.loc[done["loss"].idxmin(), columns].to_dict() if len(done) else None
+    best = done.nsmallest(1, "loss")[columns].to_dict("records")[0] if len(done) else None
     path = Path(args.out) / "sweeps" / f"{asked.name}.jsonl"
     lines = [f"{len(trials)} trials: " + ", ".join(f"{n} {status}" for status, n in counts.items()), f"records: {path}"]
     if best:
@@ -134,7 +135,9 @@ def _count(args: argparse.Namespace) -> Answer:
     vocab_size = data.load(asked.data).vocab_size if known else counting.BYTES_TEXT_VOCAB
     rows = [counting.count(point, vocab_size) for point in recipe.points(asked)]
     total = {"trials": len(rows), "flops": sum(row["flops"] for row in rows), "seconds": sum(row["seconds"] for row in rows)}
-    lines = [f"{'width':>6} {'depth':>5} {'n_params':>12} {'total':>12} {'tokens':>12} {'steps':>8} {'FLOPs':>9} {'memory':>9} {'seconds':>8}  trials"]
+    lines = [
+        f"{'width':>6} {'depth':>5} {'n_params':>12} {'total':>12} {'tokens':>12} {'steps':>8} {'FLOPs':>9} {'memory':>9} {'seconds':>8}  trials"
+    ]
     for row, n in _counted(rows):
         p, memory = row["params"], sum(row["memory_bytes"].values())
         lines.append(
@@ -142,8 +145,13 @@ def _count(args: argparse.Namespace) -> Answer:
             f" {row['flops']:9.2e} {memory / 2**20:6.0f}MiB {row['seconds']:8.3g}  {n}"
         )
     groups = rows[0]["params"]
-    lines.append("parameters by group (first point): " + ", ".join(f"{name} {groups[name]:,}" for name in ("embedding", "attention", "mlp", "norm", "head")))
-    lines.append(f"{total['trials']} trials, {total['flops']:.3g} FLOPs, about {total['seconds']:.0f} core seconds (a guess: 60 GFLOP/s and 2.5 ms a step)")
+    lines.append(
+        "parameters by group (first point): "
+        + ", ".join(f"{name} {groups[name]:,}" for name in ("embedding", "attention", "mlp", "norm", "head"))
+    )
+    lines.append(
+        f"{total['trials']} trials, {total['flops']:.3g} FLOPs, about {total['seconds']:.0f} core seconds (a guess: 60 GFLOP/s and 2.5 ms a step)"
+    )
     return {"points": rows, "total": total}, lines
 
 
@@ -187,7 +195,9 @@ def _widths(text: str) -> list[int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="scaletune", description="Scaling laws and hyperparameter transfer: tune small proxies, predict the target, say how sure.")
+    parser = _Parser(
+        prog="scaletune", description="Scaling laws and hyperparameter transfer: tune small proxies, predict the target, say how sure."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     def command(name: str, act: Callable[[argparse.Namespace], Answer], about: str, example: str) -> argparse.ArgumentParser:
@@ -199,9 +209,16 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def settings(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--set", action="append", default=[], metavar="A.B=C", help="put a setting over the file's, e.g. --set model.depth=4")
+        made.add_argument(
+            "--set", action="append", default=[], metavar="A.B=C", help="put a setting over the file's, e.g. --set model.depth=4"
+        )
 
-    c = command("run", _run, "The main job: sweep, fit, validate on a held-out cell, transfer, report. Resumes.", "scaletune run configs/quickstart.toml")
+    c = command(
+        "run",
+        _run,
+        "The main job: sweep, fit, validate on a held-out cell, transfer, report. Resumes.",
+        "scaletune run configs/quickstart.toml",
+    )
     c.add_argument("study", help="a recipe with axes, and where wanted `holdout` and `target`")
     c.add_argument("--out", default=".", help="folder that gets sweeps/, fits/ and configs/ (default: here)")
     c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
@@ -209,7 +226,10 @@ def _parser() -> argparse.ArgumentParser:
     c = command("laws", _laws, "The catalogue of published laws, or one in full.", "scaletune laws steplaw_lr_bs")
     c.add_argument("id", nargs="?")
     c = command(
-        "predict", _predict, "The optimum at a scale, by published laws or by a fit.", "scaletune predict --n-params 1e9 --tokens 1e11 --law steplaw_lr_bs"
+        "predict",
+        _predict,
+        "The optimum at a scale, by published laws or by a fit.",
+        "scaletune predict --n-params 1e9 --tokens 1e11 --law steplaw_lr_bs",
     )
     c.add_argument("--n-params", type=_number, required=True, help="parameters, embedding and head left out")
     c.add_argument("--tokens", type=_number, required=True, help="tokens trained on")
@@ -217,15 +237,30 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--flops", type=_number, help="training FLOPs, for laws of compute (default: 6 * n_params * tokens)")
     c.add_argument("--law", action="append", metavar="ID", help="a published law; may be repeated (default: all that give an lr)")
     c.add_argument("--fit", metavar="FIT.json", help="a fit written by `scaletune fit` or `run`")
-    c = command("count", _count, "Parameters, FLOPs, tokens, memory and seconds of every point. Trains nothing.", "scaletune count configs/quickstart.toml")
+    c = command(
+        "count",
+        _count,
+        "Parameters, FLOPs, tokens, memory and seconds of every point. Trains nothing.",
+        "scaletune count configs/quickstart.toml",
+    )
     c.add_argument("recipe")
     settings(c)
-    c = command("check", _check, "Coordinate check: does this parametrization hold over width?", "scaletune check configs/quickstart.toml --widths 32,64,128")
+    c = command(
+        "check",
+        _check,
+        "Coordinate check: does this parametrization hold over width?",
+        "scaletune check configs/quickstart.toml --widths 32,64,128",
+    )
     c.add_argument("recipe")
     c.add_argument("--widths", type=_widths, default=[32, 64, 128, 256], metavar="W,W,...")
     c.add_argument("--seeds", type=int, default=3)
     settings(c)
-    c = command("sweep", _sweep, "Train every point of a recipe that is not on record.", "scaletune sweep configs/quickstart.toml --set model.depth=4")
+    c = command(
+        "sweep",
+        _sweep,
+        "Train every point of a recipe that is not on record.",
+        "scaletune sweep configs/quickstart.toml --set model.depth=4",
+    )
     c.add_argument("recipe")
     c.add_argument("--engine", choices=["local"], default="local", help="where trials run")
     c.add_argument("--out", default=".", help="folder that gets sweeps/ (default: here)")
@@ -237,7 +272,10 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--holdout", metavar="EXPR", help="cells to judge on instead of fitting, e.g. 'n_params > 5e6 and tokens >= 1e9'")
     c.add_argument("--out", dest="to", metavar="FILE", help="where the fit is written (of a recipe: fits/NAME.json)")
     c = command(
-        "transfer", _transfer, "Put a fit's answer into a target's configs.", "scaletune transfer fits/quickstart.json configs/quickstart-target.toml --to granite --out out"
+        "transfer",
+        _transfer,
+        "Put a fit's answer into a target's configs.",
+        "scaletune transfer fits/quickstart.json configs/quickstart-target.toml --to granite --out out",
     )
     c.add_argument("fit", metavar="FIT.json")
     c.add_argument("target", metavar="TARGET.toml")
@@ -263,6 +301,7 @@ def _known_command(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script: returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to stop us: as clean as Ctrl-C
     try:
         _known_command(argv)
         args = _parser().parse_args(argv)
@@ -280,4 +319,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("scaletune: interrupted; what was trained is on record, the same command carries on", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0

@@ -52,7 +52,11 @@ def basin_curves(trials: pd.DataFrame) -> list[Curve]:
     for value, rows in done.groupby(size):
         loss = rows.groupby("lr")["loss"]
         x = np.array(sorted(rows["lr"].unique()), float)
-        curves.append(Curve(f"{size.replace('n_params', 'parameters')} {value:g}", x, *(np.array(f(), float) for f in (loss.mean, loss.min, loss.max))))
+        curves.append(
+            Curve(
+                f"{size.replace('n_params', 'parameters')} {value:g}", x, *(np.array(f(), float) for f in (loss.mean, loss.min, loss.max))
+            )
+        )
     return curves
 
 
@@ -107,7 +111,9 @@ def _draw_points(points: Points, ax: Axes, color: str, marker: str = "o", size: 
     ax.errorbar(x, y, error, fmt=marker, color=color, ms=size, capsize=2, mec="black", mew=0.5, lw=1, label=points.label, zorder=3)
 
 
-def draw_law(curves: Sequence[Curve], points: Sequence[Points], held: Sequence[tuple[str, float, Points]], ax: Axes, quantity: str = "lr") -> Axes:
+def draw_law(
+    curves: Sequence[Curve], points: Sequence[Points], held: Sequence[tuple[str, float, Points]], ax: Axes, quantity: str = "lr"
+) -> Axes:
     """The law at each horizon, the interval of the last one, the cells it was fitted to, the held-out cell predicted and measured."""
     for i, (curve, color) in enumerate(zip(curves, [*COLORS[: len(points)], "black"], strict=False)):
         ax.plot(curve.x, curve.y, "--" if i >= len(points) else "-", color=color, lw=1.3)
@@ -124,7 +130,9 @@ def draw_law(curves: Sequence[Curve], points: Sequence[Points], held: Sequence[t
         axis(lambda value, _: f"{value:.3g}")
     ax.tick_params(which="both", labelsize=8)
     ax.grid(alpha=0.25, which="both")
-    ax.set(xlabel="parameters (non-embedding)", ylabel={"lr": "optimal learning rate", "loss": "loss at the optimum, nats per token"}[quantity])
+    ax.set(
+        xlabel="parameters (non-embedding)", ylabel={"lr": "optimal learning rate", "loss": "loss at the optimum, nats per token"}[quantity]
+    )
     ax.legend(fontsize=7, frameon=False)
     return ax
 
@@ -179,7 +187,7 @@ def law_figure(fit: Fit) -> Figure:
 
 def _panels(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """One panel a token horizon."""
-    return {tokens_label(float(tokens)): rows for tokens, rows in trials.groupby("tokens")}
+    return {tokens_label(tokens): trials[trials["tokens"] == tokens] for tokens in sorted(trials["tokens"].unique())}
 
 
 def plot(source: Fit | pd.DataFrame | str | Path, out: str | Path = "plots") -> list[Path]:

@@ -72,7 +72,7 @@ class Parametrization(Section):
     form: str = "mup"
     base_width: Count
     base_depth: Count | None = None  # needed by a depth rule
-    depth_alpha: Literal[0.0, 0.5, 1.0] = 0.0  # residual branches times (depth / base_depth)**-alpha; 0: no depth rule
+    depth_alpha: float = 0.0  # 0, 1/2 or 1: residual branches times (depth / base_depth)**-alpha; 0: no depth rule
     init_std: Positive = 0.02  # of every matrix at the base width
     embedding_multiplier: Positive = 1.0  # at the base width
     logits_multiplier: Positive = 1.0  # at the base width
@@ -81,6 +81,8 @@ class Parametrization(Section):
     def _known(self) -> Parametrization:
         if self.form not in FORMS:
             raise ValueError(f"`form` must be one we know, but got {self.form!r}{nearest(self.form, FORMS)}")
+        if self.depth_alpha not in (0, 0.5, 1):
+            raise ValueError(f"`depth_alpha` must be 0, 0.5 or 1, but got {self.depth_alpha}")
         if self.depth_alpha and self.base_depth is None:
             raise ValueError(f"`depth_alpha > 0` needs `base_depth`, but got depth_alpha={self.depth_alpha} and none")
         return self

@@ -199,7 +199,7 @@ class Store:
         self._db.close()
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
     """A DataFrame row as JSON values: pandas turns None into NaN, JSON wants null."""
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 

@@ -143,7 +143,10 @@ def report(fit: Fit, path: str | Path = "report.html", answer: Mapping[str, Any]
     for picture in (answer or {}).get("pictures", []):
         encoded = base64.b64encode(Path(picture).read_bytes()).decode()
         parts.append(f'<img alt="{html.escape(Path(picture).stem)}" src="data:image/png;base64,{encoded}">')
-    parts += ["<h2>Cells</h2>", _table(fit.cells, ("n_params", "tokens", "batch_tokens", "lr", "se", "floor", "floor_se", "n_runs", "status"))]
+    parts += [
+        "<h2>Cells</h2>",
+        _table(fit.cells, ("n_params", "tokens", "batch_tokens", "lr", "se", "floor", "floor_se", "n_runs", "status")),
+    ]
     dropped = [{"run": run, "reason": reason} for run, reason in fit.dropped.items()]
     parts += ["<h2>Runs left out</h2>", _table(dropped, ("run", "reason"))] if dropped else []
     write_atomically(path, PAGE.format(title=html.escape(f"scaletune: {(answer or {}).get('study', fit.law)}"), body="\n".join(parts)))

@@ -47,7 +47,7 @@ def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Calla
     model, opt = acc.prepare(model, opt)
     ceiling, outcome = 2 * math.log(corpus.vocab_size), Outcome()
     for step in range(steps):
-        optim.set_share(opt, recipe.schedule, (step + 1) / steps)
+        optim.set_share(opt, recipe.schedule, (step + 0.5) / steps)  # the middle of its tokens: no step has a learning rate of 0
         batch = corpus.batch(recipe.seed, step, rows, recipe.data.seq_len)[acc.process_index :: acc.num_processes]
         windows = torch.from_numpy(batch).to(acc.device)
         loss = model(windows[:, :-1], windows[:, 1:]).sum()

@@ -121,7 +121,7 @@ def test_multipliers_act_where_the_plan_says(tiny, form):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter *= plan[name]
-    model.embedding = model.logits = 1.0
+    model.model.embedding = model.logits = 1.0
     for module in model.modules():
         if isinstance(module, models.layers.Linear):
             module.multiplier = 1.0

@@ -47,7 +47,7 @@ MISTAKES = [  # path, value, the sentence
     ("model.family", "mamba", "`model.family` must be 'transformer', but got 'mamba'"),
     ("parametrization.form", "mup_t7", "`form` must be one we know, but got 'mup_t7' (nearest: 'mup_t9')"),
     ("parametrization.depth_alpha", 0.5, "`depth_alpha > 0` needs `base_depth`, but got depth_alpha=0.5 and none"),
-    ("parametrization.depth_alpha", 0.3, "`parametrization.depth_alpha` must be 0.0, 0.5 or 1.0, but got 0.3"),
+    ("parametrization.depth_alpha", 0.3, "`depth_alpha` must be 0, 0.5 or 1, but got 0.3"),
     ("optimizer.lr", float("inf"), "`optimizer.lr` must be a finite number, but got inf"),
     ("optimizer.lr", 0, "`optimizer.lr` must be greater than 0, but got 0"),
     ("optimizer.beta1", 1.0, "`optimizer.beta1` must be less than 1, but got 1.0"),

@@ -20,6 +20,7 @@ from scaletune import data, sweeping, training
 from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.records import Store, read_jsonl
+from scaletune.sweeping import local
 from scaletune.transferring.own import toml
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")  # of a trial, wherever and whenever it was trained
@@ -33,7 +34,7 @@ def measured(record):
 class InProcess:
     """A pool that trains in this process, so that a test of the record need not start another."""
 
-    def __init__(self, size, workers):
+    def __init__(self, size):
         self.acc, self.task, self.trained = training.accelerator(), None, []
         InProcess.last = self
 
@@ -59,7 +60,7 @@ class InProcess:
 
 @pytest.fixture
 def in_process(monkeypatch):
-    monkeypatch.setattr(sweeping, "_Pool", InProcess)
+    monkeypatch.setattr(sweeping, "Pool", InProcess)
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +78,7 @@ def undisturbed(asked, tmp_path_factory):
 
 
 def children(process=None):
-    return [child for child in psutil.Process(process).children(recursive=True) if "scaletune.sweeping" in child.cmdline()]
+    return [child for child in psutil.Process(process).children(recursive=True) if "scaletune.sweeping.worker" in child.cmdline()]
 
 
 def wait_for(condition):
@@ -112,7 +113,7 @@ def test_workers_train_what_a_trial_alone_is(asked, undisturbed):
 def test_a_second_sweep_trains_nothing(asked, undisturbed, monkeypatch):
     out, table, record = undisturbed
     before = record.read_bytes()
-    monkeypatch.setattr(sweeping, "_Pool", None)  # starting a worker would raise
+    monkeypatch.setattr(sweeping, "Pool", None)  # starting a worker would raise
     again = sweeping.sweep(asked, out=out)
     assert again.equals(table) and record.read_bytes() == before
 
@@ -152,7 +153,7 @@ def test_adopt_takes_a_record_as_our_own(tiny, monkeypatch, tmp_path, undisturbe
     record = tmp_path / "sweeps/some-1.5b.jsonl"
     record.parent.mkdir()
     record.write_bytes(undisturbed[2].read_bytes())
-    monkeypatch.setattr(sweeping, "_Pool", None)
+    monkeypatch.setattr(sweeping, "Pool", None)
     assert sweeping.sweep(asked, out=tmp_path, adopt=True).equals(undisturbed[1])
 
 
@@ -172,14 +173,14 @@ def test_a_record_we_cannot_keep_is_refused_before_anything_is_trained(tiny, mon
     row = json.loads(undisturbed[2].read_text().splitlines()[0]) | change
     record.write_text(json.dumps(row) + "\n")
     started = []
-    monkeypatch.setattr(sweeping, "_Pool", lambda *size: started.append(size))
+    monkeypatch.setattr(sweeping, "Pool", lambda *size: started.append(size))
     with pytest.raises(UserError, match=r"tiny\.jsonl:1 "):
         sweeping.sweep(tiny(), out=tmp_path)
     assert json.loads(record.read_text()) == row and not started
 
 
 def test_a_form_that_cannot_tie_is_refused_before_anything_is_trained(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr(sweeping, "_Pool", None)
+    monkeypatch.setattr(sweeping, "Pool", None)
     with pytest.raises(UserError, match="a tied head needs a form"):
         sweeping.sweep(tiny({"model.tied": True, "form": "sp", "width": 64}), out=tmp_path)
 
@@ -259,7 +260,7 @@ def test_a_killed_driver_leaves_no_orphan_and_its_rerun_the_same_record(asked, u
 
 def test_a_worker_whose_driver_is_gone_leaves_in_the_middle_of_its_trial(tiny):
     order = {"sweep": "main", "recipe": tiny(tokens=256 * 10**6).model_dump()}  # an hour
-    with subprocess.Popen([sys.executable, "-m", "scaletune.sweeping"], stdin=PIPE, stdout=PIPE, text=True) as worker:
+    with subprocess.Popen([sys.executable, "-m", "scaletune.sweeping.worker"], stdin=PIPE, stdout=PIPE, text=True) as worker:
         worker.stdin.write(json.dumps(order) + "\n")
         worker.stdin.flush()
         assert 0 < json.loads(worker.stdout.readline())["progress"] < 0.01
@@ -318,7 +319,7 @@ def test_a_trial_whose_worker_always_dies_is_recorded_and_tried_next_time(tiny, 
     assert table["status"].tolist() == ["failed", "failed"] and table["loss"].isna().all()
     assert set(table["message"]) == {"its worker died 3 times; last words: out of memory (exit status 3)"}
     assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["failed", "failed"]
-    monkeypatch.setattr(sweeping, "_Pool", InProcess)
+    monkeypatch.setattr(sweeping, "Pool", InProcess)
     assert sweeping.sweep(recipe, out=tmp_path)["status"].tolist() == ["done", "done"]
     assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["done", "done"]
 
@@ -337,26 +338,26 @@ def test_two_messages_at_once_are_both_heard(tiny, tmp_path, worker_is):
 
 
 def test_workers_inherit_nothing_of_a_surrounding_launch(monkeypatch):
-    for name in (*sweeping.INHERITED, "TORCHELASTIC_RUN_ID"):
+    for name in (*local.INHERITED, "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("KEPT", "1")
-    made = sweeping._environment(0)
+    made = local.environment(0)
     assert made["KEPT"] == made["OMP_NUM_THREADS"] == "1"
     assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"} & made.keys()
 
 
 def test_one_worker_a_core_unless_said(monkeypatch):
-    monkeypatch.setattr(sweeping, "_gpus", lambda: 0)
-    assert sweeping._slots("auto") == len(os.sched_getaffinity(0))
-    assert sweeping._slots(5) == 5
-    monkeypatch.setattr(sweeping, "_gpus", lambda: 8)
-    assert sweeping._slots("auto") == 8
-    assert sweeping._environment(9)["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setattr(local, "_gpus", lambda: 0)
+    assert local.slots("auto") == len(os.sched_getaffinity(0))
+    assert local.slots(5) == 5
+    monkeypatch.setattr(local, "_gpus", lambda: 8)
+    assert local.slots("auto") == 8
+    assert local.environment(9)["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 NOISY = """
 import os
-from scaletune import sweeping
+from scaletune.sweeping import worker
 
 def serve(orders, answers):
     print("noise", flush=True)
@@ -364,8 +365,8 @@ def serve(orders, answers):
     answers.flush()
     os._exit(0)
 
-sweeping._serve = serve
-sweeping.main()
+worker.serve = serve
+worker.main()
 """
 
 

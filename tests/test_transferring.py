@@ -154,7 +154,7 @@ class Turns(torch.nn.Module):
 def in_float64(theirs, ours):
     """Both models in float64, without the two places where transformers goes back to float32."""
     theirs, ours = theirs.double(), ours.double()
-    theirs.model.rotary_emb = Turns(ours.cos, ours.sin)
+    theirs.model.rotary_emb = Turns(ours.model.cos, ours.model.sin)
     for module in theirs.modules():
         if type(module).__name__ == "GraniteRMSNorm":
             module.forward = lambda x, m=module: F.rms_norm(x, x.shape[-1:], m.weight, m.variance_epsilon)
@@ -186,8 +186,8 @@ def test_it_trains_as_ours(made, tmp_path, settings):
     opt = attach.make_optimizer(theirs)
     got = trained(lambda: F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()), opt, attach.make_scheduler(opt).step)
     own_opt = torch.optim.AdamW(optim.groups(ours, transferred.plan), betas=(settings.beta1, settings.beta2))
-    shares = iter([(step + 1) / 8 for step in range(1, 8)] + [1])
-    optim.set_share(own_opt, schedule, 1 / 8)
+    shares = iter([(step + 0.5) / 8 for step in range(1, 9)])
+    optim.set_share(own_opt, schedule, 0.5 / 8)
     expected = trained(lambda: ours(tokens, targets).sum(), own_opt, lambda: optim.set_share(own_opt, schedule, next(shares)))
 
     assert got == pytest.approx(expected, rel=1e-12)
@@ -252,7 +252,7 @@ def test_loaders_schedule_is_ours(made, tmp_path, kind, warmup):
     opt = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 2.0)])
     scheduler = attach.make_scheduler(opt)
     for step in range(transferred.target.budget.steps):
-        now = optim.multiplier(transferred.target.schedule, (step + 1) / transferred.target.budget.steps)
+        now = optim.multiplier(transferred.target.schedule, (step + 0.5) / transferred.target.budget.steps)
         assert [group["lr"] for group in opt.param_groups] == pytest.approx([0.5 * now, 2.0 * now], abs=1e-12)
         opt.step()
         scheduler.step()

@@ -107,7 +107,9 @@ def _measure(table: pd.DataFrame, *, every_batch: bool = False, noise: tuple[flo
         found.dropped |= others
     found.said = [row["status"] for row in found.rows if row["status"] != "ok"]
     if found.usable and found.usable[0]["status"] != "ok":
-        found.said.insert(0, "no cell has its optimum inside its lr grid: the law goes through the grids' ends and is a bound, not an optimum")
+        found.said.insert(
+            0, "no cell has its optimum inside its lr grid: the law goes through the grids' ends and is a bound, not an optimum"
+        )
     for row in found.rows:
         if row not in found.usable:
             found.dropped |= dict.fromkeys(row["ids"], row["status"])

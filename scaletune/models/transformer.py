@@ -25,8 +25,10 @@ class Attention(nn.Module):
     def __init__(self, stack: int, model: Model, name: str, multipliers: Multipliers):
         super().__init__()
         self.head_dim, self.scale = model.head_dim, multipliers["attention"]
-        for proj in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            setattr(self, proj, Linear(stack, model.width, model.width, multipliers[f"{name}.{proj}.weight"]))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            Linear(stack, model.width, model.width, multipliers[f"{name}.{proj}.weight"])
+            for proj in ("q_proj", "k_proj", "v_proj", "o_proj")
+        )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # x: [K, N, width]
         stack, rows, width = x.shape
@@ -63,31 +65,44 @@ class Block(nn.Module):
         return x + self.residual * self.mlp(self.post_attention_layernorm(x))
 
 
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, model: Model, vocab_size: int, seq_len: int, multipliers: Multipliers, stack: int):
+        super().__init__()
+        self.embedding = multipliers["embedding"]
+        self.embed_tokens = Embedding(stack, vocab_size, model.width)
+        self.layers = nn.ModuleList(Block(stack, model, f"model.layers.{i}", multipliers) for i in range(model.depth))
+        self.norm = RMSNorm(stack, model.width, model.norm_eps)
+        cos, sin = rotary(seq_len, model.head_dim, model.rope_theta)
+        self.register_buffer("cos", cos.float(), persistent=False)
+        self.register_buffer("sin", sin.float(), persistent=False)
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
+        stream = [self.embed_tokens(tokens.flatten()) * self.embedding]
+        for block in self.layers:
+            stream.append(block(stream[-1], cos, sin))
+        return [*stream, self.norm(stream[-1])]
+
+
 class Transformer(nn.Module):
     """tokens [B, T] -> logits [K, B, T, V]; with targets [B, T] -> mean nats per token of each trial, [K]."""
 
     def __init__(self, model: Model, vocab_size: int, seq_len: int, multipliers: Multipliers, stack: int = 1):
         super().__init__()
-        self.stack, self.embedding, self.logits = stack, multipliers["embedding"], multipliers["logits"]
-        self.model = nn.Module()
-        self.model.embed_tokens = Embedding(stack, vocab_size, model.width)
-        self.model.layers = nn.ModuleList(Block(stack, model, f"model.layers.{i}", multipliers) for i in range(model.depth))
-        self.model.norm = RMSNorm(stack, model.width, model.norm_eps)
+        self.stack, self.logits = stack, multipliers["logits"]
+        self.model = Decoder(model, vocab_size, seq_len, multipliers, stack)
         self.lm_head = Linear(stack, model.width, vocab_size)
         if model.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
-        cos, sin = rotary(seq_len, model.head_dim, model.rope_theta)
-        self.register_buffer("cos", cos.float(), persistent=False)
-        self.register_buffer("sin", sin.float(), persistent=False)
 
     def hidden(self, tokens: Tensor) -> list[Tensor]:
         """The residual stream after the embedding, after each block, and normed: [K, N, width] each."""
-        batch, positions = tokens.shape
-        cos, sin = self.cos[:positions], self.sin[:positions]
-        stream = [self.model.embed_tokens(tokens.reshape(batch * positions)) * self.embedding]
-        for block in self.model.layers:
-            stream.append(block(stream[-1], cos, sin))
-        return [*stream, self.model.norm(stream[-1])]
+        return self.model(tokens)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         logits = self.lm_head(self.hidden(tokens)[-1]) * self.logits  # [K, N, V]

@@ -110,7 +110,7 @@ def make_scheduler(optimizer, steps=SETTINGS["budget"]["steps"]):
     s = SETTINGS["schedule"]
 
     def factor(step):
-        share = min(1.0, (step + 1) / steps)
+        share = min(1.0, (step + 0.5) / steps)
         if share < s["warmup"]:
             return share / s["warmup"]
         if s["kind"] == "constant":

@@ -1,0 +1,135 @@
+"""The local engine: one worker process a core (or a GPU), started as a plain subprocess.
+
+Driver and worker speak JSON lines over the worker's standard input and output. A worker whose driver is gone reads the end
+of its input and leaves at once, so a killed driver leaves no orphan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaletune.sweeping import Task
+
+INHERITED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # would make a worker wait for peers
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def slots(workers: str | int) -> int:
+    """How many workers: as asked, or one a GPU, or one a core this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers if isinstance(workers, int) else _gpus() or cores
+
+
+def environment(slot: int) -> dict[str, str]:
+    """One thread a worker (two on a shared core collapse), and its own GPU; nothing of a surrounding distributed launch."""
+    kept = {key: value for key, value in os.environ.items() if key not in INHERITED and not key.startswith("TORCHELASTIC_")}
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    gpus = _gpus()
+    return kept | threads | ({"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {})
+
+
+class Worker:
+    """A worker process, its log, and the task it is on."""
+
+    def __init__(self, slot: int):
+        self.slot, self.heard = slot, b""
+        self.task: Task | None = None
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (`stop` closes it)
+        command = [sys.executable, "-m", "scaletune.sweeping.worker"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment(slot))
+        assert self.process.stdin and self.process.stdout
+        self.orders: IO[bytes] = self.process.stdin
+        self.answers: IO[bytes] = self.process.stdout
+
+    def lines(self) -> list[bytes] | None:
+        """What it has said since, in whole lines, or None when its output has ended. Call when there is something to read.
+
+        Read past any buffer of ours: a second line left in one would never wake the selector.
+        """
+        said = os.read(self.answers.fileno(), 1 << 16)
+        *lines, self.heard = (self.heard + said).split(b"\n")
+        return lines if said else None
+
+    def last_words(self) -> str:
+        """The last line of its log, and how it ended."""
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").strip().splitlines()
+        return f"{lines[-1] if lines else 'none'} (exit status {self.process.wait()})"
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.orders, self.answers, self.log):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+class Pool:
+    """Workers, replaced when they die."""
+
+    def __init__(self, size: int):
+        self.selector = selectors.DefaultSelector()
+        self.workers: list[Worker] = []
+        self.last_words = ""
+        for slot in range(size):
+            self._start(slot)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in self.workers:
+            worker.stop()
+        self.selector.close()
+
+    def _start(self, slot: int) -> None:
+        worker = Worker(slot)
+        self.workers.append(worker)
+        self.selector.register(worker.answers, selectors.EVENT_READ, worker)
+
+    @property
+    def busy(self) -> bool:
+        return any(worker.task for worker in self.workers)
+
+    def hand_out(self, queue: list[Task]) -> None:
+        """Give each idle worker the next task."""
+        for worker in [worker for worker in self.workers if worker.task is None][: len(queue)]:
+            worker.task = queue.pop(0)
+            order = {"sweep": worker.task.sweep, "recipe": worker.task.recipe.model_dump()}
+            with contextlib.suppress(BrokenPipeError):  # a dead worker shows as the end of its output
+                worker.orders.write(json.dumps(order).encode() + b"\n")
+                worker.orders.flush()
+
+    def messages(self) -> list[tuple[Task, dict[str, Any] | None]]:
+        """Wait for workers to speak: (task, message), the message None when the worker died on it."""
+        heard: list[tuple[Task, dict[str, Any] | None]] = []
+        for key, _ in self.selector.select():
+            worker, task = key.data, key.data.task
+            lines = worker.lines()
+            for message in map(json.loads, lines or []):
+                heard.append((task, message))
+                worker.task = task if "progress" in message else None
+            if lines is None:
+                heard += [(task, None)] if task else []
+                self._replace(worker)
+        return heard
+
+    def _replace(self, worker: Worker) -> None:
+        self.selector.unregister(worker.answers)
+        self.workers.remove(worker)
+        self.last_words = worker.last_words()
+        worker.stop()
+        self._start(worker.slot)
