@@ -61,11 +61,12 @@ def validation_lines(cell: Mapping[str, Any]) -> list[str]:
 
 
 def shifts(trials: pd.DataFrame) -> list[dict[str, Any]]:
-    """By how much the optimal lr moves over width, at each sweep's longest horizon: smallest and largest width's optimum and their ratio."""
+    """How far each sweep's optimal lr moves over width, at the longest horizon that all have: the optima and the largest over the smallest."""
     made = []
-    for sweep, rows in trials.groupby("sweep"):
-        longest = rows[rows["tokens"] == rows["tokens"].max()]
-        cells = sorted(fitting.measure(longest), key=lambda cell: cell["n_params"])
+    sweeps = {sweep: rows for sweep, rows in trials.groupby("sweep") if sweep != "validation"}
+    tokens = max(set.intersection(*(set(rows["tokens"]) for rows in sweeps.values())), default=None)
+    for sweep, rows in sweeps.items():
+        cells = sorted(fitting.measure(rows[rows["tokens"] == tokens]), key=lambda cell: cell["n_params"]) if tokens else []
         lrs = [_lr_of(cell) for cell in cells]
         if len(cells) > 1 and all(lrs):
             on_edge = [f"{cell['n_params']:g}" for cell in cells if cell["status"] != "ok"]
@@ -87,7 +88,9 @@ def shift_lines(found: Iterable[Mapping[str, Any]]) -> list[str]:
     for row in found:
         at_least = "at least " if row["on_edge"] else ""
         lrs = " -> ".join(f"{lr:.3g}" for lr in row["lr"])
-        lines.append(f"  {row['sweep']}: optimal lr over width {lrs}, moves by a factor of {at_least}{row['ratio']:.2f}")
+        lines.append(
+            f"  {row['sweep']}, {row['tokens']:,.0f} tokens: optimal lr over width {lrs}, moves by a factor of {at_least}{row['ratio']:.2f}"
+        )
     return lines
 
 

@@ -25,11 +25,13 @@ def run(study: str | Path, *, out: str | Path = ".", adopt: bool = False, settin
     `out/configs/NAME/FORMAT/` the target's configs. UserError on a study that is not sound, before anything is trained.
     """
     recipe, out = recipes.load(study, settings), Path(out)
+    fitting.known_law(recipe.fit.law)
+    transferring.known_formats(recipe.to)
     target = recipes.load(Path(study).parent / recipe.target) if recipe.target else None
     stem, vocab_size = out / "sweeps" / recipe.name, data.load(recipe.data).vocab_size
     trials = _train(_asked(recipe), stem, recipe, "proxies", adopt)
     main = trials[trials["sweep"] == "main"]
-    fit = _with_setting(fitting.fit(main, recipe.fit.law), recipe, vocab_size)
+    fit = fitting.fit(main, recipe.fit.law)
     fit_path = fit.write(out / "fits" / f"{recipe.name}.json")
     if recipe.holdout:
         fit = _validated(fit, recipe, vocab_size, stem, fit_path)
@@ -52,18 +54,6 @@ def _asked(recipe: Recipe) -> list[Task]:
 def _train(wanted: list[Task], stem: Path, recipe: Recipe, what: str, adopt: bool = False) -> pd.DataFrame:
     print(f"{recipe.name}: {len(wanted)} {what}, recorded in {stem}.jsonl", file=sys.stderr)
     return train_all(wanted, stem, recipe.engine.workers, adopt=adopt)
-
-
-def _with_setting(fit: Fit, recipe: Recipe, vocab_size: int) -> Fit:
-    """The fit with what it rests on beyond its numbers: how the proxies were parametrized and trained."""
-    p, o, s = recipe.parametrization, recipe.optimizer, recipe.schedule
-    assumptions = [
-        f"lr is written at base width {p.base_width} and reaches each tensor by form {p.form!r}",
-        f"{o.family} with beta1 {o.beta1:g}, beta2 {o.beta2:g}, weight decay {o.weight_decay:g} (lr * weight decay independent of width), clip {o.clip:g}",
-        f"schedule {s.kind}: warmup {s.warmup:.0%}, decay {s.decay:.0%}, floor {s.floor:g} of the tokens at every horizon",
-        f"sequences of {recipe.data.seq_len} tokens from {recipe.data.source}",
-    ]
-    return replace(fit, assumptions=[*assumptions, *fit.assumptions], provenance={**fit.provenance, "vocab_size": vocab_size})
 
 
 def _validated(fit: Fit, recipe: Recipe, vocab_size: int, stem: Path, path: Path) -> Fit:

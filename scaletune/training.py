@@ -110,7 +110,7 @@ def on_record(
     model, budget, point = recipe.model, recipe.budget, recipe.point()
     n = counting.params(model, corpus.vocab_size)
     return Trial(
-        id=identity(point, corpus.digest), sweep=sweep, point={**point, "data": {**point["data"], "digest": corpus.digest}},
+        id=identity(point, corpus.digest), sweep=sweep, point={**point, "data": {**point["data"], "digest": corpus.digest, "vocab_size": corpus.vocab_size}},
         n_params=n["n_params"], n_params_total=n["n_params_total"], tokens=budget.tokens, batch_tokens=budget.batch_tokens,
         seq_len=recipe.data.seq_len, width=model.width, depth=model.depth, lr=recipe.optimizer.lr,
         weight_decay=recipe.optimizer.weight_decay, seed=recipe.seed, status=status, message=message,

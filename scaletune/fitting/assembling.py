@@ -16,6 +16,7 @@ from scaletune.fitting.judging import compare, summary
 from scaletune.fitting.losslaw import fit_loss_law
 from scaletune.fitting.optimum import BAND, MISFIT
 from scaletune.fitting.powerlaw import fit_power_law
+from scaletune.fitting.setting import common_setting, setting_sentences
 from scaletune.fitting.table import held_out_cells, tabulate
 from scaletune.predicting import Prediction, from_fit
 from scaletune.records import Fit, read_trials
@@ -54,8 +55,7 @@ def fit(trials: pd.DataFrame | str | Path, law: str = "lr_nd", *, holdout: str |
     `holdout`, e.g. ``"n_params > 5e6"``, takes whole cells out to judge the law on; without it cells are left out one at
     a time. A quantity the runs cannot give is a sentence in `Fit.status`. UserError when no cell is usable at all.
     """
-    if law not in LAWS:
-        raise UserError(f"a law must be one that can be fitted, but got {law!r}{nearest(law, LAWS)}")
+    known_law(law)
     trials, others = _main_sweep(trials if isinstance(trials, pd.DataFrame) else read_trials(trials))
     if law == "loss_nd" and not _has_lr_axis(trials):
         return _fit_rows(trials, holdout)
@@ -68,12 +68,20 @@ def fit(trials: pd.DataFrame | str | Path, law: str = "lr_nd", *, holdout: str |
     law, said = _settle(law, found)
     result = _assemble(law, found, said + _mixed(table[~held]))
     result = replace(result, ranges=result.ranges | _shape_ranges(table), dropped=result.dropped | others)
-    result = replace(result, provenance=result.provenance | {"trials": len(trials), "holdout": holdout})
+    setting = common_setting(trials)
+    provenance = result.provenance | {"trials": len(trials), "holdout": holdout, "setting": setting}
+    result = replace(result, provenance=provenance, assumptions=[*setting_sentences(setting), *result.assumptions])
     if not holdout:
         return replace(result, held_out=_leave_one_out(law, found.usable))
     unseen = _measure(table[held], every_batch=law == "lr_ndb", noise=found.noise)
     judged = [compare(_predict(result, row), row) for row in unseen.rows]
     return replace(result, held_out=summary(f"hold-out: {holdout}", judged, runs=list(table.loc[held, "id"])))
+
+
+def known_law(law: str) -> None:
+    """UserError, with the nearest name, unless `law` is one that `fit` fits."""
+    if law not in LAWS:
+        raise UserError(f"a law must be one that can be fitted, but got {law!r}{nearest(law, LAWS)}")
 
 
 def _main_sweep(trials: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -121,7 +121,8 @@ class _Board:
         self.shares: dict[str, float] = {}
         form = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed} gone, {remaining} left{postfix}"
         quiet = 30.0 if not sys.stderr.isatty() else 0.2
-        self.bar = tqdm(total=sum(task.cost for task in queue), bar_format=form, mininterval=quiet, maxinterval=60, file=sys.stderr)
+        self.cost = sum(task.cost for task in queue)
+        self.bar = tqdm(total=self.cost, bar_format=form, mininterval=quiet, maxinterval=60, file=sys.stderr)
         self._say()
 
     def _say(self) -> None:
@@ -131,7 +132,8 @@ class _Board:
             self.bar.set_postfix_str(f"best {best.loss:.4f} at width {best.width}, lr {best.lr:.3g}", refresh=False)
 
     def progress(self, task: Task, share: float) -> None:
-        self.bar.update((share - self.shares.get(task.id, 0.0)) * task.cost)
+        gained = (share - self.shares.get(task.id, 0.0)) * task.cost
+        self.bar.update(min(gained, self.cost - self.bar.n))  # rounding must not take the bar past its end
         self.shares[task.id] = share
 
     def finished(self, task: Task, trial: Trial) -> None:

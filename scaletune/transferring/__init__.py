@@ -1,12 +1,12 @@
 """Emitted configs: the predicted optimum put into a target recipe, and that recipe written as training stacks load it.
 
-An emitter is one file with `emit(transfer, folder) -> list of paths` and one row in `EMITTERS`.
+An emitter is one file with `emit(transfer, folder) -> list of paths`, a name in `FORMATS` and a row in `transfer`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any
 from scaletune import counting
 from scaletune.errors import UserError, nearest
 from scaletune.predicting import Prediction
-from scaletune.recipe import Recipe, with_settings
+from scaletune.recipe import Recipe, load, with_settings
 from scaletune.records import Fit
-from scaletune.rules import Planned, batch_rule, shift
+from scaletune.rules import Planned, Prior, batch_rule, shift
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,16 @@ def one_std(transfer: Transfer) -> tuple[list[Planned], dict[str, float]]:
     return rows, m | {"embedding": m["embedding"] * embedding, "logits": m["logits"] * head}
 
 
+FORMATS = ("granite", "recipe")
+
+
+def known_formats(to: Iterable[str]) -> None:
+    """UserError, with the nearest name, unless every format has an emitter."""
+    for name in to:
+        if name not in FORMATS:
+            raise UserError(f"unknown format `{name}`{nearest(name, FORMATS)}")
+
+
 def _depth_sentence(target: Recipe, fitted_depths: list[float]) -> list[str]:
     depth, p = target.model.depth, target.parametrization
     if not fitted_depths or (fitted_depths[0] <= depth <= fitted_depths[-1]):
@@ -70,34 +80,69 @@ def _depth_sentence(target: Recipe, fitted_depths: list[float]) -> list[str]:
     return [f"depth {fitted_depths[-1]:g} -> {depth} {rule}: no proxy tested another depth"]
 
 
-def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None) -> tuple[Transfer, Prediction]:
-    """The fit's prediction at the target, and the target recipe with it put in. UserError when the fit gives no learning rate."""
-    vocab_size = vocab_size or fit.provenance.get("vocab_size") or counting.BYTES_TEXT_VOCAB
-    n = counting.params(target.model, vocab_size)["n_params"]
-    best = fit.predict(n_params=n, tokens=target.budget.tokens)
+def _differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each setting in which the target is unlike the proxies; UserError when it is the parametrization.
+
+    A learning rate at base width means nothing under another form or base; another beta2 may move the optimum a little.
+    """
+    content, said = target.model_dump(), []
+    for section, shared in setting.items():
+        for key, value in shared.items():
+            mine = content[section].get(key, value)
+            if mine == value or (section, key) == ("data", "source"):
+                continue
+            if section == "parametrization":
+                raise UserError(
+                    f"a target must be parametrized as the proxies were, but `{section}.{key}` is {mine!r} and theirs {value!r}"
+                )
+            said.append(f"`{section}.{key}` is {mine!r} and was {value!r} in every proxy: taken not to move the optimum")
+    return said
+
+
+def _predicted(fit: Fit, target: Recipe, n_params: int) -> tuple[Prediction, Prior]:
+    """The fit's prediction, and the prior that takes its lr to the target's batch size (1 when the law itself has a batch exponent)."""
+    batch = target.budget.batch_tokens
+    own = {"batch_tokens": float(batch)} if fit.law == "lr_ndb" else {}
+    best = fit.predict(n_params=n_params, tokens=target.budget.tokens, **own)
     if best.lr is None or not math.isfinite(best.lr):
         raise UserError(f"a transfer needs a law that gives a learning rate, but `{fit.law}` gives none")
-    prior = batch_rule(target.budget.batch_tokens, best.batch_tokens or target.budget.batch_tokens, target.optimizer.beta1)
+    if best.batch_tokens is None:
+        return best, Prior(1.0, f"batch of {batch:g} tokens: the fitted runs have no one batch size, lr is taken as it is")
+    return best, batch_rule(batch, best.batch_tokens, target.optimizer.beta1)
+
+
+def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None) -> Transfer:
+    """The fit's prediction at the target, put into the target recipe. UserError when the target is not parametrized as the proxies were."""
+    setting = fit.provenance.get("setting") or {}
+    vocab_size = vocab_size or setting.get("data", {}).get("vocab_size") or counting.BYTES_TEXT_VOCAB
+    unlike = _differences(target, setting)
+    n = counting.params(target.model, vocab_size)["n_params"]
+    best, prior = _predicted(fit, target, n)
+    assert best.lr is not None
+
+    def at_batch(pair: list[float] | None) -> list[float] | None:
+        return [value * prior.factor for value in pair] if pair else None
+
     evidence = {
         "scaletune": version("scaletune"), "fit": fit.digest, "law": fit.law, "n_params": n, "tokens": target.budget.tokens,
-        "lr": best.lr * prior.factor, "lr_at_fitted_batch": best.lr, "interval": best.interval, "level": fit.level, "band": best.band,
-        "loss": best.loss, "status": best.warnings or ["ok"],
-        "assumptions": [*fit.assumptions, prior.sentence, *_depth_sentence(target, fit.ranges.get("depth", []))],
+        "batch_tokens": target.budget.batch_tokens, "lr": best.lr * prior.factor, "lr_at_fitted_batch": best.lr,
+        "interval": best.interval | {"lr": at_batch(best.interval["lr"])}, "level": fit.level,
+        "band": best.band | {"lr": at_batch(best.band["lr"])}, "loss": best.loss, "status": best.warnings or ["ok"],
+        "assumptions": [*fit.assumptions, prior.sentence, *_depth_sentence(target, fit.ranges.get("depth", [])), *unlike],
     }  # fmt: skip
-    chosen = with_settings(target, {"lr": float(f"{best.lr * prior.factor:.4g}"), "evidence": evidence} | {})
-    return Transfer(chosen, vocab_size, counting.planned(chosen, vocab_size), counting.multipliers(chosen, vocab_size), evidence), best
+    chosen = with_settings(target, {"lr": float(f"{best.lr * prior.factor:.4g}"), "evidence": evidence})
+    return Transfer(chosen, vocab_size, counting.planned(chosen, vocab_size), counting.multipliers(chosen, vocab_size), evidence)
 
 
 def transfer(
-    fit: Fit, target: Recipe, to: Iterable[str] = ("granite", "recipe"), out: str | Path = "configs/transferred"
+    fit: Fit | str | Path, target: Recipe | str | Path, to: Iterable[str] = FORMATS, out: str | Path = "configs/transferred"
 ) -> dict[str, Any]:
-    """Emit the target in each format under `out/FORMAT/`: {"lr", "interval", "band", "assumptions", "files", ...}."""
+    """Emit the target in each format under `out/FORMAT/`: {"lr", "interval", "band", "assumptions", "files", ...}. Files or records."""
     from scaletune.transferring import granite, own
 
-    emitters = {"granite": granite.emit, "recipe": own.emit}
-    for name in (to := list(to)):
-        if name not in emitters:
-            raise UserError(f"unknown format `{name}`{nearest(name, emitters)}")
-    prepared, _ = prepare(fit, target)
+    known_formats(to := list(to))
+    emitters = dict(zip(FORMATS, (granite.emit, own.emit), strict=True))
+    fit = fit if isinstance(fit, Fit) else Fit.read(fit)
+    prepared = prepare(fit, target if isinstance(target, Recipe) else load(target))
     files = [path for name in to for path in emitters[name](prepared, Path(out) / name)]
     return prepared.evidence | {"files": [str(path) for path in files]}
