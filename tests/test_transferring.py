@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from scaletune import counting, models, optim, recipe
 from scaletune.errors import UserError
-from scaletune.predicting import Prediction
+from scaletune.records import Fit
 from scaletune.rules import FORMS
 from scaletune.transferring import Transfer, granite, one_std, own, prepare, transfer
 
@@ -292,31 +291,30 @@ def test_the_neutral_plan_holds_every_tensor(made, tmp_path):
 # --- from a fit ------------------------------------------------------------------------------------------------------
 
 
-class Learned(SimpleNamespace):
-    """What `prepare` asks of a fit: a prediction and what it rests on."""
-
-    def predict(self, *, n_params, tokens):
-        self.asked = (n_params, tokens)
-        return Prediction(
-            law="lr_nd", lr=self.lr, batch_tokens=self.batch_tokens, interval={"lr": [0.009, 0.017], "loss": None}, band={"lr": None}
-        )
-
-
-def learned(lr=0.012345678, batch_tokens=256.0, **others):
-    return Learned(
-        law="lr_nd", digest="0123456789abcdef", level=0.95, lr=lr, batch_tokens=batch_tokens, assumptions=["same data"],
-        ranges={"depth": [2, 2]}, provenance={"vocab_size": VOCAB}, **others,
+def learned(tiny, lr=0.012345678, batch_tokens=256.0):
+    """A fit that says `lr` everywhere, from proxies of the tiny recipe at base width 32."""
+    proxy = tiny(WIDE | {"width": 32}).model_dump()
+    setting = {section: proxy[section] for section in ("parametrization", "schedule", "data")}
+    setting["data"] = setting["data"] | {"vocab_size": VOCAB}
+    setting["optimizer"] = {key: value for key, value in proxy["optimizer"].items() if key != "lr"}
+    solution = {"columns": [], "vector": [math.log(lr)], "covariance": [[0.01]], "centre": [], "quantile": 2.0, "scatter": 0.0}
+    solution |= {"half_width": [0.2, 0.3], "batch_tokens": [batch_tokens] if batch_tokens else []}
+    return Fit(
+        law="lr_nd", params={}, solution=solution, objective=0.0, ranges={"depth": [2, 2]}, assumptions=["same data"],
+        provenance={"setting": setting},
     )  # fmt: skip
 
 
 def test_the_predicted_lr_goes_into_the_target_and_every_tensor(tiny):
-    target, fit = tiny(WIDE), learned()
-    prepared, best = prepare(fit, target)
-    assert fit.asked == (counting.params(target.model, VOCAB)["n_params"], 2048)
-    assert best.lr == 0.012345678 and prepared.target.optimizer.lr == 0.01235
+    fit, target = learned(tiny), tiny(WIDE)
+    prepared = prepare(fit, target)
+    assert prepared.target.optimizer.lr == 0.01235 and prepared.vocab_size == VOCAB
     lr = {row.name: row.lr for row in prepared.plan}
     assert lr["model.norm.weight"] == 0.01235 and lr["model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.01235 / 4)
-    assert prepared.evidence["lr_at_fitted_batch"] == best.lr and prepared.evidence["fit"] == fit.digest
+    evidence = prepared.evidence
+    assert evidence["lr"] == evidence["lr_at_fitted_batch"] == pytest.approx(0.012345678) and evidence["fit"] == fit.digest
+    assert evidence["n_params"] == counting.params(target.model, VOCAB)["n_params"]
+    assert evidence["interval"]["lr"] == pytest.approx([0.012345678 * math.exp(0.2 * sign) for sign in (-1, 1)])
 
 
 @pytest.mark.parametrize(
@@ -324,25 +322,42 @@ def test_the_predicted_lr_goes_into_the_target_and_every_tensor(tiny):
     [
         ({}, 1.0, "batch of 256 tokens, as in the proxies"),
         ({"batch_tokens": 1024}, 2.0, "batch 256 -> 1024 tokens: lr times 2 by the square-root rule"),
+        ({"batch_tokens": 4096, "tokens": 8192}, 4.0, "beyond the rule's own validity: 16 * (1 - beta1) >= 1"),
         ({"model.depth": 4}, 1.0, "depth 2 -> 4 with no depth rule: no proxy tested another depth"),
-        ({"model.depth": 4} | EVERYTHING, 1.0, "depth 2 -> 4 by residual branches ~ depth**-0.5"),
+        ({"optimizer.beta2": 0.99}, 1.0, "`optimizer.beta2` is 0.99 and was 0.95 in every proxy: taken not to move the optimum"),
+        ({"schedule.kind": "cosine"}, 1.0, "`schedule.kind` is 'cosine' and was 'wsd' in every proxy"),
     ],
 )
 def test_what_no_proxy_tested_is_an_assumption(tiny, settings, factor, sentence):
-    prepared, best = prepare(learned(), tiny(WIDE | settings))
-    assert prepared.target.optimizer.lr == pytest.approx(best.lr * factor, rel=1e-3)
-    assert any(sentence in assumption for assumption in prepared.evidence["assumptions"])
-    assert "same data" in prepared.evidence["assumptions"]
+    evidence = prepare(learned(tiny), tiny(WIDE | settings)).evidence
+    assert evidence["lr"] == pytest.approx(evidence["lr_at_fitted_batch"] * factor)
+    for name in ("interval", "band"):  # go with the lr they are about
+        plain = getattr(learned(tiny).predict(n_params=1e4, tokens=2048), name)["lr"]
+        assert evidence[name]["lr"] == pytest.approx([value * factor for value in plain])
+    assert any(sentence in assumption for assumption in evidence["assumptions"])
+    assert "same data" in evidence["assumptions"]
 
 
-@pytest.mark.parametrize("lr", [None, math.inf])
-def test_a_law_without_an_lr_transfers_nothing(tiny, lr):
-    with pytest.raises(UserError, match="a transfer needs a law that gives a learning rate, but `lr_nd` gives none"):
-        prepare(learned(lr=lr), tiny(WIDE))
+def test_a_fit_without_one_batch_size_says_that_lr_is_taken_as_it_is(tiny):
+    evidence = prepare(learned(tiny, batch_tokens=None), tiny(WIDE)).evidence
+    assert "batch of 256 tokens: the fitted runs have no one batch size, lr is taken as it is" in evidence["assumptions"]
+
+
+@pytest.mark.parametrize(("setting", "value"), [("form", "mup_t3"), ("parametrization.base_width", 64), ("parametrization.init_std", 0.1)])
+def test_a_target_parametrized_unlike_the_proxies_is_refused(tiny, setting, value):
+    with pytest.raises(UserError, match="a target must be parametrized as the proxies were, but `parametrization"):
+        prepare(learned(tiny), tiny(WIDE | {setting: value}))
+
+
+def test_a_law_of_the_loss_alone_transfers_nothing(tiny):
+    solution = {"vector": [1.0, 1.0, 1.0, 0.3, 0.3], "draws": ["1 1 1 .3 .3"], "scatter": 0.01}
+    fit = Fit(law="loss_nd", params={}, solution=solution, objective=0.0)
+    with pytest.raises(UserError, match="a transfer needs a law that gives a learning rate, but `loss_nd` gives none"):
+        prepare(fit, tiny(WIDE))
 
 
 def test_every_format_is_written_under_its_name(tiny, tmp_path):
-    answer = transfer(learned(), tiny(WIDE), ["granite", "recipe"], tmp_path)
+    answer = transfer(learned(tiny), tiny(WIDE), ["granite", "recipe"], tmp_path)
     names = ["granite/config.json", "granite/param_groups.json", "granite/loader.py", "recipe/target.toml", "recipe/plan.json"]
     assert answer["files"] == [str(tmp_path / name) for name in names]
     assert all((tmp_path / name).stat().st_size for name in names)
@@ -351,5 +366,5 @@ def test_every_format_is_written_under_its_name(tiny, tmp_path):
 
 def test_an_unknown_format_is_refused_before_anything_is_written(tiny, tmp_path):
     with pytest.raises(UserError, match=r"unknown format `granit` \(nearest: 'granite'\)"):
-        transfer(learned(), tiny(WIDE), ["recipe", "granit"], tmp_path)
+        transfer(learned(tiny), tiny(WIDE), ["recipe", "granit"], tmp_path)
     assert not list(tmp_path.iterdir())
