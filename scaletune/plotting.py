@@ -31,6 +31,7 @@ class Curve:
     y: NDArray[np.float64]
     low: NDArray[np.float64] | None = None
     high: NDArray[np.float64] | None = None
+    near: NDArray[np.float64] | None = None  # (len(x), 2): the near-optimal band
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def law_curve(fit: Fit, tokens: float, quantity: str = "lr", n_params: Sequence[
     said = [from_fit(fit, n_params=float(n), tokens=tokens) for n in x]
     y = np.array([getattr(p, quantity) for p in said], float)
     bounds = np.array([p.interval[quantity] or (math.nan, math.nan) for p in said], float)
-    return Curve(tokens_label(tokens), x, y, bounds[:, 0], bounds[:, 1])
+    near = np.array([p.band[quantity] for p in said], float) if said[0].band[quantity] else None
+    return Curve(tokens_label(tokens), x, y, bounds[:, 0], bounds[:, 1], near)
 
 
 def tokens_label(tokens: float) -> str:
@@ -108,7 +110,21 @@ def _draw_points(points: Points, ax: Axes, color: str, marker: str = "o", size: 
     y = np.array(points.y)
     error = np.array([y - points.low, np.array(points.high) - y]) if points.low else None
     x = np.array(points.x) * aside  # horizons share their x: side by side they can be told apart
-    ax.errorbar(x, y, error, fmt=marker, color=color, ms=size, capsize=2, mec="black", mew=0.5, lw=1, label=points.label, zorder=3)
+    ax.errorbar(
+        x,
+        y,
+        error,
+        fmt=marker,
+        color=color,
+        ms=size,
+        capsize=2,
+        ecolor="black" if size > 5 else color,
+        mec="black",
+        mew=0.5,
+        lw=1,
+        label=points.label,
+        zorder=3,
+    )
 
 
 def draw_law(
@@ -122,6 +138,8 @@ def draw_law(
     last = curves[-1]
     if last.low is not None and last.high is not None:
         ax.fill_between(last.x, last.low, last.high, color="black", alpha=0.08, lw=0, label=f"interval at {last.label}")
+    if last.near is not None:
+        ax.fill_between(last.x, last.near[:, 0], last.near[:, 1], color="gold", alpha=0.3, lw=0, label=f"near-optimal at {last.label}")
     for marker, size, marked in held:
         _draw_points(marked, ax, "white" if marker == "D" else "gold", marker, size)
     ax.set_xscale("log")
@@ -133,7 +151,6 @@ def draw_law(
     ax.set(
         xlabel="parameters (non-embedding)", ylabel={"lr": "optimal learning rate", "loss": "loss at the optimum, nats per token"}[quantity]
     )
-    ax.legend(fontsize=7, frameon=False)
     return ax
 
 
@@ -182,6 +199,7 @@ def law_figure(fit: Fit) -> Figure:
     for ax, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
         curves = [law_curve(fit, tokens, quantity, [cell["n_params"] for cell in held]) for tokens in horizons]
         draw_law(curves, cell_points(fit.cells, quantity), held_points(fit, quantity), ax, quantity)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=4)
     return figure
 
 

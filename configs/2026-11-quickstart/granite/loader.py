@@ -1,0 +1,54 @@
+"""Attach param_groups.json to a model: written by scaletune, needs torch alone.
+
+    model = transformers.GraniteForCausalLM(transformers.GraniteConfig.from_json_file("config.json"))
+    optimizer = make_optimizer(model)
+    scheduler = make_scheduler(optimizer)   # step it once per optimizer step; do not let a launcher step it per process
+    trainer = transformers.Trainer(model, ..., optimizers=(optimizer, scheduler))
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import torch
+
+SETTINGS = json.loads(Path(__file__).with_name("param_groups.json").read_text())
+WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module)\.")
+
+
+def make_groups(model):
+    """Param groups by name; every trainable parameter must match a pattern, and every pattern a parameter."""
+    groups = [{"params": [], **{k: g[k] for k in ("lr", "weight_decay", "eps")}} for g in SETTINGS["groups"]]
+    patterns = [(re.compile(p), i) for i, g in enumerate(SETTINGS["groups"]) for p in g["patterns"]]
+    unused = {p.pattern for p, _ in patterns}
+    for name, parameter in model.named_parameters():
+        hit = next(((p, i) for p, i in patterns if p.match(WRAPPERS.sub("", name))), None)
+        if hit is None:
+            raise ValueError(f"param_groups.json explains every parameter, but not {name}")
+        unused.discard(hit[0].pattern)
+        groups[hit[1]]["params"].append(parameter)
+    if unused:
+        raise ValueError(f"every pattern must match a parameter, but these match none: {sorted(unused)}")
+    return groups
+
+
+def make_optimizer(model):
+    return torch.optim.AdamW(make_groups(model), betas=tuple(SETTINGS["optimizer"]["betas"]))
+
+
+def make_scheduler(optimizer, steps=SETTINGS["budget"]["steps"]):
+    s = SETTINGS["schedule"]
+
+    def factor(step):
+        share = min(1.0, (step + 0.5) / steps)
+        if share < s["warmup"]:
+            return share / s["warmup"]
+        if s["kind"] == "constant":
+            return 1.0
+        start = 1 - s["decay"] if s["kind"] == "wsd" else s["warmup"]
+        down = min(1.0, max(0.0, (share - start) / max(1 - start, 1e-12)))
+        shape = (1 + math.cos(math.pi * down)) / 2 if s["kind"] == "cosine" else 1 - down
+        return s["floor"] + (1 - s["floor"]) * shape
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
