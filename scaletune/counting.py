@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from scaletune.errors import UserError
-from scaletune.recipe import Model, Recipe
+from scaletune.recipe import Model, Recipe, identity
 from scaletune.rules import Planned, Tensor, adam, depth, plan
 
 BYTES_TEXT_VOCAB = 256
@@ -100,4 +100,18 @@ def count(recipe: Recipe, vocab_size: int = BYTES_TEXT_VOCAB) -> dict[str, Any]:
         "flops_per_token": per_token, "flops": per_token * budget.tokens,
         "memory_bytes": memory_bytes(model, vocab_size, budget.batch_tokens, recipe.data.seq_len),
         "seconds": seconds(recipe, vocab_size),
+    }  # fmt: skip
+
+
+def trial_fields(recipe: Recipe, sweep: str, vocab_size: int, data_digest: str) -> dict[str, Any]:
+    """The fields of a `Trial` that its recipe point settles before anything is trained."""
+    model, budget, point = recipe.model, recipe.budget, recipe.point()
+    n = params(model, vocab_size)
+    return {
+        "id": identity(point, data_digest), "sweep": sweep,
+        "point": {**point, "data": {**point["data"], "digest": data_digest, "vocab_size": vocab_size}},
+        "n_params": n["n_params"], "n_params_total": n["n_params_total"], "width": model.width, "depth": model.depth,
+        "tokens": budget.tokens, "batch_tokens": budget.batch_tokens, "seq_len": recipe.data.seq_len, "seed": recipe.seed,
+        "lr": recipe.optimizer.lr, "weight_decay": recipe.optimizer.weight_decay,
+        "flops": flops_per_token(model, vocab_size, recipe.data.seq_len) * budget.tokens,
     }  # fmt: skip

@@ -16,7 +16,7 @@ from torch import nn
 
 from scaletune import counting, data, models, optim
 from scaletune.errors import UserError
-from scaletune.recipe import Recipe, identity
+from scaletune.recipe import Recipe
 from scaletune.records import Trial
 
 EVAL_ROWS = 64  # windows a forward pass: bounds memory, not the result
@@ -69,10 +69,8 @@ def _judged(outcome: Outcome, loss: float, ceiling: float) -> Outcome:
     if loss <= ceiling:
         outcome.loss = loss
     else:
-        outcome.status, outcome.message = (
-            "diverged",
-            f"held-out loss {loss:.3g} after the last step, above 2 ln(vocabulary) = {ceiling:.3g}",
-        )
+        outcome.status = "diverged"
+        outcome.message = f"held-out loss {loss:.3g} after the last step, above 2 ln(vocabulary) = {ceiling:.3g}"
     return outcome
 
 
@@ -94,26 +92,15 @@ def trial(
     seconds = time.perf_counter() - began
     acc.free_memory()  # Accelerate keeps every model it has prepared
     tail = outcome.curve[-max(1, len(outcome.curve) // 10) :]
-    result = {"loss": outcome.loss, "train_loss": sum(tail) / len(tail) if outcome.status == "done" else None}
     provenance = {
         "scaletune": version("scaletune"), "torch": str(torch.__version__), "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if acc.device.type == "cuda" else platform.machine(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    return on_record(recipe, sweep, corpus, outcome.status, outcome.message, seconds, provenance, result), outcome.curve
-
-
-def on_record(
-    recipe: Recipe, sweep: str, corpus: data.Corpus, status: str, message: str, seconds: float, provenance: dict, result: dict
-) -> Trial:
-    """The Trial of a recipe's point."""
-    model, budget, point = recipe.model, recipe.budget, recipe.point()
-    n = counting.params(model, corpus.vocab_size)
-    return Trial(
-        id=identity(point, corpus.digest), sweep=sweep, point={**point, "data": {**point["data"], "digest": corpus.digest, "vocab_size": corpus.vocab_size}},
-        n_params=n["n_params"], n_params_total=n["n_params_total"], tokens=budget.tokens, batch_tokens=budget.batch_tokens,
-        seq_len=recipe.data.seq_len, width=model.width, depth=model.depth, lr=recipe.optimizer.lr,
-        weight_decay=recipe.optimizer.weight_decay, seed=recipe.seed, status=status, message=message,
-        loss=result.get("loss"), train_loss=result.get("train_loss"), seconds=round(seconds, 3), provenance=provenance,
-        flops=counting.flops_per_token(model, corpus.vocab_size, recipe.data.seq_len) * budget.tokens,
+    train_loss = sum(tail) / len(tail) if outcome.status == "done" else None
+    made = Trial(
+        **counting.trial_fields(recipe, sweep, corpus.vocab_size, corpus.digest),
+        status=outcome.status, message=outcome.message, loss=outcome.loss, train_loss=train_loss,
+        seconds=round(seconds, 3), provenance=provenance,
     )  # fmt: skip
+    return made, outcome.curve

@@ -107,9 +107,9 @@ def _lost(task: Task, pool: Pool, queue: list[Task], store: Store, board: _Board
 
 def failed(task: Task, message: str) -> Trial:
     """The record of a trial that could not be trained."""
-    from scaletune.training import on_record
-
-    return on_record(task.recipe, task.sweep, data.load(task.recipe.data), "failed", message, 0.0, {}, {})
+    corpus = data.load(task.recipe.data)
+    known = counting.trial_fields(task.recipe, task.sweep, corpus.vocab_size, corpus.digest)
+    return Trial(**known, status="failed", message=message, loss=None, train_loss=None, seconds=0.0)
 
 
 class _Board:
