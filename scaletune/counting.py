@@ -7,7 +7,7 @@ from typing import Any
 
 from scaletune.errors import UserError
 from scaletune.recipe import Model, Recipe, identity
-from scaletune.rules import Planned, Tensor, adam, depth, plan
+from scaletune.rules import Planned, Tensor, depth, plan, scale
 
 BYTES_TEXT_VOCAB = 256
 
@@ -48,13 +48,14 @@ def multipliers(recipe: Recipe, vocab_size: int) -> dict[str, float]:
     """
     p, model = recipe.parametrization, recipe.model
     m = model.width / p.base_width
-    emb, out = adam(p.form, "emb", 1.0, m), adam(p.form, "out", m, 1.0)
+    family = recipe.optimizer.family
+    emb, out = scale(p.form, "emb", 1.0, m, family=family), scale(p.form, "out", m, 1.0, family=family)
     if model.tied and (emb.std, emb.lr) != (out.std, out.lr):
         raise UserError(f"a tied head needs a form whose embedding and readout share std and lr (mup_t8, mup_t9), but got form={p.form!r}")
     return {
         "embedding": p.embedding_multiplier * emb.multiplier,
         "attention": model.head_dim**-0.5,
-        "residual": depth(p.depth_alpha, model.depth / (p.base_depth or model.depth)).multiplier,
+        "residual": depth(p.depth_alpha, model.depth / (p.base_depth or model.depth), family).multiplier,
         "logits": p.logits_multiplier * out.multiplier,
     }
 

@@ -54,7 +54,7 @@ def test_flops_are_what_torch_counts(tiny, tied):
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_a_tied_head_needs_a_form_that_treats_both_alike(tiny, form):
     wide = tiny({"form": form, "model.tied": True, "width": 128})
-    if form in ("mup", "mup_t8", "mup_t9", "mean_field"):
+    if form in ("mup", "mup_t8", "mup_t9", "mean_field", "u_mup"):
         assert counting.multipliers(wide, 64)["logits"] < 1
     else:
         with pytest.raises(UserError, match=f"a tied head needs a form whose embedding and readout share std and lr .* got form='{form}'"):

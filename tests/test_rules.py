@@ -13,12 +13,10 @@ from torch import nn
 
 from scaletune import counting, models, optim
 from scaletune.recipe import Optimizer, Parametrization
-from scaletune.rules import FORMS, Tensor, adam, batch_rule, depth, plan, shift
+from scaletune.rules import FORMS, Tensor, batch_rule, depth, plan, scale
 
 ROLES = ("emb", "hid", "out", "vec")
 FIELDS = ("multiplier", "std", "lr", "weight_decay", "eps")
-PER_TENSOR = sorted(name for name, form in FORMS.items() if form.per_tensor)
-CLASSES = (("sp_per_layer", "ntk"), ("mup_t3", "mup_t8", "mup_t9", "mean_field"))  # the same algorithm in other words
 
 # form, role, (multiplier, std, lr, weight decay, eps) at m = 4 of lr .01, std .02, weight decay .1, eps 1e-8
 NUMBERS = [
@@ -83,7 +81,8 @@ EXPONENTS = {  # form -> role -> exponents of m: (multiplier, std, Adam lr, weig
     "mup_t9": {"emb": (H, -H, -H, H, -H), "hid": (0, -H, -1, 1, -1), "out": (-H, -H, -H, H, -H), "vec": (0, 0, 0, 0, -1)},
     "mean_field": {"emb": (0, 0, 0, 0, -1), "hid": (-H, 0, -H, H, -1.5), "out": (-1, 0, 0, 0, -1), "vec": (0, 0, 0, 0, -1)},
 }
-EXPONENTS["mup"] = EXPONENTS["mup_t8"]
+EXPONENTS["mup"], EXPONENTS["u_mup"] = EXPONENTS["mup_t8"], EXPONENTS["mean_field"]
+EXPONENTS["unit_scaling"] = EXPONENTS["mean_field"] | {"emb": (0, 0, -H, H, -1)}
 
 
 def test_every_form_is_in_the_table():
@@ -92,55 +91,27 @@ def test_every_form_is_in_the_table():
 
 @pytest.mark.parametrize(("form", "role"), [(form, role) for form in EXPONENTS for role in ROLES])
 def test_exponents_of_the_printed_tables(form, role):
-    scale = adam(form, role, 10.0, 10.0)
-    assert [math.log10(getattr(scale, name)) for name in FIELDS] == pytest.approx(EXPONENTS[form][role], abs=1e-12)
+    found = scale(form, role, 10.0, 10.0)
+    assert [math.log10(getattr(found, name)) for name in FIELDS] == pytest.approx(EXPONENTS[form][role], abs=1e-12)
 
 
 forms, roles, ratios = st.sampled_from(sorted(FORMS)), st.sampled_from(ROLES), st.floats(1 / 64, 64)
 
 
-@given(forms, roles)
-def test_at_the_base_width_nothing_changes(form, role):
-    assert [getattr(adam(form, role), name) for name in FIELDS] == [1] * 5
-
-
-@given(forms, roles, ratios, ratios)
-def test_growing_twice_is_growing_once(form, role, first, second):
-    once, one, two = (adam(form, role, m, m) for m in (first * second, first, second))
-    for name in FIELDS:
-        assert getattr(once, name) == pytest.approx(getattr(one, name) * getattr(two, name), rel=1e-9)
-
-
 @given(forms, st.sampled_from(("emb", "hid", "out")), ratios)
 def test_lr_times_weight_decay_is_independent_of_width(form, role, m):
-    scale = adam(form, role, m, m)
-    assert scale.lr * scale.weight_decay == pytest.approx(1, rel=1e-12)
+    found = scale(form, role, m, m)
+    assert found.lr * found.weight_decay == pytest.approx(1, rel=1e-12)
 
 
 @given(roles, ratios, ratios)
 def test_only_the_dimension_that_grows_counts(role, m_in, m_out):
-    lr = adam("mup_t3", role, m_in, m_out).lr
+    lr = scale("mup_t3", role, m_in, m_out).lr
     assert lr == pytest.approx({"emb": 1, "hid": 1 / m_in, "out": 1 / m_in, "vec": 1}[role])
 
 
-@given(st.sampled_from(PER_TENSOR), roles, st.floats(1e-3, 1e3))
-def test_a_shift_and_back_is_the_identity(form, role, theta):
-    row = planned(form, role)
-    assert values(shift(shift(row, theta), 1 / theta)) == pytest.approx(values(row), rel=1e-12)
-
-
-PAIRS = [(one, other) for names in CLASSES for one in names for other in names if one != other]
-
-
-@pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_forms_of_one_class_are_shifts_of_each_other(one, other):
-    for role in ROLES:
-        a, b = planned(one, role), planned(other, role)
-        assert values(shift(a, b.multiplier / a.multiplier)) == pytest.approx(values(b), rel=1e-12)
-
-
 def test_the_readouts_of_the_two_classes_act_differently():
-    acts = [adam(form, "out", 4.0).multiplier * adam(form, "out", 4.0).std for form in ("sp_per_layer", "mup_t8")]
+    acts = [scale(form, "out", 4.0).multiplier * scale(form, "out", 4.0).std for form in ("sp_per_layer", "mup_t8")]
     assert acts == pytest.approx([1 / 2, 1 / 4])
 
 

@@ -1,0 +1,110 @@
+"""Tensors, and what each one gets: the generator's factors put on a recipe's values. Nothing is stored on a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from scaletune.errors import UserError
+from scaletune.rules.families import family_of
+from scaletune.rules.forms import Role, form_named
+from scaletune.rules.generator import Scale, depth, scale
+
+if TYPE_CHECKING:
+    from scaletune.recipe import Optimizer, Parametrization
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One parameter of a model, as its config alone tells: HF names, shape (fan_out, fan_in) or (width,)."""
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    group: str  # "embedding" | "attention" | "mlp" | "norm" | "head"
+    in_block: bool = False
+
+    @property
+    def size(self) -> int:
+        size = 1
+        for n in self.shape:
+            size *= n
+        return size
+
+    @property
+    def fans(self) -> tuple[int, int]:
+        """(fan_in, fan_out). An embedding's fan-out is its width: its shape is (vocabulary, width)."""
+        if self.role in ("vec", "fin"):
+            return 1, self.size
+        return (self.shape[0], self.shape[1]) if self.role == "emb" else (self.shape[1], self.shape[0])
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What one tensor of the target gets: absolute values, and the ratios they came from."""
+
+    name: str
+    role: Role
+    m_in: float
+    m_out: float
+    multiplier: float
+    init_std: float  # 0 for vec and fin: gains start at one, biases at zero
+    lr: float
+    weight_decay: float
+    eps: float
+
+
+def _base_of(tensor: Tensor, base: Mapping[str, Tensor]) -> Tensor:
+    """The base model's tensor of that name; a layer the base has not is like its layer 0."""
+    if tensor.name in base:
+        return base[tensor.name]
+    parts = tensor.name.split(".")
+    return base[".".join("0" if part.isdigit() else part for part in parts)]
+
+
+def plan(tensors: Sequence[Tensor], base: Sequence[Tensor], p: Parametrization, o: Optimizer, m_depth: float = 1.0) -> list[Planned]:
+    """Parameter name -> multiplier, init std, lr, weight decay, eps, from the shapes of the target and of the base model."""
+    named = {tensor.name: tensor for tensor in base}
+    in_block = depth(p.depth_alpha, m_depth, o.family)
+    return [_planned(tensor, _base_of(tensor, named), p, o, in_block if tensor.in_block else Scale()) for tensor in tensors]
+
+
+def _planned(tensor: Tensor, base: Tensor, p: Parametrization, o: Optimizer, block: Scale) -> Planned:
+    (fan_in, fan_out), (base_in, base_out) = tensor.fans, base.fans
+    m_in, m_out = fan_in / base_in, fan_out / base_out
+    s = scale(p.form, tensor.role, m_in, m_out, family=o.family, base_fans=base.fans)
+    random = tensor.role in ("emb", "hid", "out")
+    own = {"emb": p.embedding_multiplier, "out": p.logits_multiplier}.get(tensor.role, 1.0)
+    return Planned(
+        tensor.name, tensor.role, m_in, m_out,
+        multiplier=own * s.multiplier,
+        init_std=p.init_std * s.std if random else 0.0,
+        lr=o.lr * s.lr * block.lr,
+        weight_decay=o.weight_decay * s.weight_decay if random else 0.0,
+        eps=o.eps * s.eps * block.eps,
+    )  # fmt: skip
+
+
+def shift(row: Planned, theta: float, family: str = "adamw") -> Planned:
+    """The same tensor written as `multiplier * theta` over `W / theta`: the optimizer trains it identically (arXiv:2011.14522, derived).
+
+    Under AdamW lr / theta, weight_decay * theta, eps * theta. Exact up to clipping: a global gradient norm is not invariant.
+    """
+    f = family_of(family, row.role)
+    return replace(
+        row, multiplier=row.multiplier * theta, init_std=row.init_std / theta,
+        lr=row.lr / theta**f.multiplier, weight_decay=row.weight_decay * theta**f.decay_of_multiplier, eps=row.eps * theta**f.eps,
+    )  # fmt: skip
+
+
+def convert(row: Planned, form: str, other: str, family: str = "adamw") -> Planned:
+    """A tensor planned in one form, in another: an exact shift, by the ratio of their multipliers at the same base values.
+
+    UserError unless a + b agree in every role, and so the two are one algorithm (arXiv:2011.14522; arXiv:2407.05872).
+    """
+    one, two = form_named(form), form_named(other)
+    if one.acts != two.acts:
+        raise UserError(f"forms must be one algorithm in other words to be converted, but {form!r} and {other!r} train differently")
+    here, there = (scale(name, row.role, row.m_in, row.m_out) for name in (form, other))
+    return shift(row, there.multiplier / here.multiplier, family)
