@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scaletune.counting import count as count
     from scaletune.errors import UserError as UserError
     from scaletune.fitting import fit as fit
+    from scaletune.parametrizing import parametrize as parametrize
     from scaletune.plotting import plot as plot
     from scaletune.predicting import predict as predict
     from scaletune.recipe import Recipe as Recipe
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from scaletune.transferring import transfer as transfer
 
 _HOME = {
-    "check": "checking", "count": "counting", "fit": "fitting", "plot": "plotting", "predict": "predicting",
+    "check": "checking", "count": "counting", "fit": "fitting", "parametrize": "parametrizing", "plot": "plotting", "predict": "predicting",
     "report": "reporting", "run": "running", "sweep": "sweeping", "transfer": "transferring",
     "Fit": "records", "Recipe": "recipe", "Trial": "records", "UserError": "errors", "read_trials": "records",
 }  # fmt: skip

@@ -112,7 +112,7 @@ class Transformer(nn.Module):
         return losses.view(self.stack, -1).mean(1)
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def generator(seed: int, name: str) -> torch.Generator:
     """A tensor's own random stream: the same values on any machine, in any order, with any sharding."""
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7]
     return torch.Generator().manual_seed(int.from_bytes(key))
@@ -124,7 +124,7 @@ def initialise(model: nn.Module, plan: Mapping[str, Planned], seeds: Sequence[in
     for name, parameter in model.named_parameters():
         if plan[name].init_std:
             for row, seed in zip(parameter, seeds, strict=True):
-                values = torch.empty(row.shape).normal_(generator=_generator(seed, name))
+                values = torch.empty(row.shape).normal_(generator=generator(seed, name))
                 row.copy_(values * plan[name].init_std)
 
 
