@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -50,9 +51,8 @@ def _records_of(source: Path, out: Path) -> tuple[Path, str | None, Path | None]
     from scaletune import recipe
 
     asked = recipe.load(source)
-    stem = out / "sweeps" / asked.name
-    records = next((path for path in (stem.with_suffix(".db"), stem.with_suffix(".jsonl")) if path.exists()), stem.with_suffix(".jsonl"))
-    return records, asked.fit.law, out / "fits" / f"{asked.name}.json"
+    workbench, record = (out / "sweeps" / f"{asked.name}{suffix}" for suffix in (".db", ".jsonl"))
+    return workbench if workbench.exists() else record, asked.fit.law, out / "fits" / f"{asked.name}.json"
 
 
 def _fit(args: argparse.Namespace) -> Answer:
@@ -121,10 +121,21 @@ def _report(args: argparse.Namespace) -> Answer:
 def _check(args: argparse.Namespace) -> Answer:
     from scaletune import checking, recipe
 
+    if len(set(args.widths)) < 2 or args.seeds < 1:
+        raise UserError(f"a slope needs two widths and a seed, but got {len(set(args.widths))} and {args.seeds}")
     found = checking.check(recipe.load(args.recipe, args.set), args.widths, range(args.seeds))
     lines = [f"coordinate check over widths {', '.join(map(str, found['widths']))}: {found['verdict'].upper()}"]
     lines += [f"  {s['activation']:10} step {s['step']:<3} slope {s['slope']:+.2f}  {s['verdict']}" for s in found["slopes"]]
-    return found, lines
+    return _finite(found), lines
+
+
+def _finite(value: Any) -> Any:
+    """Inside plain containers null for what JSON has no number for: the slope of an activation that blew up."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _count(args: argparse.Namespace) -> Answer:
@@ -149,6 +160,8 @@ def _count(args: argparse.Namespace) -> Answer:
         "parameters by group (first point): "
         + ", ".join(f"{name} {groups[name]:,}" for name in ("embedding", "attention", "mlp", "norm", "head"))
     )
+    if asked.data.source != recipe.PYTHON_STDLIB and not known:
+        lines.append(f"`{asked.data.source}` is not here: counted with a vocabulary of {vocab_size}, that of text")
     lines.append(
         f"{total['trials']} trials, {total['flops']:.3g} FLOPs, about {total['seconds']:.0f} core seconds (a guess: 60 GFLOP/s and 2.5 ms a step)"
     )
@@ -177,7 +190,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse that says one line and exits 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
+        command = self.prog.removeprefix("scaletune").strip()
+        raise UserError(f"{command}: {message}" if command else message)
 
 
 def _number(text: str) -> float:
@@ -192,6 +206,12 @@ def _widths(text: str) -> list[int]:
         return [int(width) for width in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be whole numbers such as 32,64,128, but got {text!r}") from None
+
+
+def _file(text: str) -> str:
+    if not Path(text).name:
+        raise argparse.ArgumentTypeError(f"must name a file, but got {text!r}")
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -270,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("source", metavar="RECIPE.toml | RECORDS", help="a sweep's recipe, or a .jsonl, .db or .csv file of trials")
     c.add_argument("--law", help="lr_nd (default), lr_ndb or loss_nd")
     c.add_argument("--holdout", metavar="EXPR", help="cells to judge on instead of fitting, e.g. 'n_params > 5e6 and tokens >= 1e9'")
-    c.add_argument("--out", dest="to", metavar="FILE", help="where the fit is written (of a recipe: fits/NAME.json)")
+    c.add_argument("--out", dest="to", type=_file, metavar="FILE", help="where the fit is written (of a recipe: fits/NAME.json)")
     c = command(
         "transfer",
         _transfer,
@@ -287,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--out", default="plots", metavar="DIR")
     c = command("report", _report, "A fit as one HTML page.", "scaletune report fits/quickstart.json --out report.html")
     c.add_argument("fit", metavar="FIT.json")
-    c.add_argument("--out", default="report.html", metavar="FILE")
+    c.add_argument("--out", type=_file, default="report.html", metavar="FILE")
     return parser
 
 
@@ -308,13 +328,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer, lines = args.act(args)
         print(json.dumps(answer, allow_nan=False) if args.json else "\n".join(lines), flush=True)
     except UserError as error:
-        print(f"scaletune: {error}", file=sys.stderr)
+        print(f"scaletune: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output left: nothing to say, and nobody to say it to
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"scaletune: `{error.filename}`: {error.strerror}", file=sys.stderr)
+        print(f"scaletune: `{error.filename}`: {error.strerror}" if error.filename else f"scaletune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("scaletune: interrupted; what was trained is on record, the same command carries on", file=sys.stderr)

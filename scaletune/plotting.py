@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from scaletune.errors import UserError
+from scaletune.fitting.table import tabulate
 from scaletune.predicting import from_fit
 from scaletune.records import Fit, read_trials
 
@@ -89,7 +90,7 @@ def law_curve(fit: Fit, tokens: float, quantity: str = "lr", n_params: Sequence[
 def tokens_label(tokens: float) -> str:
     """102400 -> '102k tokens'."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if tokens >= size:
+        if tokens >= 0.9995 * size:  # what three digits round up to the next letter
             return f"{tokens / size:.3g}{letter} tokens"
     return f"{tokens:g} tokens"
 
@@ -131,7 +132,8 @@ def draw_law(
     curves: Sequence[Curve], points: Sequence[Points], held: Sequence[tuple[str, float, Points]], ax: Axes, quantity: str = "lr"
 ) -> Axes:
     """The law at each horizon, the interval of the last one, the cells it was fitted to, the held-out cell predicted and measured."""
-    for i, (curve, color) in enumerate(zip(curves, [*COLORS[: len(points)], "black"], strict=False)):
+    for i, curve in enumerate(curves):
+        color = COLORS[i % len(COLORS)] if i < len(points) else "black"
         ax.plot(curve.x, curve.y, "--" if i >= len(points) else "-", color=color, lw=1.3)
         if i < len(points):
             _draw_points(points[i], ax, color, aside=1 + 0.08 * (i - len(points) / 2))
@@ -141,7 +143,7 @@ def draw_law(
     if last.near is not None:
         ax.fill_between(last.x, last.near[:, 0], last.near[:, 1], color="gold", alpha=0.3, lw=0, label=f"near-optimal at {last.label}")
     for marker, size, marked in held:
-        _draw_points(marked, ax, "white" if marker == "D" else "gold", marker, size)
+        _draw_points(marked, ax, *(("white", marker, size) if marker == "D" else ("gold", marker, size, 1.12)))
     ax.set_xscale("log")
     ax.set_yscale("log")
     for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
@@ -163,12 +165,12 @@ def held_points(fit: Fit, quantity: str) -> list[tuple[str, float, Points]]:
     """Each validated cell as (marker, size, points): the prediction with its interval, then the measurement."""
     made = []
     for cell in _validated(fit):
-        predicted, interval, measured = cell[f"predicted_{quantity}"], cell["interval"][quantity], cell[f"measured_{quantity}"]
+        predicted, interval, measured = cell.get(f"predicted_{quantity}"), cell["interval"][quantity], cell.get(f"measured_{quantity}")
         said = f"held out, {tokens_label(cell['tokens'])}: "
         if predicted is not None and interval:
             made.append(("D", 6.0, Points(said + "predicted", [cell["n_params"]], [predicted], [interval[0]], [interval[1]])))
         if measured is not None:
-            made.append(("*", 13.0, Points(said + "measured", [cell["n_params"] * 1.12], [measured])))
+            made.append(("*", 13.0, Points(said + "measured", [cell["n_params"]], [measured])))
     return made
 
 
@@ -184,9 +186,14 @@ def basins_figure(panels: dict[str, pd.DataFrame]) -> Figure:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (name, trials) in zip(axes, panels.items(), strict=True):
         draw_basins(basin_curves(trials), ax, name)
-    low = min(curve.y.min() for trials in panels.values() for curve in basin_curves(trials))
-    axes[0].set(ylabel="held-out loss, nats per token", ylim=(low - 0.05, min(low * 1.6, axes[0].get_ylim()[1])))
-    axes[-1].legend(fontsize=8, frameon=False)
+    axes[0].set_ylabel("held-out loss, nats per token")
+    lowest = [curve.y.min() for trials in panels.values() for curve in basin_curves(trials)]
+    if lowest:  # a panel, or all of them, may hold diverged trials alone
+        axes[0].set_ylim(min(lowest) - 0.05, min(min(lowest) * 1.6, axes[0].get_ylim()[1]))
+    for ax in reversed(axes):
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=8, frameon=False)
+            break
     return figure
 
 
@@ -215,9 +222,13 @@ def plot(source: Fit | pd.DataFrame | str | Path, out: str | Path = "plots") -> 
     if isinstance(source, Fit):
         if source.law == "loss_nd":
             raise UserError("`plot` draws laws of a learning rate, but got a fit of 'loss_nd': draw its records, or fit 'lr_nd'")
+        if not source.cells:
+            raise UserError(f"a fit must hold the cells it rests on to be drawn, but this one of {source.law!r} holds none")
         return [save(law_figure(source), Path(out) / "law.png")]
-    missing = [column for column in ("lr", "loss", "tokens", "n_params") if column not in source]
-    if missing:
-        raise UserError(f"records need the column `{missing[0]}` to be drawn, but got {', '.join(map(str, source.columns))}")
+    source = tabulate(source, ["n_params", "tokens", "lr", "loss"])
+    source["loss"] = source["loss"].where(source["status"] == "done")
     main = source[source["sweep"] == "main"] if "sweep" in source else source
-    return [save(basins_figure(_panels(main if len(main) else source)), Path(out) / "basins.png")]
+    main = main if len(main) else source
+    if not (main["status"] == "done").any():
+        raise UserError(f"records need at least one finished trial to be drawn, but of {len(main)} none is done")
+    return [save(basins_figure(_panels(main)), Path(out) / "basins.png")]

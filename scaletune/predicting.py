@@ -42,6 +42,7 @@ def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | 
     for column, value in scale.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"`{column}` must be a number above 0, but got {value!r}")
+    _require_whole(fit)
     warnings = [sentence for sentence in fit.status if sentence != "ok"]
     lr, lr_interval, band, batch, said = None, None, None, None, list[str]()
     if fit.law != "loss_nd":
@@ -61,6 +62,20 @@ def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | 
         band={"lr": band, "batch_tokens": None, "loss": None},
         warnings=[*dict.fromkeys(warnings), *said, *_distance(fit, scale)],
     )
+
+
+NEEDED = {  # of `Fit.solution`, by whether the law gives an lr
+    True: ("columns", "centre", "vector", "covariance", "quantile", "scatter", "half_width", "batch_tokens"),
+    False: ("vector", "draws", "scatter"),
+}
+
+
+def _require_whole(fit: Fit) -> None:
+    """UserError when a fit file was cut or edited so that nothing can be predicted from it."""
+    for one in (fit, fit.loss_law) if fit.loss_law else (fit,):
+        missing = [key for key in NEEDED[one.law != "loss_nd"] if key not in one.solution]
+        if missing:
+            raise UserError(f"a fit of {one.law!r} must hold `solution.{missing[0]}` to be predicted from, but it has none")
 
 
 def _batch(fit: Fit, asked: float | None) -> tuple[float | None, list[str]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from scaletune.errors import UserError, nearest
 from scaletune.records import digest
@@ -27,6 +27,14 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _stem(value: str) -> str:
+    """A name that its files can bear."""
+    if not value or value.startswith(".") or set(value) & set("/\\\0"):
+        raise ValueError(f"`name` must be a file's name without its ending, but got {value!r}")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_stem)]
 Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
 Seed = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -145,7 +153,7 @@ class Engine(Section):
 class Compare(Section):
     """The same sweep under other settings, to be shown beside it; never fitted."""
 
-    name: str
+    name: Name
     set: dict[str, Any]
     axes: dict[str, list[Any]] = {}  # these replace the sweep's own axes of that name
 
@@ -174,7 +182,7 @@ SHORT = {  # a contract column -> where a recipe keeps it
 class Recipe(Section):
     """What to train (the point), over what (`axes`), where (`engine`), and what to do with it (`fit`, `holdout`, `target`)."""
 
-    name: str = "recipe"  # the file's stem, unless said
+    name: Name = "recipe"  # the file's stem, unless said
     model: Model
     parametrization: Parametrization
     optimizer: Optimizer = Optimizer()
@@ -190,6 +198,15 @@ class Recipe(Section):
     target: str | None = None  # a recipe file, relative to this one
     to: list[str] = ["granite", "recipe"]  # formats the target is emitted in
     evidence: dict[str, Any] = {}  # of an emitted recipe: the fit, the law, the interval, the assumptions
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Recipe:
+        taken = ["main", "validation"]  # what the study's own trials are called on record
+        for other in self.compare:
+            if other.name in taken:
+                raise ValueError(f"`compare.name` must be its own, and not one of {', '.join(taken)}, but got {other.name!r}")
+            taken.append(other.name)
+        return self
 
     @model_validator(mode="after")
     def _batch(self) -> Recipe:

@@ -67,10 +67,21 @@ def shifts(trials: pd.DataFrame) -> list[dict[str, Any]]:
     tokens = max(set.intersection(*(set(rows["tokens"]) for rows in sweeps.values())), default=None)
     for sweep, rows in sweeps.items():
         cells = sorted(fitting.measure(rows[rows["tokens"] == tokens]), key=lambda cell: cell["n_params"]) if tokens else []
+        unusable = [f"{cell['n_params']:g}" for cell in cells if not _lr_of(cell)]
+        cells = [cell for cell in cells if _lr_of(cell)]
         lrs = [_lr_of(cell) for cell in cells]
-        if len(cells) > 1 and all(lrs):
+        if len(cells) > 1:
             on_edge = [f"{cell['n_params']:g}" for cell in cells if cell["status"] != "ok"]
-            made.append({"sweep": sweep, "tokens": cells[0]["tokens"], "lr": lrs, "ratio": max(lrs) / min(lrs), "on_edge": on_edge})
+            made.append(
+                {
+                    "sweep": sweep,
+                    "tokens": cells[0]["tokens"],
+                    "lr": lrs,
+                    "ratio": max(lrs) / min(lrs),
+                    "on_edge": on_edge,
+                    "unusable": unusable,
+                }
+            )
     return made
 
 
@@ -87,9 +98,10 @@ def shift_lines(found: Iterable[Mapping[str, Any]]) -> list[str]:
     lines = []
     for row in found:
         at_least = "at least " if row["on_edge"] else ""
+        left_out = f" ({', '.join(row['unusable'])} parameters: no usable run)" if row["unusable"] else ""
         lrs = " -> ".join(f"{lr:.3g}" for lr in row["lr"])
         lines.append(
-            f"  {row['sweep']}, {row['tokens']:,.0f} tokens: optimal lr over width {lrs}, moves by a factor of {at_least}{row['ratio']:.2f}"
+            f"  {row['sweep']}, {row['tokens']:,.0f} tokens: optimal lr over width {lrs}, moves by a factor of {at_least}{row['ratio']:.2f}{left_out}"
         )
     return lines
 

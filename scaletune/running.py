@@ -12,6 +12,8 @@ import pandas as pd
 
 from scaletune import counting, data, fitting, plotting, reporting, transferring
 from scaletune import recipe as recipes
+from scaletune.errors import UserError
+from scaletune.fitting.setting import common_setting
 from scaletune.predicting import Prediction
 from scaletune.recipe import Recipe
 from scaletune.records import Fit
@@ -25,9 +27,8 @@ def run(study: str | Path, *, out: str | Path = ".", adopt: bool = False, settin
     `out/configs/NAME/FORMAT/` the target's configs. UserError on a study that is not sound, before anything is trained.
     """
     recipe, out = recipes.load(study, settings), Path(out)
-    fitting.known_law(recipe.fit.law)
-    transferring.known_formats(recipe.to)
     target = recipes.load(Path(study).parent / recipe.target) if recipe.target else None
+    _require_sound(recipe, target)
     stem, vocab_size = out / "sweeps" / recipe.name, data.load(recipe.data).vocab_size
     trials = _train(_asked(recipe), stem, recipe, "proxies", adopt)
     main = trials[trials["sweep"] == "main"]
@@ -43,6 +44,22 @@ def run(study: str | Path, *, out: str | Path = ".", adopt: bool = False, settin
     return answer
 
 
+def _require_sound(recipe: Recipe, target: Recipe | None) -> None:
+    """UserError on what would otherwise show after the training: a law, a format, a target or a held-out cell that cannot be."""
+    fitting.known_law(recipe.fit.law)
+    if recipe.fit.law == "loss_nd":
+        raise UserError("a study answers with a learning rate, but `fit.law` is 'loss_nd': fit that to the records with `scaletune fit`")
+    transferring.known_formats(recipe.to)
+    points = [point.point() for point in recipes.points(recipe)]
+    if target:
+        transferring._differences(target, common_setting(pd.DataFrame({"point": points})))
+    if recipe.holdout:
+        held = recipes.with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set).point()
+        if any(point["model"] == held["model"] and point["budget"]["tokens"] == held["budget"]["tokens"] for point in points):
+            width, tokens = held["model"]["width"], held["budget"]["tokens"]
+            raise UserError(f"a held-out cell must be one that no proxy trains, but `axes` has width {width} and tokens {tokens}")
+
+
 def _asked(recipe: Recipe) -> list[Task]:
     """The study's proxies and, beside them, each comparison's."""
     wanted = tasks("main", recipes.points(recipe))
@@ -53,7 +70,9 @@ def _asked(recipe: Recipe) -> list[Task]:
 
 def _train(wanted: list[Task], stem: Path, recipe: Recipe, what: str, adopt: bool = False) -> pd.DataFrame:
     print(f"{recipe.name}: {len(wanted)} {what}, recorded in {stem}.jsonl", file=sys.stderr)
-    return train_all(wanted, stem, recipe.engine.workers, adopt=adopt)
+    asked = {task.id: task.sweep for task in reversed(wanted)}  # a trial may be on record for another sweep: last time's validation
+    trials = train_all(wanted, stem, recipe.engine.workers, adopt=adopt)
+    return trials.assign(sweep=trials["id"].map(asked))
 
 
 def _validated(fit: Fit, recipe: Recipe, vocab_size: int, stem: Path, path: Path) -> Fit:
@@ -61,7 +80,7 @@ def _validated(fit: Fit, recipe: Recipe, vocab_size: int, stem: Path, path: Path
     assert recipe.holdout
     cell = recipes.with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set)
     n_params = counting.params(cell.model, vocab_size)["n_params"]
-    predicted = fit.predict(n_params=n_params, tokens=cell.budget.tokens)
+    predicted = fit.predict(n_params=n_params, tokens=cell.budget.tokens, batch_tokens=cell.budget.batch_tokens)
     assert predicted.lr is not None
     chosen = float(f"{predicted.lr:.3g}")  # three digits: the same point on every machine, so that a second run trains nothing
     before = {"kind": "predicted, not trained yet", "prediction": predicted.to_dict(), "leave_one_cell_out": fit.held_out}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -34,5 +35,5 @@ def setting_sentences(setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"{o.get('family')}: beta1 {o.get('beta1')}, beta2 {o.get('beta2')}, clip {o.get('clip')}, "
         f"weight decay {o.get('weight_decay')} (lr * weight decay of a tensor is kept over width)",
         f"schedule {s.get('kind')}, the same shares of the tokens at every horizon: warmup {s.get('warmup')}, decay {s.get('decay')}, floor {s.get('floor')}",
-        f"sequences of {d.get('seq_len')} tokens from {d.get('source')}",
+        f"sequences of {d.get('seq_len')} tokens from {Path(str(d.get('source'))).name}",
     ]

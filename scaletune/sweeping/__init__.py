@@ -76,21 +76,20 @@ def train_all(wanted: Sequence[Task], stem: Path, workers: str | int = "auto", *
 
 def _drive(pool: Pool, queue: list[Task], store: Store, done: int) -> None:
     """Keep every worker busy until the queue is empty and each trial is on record."""
-    board = _Board(queue, done)
-    while queue or pool.busy:
-        pool.hand_out(queue)
-        for task, message in pool.messages():
-            if message is None:
-                _lost(task, pool, queue, store, board)
-            elif "progress" in message:
-                board.progress(task, message["progress"])
-            else:
-                trial = Trial(**message["trial"])
-                if trial.id != task.id:
-                    raise UserError(f"`{task.recipe.data.source}` must stay as it is while a sweep runs, but a worker read other data")
-                store.put(trial, message["curve"])
-                board.finished(task, trial)
-    board.close()
+    with contextlib.closing(_Board(queue, done)) as board:
+        while queue or pool.busy:
+            pool.hand_out(queue)
+            for task, message in pool.messages():
+                if message is None:
+                    _lost(task, pool, queue, store, board)
+                elif "progress" in message:
+                    board.progress(task, message["progress"])
+                else:
+                    trial = Trial(**message["trial"])
+                    if trial.id != task.id:
+                        raise UserError(f"`{task.recipe.data.source}` must stay as it is while a sweep runs, but a worker read other data")
+                    store.put(trial, message["curve"])
+                    board.finished(task, trial)
 
 
 def _lost(task: Task, pool: Pool, queue: list[Task], store: Store, board: _Board) -> None:

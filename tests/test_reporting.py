@@ -1,0 +1,287 @@
+"""What a fit says in words, and the page it makes: against hand-made cells and tables, read back by an HTML parser."""
+
+import base64
+import math
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from test_fitting import study
+
+from scaletune.fitting import fit
+from scaletune.records import Fit
+from scaletune.reporting import answer_lines, fit_lines, held_out_lines, report, shift_lines, shifts, transfer_lines, validation_lines
+
+CELL = {
+    "n_params": 1234567.0, "tokens": 2e8, "status": "ok", "predicted_lr": 2e-3, "measured_lr": 4e-3, "ratio": 0.5, "covered": True,
+    "interval": {"lr": [1e-3, 5e-3], "loss": [2.5, 2.7]}, "predicted_loss": 2.6, "measured_loss": 2.55, "loss_covered": True,
+    "loss_at_predicted": 2.6, "best_loss": 2.5, "best_lr": 3.9e-3, "loss_excess": 0.04,
+}  # fmt: skip
+TRANSFER = {
+    "n_params": 5e6, "tokens": 1e9, "lr": 1.5e-3, "interval": {"lr": [1e-3, 2e-3], "loss": [2.0, 2.4]}, "band": {"lr": [1.1e-3, 1.9e-3]},
+    "loss": 2.2, "status": ["extrapolated more than 10x"], "assumptions": ["batch of 512 tokens"], "files": ["out/config.json"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit(study())
+
+
+def one(lines, *words):
+    """The one line that has all these words."""
+    (found,) = [line for line in lines if all(word in line for word in words)]
+    return found
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_fit_says_what_it_is_and_what_it_rests_on(fitted):
+    lines = fit_lines(fitted)
+    assert lines[0] == f"law lr_nd: {len(fitted.used)} runs used, {len(fitted.dropped)} dropped, 6 cells"
+    assert len(fitted.used) + len(fitted.dropped) == len(study())
+    for name in ("c", "a", "b"):
+        value, (low, high) = fitted.params[name]["value"], fitted.params[name]["interval"]
+        assert one(lines, f"  {name} = ") == f"  {name} = {value:.4g}   95% interval [{low:.4g}, {high:.4g}]"
+    assert one(lines, "leave-one-cell-out").endswith(
+        f"worst loss excess {100 * fitted.held_out['worst_excess']:.2f}%, interval covered {100 * fitted.held_out['coverage']:.0f}% of cells"
+    )
+    assert [line for line in lines if "status" in line] == [f"  status: {sentence}" for sentence in fitted.status]
+
+
+def test_every_status_is_a_line_and_a_missing_interval_is_said(fitted):
+    fixed = replace(fitted, status=["first", "second"], params={"a": {"value": 0.0, "interval": None}})
+    assert fit_lines(fixed)[1] == "  a = 0   95% interval none given"
+    assert fit_lines(fixed)[-2:] == ["  status: first", "  status: second"]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "said"),
+    [
+        ({}, ["  held out: nothing (too few cells to leave one out)"]),
+        ({"kind": "hold-out: tokens > 1"}, ["  hold-out: tokens > 1: no cell could be judged"]),
+        ({"kind": "x", "worst_excess": 0.0123, "coverage": None}, ["  x: worst loss excess 1.23%"]),
+        ({"kind": "x", "worst_excess": 0.0, "coverage": 0.0}, ["  x: worst loss excess 0.00%, interval covered 0% of cells"]),
+    ],
+)
+def test_what_was_held_out_is_said(held_out, said):
+    assert held_out_lines(held_out) == said
+
+
+def test_a_validation_comes_before_the_cells_left_out():
+    lines = held_out_lines({"kind": "validation", "cells": [CELL, CELL], "leave_one_cell_out": {"kind": "loo", "worst_excess": 0.5}})
+    assert lines == 2 * validation_lines(CELL) + ["  loo: worst loss excess 50.00%"]
+    assert held_out_lines({"kind": "validation", "cells": [CELL], "leave_one_cell_out": {}}) == validation_lines(CELL)
+
+
+def test_a_validated_cell_says_predicted_measured_and_the_miss():
+    assert validation_lines(CELL) == [
+        "  held-out cell: 1,234,567 parameters, 200,000,000 tokens",
+        "    predicted lr 0.002, interval [0.001, 0.005]",
+        "    measured lr 0.004: predicted / measured = 0.5; the interval covered it",
+        "    loss 2.6000 at the predicted lr, best of the grid 2.5000 at lr 0.0039: +4.00%",
+        "    predicted loss 2.6000, interval [2.5, 2.7]; measured 2.5500: the interval covered it",
+    ]
+
+
+@pytest.mark.parametrize(("which", "line"), [("covered", "measured lr"), ("loss_covered", "predicted loss")])
+def test_an_interval_that_missed_says_so_in_capitals(which, line):
+    missed = validation_lines(CELL | {which: False})
+    assert one(missed, line).endswith("the interval did NOT cover it")
+    assert sum("NOT" in line for line in missed) == 1 and sum("the interval covered it" in line for line in missed) == 1
+
+
+def test_a_prediction_whose_trial_did_not_finish_has_failed():
+    lines = validation_lines(CELL | {"loss_excess": None, "loss_at_predicted": None})
+    assert "    the trial at the predicted lr did not finish: the prediction failed" in lines
+    assert not [line for line in lines if "best of the grid" in line]
+
+
+def test_an_optimum_that_could_not_be_measured_says_why():
+    cell = {key: value for key, value in CELL.items() if not key.endswith("_loss")}  # too few runs give no floor
+    lines = validation_lines(cell | {"measured_lr": None, "ratio": None, "covered": None, "status": "2 usable", "loss_excess": None})
+    assert lines[2] == "    its optimum could not be measured: 2 usable"
+    assert not [line for line in lines if "measured lr" in line or "cover" in line]
+
+
+def test_the_answer_says_what_to_set_how_sure_and_what_was_assumed():
+    assert transfer_lines(TRANSFER, 0.95) == [
+        "ANSWER for 5,000,000 parameters (non-embedding) and 1,000,000,000 tokens",
+        "  set lr = 0.0015   (peak, at base width; 95% interval [0.001, 0.002])",
+        "  near-optimal band (loss within 0.25 % of the optimum's): [0.0011, 0.0019]",
+        "  expected loss 2.200 nats per token, interval [2, 2.4]",
+        "  warning: extrapolated more than 10x",
+        "  assumed:",
+        "    - batch of 512 tokens",
+    ]
+    calm = transfer_lines(TRANSFER | {"loss": None, "status": ["ok"]}, 0.95)
+    assert not [line for line in calm if "warning" in line or "expected loss" in line]
+
+
+# --- how far optima move over width ----------------------------------------------------------------------------------
+
+
+def basin(sweep, width, best, lrs, tokens=1000, status=None, seeds=1):
+    """Rows whose loss is a parabola in log2 lr with its bottom at `best`."""
+    rows = [
+        dict(sweep=sweep, width=width, n_params=10 * width**2, tokens=tokens, lr=lr, seed=seed, status=(status or {}).get(lr, "done"),
+             loss=2 + 0.02 * math.log2(lr / best) ** 2)
+        for lr in lrs for seed in range(seeds)
+    ]  # fmt: skip
+    return [row | {"loss": row["loss"] if row["status"] == "done" else None} for row in rows]
+
+
+GRID = [0.0625, 0.125, 0.25, 0.5, 1.0]
+
+
+def table(*parts):
+    rows = pd.DataFrame([row for part in parts for row in part])
+    return rows.assign(id=[f"run{i}" for i in range(len(rows))])
+
+
+def test_shifts_are_those_of_the_planted_optima():
+    """main's optimum stays, sp's falls by 4, and a longer horizon that sp lacks does not count."""
+    made = shifts(
+        table(
+            basin("main", 32, 0.25, GRID), basin("main", 64, 0.25, GRID), basin("main", 32, 0.125, GRID, 9000),
+            basin("main", 64, 0.5, GRID, 9000), basin("sp", 64, 0.125, GRID), basin("sp", 32, 0.5, GRID),
+            basin("validation", 128, 0.25, GRID, 9000),
+        )
+    )  # fmt: skip
+    assert [(row["sweep"], row["tokens"], row["on_edge"]) for row in made] == [("main", 1000, []), ("sp", 1000, [])]
+    assert made[0]["lr"] == pytest.approx([0.25, 0.25], rel=0.1) and made[1]["lr"] == pytest.approx([0.5, 0.125], rel=0.1)
+    assert made[0]["ratio"] == pytest.approx(1, rel=0.1) and made[1]["ratio"] == pytest.approx(4, rel=0.1)
+
+
+def test_a_study_alone_is_taken_at_its_longest_horizon():
+    trials = table(*(basin("main", w, 0.25 * 32 / w * t / 1000, GRID, t) for w in (32, 64) for t in (1000, 2000)))
+    (row,) = shifts(trials)
+    assert row["tokens"] == 2000 and row["ratio"] == pytest.approx(2, rel=0.1)
+
+
+def test_an_optimum_on_the_edge_is_a_bound():
+    """The lowest of the grid, 0.0625, stands for what lies below it; one that the grid ends at because it diverged likewise."""
+    (row,) = shifts(table(basin("main", 32, 0.25, GRID), basin("main", 64, 0.01, GRID)))
+    assert row["lr"] == [pytest.approx(0.25, rel=0.1), 0.0625] and row["on_edge"] == ["40960"]
+    assert shift_lines([row]) == [
+        f"  main, 1,000 tokens: optimal lr over width {row['lr'][0]:.3g} -> 0.0625, moves by a factor of at least {row['ratio']:.2f}"
+    ]
+    (row,) = shifts(table(basin("main", 32, 0.25, GRID), basin("main", 64, 1.0, GRID, status={1.0: "diverged"})))
+    assert row["lr"][1] == 0.5 and row["on_edge"] == ["40960"]
+
+
+def test_an_optimum_inside_is_no_bound():
+    (line,) = shift_lines([{"sweep": "sp", "tokens": 81920.0, "lr": [0.5, 0.125], "ratio": 4.0, "on_edge": [], "unusable": []}])
+    assert line == "  sp, 81,920 tokens: optimal lr over width 0.5 -> 0.125, moves by a factor of 4.00"
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        table(basin("main", 32, 0.25, GRID)),  # one width
+        table(basin("main", 32, 0.25, GRID), basin("sp", 32, 0.25, GRID, 500)),  # no horizon in common
+        table(basin("main", 32, 0.25, GRID), basin("main", 64, 0.25, GRID, status=dict.fromkeys(GRID, "diverged"))),
+    ],
+)
+def test_nothing_is_said_of_a_shift_that_cannot_be_measured(trials):
+    assert shifts(trials) == []
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Text by tag, attributes of images, rows of every table."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.texts, self.images, self.tables, self.attributes = [], {}, [], [], []
+        self.source = path.read_text("utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [value for name, value in attrs if name in ("href", "src")]
+        self.images += [dict(attrs)] if tag == "img" else []
+        self.tables += [[]] if tag == "table" else []
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if self.open:
+            self.texts[self.open[-1]] = self.texts.get(self.open[-1], "") + text
+            if self.open[-1] in ("td", "th"):
+                self.tables[-1][-1][-1] += text
+
+
+def test_the_page_holds_every_line_every_cell_and_every_run_left_out(fitted, tmp_path):
+    dropped = {f"run{i}": f"reason {i}" for i in range(40)}
+    path = report(replace(fitted, dropped=dropped), tmp_path / "new" / "report.html")
+    page = Page(path)
+    assert path == tmp_path / "new/report.html" and page.open == []
+    assert page.texts["pre"].splitlines() == fit_lines(replace(fitted, dropped=dropped))
+    cells, left_out = page.tables
+    assert cells[0][:4] == ["n_params", "tokens", "batch_tokens", "lr"] and len(cells) == 1 + 6
+    for row, cell in zip(cells[1:], fitted.cells, strict=True):
+        assert (float(row[0]), float(row[3]), row[-1]) == (cell["n_params"], pytest.approx(cell["lr"], rel=1e-3), "ok")
+    assert left_out == [["run", "reason"], *([run, reason] for run, reason in dropped.items())]
+
+
+def test_nothing_left_out_is_not_a_table(fitted, tmp_path):
+    page = Page(report(replace(fitted, dropped={}), tmp_path / "report.html"))
+    assert len(page.tables) == 1 and "left out" not in page.source
+
+
+def test_what_the_user_named_is_escaped(fitted, tmp_path):
+    evil = "<script>alert('x') & \"y\"</script>"
+    cells = [cell | {"status": evil} for cell in fitted.cells]
+    answer = {"study": evil, "fit": replace(fitted, status=[evil], cells=cells), "path": "fit.json", "shift": [], "pictures": []}
+    page = Page(report(replace(fitted, status=[evil], cells=cells, dropped={evil: evil}), tmp_path / "r.html", answer))
+    assert "<script" not in page.source and "script" not in page.texts
+    assert page.texts["title"] == page.texts["h1"] == f"scaletune: {evil}"
+    assert page.tables[1][1] == [evil, evil] and page.tables[0][1][-1] == evil and f"  status: {evil}" in page.texts["pre"]
+
+
+def test_the_pictures_are_in_the_page_and_nothing_is_outside(fitted, tmp_path):
+    pictures = [tmp_path / "basins.png", tmp_path / "law.png"]
+    for i, picture in enumerate(pictures):
+        picture.write_bytes(bytes([i]) * 1000)
+    shift = [{"sweep": name, "tokens": 1e3, "lr": [0.1, 0.2], "ratio": 2.0, "on_edge": [], "unusable": []} for name in ("main", "sp")]
+    answer = {"study": "small", "fit": fitted, "path": tmp_path / "fit.json", "shift": shift, "transfer": TRANSFER, "pictures": pictures}
+    path = report(fitted, tmp_path / "report.html", answer)
+    page = Page(path)
+    assert [image["alt"] for image in page.images] == ["basins", "law"]
+    for image, picture in zip(page.images, pictures, strict=True):
+        kind, _, content = image["src"].partition(",")
+        assert kind == "data:image/png;base64" and base64.b64decode(content) == picture.read_bytes()
+    assert page.attributes == [image["src"] for image in page.images]
+    assert "http" not in page.source and "url(" not in page.source and "@import" not in page.source
+    lines = page.texts["pre"].splitlines()
+    assert lines == "\n".join(answer_lines(answer | {"report": path})).strip().splitlines()
+    assert one(lines, "set lr = 0.0015") and one(lines, "sp, 1,000 tokens") and f"  {path}" in lines and "  out/config.json" in lines
+
+
+def test_an_answer_compares_forms_only_when_there_are_several(fitted):
+    shift = [{"sweep": "main", "tokens": 1e3, "lr": [0.1, 0.2], "ratio": 2.0, "on_edge": [], "unusable": []}]
+    answer = {"study": "small", "fit": fitted, "path": "fit.json", "shift": shift, "pictures": [], "report": "report.html"}
+    assert not [line for line in answer_lines(answer) if "transfer over width" in line or "ANSWER" in line]
+    assert [line for line in answer_lines(answer | {"shift": shift * 2}) if "transfer over width" in line]
+    assert answer_lines(answer)[-3:] == ["files:", "  fit.json", "  report.html"]
+
+
+def test_a_page_of_a_fit_read_back_is_the_same(fitted, tmp_path):
+    read = Fit.read(fitted.write(tmp_path / "fit.json"))
+    assert report(read, tmp_path / "a.html").read_bytes() == report(fitted, tmp_path / "b.html").read_bytes()
+
+
+def test_a_width_that_only_diverged_is_named_not_hidden():
+    row = {"sweep": "sp", "tokens": 81920.0, "lr": [0.5, 0.125], "ratio": 4.0, "on_edge": [], "unusable": ["426624"]}
+    assert shift_lines([row])[0].endswith("factor of 4.00 (426624 parameters: no usable run)")
