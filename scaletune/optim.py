@@ -15,6 +15,14 @@ from scaletune.recipe import Schedule
 from scaletune.rules import Planned
 
 
+def _alike(plan: Iterable[Planned]) -> dict[tuple[float, float, float], list[str]]:
+    """(lr, weight decay, eps) -> the tensors that share it: the groups, in the plan's order."""
+    found: dict[tuple[float, float, float], list[str]] = {}
+    for row in plan:
+        found.setdefault((row.lr, row.weight_decay, row.eps), []).append(row.name)
+    return found
+
+
 def groups(model: nn.Module, plan: Iterable[Planned]) -> list[dict[str, Any]]:
     """Param groups {params, lr, initial_lr, weight_decay, eps}: one for each distinct setting of the plan, in the plan's order.
 
@@ -25,12 +33,10 @@ def groups(model: nn.Module, plan: Iterable[Planned]) -> list[dict[str, Any]]:
     if parameters.keys() != planned.keys():
         odd = sorted(parameters.keys() ^ planned.keys())[0]
         raise UserError(f"plan and model must name the same tensors, but `{odd}` is in one alone")
-    made: dict[tuple[float, ...], dict[str, Any]] = {}
-    for name, row in planned.items():
-        key = (row.lr, row.weight_decay, row.eps)
-        fresh = {"params": [], "lr": row.lr, "initial_lr": row.lr, "weight_decay": row.weight_decay, "eps": row.eps}
-        made.setdefault(key, fresh)["params"].append(parameters[name])
-    return list(made.values())
+    return [
+        {"params": [parameters[name] for name in names], "lr": lr, "initial_lr": lr, "weight_decay": weight_decay, "eps": eps}
+        for (lr, weight_decay, eps), names in _alike(planned.values()).items()
+    ]
 
 
 def optimizer(model: nn.Module, plan: Iterable[Planned], settings: Settings) -> Optimizer:
@@ -58,3 +64,20 @@ def set_share(opt: Optimizer, schedule: Schedule, share: float) -> None:
     now = multiplier(schedule, share)
     for group in opt.param_groups:
         group["lr"] = group["initial_lr"] * now
+
+
+def guard(opt: Optimizer, plan: Iterable[Planned], when: str) -> None:
+    """UserError unless the lr of the groups, made by `groups`, stand in the plan's ratios; an lr of 0 throughout does. Changes nothing.
+
+    `when` is what the sentence says of the moment. A scheduler that writes absolute values breaks them; ask after warmup and at the end too.
+    """
+    planned, now = _alike(plan), [float(group["lr"]) for group in opt.param_groups]
+    if len(planned) != len(now):
+        raise UserError(f"the optimizer must have the plan's {len(planned)} groups, but got {len(now)} {when}")
+    (base, *_), (first, *_) = planned, planned.values()
+    for ((peak, *_), names), lr in zip(planned.items(), now, strict=True):
+        if not math.isclose(lr * base[0], now[0] * peak, rel_tol=1e-6):
+            raise UserError(
+                f"a schedule must multiply the plan's learning rates, but {when} the group of `{names[0]}` ({len(names)} tensors) has"
+                f" {lr / now[0] if now[0] else math.inf:.4g} times the lr of `{first[0]}`, where the plan has {peak / base[0]:.4g}"
+            )

@@ -43,11 +43,15 @@ def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Calla
     if rows % acc.num_processes:
         raise UserError(f"`batch_tokens / seq_len % processes == 0` must hold, but got {rows} rows on {acc.num_processes} processes")
     model = models.build(recipe, corpus.vocab_size)
-    opt = optim.optimizer(model, counting.planned(recipe, corpus.vocab_size), recipe.optimizer)
+    plan = counting.planned(recipe, corpus.vocab_size)
+    opt = optim.optimizer(model, plan, recipe.optimizer)
+    guarded = {0, min(steps - 1, math.ceil(recipe.schedule.warmup * steps)), steps - 1}  # the start, after warmup, the end
     model, opt = acc.prepare(model, opt)
     ceiling, outcome = 2 * math.log(corpus.vocab_size), Outcome()
     for step in range(steps):
         optim.set_share(opt, recipe.schedule, (step + 0.5) / steps)  # the middle of its tokens: no step has a learning rate of 0
+        if step in guarded:
+            optim.guard(opt, plan, f"at step {step} of {steps}")
         batch = corpus.batch(recipe.seed, step, rows, recipe.data.seq_len)[acc.process_index :: acc.num_processes]
         windows = torch.from_numpy(batch).to(acc.device)
         loss = model(windows[:, :-1], windows[:, 1:]).sum()

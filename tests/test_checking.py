@@ -4,10 +4,14 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from scaletune import checking, counting
+from scaletune import checking, counting, optim, rules
+from scaletune.errors import UserError
 
 WIDTHS, SEEDS = (32, 64, 128), (0, 1)
+WIDE = (32, 64, 128, 256)
 SETTINGS = {"parametrization.init_std": 0.08, "lr": 3e-3, "optimizer.weight_decay": 0.0}
 
 
@@ -32,9 +36,10 @@ def checked(tiny):
     return check
 
 
-@pytest.mark.parametrize("form", ["mup", "mup_t3", "mup_t9", "mean_field", "sp_per_layer", "ntk"])
+@pytest.mark.parametrize("form", ["mup", "mup_t3", "mup_t8", "mup_t9", "mean_field", "sp_per_layer", "ntk"])
 def test_per_tensor_rates_hold(checked, form):
     assert checked(form)["verdict"] == "pass", slopes(checked(form))
+    assert checked(form)["diagnosis"] == [] and checked(form)["caveats"] == rules.caveats(form, "adamw")
 
 
 def test_one_rate_for_all_does_not(checked):
@@ -51,32 +56,193 @@ def test_forms_of_mup_are_one_algorithm(checked):
         assert [row["slope"] for row in checked(form)["slopes"]] == pytest.approx(expected, abs=0.02)
 
 
-PLANTED = [  # what of the plan is wrong, in terms of m; where it shows, at which step, the slope there
-    ("embedding lr also divided by m", lambda row, m: replace(row, lr=row.lr / m) if row.role == "emb" else row, "embedding", 4, -1.0),
-    ("readout lr also divided by m", lambda row, m: replace(row, lr=row.lr / m) if row.role == "out" else row, "logits", 1, -1.0),
-    ("hidden lr not divided by m", lambda row, m: replace(row, lr=row.lr * m) if row.role == "hid" else row, "residual", 4, 1.0),
-]
+def only(role, change):
+    return lambda row, m: change(row, m) if row.role == role else row
 
 
-@pytest.mark.parametrize(("change", "activation", "step", "slope"), [row[1:] for row in PLANTED], ids=[row[0] for row in PLANTED])
-def test_a_planted_bug_shows_its_signature(tiny, monkeypatch, change, activation, step, slope):
-    sound = counting.planned
-    monkeypatch.setattr(counting, "planned", lambda recipe, vocab: [change(row, recipe.model.width / 32) for row in sound(recipe, vocab)])
-    result = checking.check(tiny(SETTINGS), WIDTHS, SEEDS)
-    assert result["verdict"] == "fail"
-    assert slopes(result, step)[activation] == pytest.approx(slope, abs=0.25)
+def overwritten(row, m):
+    return replace(row, lr=SETTINGS["lr"])
 
 
-def test_a_missing_logits_multiplier_shows(tiny, monkeypatch):
-    sound = counting.multipliers
-    monkeypatch.setattr(counting, "multipliers", lambda recipe, vocab: sound(recipe, vocab) | {"logits": 1.0})
-    result = checking.check(tiny(SETTINGS), WIDTHS, SEEDS)
-    assert slopes(result, 1)["logits"] == pytest.approx(1.0, abs=0.2) and result["verdict"] == "fail"
+PLANTED = {  # what of the plan, or of the multipliers, is wrong; its name; the slopes it leaves, (activation, step) -> (about, within)
+    "readout": (
+        only("out", lambda row, m: replace(row, lr=row.lr / m)), {}, "readout lr divided by m twice",
+        {("logits", 1): (-1.0, 0.15), ("logits", 4): (-1.0, 0.15), ("residual", 4): (0, 0.1), ("embedding", 4): (0, 0.1)},
+    ),
+    "hidden": (
+        only("hid", lambda row, m: replace(row, lr=row.lr * m)), {}, "hidden lr not scaled",
+        {("residual", 1): (0, 0.01), ("residual", 4): (1.03, 0.2), ("residual", 10): (1.09, 0.3), ("logits", 1): (0, 0.1)},
+    ),
+    "overwritten": (overwritten, {}, "hidden lr not scaled", {("residual", 4): (1.03, 0.2), ("logits", 1): (0, 0.1)}),
+    "output multiplier": (
+        lambda row, m: row, {"logits": 1.0}, "output multiplier missing",
+        {("logits", 1): (0.97, 0.1), ("residual", 4): (0, 0.1), ("embedding", 4): (0, 0.1)},
+    ),
+    "embedding": (
+        only("emb", lambda row, m: replace(row, lr=row.lr / m)), {}, "embedding lr divided by m",
+        {("embedding", 4): (-1.0, 0.1), ("embedding", 10): (-1.0, 0.1), ("residual", 4): (0, 0.1), ("logits", 4): (0, 0.1)},
+    ),
+    "eps": (  # how far depends on eps over the gradient: here a whole power at step 4, half at most where the logits' gradient is larger
+        lambda row, m: replace(row, eps=1e-2), {}, "eps large and unscaled",
+        {("embedding", 4): (-1.0, 0.2), ("residual", 4): (-1.0, 0.2), ("final", 4): (-1.0, 0.2), ("logits", 4): (-0.6, 0.2)},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def planted(tiny, monkeypatch):
+    """(change, multipliers, settings) -> the check over four widths of a plan changed row by row, m the width over the base model's."""
+    sound, forward = counting.planned, counting.multipliers
+
+    def check(change, multipliers=(), **settings):
+        monkeypatch.setattr(
+            counting, "planned", lambda recipe, vocab: [change(row, recipe.model.width / 32) for row in sound(recipe, vocab)]
+        )
+        monkeypatch.setattr(counting, "multipliers", lambda recipe, vocab: forward(recipe, vocab) | dict(multipliers))
+        return checking.check(tiny(SETTINGS | settings), WIDE, SEEDS)
+
+    return check
+
+
+def named(result):
+    return [sentence.split(":")[0] for sentence in result["diagnosis"]]
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_named_by_its_slopes(planted, bug):
+    change, multipliers, name, expected = PLANTED[bug]
+    result = planted(change, multipliers)
+    assert result["verdict"] == "fail" and named(result) == [name]
+    for (activation, step), (about, within) in expected.items():
+        assert slopes(result, step)[activation] == pytest.approx(about, abs=within), (activation, step)
+
+
+@pytest.mark.parametrize("form", ["mup_t3", "mup_t9", "mean_field"])
+@pytest.mark.parametrize("bug", ["readout", "embedding"])
+def test_a_bug_has_one_name_in_every_form(planted, form, bug):
+    change, _, name, _ = PLANTED[bug]
+    assert named(planted(change, form=form)) == [name]
+
+
+def test_one_global_lr_is_named(checked, planted):
+    """Table 3 has no multiplier to keep the readout in place: overwritten learning rates are standard practice there."""
+    assert named(checked("sp")) == ["standard parametrization with one global lr"] == named(planted(overwritten, form="mup_t3"))
+
+
+@pytest.mark.parametrize("eps", [1e-3, 1e-2])
+def test_an_eps_that_scales_with_the_gradients_is_no_bug(tiny, planted, eps):
+    result = checking.check(tiny(SETTINGS | {"optimizer.eps": eps}), WIDE, SEEDS)
+    assert result["verdict"] == "pass" and max(abs(slope) for slope in slopes(result).values()) < 0.1
+    assert named(planted(lambda row, m: replace(row, eps=eps))) == ["eps large and unscaled"]
+
+
+def test_a_scheduler_in_the_optimizer_shows_as_well(tiny, monkeypatch):
+    """An absolute lr put into every group after the plan was right."""
+    sound = optim.optimizer
+
+    def overwriting(*arguments):
+        opt = sound(*arguments)
+        for group in opt.param_groups:
+            group["lr"] = SETTINGS["lr"]
+        return opt
+
+    monkeypatch.setattr(optim, "optimizer", overwriting)
+    assert named(checking.check(tiny(SETTINGS), WIDTHS, SEEDS)) == ["hidden lr not scaled"]
+
+
+def test_two_bugs_are_two_sentences(planted):
+    result = planted(lambda row, m: replace(row, lr=row.lr / m) if row.role in ("emb", "out") else row)
+    assert named(result) == ["readout lr divided by m twice", "embedding lr divided by m"]
+
+
+@pytest.fixture(scope="module")
+def deepened(tiny):
+    """alpha -> the check over depth."""
+    settings = {"parametrization.base_depth": 2, "model.width": 32}
+    return lambda alpha, **others: checking.check(
+        tiny(SETTINGS | settings | {"parametrization.depth_alpha": alpha} | others), seeds=SEEDS, over="depth"
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("form", ["mup", "mup_t3", "mup_t9"])
+def test_a_depth_rule_holds(deepened, alpha, form):
+    result = deepened(alpha, form=form)
+    assert result["verdict"] == "pass" and result["diagnosis"] == [], slopes(result)
+    assert (result["over"], result["widths"], result["depths"]) == ("depth", [32], [2, 4, 8, 16])
+
+
+def test_no_depth_rule_is_named(deepened):
+    """Every branch adds its change: a slope of one (arXiv:2310.02244)."""
+    result = deepened(0.0)
+    assert result["verdict"] == "fail" and named(result) == ["depth rule missing"]
+    assert slopes(result, 4)["residual"] == pytest.approx(1.1, abs=0.2)
+
+
+def test_the_depth_check_starts_from_an_embedding_of_rms_one(tiny):
+    from scaletune import models
+
+    model = models.build(tiny(SETTINGS | {"form": "mup_t9", "width": 128}), 256)
+    checking._normalise(model)
+    stream = model.model.embed_tokens.weight * model.model.embedding
+    assert float(stream.detach().square().mean().sqrt()) == pytest.approx(1)
+
+
+def table(**late):
+    """A table of slopes: zero but for what is given, which counts at steps 4 and 10 (and the logits' at 1)."""
+    return [
+        vars(checking.Slope(name, step, slope, checking._verdict(slope, step)))
+        for name in ("embedding", "residual", "final", "logits")
+        for step in checking.STEPS
+        for slope in [late.get(name, 0.0) if step > 1 or name == "logits" else 0.0]
+    ]
+
+
+within = st.floats(-checking.PASS, checking.PASS)
+
+
+@given(st.fixed_dictionaries({name: within for name in ("embedding", "residual", "final", "logits")}), st.sampled_from(["width", "depth"]))
+def test_what_passes_has_no_diagnosis(late, over):
+    assert checking.diagnose(table(**late), over) == []
+
+
+@given(st.fixed_dictionaries({name: st.floats(-3, 3) for name in ("embedding", "residual", "final", "logits")}))
+def test_what_fails_has_one(late):
+    rows = table(**late)
+    told = checking.diagnose(rows)
+    assert bool(told) == any(row["verdict"] in ("warn", "fail") for row in rows)
+    assert len({sentence.split(":")[0] for sentence in told}) == len(told) <= 3
+
+
+def test_what_is_like_no_bug_says_so():
+    assert checking.diagnose(table(final=0.5)) == ["no known bug fits (final at step 4: slope +0.50 over width)"]
+    assert checking.diagnose(table(residual=-0.5), "depth") == ["no known bug fits (residual at step 4: slope -0.50 over depth)"]
+
+
+def test_an_activation_that_blew_up_tells_nothing_of_exponents():
+    assert checking.diagnose(table(residual=math.inf)) == [
+        "an activation is no longer finite, which says nothing of the exponents: lower `lr` (residual at step 4: slope +inf over width)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"widths": (32,)}, "a slope needs two widths that differ, but got 32"),
+        ({"widths": (32, 32)}, "a slope needs two widths that differ, but got 32, 32"),
+        ({"over": "depth", "depths": ()}, "a slope needs two depths that differ, but got none"),
+        ({"seeds": ()}, "a slope needs a seed, but got none"),
+        ({"over": "dept"}, "`over` must be one we know, but got 'dept' \\(nearest: 'depth'\\)"),
+    ],
+)
+def test_what_has_no_slope_is_refused(tiny, arguments, sentence):
+    with pytest.raises(UserError, match=f"^{sentence}$"):
+        checking.check(tiny(SETTINGS), **arguments)
 
 
 def test_what_is_reported_is_what_was_judged(checked):
     result = checked("mup")
-    assert result["widths"] == list(WIDTHS)
+    assert (result["over"], result["widths"], result["depths"]) == ("width", list(WIDTHS), [2])
     assert {(row["activation"], row["step"]) for row in result["slopes"]} == {
         (name, step) for name in ("embedding", "residual", "final", "logits") for step in checking.STEPS
     }

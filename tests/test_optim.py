@@ -123,3 +123,67 @@ def test_a_tensor_without_explanation_is_refused(model, plan, odd):
         del model.model.layers[1].mlp.up_proj.weight
     with pytest.raises(UserError, match=f"plan and model must name the same tensors, but `{name}` is in one alone"):
         optim.groups(model, plan)
+
+
+@pytest.fixture
+def opt(tiny, model, plan):
+    return optim.optimizer(model, plan, tiny().optimizer)
+
+
+def run(opt, scheduler, steps):
+    for _ in range(steps):
+        opt.step()
+        scheduler.step()
+
+
+@given(share=shares, kind=kinds)
+def test_our_schedules_pass_the_guard(tiny, share, kind):
+    recipe = tiny({"width": 128, "schedule.kind": kind})
+    plan = counting.planned(recipe, 64)
+    opt = optim.optimizer(models.build(recipe, 64), plan, recipe.optimizer)
+    optim.set_share(opt, recipe.schedule, share)
+    before = opt.state_dict()
+    optim.guard(opt, iter(plan), "now")
+    assert opt.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda step: step / 10),  # 0 at first, which is 0 throughout
+        lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10),
+        lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, [group["lr"] for group in opt.param_groups], total_steps=12),
+    ],
+)
+def test_multiplying_schedulers_pass_the_guard(opt, plan, scheduler):
+    made = scheduler(opt)
+    for step in range(10):
+        optim.guard(opt, plan, f"at step {step}")
+        run(opt, made, 1)
+
+
+def test_the_guard_names_the_group_and_both_ratios(opt, plan):
+    """OneCycleLR's scalar `max_lr` is the same number for every group."""
+    optim.guard(opt, plan, "before")
+    torch.optim.lr_scheduler.OneCycleLR(opt, 5e-3, total_steps=12)
+    with pytest.raises(UserError) as caught:
+        optim.guard(opt, plan, "at step 0 of 12")
+    assert str(caught.value) == (
+        "a schedule must multiply the plan's learning rates, but at step 0 of 12 the group of `model.layers.0.self_attn.q_proj.weight` "
+        "(14 tensors) has 1 times the lr of `model.embed_tokens.weight`, where the plan has 0.25"
+    )
+
+
+def test_an_absolute_floor_shows_at_the_end_alone(opt, plan):
+    """Why a run is asked at its end too: `eta_min` is the same number for every group."""
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10, eta_min=1e-4)
+    optim.guard(opt, plan, "at the start")
+    run(opt, scheduler, 10)
+    with pytest.raises(UserError, match=r"at the end the group of .* has 1 times the lr of .*, where the plan has 0.25"):
+        optim.guard(opt, plan, "at the end")
+
+
+def test_groups_that_are_not_the_plans_are_refused(opt, plan):
+    opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+    with pytest.raises(UserError, match=r"^the optimizer must have the plan's 4 groups, but got 5 at the start$"):
+        optim.guard(opt, plan, "at the start")

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaletune import counting, data, models, training
+from scaletune import counting, data, models, optim, training
 from scaletune.errors import UserError
 from scaletune.recipe import identity
 
@@ -89,6 +89,31 @@ def test_a_divergence_of_the_last_step_is_one_too(tiny, acc):
     trial, curve = trained(tiny(settings), acc)
     assert (trial.status, trial.loss, len(curve)) == ("diverged", None, 1)
     assert trial.message.startswith("held-out loss ")
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.0, [0, 7]), (0.25, [0, 2, 7]), (1.0, [0, 7])])
+def test_the_guard_looks_at_the_start_after_warmup_and_at_the_end(tiny, acc, monkeypatch, warmup, steps):
+    """And changes nothing of the trial."""
+    recipe, asked = tiny({"width": 64, "schedule.warmup": warmup, "schedule.decay": 0.0}), []
+    expected = trained(recipe, acc)
+    monkeypatch.setattr(optim, "guard", lambda opt, plan, when: asked.append(when))
+    trial, curve = trained(recipe, acc)
+    assert asked == [f"at step {step} of 8" for step in steps]
+    assert (trial.id, trial.loss, curve) == (expected[0].id, expected[0].loss, expected[1])
+
+
+@pytest.mark.parametrize(("from_share", "step"), [(0.0, 0), (0.1, 1), (0.9, 7)])
+def test_a_schedule_that_writes_absolute_values_is_stopped(tiny, acc, monkeypatch, from_share, step):
+    sound = optim.set_share
+
+    def absolute(opt, schedule, share):
+        sound(opt, schedule, share)
+        for group in opt.param_groups if share > from_share else ():
+            group["lr"] = 1e-3
+
+    monkeypatch.setattr(optim, "set_share", absolute)
+    with pytest.raises(UserError, match=rf"at step {step} of 8 the group of .* has 1 times the lr of .*, where the plan has 0.5"):
+        trained(tiny(width=64), acc)
 
 
 def test_progress_ends_at_one(tiny, acc):
