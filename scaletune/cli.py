@@ -121,11 +121,11 @@ def _report(args: argparse.Namespace) -> Answer:
 def _check(args: argparse.Namespace) -> Answer:
     from scaletune import checking, recipe
 
-    if len(set(args.widths)) < 2 or args.seeds < 1:
-        raise UserError(f"a slope needs two widths and a seed, but got {len(set(args.widths))} and {args.seeds}")
-    found = checking.check(recipe.load(args.recipe, args.set), args.widths, range(args.seeds))
-    lines = [f"coordinate check over widths {', '.join(map(str, found['widths']))}: {found['verdict'].upper()}"]
+    found = checking.check(recipe.load(args.recipe, args.set), args.widths, range(args.seeds), over=args.over, depths=args.depths)
+    points = ", ".join(map(str, found[f"{found['over']}s"]))
+    lines = [f"coordinate check over {found['over']}s {points}: {found['verdict'].upper()}"]
     lines += [f"  {s['activation']:10} step {s['step']:<3} slope {s['slope']:+.2f}  {s['verdict']}" for s in found["slopes"]]
+    lines += [f"  likely: {sentence}" for sentence in found["diagnosis"]] + [f"  note: {caveat}" for caveat in found["caveats"]]
     return _finite(found), lines
 
 
@@ -201,7 +201,7 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number such as 1e9, but got {text!r}") from None
 
 
-def _widths(text: str) -> list[int]:
+def _whole_numbers(text: str) -> list[int]:
     try:
         return [int(width) for width in text.split(",")]
     except ValueError:
@@ -272,7 +272,9 @@ def _parser() -> argparse.ArgumentParser:
         "scaletune check configs/quickstart.toml --widths 32,64,128",
     )
     c.add_argument("recipe")
-    c.add_argument("--widths", type=_widths, default=[32, 64, 128, 256], metavar="W,W,...")
+    c.add_argument("--over", choices=["width", "depth"], default="width")
+    c.add_argument("--widths", type=_whole_numbers, default=[32, 64, 128, 256], metavar="W,W,...")
+    c.add_argument("--depths", type=_whole_numbers, default=[2, 4, 8, 16], metavar="L,L,...")
     c.add_argument("--seeds", type=int, default=3)
     settings(c)
     c = command(
