@@ -52,7 +52,7 @@ def _require_sound(recipe: Recipe, target: Recipe | None) -> None:
     transferring.known_formats(recipe.to)
     points = [point.point() for point in recipes.points(recipe)]
     if target:
-        transferring._differences(target, common_setting(pd.DataFrame({"point": points})))
+        transferring.differences(target, common_setting(pd.DataFrame({"point": points})))
     if recipe.holdout:
         held = recipes.with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set).point()
         if any(point["model"] == held["model"] and point["budget"]["tokens"] == held["budget"]["tokens"] for point in points):

@@ -80,7 +80,7 @@ def _depth_sentence(target: Recipe, fitted_depths: list[float]) -> list[str]:
     return [f"depth {fitted_depths[-1]:g} -> {depth} {rule}: no proxy tested another depth"]
 
 
-def _differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A sentence for each setting in which the target is unlike the proxies; UserError when it is the parametrization.
 
     A learning rate at base width means nothing under another form or base; another beta2 may move the optimum a little.
@@ -115,7 +115,7 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None) -> Transfer
     """The fit's prediction at the target, put into the target recipe. UserError when the target is not parametrized as the proxies were."""
     setting = fit.provenance.get("setting") or {}
     vocab_size = vocab_size or setting.get("data", {}).get("vocab_size") or counting.BYTES_TEXT_VOCAB
-    unlike = _differences(target, setting)
+    unlike = differences(target, setting)
     n = counting.params(target.model, vocab_size)["n_params"]
     best, prior = _predicted(fit, target, n)
     assert best.lr is not None
