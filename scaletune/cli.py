@@ -24,8 +24,7 @@ def _run(args: argparse.Namespace) -> Answer:
     from scaletune import reporting, running
 
     answer = running.run(args.study, out=args.out, adopt=args.adopt, settings=args.set)
-    plain = {key: value for key, value in answer.items() if key != "fit"} | {"fit": answer["fit"].to_dict()}
-    return _strings(plain), reporting.answer_lines(answer)
+    return _strings(answer | {"fit": answer["fit"].to_dict()}), reporting.answer_lines(answer)
 
 
 def _sweep(args: argparse.Namespace) -> Answer:
@@ -268,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     c = command(
         "check",
         _check,
-        "Coordinate check: does this parametrization hold over width?",
+        "Coordinate check: does this parametrization hold over width, or depth?",
         "scaletune check configs/quickstart.toml --widths 32,64,128",
     )
     c.add_argument("recipe")

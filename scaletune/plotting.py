@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from scaletune.errors import UserError
-from scaletune.fitting.table import tabulate
+from scaletune.fitting.table import main_sweep, tabulate
 from scaletune.predicting import from_fit
 from scaletune.records import Fit, read_trials
 
@@ -184,10 +184,11 @@ def basins_figure(panels: dict[str, pd.DataFrame]) -> Figure:
     """Loss against lr side by side, one panel a name (say SP and muP), on one loss axis."""
     figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, (name, trials) in zip(axes, panels.items(), strict=True):
-        draw_basins(basin_curves(trials), ax, name)
+    curves = {name: basin_curves(trials) for name, trials in panels.items()}
+    for ax, (name, drawn) in zip(axes, curves.items(), strict=True):
+        draw_basins(drawn, ax, name)
     axes[0].set_ylabel("held-out loss, nats per token")
-    lowest = [curve.y.min() for trials in panels.values() for curve in basin_curves(trials)]
+    lowest = [curve.y.min() for drawn in curves.values() for curve in drawn]
     if lowest:  # a panel, or all of them, may hold diverged trials alone
         axes[0].set_ylim(min(lowest) - 0.05, min(min(lowest) * 1.6, axes[0].get_ylim()[1]))
     for ax in reversed(axes):
@@ -227,8 +228,7 @@ def plot(source: Fit | pd.DataFrame | str | Path, out: str | Path = "plots") -> 
         return [save(law_figure(source), Path(out) / "law.png")]
     source = tabulate(source, ["n_params", "tokens", "lr", "loss"])
     source["loss"] = source["loss"].where(source["status"] == "done")
-    main = source[source["sweep"] == "main"] if "sweep" in source else source
-    main = main if len(main) else source
+    main, _ = main_sweep(source)
     if not (main["status"] == "done").any():
         raise UserError(f"records need at least one finished trial to be drawn, but of {len(main)} none is done")
     return [save(basins_figure(_panels(main)), Path(out) / "basins.png")]

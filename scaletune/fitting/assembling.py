@@ -17,7 +17,7 @@ from scaletune.fitting.losslaw import fit_loss_law
 from scaletune.fitting.optimum import BAND, MISFIT
 from scaletune.fitting.powerlaw import fit_power_law
 from scaletune.fitting.setting import common_setting, setting_sentences
-from scaletune.fitting.table import held_out_cells, tabulate
+from scaletune.fitting.table import held_out_cells, main_sweep, tabulate
 from scaletune.predicting import Prediction, from_fit
 from scaletune.records import Fit, read_trials
 
@@ -56,7 +56,7 @@ def fit(trials: pd.DataFrame | str | Path, law: str = "lr_nd", *, holdout: str |
     a time. A quantity the runs cannot give is a sentence in `Fit.status`. UserError when no cell is usable at all.
     """
     known_law(law)
-    trials, others = _main_sweep(trials if isinstance(trials, pd.DataFrame) else read_trials(trials))
+    trials, others = main_sweep(trials if isinstance(trials, pd.DataFrame) else read_trials(trials))
     if law == "loss_nd" and not _has_lr_axis(trials):
         return _fit_rows(trials, holdout)
     table = tabulate(trials, [*LAWS[law], "lr", "loss"])
@@ -82,15 +82,6 @@ def known_law(law: str) -> None:
     """UserError, with the nearest name, unless `law` is one that `fit` fits."""
     if law not in LAWS:
         raise UserError(f"a law must be one that can be fitted, but got {law!r}{nearest(law, LAWS)}")
-
-
-def _main_sweep(trials: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A study's own proxies, without its comparisons and its validation; {id: reason} of those."""
-    if "sweep" not in trials or not (trials["sweep"] == "main").any():
-        return trials, {}
-    rest = trials[trials["sweep"] != "main"]
-    reasons = {run: f"of the sweep {sweep!r}, not of the study's proxies" for run, sweep in zip(rest["id"], rest["sweep"], strict=True)}
-    return trials[trials["sweep"] == "main"], reasons
 
 
 def measure(trials: pd.DataFrame) -> list[Row]:

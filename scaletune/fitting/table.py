@@ -24,6 +24,15 @@ OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": oper
 STATUSES = ("done", "diverged", "failed")
 
 
+def main_sweep(trials: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A study's own proxies, without its comparisons and its validation; {id: reason} of those."""
+    if "sweep" not in trials or not (trials["sweep"] == "main").any():
+        return trials, {}
+    rest = trials[trials["sweep"] != "main"]
+    reasons = {run: f"of the sweep {sweep!r}, not of the study's proxies" for run, sweep in zip(rest["id"], rest["sweep"], strict=True)}
+    return trials[trials["sweep"] == "main"], reasons
+
+
 def tabulate(trials: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
     """A copy of `trials` with checked numbers in the `needed` columns, and `id`, `seed`, `status`, `batch_tokens` and `cell` in any case."""
     if not len(trials):
