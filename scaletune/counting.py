@@ -109,7 +109,7 @@ def trial_fields(recipe: Recipe, sweep: str, vocab_size: int, data_digest: str) 
     model, budget, point = recipe.model, recipe.budget, recipe.point()
     n = params(model, vocab_size)
     return {
-        "id": identity(point, data_digest), "sweep": sweep,
+        "id": identity(recipe, data_digest), "sweep": sweep,
         "point": {**point, "data": {**point["data"], "digest": data_digest, "vocab_size": vocab_size}},
         "n_params": n["n_params"], "n_params_total": n["n_params_total"], "width": model.width, "depth": model.depth,
         "tokens": budget.tokens, "batch_tokens": budget.batch_tokens, "seq_len": recipe.data.seq_len, "seed": recipe.seed,

@@ -257,10 +257,15 @@ def compared(recipe: Recipe, other: Compare) -> Recipe:
     return with_settings(recipe, {"axes": {**recipe.axes, **other.axes}, **other.set})
 
 
-def identity(point: Mapping[str, Any], data_digest: str) -> str:
-    """A trial's id: the digest of its point, with what the data holds in place of where it lies."""
-    data = {key: value for key, value in point["data"].items() if key != "source"} | {"digest": data_digest}
-    return digest({**point, "data": data})
+def identity(recipe: Recipe, data_digest: str) -> str:
+    """A trial's id: the digest of what its point sets other than the defaults, with what the data holds in place of where it lies.
+
+    So an option that is added later, at a default that changes nothing, leaves every recorded trial's id what it was.
+    """
+    point = recipe.model_dump(include=set(POINT), exclude_defaults=True)
+    kinds = {"family": recipe.model.family, "optimizer": recipe.optimizer.family, "schedule": recipe.schedule.kind}
+    data = {key: value for key, value in point.get("data", {}).items() if key != "source"} | {"digest": data_digest}
+    return digest({**point, "data": data, "kinds": kinds})
 
 
 def _table(annotation: Any) -> type[Section] | None:

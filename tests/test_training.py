@@ -34,7 +34,7 @@ def test_a_trial_learns_and_says_what_it_was(tiny, acc):
     assert 0.9 < trial.loss < math.log(11) + 0.2  # nats: 5.1 a word of 5.5 letters, and eleven letters
     assert curve[0] == pytest.approx(math.log(256), rel=0.02) and len(curve) == 30
     assert trial.train_loss == pytest.approx(sum(curve[-3:]) / 3)
-    assert (trial.id, trial.sweep) == (identity(recipe.point(), corpus.digest), "main")
+    assert (trial.id, trial.sweep) == (identity(recipe, corpus.digest), "main")
     assert (trial.width, trial.depth, trial.tokens, trial.batch_tokens, trial.seq_len, trial.lr, trial.seed) == (
         64,
         2,

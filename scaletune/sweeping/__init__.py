@@ -42,7 +42,7 @@ def tasks(sweep: str, points: Sequence[Recipe]) -> list[Task]:
         corpus = data.load(point.data)
         counting.multipliers(point, corpus.vocab_size)  # refuses a form that cannot tie its head, before a worker dies on it
         cost = counting.seconds(point, corpus.vocab_size)
-        made.append(Task(sweep, point, recipes.identity(point.point(), corpus.digest), cost))
+        made.append(Task(sweep, point, recipes.identity(point, corpus.digest), cost))
     return made
 
 
