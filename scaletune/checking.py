@@ -45,9 +45,9 @@ class Slope:
     verdict: str  # "pass" | "warn" | "fail"; step 1 is not judged: "-"
 
 
-def _activations(model: models.Transformer, windows: Tensor) -> dict[str, Tensor]:
+def _activations(model: models.Transformer, inputs: Tensor) -> dict[str, Tensor]:
     with torch.no_grad():
-        stream = model.hidden(windows)
+        stream = model.hidden(inputs)
         logits = model.lm_head(stream[-1]) * model.logits
     return {"embedding": stream[0], "residual": stream[-2], "final": stream[-1], "logits": logits}
 
@@ -68,15 +68,15 @@ def changes(recipe: Recipe, corpus: data.Corpus, over: str = "width") -> dict[tu
         _normalise(model)
     opt = optim.optimizer(model, counting.planned(recipe, corpus.vocab_size), recipe.optimizer)
     rows = recipe.budget.batch_tokens // recipe.data.seq_len
-    windows = torch.from_numpy(corpus.batch(recipe.seed, 0, rows, recipe.data.seq_len))
-    start = _activations(model, windows[:, :-1])
+    inputs, targets = map(torch.from_numpy, corpus.batch(recipe.seed, 0, rows, recipe.data.seq_len))
+    start = _activations(model, inputs)
     found: dict[tuple[str, int], float] = {}
     for step in range(1, max(STEPS) + 1):
         opt.zero_grad()
-        model(windows[:, :-1], windows[:, 1:]).sum().backward()
+        model(inputs, targets).sum().backward()
         opt.step()
         if step in STEPS:
-            now = _activations(model, windows[:, :-1])
+            now = _activations(model, inputs)
             found |= {(name, step): float((now[name] - start[name]).square().mean().sqrt()) for name in now}
     return found
 

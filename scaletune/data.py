@@ -15,6 +15,7 @@ from scaletune.errors import UserError
 from scaletune.recipe import PYTHON_STDLIB, Data
 
 Tokens = NDArray[np.integer]
+Batch = tuple[NDArray[np.int64], NDArray[np.int64]]  # what a model reads, and what it should say of it
 BYTES = 256
 
 
@@ -27,18 +28,23 @@ class Corpus:
     vocab_size: int
     digest: str
 
-    def batch(self, seed: int, step: int, rows: int, seq_len: int) -> NDArray[np.int64]:
-        """[rows, seq_len + 1] windows at random places, drawn from the counter-based stream (seed, step)."""
+    def batch(self, seed: int, step: int, rows: int, seq_len: int) -> Batch:
+        """(inputs, next tokens), [rows, seq_len] each, at random places drawn from the counter-based stream (seed, step)."""
         stream = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))
         starts = stream.integers(0, len(self.train) - seq_len, rows)
-        return self.train[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
+        return _windows(self.train, starts, seq_len)
 
-    def held_out_windows(self, tokens: int, seq_len: int) -> NDArray[np.int64]:
-        """[n, seq_len + 1] windows spread evenly over the held-out split: about `tokens` predictions, the same for every trial."""
+    def held_out_batch(self, tokens: int, seq_len: int) -> Batch:
+        """(inputs, next tokens), [n, seq_len] each, spread evenly over the held-out split: about `tokens` predictions, the same for every trial."""
         room = len(self.held_out) - seq_len - 1
         n = max(1, min(tokens // seq_len, room // seq_len + 1))
         starts = np.linspace(0, room, n).astype(np.int64)
-        return self.held_out[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
+        return _windows(self.held_out, starts, seq_len)
+
+
+def _windows(tokens: Tokens, starts: NDArray[np.int64], seq_len: int) -> Batch:
+    windows = tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
+    return windows[:, :-1], windows[:, 1:]
 
 
 def _stdlib_files() -> tuple[Path, list[Path]]:

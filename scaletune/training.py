@@ -52,9 +52,9 @@ def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Calla
         optim.set_share(opt, recipe.schedule, (step + 0.5) / steps)  # the middle of its tokens: no step has a learning rate of 0
         if step in guarded:
             optim.guard(opt, plan, f"at step {step} of {steps}")
-        batch = corpus.batch(recipe.seed, step, rows, recipe.data.seq_len)[acc.process_index :: acc.num_processes]
-        windows = torch.from_numpy(batch).to(acc.device)
-        loss = model(windows[:, :-1], windows[:, 1:]).sum()
+        batch = corpus.batch(recipe.seed, step, rows, recipe.data.seq_len)
+        inputs, targets = (torch.from_numpy(part[acc.process_index :: acc.num_processes]).to(acc.device) for part in batch)
+        loss = model(inputs, targets).sum()
         outcome.curve.append(float(acc.reduce(loss.detach(), "mean")))
         if not outcome.curve[-1] <= ceiling:
             outcome.status = "diverged"
@@ -81,9 +81,9 @@ def _judged(outcome: Outcome, loss: float, ceiling: float) -> Outcome:
 @torch.no_grad()
 def evaluate(model: nn.Module, corpus: data.Corpus, recipe: Recipe, acc: Accelerator) -> float:
     """Mean held-out loss, nats per token, over the same windows for every trial."""
-    windows = torch.from_numpy(corpus.held_out_windows(recipe.budget.eval_tokens, recipe.data.seq_len))
-    total = sum(float(model(part[:, :-1], part[:, 1:])) * len(part) for part in windows.to(acc.device).split(EVAL_ROWS))
-    return total / len(windows)
+    batch = corpus.held_out_batch(recipe.budget.eval_tokens, recipe.data.seq_len)
+    parts = zip(*(torch.from_numpy(part).to(acc.device).split(EVAL_ROWS) for part in batch), strict=True)
+    return sum(float(model(inputs, targets)) * len(inputs) for inputs, targets in parts) / len(batch[0])
 
 
 def trial(
