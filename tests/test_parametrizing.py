@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
 import scaletune as st
-from scaletune import UserError, counting, models
+from scaletune import UserError, counting, models, rules
 from scaletune.parametrizing import Plan
 from scaletune.parametrizing.applying import Multiply
 
@@ -125,7 +125,7 @@ def test_base_shapes_come_from_a_bsh_file(tmp_path, make):
     path = str(tmp_path / "base.bsh")
     mup.make_base_shapes(make(32, readout=mup.MuReadout), make(48, readout=mup.MuReadout), savefile=path)
     from_file, from_model = (st.parametrize(make(128), base=base, init_std=0.1) for base in (path, make(32)))
-    assert from_file == from_model
+    assert from_file.rows == from_model.rows  # a file of shapes says nothing of heads
 
 
 # --- our own zoo -----------------------------------------------------------------------------------------------------
@@ -439,11 +439,13 @@ def step(model, groups, tokens):
     return model(tokens).detach()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # FullyShardedDataParallel's own, of one process and of its age
 def test_distributed_models_train_as_one_alone(process_group):
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
     model, tokens = Encoder(64), torch.arange(16).view(2, 8)
     plan = st.parametrize(model, base=Encoder(32), init_std=0.1, lr=1e-2, seed=5)
+    first = FullyShardedDataParallel(copy.deepcopy(model), use_orig_params=True, device_id=torch.device("cpu"))
     replicated, sharded = nn.parallel.DistributedDataParallel(copy.deepcopy(model)), copy.deepcopy(model)
     for module in (*sharded.layers.layers, sharded):
         fully_shard(module, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
@@ -451,7 +453,7 @@ def test_distributed_models_train_as_one_alone(process_group):
     plan.initialise(sharded, seed=5)  # each keeps its part of the same draw
     assert all(torch.equal(p.full_tensor(), alone[name]) for name, p in sharded.named_parameters())
     expected = step(model, plan.param_groups(model), tokens)
-    for wrapped in (replicated, sharded):
+    for wrapped in (replicated, sharded, first):
         assert torch.allclose(step(wrapped, plan.param_groups(wrapped), tokens), expected, atol=1e-6)
 
 
@@ -582,3 +584,77 @@ def test_a_model_is_rescaled_once():
     with pytest.raises(UserError, match="has been rescaled already"):
         plan.initialise(copy.deepcopy(model))
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+# --- heads that grow in size, halves of an optimizer, damping ---------------------------------------------------------
+
+
+def wide_llama(width, head_dim, scale=None):
+    model = llama(width)
+    config = model.config
+    config.num_attention_heads, config.head_dim = width // head_dim, head_dim
+    model = LlamaForCausalLM(config)
+    for layer in model.model.layers:
+        layer.self_attn.scaling = scale or layer.self_attn.scaling
+    return model
+
+
+def wide_gpt2(width, heads):
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=61, n_positions=32, n_embd=width, n_layer=2, n_head=heads, bos_token_id=None, eos_token_id=None)
+    )
+
+
+def test_a_softmax_goes_as_one_over_a_growing_head_size():
+    """The same weights in a model whose own scale is sqrt(base head) / head: one function (arXiv:2203.03466, App. B.1)."""
+    model, tokens = wide_llama(64, 16), torch.arange(12).view(2, 6)
+    plan = st.parametrize(model, base=lambda: wide_llama(32, 8), form="mup_t3", init_std=0.05)
+    other = wide_llama(64, 16, scale=8**0.5 / 16)
+    other.load_state_dict(model.state_dict())
+    assert torch.allclose(model(tokens).logits, other(tokens).logits, atol=1e-6)
+    assert [found.factor for found in plan.queries] == [pytest.approx(2**-0.5)] * 2
+    assert "queries of 2 attention modules times 0.7071: the softmax goes as 1 / d_head" in str(plan)
+
+
+def test_the_queries_of_a_fused_projection_are_its_first_third():
+    model, tokens = wide_gpt2(64, 4), torch.arange(12).view(2, 6)
+    st.parametrize(model, base=wide_gpt2(32, 4), form="mup_t9", init_std=0.05)
+    other = copy.deepcopy(model.eval())
+    for block in other.transformer.h:
+        block.attn.scaling = 8**0.5 / 16
+        block.attn.c_attn._forward_hooks.clear()
+    assert torch.allclose(model(tokens).logits, other(tokens).logits, atol=1e-6)
+
+
+def test_more_heads_of_one_size_leave_the_softmax_alone(tmp_path):
+    assert st.parametrize(llama(64), base=llama(32), init_std=0.02).queries == ()
+    assert st.parametrize(wide_llama(64, 16), base=wide_llama(32, 8), form="sp", init_std=0.02).queries == ()  # standard practice
+    plan = st.parametrize(wide_llama(64, 16), base=wide_llama(32, 8), init_std=0.02)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.read(tmp_path / "plan.json") == plan
+
+
+def test_heads_that_grow_where_nothing_says_what_gives_queries_are_noted():
+    layer = nn.TransformerEncoderLayer
+    plan = st.parametrize(layer(64, 4), base=layer(32, 4), init_std=0.02)
+    assert "`self_attn` first, whose softmax is NOT made to go as 1 / d_head" in str(plan) and plan.queries == ()
+    assert st.parametrize(layer(64, 4), base=layer(32, 2), init_std=0.02).notes == ()
+    with pytest.raises(UserError, match=r"`queries` must name modules of the model, but `\*.query` names none"):
+        st.parametrize(llama(64), base=llama(32), init_std=0.02, queries=("*.query",))
+
+
+def test_the_half_that_muon_leaves_has_its_own_lr():
+    plan = st.parametrize(llama(64), base=llama(32), optimizer="muon_spectral", lr=0.02, rest_lr=3e-3, init_std=0.02, apply=False)
+    alone = st.parametrize(llama(64), base=llama(32), optimizer="adamw", lr=3e-3, init_std=0.02, apply=False)
+    assert [row.lr for row in plan.rows if row.role == "hid"] == [pytest.approx(0.02)] * 14
+    assert all(row.lr == alone[row.name].lr for row in plan.rows if row.role != "hid")
+
+
+@pytest.mark.parametrize("optimizer", ["kfac", "shampoo_half"])
+def test_a_plan_says_how_damping_scales(optimizer):
+    plan = st.parametrize(mlp(64), base=mlp(16), optimizer=optimizer, init_std=0.1, apply=False)
+    for row in plan.rows:
+        expected = rules.scale("mup", row.role, row.m_in, row.m_out, family=optimizer).damping
+        assert row.damping == pytest.approx(expected), row.name
+    assert {len(set(group["damping"])) for group in plan.param_groups(mlp(64))} <= {1, 2}
+    assert any(row.damping != (1, 1) for row in plan.rows)

@@ -1,7 +1,7 @@
 """`parametrize`: any `nn.Module` beside its base model -> a `Plan` of what every tensor gets, hooked and initialised.
 
 `shapes` says what grew, `roles` what that makes of each tensor, `scaletune.rules` scales, `starting` looks at how tensors start, and
-`applying` puts the `plan` on a model. The softmax's scale is the model's own business: keep its head size (arXiv:2203.03466, App. B).
+`applying` puts the `plan` on a model, `attention` sees to a softmax whose head size grows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 from torch import nn
 
 from scaletune.errors import UserError, nearest
-from scaletune.parametrizing import roles, shapes
+from scaletune.parametrizing import attention, roles, shapes
 from scaletune.parametrizing.applying import branches, own_multiplier, takes_multiplier
+from scaletune.parametrizing.attention import Queries
 from scaletune.parametrizing.plan import Plan, Row
 from scaletune.parametrizing.roles import Declared, Read
 from scaletune.parametrizing.shapes import Dims, Use
@@ -27,7 +28,7 @@ from scaletune.rules import depth as depth_rule
 from scaletune.rules.families import family_named
 from scaletune.rules.forms import form_named
 
-__all__ = ["Plan", "Row", "parametrize"]
+__all__ = ["Plan", "Queries", "Row", "parametrize"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Settings:
     optimizer: str
     alignment: str
     lr: float
+    rest_lr: float
     weight_decay: float
     eps: float
     init_std: float | None
@@ -48,6 +50,7 @@ def parametrize(
     model: nn.Module, *, base: Any, form: str = "mup", optimizer: str = "adamw", lr: float = 1e-3, weight_decay: float = 0.0,
     eps: float = 1e-8, init_std: float | None = None, overrides: Mapping[str, Any] | None = None,
     depth: tuple[Any, ...] | None = None, delta: Any = None, alignment: str = "full", seed: int = 0, apply: bool = True,
+    rest_lr: float | None = None, queries: Mapping[str, float] | Sequence[str] = (),
 ) -> Plan:  # fmt: skip
     """The plan of `model` from hyperparameters at the base size, put on the model: multipliers hooked, tensors initialised.
 
@@ -55,18 +58,20 @@ def parametrize(
     that `mup.set_base_shapes` prepared, which becomes an ordinary one. delta: as in mup, a wider base, where the target may be the base.
     init_std: every matrix's at the base size; None multiplies what the model itself drew, which is asked of a fresh model, once.
     overrides: {pattern of names: role, or a table of `roles.Declared`'s fields}. depth: (alpha, patterns of the modules whose output
-    is a residual branch): branch ~ m_depth**-alpha (arXiv:2505.01618). apply=False, or a model on meta: only plan; then
+    is a residual branch): branch ~ m_depth**-alpha (arXiv:2505.01618). rest_lr: of the tensors that Muon and its like leave to AdamW
+    (None: `lr`). queries: see `attention.queries`, where heads grow in size. apply=False, or a model on meta: only plan; then
     `plan.attach(model)` and, once materialised, `plan.initialise(model, seed)`.
     """
     alpha, *ends = depth or (0,)
-    asked = Settings(form, optimizer, alignment, lr, weight_decay, eps, init_std, alpha)
+    asked = Settings(form, optimizer, alignment, lr, lr if rest_lr is None else rest_lr, weight_decay, eps, init_std, alpha)
     grown, m_depth, base = _grown(model, base, delta)
     used, declared = shapes.uses(model), roles.declarations(overrides or {}, grown)
     _checked(asked, declared.values())
     read = roles.roles(grown, used, declared)
     rows = tuple(_row(name, grown[name], used[name], read[name], declared[name], asked, m_depth[name]) for name in grown)
     rows = _kept(rows, read, asked) if base is None and init_std is None else started(rows, used, read, declared, model, base, init_std)
-    plan = Plan(form=form, optimizer=optimizer, rows=rows, branches=tuple(ends))
+    softmax, notes = attention.queries(model, base, queries) if form_named(form).per_tensor else ((), ())
+    plan = Plan(form=form, optimizer=optimizer, rows=rows, branches=tuple(ends), queries=softmax, notes=notes)
     _branches_named(plan, model)
     if apply:
         _put_on(plan, model, seed)
@@ -111,7 +116,7 @@ def _checked(asked: Settings, declared: Iterable[Declared]) -> None:
     """UserError unless form, family and numbers are such that a plan exists."""
     form_named(asked.form)
     family_named(asked.optimizer)
-    for name, low in (("lr", False), ("weight_decay", True), ("eps", False), ("init_std", True)):
+    for name, low in (("lr", False), ("rest_lr", False), ("weight_decay", True), ("eps", False), ("init_std", True)):
         value = getattr(asked, name)
         if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or (low and value == 0))):
             raise UserError(f"`{name}` must be {'at least' if low else 'greater than'} 0 and finite, but got {value!r}")
@@ -140,9 +145,10 @@ def _row(name: str, shape: Dims, used: Sequence[Use], read: Sequence[Read], said
     first, block = scales[0], depth_rule(asked.alpha, float(m_depth), asked.optimizer)
     own = [own_multiplier(use) if said.multiplier is None else said.multiplier for use in used]
     decay = 0.0 if read[0].role == "vec" or (read[0].role == "fin" and len(shape) < 2) else asked.weight_decay
+    base_lr = asked.lr if read[0].role in family_named(asked.optimizer).roles else asked.rest_lr
     plain = Planned(
         name, read[0].role, float(read[0].m_in), float(read[0].m_out), multiplier=own[0] * first.multiplier, init_std=first.std,
-        lr=_or(said.lr, asked.lr) * first.lr * block.lr, weight_decay=_or(said.weight_decay, decay) * first.weight_decay,
+        lr=_or(said.lr, base_lr) * first.lr * block.lr, weight_decay=_or(said.weight_decay, decay) * first.weight_decay,
         eps=_or(said.eps, asked.eps) * first.eps * block.eps,
     )  # fmt: skip
     tied = {use.name: o * s.multiplier for use, o, s in zip(used[1:], own[1:], scales[1:], strict=True)}
@@ -150,8 +156,16 @@ def _row(name: str, shape: Dims, used: Sequence[Use], read: Sequence[Read], said
     return Row(
         name=name, role=plain.role, shape=shape, m_in=plain.m_in, m_out=plain.m_out, multiplier=plain.multiplier, init_value=None,
         init_std=plain.init_std, init_scale=None, lr=plain.lr, weight_decay=plain.weight_decay, eps=plain.eps, tied=tied,
-        branch=block.multiplier,
+        branch=block.multiplier, damping=_damping(first, block, plain.multiplier / (own[0] * first.multiplier), asked.optimizer),
     )  # fmt: skip
+
+
+def _damping(width: Scale, depth: Scale, theta: float, optimizer: str) -> tuple[float, float]:
+    """Factors on the damping of both statistics; of a tensor rewritten as theta * (W / theta) gradients are theta times what they were."""
+    kind = family_named(optimizer).damping
+    rewritten = {None: (1.0, 1.0), "kfac": (1.0, theta**2), "shampoo": (theta**2, theta**2)}[kind]
+    one, two = (w * d * r for w, d, r in zip(width.damping, depth.damping, rewritten, strict=True))
+    return one, two
 
 
 def _or(value: float | None, default: float) -> float:

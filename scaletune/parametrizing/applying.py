@@ -22,6 +22,7 @@ from scaletune.models.transformer import generator
 from scaletune.parametrizing.shapes import Use, modules, named, unwrapped
 
 if TYPE_CHECKING:
+    from scaletune.parametrizing.attention import Queries
     from scaletune.parametrizing.plan import Plan, Row
 
 MARK = "_scaletune_initialised"  # on the model's own module: the digest of the plan that rescaled it
@@ -50,6 +51,18 @@ class MultiplyInput(Multiply):
 class MultiplyOutput(Multiply):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return self._times(output)
+
+
+class MultiplyFirst(MultiplyOutput):
+    """The first `share` of the last dimension alone: the queries of a fused projection."""
+
+    def __init__(self, factor: float, share: float):
+        super().__init__(factor)
+        self.share = share
+
+    def _times(self, value: Any) -> Any:
+        cut = round(self.share * value.shape[-1])
+        return value if self.factor == 1 else torch.cat([value[..., :cut] * self.factor, value[..., cut:]], -1)
 
 
 def takes_multiplier(use: Use) -> bool:
@@ -91,6 +104,8 @@ def attach(plan: Plan, model: nn.Module) -> None:
         _hook(module, factor)
     for name, factor in branches(plan, model).items():
         _hook_output(owners[name], factor)
+    for found in plan.queries:
+        _hook_queries(owners[found.module], found)
 
 
 def _factors(plan: Plan, owners: Mapping[str, nn.Module]) -> Iterator[tuple[nn.Module, float]]:
@@ -125,11 +140,19 @@ def _hook(module: nn.Module, factor: float) -> None:
 
 
 def _hook_output(module: nn.Module, factor: float) -> None:
-    mine = next((hook for hook in _values(module._forward_hooks) if isinstance(hook, MultiplyOutput)), None)
+    mine = next((hook for hook in _values(module._forward_hooks) if type(hook) is MultiplyOutput), None)
     if mine is not None:
         mine.factor *= factor
     elif factor != 1:
         module.register_forward_hook(MultiplyOutput(factor))
+
+
+def _hook_queries(module: nn.Module, found: Queries) -> None:
+    mine = next((hook for hook in _values(module._forward_hooks) if isinstance(hook, MultiplyFirst)), None)
+    if mine is not None:
+        mine.factor, mine.share = found.factor, found.share
+    else:
+        module.register_forward_hook(MultiplyFirst(found.factor, found.share))
 
 
 def branches(plan: Plan, model: nn.Module) -> dict[str, float]:
@@ -145,6 +168,8 @@ def branches(plan: Plan, model: nn.Module) -> dict[str, float]:
 
 def _agree(plan: Plan, model: Transformer) -> None:
     """A model of the zoo multiplies by itself, as built from its recipe: refused unless by the plan's factors."""
+    if plan.queries:
+        raise UserError("a zoo model scales its own softmax: keep `head_dim` as it is in the base, and have more heads")
     owners = modules(model)
     own = {name: getattr(owners[name.rpartition(".")[0]], "multiplier", 1.0) for name in plan.multipliers()}
     own |= {"model.embed_tokens.weight": model.model.embedding, "lm_head.weight": model.logits}

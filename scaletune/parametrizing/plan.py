@@ -12,9 +12,10 @@ from torch import nn
 
 from scaletune.errors import UserError
 from scaletune.parametrizing import applying
+from scaletune.parametrizing.attention import Queries
 from scaletune.parametrizing.shapes import Dims, named, skeleton
 from scaletune.records import digest, write_atomically
-from scaletune.rules import ROLES, Role, caveats
+from scaletune.rules import FAMILIES, ROLES, Role, caveats
 
 SCHEMA = "scaletune.parametrization/1"
 SHARDED = "_fsdp_wrapped_module"  # FullyShardedDataParallel shows local pieces: their shapes say nothing
@@ -38,6 +39,7 @@ class Row:
     eps: float
     tied: Mapping[str, float] = field(default_factory=dict)  # the tensor's other names, with the multiplier it has there
     branch: float = 1.0  # factor on the output of its residual branch
+    damping: tuple[float, float] = (1.0, 1.0)  # factors on that of the input's and the output's statistics: K-FAC, Shampoo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class Plan:
     optimizer: str
     rows: tuple[Row, ...]
     branches: tuple[str, ...] = ()  # patterns of the modules whose output is a residual branch
+    queries: tuple[Queries, ...] = ()  # what makes a softmax go as 1 / d_head where the head size grows
+    notes: tuple[str, ...] = ()  # what the user must see to
 
     def __getitem__(self, name: str) -> Row:
         return self._named[name]
@@ -65,8 +69,10 @@ class Plan:
         """Tensor, by each of its names -> what it is multiplied by where that name owns it."""
         return {name: factor for row in self.rows for name, factor in ((row.name, row.multiplier), *row.tied.items())}
 
-    def extra(self, row: Row) -> dict[str, float]:
-        """Settings beside lr and weight decay that this optimizer's groups carry."""
+    def extra(self, row: Row) -> dict[str, Any]:
+        """Settings beside lr and weight decay that this optimizer's groups carry; `damping`: factors on your own."""
+        if FAMILIES[self.optimizer].damping:
+            return {"eps": row.eps, "damping": row.damping}
         return {"eps": row.eps} if self.optimizer != "sgd" else {}
 
     def check(self, model: nn.Module) -> None:
@@ -116,7 +122,12 @@ class Plan:
             if content.pop("schema") != SCHEMA:
                 raise UserError(f"`{path}` must be a plan of schema {SCHEMA!r}")
             said = content.pop("digest")
-            plan = cls(**content | {"rows": tuple(_row(row) for row in content["rows"]), "branches": tuple(content["branches"])})
+            softmax = tuple(Queries(**found) for found in content.get("queries", []))
+            rows = tuple(_row(row) for row in content["rows"])
+            plan = cls(
+                **content
+                | {"rows": rows, "branches": tuple(content["branches"]), "queries": softmax, "notes": tuple(content.get("notes", []))}
+            )
         except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
             raise UserError(f"`{path}` must be a plan that `Plan.save` wrote, but {type(error).__name__}: {error}") from None
         if plan.digest != said:
@@ -132,11 +143,16 @@ class Plan:
         table = [(*HEADER, "x"), *found]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         body = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table)
-        notes = "".join(f"\nnote: {caveat}" for caveat in caveats(self.form, self.optimizer))
+        notes = "".join(f"\nnote: {note}" for note in (*self.notes, *_softmax(self.queries), *caveats(self.form, self.optimizer)))
         return f"form {self.form}, optimizer {self.optimizer}, {len(self.rows)} tensors, shapes {self.digest}\n{body}{notes}"
 
 
 HEADER = ("tensor", "role", "shape", "m_in", "m_out", "multiplier", "init", "lr", "weight_decay", "eps")
+
+
+def _softmax(found: Collection[Queries]) -> list[str]:
+    factors = sorted({f"{each.factor:.4g}" for each in found})
+    return [f"queries of {len(found)} attention modules times {' or '.join(factors)}: the softmax goes as 1 / d_head"] if found else []
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -155,4 +171,5 @@ def _init(row: Row) -> str:
 def _row(content: Mapping[str, Any]) -> Row:
     if unknown := content.keys() - {f.name for f in fields(Row)}:
         raise KeyError(min(unknown))
-    return Row(**{**content, "shape": tuple(tuple(dim) for dim in content["shape"])})
+    tuples = {"shape": tuple(tuple(dim) for dim in content["shape"])} | {"damping": tuple(content.get("damping", (1.0, 1.0)))}
+    return Row(**{**content, **tuples})

@@ -17,7 +17,7 @@ from scaletune.errors import UserError, nearest
 from scaletune.predicting import Prediction
 from scaletune.recipe import Recipe, load, with_settings
 from scaletune.records import Fit
-from scaletune.rules import Planned, Prior, batch_rule, shift
+from scaletune.rules import Planned, Prior, batch_rule, caveats, shift
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None) -> Transfer
     setting = fit.provenance.get("setting") or {}
     vocab_size = vocab_size or setting.get("data", {}).get("vocab_size") or counting.BYTES_TEXT_VOCAB
     unlike = differences(target, setting)
+    doubts = [f"of the rules: {caveat}" for caveat in caveats(target.parametrization.form, target.optimizer.family)]
     n = counting.params(target.model, vocab_size)["n_params"]
     best, prior = _predicted(fit, target, n)
     assert best.lr is not None
@@ -128,7 +129,7 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None) -> Transfer
         "batch_tokens": target.budget.batch_tokens, "lr": best.lr * prior.factor, "lr_at_fitted_batch": best.lr,
         "interval": best.interval | {"lr": at_batch(best.interval["lr"])}, "level": fit.level,
         "band": best.band | {"lr": at_batch(best.band["lr"])}, "loss": best.loss, "status": best.warnings or ["ok"],
-        "assumptions": [*fit.assumptions, prior.sentence, *_depth_sentence(target, fit.ranges.get("depth", [])), *unlike],
+        "assumptions": [*fit.assumptions, prior.sentence, *_depth_sentence(target, fit.ranges.get("depth", [])), *unlike, *doubts],
     }  # fmt: skip
     chosen = with_settings(target, {"lr": float(f"{best.lr * prior.factor:.4g}"), "evidence": evidence})
     return Transfer(chosen, vocab_size, counting.planned(chosen, vocab_size), counting.multipliers(chosen, vocab_size), evidence)
