@@ -14,7 +14,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 from scaletune import counting, models, optim, recipe
 from scaletune.errors import UserError
 from scaletune.records import Fit
-from scaletune.rules import FORMS
+from scaletune.rules import FORMS, caveats
 from scaletune.transferring import Transfer, granite, one_std, own, prepare, transfer
 
 VOCAB = 64
@@ -336,6 +336,13 @@ def test_what_no_proxy_tested_is_an_assumption(tiny, settings, factor, sentence)
         assert evidence[name]["lr"] == pytest.approx([value * factor for value in plain])
     assert any(sentence in assumption for assumption in evidence["assumptions"])
     assert "same data" in evidence["assumptions"]
+
+
+def test_what_is_unconfirmed_of_a_rule_goes_along(tiny):
+    fit = learned(tiny)
+    fit.provenance["setting"]["parametrization"]["form"] = "mup_t3"
+    evidence = prepare(fit, tiny(WIDE | {"form": "mup_t3"})).evidence
+    assert [f"of the rules: {caveat}" for caveat in caveats("mup_t3", "adamw")] == evidence["assumptions"][-1:]
 
 
 def test_a_fit_without_one_batch_size_says_that_lr_is_taken_as_it_is(tiny):
