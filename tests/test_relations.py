@@ -1,0 +1,304 @@
+"""What else the field fits: published numbers from public data, published constants from runs made of them, one line for what cannot be."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scaletune import laws
+from scaletune.errors import UserError
+from scaletune.fitting.relations import RELATIONS, critical, fit_relation, predict_relation, repetition, schedule, trajectory
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+here = pytest.mark.skipif(not DATA.exists(), reason="public sweeps are not here")
+
+
+def value(fit, name):
+    return fit.params[name]["value"]
+
+
+def noisy(values, sd=0.002, seed=0):
+    return np.asarray(values) * np.exp(sd * np.random.default_rng(seed).normal(size=np.shape(values)))
+
+
+def covers(fit, truth):
+    """Every parameter's interval holds the truth."""
+    return {name: fit.params[name]["interval"] for name, true in truth.items() if not _inside(fit.params[name]["interval"], true)}
+
+
+def _inside(interval, true):
+    return interval[0] <= true <= interval[1]
+
+
+# --- critical batch size ---------------------------------------------------------------------------------------------
+
+
+@here
+def test_zhangs_critical_batches_to_the_printed_digits():
+    """arXiv:2410.21676, its notebook: 745.3201466 and 2533.4108018 sequences of 512; 93.1968 * (N in millions)**0.468278."""
+    runs = pd.read_csv(DATA / "critical_batch.csv")
+    runs = runs.assign(steps_to_target=runs["steps_to_target_edited"])
+    fit = fit_relation(runs, RELATIONS["critical_batch"])
+    batches = [critical.overhead_batch(cell["batch_critical"] / 512, 256) for cell in fit.cells]
+    published = runs.groupby("n_params")["published_cbs_seqs"].first()
+    assert batches == pytest.approx(list(published), rel=1e-6)
+    over = pd.DataFrame({"millions": [85, 151, 302, 604, 1200], "sequences": batches})
+    across = fit_relation(over, critical.power("millions", "sequences", "sequences of 512", "", ""))
+    assert (value(across, "c"), value(across, "p")) == pytest.approx((93.1968, 0.468278), rel=1e-3)
+    assert fit.params["p"]["interval"][0] > 0 and len(fit.used) == len(runs)
+
+
+def test_steps_and_tokens_trade_as_mccandlish_has_it():
+    """(S / S_min - 1) (E / E_min - 1) = 1 (arXiv:1812.06162, eq. 2.7) for every fitted run."""
+    batch = np.geomspace(1e4, 1e8, 9)
+    runs = pd.DataFrame({"batch_tokens": batch, "steps_to_target": 1000 * (1 + 1e6 / batch)})
+    fit = fit_relation(runs, RELATIONS["critical_batch"])
+    assert (value(fit, "steps_min"), value(fit, "batch_critical"), value(fit, "tokens_min")) == pytest.approx((1000, 1e6, 1e9), rel=1e-5)
+    excess = (runs["steps_to_target"] / value(fit, "steps_min") - 1) * (runs["steps_to_target"] * batch / value(fit, "tokens_min") - 1)
+    assert list(excess) == pytest.approx([1.0] * 9, rel=1e-3)
+
+
+def test_noise_scale_is_unbiased_on_gaussian_gradients():
+    """E|G_B|**2 = |G|**2 + tr(Sigma) / B (arXiv:1812.06162, App. A.1), exactly put in."""
+    found = critical.noise_scale(4.0 + 36.0 / 8, 4.0 + 36.0 / 64, 8, 64)
+    assert found == pytest.approx({"signal": 4.0, "noise": 36.0, "batch_simple": 9.0})
+    with pytest.raises(UserError, match="needs two batch sizes"):
+        critical.noise_scale(1, 1, 8, 8)
+    with pytest.raises(UserError, match="average over more steps"):
+        critical.noise_scale(1.0, 2.0, 8, 64)
+
+
+@pytest.mark.parametrize(("batch", "exponent"), [(1e4, -0.5), (1e6, 0.0), (1e8, 0.5)])
+def test_regimes_of_the_token_horizon(batch, exponent):
+    assert critical.regime(batch, 1e6)[0] == exponent
+
+
+# --- loss trajectories -----------------------------------------------------------------------------------------------
+
+KAPLAN = {"n_c": 6.5e13, "alpha_n": 0.077, "s_c": 2100.0, "alpha_s": 0.76, "batch_star": 2.1e8, "alpha_b": 0.21}
+
+
+def curves(n_params, batches, steps):
+    rows = [(n, b, s) for n in n_params for b in batches for s in steps]
+    table = pd.DataFrame(rows, columns=["n_params", "batch_tokens", "steps"])
+    return table.assign(run_id=[f"{n:g}-{b:g}" for n, b, _ in rows])
+
+
+def test_kaplans_loss_agrees_with_itself_at_the_critical_batch():
+    """arXiv:2001.08361, eq. 1.6 at its own fixed point: putting the loss back gives the loss."""
+    x = {name: column.to_numpy(float) for name, column in curves([1e7, 1e9], [1e5, 1e7], [1e3, 1e5]).drop(columns="run_id").items()}
+    loss = trajectory.trajectory(x, KAPLAN)
+    again = trajectory.converged(x, KAPLAN) + (KAPLAN["s_c"] / trajectory.steps_min(x, KAPLAN, loss)) ** KAPLAN["alpha_s"]
+    assert loss == pytest.approx(again, rel=1e-9)
+
+
+def test_a_trajectory_at_any_batch_is_recovered_from_small_ones():
+    """Sizes to 6e7 at two batches; the loss of 1e9 parameters at a third, to 1 %."""
+    runs = curves(np.geomspace(1e6, 6e7, 5), [6e4, 1e6], np.geomspace(1e3, 1e5, 8))
+    x = {name: runs[name].to_numpy(float) for name in ("n_params", "batch_tokens", "steps")}
+    fit = fit_relation(runs.assign(loss=noisy(trajectory.trajectory(x, KAPLAN))), RELATIONS["kaplan_trajectory"])
+    at = {"n_params": [1e9], "batch_tokens": [5e5], "steps": [2e5]}
+    truth = trajectory.trajectory({name: np.array(column) for name, column in at.items()}, KAPLAN)
+    found = predict_relation(fit, RELATIONS["kaplan_trajectory"], at)
+    assert found["value"] == pytest.approx(truth.tolist(), rel=0.01)
+    assert found["low"][0] < truth[0] < found["high"][0]
+    assert value(fit, "alpha_s") == pytest.approx(0.76, abs=0.05) and value(fit, "alpha_n") == pytest.approx(0.077, abs=0.01)
+
+
+# --- tasks, repetition -----------------------------------------------------------------------------------------------
+
+
+def test_gadres_error_law_comes_back():
+    """arXiv:2403.08540, eq. 5, with the coefficients of C4 and 46 tasks."""
+    truth = {"eps": 0.758949444305, "k": 1.28851604004, "gamma": 0.972164292974}
+    loss = np.linspace(2.4, 4.8, 12)
+    fit = fit_relation(
+        pd.DataFrame({"loss": loss, "error": truth["eps"] - truth["k"] * np.exp(-truth["gamma"] * loss)}), RELATIONS["error_of_loss"]
+    )
+    assert {name: value(fit, name) for name in truth} == pytest.approx(truth, rel=1e-4)
+
+
+@here
+def test_public_errors_follow_it():
+    """104 models of arXiv:2403.08540, the smaller ones: errors to within 0.01 of the fitted curve, 9 in 10."""
+    runs = pd.read_csv(DATA / "overtraining_104_dev.csv")
+    runs = runs[(runs["train_dataset"] == "c4_original") & runs["err_avg46"].notna()]
+    fit = fit_relation(runs.assign(error=runs["err_avg46"], loss=runs["loss_c4_val"]), RELATIONS["error_of_loss"])
+    assert fit.status == ["ok"] and fit.solution["scatter"] < 0.006
+    assert value(fit, "eps") == pytest.approx(0.759, abs=0.01) and value(fit, "gamma") == pytest.approx(0.972, abs=0.1)
+
+
+def test_pass_rates_are_straight_in_log_log():
+    n = np.geomspace(3e7, 2.4e9, 8)
+    fit = fit_relation(pd.DataFrame({"n_params": n, "pass_rate": np.exp(-10.0 * n**-0.1)}), RELATIONS["pass_rate"])
+    assert (value(fit, "c"), value(fit, "alpha")) == pytest.approx((10.0, 0.1), rel=1e-3)
+
+
+def test_repeats_are_worth_what_the_published_law_says():
+    """The catalogue's `muennighoff` (arXiv:2305.16264) and this formula are one, and its constants come back from runs made of it."""
+    published = laws.law("muennighoff")
+    rng = np.random.default_rng(0)
+    n, unique = np.exp(rng.uniform(np.log(1e7), np.log(5e9), 120)), np.exp(rng.uniform(np.log(1e8), np.log(5e10), 120))
+    tokens = unique * np.exp(rng.uniform(0, np.log(60), 120))
+    loss = [published(N=a, D=b, U=c)["loss"] for a, b, c in zip(n, tokens, unique, strict=True)]
+    runs = pd.DataFrame({"n_params_total": n, "tokens": tokens, "unique_tokens": unique, "loss": noisy(loss, 0.001)})
+    fit = fit_relation(runs, RELATIONS["repeated_tokens"])
+    c = published.coefficients
+    assert not covers(
+        fit, {"E": c["E0"], "A": c["A"], "B": c["B"], "alpha": c["alpha"], "r_tokens": c["R_Dstar"], "r_params": c["R_Nstar"]}
+    )
+    assert value(fit, "r_tokens") == pytest.approx(c["R_Dstar"], rel=0.1)
+    assert repetition.worth(np.array([4e10]), np.array([1e10]), 15.387756)[0] == pytest.approx(3.725673e10, rel=1e-6)
+
+
+def test_asymptotes_are_fitted_one_by_one():
+    """arXiv:2509.14786: 0.05 / (N in billions)**1.02 + 3.43, and an ensemble's lower one."""
+    n = np.geomspace(1.5e8, 1.4e9, 6)
+    runs = pd.concat(
+        pd.DataFrame({"n_params": n, "loss": 0.05 * (n / 1e9) ** -1.02 + E, "method": method})
+        for method, E in (("regularized", 3.43), ("ensemble", 3.34))
+    )
+    fit = fit_relation(runs, RELATIONS["asymptote_n"])
+    assert {cell["method"]: cell["E"] for cell in fit.cells} == pytest.approx({"regularized": 3.43, "ensemble": 3.34}, rel=1e-3)
+
+
+# --- schedules -------------------------------------------------------------------------------------------------------
+
+
+def run_of(kind, steps=4000, peak=3e-4, every=50, name=None):
+    step = np.arange(every, steps + 1, every)
+    share = step / steps
+    lr = {
+        "constant": np.ones_like(share),
+        "cosine": 0.1 + 0.45 * (1 + np.cos(np.pi * share)),
+        "wsd": np.minimum(1, (1 - share) / 0.25 + 0.05),
+    }
+    return pd.DataFrame({"run_id": name or kind, "step": step, "lr": peak * lr[kind]})
+
+
+def brute_s2(run, lam):
+    """Step by step, as arXiv:2408.11029 writes it, of lr that is linear between logged steps."""
+    steps = np.arange(int(run["step"].iloc[0]), int(run["step"].iloc[-1]) + 1)
+    lr = np.interp(steps, run["step"], run["lr"])
+    momentum = total = 0.0
+    found = {steps[0]: 0.0}
+    for i in range(1, len(steps)):
+        momentum = lam * momentum + lr[i - 1] - lr[i]
+        total += momentum
+        found[steps[i]] = total
+    return np.array([found[int(step)] for step in run["step"]])
+
+
+@pytest.mark.parametrize("lam", [0.95, 0.99, 0.999])
+def test_the_annealing_area_is_the_sum_over_steps(lam):
+    run = run_of("wsd", steps=600, every=20)
+    x = {"step": run["step"].to_numpy(float), "lr": run["lr"].to_numpy(float), "run": np.zeros(len(run))}
+    assert schedule._annealed(x, lam) == pytest.approx(brute_s2(run, lam), abs=1e-12)
+
+
+@pytest.mark.parametrize("law", ["annealing", "multi_power"])
+def test_a_schedule_law_learnt_on_two_schedules_predicts_a_third(law):
+    """arXiv:2408.11029 and arXiv:2503.12811: constant and cosine runs foretell a WSD run's end."""
+    truth = {"annealing": {"E": 2.6, "A": 0.45, "alpha": 0.5, "C": 0.4 * 1e3, "forget": 0.01}, "multi_power": laws_of_25m()}[law]
+    truth = truth | ({"C": 40.0} if law == "annealing" else {})
+    relation = RELATIONS[law]
+    runs = pd.concat([run_of("constant"), run_of("cosine")], ignore_index=True)
+    x = {name: runs[name].to_numpy(float) for name in ("step", "lr")} | {k: np.asarray(v) for k, v in schedule.areas(runs).items()}
+    fit = fit_relation(runs.assign(loss=noisy(relation.function(x, truth), 0.0005)), relation)
+    unseen = run_of("wsd")
+    x = {name: unseen[name].to_numpy(float) for name in ("step", "lr")} | {k: np.asarray(v) for k, v in schedule.areas(unseen).items()}
+    found = predict_relation(fit, relation, x)["value"]
+    assert found[-1] == pytest.approx(relation.function(x, truth)[-1], rel=0.01)
+
+
+def laws_of_25m():
+    """arXiv:2503.12811's coefficients for 25M parameters."""
+    return {
+        "E": 3.04045406,
+        "A": 0.52468604,
+        "alpha": 0.50786857,
+        "B": 363.78751622,
+        "C": 2.06560812,
+        "beta": 0.58279013,
+        "gamma": 0.64142257,
+    }
+
+
+def test_rows_of_a_run_must_be_in_order():
+    with pytest.raises(UserError, match="sort by run_id and step"):
+        fit_relation(run_of("wsd").iloc[::-1].assign(loss=3.0), RELATIONS["annealing"])
+
+
+# --- forms without a theory ------------------------------------------------------------------------------------------
+
+
+def test_a_broken_power_law_is_found_on_both_sides_of_its_break():
+    """arXiv:2210.14891, eq. 1: an exponent that turns from 0.05 to 0.15."""
+    truth = {"E": 1.0, "A": 20.0, "c0": 0.05, "c1": 0.10, "d": 1e18, "f": 0.3}
+    flops = np.geomspace(1e14, 1e22, 25)
+    relation = RELATIONS["broken_flops"]
+    fit = fit_relation(pd.DataFrame({"flops": flops, "loss": relation.function({"flops": flops}, truth)}), relation)
+    assert predict_relation(fit, relation, {"flops": [1e23]})["value"] == pytest.approx(
+        relation.function({"flops": np.array([1e23])}, truth).tolist(), rel=0.01
+    )
+
+
+def test_a_learning_curve_is_extrapolated_with_an_interval_that_covers():
+    tokens, hits = np.geomspace(1e6, 1e8, 20), 0
+    for seed in range(20):
+        runs = pd.DataFrame({"tokens": tokens, "loss": noisy(2.0 + 300 * tokens**-0.3, 0.004, seed)})
+        relation = RELATIONS["learning_curve"]
+        found = predict_relation(fit_relation(runs, relation), relation, {"tokens": [4e8]})
+        hits += found["low"][0] <= 2.0 + 300 * 4e8**-0.3 <= found["high"][0]
+    assert hits >= 17
+
+
+def test_seconds_a_step_are_calibrated_on_records():
+    rng = np.random.default_rng(1)
+    moved, flops = np.exp(rng.uniform(15, 24, 30)), np.exp(rng.uniform(18, 28, 30))
+    seconds = 2e-3 + moved / 2e10 + flops / 5e10
+    fit = fit_relation(
+        pd.DataFrame({"bytes_moved": moved, "flops_per_step": flops, "seconds_per_step": noisy(seconds, 0.03)}),
+        RELATIONS["seconds_per_step"],
+    )
+    truth = {"overhead": 2e-3, "bytes_per_second": 2e10, "flops_per_second": 5e10}
+    assert {name: value(fit, name) for name in truth} == pytest.approx(truth, rel=0.15)
+
+
+def test_isoflop_minima_give_the_allocation_of_the_law_they_came_from():
+    """N* = G (C / 6)**(beta / (alpha + beta)) (arXiv:2203.15556, eq. 4) off parabolas through its own losses."""
+    law = laws.law("besiroglu")
+    c = law.coefficients
+    rows = [(flops, n, flops / 6 / n) for flops in np.geomspace(1e18, 1e21, 6) for n in np.geomspace(0.2, 5, 9) * (flops / 6) ** 0.5 / 4.3]
+    runs = pd.DataFrame(rows, columns=["flops", "n_params", "tokens"])
+    runs["loss"] = [law(N=n, D=d)["loss"] for n, d in zip(runs["n_params"], runs["tokens"], strict=True)]
+    fit = fit_relation(runs, RELATIONS["isoflop"])
+    assert value(fit, "p") == pytest.approx(c["beta"] / (c["alpha"] + c["beta"]), abs=0.01)
+    best = (c["alpha"] * c["A"] / (c["beta"] * c["B"])) ** (1 / (c["alpha"] + c["beta"])) * (1e20 / 6) ** (
+        c["beta"] / (c["alpha"] + c["beta"])
+    )
+    assert value(fit, "c") * 1e20 ** value(fit, "p") == pytest.approx(best, rel=0.03)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+BAD = {
+    "column": ({"batch_tokens": [1e5] * 4}, r"critical_batch needs a column `steps_to_target` \(optimizer steps until the target loss\), but"),
+    "rows": ({"batch_tokens": [1e5, 2e5], "steps_to_target": [9, 8]}, r"has 2 parameters and needs more rows than that, but got 2"),
+    "number": ({"batch_tokens": [1e5, -1, 3, 4], "steps_to_target": [9, 8, 7, 6]}, r"`batch_tokens` must be a number above 0 in every row, but row 1 has -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(case):
+    table, sentence = BAD[case]
+    with pytest.raises(UserError, match=sentence):
+        fit_relation(pd.DataFrame(table), RELATIONS["critical_batch"])
+
+
+def test_what_the_rows_cannot_tell_is_said():
+    """Batches far below the critical one: steps fall as 1 / B, and only the product of the two parameters is there."""
+    batch = np.geomspace(1e2, 1e3, 8)
+    fit = fit_relation(pd.DataFrame({"batch_tokens": batch, "steps_to_target": noisy(1e9 / batch, 0.01)}), RELATIONS["critical_batch"])
+    assert any("hardly identify" in sentence or "end of the range" in sentence for sentence in fit.status)
