@@ -66,8 +66,8 @@ NEAR = 5.0  # a parabola in ln n_params holds for sizes within this factor of th
 
 def _near(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows whose size is within NEAR of the lowest loss's."""
-    best = rows.loc[rows["loss"].idxmin(), "n_params"]
-    return rows[np.abs(np.log(rows["n_params"] / best)) <= np.log(NEAR)]
+    sizes = rows["n_params"].to_numpy(float)
+    return rows[np.abs(np.log(sizes / sizes[rows["loss"].to_numpy(float).argmin()])) <= np.log(NEAR)]
 
 
 def _parabola(x: Columns, p: Values) -> Array:
