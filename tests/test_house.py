@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "scaletune"
 ROWS = {
     "shared": ("errors", "records", "rules", "recipe", "counting"),
     "torch": ("models", "parametrizing", "data", "optim", "training", "checking", "sweeping"),
-    "numpy": ("laws", "predicting", "fitting", "planning", "transferring", "plotting", "reporting"),
+    "numpy": ("laws", "predicting", "importing", "fitting", "planning", "transferring", "plotting", "reporting"),
     "top": ("running", "cli", "__init__", "__main__"),
 }
 ROW = {name: row for row, names in ROWS.items() for name in names}
