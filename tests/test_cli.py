@@ -510,7 +510,7 @@ from scaletune.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, and what they start inherits that
 sys.exit(main(sys.argv[1:]))
 """
-LONG = {"axes": {"tokens": [256 * 8, 256 * 10**6]}, "engine.workers": 2}  # a trial of eight steps, and one of an hour
+LONG = {"axes": {"tokens": [256 * 8, 256 * 10**6]}, "data.epochs": 10**4, "engine.workers": 2}  # a trial of eight steps, and one of an hour
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)

@@ -1,5 +1,6 @@
 """Images and features: against hand-made records, scikit-learn, and the published exponents of a power-law spectrum."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,6 +100,12 @@ def test_digits_are_scikit_learns():
     batch, _ = corpus.batch(0, 0, 20000, 1)
     assert batch.shape == (20000, 1, 8, 8) and abs(batch.mean()) < 0.01 and abs(batch.std() - 1) < 0.01
     assert corpus.vocab_size == 10 and corpus.lengths() == {"train": 1437, "held-out": 360}
+
+
+def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(UserError, match=r"needs the package scikit-learn: pip install 'scaletune\[vision\]'$"):
+        data.load(Data(source="digits", seq_len=1, held_out=0.3))
 
 
 def test_a_channel_that_never_changes_is_only_centred():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 import tracemalloc
 
 import numpy as np
@@ -213,7 +214,7 @@ def test_bad_tokenizers_and_missing_packages_are_one_sentence(tmp_path, read, to
     for name in ("bad.json", "none.json"):
         with pytest.raises(UserError, match=r"^`data.tokenizer` must be 'bytes' or a tokenizer.json, but `.*json`: "):
             read(tmp_path / "text.txt", tokenizer=str(tmp_path / name))
-    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match=r"needs the package tokenizers: pip install 'scaletune\[data\]'$"):
         read(tmp_path / "text.txt", tokenizer=str(tokenizer))
     (tmp_path / "empty.txt").write_text("")
@@ -222,7 +223,7 @@ def test_bad_tokenizers_and_missing_packages_are_one_sentence(tmp_path, read, to
 
 
 def test_a_dataset_without_the_package_says_what_to_install(tmp_path, read, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "rows.jsonl").write_text('{"text": "some"}\n')
     with pytest.raises(UserError, match=r"needs the package datasets: pip install 'scaletune\[data\]'$"):
         read(tmp_path / "rows.jsonl")

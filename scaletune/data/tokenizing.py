@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -122,22 +121,17 @@ def _encoder(tokenizer: str | None) -> Encoder:
     if tokenizer in (None, "bytes"):
         return Encoder(lambda texts: (np.frombuffer(text.encode("utf-8", "replace"), np.uint8) for text in texts), files.BYTES)
     try:
-        made = _imported("tokenizers").Tokenizer.from_file(tokenizer)
-    except UserError:
-        raise
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise UserError("`data.tokenizer` needs the package tokenizers: pip install 'scaletune[data]'") from None
+    try:
+        made = Tokenizer.from_file(tokenizer)
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"`data.tokenizer` must be 'bytes' or a tokenizer.json, but `{tokenizer}`: {error}") from None
     made.no_truncation()
     made.no_padding()
     vocab_size = max(made.get_vocab().values()) + 1  # ids may have gaps
     return Encoder(lambda texts: (found.ids for found in made.encode_batch_fast(texts, add_special_tokens=False)), vocab_size)
-
-
-def _imported(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise UserError(f"this `data.source` needs the package {name}: pip install 'scaletune[data]'") from None
 
 
 def _documents(data: Data) -> tuple[Documents, Documents | None]:
@@ -163,7 +157,11 @@ def _pieces(path: Path) -> Iterator[str]:
 
 def _dataset(data: Data) -> Any:
     """A dataset or a dict of its splits: saved ones are mapped, all others are streamed."""
-    datasets, path = _imported("datasets"), Path(data.source)
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("a dataset as `data.source` needs the package datasets: pip install 'scaletune[data]'") from None
+    path = Path(data.source)
     try:
         if data.source.startswith(HUB):
             return datasets.load_dataset(data.source.removeprefix(HUB), data.subset, streaming=True)

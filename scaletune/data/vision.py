@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,10 @@ def cifar(data: Data) -> Examples:
 def digits(data: Data) -> Examples:
     """scikit-learn's 1797 digits, [1, 8, 8]: its copy of the test set of UCI's optical recognition of handwritten digits."""
     try:
-        found = import_module("sklearn.datasets").load_digits()
+        from sklearn.datasets import load_digits
     except ImportError:
         raise UserError("`data.source` digits needs the package scikit-learn: pip install 'scaletune[vision]'") from None
+    found = load_digits()
     inputs, targets = found.images[:, None].astype(np.uint8), found.target.astype(np.int64)
     return _images(*Table(((inputs, targets),)).tails(data.held_out), 10)
 
