@@ -196,6 +196,32 @@ def test_of_two_writers_one_wins(tmp_path, read, monkeypatch):
     assert np.array_equal(corpus.train, inner[1].train) and len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_the_standard_library_is_tokenised_as_it_is_split(read, monkeypatch):
+    """Three of its files stand for all."""
+    top, found = files.listed("python-stdlib")
+    few = [path for path in found if path.name in ("abc.py", "ast.py", "bisect.py", "cmd.py") and path.parent == top]
+    monkeypatch.setattr(files, "listed", lambda source: (top, few))
+    plain, made = read("python-stdlib", held_out=0.4), read("python-stdlib", held_out=0.4, tokenizer="bytes", separator="")
+    assert len(few) == 4 and len(plain.train) and len(plain.held_out) and made.digest == plain.digest
+
+
+def test_a_cache_that_lost_its_end_is_one_sentence(tmp_path, read):
+    (tmp_path / "text.txt").write_text("text " * 100)
+    read(tmp_path / "text.txt", tokenizer="bytes")
+    (kept,) = (tmp_path / "cache").glob("*/tokens.bin")
+    kept.write_bytes(kept.read_bytes()[:100])
+    data._load.cache_clear()
+    with pytest.raises(UserError, match=r"^tokenised text must be whole, but `.*` has 100 of 500 tokens: remove the folder$"):
+        read(tmp_path / "text.txt", tokenizer="bytes")
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "power-law"])
+def test_what_is_no_text_has_no_tokenizer(tmp_path, read, name):
+    np.save(tmp_path / "tokens.npy", np.arange(100))
+    with pytest.raises(UserError, match=r"^`data.tokenizer` turns text into tokens, but '.*' was read as (tokens|power-law)$"):
+        read(tmp_path / name if "." in name else name, tokenizer="bytes", seq_len=1)
+
+
 def test_the_default_cache_is_the_users(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("text " * 100)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

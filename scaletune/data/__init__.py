@@ -20,7 +20,7 @@ from scaletune.recipe import DIGITS, HUB, NAMED, POWER_LAW, PYTHON_STDLIB, Data,
 
 __all__ = ["Batch", "Corpus", "Examples", "Text", "check_room", "fits", "load", "matches"]
 READERS: dict[str, Callable[[Data], Corpus]] = {
-    PYTHON_STDLIB: files.stdlib, DIGITS: vision.digits, POWER_LAW: synthetic.power_law,
+    DIGITS: vision.digits, POWER_LAW: synthetic.power_law,
     "text": files.text, "tokens": files.tokens, "dataset": tokenizing.tokenized, **dict.fromkeys(vision.CIFAR, vision.cifar),
 }  # fmt: skip
 
@@ -89,17 +89,20 @@ def _vocabulary(corpus: Corpus, data: Data) -> int:
 
 @lru_cache(maxsize=2)
 def _load(data: Data) -> Corpus:
-    return READERS[_format(data)](data)
+    kind = _format(data)
+    if data.tokenizer and kind not in ("text", "dataset"):
+        raise UserError(f"`data.tokenizer` turns text into tokens, but {data.source!r} was read as {kind}")
+    return READERS["dataset" if data.tokenizer else kind](data)
 
 
 def _format(data: Data) -> str:
     """Which reader: as the recipe says, or by what the source is called."""
     if data.source in NAMED:
-        return data.source
+        return "text" if data.source == PYTHON_STDLIB else data.source
     if data.source.startswith(HUB):
         return "dataset"
     path = Path(data.source)
-    if not path.exists() or not (path.is_file() or path.is_dir()):
+    if not path.is_file() and not path.is_dir():
         raise UserError(
             f"`data.source` must be one of {', '.join(map(repr, NAMED))}, a file or a folder that exists, but got {data.source!r}"
         )
@@ -107,4 +110,4 @@ def _format(data: Data) -> str:
         return data.format
     if path.suffix in (".bin", ".npy") or files.is_token_folder(path):
         return "tokens"
-    return "dataset" if data.tokenizer or tokenizing.is_dataset(path) else "text"
+    return "dataset" if tokenizing.is_dataset(path) else "text"

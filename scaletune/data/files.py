@@ -11,24 +11,26 @@ import numpy as np
 from scaletune.data import digesting
 from scaletune.data.corpus import Text, Tokens
 from scaletune.errors import UserError
-from scaletune.recipe import Data
+from scaletune.recipe import PYTHON_STDLIB, Data
 
 BYTES = 256
 
 
-def stdlib(data: Data) -> Text:
-    """The .py files of the running Python's standard library, without what pip put there."""
-    top = Path(sysconfig.get_paths()["stdlib"])
-    files = [path for path in top.rglob("*.py") if not {"site-packages", "dist-packages"} & set(path.relative_to(top).parts)]
-    return _text(*split_files(top, files, data.held_out), BYTES)
-
-
 def text(data: Data) -> Text:
-    """Bytes of a file, whose tail is held out, or of the files in a folder, some of which are."""
+    """Bytes of a file, whose tail is held out, or of many, some of which are."""
     path = Path(data.source)
-    if path.is_dir():
-        return _text(*split_files(path, files_in(path), data.held_out), BYTES)
-    return _text(*tail(np.frombuffer(path.read_bytes(), np.uint8), data.held_out), BYTES)
+    if path.is_file():
+        return _text(*tail(np.frombuffer(path.read_bytes(), np.uint8), data.held_out), BYTES)
+    return _text(*split_files(*listed(data.source), data.held_out), BYTES)
+
+
+def listed(source: str) -> tuple[Path, list[Path]]:
+    """(folder, the files in it) of a folder or a file; of the running Python's standard library its .py files, without what pip put there."""
+    top = Path(source).resolve()
+    if source != PYTHON_STDLIB:
+        return (top, files_in(top)) if top.is_dir() else (top.parent, [top])
+    top = Path(sysconfig.get_paths()["stdlib"])
+    return top, [path for path in top.rglob("*.py") if not {"site-packages", "dist-packages"} & set(path.relative_to(top).parts)]
 
 
 def tokens(data: Data) -> Text:

@@ -41,6 +41,8 @@ def tokenized(data: Data) -> Text:
         _write(data, folder)
     said = json.loads((folder / "tokens.json").read_text())
     tokens = np.memmap(folder / "tokens.bin", said["dtype"], "r")
+    if len(tokens) != said["tokens"]:
+        raise UserError(f"tokenised text must be whole, but `{folder}` has {len(tokens)} of {said['tokens']} tokens: remove the folder")
     train, held_out = files.tail(tokens, data.held_out) if said["cut"] is None else (tokens[: said["cut"]], tokens[said["cut"] :])
     return Text(train=train, held_out=held_out, vocab_size=said["vocab_size"], digest=digesting.digest(train, held_out))
 
@@ -63,17 +65,13 @@ def _cache(data: Data) -> Path:
 
 def _key(data: Data) -> str:
     """Of the files' names, sizes and times of change, and of all that decides how they become tokens; a Hub's name stands for its content."""
-    listed = [] if data.source.startswith(HUB) else _listed(Path(data.source).resolve())
+    found = [] if data.source.startswith(HUB) else sorted(files.listed(data.source)[1])
     if data.tokenizer and Path(data.tokenizer).is_file():
-        listed += _listed(Path(data.tokenizer).resolve())
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in listed]
-    made_by = ("tokenizer", "column", "separator", "subset", "limit", "held_out")
-    source = data.source if data.source.startswith(HUB) else ""
-    return digest({"hub": source, "files": stats} | {key: getattr(data, key) for key in made_by})
-
-
-def _listed(path: Path) -> list[Path]:
-    return sorted(files.files_in(path)) if path.is_dir() else [path]
+        found.append(Path(data.tokenizer).resolve())
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+    made_by = ("format", "tokenizer", "column", "separator", "subset", "limit", "held_out")
+    hub = data.source if data.source.startswith(HUB) else ""
+    return digest({"hub": hub, "files": stats} | {key: getattr(data, key) for key in made_by})
 
 
 def _write(data: Data, folder: Path) -> None:
@@ -137,12 +135,12 @@ def _encoder(tokenizer: str | None) -> Encoder:
 def _documents(data: Data) -> tuple[Documents, Documents | None]:
     """(train's texts, held-out texts), each text with the separator at its end; None held out: the tail is."""
     path = Path(data.source)
-    if data.source.startswith(HUB) or is_dataset(path):
+    if data.format == "dataset" or data.source.startswith(HUB) or is_dataset(path):
         return _rows_of(_dataset(data), data)
     if path.is_file():
         return _pieces(path), None
     splits: tuple[list[Path], list[Path]] = ([], [])
-    for name, file in files.by_name(path, files.files_in(path)):
+    for name, file in files.by_name(*files.listed(data.source)):
         splits[files.is_held_out(name, data.held_out)].append(file)
     train, held_out = ((text for file in split for text in (*_pieces(file), data.separator)) for split in splits)
     return train, held_out
@@ -169,7 +167,9 @@ def _dataset(data: Data) -> Any:
             return datasets.load_from_disk(str(path))
         if path.is_dir():
             return datasets.load_dataset(str(path), streaming=True)
-        return datasets.load_dataset({".parquet": "parquet", ".jsonl": "json"}[path.suffix], data_files=str(path), streaming=True)
+        return datasets.load_dataset(
+            {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix, "json"), data_files=str(path), streaming=True
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"`data.source` must be a dataset that can be read, but {data.source!r}: {str(error).splitlines()[0]}") from None
 
