@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -78,7 +78,8 @@ def _write(data: Data, folder: Path) -> None:
     """Tokenise into a folder beside, then give it its name: a reader finds all of it or nothing, and of two writers one wins."""
     encoder, (train, held_out) = _encoder(data.tokenizer), _documents(data)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    making = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    making.mkdir()
     try:
         said = _fill(making / "tokens.bin", encoder, train, held_out, data.limit)
         (making / "tokens.json").write_text(json.dumps(said))
