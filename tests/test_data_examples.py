@@ -209,10 +209,27 @@ MODELS = [
 
 @pytest.mark.parametrize(("features", "section", "sentence"), MODELS)
 def test_a_model_must_read_what_the_data_hold(features, section, sentence):
-    corpus, model = SimpleNamespace(features=features), SimpleNamespace(**section)
+    corpus, model = SimpleNamespace(features=features, regression=False), SimpleNamespace(**section)
     if sentence is None:
         data.matches(corpus, model)
         return
     with pytest.raises(UserError) as error:
         data.matches(corpus, model)
     assert str(error.value) == f"the model must read what the data hold, {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("source", "loss", "sentence"),
+    [
+        ("power-law", "cross_entropy", "'mse' where the targets are values"),
+        ("digits", "mse", "'cross_entropy' where the targets are classes"),
+    ],
+)
+def test_a_loss_must_suit_the_targets(source, loss, sentence):
+    if source == "digits":
+        pytest.importorskip("sklearn")
+    corpus = data.load(Data(source=source, seq_len=1, power_law=PowerLaw(inputs=64, examples=100)))
+    with pytest.raises(UserError, match=f"^`model.loss` must be {sentence}, but got '{loss}'$"):
+        data.matches(corpus, SimpleNamespace(family="mlp", inputs=64, loss=loss))
+    other = {"mse": "cross_entropy", "cross_entropy": "mse"}[loss]
+    data.matches(corpus, SimpleNamespace(family="mlp", inputs=64, loss=other))

@@ -49,25 +49,23 @@ def check_room(corpus: Corpus, tokens: int, batch_tokens: int, seq_len: int) -> 
     if batch_tokens > room:
         raise UserError(f"`batch_tokens <= train tokens` must hold, but got batch_tokens={batch_tokens} and {room} train tokens")
     if tokens > corpus.epochs * room:
-        asked = (
-            f"got tokens={tokens}, epochs={corpus.epochs} and {room} train tokens; `data.epochs = {-(-tokens // room)}` asks for repetition"
-        )
-        raise UserError(f"`tokens <= epochs * train tokens` must hold, but {asked}")
+        rule, got = "`tokens <= epochs * train tokens` must hold", f"tokens={tokens}, epochs={corpus.epochs} and {room} train tokens"
+        raise UserError(f"{rule}, but got {got}; `data.epochs = {-(-tokens // room)}` asks for repetition")
 
 
 def matches(corpus: Corpus, model: Any) -> None:
-    """UserError unless the model's section asks for what one example of the corpus is: text, (channels, height, width) or features."""
-    size, channels, inputs = (getattr(model, name, None) for name in ("image_size", "channels", "inputs"))
-    given = f"family={model.family!r}"
-    if size is not None:
-        given, wanted = f"{given}, image_size={size}, channels={channels}", (channels, size, size)
-        alike = corpus.features == wanted
-    elif inputs is not None:
-        given, alike = f"{given}, inputs={inputs}", bool(corpus.features) and prod(corpus.features) == inputs
+    """UserError unless the model's section asks for what an example is: tokens, (channels, height, width) or features; a class or a value."""
+    given = {name: getattr(model, name) for name in ("family", "image_size", "channels", "inputs") if hasattr(model, name)}
+    if "image_size" in given:
+        alike = corpus.features == (given["channels"], given["image_size"], given["image_size"])
     else:
-        alike = not corpus.features
+        alike = corpus.features == () if "inputs" not in given else prod(corpus.features) == given["inputs"] and corpus.features != ()
     if not alike:
-        raise UserError(f"the model must read what the data hold, {_said(corpus.features)}, but got {given}")
+        got = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise UserError(f"the model must read what the data hold, {_said(corpus.features)}, but got {got}")
+    targets, wanted = ("values", "mse") if corpus.regression else ("classes", "cross_entropy")
+    if (loss := getattr(model, "loss", "cross_entropy")) != wanted:
+        raise UserError(f"`model.loss` must be {wanted!r} where the targets are {targets}, but got {loss!r}")
 
 
 def _said(features: tuple[int, ...]) -> str:

@@ -35,6 +35,11 @@ class Corpus(ABC):
             return self._train(ordering.drawn(seed, step, rows, self._starts(seq_len)), seq_len)
         return self._train(ordering.shuffled(seed, step, rows, self._windows(seq_len)) * seq_len, seq_len)
 
+    @property
+    def regression(self) -> bool:
+        """Whether the targets are values, not classes."""
+        return self.vocab_size == 1 and self.features != ()
+
     def room(self, seq_len: int) -> int:
         """Tokens predicted in one epoch of a shuffle: whole windows that do not overlap."""
         return self._windows(seq_len) * seq_len
