@@ -141,7 +141,8 @@ def _count(args: argparse.Namespace) -> Answer:
     from scaletune import counting, data, recipe
 
     asked = recipe.load(args.recipe, args.set)
-    known = asked.data.source != recipe.PYTHON_STDLIB and Path(asked.data.source).exists()
+    source = asked.data.source
+    known = source in (recipe.DIGITS, recipe.POWER_LAW) or (source != recipe.PYTHON_STDLIB and Path(source).exists())
     vocab_size = data.load(asked.data).vocab_size if known else counting.BYTES_TEXT_VOCAB
     rows = [counting.count(point, vocab_size) for point in recipe.points(asked)]
     total = {"trials": len(rows), "flops": sum(row["flops"] for row in rows), "seconds": sum(row["seconds"] for row in rows)}
@@ -159,8 +160,8 @@ def _count(args: argparse.Namespace) -> Answer:
         "parameters by group (first point): "
         + ", ".join(f"{name} {groups[name]:,}" for name in ("embedding", "attention", "mlp", "norm", "head"))
     )
-    if asked.data.source != recipe.PYTHON_STDLIB and not known:
-        lines.append(f"`{asked.data.source}` is not here: counted with a vocabulary of {vocab_size}, that of text")
+    if source != recipe.PYTHON_STDLIB and not known:
+        lines.append(f"`{source}` is not here: counted with a vocabulary of {vocab_size}, that of text")
     lines.append(
         f"{total['trials']} trials, {total['flops']:.3g} FLOPs, about {total['seconds']:.0f} core seconds (a guess: 60 GFLOP/s and 2.5 ms a step)"
     )

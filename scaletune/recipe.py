@@ -19,7 +19,8 @@ from scaletune.errors import UserError, nearest
 from scaletune.records import digest
 from scaletune.rules import FORMS
 
-PYTHON_STDLIB = "python-stdlib"
+PYTHON_STDLIB, DIGITS, POWER_LAW = NAMED = ("python-stdlib", "digits", "power-law")  # sources that are no files
+HUB = "hub:"  # before the name of a dataset on the Hugging Face Hub
 
 
 def _whole(value: Any) -> Any:
@@ -121,10 +122,43 @@ class Schedule(Section):
         return self
 
 
+class PowerLaw(Section):
+    """The source "power-law": features of variance k**-b, target terms of variance k**-a (arXiv:2402.01092); see `scaletune.data.synthetic`."""
+
+    inputs: Count = 128
+    examples: Count = 65536
+    spectrum: Positive = 1.5  # b
+    task: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 1.5  # a
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # standard deviation of the target's; its own variance is 1
+    seed: Seed = 0
+
+
 class Data(Section):
-    source: str = PYTHON_STDLIB  # or a text file, a folder of text files, tokens as .bin (uint16) or .npy
+    """What to train on. Of examples that are not text, each counts as one token: `seq_len = 1`."""
+
+    source: str = PYTHON_STDLIB  # a name above, hub:NAME, a file or a folder
+    format: Literal["auto", "text", "tokens", "dataset", "cifar10", "cifar100", "cifar100-coarse"] = "auto"
     seq_len: Count = 64
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of files (of a single file: its tail)
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of files (of a single file: its tail), where the source has no such split
+    order: Literal["random", "shuffle"] = "random"  # with replacement; or epochs without
+    epochs: Count = 1  # how often the train split may be gone through: repetition must be asked for
+    vocab_size: Count | None = None  # padded to this
+    dtype: Literal["uint16", "uint32"] = "uint16"  # of tokens in .bin
+    tokenizer: str | None = None  # "bytes" or a tokenizer.json: text becomes tokens once, in `cache`
+    column: str = "text"  # of a dataset
+    separator: str = "\n\n"  # after each document; a special token of the tokenizer may be named
+    subset: str | None = None  # of a dataset on the Hub
+    limit: Count | None = None  # tokens to take of each split of what is tokenised
+    cache: str | None = None  # folder of tokenised text; none: $XDG_CACHE_HOME/scaletune or ~/.cache/scaletune
+    power_law: PowerLaw = PowerLaw()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Data:
+        if (self.source in (DIGITS, POWER_LAW) or self.format.startswith("cifar")) and self.seq_len != 1:
+            raise ValueError(f"`seq_len == 1` must hold where an example counts as one token, but got seq_len={self.seq_len}")
+        if self.source.startswith(HUB) and self.limit is None:
+            raise ValueError(f"`data.limit` must say how many tokens to take of a stream, but got none for {self.source!r}")
+        return self
 
 
 class Budget(Section):
@@ -172,6 +206,9 @@ class Ask(Section):
 
 
 POINT = ("model", "parametrization", "optimizer", "schedule", "data", "budget", "seed")  # what a trial's identity is made of
+READ = (  # how the data are found and read: a trial's identity has the digest of what was read
+    "source", "format", "epochs", "dtype", "tokenizer", "column", "separator", "subset", "limit", "cache", "power_law",
+)  # fmt: skip
 SHORT = {  # a contract column -> where a recipe keeps it
     "width": "model.width", "depth": "model.depth", "lr": "optimizer.lr", "weight_decay": "optimizer.weight_decay",
     "tokens": "budget.tokens", "batch_tokens": "budget.batch_tokens", "seq_len": "data.seq_len", "seed": "seed",
@@ -264,7 +301,7 @@ def identity(recipe: Recipe, data_digest: str) -> str:
     """
     point = recipe.model_dump(include=set(POINT), exclude_defaults=True)
     kinds = {"family": recipe.model.family, "optimizer": recipe.optimizer.family, "schedule": recipe.schedule.kind}
-    data = {key: value for key, value in point.get("data", {}).items() if key != "source"} | {"digest": data_digest}
+    data = {key: value for key, value in point.get("data", {}).items() if key not in READ} | {"digest": data_digest}
     return digest({**point, "data": data, "kinds": kinds})
 
 
@@ -348,16 +385,20 @@ def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
         where, value = parse_setting(setting)
         _put(content, _at(where), value)
     try:
-        recipe = validated(content, path.stem)
+        recipe = validated(_beside(content, path.parent), path.stem)
         for asked in (recipe, *(compared(recipe, other) for other in recipe.compare)):
             points(asked)  # every combination must be valid before anything is trained
         with_settings(recipe, recipe.holdout.set if recipe.holdout else {})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return recipe.model_copy(update={"data": _beside(recipe.data, path)})
+    return recipe
 
 
-def _beside(data: Data, path: Path) -> Data:
-    """A data source that is a file is relative to the recipe that names it, else to the working folder."""
-    near = path.parent / data.source
-    return data.model_copy(update={"source": str(near)}) if data.source != PYTHON_STDLIB and near.exists() else data
+def _beside(content: Any, folder: Path, where: str = "") -> Any:
+    """Files and folders of data that a recipe names, in its axes and comparisons too, are relative to it, else to the working folder."""
+    if isinstance(content, dict):
+        return {key: _beside(value, folder, f"{where}.{key}") for key, value in content.items()}
+    if isinstance(content, list):
+        return [_beside(value, folder, where) for value in content]
+    named = where.endswith((".data.source", ".data.tokenizer")) and isinstance(content, str) and content not in (*NAMED, "bytes")
+    return str(folder / content) if named and (folder / content).exists() else content

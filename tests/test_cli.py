@@ -292,14 +292,20 @@ def test_help_names_every_command(capsys):
         ),
         ("sweep no.toml", "the recipe file must exist, but got `no.toml`"),
         ("sweep point.toml --out words.txt", "`words.txt/sweeps/point.db` must be a writable SQLite file"),
-        ("sweep point.toml --set data.source=wrods.txt", "`data.source` must be 'python-stdlib', a file or a folder that exists"),
+        (
+            "sweep point.toml --set data.source=wrods.txt",
+            "`data.source` must be one of 'python-stdlib', 'digits', 'power-law', a file or a folder",
+        ),
         ("sweep point.toml --set seq_len=4096 --set batch_tokens=4096", "`seq_len + 1 < held-out tokens` must hold"),
         ("sweep point.toml --engine ray", "sweep: argument --engine: invalid choice: 'ray'"),
         ("check point.toml --widths 32,x", "--widths: must be whole numbers such as 32,64,128, but got '32,x'"),
         ("check point.toml --widths 32,40", "`width % head_dim == 0` must hold, but got width=40, head_dim=16"),
         ("check point.toml --widths 32", "a slope needs two widths that differ, but got 32"),
         ("check point.toml --widths 32,64 --seeds 0", "a slope needs a seed, but got none"),
-        ("check point.toml --set data.source=wrods.txt", "`data.source` must be 'python-stdlib', a file or a folder that exists"),
+        (
+            "check point.toml --set data.source=wrods.txt",
+            "`data.source` must be one of 'python-stdlib', 'digits', 'power-law', a file or a folder",
+        ),
         ("run no.toml", "the recipe file must exist, but got `no.toml`"),
         ("run some-1.5b.toml --set to=['granit']", "unknown format `granit` (nearest: 'granite')"),
         ("run some-1.5b.toml --set target=no.toml", "the recipe file must exist, but got `no.toml`"),
@@ -504,7 +510,7 @@ from scaletune.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, and what they start inherits that
 sys.exit(main(sys.argv[1:]))
 """
-LONG = {"axes": {"tokens": [256 * 8, 256 * 10**6]}, "engine.workers": 2}  # a trial of eight steps, and one of an hour
+LONG = {"axes": {"tokens": [256 * 8, 256 * 10**6]}, "data.epochs": 10**4, "engine.workers": 2}  # a trial of eight steps, and one of an hour
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from scaletune import data
-from scaletune.data import Corpus
+from scaletune.data import Text, files
 from scaletune.errors import UserError
 from scaletune.recipe import PYTHON_STDLIB, Data
 
@@ -19,7 +19,7 @@ seeds, steps = st.integers(0, 2**32), st.integers(0, 10**6)
 
 def places(length=5000):
     """A corpus whose every token is its own place."""
-    return Corpus(np.arange(length), np.arange(length), length, "")
+    return Text(train=np.arange(length), held_out=np.arange(length), vocab_size=length, digest="")
 
 
 def whole(batch):
@@ -106,8 +106,8 @@ def test_files_that_come_and_go_leave_the_others_where_they_are(tmp_path):
 def test_the_order_of_files_does_not_matter(tmp_path_factory, order):
     folder = write(tmp_path_factory.mktemp("any"), {name: FILES[name] for name in order})
     listed = [folder / name for name in order]
-    train, held_out = data._from_files(folder, listed, 0.3)
-    expected = data._from_files(folder, sorted(listed), 0.3)
+    train, held_out = files.split_files(folder, listed, 0.3)
+    expected = files.split_files(folder, sorted(listed), 0.3)
     assert np.array_equal(train, expected[0]) and np.array_equal(held_out, expected[1])
 
 
@@ -159,11 +159,12 @@ BAD = {
     "none.npy": (np.arange(0), "`data.source` must hold tokens of 0 and above, but .* holds none"),
     "short.npy": (np.arange(9), "`seq_len [+] 1 < train tokens` must hold, but got seq_len=8 and 8 train tokens"),
     "few.npy": (np.arange(100), "`seq_len [+] 1 < held-out tokens` must hold, but got seq_len=8 and 5 held-out tokens"),
-    "odd.bin": (b"odd", "`data.source` must hold tokens"),
+    "odd.bin": (b"odd", "`data.source` must hold tokens of `data.dtype` uint16, 2 bytes each, but `.*` has 3 bytes"),
     "text.npy": (b"no array", "`data.source` must hold tokens"),
+    "nothing.npy": (b"", "`data.source` must hold tokens"),
     "objects.npy": (np.array([{}], object), "`data.source` must hold tokens"),
     "empty.txt": (b"", "`seq_len [+] 1 < train tokens` must hold, but got seq_len=8 and 0 train tokens"),
-    "empty.bin": (b"", "`data.source` must hold tokens"),
+    "empty.bin": (b"", "`data.source` must hold tokens of .*, but `.*` has 0 bytes"),
 }
 
 
@@ -177,7 +178,10 @@ def test_a_bad_file_is_one_sentence(tmp_path, name):
 
 
 def test_a_missing_source_and_an_empty_folder_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"`data.source` must be 'python-stdlib', a file or a folder that exists, but got '.*none'"):
+    with pytest.raises(
+        UserError,
+        match=r"`data.source` must be one of 'python-stdlib', 'digits', 'power-law', a file or a folder that exists, but got '.*none'",
+    ):
         source(tmp_path / "none")
     with pytest.raises(UserError, match="0 train tokens"):
         source(tmp_path)

@@ -96,7 +96,10 @@ def test_shared_and_numpy_rows_never_reach_torch(name):
     assert not HEAVY & reached(name)
 
 
-@pytest.mark.parametrize(("package", "room_of_it"), [("accelerate", "training"), ("matplotlib", "plotting"), ("torchvision", None)])
+@pytest.mark.parametrize(
+    ("package", "room_of_it"),
+    [("accelerate", "training"), ("matplotlib", "plotting"), ("datasets", "data"), ("sklearn", "data"), ("torchvision", None)],
+)
 def test_one_room_imports_it(package, room_of_it):
     rooms = {room(path) for path in SOURCES if package in packages(path)}
     assert rooms == ({room_of_it} if room_of_it else set())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from scaletune import data, recipe
 from scaletune.errors import UserError
-from scaletune.recipe import SHORT, compared, identity, load, parse_setting, points, validated, with_settings
+from scaletune.recipe import READ, SHORT, compared, identity, load, parse_setting, points, validated, with_settings
 
 GOOD = {"model": {"width": 64}, "parametrization": {"base_width": 32}, "budget": {"tokens": 1024, "batch_tokens": 256}}
 FILE = """
@@ -183,6 +183,28 @@ def test_a_source_is_relative_to_the_recipe_that_names_it(file):
     assert load(file, ["data.source=absent.txt"]).data.source == "absent.txt"
 
 
+def test_sources_in_axes_comparisons_and_the_held_out_cell_are_beside_the_recipe_too(file):
+    for name in ("a.txt", "b.txt", "words.json"):
+        (file.parent / name).write_text("text")
+    file.write_text(FILE + """
+data = { source = "a.txt", tokenizer = "words.json" }
+axes = { "data.source" = ["a.txt", "absent.txt", "digits"], "data.seq_len" = [1] }
+compare = [
+  { name = "b", set = { "data.source" = "b.txt" } },
+  { name = "c", set = { data = { source = "b.txt" } }, axes = { "data.source" = ["b.txt"] } },
+]
+holdout = { set = { "data.source" = "b.txt" }, lr = [1e-3, 2e-3, 3e-3] }
+evidence = { source = "a.txt" }
+""")  # fmt: skip
+    made, near = load(file), {name: str(file.parent / name) for name in ("a.txt", "b.txt", "words.json")}
+    assert (made.data.source, made.data.tokenizer, made.evidence["source"]) == (near["a.txt"], near["words.json"], "a.txt")
+    assert [point.data.source for point in points(made)] == [near["a.txt"], "absent.txt", "digits"]
+    assert [set(point.data.source for point in points(compared(made, other))) for other in made.compare] == [
+        {near["a.txt"], "absent.txt", "digits"}, {near["b.txt"]},
+    ]  # fmt: skip
+    assert made.compare[0].set == {"data.source": near["b.txt"]} == made.holdout.set
+
+
 def test_points_are_the_product_of_the_axes():
     made = points(built("axes", {"width": [32, 64], "optimizer.beta2": [0.9, 0.95, 0.99]}))
     assert [(p.model.width, p.optimizer.beta2) for p in made] == [(w, b) for w in (32, 64) for b in (0.9, 0.95, 0.99)]
@@ -220,7 +242,8 @@ OTHER = {  # a different valid value of everything that identifies a trial
     "parametrization.depth_alpha": 1.0, "parametrization.init_std": 0.1, "parametrization.embedding_multiplier": 2.0,
     "parametrization.logits_multiplier": 2.0, "optimizer.lr": 0.1, "optimizer.weight_decay": 0.0, "optimizer.beta1": 0.8,
     "optimizer.beta2": 0.99, "optimizer.eps": 1e-6, "optimizer.clip": 2.0, "schedule.kind": "cosine", "schedule.warmup": 0.2,
-    "schedule.decay": 0.1, "schedule.floor": 0.1, "data.seq_len": 32, "data.held_out": 0.1, "budget.tokens": 2048,
+    "schedule.decay": 0.1, "schedule.floor": 0.1, "data.seq_len": 32, "data.held_out": 0.1, "data.order": "shuffle",
+    "data.vocab_size": 300, "budget.tokens": 2048,
     "budget.batch_tokens": 128, "budget.eval_tokens": 1024, "seed": 7,
 }  # fmt: skip
 ONLY_ONE = {"model.family", "optimizer.family"}  # a single value is valid today
@@ -231,7 +254,8 @@ def id_of(made, content="digest of the data"):
 
 
 def test_every_setting_of_a_point_is_in_the_table():
-    assert set(OTHER) | ONLY_ONE | {"data.source"} == {path for path, _ in leaves(validated(GOOD, "good").point())}
+    made = {path for path, _ in leaves(validated(GOOD, "good").point())}
+    assert set(OTHER) | ONLY_ONE == {path for path in made if path.split(".")[:2] not in [["data", name] for name in READ]}
 
 
 @pytest.mark.parametrize("path", OTHER)

@@ -290,7 +290,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_trained(tiny, tmp_path, monke
             killed[0].send_signal(signal.SIGKILL)
 
     monkeypatch.setattr(sweeping._Board, "progress", watched)
-    recipe = tiny({"tokens": 256 * 400, "engine.workers": 1})
+    recipe = tiny({"tokens": 256 * 400, "data.epochs": 3, "engine.workers": 1})
     table = sweeping.sweep(recipe, out=tmp_path)
     assert len(killed) == 1 and table["status"].tolist() == ["done"]
     alone, curve = training.trial(recipe, "main", training.accelerator())

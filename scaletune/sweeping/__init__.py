@@ -40,6 +40,7 @@ def tasks(sweep: str, points: Sequence[Recipe]) -> list[Task]:
     made = []
     for point in points:
         corpus = data.load(point.data)
+        data.fits(point, corpus)
         counting.multipliers(point, corpus.vocab_size)  # refuses a form that cannot tie its head, before a worker dies on it
         cost = counting.seconds(point, corpus.vocab_size)
         made.append(Task(sweep, point, recipes.identity(point, corpus.digest), cost))
