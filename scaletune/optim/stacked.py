@@ -6,6 +6,7 @@ optimizers under one roof. All are torch optimizers whose state is plain tensors
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,7 +62,11 @@ class Trials(Optimizer):
         losses = _closed(closure)
         for k, trial in enumerate(self.trials):
             self._lend(trial, k)
-            self._step(trial, None if losses is None else losses[k])
+            try:
+                self._step(trial, None if losses is None else losses[k])
+            except torch.linalg.LinAlgError:  # of statistics that are not finite: this trial diverged, the others did not
+                for view in (view for group in trial.param_groups for view in group["params"]):
+                    view.fill_(math.nan)
             self._take_back(trial, k)
         return losses
 
@@ -129,7 +134,7 @@ def orthogonal(gradient: Tensor, eps: float) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(gradient.dtype)
 
 
 class Together(Optimizer):
