@@ -265,6 +265,18 @@ def test_a_trial_that_is_lost_takes_no_other_with_it(name):
     assert all(torch.equal(model[key][1], sound[key][1]) for key in model) and model["hid"][0].isnan().all()
 
 
+@pytest.mark.parametrize("name", ["lamb", "shampoo", "prodigy"])
+def test_weights_that_move_take_the_optimizer_with_them(name):
+    """`Module.to` and Accelerate give a parameter new memory after its optimizer was made."""
+    (stayed, opt), (moved, other) = stack(name), stack(name)
+    for p in moved.values():
+        p.data = p.data.clone()
+    for step in range(4):
+        step_stack(stayed, opt, step)
+        step_stack(moved, other, step)
+    assert all(torch.equal(stayed[key], moved[key]) for key in stayed)
+
+
 def with_lr(name, factor):
     """The stack after three steps at each group's lr times a factor, or one a trial."""
     model, rows = start(), {row.name: row for row in plan(name)}

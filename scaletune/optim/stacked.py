@@ -93,11 +93,17 @@ class Trials(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         return {"param_groups": list(map(_settings, self.param_groups)), "trials": [trial.state_dict() for trial in self.trials]}
 
+    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(saved)
-        for trial, saved in zip(self.trials, state_dict["trials"], strict=True):
+        for k, (trial, saved) in enumerate(zip(self.trials, state_dict["trials"], strict=True)):
+            self._lend(trial, k)  # a state goes where its weights are
             trial.load_state_dict(saved)
+            for own in trial.param_groups:
+                own.update({key: value.to(own["params"][0].device) for key, value in own.items() if isinstance(value, Tensor)})
+                for view in own["params"]:
+                    view.grad = None
 
 
 class Muon(Optimizer):
