@@ -81,7 +81,7 @@ _SOAP = (
 )
 _FLOOR = (
     "a floor on the RMS of W (torch: eps[1]) breaks the rule for tensors below it, and a shift can move them there; torch also caps lr "
-    "at step**-0.5 and puts eps[0] beside both the gradient and its square: keep its default"
+    "at step**-0.5 and puts eps[0] beside both the gradient and its square: recipes put it out of the way, at 1e-18"
 )
 _UNRULED = ("no rule is confirmed for it: its tensors stand in adamw's ratios, on the base lr that it finds or is given",)
 _LION = (_ARGUED, "lr ~ sqrt(batch / tokens) is quoted for Lion; unconfirmed")
