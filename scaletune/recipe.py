@@ -97,28 +97,110 @@ class Parametrization(Section):
         return self
 
 
+MUON = {"original": "muon", "match_rms_adamw": "muon_match_rms", "spectral": "muon_spectral"}  # shape factor -> rule
+READS = {  # optimizer family -> what it reads beside lr, weight_decay and clip; `decay`: its weight decay can be independent
+    "adamw": {"beta1", "beta2", "eps", "decay"},
+    "sgd": {"momentum", "nesterov"},
+    "adafactor": {"decay"},
+    "lion": {"beta1", "beta2", "decay"},
+    "lamb": {"beta1", "beta2", "eps"},
+    "muon": {"momentum", "nesterov", "shape_factor", "beta1", "beta2", "eps", "rest_ratio", "decay"},
+    "shampoo": {"precondition_every", "beta1", "beta2", "eps", "rest_ratio", "decay"},
+    "soap": {"precondition_every", "beta1", "beta2", "eps", "decay"},
+    "adam_atan2": {"beta1", "beta2", "decay"},
+    "dadapt_adam": {"beta1", "beta2", "eps"},
+    "prodigy": {"beta1", "beta2", "eps"},
+    "schedulefree_adamw": {"beta1", "beta2", "eps", "decay"},
+    "momo_adam": {"beta1", "beta2", "eps", "decay"},
+}
+LR_FREE = ("dadapt_adam", "prodigy")  # which find the base lr
+
+
 class Optimizer(Section):
-    family: Literal["adamw"] = "adamw"
+    """Which optimizer, and its settings at the base size; `scaletune.optim` builds it, `scaletune.rules` scales it.
+
+    decay "torch": a step shrinks weights by lr * weight_decay, under sgd as L2 in the gradient, under lamb inside the trust ratio.
+    "independent": by weight_decay alone at the peak, and as the schedule's multiplier below it (arXiv:1711.05101, Algorithm 2; arXiv:2309.14322).
+    """
+
+    family: str = "adamw"
     lr: Positive = 1e-2  # peak, at base width
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1  # PyTorch's: the step shrinks weights by lr * weight_decay
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     eps: Positive = 1e-8
     clip: Positive = 1.0  # global gradient norm
+    decay: str = "torch"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    nesterov: bool = True
+    shape_factor: Literal["original", "match_rms_adamw", "spectral"] = "original"  # muon's, on its orthogonal update
+    rest_ratio: Positive = 1.0  # lr of the tensors that muon and shampoo leave to AdamW, over `lr`
+    precondition_every: Count = 10  # steps; shampoo moves no matrix before the first
+
+    @model_validator(mode="after")
+    def _known(self) -> Optimizer:
+        if self.family not in READS:
+            raise ValueError(f"`optimizer.family` must be one we know, but got {self.family!r}{nearest(self.family, READS)}")
+        if self.decay == "l2":
+            raise ValueError(
+                "L2 in the gradient does not scale as the loss gradient with width, and no coordinate check shows it: `optimizer.decay` must be"
+                " 'torch' or 'independent', but got 'l2'"
+                + (" (under sgd 'torch' is L2, which is sound there)" if self.family == "sgd" else "")
+            )
+        if self.decay not in ("torch", "independent"):
+            raise ValueError(f"`optimizer.decay` must be 'torch' or 'independent', but got {self.decay!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _read(self) -> Optimizer:
+        always = {"family", "lr", "weight_decay", "clip"}
+        fields = type(self).model_fields.items()
+        for name in (name for name, field in fields if name not in READS[self.family] | always and getattr(self, name) != field.default):
+            readers = ", ".join(family for family, read in READS.items() if name in read)
+            raise ValueError(f"family {self.family!r} does not read `{name}`, but got {getattr(self, name)!r} (read by: {readers})")
+        if self.nesterov and not self.momentum:
+            raise ValueError("`nesterov` needs `momentum > 0`, but got momentum=0; write nesterov = false")
+        if self.family in LR_FREE and self.lr != 1:
+            raise ValueError(f"family {self.family!r} finds its own learning rate: `optimizer.lr` must be 1.0, but got {self.lr}")
+        if self.family == "schedulefree_adamw" and not self.beta1:
+            raise ValueError("family 'schedulefree_adamw' interpolates with `beta1`, which must be above 0, but got 0")
+        return self
+
+    @property
+    def rule(self) -> str:
+        """The family's name in `scaletune.rules`."""
+        return MUON[self.shape_factor] if self.family == "muon" else self.family
 
 
 class Schedule(Section):
-    """A multiplier of each group's peak learning rate, a pure function of the share of tokens seen."""
+    """A multiplier of each group's peak learning rate, a pure function of the share of tokens seen: see `scaletune.optim.multiplier`."""
 
-    kind: Literal["constant", "linear", "cosine", "wsd"] = "wsd"
+    kind: Literal["constant", "linear", "cosine", "wsd", "power", "one_cycle"] = "wsd"
     warmup: Fraction = 0.1  # share of the tokens
-    decay: Fraction = 0.3  # wsd: share of the tokens, at the end
-    floor: Fraction = 0.0  # the last multiplier
+    warmup_tokens: Count | None = None  # in place of `warmup`
+    decay: Fraction = 0.3  # wsd, power: share of the tokens, at the end
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = "linear"  # wsd, power (arXiv:2405.18392)
+    floor: Fraction = 0.0  # the last multiplier; of power: over that of its decay's start
+    start: Fraction = 0.04  # one_cycle: the first multiplier
+    knee: Annotated[float, Field(gt=0)] | None = None  # power: tokens at which lr starts to fall, over the budget's
+    knee_tokens: Count | None = None  # in place of `knee`
+    power: Positive = 0.51  # power: lr ~ tokens**-power (arXiv:2408.13359)
+    ema_half_life: Count | None = None  # tokens; the weights judged are then their exponential moving average
 
     @model_validator(mode="after")
     def _room(self) -> Schedule:
-        if self.kind == "wsd" and self.warmup + self.decay > 1:
+        if self.kind in ("wsd", "power") and self.warmup + self.decay > 1 and self.warmup_tokens is None:
             raise ValueError(f"`warmup + decay <= 1` must hold, but got warmup={self.warmup}, decay={self.decay}")
+        return self
+
+    @model_validator(mode="after")
+    def _own(self) -> Schedule:
+        owners = {"decay_shape": ("wsd", "power"), "start": ("one_cycle",), **dict.fromkeys(("knee", "knee_tokens", "power"), ("power",))}
+        for name, kinds in owners.items():
+            if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"`schedule.{name}` is read by {' and '.join(kinds)} alone, but got kind={self.kind!r}")
+        if self.kind == "power" and (self.knee is None) == (self.knee_tokens is None):
+            raise ValueError("schedule 'power' needs one of `knee` and `knee_tokens`, from where lr falls")
         return self
 
 
@@ -175,6 +257,17 @@ class Budget(Section):
     @property
     def steps(self) -> int:
         return self.tokens // self.batch_tokens
+
+
+def resolved(schedule: Schedule, budget: Budget) -> Schedule:
+    """The schedule with what it says in tokens put as shares of the budget; UserError when they do not fit into it."""
+    shares = {name: tokens / budget.tokens for name in ("warmup", "knee") if (tokens := getattr(schedule, f"{name}_tokens")) is not None}
+    if shares.get("warmup", 0) > 1 or (schedule.kind in ("wsd", "power") and shares.get("warmup", 0) + schedule.decay > 1):
+        raise UserError(
+            f"`warmup_tokens / tokens + decay <= 1` must hold, but got warmup_tokens={schedule.warmup_tokens}, tokens={budget.tokens}"
+            + (f", decay={schedule.decay}" if schedule.kind in ("wsd", "power") else "")
+        )
+    return schedule.model_copy(update=shares | {f"{name}_tokens": None for name in shares})
 
 
 class Engine(Section):
@@ -250,6 +343,13 @@ class Recipe(Section):
         batch, seq_len = self.budget.batch_tokens, self.data.seq_len
         if batch % seq_len:
             raise ValueError(f"`batch_tokens % seq_len == 0` must hold, but got batch_tokens={batch}, seq_len={seq_len}")
+        return self
+
+    @model_validator(mode="after")
+    def _scheduled(self) -> Recipe:
+        if self.optimizer.family == "schedulefree_adamw" and self.schedule.kind != "constant":
+            raise ValueError(f"family 'schedulefree_adamw' needs `schedule.kind = 'constant'`, but got {self.schedule.kind!r}")
+        resolved(self.schedule, self.budget)
         return self
 
     def point(self) -> dict[str, Any]:

@@ -257,6 +257,26 @@ def test_loaders_schedule_is_ours(made, tmp_path, kind, warmup):
         scheduler.step()
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"optimizer.family": "muon"}, "`optimizer.family` of 'adamw' alone, but got 'muon'"),
+        ({"schedule.kind": "one_cycle"}, "`schedule.kind` of 'constant', 'linear', 'cosine', 'wsd' alone, but got 'one_cycle'"),
+        ({"schedule.decay_shape": "1-sqrt"}, "`schedule.decay_shape` of 'linear' alone, but got '1-sqrt'"),
+        ({"schedule.ema_half_life": 512}, "`schedule.ema_half_life` of None alone, but got 512"),
+    ],
+)
+def test_what_the_loader_cannot_build_is_refused(made, tmp_path, settings, sentence):
+    with pytest.raises(UserError, match=f"^format 'granite' carries {sentence}$"):
+        granite.emit(made(settings), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_warmup_in_tokens_reaches_the_loader_as_a_share(made, tmp_path):
+    granite.emit(made({"schedule.warmup_tokens": 512}), tmp_path)
+    assert json.loads((tmp_path / "param_groups.json").read_text())["schedule"]["warmup"] == 0.25
+
+
 def test_what_the_config_cannot_hold_is_said(emitted):
     said = json.loads((emitted / "param_groups.json").read_text())
     assert said["evidence"] == EVIDENCE

@@ -81,8 +81,9 @@ _SOAP = (
 )
 _FLOOR = (
     "a floor on the RMS of W (torch: eps[1]) breaks the rule for tensors below it, and a shift can move them there; torch also caps lr "
-    "at step**-0.5 and puts eps[0] beside both the gradient and its square: keep its default"
+    "at step**-0.5 and puts eps[0] beside both the gradient and its square: recipes put it out of the way, at 1e-18"
 )
+_UNRULED = ("no rule is confirmed for it: its tensors stand in adamw's ratios, on the base lr that it finds or is given",)
 _LION = (_ARGUED, "lr ~ sqrt(batch / tokens) is quoted for Lion; unconfirmed")
 
 FAMILIES: dict[str, Family] = {
@@ -108,6 +109,10 @@ FAMILIES: dict[str, Family] = {
         _natural, multiplier=0, eps=1, gradient=-1, damping="shampoo", roles=_MATRICES, caveats=_SHAMPOO
     ),  # powers -1/2, -1/2
     "soap": Family(_adam, eps=1, caveats=_SOAP),
+    "dadapt_adam": Family(_adam, eps=1, caveats=_UNRULED),
+    "prodigy": Family(_adam, eps=1, caveats=_UNRULED),
+    "schedulefree_adamw": Family(_adam, eps=1, caveats=_UNRULED),
+    "momo_adam": Family(_adam, eps=1, caveats=_UNRULED),
     "kfac": Family(_natural, multiplier=0, gradient=-1, damping="kfac", caveats=_KFAC),
 }
 
@@ -119,10 +124,13 @@ def family_named(name: str) -> Family:
     return FAMILIES[name]
 
 
+def trained_by(name: str, role: Role) -> str:
+    """The name of the family that trains a tensor of this role: AdamW where the named one leaves it out."""
+    return name if role in family_named(name).roles else "adamw"
+
+
 def family_of(name: str, role: Role) -> Family:
-    """The family that trains a tensor of this role: AdamW where the named one leaves it out."""
-    named = family_named(name)
-    return named if role in named.roles else FAMILIES["adamw"]
+    return FAMILIES[trained_by(name, role)]
 
 
 def shape_factor(name: ShapeFactor, fan_in: float, fan_out: float) -> float:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from scaletune.errors import UserError
-from scaletune.rules.families import family_of
+from scaletune.rules.families import FAMILIES, family_of, trained_by
 from scaletune.rules.forms import Role, form_named
-from scaletune.rules.generator import Scale, depth, scale
+from scaletune.rules.generator import Scale, depth, scale, weight_decay
 
 if TYPE_CHECKING:
     from scaletune.recipe import Optimizer, Parametrization
@@ -53,6 +53,7 @@ class Planned:
     lr: float
     weight_decay: float
     eps: float
+    family: str = "adamw"  # whose rule this is: AdamW's where the optimizer leaves the tensor to it
 
 
 def _base_of(tensor: Tensor, base: Mapping[str, Tensor]) -> Tensor:
@@ -66,24 +67,33 @@ def _base_of(tensor: Tensor, base: Mapping[str, Tensor]) -> Tensor:
 def plan(tensors: Sequence[Tensor], base: Sequence[Tensor], p: Parametrization, o: Optimizer, m_depth: float = 1.0) -> list[Planned]:
     """Parameter name -> multiplier, init std, lr, weight decay, eps, from the shapes of the target and of the base model."""
     named = {tensor.name: tensor for tensor in base}
-    in_block = depth(p.depth_alpha, m_depth, o.family)
+    in_block = depth(p.depth_alpha, m_depth, o.rule)
     return [_planned(tensor, _base_of(tensor, named), p, o, in_block if tensor.in_block else Scale()) for tensor in tensors]
 
 
 def _planned(tensor: Tensor, base: Tensor, p: Parametrization, o: Optimizer, block: Scale) -> Planned:
     (fan_in, fan_out), (base_in, base_out) = tensor.fans, base.fans
     m_in, m_out = fan_in / base_in, fan_out / base_out
-    s = scale(p.form, tensor.role, m_in, m_out, family=o.family, base_fans=base.fans)
+    s = scale(p.form, tensor.role, m_in, m_out, family=o.rule, base_fans=base.fans)
     random = tensor.role in ("emb", "hid", "out")
     own = {"emb": p.embedding_multiplier, "out": p.logits_multiplier}.get(tensor.role, 1.0)
+    family = trained_by(o.rule, tensor.role)
+    lr = o.lr * s.lr * block.lr * (1.0 if family == o.rule else o.rest_ratio)
+    decay = weight_decay(s, o.decay, o.rule) / (lr if o.decay == "independent" else 1.0)  # every step shrinks by lr * weight_decay
     return Planned(
         tensor.name, tensor.role, m_in, m_out,
         multiplier=own * s.multiplier,
         init_std=p.init_std * s.std if random else 0.0,
-        lr=o.lr * s.lr * block.lr,
-        weight_decay=o.weight_decay * s.weight_decay if random else 0.0,
-        eps=o.eps * s.eps * block.eps,
+        lr=lr,
+        weight_decay=o.weight_decay * decay if random else 0.0,
+        eps=o.eps * _eps(family, s, block),
+        family=family,
     )  # fmt: skip
+
+
+def _eps(family: str, s: Scale, block: Scale) -> float:
+    """Factor on eps, which under Shampoo is the damping of its statistics."""
+    return s.damping[0] * block.damping[0] if FAMILIES[family].damping == "shampoo" else s.eps * block.eps
 
 
 def shift(row: Planned, theta: float, family: str = "adamw") -> Planned:

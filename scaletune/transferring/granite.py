@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from scaletune.errors import UserError
+from scaletune.recipe import Recipe, resolved
 from scaletune.records import write_atomically
 from scaletune.rules import Planned
 from scaletune.transferring import Transfer, one_std
@@ -60,7 +62,7 @@ def param_groups(transfer: Transfer, rows: list[Planned]) -> dict[str, Any]:
         "schema": "scaletune.param_groups/1",
         "groups": [{"patterns": p, "lr": lr, "weight_decay": wd, "eps": eps} for (lr, wd, eps), p in groups.items()],
         "optimizer": {"class": "torch.optim.AdamW", "betas": [t.optimizer.beta1, t.optimizer.beta2], "max_grad_norm": t.optimizer.clip},
-        "schedule": t.schedule.model_dump(),
+        "schedule": resolved(t.schedule, t.budget).model_dump(),
         "budget": {"tokens": t.budget.tokens, "batch_tokens": t.budget.batch_tokens, "steps": t.budget.steps, "seq_len": t.data.seq_len},
         "not_in_config": NOT_IN_CONFIG,
         "evidence": transfer.evidence,
@@ -124,8 +126,22 @@ def make_scheduler(optimizer, steps=SETTINGS["budget"]["steps"]):
 '''
 
 
+def _carried(target: Recipe) -> None:
+    """UserError unless loader.py can build the target's optimizer and schedule."""
+    carried = {
+        "optimizer.family": ("adamw",),
+        "schedule.kind": ("constant", "linear", "cosine", "wsd"),
+        "schedule.decay_shape": ("linear",),
+    }
+    for path, values in (carried | {"schedule.ema_half_life": (None,)}).items():
+        section, key = path.split(".")
+        if (got := getattr(getattr(target, section), key)) not in values:
+            raise UserError(f"format 'granite' carries `{path}` of {', '.join(map(repr, values))} alone, but got {got!r}")
+
+
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
     """`config.json`, `param_groups.json`, `loader.py`."""
+    _carried(transfer.target)
     rows, multipliers = one_std(transfer)
     texts = {
         "config.json": json.dumps(config(transfer, rows, multipliers), indent=2) + "\n",

@@ -1,0 +1,424 @@
+"""Every optimizer family on a stack of two trials against its reference library on each trial's plain tensors, step by step, in float64."""
+
+import copy
+import dataclasses
+import io
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from scaletune import checking, counting, models, optim, rules
+from scaletune.errors import UserError
+from scaletune.optim import families
+from scaletune.recipe import READS, Optimizer
+from scaletune.rules import Planned
+
+K, STEPS = 2, 12
+SHAPES = {"emb": (7, 6), "hid": (6, 6), "wide": (4, 6), "tall": (9, 6), "gain": (6,)}
+ROLES = {"emb": "emb", "hid": "hid", "wide": "hid", "tall": "hid", "gain": "vec"}
+SETTINGS = {"beta1": 0.8, "beta2": 0.9}
+ASKED = {  # family -> what a recipe asks for beside its betas
+    "adamw": {}, "sgd": {"momentum": 0.9}, "adafactor": {}, "lion": {}, "lamb": {}, "muon": {"momentum": 0.9},
+    "muon_match_rms": {"momentum": 0.9, "shape_factor": "match_rms_adamw", "nesterov": False},
+    "muon_spectral": {"momentum": 0.9, "shape_factor": "spectral"},
+    "shampoo": {"precondition_every": 2}, "soap": {"precondition_every": 3}, "adam_atan2": {}, "dadapt_adam": {"lr": 1.0},
+    "prodigy": {"lr": 1.0}, "schedulefree_adamw": {}, "momo_adam": {"lr": 0.02},
+}  # fmt: skip
+PACKAGES = {
+    "lion": "pytorch_optimizer", "lamb": "pytorch_optimizer", "shampoo": "pytorch_optimizer", "soap": "pytorch_optimizer",
+    "adam_atan2": "adam_atan2_pytorch", "dadapt_adam": "pytorch_optimizer", "prodigy": "prodigyopt", "schedulefree_adamw": "schedulefree",
+    "momo_adam": "momo",
+}  # fmt: skip
+
+
+def settings(name):
+    family = "muon" if name.startswith("muon") else name
+    betas = SETTINGS if "beta1" in READS[family] else {}
+    return Optimizer(family=family, **betas, **ASKED[name])
+
+
+def plan(name):
+    """A row a tensor, each with its own lr, weight decay and eps; the ratios of lr are powers of two, so that u = W / r is exact."""
+    s, ratios = settings(name), {"emb": 1.0, "hid": 0.25, "wide": 0.5, "tall": 0.25, "gain": 2.0}
+    unit = s.lr if name in ("dadapt_adam", "prodigy", "momo_adam") else 0.02
+    decays, epss = {"emb": 0.1, "hid": 0.4, "wide": 0.0, "tall": 0.2, "gain": 0.0}, {"emb": 1e-3, "hid": 1e-4, "wide": 1e-2}
+    return [
+        Planned(k, ROLES[k], 1.0, 1.0, 1.0, 1.0, unit * r, decays[k], epss.get(k, 1e-3), rules.families.trained_by(s.rule, ROLES[k]))
+        for k, r in ratios.items()
+    ]
+
+
+def start(k=None):
+    """The stack, or the plain tensors of trial k."""
+    drawn = {
+        name: torch.randn(K, *shape, generator=torch.Generator().manual_seed(i)).double() for i, (name, shape) in enumerate(SHAPES.items())
+    }
+    return nn.ParameterDict({name: nn.Parameter((w if k is None else w[k]).clone()) for name, w in drawn.items()})
+
+
+def loss(weights, k, step):
+    """A loss of trial k with cross terms between tensors; its data change with the step."""
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(100 * step + k)).double()
+    h = torch.tanh(x @ weights["emb"]) * weights["gain"]
+    h = h + torch.tanh(h @ weights["hid"].T)
+    return (h @ weights["wide"].T).square().mean() + torch.tanh(h @ weights["tall"].T - 1).square().mean()
+
+
+def step_stack(model, opt, step):
+    opt.zero_grad()
+    losses = torch.stack([loss({name: p[k] for name, p in model.items()}, k, step) for k in range(K)])
+    losses.sum().backward()
+    opt.step(lambda: losses.detach())
+
+
+def stack(name):
+    if package := PACKAGES.get(name):
+        pytest.importorskip(package)
+    model = start()
+    return model, optim.optimizer(model, plan(name), settings(name))
+
+
+def adamw(groups):
+    return torch.optim.AdamW(groups, betas=(0.8, 0.9), foreach=False)
+
+
+def adafactor(groups):
+    return torch.optim.Adafactor([group | {"eps": (1e-18, 1e-3)} for group in groups])
+
+
+def lamb(groups):
+    import pytorch_optimizer
+
+    made = pytorch_optimizer.Lamb(groups, betas=(0.8, 0.9), weight_decouple=False)
+    made.clamp = math.inf
+    return made
+
+
+def library(module, name, **asked):
+    return lambda groups: getattr(pytest.importorskip(module), name)(groups, betas=(0.8, 0.9), **asked)
+
+
+def schedulefree(groups):
+    made = library("schedulefree", "AdamWScheduleFree")(groups)
+    made.train()
+    return made
+
+
+def shampoo(groups):
+    import pytorch_optimizer
+
+    groups = [group | {"matrix_eps": group["eps"]} for group in groups]
+    return pytorch_optimizer.Shampoo(groups, weight_decouple=True, preconditioning_compute_steps=2)
+
+
+def muon(factor, nesterov=True):
+    def make(groups):
+        if factor == "spectral":  # torch has none: lr so that lr * its own factor is lr * sqrt(out / in), and lr * weight_decay as it was
+            for group in groups:
+                out, fan_in = group["params"][0].shape
+                up = (out / fan_in) ** 0.5 / max(1, out / fan_in) ** 0.5
+                group |= {"lr": group["lr"] * up, "weight_decay": group["weight_decay"] / up}
+                group["initial_lr"] = group["lr"]
+        return torch.optim.Muon(groups, momentum=0.9, nesterov=nesterov, adjust_lr_fn="original" if factor == "spectral" else factor)
+
+    return make
+
+
+REFERENCES = {
+    "adamw": adamw, "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True, foreach=False), "adafactor": adafactor,
+    "lion": library("lion_pytorch", "Lion", decoupled_weight_decay=False), "lamb": lamb, "muon": muon("original"),
+    "muon_match_rms": muon("match_rms_adamw", nesterov=False), "muon_spectral": muon("spectral"), "shampoo": shampoo,
+    "soap": library("pytorch_optimizer", "SOAP", precondition_frequency=3), "adam_atan2": library("adam_atan2_pytorch", "AdamAtan2"),
+    "dadapt_adam": library("pytorch_optimizer", "DAdaptAdam", weight_decouple=True),
+    "prodigy": library("prodigyopt", "Prodigy", safeguard_warmup=True), "schedulefree_adamw": schedulefree,
+    "momo_adam": library("momo", "MomoAdam"),
+}  # fmt: skip
+
+
+def reference(name, k, multipliers):
+    """Weights of trial k after each step of the reference on plain tensors: AdamW for what is planned by it, W / r where lr must be one."""
+    weights, rows = start(k), plan(name)
+    unit = settings(name).lr if name in ("dadapt_adam", "prodigy", "momo_adam") else None
+    ratios = {row.name: row.lr / unit if unit else 1.0 for row in rows}
+    trained = {name: nn.Parameter(w.detach() / ratios[name]) for name, w in weights.items()}
+    groups = {
+        row.name: {
+            "params": [trained[row.name]], "lr": row.lr / ratios[row.name], "initial_lr": row.lr / ratios[row.name],
+            "weight_decay": row.weight_decay * ratios[row.name], "eps": row.eps * ratios[row.name],
+        }
+        for row in rows
+    }  # fmt: skip
+    rest = [groups[row.name] for row in rows if row.family == "adamw" and name != "adamw"]
+    opts = [REFERENCES[name]([groups[row.name] for row in rows if row.family != "adamw" or name == "adamw"])]
+    opts += [adamw(rest)] if rest else []
+    for step, multiplier in enumerate(multipliers):
+        for opt in opts:
+            opt.zero_grad()
+            for group in opt.param_groups:
+                group["lr"] = group["initial_lr"] * multiplier
+        value = loss({name: w * ratios[name] for name, w in trained.items()}, k, step)
+        value.backward()
+        for opt in opts:
+            opt.step(**({"loss": value.detach()} if name == "momo_adam" else {}))
+        yield {name: w.detach() * ratios[name] for name, w in trained.items()}
+
+
+MULTIPLIERS = [min(1.0, (step + 0.5) / 4) for step in range(STEPS)]  # a warmup, so that lr moves
+BF16 = {"rtol": 0, "atol": 5e-4}  # of a way of 0.03 to 0.07: Newton-Schulz is in bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:More than one param group")  # what MoMo says of the reference's groups, whose lr are one
+@pytest.mark.parametrize("name", ASKED)
+def test_a_stack_steps_as_the_reference_does_on_each_trial(name):
+    if name.startswith("muon") and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch before 2.9 has no Muon")
+    if name == "lion":
+        pytest.importorskip("lion_pytorch")
+    model, opt = stack(name)
+    expected = [reference(name, k, MULTIPLIERS) for k in range(K)]
+    before = {key: p.detach().clone() for key, p in model.items()}
+    for step, multiplier in enumerate(MULTIPLIERS):
+        for group in opt.param_groups:
+            group["lr"] = group["initial_lr"] * multiplier
+        step_stack(model, opt, step)
+        for k, trial in enumerate(expected):
+            for key, want in next(trial).items():
+                close = BF16 if name.startswith("muon") else {"rtol": 1e-9, "atol": 1e-12}
+                torch.testing.assert_close(model[key].detach()[k], want, **close)
+    assert all((model[key].detach() - before[key]).abs().max() > 1e-6 for key in model)
+
+
+def saved(opt):
+    """What a checkpoint on disk gives back, without pickled code."""
+    file = io.BytesIO()
+    torch.save(opt.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_stopped_run_goes_on_bit_by_bit(name):
+    model, opt = stack(name)
+    for step in range(5):
+        step_stack(model, opt, step)
+    again, resumed = stack(name)
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(saved(opt))
+    assert [group["lr"] for group in resumed.param_groups] == [group["lr"] for group in opt.param_groups]
+    for step in range(5, 10):
+        step_stack(model, opt, step)
+        step_stack(again, resumed, step)
+    assert all(torch.equal(model[key], again[key]) for key in model)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_accelerate_takes_it_and_steps_it_as_it_is(name):
+    model, opt = stack(name)
+    alike, wrapped = stack(name)
+    acc = Accelerator(cpu=True)
+    wrapped = acc.prepare(wrapped)
+    for step in range(3):
+        for one in (opt, wrapped):
+            for group in one.param_groups:
+                group["lr"] = group["initial_lr"] / 2
+        step_stack(model, opt, step)
+        step_stack(alike, wrapped, step)
+    optim.guard(wrapped, plan(name), "at step 3")
+    acc.free_memory()
+    assert all(torch.equal(model[key], alike[key]) for key in model)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_stack_of_a_zoo_model_learns_and_passes_the_guard(tiny, name):
+    s, (_, _) = settings(name), stack(name)
+    recipe = tiny({"optimizer": s.model_dump() | {"lr": s.lr if s.lr == 1 else 0.02}, "schedule.kind": "constant", "width": 64})
+    plan = counting.planned(recipe, 64)
+    model = models.build(recipe, 64, seeds=(0, 1))
+    opt = optim.optimizer(model, plan, recipe.optimizer)
+    tokens = torch.arange(128).remainder(9).view(4, 32)
+    found = []
+    for step in range(16):
+        optim.set_share(opt, recipe.schedule, (step + 0.5) / 16)
+        optim.guard(opt, plan, f"at step {step}")
+        opt.zero_grad()
+        losses = model(tokens, tokens.roll(-1, 1))
+        losses.sum().backward()
+        opt.step(lambda losses=losses: losses.detach())
+        found.append(losses.detach())
+    with optim.judged(model, opt):
+        last = model(tokens, tokens.roll(-1, 1))
+    slow = name in ("dadapt_adam", "prodigy")  # 16 steps from a first guess of 1e-6
+    assert (last < found[0] - (0 if slow else 0.05)).all() and found[0][0] != found[0][1]
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_trial_that_is_lost_takes_no_other_with_it(name):
+    (sound, opt), (model, other) = stack(name), stack(name)
+    for step in range(8):
+        step_stack(sound, opt, step)
+        if step == 3:
+            with torch.no_grad():
+                model["hid"][0].fill_(math.nan)
+        step_stack(model, other, step)
+    assert all(torch.equal(model[key][1], sound[key][1]) for key in model) and model["hid"][0].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["lamb", "shampoo", "prodigy"])
+def test_weights_that_move_take_the_optimizer_with_them(name):
+    """`Module.to` and Accelerate give a parameter new memory after its optimizer was made."""
+    (stayed, opt), (moved, other) = stack(name), stack(name)
+    for p in moved.values():
+        p.data = p.data.clone()
+    for step in range(4):
+        step_stack(stayed, opt, step)
+        step_stack(moved, other, step)
+    assert all(torch.equal(stayed[key], moved[key]) for key in stayed)
+
+
+def with_lr(name, factor):
+    """The stack after three steps at each group's lr times a factor, or one a trial."""
+    model, rows = start(), {row.name: row for row in plan(name)}
+    keys = [key for key in SHAPES if name != "muon" or ROLES[key] == "hid"]
+    opt = (families.Muon if name == "muon" else lambda groups, *_: families.FAMILIES[name](groups, settings(name)))(
+        [
+            {"params": [model[key]], "lr": rows[key].lr * factor, "initial_lr": rows[key].lr, "weight_decay": 0.1, "eps": rows[key].eps}
+            for key in keys
+        ],
+        0.9, True, "original",
+    )  # fmt: skip
+    for step in range(3):
+        step_stack(model, opt, step)
+    return model
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_each_trial_may_have_its_own_lr(name):
+    together, slow, fast = (with_lr(name, factor) for factor in (torch.tensor([0.5, 2.0], dtype=torch.float64), 0.5, 2.0))
+    for key in SHAPES:
+        torch.testing.assert_close(together[key].detach(), torch.stack([slow[key][0], fast[key][1]]).detach(), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(slow["hid"], fast["hid"], atol=1e-3)
+
+
+NORMALISED = ("adamw", "adafactor", "lion", "lamb", "muon", "adam_atan2")
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_a_small_gradient_steps_as_far_as_a_large_one(name):
+    """In float32, at a gradient of 1e-5, which wide models have; and where it is zero nothing is lost."""
+    ways = []
+    for size in (1.0, 2.0**-17):
+        model = start().float()
+        opt = optim.optimizer(model, [dataclasses.replace(row, eps=1e-12, weight_decay=0.0) for row in plan(name)], settings(name))
+        before = model["hid"].detach().clone()
+        for step in range(3):
+            for i, p in enumerate(model.values()):
+                p.grad = size * torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * step + i))
+                p.grad[:, 0] = 0
+            opt.step()
+        ways.append(model["hid"].detach() - before)
+    torch.testing.assert_close(ways[0], ways[1], rtol=2e-3, atol=2e-5)
+    assert ways[0].isfinite().all() and ways[0].abs().max() > 1e-3
+
+
+HELD = {  # lr; not momo_adam, which the check does not tell the loss
+    "sgd": 0.1, "adafactor": 0.05, "lion": 1e-3, "lamb": 5e-3, "muon": 0.02, "shampoo": 0.01, "adam_atan2": 5e-3, "prodigy": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_the_rule_holds_for_the_optimizer_that_is_built(tiny, name):
+    """The coordinate check, in muP: changes of activations that do not move with width. SOAP's do, as arXiv:2512.05620 finds."""
+    asked = {"family": name, "lr": HELD[name]} | ({"precondition_every": 1} if name == "shampoo" else {})
+    recipe = tiny({"optimizer": asked, "schedule.kind": "constant", "parametrization.init_std": 0.1})
+    assert checking.check(recipe, (32, 128), (0,))["verdict"] == "pass"
+
+
+# --- what the recipe asks for ----------------------------------------------------------------------------------------
+
+
+def test_the_families_of_recipes_are_those_that_are_built_and_ruled():
+    assert set(READS) == set(families.FAMILIES) and {settings(name).rule for name in ASKED} <= set(rules.FAMILIES)
+    assert {settings(name).family for name in ASKED} == set(READS)
+
+
+@pytest.mark.parametrize("family", ["muon", "shampoo"])
+def test_what_is_left_to_adamw_has_its_share_of_the_lr(tiny, family):
+    one, half = (counting.planned(tiny({"optimizer.family": family, "optimizer.rest_ratio": ratio, "width": 64}), 64) for ratio in (1, 0.5))
+    kept = {"muon": ("hid",), "shampoo": ("emb", "hid", "out")}[family]
+    assert {row.family for row in one if row.role in kept} == {family} and {row.family for row in one if row.role not in kept} == {"adamw"}
+    for row, other in zip(one, half, strict=True):
+        assert other.lr == row.lr * (1 if row.role in kept else 0.5)
+
+
+def test_independent_decay_shrinks_every_matrix_alike_at_any_lr(tiny):
+    """lr * weight_decay at the peak is the recipe's weight decay; PyTorch's is lr times that, whatever the width."""
+    for lr in (1e-3, 1e-2):
+        for mode, shrunk in (("independent", 0.1), ("torch", 0.1 * lr)):
+            rows = counting.planned(tiny({"width": 128, "optimizer.decay": mode, "lr": lr, "form": "mup_t3"}), 64)
+            assert {row.lr for row in rows} == {lr, lr / 4}
+            assert [row.lr * row.weight_decay for row in rows if row.role != "vec"] == pytest.approx([shrunk] * 16)
+
+
+def test_independent_decay_follows_the_schedule(tiny):
+    """Without a gradient a step leaves 1 - multiplier * weight_decay (arXiv:1711.05101, Algorithm 2)."""
+    recipe = tiny({"optimizer.decay": "independent"})
+    model = models.build(recipe, 64)
+    opt = optim.optimizer(model, counting.planned(recipe, 64), recipe.optimizer)
+    weight = model.lm_head.weight
+    before = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    optim.set_share(opt, recipe.schedule, 0.85)  # halfway down
+    opt.step()
+    torch.testing.assert_close(weight.detach(), before * (1 - 0.5 * 0.1))
+
+
+def test_shampoo_is_damped_by_its_rule(tiny):
+    """Its sums are of squared gradients: the damping of a hidden matrix ~ 1 / width in muP, and eps of what AdamW trains too."""
+    narrow, wide = (counting.planned(tiny({"optimizer.family": "shampoo", "width": width, "form": "mup_t3"}), 64) for width in (32, 128))
+    for small, large in zip(narrow, wide, strict=True):
+        grown = rules.scale("mup_t3", small.role, large.m_in, large.m_out, family="shampoo")
+        assert large.eps / small.eps == pytest.approx(grown.damping[0] if small.family == "shampoo" else grown.eps)
+
+
+def test_the_shape_factor_is_part_of_the_rule(tiny):
+    asked = {"optimizer.family": "muon", "optimizer.shape_factor": "spectral", "width": 128}
+    assert tiny(asked).optimizer.rule == "muon_spectral"
+    down = {row.name: row.lr for row in counting.planned(tiny(asked | {"model.ffn_ratio": 4.0}), 64)}["model.layers.0.mlp.down_proj.weight"]
+    assert down == 5e-3  # sqrt(out / in) is in the step: lr is free of width
+
+
+@pytest.mark.parametrize(("name", "package"), [("lion", "pytorch_optimizer"), ("momo_adam", "momo-opt"), ("prodigy", "prodigyopt")])
+def test_a_missing_package_is_named(monkeypatch, name, package):
+    def missing(module):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr(families.importlib, "import_module", missing)
+    with pytest.raises(UserError, match=rf"family '{name}' needs the package `{package}`, .*: pip install 'scaletune\[optimizers\]'"):
+        optim.optimizer(start(), plan(name), settings(name))
+
+
+def test_momo_asks_for_the_loss():
+    model, opt = stack("momo_adam")
+    model["hid"].grad = torch.ones_like(model["hid"])
+    with pytest.raises(UserError, match=r"'momo_adam' reads the loss: call `step\(lambda: losses\)`"):
+        opt.step()
+
+
+@pytest.mark.parametrize("name", ["dadapt_adam", "prodigy", "schedulefree_adamw", "momo_adam"])
+def test_a_family_without_a_rule_says_so(name):
+    assert any("no rule is confirmed" in caveat for caveat in rules.caveats("mup", name))
+    assert rules.scale("mup", "hid", 4.0, 4.0, family=name) == rules.scale("mup", "hid", 4.0, 4.0)
+
+
+def test_a_muon_of_alike_groups_keeps_its_tensors_apart():
+    """At the base width every lr, weight decay and eps is the same: what Muon trains must not fall into AdamW's group."""
+    model = start()
+    rows = [Planned(key, ROLES[key], 1, 1, 1, 1, 0.02, 0.1, 1e-8, rules.families.trained_by("muon", ROLES[key])) for key in SHAPES]
+    opt = optim.optimizer(model, rows, settings("muon"))
+    assert [(group["family"], len(group["params"])) for group in opt.param_groups] == [("adamw", 2), ("muon", 3)]
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    optim.set_share(opt, optim.schedules.Schedule(kind="constant", warmup=0.5), 0.25)
+    assert [group["lr"] for part in opt.parts.values() for group in part.param_groups] == [0.01, 0.01]
