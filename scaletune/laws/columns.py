@@ -138,6 +138,8 @@ QUANTITIES: dict[str, str] = {  # what laws answer -> unit
     "sigmoid_right": "right side of the form",
 }
 
+SIGNED = {"loss_over_unigram", "value", "sigmoid_left"}  # answers that may be 0 or less
+
 OTHER_UNITS = {  # names people give, and what to give instead: one name is one unit here
     "batch": "batch_tokens, which is tokens: sequences * their length",
     "batch_size": "batch_tokens, which is tokens: sequences * their length",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scaletune.errors import UserError
-from scaletune.laws.columns import COLUMNS, asked, option
+from scaletune.laws.columns import COLUMNS, SIGNED, asked, option
 from scaletune.laws.entry import Input, Law
 
 SLACK = 1.01  # ranges are published rounded: 214.7e6 for a model of 214663680
@@ -21,7 +21,7 @@ def consult(law: Law, **given: Any) -> tuple[dict[str, float | None], list[str]]
     scale = _derived(known) | known
     found = {entry.symbol: _value(law, entry, scale) for entry in law.inputs}
     raw = law(**found, **{name: given[name] for name in law.unknown if given.get(name) is not None})
-    values = {name: value if value > 0 and math.isfinite(value) else None for name, value in raw.items()}
+    values = {name: value if math.isfinite(value) and (value > 0 or name in SIGNED) else None for name, value in raw.items()}
     scale |= {entry.column: found[entry.symbol] for entry in law.inputs}
     warnings = [
         f"{name} would be {raw[name]:.3g}, not a positive number: the law has none here" for name, value in values.items() if value is None
@@ -37,14 +37,17 @@ def answers(law: Law, **given: Any) -> bool:
     return all(_from(entry, scale) or entry.default is not None for entry in law.inputs) and set(law.unknown) <= set(known)
 
 
+RATIOS = {"steps": ("tokens", "batch_tokens"), "epochs": ("tokens", "unique_tokens"), "batch_ratio": ("batch_tokens", "base_batch_tokens")}
+
+
 def _derived(known: Mapping[str, Any]) -> dict[str, float]:
-    """What follows from the given: 6ND, tokens per parameter, steps."""
+    """What follows from the given: 6ND, tokens per parameter, and what ranges are said of."""
+    derived = {name: known[over] / known[under] for name, (over, under) in RATIOS.items() if over in known and under in known}
     count = next((known[name] for name in COUNTS if name in known), None)
-    derived = {}
     if count and "tokens" in known:
-        derived = {"flops": 6 * count * known["tokens"], "tokens_per_param": known["tokens"] / count}
-    if {"tokens", "batch_tokens"} <= set(known):
-        derived["steps"] = known["tokens"] / known["batch_tokens"]
+        derived |= {"flops": 6 * count * known["tokens"], "tokens_per_param": known["tokens"] / count}
+    if "lr_schedule" in known:
+        derived["peak_lr"] = max(known["lr_schedule"])
     return derived
 
 

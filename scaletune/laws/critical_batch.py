@@ -179,6 +179,7 @@ LAWS = (
         gives=("critical_batch_tokens",),
         unknown={"k": "the prefactor, which differs for tokens so far and for the whole run"},
         setup="of the batch critical at a point of the run, with lr times the root of each growth of the batch; a proportionality",
+        shown_at={"D": 1e10, "k": 2},
         source="Merrill et al. 2025, arXiv:2505.23971",
     ),
     Law(
@@ -194,6 +195,7 @@ LAWS = (
         conditions={"parametrization": "muP", "data": "C4", "model": "MPT"},
         setup="proportionalities, no prefactor known. The best lr goes as D**-0.5 for batches far below the critical one, stays near it, "
         "goes as D**0.5 far above; which side rises was read from a review, not from the paper",
+        shown_at={"D": 1e10, "k": 1e-4, "k_opt": 3},
         source="Filatov et al. 2024, arXiv:2410.05838",
         traps=("the root of D rests on two batches, 2**18 and 2**20 tokens", "fit k on runs of your own"),
     ),

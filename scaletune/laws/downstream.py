@@ -80,6 +80,7 @@ LAWS = (
         fitted={"n_params": (30e6, 2.4e9)},
         setup="log(-log(pass_rate)) is a line in log N; pass rates are counted by sampling until something passes. HumanEval of 2.4e9 "
         "parameters was foretold within 0.05 %",
+        shown_at={"c": 10, "alpha": 0.1},
         source="Hu et al. 2023, arXiv:2310.03262",
         confirmed=False,
         unconfirmed=("the form",),

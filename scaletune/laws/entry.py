@@ -29,7 +29,7 @@ class Input:
 class Law:
     """A published law. Calling it with its symbols evaluates it: ``law(N=1e9, D=2e10) -> {"lr": ..., "batch_tokens": ...}``.
 
-    Ranges are keyed by the name of a quantity: a column of the contract or `tokens_per_param`.
+    Ranges are keyed by the name of a quantity: a column, an answer, or what consulting derives of columns (`tokens_per_param`).
     """
 
     id: str
@@ -83,10 +83,13 @@ class Law:
                 raise UserError(f"`{name}` must be a finite number, but got {values[name]!r}")
         return {symbol: checked(symbol, values[symbol], column) for symbol, column in columns.items()} | own
 
-    def example(self) -> dict[str, dict[str, Any]] | None:
-        """A worked number: the symbols at the columns' examples (a billion parameters, 20 tokens each), and what the law says there."""
+    def example(self) -> dict[str, dict[str, Any]]:
+        """A worked number: the symbols at the columns' examples (a billion parameters, 20 tokens each), and what the law says there.
+
+        Coefficients in `unknown` stand there as an illustration, of no source.
+        """
         inputs = {entry.symbol: COLUMNS[entry.column].example for entry in self.inputs} | self.shown_at
-        return {"inputs": inputs, "values": self(**inputs)} if set(self.unknown) <= set(inputs) else None
+        return {"inputs": inputs, "values": self(**inputs)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

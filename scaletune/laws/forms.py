@@ -44,6 +44,7 @@ LAWS = (
             "f1": "how wide it is, in log x",
         },
         setup="for more breaks, one such factor each",
+        shown_at={"x": 1, "a": 0.1, "b": 1, "c0": 0.3, "c1": 0.4, "d1": 1, "f1": 0.5},
         source="Caballero et al. 2022, arXiv:2210.14891",
     ),
     Law(
@@ -66,6 +67,7 @@ LAWS = (
         },
         setup="M4 holds where left equals right; the estimator is chosen by its error in extrapolation. On a toy curve the exponent goes from "
         "-0.09 with M1 to -0.57 with M4",
+        shown_at={"x": 4, "y": 0.6, "b": 1, "c": -0.5, "einf": 0.1, "g": 0, "c3": -0.5, "e0": 0.9, "alpha": 0},
         source="Alabdulmohsin et al. 2022, arXiv:2209.06640",
     ),
 )

@@ -206,6 +206,7 @@ LAWS = (
         gives=("lr",),
         unknown={"lam": "the prefactor", "alpha": "the exponent of the loss"},
         setup="known as a row of a comparison of laws, which prints no constants",
+        shown_at={"L": 2, "lam": 0.008, "alpha": 3},
         source="Table 1 of arXiv:2503.04715, which lists the form; the paper it stands for may be arXiv:2412.01505",
     ),
 )

@@ -126,6 +126,7 @@ LAWS = (
         },
         fitted={"n_params": (20e6, 1e9)},
         setup="how often a pair is sampled changes f and leaves the exponent",
+        shown_at={"N": 2e10, "beta": 2, "f": 0.5, "alpha": 0.1, "Linf": 1},
         source="Fernandes et al. 2023, arXiv:2302.09650",
         confirmed=False,
         unconfirmed=("the form p + c1 * p**c2 * (1 - p)**c3 of f over the sampling weight p",),

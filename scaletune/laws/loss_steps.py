@@ -95,6 +95,7 @@ LAWS = (
         },
         conditions={"data": "C4", "model": "decoder"},
         setup="1535 models; seconds a step are a line in memory copies rather than in FLOPs, put into a law of N and D; wider beats deeper",
+        shown_at={"N": 1e8, "B_tok": 1e6, "T": 2e4, "c0": 1, "c1": 1e-11, "E0": 1, "A": 100, "alpha": 0.25, "B": 10, "beta": 0.1},
         source="Inbar & Sernau 2024, arXiv:2406.18922",
         confirmed=False,
         unconfirmed=("how copies are counted, and every constant",),

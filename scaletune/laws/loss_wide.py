@@ -129,6 +129,7 @@ LAWS = (
         unknown={"unit_N": "the paper's unit of parameters", "unit_H": "the paper's unit of characters"},
         fitted={"n_params": (33e6, 1.1e9)},
         setup="loss less that of a unigram model; the best vocabulary's parameters go as N**0.83",
+        shown_at={"N": 1e9, "V": 1e9, "H": 1e10, "unit_N": 1e9, "unit_H": 1e10},
         source="Tao et al. 2024, arXiv:2407.13623",
         traps=("with raw counts its powers vanish (1.8 / 1e9**0.447 = 1.7e-4), so its units are others, and unconfirmed",),
     ),

@@ -128,8 +128,8 @@ LAWS = (
         function=completedp,
         inputs=(B, BASE_B, D, BASE_D, BASE_LR, BASE_WD),
         gives=("lr_factor", "lr", "weight_decay"),
-        fitted={"n_params": (50e6, 7.2e9), "width": (128, 2048), "depth": (4, 128)},
-        conditions={"schedule": "cosine", "data": "RedPajama", "batch": "0.125 to 4 times the tuned one"},
+        fitted={"n_params": (50e6, 7.2e9), "width": (128, 2048), "depth": (4, 128), "batch_ratio": (0.125, 4)},
+        conditions={"schedule": "cosine", "data": "RedPajama"},
         setup="on top of CompleteP's factors of width and depth; at a fixed batch lr falls as the square root of steps",
         source="Mlodozeniec et al. 2025, arXiv:2512.22382",
         traps=(
@@ -149,6 +149,7 @@ LAWS = (
         unknown={"k": "the ratio at width 1, fitted on a proxy"},
         conditions={"vocabulary": "far larger than the width"},
         setup="muP has p = 1, for a vocabulary that stays while the width grows",
+        shown_at={"w": 4096, "k": 1},
         source="Hayou & Liu 2025, arXiv:2506.15025",
     ),
 )

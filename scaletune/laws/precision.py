@@ -107,6 +107,7 @@ LAWS = (
         gives=("loss",),
         unknown=dict.fromkeys(("aS", "bS", "cS", "bN", "aD", "bD", "c"), "to be fitted"),
         setup="sparsity multiplies the term of size and leaves the others",
+        shown_at={"N": 1e10, "D": 1e10, "S": 0.75, "aS": 4, "bS": 0.5, "cS": 3, "bN": 0.1, "aD": 1e8, "bD": 0.5, "c": 1},
         source="Frantar et al. 2023, arXiv:2309.08520",
     ),
 )

@@ -59,8 +59,8 @@ LAWS = (
             "R_Dstar": 15.387756,
             "R_Nstar": 5.309743,
         },
-        fitted={"n_params_total": (7e6, 9e9), "tokens": (1e8, 9e11)},
-        conditions={"schedule": "cosine", "optimizer": "Adam", "data": "C4 and OSCAR", "epochs": "1 to 500"},
+        fitted={"n_params_total": (7e6, 9e9), "tokens": (1e8, 9e11), "epochs": (1, 500)},
+        conditions={"schedule": "cosine", "optimizer": "Adam", "data": "C4 and OSCAR"},
         setup="alpha = beta imposed; coefficients from 54 runs of one epoch, the two R from 182 runs",
         source="Muennighoff et al. 2023, arXiv:2305.16264; coefficients from the datablations repository",
         traps=(

@@ -72,6 +72,7 @@ ANNEALING = Law(
     },
     conditions={"schedule": "any: constant, cosine, WSD"},
     setup="S1 is the sum of lrs, S2 sums the fading falls of lr over steps, from the first peak on",
+    shown_at={"lrs": "cosine:600:60:3e-4:3e-5", "steps": 600, "L0": 2, "A": 1, "alpha": 0.5, "C": 0.4, "lam": 0.999},
     source="Tissue et al. 2024, arXiv:2408.11029",
     traps=("the paper's own constants are not confirmed and not in the catalogue",),
 )
@@ -82,7 +83,8 @@ ANNEALING_25M = replace(
     unknown={},
     coefficients={"L0": 3.15828738837, "A": 0.513580283261, "alpha": 0.513375922302, "C": 0.401907695828, "lam": 0.999},
     fitted={"steps": (2160, 72000)},
-    conditions={"schedule": "2160 steps of warmup, peak 3e-4", "model": "Llama-like, 25e6 parameters"},
+    held={"peak_lr": 3e-4},
+    conditions={"schedule": "2160 steps of warmup", "model": "Llama-like, 25e6 parameters"},
     setup="a fit of ours to three public curves (cosine and constant of 24000 steps, one WSD), Huber loss with delta 1e-3 on log loss; within "
     "0.45 % on average of the schedules held out",
     source="arXiv:2408.11029 for the form, the curves of arXiv:2503.12811; the fit is ours",
@@ -108,7 +110,8 @@ MULTI_POWER_25M = Law(
         "gam": 0.64142257,
     },
     fitted={"steps": (2160, 72000)},
-    conditions={"schedule": "2160 steps of warmup, peak 3e-4", "model": "Llama-like, 25e6 parameters"},
+    held={"peak_lr": 3e-4},
+    conditions={"schedule": "2160 steps of warmup", "model": "Llama-like, 25e6 parameters"},
     setup="fitted to cosine, constant and WSD curves; the sums hold the warmup",
     source="Luo et al. 2025, arXiv:2503.12811; coefficients of its repository",
     traps=(

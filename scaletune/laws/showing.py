@@ -85,6 +85,5 @@ def _ranges(law: Law) -> str:
 def _example(law: Law) -> str:
     """`N = 1e+09, D = 2e+10 -> lr 0.001`"""
     worked = law.example()
-    if worked is None:
-        return "none without coefficients of your own"
-    return f"{_numbers(worked['inputs'], ' = ')} -> {_numbers(worked['values'], ' ')}"
+    illustration = f"with {', '.join(law.unknown)} for illustration only: " if law.unknown else ""
+    return f"{illustration}{_numbers(worked['inputs'], ' = ')} -> {_numbers(worked['values'], ' ')}"
