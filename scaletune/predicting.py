@@ -10,7 +10,7 @@ from statistics import NormalDist
 from typing import Any
 
 from scaletune import laws
-from scaletune.errors import UserError
+from scaletune.errors import UserError, nearest
 from scaletune.records import Fit
 
 FAR = 10  # times outside the fitted range from which a prediction says so
@@ -185,7 +185,7 @@ def predict(*, law: str | Iterable[str] | None = None, fit: Fit | str | Path | N
     made = []
     if fit is not None:
         fitted = fit if isinstance(fit, Fit) else Fit.read(fit)
-        made.append(from_fit(fitted, **_scale(given)))
+        made.append(from_fit(fitted, **_scale(given, alone=law is None)))
     if law is None and made:
         return made
     named = [law] if isinstance(law, str) else law
@@ -199,9 +199,16 @@ def batch_of(made: Prediction) -> str:
     return laws.batch_of(laws.law(made.law), {"batch_tokens": made.batch_tokens})
 
 
-def _scale(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a fit is asked by."""
-    missing = [name for name in ("n_params", "tokens") if given.get(name) is None]
+FIT_COLUMNS = ("n_params", "tokens", "batch_tokens")  # what `from_fit` is asked by
+
+
+def _scale(given: Mapping[str, Any], *, alone: bool) -> dict[str, Any]:
+    """What a fit is asked by, of what was given; with no law beside it nothing else may be given."""
+    known = {name: value for name, value in given.items() if value is not None}
+    missing = [name for name in ("n_params", "tokens") if name not in known]
     if missing:
         raise UserError(f"a fit is asked by n_params and tokens, but {' and '.join(missing)} was not given")
-    return {name: given.get(name) for name in ("n_params", "tokens", "batch_tokens")}
+    other = next((name for name in known if name not in FIT_COLUMNS), None)
+    if alone and other:
+        raise UserError(f"a fit is asked by {', '.join(FIT_COLUMNS)} alone, but got {other}{nearest(other, FIT_COLUMNS)}")
+    return {name: given.get(name) for name in FIT_COLUMNS}

@@ -56,7 +56,7 @@ COLUMNS: dict[str, Column] = {
     "seq_len": Column("tokens a sequence", 4096, True),
     "head_dim": Column("width of one attention head", 64),
     "lr": Column("peak lr in use", 0.001, True),
-    "lr_schedule": Column("SHAPE:STEPS:WARMUP:PEAK:END, SHAPE cosine or constant; or one lr a step", "cosine:24000:2160:3e-4:3e-5", True),
+    "lr_schedule": Column("SHAPE:STEPS:WARMUP:PEAK:END, SHAPE cosine or constant; or one lr a step", "cosine:40000:2160:3e-4:3e-5", True),
     "lr_cap": Column("highest lr allowed", 0.02),
     "lr_at_noise": Column("highest lr over batches: at infinite batch for SGD, at batch_tokens = noise_batch_tokens for Adam", 0.001),
     "base_lr": Column("lr of the tuned run", 0.01),

@@ -27,6 +27,7 @@ def consult(law: Law, **given: Any) -> tuple[dict[str, float | None], list[str]]
         f"{name} would be {raw[name]:.3g}, not a positive number: the law has none here" for name, value in values.items() if value is None
     ]
     warnings += [*_units(law, known, scale), *_ranges(law, scale | values), *_held(law, scale), *_batch(law, scale, values)]
+    warnings += _unused(law, known, scale)
     return values, [*warnings, *law.cautions, *(f"unconfirmed, from memory: {part}" for part in law.unconfirmed)]
 
 
@@ -122,6 +123,18 @@ def _batch(law: Law, scale: Mapping[str, float], values: Mapping[str, float | No
         yield f"its lr was fitted together with its batch_tokens {own:.3g} and must not be paired with another"
 
 
+ALTERING = ("n_experts", "granularity", "sparsity", "streams", "bits_weights", "bits_activations", "bits_kv", "unique_tokens")
+
+
+def _unused(law: Law, known: Mapping[str, Any], scale: Mapping[str, float]) -> Iterator[str]:
+    """What makes another model or other data of it, given to a law that knows nothing of that."""
+    read = {entry.column for entry in law.inputs}
+    for name in ALTERING:
+        if name in known and name not in read and not (name == "unique_tokens" and scale.get("epochs", 1) <= SLACK):
+            epochs = f", and takes the {scale['epochs']:.3g} epochs as one" if name == "unique_tokens" and "epochs" in scale else ""
+            yield f"{name} {known[name]:.3g} is not used: the law knows nothing of it{epochs}"
+
+
 def batch_of(law: Law, values: Mapping[str, float | None]) -> str:
     """Which batch the lr of this law belongs to, in words; empty for a law without an lr."""
     if "lr" not in law.gives:
@@ -131,14 +144,16 @@ def batch_of(law: Law, values: Mapping[str, float | None]) -> str:
         return f"with batch_tokens {own:.4g}, its own"
     if "batch_tokens" in law.held:
         return f"with batch_tokens {law.held['batch_tokens']:.4g}, that of its runs"
-    read = any("batch_tokens" in entry.column for entry in law.inputs)
-    return "with the batch given" if read else "with the batch of its own runs"
+    read = {entry.column for entry in law.inputs}
+    if "batch_tokens" in read:
+        return "with the batch given"
+    return "with the batch of the tuned run" if "base_lr" in read else "with the batch of its own runs"
 
 
 def pairing(law: Law, others: Sequence[Law]) -> list[str]:
     """What is said beside a law that gives only one of lr and batch, where another of the comparison gives the other."""
     half = {"lr", "batch_tokens"} & set(law.gives)
-    if len(half) != 1:
+    if len(half) != 1 or any(entry.column == "batch_tokens" for entry in law.inputs):  # its lr is a function of the batch
         return []
     has = half.pop()
     lacks = "batch_tokens" if has == "lr" else "lr"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scaletune.errors import UserError
-from scaletune.laws.columns import COLUMNS, checked, finite
+from scaletune.laws.columns import COLUMNS, QUANTITIES, checked, finite
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Law:
         """Plain JSON values."""
         content = asdict(self)
         del content["function"]
-        return content | {"example": self.example()}
+        return content | {"units": {name: QUANTITIES[name] for name in self.gives}, "example": self.example()}
 
 
 def _brief(numbers: dict[str, Any]) -> dict[str, Any]:
