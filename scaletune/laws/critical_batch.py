@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from scaletune.laws.entry import Input, Law
-from scaletune.laws.symbols import N_UNSTATED, B, D, L
+from scaletune.laws.symbols import N_BODY, B, D, L
 
 SEQ = 512  # tokens in Zhang et al.'s sequences
 
@@ -77,7 +77,7 @@ ZHANG = Law(
     kind="critical_batch",
     formula="critical_batch_tokens = 512 * c * (N / 1e6)**p",
     function=zhang_by_size,
-    inputs=(N_UNSTATED,),
+    inputs=(N_BODY,),
     gives=("critical_batch_tokens",),
     coefficients={"c": 93.1968140439, "p": 0.468278232813},
     fitted={"n_params": (85e6, 1.2e9)},
