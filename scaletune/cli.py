@@ -13,9 +13,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from scaletune.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from scaletune.predicting import Prediction
 
 Answer = tuple[Any, list[str]]
 
@@ -70,33 +73,47 @@ def _fit(args: argparse.Namespace) -> Answer:
 def _predict(args: argparse.Namespace) -> Answer:
     from scaletune import laws, predicting
 
-    given = {name: getattr(args, name) for name, column in laws.COLUMNS.items() if column.option} | _given(args)
-    given = {name: value for name, value in given.items() if value is not None}
+    options = {name: getattr(args, name) for name, column in laws.COLUMNS.items() if column.option}
+    given = _given(args.given, {name: value for name, value in options.items() if value is not None})
     missing = [laws.columns.option(name) for name in ("n_params", "tokens") if name not in given]
     if missing and (args.fit or not args.law):
         raise UserError(f"predict: the following arguments are required: {', '.join(missing)}")
     found = predicting.predict(law=args.law, fit=args.fit, **given)
-    lines = [_asked(given)]
-    for made in found:
-        rows = [(name, unit, getattr(made, name)) for name, unit in predicting.POINTS.items()]
-        for name, unit, value in rows + [(name, made.units[name], value) for name, value in made.values.items()]:
-            interval, band = made.interval.get(name), made.band.get(name)
-            if value is not None:
-                sure = f"  interval [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
-                near = f"  near-optimal [{band[0]:.4g}, {band[1]:.4g}]" if band else ""
-                beside = f"  {said}" if name == "lr" and (said := predicting.batch_of(made)) else ""
-                lines.append(f"{made.law:24} {name:12} {value:<12.5g} {unit}{sure}{near}{beside}")
-        lines += [f"{'':24} ! {warning}" for warning in made.warnings]
-    return {"predictions": [made.to_dict() for made in found]}, lines
+    wide = max([12, *(len(name) for made in found for name in made.values)])
+    return {"predictions": [made.to_dict() for made in found]}, [_asked(given), *(line for made in found for line in _said(made, wide))]
 
 
-def _given(args: argparse.Namespace) -> dict[str, str]:
-    """`--given NAME=VALUE`, as text: the column of that name reads it."""
-    pairs = [text.partition("=") for text in args.given]
-    bad = next((text for text, pair in zip(args.given, pairs, strict=True) if not (pair[0] and pair[2])), None)
-    if bad is not None:
-        raise UserError(f"`--given` must be NAME=VALUE, but got {bad!r}")
-    return {name.strip().replace("-", "_"): value for name, _, value in pairs}
+def _said(made: Prediction, wide: int) -> list[str]:
+    """A line a quantity, names `wide` letters wide, and a line a warning."""
+    from scaletune.predicting import POINTS, batch_of
+
+    points = [(name, unit, getattr(made, name)) for name, unit in POINTS.items()]
+    lines = []
+    for name, unit, value in points + [(name, made.units[name], value) for name, value in made.values.items()]:
+        interval, band = made.interval.get(name), made.band.get(name)
+        if value is not None:
+            sure = f"  interval [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
+            near = f"  near-optimal [{band[0]:.4g}, {band[1]:.4g}]" if band else ""
+            beside = f"  {said}" if name == "lr" and (said := batch_of(made)) else ""
+            lines.append(f"{made.law:24} {name:{wide}} {value:<12.5g} {unit}{sure}{near}{beside}")
+    return [*lines, *(f"{'':24} ! {warning}" for warning in made.warnings)]
+
+
+def _given(pairs: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    """The options with every `NAME=VALUE` of `--given`, a number where it is one."""
+    given = dict(options)
+    for text in pairs:
+        name, _, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (name and value):
+            raise UserError(f"`--given` must be NAME=VALUE, but got {text!r}")
+        if name in given:
+            raise UserError(f"`{name}` must be given once, but got {given[name]!r} and {value!r}")
+        try:
+            given[name] = float(value)
+        except ValueError:
+            given[name] = value
+    return given
 
 
 def _asked(given: dict[str, Any]) -> str:
@@ -111,7 +128,7 @@ def _asked(given: dict[str, Any]) -> str:
         for name, value in given.items()
         if name not in ("n_params", "tokens")
     ]
-    return "at " + ", ".join([" and ".join(first), *others] if first else others)
+    return "at " + (", ".join([" and ".join(first), *others] if first else others) or "what laws take by default")
 
 
 def _laws(args: argparse.Namespace) -> Answer:

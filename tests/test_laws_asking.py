@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 
 import pytest
@@ -141,6 +142,27 @@ def test_steps_follow_from_tokens_and_batch():
     given, derived = from_law("kaplan_L_NS", **asked, steps=2e5), from_law("kaplan_L_NS", **asked, tokens=2e11)
     assert given.loss == derived.loss == pytest.approx(2.400514, rel=1e-5)
     assert any("tokens / batch_tokens = 2e+05 was used" in said for said in derived.warnings)
+
+
+def test_a_batch_of_less_than_a_sequence_is_asked_about():
+    said = from_law("bjorck_lr", n_params=1e9, tokens=1e11, batch_tokens=256).warnings
+    assert any("batch_tokens 256 is less than one sequence" in one for one in said)
+    assert not any("sequence" in one for one in from_law("bjorck_lr", n_params=1e9, tokens=1e11, batch_tokens=524288).warnings)
+
+
+@pytest.mark.parametrize("law_id", laws.CATALOGUE)
+def test_whatever_is_asked_the_answer_is_json_or_one_line(law_id):
+    draw = random.Random(law_id)
+    for _ in range(20):
+        given = {name: draw.choice([0, -1, 0.5, 1e300]) for name in law(law_id).unknown}
+        for column in {one.column for one in law(law_id).inputs} - {"lr_schedule"}:
+            given[column] = max(COLUMNS[column].least or 0, 10 ** draw.uniform(*draw.choice([(-300, 300), (-3, 14), (0, 1)])))
+        if law_id.startswith(("mpl", "tissue")):
+            given |= {"lr_schedule": draw.choice([[1e-3, 0, 0], [1e300, 1e-300, 5], [0, 0, 1e-3]]), "steps": draw.choice([1, 2, 3, 4])}
+        try:
+            json.dumps(from_law(law_id, **given).to_dict(), allow_nan=False)
+        except UserError as error:
+            assert "\n" not in str(error)  # anything else fails the test
 
 
 # --- answers -------------------------------------------------------------------------------------------------------
@@ -288,12 +310,21 @@ def test_choice_of_laws(capsys, choice, some, none):
         ("laws --gives losss", "`gives` must be one that a law has, but got 'losss' (nearest: 'loss')"),
         ("laws kaplan_lr --confirmed", "`laws` takes an id or a choice of laws, but got both, `kaplan_lr` and --confirmed"),
         ("predict --law kaplan_lr --n-params 1e9 --given width", "`--given` must be NAME=VALUE, but got 'width'"),
+        ("predict --law kaplan_lr --n-params 1e9 --given n_params=2e9", "`n_params` must be given once, but got 1000000000.0 and '2e9'"),
         ("predict --law kaplan_lr --n-params 1e9 --given width=wide", "`width` must be a positive, finite number, but got 'wide'"),
     ],
 )
 def test_mistake_is_one_line(capsys, line, said):
     code, out, err = ask(capsys, line)
     assert (code, out) == (2, "") and said in err and err.count("\n") == 1
+
+
+def test_what_was_asked_comes_first(capsys):
+    assert ask(capsys, "predict --law wd_data_constrained")[1].startswith("at what laws take by default\nwd_data_constrained ")
+    assert ask(capsys, "predict --law besiroglu --given n-params-total=1e9 --tokens 2e10")[1].splitlines() == [
+        "at 2e+10 tokens, n_params_total 1e+09",
+        "besiroglu                loss         2.5301       nats per token",
+    ]
 
 
 def test_nothing_chosen_is_said(capsys):

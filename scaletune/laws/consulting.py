@@ -10,6 +10,7 @@ from scaletune.errors import UserError
 from scaletune.laws.columns import COLUMNS, SIGNED, asked, option
 from scaletune.laws.entry import Input, Law
 
+SEQUENCE = 1024  # tokens: a batch of fewer is most often a count of sequences
 SLACK = 1.01  # ranges are published rounded: 214.7e6 for a model of 214663680
 NEAR = 1.1  # "about half a million tokens" is 0.5e6 to one and 524288 to another
 COUNTS = ("n_active", "n_params", "n_active_total", "n_params_with_head", "n_params_total")  # nearest first to the N of 6ND
@@ -116,6 +117,8 @@ def _held(law: Law, scale: Mapping[str, float]) -> Iterator[str]:
 def _batch(law: Law, scale: Mapping[str, float], values: Mapping[str, float | None]) -> Iterator[str]:
     """A batch the user gave, beside one that the law chose: mixing them is the commonest misuse of these laws."""
     own, given = values.get("batch_tokens"), scale.get("batch_tokens")
+    if given is not None and given < SEQUENCE:
+        yield f"batch_tokens {given:g} is less than one sequence of most runs: if it counts sequences, multiply it by their length"
     if own is None or given is None:
         return
     yield f"the given batch_tokens {given:.3g} is not used: the law chooses its own, {own:.3g}"

@@ -35,6 +35,7 @@ C4 = Law(
     traps=(
         "its repository fits A * N**-(2 * eta) + B * 6**-eta * D**-(2 * eta) above E0: a here is A * 6**eta, and b is B",
         "eta is half the exponent of N and of D",
+        "N counts both embeddings; what its released records call parameters without embedding leaves out only one of them",
         "the level depends on the evaluation set: other sets change the coefficients several-fold",
     ),
 )
