@@ -34,6 +34,14 @@ def test_entry_is_whole(law_id):
     assert max(map(len, text.splitlines())) <= 120
 
 
+@pytest.mark.parametrize(("law_id", "printed"), [("hoffmann_rounded", "92.8"), ("hoffmann_tex", "59.0"), ("besiroglu", "18.38")])
+def test_a_law_of_chinchillas_form_says_its_allocation(law_id, printed):
+    """What rounding beta from 0.2849 to 0.28 does: 59 tokens per parameter at 5.88e23 FLOPs become 93."""
+    (line,) = [line for line in describe(law(law_id)).splitlines() if line.startswith("  implies")]
+    assert f"at 5.88e+23 FLOPs {printed}" in line
+    assert "implies" not in describe(law("kaplan_L_ND"))
+
+
 def test_listing_has_a_line_a_law_and_marks_the_unconfirmed():
     lines = {line.split()[0]: line for line in listing().splitlines()[1:]}
     assert set(CATALOGUE) < set(lines)

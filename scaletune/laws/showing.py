@@ -6,10 +6,13 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from scaletune.laws.allocation_loss import frontier
 from scaletune.laws.columns import QUANTITIES, option
 from scaletune.laws.entry import Input, Law
+from scaletune.laws.loss import chinchilla
 
 WIDTH, INDENT, CELL = 120, 18, 38
+BUDGET = 5.88e23  # FLOPs of Chinchilla, where laws of its form are compared
 MARKS = {"*": "a coefficient is unconfirmed", "?": "a coefficient is not published: it needs yours, see `scaletune laws ID`"}
 
 
@@ -24,7 +27,7 @@ def describe(law: Law) -> str:
     rows += [("band", f"a factor {width:g} in {name}, where loss is within 0.25 %") for name, width in law.band.items()]
     rows += [("beware", text) for text in (*law.cautions, *law.traps)]
     rows += [("UNCONFIRMED", text) for text in law.unconfirmed]
-    rows += [("confirmed", _confirmed(law)), ("example", _example(law))]
+    rows += [("confirmed", _confirmed(law)), ("example", _example(law)), ("implies", _implied(law))]
     return "\n".join([f"{law.id}: {law.name}", *(_row(label, text) for label, text in rows if text)])
 
 
@@ -74,6 +77,14 @@ def _confirmed(law: Law) -> str:
     if not law.confirmed:
         return "no"
     return "every coefficient" if law.coefficients else "the form; it has no coefficients of its own"
+
+
+def _implied(law: Law) -> str:
+    """Of a law of Chinchilla's form: the split of compute that loses least, 6 N D = C."""
+    if law.function is not chinchilla:
+        return ""
+    best, exponent = frontier(BUDGET, **law.coefficients), law.coefficients["beta"] / (law.coefficients["alpha"] + law.coefficients["beta"])
+    return f"the best N grows as C**{exponent:.3g}; at {BUDGET:g} FLOPs {best['tokens_per_param']:.4g} tokens per parameter"
 
 
 def _ranges(law: Law) -> str:
