@@ -13,9 +13,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from scaletune.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from scaletune.predicting import Prediction
 
 Answer = tuple[Any, list[str]]
 
@@ -68,29 +71,78 @@ def _fit(args: argparse.Namespace) -> Answer:
 
 
 def _predict(args: argparse.Namespace) -> Answer:
-    from scaletune import predicting
+    from scaletune import laws, predicting
 
-    found = predicting.predict(
-        n_params=args.n_params, tokens=args.tokens, batch_tokens=args.batch_tokens, flops=args.flops, law=args.law, fit=args.fit
-    )
-    lines = [f"at {args.n_params:.4g} parameters (non-embedding) and {args.tokens:.4g} tokens"]
-    for made in found:
-        for name, unit in (("lr", "peak"), ("batch_tokens", "tokens a step"), ("loss", "nats per token")):
-            value, interval, band = getattr(made, name), made.interval.get(name), made.band.get(name)
-            if value is not None:
-                sure = f"  interval [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
-                near = f"  near-optimal [{band[0]:.4g}, {band[1]:.4g}]" if band else ""
-                lines.append(f"{made.law:24} {name:12} {value:<12.5g} {unit}{sure}{near}")
-        lines += [f"{'':24} ! {warning}" for warning in made.warnings]
-    return {"predictions": [made.to_dict() for made in found]}, lines
+    options = {name: getattr(args, name) for name, column in laws.COLUMNS.items() if column.option}
+    given = _given(args.given, {name: value for name, value in options.items() if value is not None})
+    missing = [laws.columns.option(name) for name in ("n_params", "tokens") if name not in given]
+    if missing and (args.fit or not args.law):
+        raise UserError(f"predict: the following arguments are required: {', '.join(missing)}")
+    found = predicting.predict(law=args.law, fit=args.fit, **given)
+    wide = max([12, *(len(name) for made in found for name in made.values)])
+    return {"predictions": [made.to_dict() for made in found]}, [_asked(given), *(line for made in found for line in _said(made, wide))]
+
+
+def _said(made: Prediction, wide: int) -> list[str]:
+    """A line a quantity, names `wide` letters wide, and a line a warning."""
+    from scaletune.predicting import POINTS, batch_of
+
+    points = [(name, unit, getattr(made, name)) for name, unit in POINTS.items()]
+    lines = []
+    for name, unit, value in points + [(name, made.units[name], value) for name, value in made.values.items()]:
+        interval, band = made.interval.get(name), made.band.get(name)
+        if value is not None:
+            sure = f"  interval [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
+            near = f"  near-optimal [{band[0]:.4g}, {band[1]:.4g}]" if band else ""
+            beside = f"  {said}" if name == "lr" and (said := batch_of(made)) else ""
+            lines.append(f"{made.law:24} {name:{wide}} {value:<12.5g} {unit}{sure}{near}{beside}")
+    return [*lines, *(f"{'':24} ! {warning}" for warning in made.warnings)]
+
+
+def _given(pairs: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    """The options with every `NAME=VALUE` of `--given`, a number where it is one."""
+    given = dict(options)
+    for text in pairs:
+        name, _, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (name and value):
+            raise UserError(f"`--given` must be NAME=VALUE, but got {text!r}")
+        if name in given:
+            raise UserError(f"`{name}` must be given once, but got {given[name]!r} and {value!r}")
+        try:
+            given[name] = float(value)
+        except ValueError:
+            given[name] = value
+    return given
+
+
+def _asked(given: dict[str, Any]) -> str:
+    """`at 1e+09 parameters (non-embedding) and 2e+10 tokens`, then whatever else was given."""
+    first = [
+        f"{given[name]:.4g} {what}"
+        for name, what in (("n_params", "parameters (non-embedding)"), ("tokens", "tokens"))
+        if isinstance(given.get(name), float)
+    ]
+    others = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in given.items()
+        if name not in ("n_params", "tokens")
+    ]
+    return "at " + (", ".join([" and ".join(first), *others] if first else others) or "what laws take by default")
 
 
 def _laws(args: argparse.Namespace) -> Answer:
     from scaletune import laws
 
+    chosen = {"kind": args.kind, "gives": args.gives, "text": args.text, "confirmed": args.confirmed}
     if args.id:
+        if any(chosen.values()):
+            raise UserError(
+                f"`laws` takes an id or a choice of laws, but got both, `{args.id}` and --{next(n for n, v in chosen.items() if v)}"
+            )
         return laws.law(args.id).to_dict(), [laws.describe(laws.law(args.id))]
-    return [entry.to_dict() for entry in laws.CATALOGUE.values()], [laws.listing()]
+    found = laws.select(**chosen)
+    return [entry.to_dict() for entry in found], [laws.listing(found)]
 
 
 def _transfer(args: argparse.Namespace) -> Answer:
@@ -243,18 +295,28 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--out", default=".", help="folder that gets sweeps/, fits/ and configs/ (default: here)")
     c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
     settings(c)
-    c = command("laws", _laws, "The catalogue of published laws, or one in full.", "scaletune laws steplaw_lr_bs")
+    c = command(
+        "laws", _laws, "The catalogue of published laws, a choice of it, or one in full.", "scaletune laws --kind allocation --confirmed"
+    )
     c.add_argument("id", nargs="?")
+    c.add_argument("--kind", help="learning_rate, batch, loss, ...: laws of that kind")
+    c.add_argument("--gives", metavar="NAME", help="laws that answer with this, e.g. lr, batch_tokens, loss, weight_decay")
+    c.add_argument("--text", help="laws that say this anywhere")
+    c.add_argument("--confirmed", action="store_true", help="laws whose every coefficient was seen in a source")
     c = command(
         "predict",
         _predict,
         "The optimum at a scale, by published laws or by a fit.",
         "scaletune predict --n-params 1e9 --tokens 1e11 --law steplaw_lr_bs",
     )
-    c.add_argument("--n-params", type=_number, required=True, help="parameters, embedding and head left out")
-    c.add_argument("--tokens", type=_number, required=True, help="tokens trained on")
-    c.add_argument("--batch-tokens", type=_number, help="tokens an optimizer step")
-    c.add_argument("--flops", type=_number, help="training FLOPs, for laws of compute (default: 6 * n_params * tokens)")
+    from scaletune.laws.columns import COLUMNS, option
+
+    for name, column in COLUMNS.items():
+        if column.option:
+            c.add_argument(option(name), type=str if isinstance(column.example, str) else _number, help=column.means)
+    c.add_argument(
+        "--given", action="append", default=[], metavar="NAME=VALUE", help="any other quantity, or a coefficient that a law leaves open"
+    )
     c.add_argument("--law", action="append", metavar="ID", help="a published law; may be repeated (default: all that give an lr)")
     c.add_argument("--fit", metavar="FIT.json", help="a fit written by `scaletune fit` or `run`")
     c = command(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 from scaletune import laws
-from scaletune.errors import UserError
+from scaletune.errors import UserError, nearest
 from scaletune.records import Fit
 
 FAR = 10  # times outside the fitted range from which a prediction says so
-QUANTITIES = ("lr", "batch_tokens", "loss")  # what a prediction may hold
+POINTS = {"lr": "peak", "batch_tokens": "tokens a step", "loss": "nats per token"}  # what every prediction may hold, and its unit
+QUANTITIES = tuple(POINTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,12 @@ class Prediction:
     interval: dict[str, list[float] | None] = field(default_factory=dict)  # quantity -> [lo, hi]; how sure the law is of its optimum
     band: dict[str, list[float] | None] = field(default_factory=dict)  # quantity -> [lo, hi]; loss within 0.25 % of the optimum's
     warnings: list[str] = field(default_factory=list)
+    values: dict[str, float | None] = field(default_factory=dict)  # whatever else the law gives
+    units: dict[str, str] = field(default_factory=dict)  # of `values`
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values; `values` and `units` only where there are some."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("values", "units")}
 
 
 def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | None = None) -> Prediction:
@@ -139,43 +143,72 @@ def _exp(x: float) -> float:
     return math.exp(min(max(x, -700.0), 700.0))
 
 
-def from_law(law_id: str, *, n_params: float, tokens: float, batch_tokens: float | None = None, flops: float | None = None) -> Prediction:
-    """A published law at one scale, and in `warnings` whatever the question has that the law's runs had not.
+def from_law(law_id: str, **given: Any) -> Prediction:
+    """A published law at what is given by the names of `laws.COLUMNS`, and in `warnings` whatever the question has that the law's runs had not.
 
     n_params: non-embedding. flops: of the training, as the law counts them; 6 * n_params * tokens when not given.
     `interval` holds None: the catalogue's intervals of coefficients lack their covariance. `band` is there where one was measured.
     """
     published = laws.law(law_id)
-    values, warnings = laws.consult(published, n_params=n_params, tokens=tokens, batch_tokens=batch_tokens, flops=flops)
+    values, warnings = laws.consult(published, **given)
     points = {name: values.get(name) for name in QUANTITIES}
     bands: dict[str, list[float] | None] = dict.fromkeys(QUANTITIES)
     for name, width in published.band.items():
         point = points[name]
         bands[name] = None if point is None else [point / math.sqrt(width), point * math.sqrt(width)]
-    return Prediction(law=law_id, **points, interval=dict.fromkeys(QUANTITIES), band=bands, warnings=warnings)
+    others = {name: value for name, value in values.items() if name not in QUANTITIES}
+    units = {name: laws.UNITS[name] for name in others}
+    return Prediction(law=law_id, **points, interval=dict.fromkeys(QUANTITIES), band=bands, warnings=warnings, values=others, units=units)
 
 
-def from_laws(
-    law_ids: Iterable[str] | None = None, *, n_params: float, tokens: float, batch_tokens: float | None = None, flops: float | None = None
-) -> list[Prediction]:
-    """`from_law` for each of these laws, side by side; for every law that gives a learning rate when none is named."""
-    ids = [known.id for known in laws.CATALOGUE.values() if "lr" in known.gives] if law_ids is None else law_ids
-    return [from_law(law_id, n_params=n_params, tokens=tokens, batch_tokens=batch_tokens, flops=flops) for law_id in ids]
+def from_laws(law_ids: Iterable[str] | None = None, **given: Any) -> list[Prediction]:
+    """`from_law` for each of these laws, side by side; for every law that gives a learning rate at what is given, when none is named."""
+    known = {name: value for name, value in given.items() if value is not None}
+    if law_ids is None:
+        asked = [entry for entry in laws.CATALOGUE.values() if "lr" in entry.gives and laws.answers(entry, **known)]
+    else:
+        asked = [laws.law(law_id) for law_id in law_ids]
+    takes = {name for entry in asked for name in entry.unknown}
+    made = []
+    for entry in asked:
+        found = from_law(entry.id, **{name: value for name, value in known.items() if name in entry.unknown or name not in takes})
+        made.append(replace(found, warnings=[*laws.pairing(entry, asked), *found.warnings]))
+    return made
 
 
-def predict(
-    *, n_params: float, tokens: float, batch_tokens: float | None = None, flops: float | None = None,
-    law: str | Iterable[str] | None = None, fit: Fit | str | Path | None = None,
-) -> list[Prediction]:  # fmt: skip
+def predict(*, law: str | Iterable[str] | None = None, fit: Fit | str | Path | None = None, **given: Any) -> list[Prediction]:
     """The optimum at a scale: by a fit, by the named published laws, or side by side by every published law that gives an lr.
 
-    n_params: non-embedding. `fit`: a Fit or its file; laws named with it come after it.
+    `given`: n_params (non-embedding), tokens, batch_tokens and the other names of `laws.COLUMNS`. `fit`: a Fit or its file; laws named with
+    it come after it.
     """
     made = []
     if fit is not None:
         fitted = fit if isinstance(fit, Fit) else Fit.read(fit)
-        made.append(from_fit(fitted, n_params=n_params, tokens=tokens, batch_tokens=batch_tokens))
+        made.append(from_fit(fitted, **_scale(given, alone=law is None)))
     if law is None and made:
         return made
     named = [law] if isinstance(law, str) else law
-    return made + from_laws(named, n_params=n_params, tokens=tokens, batch_tokens=batch_tokens, flops=flops)
+    return made + from_laws(named, **given)
+
+
+def batch_of(made: Prediction) -> str:
+    """Which batch a published law's lr belongs to, in words; empty for a fit, which says so in its warnings."""
+    if made.law not in laws.CATALOGUE:
+        return ""
+    return laws.batch_of(laws.law(made.law), {"batch_tokens": made.batch_tokens})
+
+
+FIT_COLUMNS = ("n_params", "tokens", "batch_tokens")  # what `from_fit` is asked by
+
+
+def _scale(given: Mapping[str, Any], *, alone: bool) -> dict[str, Any]:
+    """What a fit is asked by, of what was given; with no law beside it nothing else may be given."""
+    known = {name: value for name, value in given.items() if value is not None}
+    missing = [name for name in ("n_params", "tokens") if name not in known]
+    if missing:
+        raise UserError(f"a fit is asked by n_params and tokens, but {' and '.join(missing)} was not given")
+    other = next((name for name in known if name not in FIT_COLUMNS), None)
+    if alone and other:
+        raise UserError(f"a fit is asked by {', '.join(FIT_COLUMNS)} alone, but got {other}{nearest(other, FIT_COLUMNS)}")
+    return {name: given.get(name) for name in FIT_COLUMNS}

@@ -163,7 +163,7 @@ def test_predict_says_what_the_contract_says(cli_at):
 def test_predict_without_a_law_asks_all_that_give_a_learning_rate(cli_at):
     _, out, _ = cli_at("predict", "--n-params", "1e9", "--tokens", "1e11", "--batch-tokens", "1e6", "--flops", "6e20", "--json")
     asked = {made["law"] for made in json.loads(out)["predictions"]}
-    assert asked == {law.id for law in laws.CATALOGUE.values() if "lr" in law.gives} and len(asked) > 5
+    assert asked == {law.id for law in laws.CATALOGUE.values() if law.kind == "learning_rate" and not law.unknown} and len(asked) > 5
 
 
 def test_predict_shows_interval_band_and_warnings(cli_at):

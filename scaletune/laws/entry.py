@@ -4,72 +4,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scaletune.errors import UserError
-
-EXAMPLE = {"n_params": 1e9, "tokens": 2e10, "flops": 6 * 1e9 * 2e10}  # where every law shows a worked number
-
-
-def positive(name: str, value: Any) -> float:
-    """`value` as a float; UserError unless it is a positive, finite number."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (number > 0 and math.isfinite(number)):
-        raise UserError(f"`{name}` must be a positive, finite number, but got {value!r}")
-    return number
+from scaletune.laws.columns import COLUMNS, QUANTITIES, checked, finite
 
 
 @dataclass(frozen=True)
 class Input:
-    """One argument of a law: its symbol in the formula, and how the source counts it."""
+    """One argument of a law: its symbol in the formula, the column its value is read from, and how the source counts it."""
 
     symbol: str
-    column: str  # of the contract, where its value is read from
+    column: str
     means: str
-    mismatch: str = ""  # said to a user whose column counts differently
-
-
-N_BODY = Input("N", "n_params", "parameters without the embedding and the output head")
-N_WITH_HEAD = Input(
-    "N",
-    "n_params",
-    "parameters with the output head (vocabulary x width, once), without the input embedding",
-    "its N counts the output head (vocabulary x width), which n_params leaves out; that matters most in small models",
-)
-N_TOTAL = Input(
-    "N",
-    "n_params",
-    "all parameters, both embeddings included",
-    "its N counts all parameters, while n_params leaves the embeddings out: "
-    "about 47491 * n_params**(1/3) more in Chinchilla-like shapes (arXiv:2406.12907)",
-)
-N_UNSTATED = Input(
-    "N", "n_params", "parameters; whether embeddings count is not recorded", "whether its N counts embeddings is not recorded"
-)
-D = Input("D", "tokens", "tokens trained on")
+    mismatch: str = ""  # said when the value came from elsewhere than `column`
+    instead: tuple[str, ...] = ()  # columns taken where `column` is not given: counts near enough, with `mismatch`
+    default: float | None = None  # the value of most runs, said when it is used
+    doubt: str = ""  # said always: what is not known of how the source counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
     """A published law. Calling it with its symbols evaluates it: ``law(N=1e9, D=2e10) -> {"lr": ..., "batch_tokens": ...}``.
 
-    Ranges are keyed by the name of a quantity: a column of the contract or `tokens_per_param`.
+    Ranges are keyed by the name of a quantity: a column, an answer, or what consulting derives of columns (`tokens_per_param`).
     """
 
     id: str
     name: str
-    kind: str  # "learning_rate" | "batch" | "loss": the file it stands in
+    kind: str  # of laws.KINDS
     formula: str  # assignments in Python's notation, for the reader; `function` is what runs
     function: Callable[..., dict[str, float]]  # takes inputs and coefficients by name
     inputs: tuple[Input, ...]
-    gives: tuple[str, ...]
-    coefficients: dict[str, float]
+    gives: tuple[str, ...]  # names of columns.QUANTITIES
+    coefficients: dict[str, float] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)  # coefficients the source gives no value for, and what they are
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # published, of coefficients or exponents
     level: str = ""  # what kind of interval that is
     fitted: dict[str, tuple[float, float]] = field(default_factory=dict)  # quantity -> range of the runs behind the law
@@ -83,25 +54,50 @@ class Law:
     cautions: tuple[str, ...] = ()  # shown with the law and said with each prediction
     confirmed: bool = True  # every coefficient was seen in a source or recomputed from its data
     unconfirmed: tuple[str, ...] = ()  # what rests on memory; said with each prediction
+    shown_at: dict[str, Any] = field(default_factory=dict)  # symbols of the worked number, where not at the columns' examples
 
-    def __call__(self, **values: float) -> dict[str, float]:
-        """The law at these values of its symbols; UserError when one is missing, unknown, or not positive and finite."""
-        symbols = [entry.symbol for entry in self.inputs]
-        if set(values) != set(symbols):
-            raise UserError(f"{self.id} takes {', '.join(symbols)}, but got {', '.join(sorted(values)) or 'nothing'}")
-        numbers = {symbol: positive(symbol, values[symbol]) for symbol in symbols}
+    def __call__(self, **values: Any) -> dict[str, float]:
+        """The law at these values of its symbols; UserError when one is missing, unknown, or outside of its domain."""
+        numbers = self.read(values)
         try:
-            return self.function(**numbers, **self.coefficients)
+            found = self.function(**numbers, **self.coefficients)
         except ArithmeticError as error:
-            raise UserError(f"{self.id} must be asked within what a float holds, but got {numbers}") from error
+            raise UserError(f"{self.id} must be asked within what a float holds, but got {_brief(numbers)}") from error
+        if any(isinstance(value, complex) for value in found.values()):
+            raise UserError(f"{self.id} must be asked where its powers are real numbers, but got {_brief(numbers)}")
+        return found
 
-    def example(self) -> dict[str, dict[str, float]]:
-        """A worked number: the symbols at a billion parameters and 20 tokens each, and what the law says there."""
-        inputs = {entry.symbol: EXAMPLE[entry.column] for entry in self.inputs}
+    def read(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of the symbols, checked."""
+        columns = {entry.symbol: entry.column for entry in self.inputs}
+        missing = [name for name in self.unknown if name not in values]
+        if missing and set(columns) <= set(values):
+            told = "; ".join(f"{name}, {self.unknown[name]}" for name in missing)
+            raise UserError(f"{self.id} has no published value of {told}: give your own, --given {missing[0]}=VALUE on the command line")
+        if set(values) != {*columns, *self.unknown}:
+            takes = ", ".join((*columns, *self.unknown))
+            raise UserError(f"{self.id} takes {takes}, but got {', '.join(sorted(values)) or 'nothing'}")
+        own = {name: finite(values[name]) for name in self.unknown}
+        for name, value in own.items():
+            if value != value:
+                raise UserError(f"`{name}` must be a finite number, but got {values[name]!r}")
+        return {symbol: checked(symbol, values[symbol], column) for symbol, column in columns.items()} | own
+
+    def example(self) -> dict[str, dict[str, Any]]:
+        """A worked number: the symbols at the columns' examples (a billion parameters, 20 tokens each), and what the law says there.
+
+        Coefficients in `unknown` stand there as an illustration, of no source.
+        """
+        inputs = {entry.symbol: COLUMNS[entry.column].example for entry in self.inputs} | self.shown_at
         return {"inputs": inputs, "values": self(**inputs)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         content = asdict(self)
         del content["function"]
-        return content | {"example": self.example()}
+        return content | {"units": {name: QUANTITIES[name] for name in self.gives}, "example": self.example()}
+
+
+def _brief(numbers: dict[str, Any]) -> dict[str, Any]:
+    """For a message: a schedule by its length."""
+    return {name: f"{len(value)} lrs" if isinstance(value, tuple) else value for name, value in numbers.items()}

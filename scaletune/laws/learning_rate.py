@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from scaletune.laws.entry import N_BODY, N_UNSTATED, N_WITH_HEAD, D, Input, Law
+from scaletune.laws.entry import Law
+from scaletune.laws.symbols import C_MD, N_BODY, N_UNSTATED, N_WITH_HEAD, D, L
 
 
 def steplaw(N: float, D: float, *, c_lr: float, a_N: float, a_D: float, c_bs: float, b_D: float) -> dict[str, float]:
@@ -36,6 +37,11 @@ def bjorck(N: float, D: float, *, c: float, a: float, b: float) -> dict[str, flo
 def kaplan(N: float, *, c0: float, c1: float) -> dict[str, float]:
     """lr = c0 + c1 ln N, which turns negative    arXiv:2001.08361, appendix D.6."""
     return {"lr": c0 + c1 * math.log(N)}
+
+
+def by_loss(L: float, *, lam: float, alpha: float) -> dict[str, float]:
+    """lr = lam L^-alpha    Table 1 of arXiv:2503.04715."""
+    return {"lr": lam * L**-alpha}
 
 
 STEPLAW = Law(
@@ -114,14 +120,7 @@ LAWS = (
         kind="learning_rate",
         formula="lr = c_lr * C**a; batch_tokens = c_bs * C**b",
         function=by_compute,
-        inputs=(
-            Input(
-                "C",
-                "flops",
-                "training FLOPs M * D, where M (FLOPs per token) counts the blocks and attention, not the vocabulary",
-                "its C counts attention too, which makes C 1.1 to 2.3 times larger, lr 1 to 10 % lower and batch_tokens 3 to 32 % larger",
-            ),
-        ),
+        inputs=(replace(C_MD, mismatch=f"{C_MD.mismatch}, lr 1 to 10 % lower and batch_tokens 3 to 32 % larger"),),
         gives=("lr", "batch_tokens"),
         coefficients={"c_lr": 0.3118, "a": -0.125, "c_bs": 0.292, "b": 0.3271},
         fitted={"flops": (1e17, 2e19)},
@@ -198,51 +197,16 @@ LAWS = (
         traps=("lr is zero at N = 1.2126e10 and negative beyond: there is no answer there",),
     ),
     Law(
-        id="moonlight_lr_bs",
-        name="Moonlight, tuned for AdamW and reused for Muon",
+        id="meituan_lr",
+        name="lr against loss, the form alone",
         kind="learning_rate",
-        formula="lr = c_lr * C**a; batch_tokens = c_bs * C**b",
-        function=by_compute,
-        inputs=(Input("C", "flops", "training FLOPs; how they are counted is not pinned down"),),
-        gives=("lr", "batch_tokens"),
-        coefficients={"c_lr": 0.0127, "a": -0.057, "c_bs": 0.0065, "b": 0.4138},
-        fitted={"n_params": (399e6, 1.5e9), "tokens": (8.9e9, 39e9), "tokens_per_param": (22, 26)},
-        conditions={
-            "optimizer": "AdamW, weight decay 0.1; Muon with updates scaled by 0.2 * sqrt(max(rows, columns))",
-            "sequences": "8192 tokens",
-        },
-        setup="AdamW baselines found by grid search",
-        source="Liu et al. 2025, arXiv:2502.16982v1, as quoted by a survey",
-        traps=("its C is raw FLOPs, while the loss law of the same paper is in PFLOP/s-days",),
-        cautions=(
-            "how its C is counted is not pinned down: with 6ND its lr is 3 to 6 % above its authors' own runs; attention over 8192 "
-            "tokens and the output head counted in would explain that (a guess)",
-        ),
-    ),
-    Law(
-        id="ling_moe_lr_bs",
-        name="Ling, efficiency leverage of mixtures of experts",
-        kind="learning_rate",
-        formula="lr = c_lr * C**a; batch_tokens = c_bs * C**b",
-        function=by_compute,
-        inputs=(
-            Input(
-                "C",
-                "flops",
-                "training FLOPs M * D, where M (FLOPs per token) counts active experts and no embedding",
-                "it counts the active experts only, by FLOPs per token and not by parameters",
-            ),
-        ),
-        gives=("lr", "batch_tokens"),
-        coefficients={"c_lr": 1.1576, "a": -0.1529, "c_bs": 0.0694, "b": 0.3644},
-        fitted={"flops": (3e17, 3e20), "lr": (0.000488, 0.00195), "batch_tokens": (262144, 2097152)},
-        conditions={"schedule": "WSD", "model": "experts 7.8 % active (4 of 64, and 1 shared), granularity 2; checked at 4.7 to 10.9 %"},
-        setup="fitted to the runs within 0.25 % of the lowest loss at each C; at large C the batch is larger and lr a little lower "
-        "than for dense models",
-        source="Ling team 2025, arXiv:2507.17702, eq. 3",
-        cautions=(
-            "it was fitted on mixtures of experts, 7.8 % active, not on dense models",
-            "its text defines M by one forward pass but calls M * D training compute: C is uncertain by a factor 3",
-        ),
+        formula="lr = lam * L**-alpha",
+        function=by_loss,
+        inputs=(L,),
+        gives=("lr",),
+        unknown={"lam": "the prefactor", "alpha": "the exponent of the loss"},
+        setup="known as a row of a comparison of laws, which prints no constants",
+        shown_at={"L": 2, "lam": 0.008, "alpha": 3},
+        source="Table 1 of arXiv:2503.04715, which lists the form; the paper it stands for may be arXiv:2412.01505",
     ),
 )

@@ -1,0 +1,104 @@
+"""Published laws of data used more than once, or first used on another task."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from scaletune.laws.entry import Input, Law
+from scaletune.laws.loss import chinchilla
+from scaletune.laws.symbols import N_BODY, N_TOTAL, N_UNSTATED, D
+
+
+def worth(total: float, unique: float, r_star: float) -> float:
+    """What `total` is worth when only `unique` of it is new: each repeat decays with constant `r_star`    arXiv:2305.16264."""
+    repeats = max(total / unique - 1, 0)
+    return unique + unique * r_star * (1 - math.exp(-repeats / r_star))
+
+
+def muennighoff(
+    N: float, D: float, U: float, *, E0: float, A: float, B: float, alpha: float, beta: float, R_Dstar: float, R_Nstar: float
+) -> dict[str, float]:
+    """`chinchilla` of what repeated tokens and excess parameters are worth    arXiv:2305.16264."""
+    G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
+    U_N = min(N, (U * G) ** (beta / alpha) * G)  # the most parameters that U unique tokens can feed
+    return chinchilla(worth(N, U_N, R_Nstar), worth(D, U, R_Dstar), E0=E0, A=A, B=B, alpha=alpha, beta=beta)
+
+
+def asymptote(N: float, *, E0: float, A: float, alpha: float) -> dict[str, float]:
+    """L = E0 + A (N/1e9)^-alpha    arXiv:2509.14786."""
+    return {"loss": E0 + A * (N / 1e9) ** -alpha}
+
+
+def transferred(DF: float, N: float, *, k: float, alpha: float, beta: float) -> dict[str, float]:
+    """k DF^alpha N^beta    arXiv:2102.01293, Table 1."""
+    return {"transferred_characters": k * DF**alpha * N**beta}
+
+
+LAWS = (
+    Law(
+        id="muennighoff",
+        name="Data-constrained scaling",
+        kind="repetition",
+        formula="G = (alpha * A / (beta * B))**(1 / (alpha + beta)); U_N = min(N, (U * G)**(beta / alpha) * G); "
+        "R_N = max(N / U_N - 1, 0); R_D = max(D / U - 1, 0); N_worth = U_N + U_N * R_Nstar * (1 - exp(-R_N / R_Nstar)); "
+        "D_worth = U + U * R_Dstar * (1 - exp(-R_D / R_Dstar)); loss = E0 + A * N_worth**-alpha + B * D_worth**-beta",
+        function=muennighoff,
+        inputs=(
+            N_TOTAL,
+            replace(D, means="tokens trained on, repeats included"),
+            Input("U", "unique_tokens", "unique tokens", "all tokens are taken as unique, one epoch (U = D)", instead=("tokens",)),
+        ),
+        gives=("loss",),
+        coefficients={
+            "E0": 1.86914367841,
+            "A": 520.82495166,
+            "B": 1487.71609378,
+            "alpha": 0.3526596,
+            "beta": 0.3526596,
+            "R_Dstar": 15.387756,
+            "R_Nstar": 5.309743,
+        },
+        fitted={"n_params_total": (7e6, 9e9), "tokens": (1e8, 9e11), "epochs": (1, 500)},
+        conditions={"schedule": "cosine", "optimizer": "Adam", "data": "C4 and OSCAR"},
+        setup="alpha = beta imposed; coefficients from 54 runs of one epoch, the two R from 182 runs",
+        source="Muennighoff et al. 2023, arXiv:2305.16264; coefficients from the datablations repository",
+        traps=(
+            "R counts repeats, epochs less one",
+            "runs that more epochs made worse were left out of the fit: the law cannot foresee overfitting",
+        ),
+    ),
+    Law(
+        id="infinite_compute",
+        name="200 million tokens, regularized: loss over size alone",
+        kind="repetition",
+        formula="loss = E0 + A * (N / 1e9)**-alpha",
+        function=asymptote,
+        inputs=(N_UNSTATED,),
+        gives=("loss",),
+        coefficients={"E0": 3.43, "A": 0.05, "alpha": 1.02},
+        fitted={"n_params": (150e6, 1.4e9)},
+        held={"unique_tokens": 2e8},
+        conditions={"data": "DCLM"},
+        setup="weight decay, lr and epochs tuned together. Where size is without end: 3.75 untuned, 3.43 regularized, 3.34 an ensemble of "
+        "models of 300e6, 3.17 an ensemble whose size grows too",
+        source="Kim et al. 2025, arXiv:2509.14786",
+        cautions=("that N is in billions is inferred: otherwise its term would vanish",),
+        shown_at={"N": 0.3e9},
+    ),
+    Law(
+        id="hernandez_transfer",
+        name="What pretraining on text is worth on code",
+        kind="repetition",
+        formula="transferred_characters = k * DF**alpha * N**beta",
+        function=transferred,
+        inputs=(Input("DF", "finetune_characters", "characters fine-tuned on"), N_BODY),
+        gives=("transferred_characters",),
+        coefficients={"k": 1.9e4, "alpha": 0.18, "beta": 0.38},
+        conditions={"data": "text, then Python"},
+        setup="the fine-tuning data that pretraining saves; after half text, half code: k = 2.1e5, alpha = 0.096",
+        source="Hernandez et al. 2021, arXiv:2102.01293, Table 1",
+        unconfirmed=("that data is counted in characters",),
+        shown_at={"N": 1e8},
+    ),
+)
