@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scaletune import counting, models
 from scaletune.errors import UserError
-from scaletune.recipe import Model
 from scaletune.rules import FORMS
+from scaletune.zoo import Transformer as Model
 
 shapes = st.builds(
     lambda heads, depth, head_dim, ffn, tied: Model(width=heads * head_dim, depth=depth, head_dim=head_dim, ffn_ratio=ffn, tied=tied),

@@ -18,7 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from scaletune.errors import UserError
 from scaletune.models import Transformer, layers
-from scaletune.models.transformer import generator
+from scaletune.models.building import generator
 from scaletune.parametrizing.shapes import Use, modules, named, unwrapped
 
 if TYPE_CHECKING:
