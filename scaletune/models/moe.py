@@ -54,7 +54,8 @@ class Mixture(nn.Module):
         self.routed: Routed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        probabilities = self.gate(x).float().softmax(-1)
+        scores = self.gate(x)
+        probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         weights, chosen = probabilities.topk(self.top_k)
         weights = weights / weights.sum(-1, keepdim=True) if self.norm_top_k else weights
         self.routed = probabilities, chosen
@@ -69,7 +70,7 @@ def balance(routed: list[Routed]) -> Tensor:
     """
     n = routed[0][0].shape[-1]
     probability = torch.stack([probabilities.mean(1) for probabilities, _ in routed]).mean(0)
-    choices = torch.stack([F.one_hot(chosen, n).float().sum(2).mean(1) for _, chosen in routed]).mean(0)
+    choices = torch.stack([F.one_hot(chosen, n).to(probability).sum(2).mean(1) for _, chosen in routed]).mean(0)
     return n * (choices * probability).sum(-1)
 
 
