@@ -6,6 +6,7 @@ the whole study that `scaletune run` carries out.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import tomllib
@@ -212,7 +213,7 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     if "model.family" in settings:  # another family has other options
         content["model"] = recipe.model.model_dump(exclude_defaults=True)
     for path, value in settings.items():
-        _put(content, _at(path), value)
+        _put(content, _at(path), copy.deepcopy(value))  # a later setting may reach into a table given here
     return validated(content, recipe.name)
 
 
