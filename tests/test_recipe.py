@@ -313,6 +313,12 @@ def test_a_family_is_what_its_table_says():
     assert type(validated(GOOD, "good").model) is FAMILIES["transformer"]
 
 
+def test_settings_leave_the_callers_tables_alone():
+    table = {"width": 64}
+    assert with_settings(validated(GOOD, "good"), {"model": table, "width": 128}).model.width == 128
+    assert table == {"width": 64}
+
+
 def test_an_axis_may_be_the_family():
     """What is said carries over; the options of the family before do not."""
     asked = validated(GOOD | {"model": {"width": 64, "depth": 3}, "axes": {"model.family": ["transformer", "moe"]}}, "good")
