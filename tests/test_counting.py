@@ -25,7 +25,12 @@ blocks = {
 }
 others = {
     zoo.MLP: {"inputs": st.integers(1, 9), "biases": st.booleans()},
-    zoo.ResNet: {"image_size": st.just(8), "stages": st.integers(1, 3), "groups": st.just(2), "readout": st.sampled_from(["linear", "conv"])},
+    zoo.ResNet: {
+        "image_size": st.just(8),
+        "stages": st.integers(1, 3),
+        "groups": st.just(2),
+        "readout": st.sampled_from(["linear", "conv"]),
+    },
 }
 
 
@@ -157,6 +162,59 @@ def test_a_plan_reaches_layers_that_the_base_model_lacks(tiny):
     one, last = (rows[f"model.layers.{i}.mlp.down_proj.weight"] for i in (1, 11))
     assert (one.m_in, one.lr, one.eps) == (last.m_in, last.lr, last.eps)
     assert one.m_in == 2
+
+
+def saved_floats(model, inputs, targets):
+    """What autograd keeps of a forward pass, each storage once, weights aside."""
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(inputs, targets)
+    return sum(storage.nbytes() for storage in kept.values()) / 4
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        zoo.Transformer(width=128, depth=3),
+        zoo.Transformer(width=128, depth=3, mlp="gelu", norm="layer", biases=True, positions="learned"),
+        zoo.Transformer(width=128, depth=3, qk_norm=True, kv_heads=1),
+        zoo.MoE(width=128, n_shared_experts=1, top_k=4),
+        zoo.MLP(width=128, depth=3),
+        zoo.MLP(width=64, activation="gelu"),
+        zoo.ResNet(width=16, depth=2, image_size=16),
+        zoo.ViT(width=64, image_size=16),
+    ],
+    ids=repr,
+)
+def test_activations_are_what_autograd_keeps(tiny, model):
+    inputs, targets = batch_of(model)
+    kept = saved_floats(real(tiny, model, 50), inputs, targets)
+    told = counting.memory_bytes(model, 50, targets.numel(), 32)["activations"] / 4
+    assert told == pytest.approx(kept, rel=0.02)
+
+
+@pytest.mark.parametrize(("family", "moments"), [("adamw", 2), ("sgd", 1), ("lion", 1)])
+def test_memory_and_traffic_follow_the_optimizers_moments(family, moments):
+    model = zoo.Transformer(width=64)
+    n = counting.params(model, 50)["n_params_total"]
+    memory = counting.memory_bytes(model, 50, 256, 64, family)
+    assert memory["weights_optimizer"] == 4 * n * (2 + moments)
+    assert counting.bytes_moved(model, 50, 256, family) == 4 * n * (6 + 2 * moments) + 2 * memory["activations"]
+
+
+def test_muon_keeps_one_moment_of_hidden_matrices(tiny):
+    model = zoo.Transformer(width=64)
+    counted = counting.params(model, 50)
+    saved = 4 * (counted["attention"] + counted["mlp"])
+    with_adam, with_muon = (counting.memory_bytes(model, 50, 1, 64, family)["weights_optimizer"] for family in ("adamw", "muon"))
+    assert with_adam - with_muon == saved
 
 
 def test_count_is_consistent_with_its_parts(tiny):

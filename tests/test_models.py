@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import (
-    GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM,
-)  # fmt: skip
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from scaletune import counting, models
 from scaletune.models.building import generator
@@ -72,7 +79,9 @@ def test_logits_are_granites_with_every_multiplier(tiny):
     """At twice the base width and depth: Granite multiplies embedding and branch, divides logits, and takes the softmax's scale."""
     named = {"embedding_multiplier": 3.0, "attention_multiplier": 1.5, "residual_multiplier": 0.4, "logits_multiplier": 2.0}
     depth = {"depth": 4, "parametrization.base_depth": 2, "parametrization.depth_alpha": 1.0}
-    recipe = tiny({f"parametrization.{key}": value for key, value in named.items()} | depth | {"width": 64, "parametrization.init_std": 0.15})
+    recipe = tiny(
+        {f"parametrization.{key}": value for key, value in named.items()} | depth | {"width": 64, "parametrization.init_std": 0.15}
+    )
     ours = moved(recipe)
     multipliers = {"embedding_multiplier": 3.0, "attention_multiplier": 1.5 / 4, "residual_multiplier": 0.2, "logits_scaling": 2 / 2}
     assert_same_logits(ours, GraniteForCausalLM(GraniteConfig(**as_llama(recipe.model), **multipliers)), models.plain_state(ours))

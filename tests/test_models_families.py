@@ -157,7 +157,7 @@ def plain_mlp(width, readout=nn.Linear):
 def as_sequential(name):
     """Our name of an MLP's tensor as that of `plain_mlp`."""
     *layer, kind = name.split(".")
-    return f"{ {'input': 0, 'readout': 8}.get(layer[0], 2 + 2 * int(layer[-1]) if layer[0] == 'hidden' else 0)}.{kind}"
+    return f"{ {'input': 0, 'readout': 8}.get(layer[0], 2 + 2 * int(layer[-1]) if layer[0] == 'hidden' else 0) }.{kind}"
 
 
 def as_plain(tiny, name, **settings):

@@ -4,8 +4,13 @@ import pytest
 import torch
 from test_models import VOCAB, as_llama, assert_same_logits, drawn, moved
 from transformers import (
-    GraniteMoeSharedConfig, GraniteMoeSharedForCausalLM, MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM,
-)  # fmt: skip
+    GraniteMoeSharedConfig,
+    GraniteMoeSharedForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from scaletune import counting, models
 
@@ -26,7 +31,9 @@ def as_mixtral(state):
             continue
         if "experts.gate_proj" in name:
             value = torch.cat([value, state[name.replace("gate_proj", "up_proj")]], 1)
-        found[name.replace("gate_proj.weight", "gate_up_proj").replace("down_proj.weight", "down_proj") if "experts" in name else name] = value
+        found[name.replace("gate_proj.weight", "gate_up_proj").replace("down_proj.weight", "down_proj") if "experts" in name else name] = (
+            value
+        )
     return found
 
 
@@ -45,7 +52,9 @@ def as_granite_moe(state):
 
 def mixtral(model, coef=0.0):
     shared = {"num_local_experts": model.n_experts, "num_experts_per_tok": model.top_k, "output_router_logits": True}
-    return MixtralForCausalLM(MixtralConfig(**as_llama(model), **shared, router_aux_loss_coef=coef, sliding_window=None, experts_implementation="eager"))
+    return MixtralForCausalLM(
+        MixtralConfig(**as_llama(model), **shared, router_aux_loss_coef=coef, sliding_window=None, experts_implementation="eager")
+    )
 
 
 @pytest.mark.parametrize("top_k", [2, 4])

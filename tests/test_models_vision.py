@@ -1,5 +1,7 @@
 """The zoo's ViT and ResNet against Hugging Face's, its MLP against plain torch modules."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from test_models import moved
@@ -112,7 +114,7 @@ def test_outputs_are_those_of_plain_layers(tiny, name, activation, biases):
     recipe = asked(tiny, MLP | {"activation": name, "biases": biases}, **{"parametrization.init_gain": 2.0})
     ours = moved(recipe, CLASSES)
     sizes = [5, 16, 16, 16, 16, CLASSES]
-    linears = [nn.Linear(fan_in, fan_out, bias=biases) for fan_in, fan_out in zip(sizes, sizes[1:], strict=False)]
+    linears = [nn.Linear(fan_in, fan_out, bias=biases) for fan_in, fan_out in pairwise(sizes)]
     theirs = nn.Sequential(*(part for linear in linears for part in (linear, activation())))[:-1]
     parameters = models.plain_state(ours).values()
     for mine, other in zip(parameters, theirs.parameters(), strict=True):

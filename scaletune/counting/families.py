@@ -147,15 +147,28 @@ def attention_flops(model: Model, seq_len: int) -> float:
 
 
 def activations(model: Model, vocab_size: int) -> int:
-    """Floats kept for the backward pass a token or an example, attention matrix not kept; roughly: what fuses, and how, is the machine's."""
+    """Floats kept for the backward pass a token or an example, layer by layer as eager torch runs it, attention matrix not kept.
+
+    A compiler keeps fewer. Each sum is what the layer's operators save: a norm its input, its normed rows and what it gives, and so on.
+    """
     if isinstance(model, MLP):
-        return model.inputs + 2 * (model.depth + 1) * model.width + 2 * vocab_size
+        return model.inputs + (2 if model.activation == "gelu" else 1) * (model.depth + 1) * model.width + vocab_size
     if isinstance(model, ResNet):
-        places = [model.width * 2**stage * (model.image_size // 2**stage) ** 2 for stage in range(model.stages)]
-        return 3 * places[0] + 6 * model.depth * sum(places) + 2 * sum(places[1:]) + 2 * vocab_size
+        first, *rest = (model.width * 2**stage * (model.image_size // 2**stage) ** 2 for stage in range(model.stages))
+        return model.channels * model.image_size**2 + 2 * first + 4 * model.depth * (first + sum(rest)) + sum(rest) + vocab_size
     assert isinstance(model, Blocks)
-    inner = (3 if model.mlp == "swiglu" else 2) * model.ffn_width
+    a_row = model.depth * (_attention_floats(model) + _mlp_floats(model)) + 3 * model.width
+    return (a_row if isinstance(model, Decoder) else model.tokens * a_row + model.channels * model.image_size**2) + vocab_size
+
+
+def _attention_floats(model: Blocks) -> int:
+    normed = 2 * (model.width + model.kv_width) if model.qk_norm else 0
+    return 5 * model.width + 2 * model.kv_width + normed + model.heads
+
+
+def _mlp_floats(model: Blocks) -> int:
+    """Behind a norm; of a routed token the row, its products and what comes back, for each chosen expert."""
+    inner = (4 if model.mlp == "swiglu" else 2) * model.ffn_width
     if isinstance(model, MoE):
-        inner = (model.top_k + model.n_shared_experts) * inner + 2 * model.top_k * model.width + 3 * model.n_experts
-    per_row = model.depth * (10 * model.width + inner + model.heads)
-    return per_row + 2 * vocab_size if isinstance(model, Decoder) else model.tokens * per_row + 2 * vocab_size
+        inner = model.top_k * (3 * model.width + inner + 8) + model.n_shared_experts * inner + 2 * model.n_experts
+    return 3 * model.width + inner
