@@ -149,6 +149,33 @@ def test_weights_start_at_the_planned_std(tiny, name):
             assert row.init_std == pytest.approx(tensors[tensor].fans[0] ** -0.5)
 
 
+@each
+@pytest.mark.parametrize("form", ["mup", "mean_field"])
+def test_parametrize_reads_the_same_plan_off_a_built_model(tiny, name, form):
+    """Roles by shapes and layouts; a router within a block is the one tensor that has to be declared. The model's own multipliers agree."""
+    width, settings = MODELS[name]["width"], {"form": form, "parametrization.init_gain": None, "parametrization.init_std": 0.05}
+    recipe, base = (asked(tiny, name, width=n * width, **settings) for n in (4, 1))
+    o, declared = recipe.optimizer, {"*.mlp.gate.weight": "out"} if name == "moe" else {}
+    model, before = models.build(recipe, CLASSES), models.build(recipe, CLASSES)
+    read = scaletune.parametrize(
+        model,
+        base=models.build(base, CLASSES),
+        form=form,
+        lr=o.lr,
+        weight_decay=o.weight_decay,
+        eps=o.eps,
+        init_std=0.05,
+        overrides=declared,
+    )
+    for row in counting.planned(recipe, CLASSES):
+        other = read[row.name]
+        assert (row.role, row.init_std or None) == (other.role, pytest.approx(other.init_std) if row.init_std else None)
+        assert (row.multiplier, row.lr) == pytest.approx((other.multiplier, other.lr))
+        if row.m_out == other.m_out:  # of few key-value heads, whose fan-out does not grow, it counts the fan-out as the fan-in
+            assert row.eps == pytest.approx(other.eps)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))  # drawn alike
+
+
 def plain_mlp(width, readout=nn.Linear):
     layers = [nn.Linear(5, width), nn.ReLU(), *(part for _ in range(3) for part in (nn.Linear(width, width), nn.ReLU()))]
     return nn.Sequential(*layers, readout(width, CLASSES))

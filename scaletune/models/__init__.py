@@ -7,4 +7,6 @@ from scaletune.models.resnet import ResNet
 from scaletune.models.transformer import Transformer
 from scaletune.models.vit import ViT
 
-__all__ = ["MLP", "MoE", "ResNet", "Transformer", "ViT", "build", "plain_state"]
+ZOO = (Transformer, MoE, MLP, ResNet, ViT)
+
+__all__ = ["MLP", "ZOO", "MoE", "ResNet", "Transformer", "ViT", "build", "plain_state"]

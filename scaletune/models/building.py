@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scaletune import counting, zoo
+from scaletune.models import layers
 from scaletune.models.mlp import MLP
 from scaletune.models.moe import MoE
 from scaletune.models.resnet import ResNet
@@ -58,6 +59,22 @@ def _bare(recipe: Recipe, vocab_size: int, multipliers: Mapping[str, float], sta
     if isinstance(model, zoo.MLP):
         return MLP(model, vocab_size, multipliers, stack)
     return ViT(model, vocab_size, multipliers, stack) if isinstance(model, zoo.ViT) else ResNet(model, vocab_size, multipliers, stack)
+
+
+def acting(model: nn.Module) -> dict[str, float]:
+    """Tensor -> the factor that the model itself puts on it, under each name that a tied one has."""
+    own = {
+        f"{where}.weight": module.multiplier
+        for where, module in model.named_modules()
+        if isinstance(module, (layers.Linear, layers.Conv, layers.ExpertLinear))
+    }
+    if isinstance(model, Transformer):
+        tables = {f"model.{name}.weight": model.model.embedding for name in ("embed_tokens", "embed_positions")}
+        return own | tables | {"lm_head.weight": model.logits}
+    if isinstance(model, ViT):
+        factor = model.vit.embeddings.multiplier
+        return own | {f"vit.embeddings.{name}.weight": factor for name in ("cls_token", "position_embeddings")}
+    return own
 
 
 def plain_state(model: nn.Module, trial: int = 0) -> dict[str, Tensor]:
