@@ -37,7 +37,7 @@ class Blocks(Family):
     mlp: Literal["swiglu", "gelu"] = "swiglu"
     kv_heads: Count | None = None  # grouped-query attention (arXiv:2305.13245): heads of keys and values; None: as many as of queries
     qk_norm: bool = False  # a norm over each head's queries and keys, gain shared by the heads (arXiv:2302.05442)
-    biases: bool = False  # of every linear layer but the head, and of a LayerNorm
+    biases: bool = False  # of every linear layer (a decoder has none in its head), and of a LayerNorm
     norm_eps: Positive = 1e-5
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import scaletune
-from scaletune import counting, models
+from scaletune import counting, models, optim
 from scaletune.rules import FORMS
 
 MODELS = {
@@ -174,6 +174,23 @@ def test_parametrize_reads_the_same_plan_off_a_built_model(tiny, name, form):
         if row.m_out == other.m_out:  # of few key-value heads, whose fan-out does not grow, it counts the fan-out as the fan-in
             assert row.eps == pytest.approx(other.eps)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))  # drawn alike
+
+
+@each
+def test_a_batch_is_learned(tiny, name):
+    """Forty steps of AdamW by the plan, at twice the base width, leave less than half of the loss."""
+    recipe = asked(tiny, name, width=2 * MODELS[name]["width"], lr=1e-2)
+    model, (inputs, targets) = models.build(recipe, CLASSES), batch(recipe)
+    opt = optim.optimizer(model, counting.planned(recipe, CLASSES), recipe.optimizer)
+    losses = []
+    for _ in range(40):
+        opt.zero_grad()
+        loss = model(inputs, targets).sum()
+        losses.append(float(loss.detach()))
+        loss.backward()
+        opt.step()
+    assert losses[-1] < losses[0] / 2
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def plain_mlp(width, readout=nn.Linear):
