@@ -116,7 +116,9 @@ def test_hooks_find_the_layer_of_every_tensor(tiny, name):
         where, _, kind = row.name.rpartition(".")
         assert kind in ("weight", "bias")
         owners[where].register_forward_hook(lambda module, args, out, where=where: called.add(where))
-    model(*batch(recipe))
+    inputs, targets = batch(recipe)
+    model(inputs, targets)
+    assert len(model.hidden(inputs)) > recipe.model.depth
     assert called == {row.name.rpartition(".")[0] for row in counting.planned(recipe, CLASSES)}
 
 
@@ -201,7 +203,7 @@ def plain_mlp(width, readout=nn.Linear):
 def as_sequential(name):
     """Our name of an MLP's tensor as that of `plain_mlp`."""
     *layer, kind = name.split(".")
-    return f"{ {'input': 0, 'readout': 8}.get(layer[0], 2 + 2 * int(layer[-1]) if layer[0] == 'hidden' else 0) }.{kind}"
+    return f"{ {'input': 0, 'readout': 8}.get(layer[0], 2 + 2 * int(layer[-1]) if layer[0] == 'layers' else 0) }.{kind}"
 
 
 def as_plain(tiny, name, **settings):

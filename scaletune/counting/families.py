@@ -104,7 +104,7 @@ def _vit(model: ViT, vocab_size: int) -> Iterator[Tensor]:
 def _mlp(model: MLP, vocab_size: int) -> Iterator[Tensor]:
     yield from _linear("input", "emb", model.inputs, model.width, "embedding", model.biases, in_block=False)
     for i in range(model.depth):
-        yield from _linear(f"hidden.{i}", "hid", model.width, model.width, "mlp", model.biases, in_block=False)
+        yield from _linear(f"layers.{i}", "hid", model.width, model.width, "mlp", model.biases, in_block=False)
     yield from _linear("readout", "out", model.width, vocab_size, "head", model.biases, in_block=False)
 
 

@@ -40,7 +40,8 @@ def initialise(model: nn.Module, plan: Mapping[str, Planned], seeds: Sequence[in
 def build(recipe: Recipe, vocab_size: int, seeds: Sequence[int] = ()) -> AnyModel:
     """The recipe's model, initialised by its plan: one trial from the recipe's seed, or a stack with one trial a seed.
 
-    `model(inputs)` gives logits [K, ...], `model(inputs, targets)` the loss of each trial [K]; `model.readout` is the last layer.
+    `model(inputs)` gives logits [K, ...], `model(inputs, targets)` the loss of each trial [K]; `model.hidden(inputs)` the activations from
+    the embedding's to what is read out, `model.readout` is the last layer.
     """
     seeds = seeds or [recipe.seed]
     plan = {row.name: row for row in counting.planned(recipe, vocab_size)}

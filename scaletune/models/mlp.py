@@ -25,14 +25,18 @@ class MLP(nn.Module):
 
         self.stack, self.activation, self.squared = stack, ACTIVATIONS[model.activation], model.loss == "mse"
         self.input = linear("input", model.inputs, model.width)
-        self.hidden = nn.ModuleList(linear(f"hidden.{i}", model.width, model.width) for i in range(model.depth))
+        self.layers = nn.ModuleList(linear(f"layers.{i}", model.width, model.width) for i in range(model.depth))
         self.readout = linear("readout", model.width, outputs)
 
+    def hidden(self, features: Tensor) -> list[Tensor]:
+        """What the input layer and each hidden layer give, activated: [K, B, width] each."""
+        found = [self.activation(self.input(features.expand(self.stack, -1, -1)))]
+        for layer in self.layers:
+            found.append(self.activation(layer(found[-1])))
+        return found
+
     def forward(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
-        x = features.expand(self.stack, -1, -1)
-        for layer in (self.input, *self.hidden):
-            x = self.activation(layer(x))
-        y = self.readout(x)
+        y = self.readout(self.hidden(features)[-1])
         if targets is None:
             return y
         return (y - targets.view(y.shape[1:])).square().mean((1, 2)) if self.squared else mean_nats(y, targets)

@@ -59,10 +59,11 @@ class Stage(nn.Module):
         names = [f"stages.{stage}.layers.{i}" for i in range(model.depth)]
         self.layers = nn.ModuleList(Block(stack, model, name, multipliers, fan_in, size) for name, fan_in in zip(names, fans, strict=True))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found = [x]
         for block in self.layers:
-            x = block(x)
-        return x
+            found.append(block(found[-1]))
+        return found[1:]
 
 
 class ResNet(nn.Module):
@@ -70,14 +71,14 @@ class ResNet(nn.Module):
 
     def __init__(self, model: zoo.ResNet, classes: int, multipliers: Multipliers, stack: int = 1):
         super().__init__()
-        self.stack, self.last = stack, model.width * 2 ** (model.stages - 1)
+        self.stack, last = stack, model.width * 2 ** (model.stages - 1)
         self.embedder = NormedConv(stack, model, "embedder", multipliers, model.channels, model.width, shared=True)
         self.stages = nn.ModuleList(Stage(stack, model, stage, multipliers) for stage in range(model.stages))
         multiplier = multipliers["classifier.weight"]
         self.classifier: Linear | Conv = (
-            Linear(stack, self.last, classes, multiplier, bias=True)
+            Linear(stack, last, classes, multiplier, bias=True)
             if model.readout == "linear"
-            else Conv(stack, self.last, classes, 1, multiplier, bias=True)
+            else Conv(stack, last, classes, 1, multiplier, bias=True)
         )
 
     @property
@@ -85,11 +86,15 @@ class ResNet(nn.Module):
         """The last layer."""
         return self.classifier
 
-    def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
-        x = F.relu(self.embedder(images))
+    def hidden(self, images: Tensor) -> list[Tensor]:
+        """The stream after the stem and after each block: [B, K * channels, H, W] each."""
+        stream = [F.relu(self.embedder(images))]
         for stage in self.stages:
-            x = stage(x)
-        logits = self._read(x)
+            stream += stage(stream[-1])
+        return stream
+
+    def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
+        logits = self._read(self.hidden(images)[-1])
         return logits if targets is None else mean_nats(logits, targets)
 
     def _read(self, x: Tensor) -> Tensor:
