@@ -182,7 +182,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _suits_the_model(self) -> Recipe:
-        self.model.check(self.data.seq_len, self.parametrization.depth_alpha)
+        p = self.parametrization
+        self.model.check(self.data.seq_len, p.base_width, p.depth_alpha)
         return self
 
     def point(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Family(Section):
     width: Count
     depth: Count = 2
 
-    def check(self, seq_len: int, depth_alpha: float) -> None:
+    def check(self, seq_len: int, base_width: int, depth_alpha: float) -> None:
         """ValueError unless the rest of the recipe suits the family: here, one that reads examples, not tokens."""
         if seq_len != 1:
             raise ValueError(
@@ -50,6 +50,10 @@ class Blocks(Family):
             raise ValueError(f"`heads % kv_heads == 0` must hold, but got heads={self.heads} (width / head_dim), kv_heads={self.kv_heads}")
         return self
 
+    def _check_base(self, base_width: int) -> None:
+        if not (self.ffn_ratio * base_width).is_integer():
+            raise ValueError(f"`ffn_ratio * base_width` must be whole, but got ffn_ratio={self.ffn_ratio}, base_width={base_width}")
+
     @property
     def heads(self) -> int:
         return self.width // self.head_dim
@@ -77,8 +81,9 @@ class Decoder(Blocks):
             raise ValueError(f"`head_dim % 2 == 0` must hold (rotary positions turn pairs), but got head_dim={self.head_dim}")
         return self
 
-    def check(self, seq_len: int, depth_alpha: float) -> None:
-        """ValueError unless there is a position for every token."""
+    def check(self, seq_len: int, base_width: int, depth_alpha: float) -> None:
+        """ValueError unless there is a position for every token, and a base model."""
+        self._check_base(base_width)
         if self.positions == "learned" and seq_len > self.max_positions:
             raise ValueError(
                 f"`seq_len <= max_positions` must hold for learned positions, but got seq_len={seq_len}, max_positions={self.max_positions}"
@@ -126,9 +131,9 @@ class MLP(Family):
     biases: bool = True
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
 
-    def check(self, seq_len: int, depth_alpha: float) -> None:
+    def check(self, seq_len: int, base_width: int, depth_alpha: float) -> None:
         """ValueError where a depth rule is asked for that has no branch to multiply."""
-        super().check(seq_len, depth_alpha)
+        super().check(seq_len, base_width, depth_alpha)
         if depth_alpha:
             raise ValueError(f"`depth_alpha` must be 0 for `model.family` 'mlp', which has no residual branches, but got {depth_alpha}")
 
@@ -172,6 +177,11 @@ class ViT(Blocks):
         if self.image_size % self.patch:
             raise ValueError(f"`image_size % patch == 0` must hold, but got image_size={self.image_size}, patch={self.patch}")
         return self
+
+    def check(self, seq_len: int, base_width: int, depth_alpha: float) -> None:
+        """ValueError unless it reads examples, and has a base model."""
+        super().check(seq_len, base_width, depth_alpha)
+        self._check_base(base_width)
 
     @property
     def patches(self) -> int:

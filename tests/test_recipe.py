@@ -50,6 +50,7 @@ MISTAKES = [  # path, value, the sentence
     ("model.family", 3, "`model.family` must be one we know, but got 3 (known: mlp, moe, resnet, transformer, vit)"),
     ("model", {"family": "moe", "width": 64, "topk": 3}, "unknown key `model.topk` (nearest: 'top_k')"),
     ("model", {"family": "vit", "width": 64, "pach": 3}, "unknown key `model.pach` (nearest: 'patch')"),
+    ("model", {"width": 96, "ffn_ratio": 8 / 3}, f"`ffn_ratio * base_width` must be whole, but got ffn_ratio={8 / 3}, base_width=32"),
     ("model.kv_heads", 3, "`heads % kv_heads == 0` must hold, but got heads=2 (width / head_dim), kv_heads=3"),
     ("model.norm", "batch", "`model.norm` must be 'rms' or 'layer', but got 'batch'"),
     (
