@@ -62,6 +62,8 @@ def _normalise(model: models.Transformer) -> None:
 def changes(recipe: Recipe, corpus: data.Corpus, over: str = "width") -> dict[tuple[str, int], float]:
     """(activation, step) -> RMS over coordinates of its change since initialisation, on one batch trained on for max(STEPS) steps."""
     model = models.build(recipe, corpus.vocab_size)
+    if not isinstance(model, models.Transformer):
+        raise UserError(f"the coordinate check reads Transformers, but got `model.family` {recipe.model.family!r}")
     with torch.no_grad():
         model.lm_head.weight.zero_()
     if over == "depth":

@@ -207,17 +207,29 @@ def _count(args: argparse.Namespace) -> Answer:
             f"{row['width']:6} {row['depth']:5} {p['n_params']:12,} {p['n_params_total']:12,} {row['tokens']:12,} {row['steps']:8,}"
             f" {row['flops']:9.2e} {memory / 2**20:6.0f}MiB {row['seconds']:8.3g}  {n}"
         )
-    groups = rows[0]["params"]
-    lines.append(
-        "parameters by group (first point): "
-        + ", ".join(f"{name} {groups[name]:,}" for name in ("embedding", "attention", "mlp", "norm", "head"))
-    )
+    lines += _first_counted(rows[0])
     if source != recipe.PYTHON_STDLIB and not known:
         lines.append(f"`{source}` is not here: counted with a vocabulary of {vocab_size}, that of text")
     lines.append(
         f"{total['trials']} trials, {total['flops']:.3g} FLOPs, about {total['seconds']:.0f} core seconds (a guess: 60 GFLOP/s and 2.5 ms a step)"
     )
     return {"points": rows, "total": total}, lines
+
+
+def _first_counted(row: dict[str, Any]) -> list[str]:
+    """The first point part by part: parameters, FLOPs a token, memory."""
+    groups, flops, memory = row["params"], row["flops_per_token_by"], row["memory_bytes"]
+    met = (
+        f"; {groups['n_params_active']:,} of {groups['n_params']:,} outside embedding and head meet a token" if "experts" in groups else ""
+    )
+    named = {"six_n": "6N", "deepseek_m": "DeepSeek's M"}
+    return [
+        "of the first point:",
+        "  parameters by group: " + ", ".join(f"{name} {n:,}" for name, n in groups.items() if not name.startswith("n_params")) + met,
+        "  training FLOPs a token: " + ", ".join(f"{named.get(name, name.replace('_', ' '))} {n:.4g}" for name, n in flops.items()),
+        f"  memory: weights and optimizer {memory['weights_optimizer'] / 2**20:.4g} MiB, activations {memory['activations'] / 2**20:.4g} MiB;"
+        f" moved each step at least {row['bytes_per_step'] / 2**20:.4g} MiB",
+    ]
 
 
 def _counted(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:

@@ -6,6 +6,7 @@ the whole study that `scaletune run` carries out.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import tomllib
@@ -13,19 +14,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from scaletune.errors import UserError, nearest
 from scaletune.records import digest
 from scaletune.rules import FORMS
+from scaletune.sections import Count, Fraction, Positive, Section
+from scaletune.sections import Whole as Seed
+from scaletune.zoo import FAMILIES, Model
 
 PYTHON_STDLIB, DIGITS, POWER_LAW = NAMED = ("python-stdlib", "digits", "power-law")  # sources that are no files
 HUB = "hub:"  # before the name of a dataset on the Hugging Face Hub
-
-
-def _whole(value: Any) -> Any:
-    """TOML writes 1e9 as a float: a whole one is a count."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _stem(value: str) -> str:
@@ -36,43 +35,6 @@ def _stem(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_stem)]
-Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
-Seed = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """One table of a recipe: frozen, strict (a quoted number is an error), closed (an unknown key is an error)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Model(Section):
-    """A decoder Transformer of the zoo: RMSNorm, rotary positions, SwiGLU, causal attention, head size fixed, no biases."""
-
-    family: Literal["transformer"] = "transformer"
-    width: Count
-    depth: Count = 2
-    head_dim: Count = 32
-    ffn_ratio: Positive = 3.0  # SwiGLU's inner width over `width`
-    tied: bool = False  # head and embedding are one tensor
-    rope_theta: Positive = 10000.0
-    norm_eps: Positive = 1e-5
-
-    @model_validator(mode="after")
-    def _shapes(self) -> Model:
-        if self.width % self.head_dim:
-            raise ValueError(f"`width % head_dim == 0` must hold, but got width={self.width}, head_dim={self.head_dim}")
-        if self.head_dim % 2:
-            raise ValueError(f"`head_dim % 2 == 0` must hold (rotary positions turn pairs), but got head_dim={self.head_dim}")
-        if not (self.ffn_ratio * self.width).is_integer():
-            raise ValueError(f"`ffn_ratio * width` must be whole, but got ffn_ratio={self.ffn_ratio}, width={self.width}")
-        return self
-
-    @property
-    def ffn_width(self) -> int:
-        return round(self.ffn_ratio * self.width)
 
 
 class Parametrization(Section):
@@ -83,8 +45,11 @@ class Parametrization(Section):
     base_depth: Count | None = None  # needed by a depth rule
     depth_alpha: float = 0.0  # 0, 1/2 or 1: residual branches times (depth / base_depth)**-alpha; 0: no depth rule
     init_std: Positive = 0.02  # of every matrix at the base width
-    embedding_multiplier: Positive = 1.0  # at the base width
-    logits_multiplier: Positive = 1.0  # at the base width
+    init_gain: Positive | None = None  # if given, of every matrix but tables: init_gain / sqrt(fan-in) at the base width instead
+    embedding_multiplier: Positive = 1.0  # at the base width, as are the next three
+    attention_multiplier: Positive = 1.0  # of the softmax's scale head_dim**-0.5: the head size does not grow
+    residual_multiplier: Positive = 1.0  # of every residual branch
+    logits_multiplier: Positive = 1.0
 
     @model_validator(mode="after")
     def _known(self) -> Parametrization:
@@ -352,6 +317,12 @@ class Recipe(Section):
         resolved(self.schedule, self.budget)
         return self
 
+    @model_validator(mode="after")
+    def _suits_the_model(self) -> Recipe:
+        p = self.parametrization
+        self.model.check(self.data.seq_len, p.base_width, p.depth_alpha)
+        return self
+
     def point(self) -> dict[str, Any]:
         """What identifies a trial, as plain values."""
         return self.model_dump(include=set(POINT))
@@ -377,8 +348,10 @@ def _put(content: dict[str, Any], path: str, value: Any) -> None:
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """The recipe with `{short name or dotted path: value}` put in, validated again."""
     content = recipe.model_dump()
+    if "model.family" in settings:  # another family has other options
+        content["model"] = recipe.model.model_dump(exclude_defaults=True)
     for path, value in settings.items():
-        _put(content, _at(path), value)
+        _put(content, _at(path), copy.deepcopy(value))  # a later setting may reach into a table given here
     return validated(content, recipe.name)
 
 
@@ -414,7 +387,9 @@ def _known(location: Iterable[Any]) -> Iterable[str]:
     """The keys of the table at a pydantic location."""
     section: type[Section] | None = Recipe
     for part in location:
-        if section and isinstance(part, str):
+        if isinstance(part, str) and part[1:-1] in FAMILIES and part.startswith("["):
+            section = FAMILIES[part[1:-1]]
+        elif section and isinstance(part, str):
             section = _table(section.model_fields[part].annotation) if part in section.model_fields else None
     return section.model_fields if section else ()
 
@@ -444,6 +419,9 @@ def _sentence(errors: Sequence[Mapping[str, Any]]) -> str:
     if error["type"] == "extra_forbidden":
         key = path.split(".")[-1]
         return f"unknown key `{path}`" + (f" (nearest: {SHORT[key]!r})" if key in SHORT else nearest(key, _known(error["loc"][:-1])))
+    if error["type"] == "union_tag_invalid":
+        family = error["input"]["family"]
+        return f"`{path}.family` must be one we know, but got {family!r}{nearest(str(family), FAMILIES)}"
     if error["type"] == "missing":
         return f"`{path}` must be given"
     if error["type"] == "value_error":

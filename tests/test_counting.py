@@ -6,21 +6,63 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from scaletune import counting, models
+from scaletune import counting, models, zoo
 from scaletune.errors import UserError
-from scaletune.recipe import Model
 from scaletune.rules import FORMS
 
-shapes = st.builds(
-    lambda heads, depth, head_dim, ffn, tied: Model(width=heads * head_dim, depth=depth, head_dim=head_dim, ffn_ratio=ffn, tied=tied),
-    st.integers(1, 4), st.integers(1, 3), st.sampled_from([4, 8]), st.sampled_from([1.0, 2.0, 3.0]), st.booleans(),
-)  # fmt: skip
+depths, heads, head_dims = st.integers(1, 3), st.integers(1, 4), st.sampled_from([4, 8])
+choices = {
+    "norm": st.sampled_from(["rms", "layer"]), "kv_heads": st.sampled_from([None, 1]), "qk_norm": st.booleans(),
+    "ffn_ratio": st.sampled_from([1.0, 2.0, 3.0]),
+}  # fmt: skip
+decoding = {"tied": st.booleans(), "positions": st.sampled_from(["rotary", "learned"]), "max_positions": st.integers(32, 40)}
+mixtures = {"n_experts": st.integers(2, 5), "top_k": st.integers(1, 2), "n_shared_experts": st.integers(0, 2), "norm_top_k": st.just(False)}
+ffns = {"mlp": st.sampled_from(["swiglu", "gelu"]), "biases": st.booleans()}
+blocks = {
+    zoo.Transformer: choices | decoding | ffns,
+    zoo.MoE: choices | decoding | mixtures,
+    zoo.ViT: choices | ffns | {"image_size": st.just(8), "patch": st.sampled_from([2, 4]), "pool": st.sampled_from(["class", "mean"])},
+}
+others = {
+    zoo.MLP: {"inputs": st.integers(1, 9), "biases": st.booleans()},
+    zoo.ResNet: {
+        "image_size": st.just(8),
+        "stages": st.integers(1, 3),
+        "groups": st.just(2),
+        "readout": st.sampled_from(["linear", "conv"]),
+    },
+}
+
+
+def built(section, options, width):
+    """Models of a family: `width` drawn, or heads times a head size."""
+    return st.builds(lambda depth, kept, size: section(**kept | size, depth=depth), depths, st.fixed_dictionaries(options), width)
+
+
+of_heads = st.builds(lambda n, head_dim: {"width": n * head_dim, "head_dim": head_dim}, heads, head_dims)
+shapes = st.one_of(
+    *(built(section, options, of_heads) for section, options in blocks.items()),
+    *(built(section, options, st.sampled_from([{"width": 4}, {"width": 8}])) for section, options in others.items()),
+)
+
+
+def recipe_of(tiny, model, **settings):
+    """Base and target alike; a vision or feature model sees one example a token."""
+    seq_len = 32 if isinstance(model, zoo.Decoder) else 1
+    return tiny({"model": model.model_dump(), "parametrization.base_width": model.width, "seq_len": seq_len} | settings)
 
 
 def real(tiny, model, vocab_size):
-    """The model itself, base and target alike."""
-    recipe = tiny({f"model.{key}": value for key, value in model.model_dump().items()} | {"parametrization.base_width": model.width})
-    return models.build(recipe, vocab_size)
+    """The model itself."""
+    return models.build(recipe_of(tiny, model), vocab_size)
+
+
+def batch_of(model, rows=4, seq_len=32):
+    """(inputs, targets)."""
+    if isinstance(model, zoo.Decoder):
+        return (torch.arange(rows * seq_len).view(rows, -1) % 7,) * 2
+    shape = (model.inputs,) if isinstance(model, zoo.MLP) else (model.channels, model.image_size, model.image_size)
+    return torch.ones(rows, *shape), torch.zeros(rows, dtype=torch.long)
 
 
 @given(model=shapes, vocab_size=st.integers(2, 50))
@@ -34,21 +76,64 @@ def test_params_are_those_of_the_model(tiny, model, vocab_size):
     counted = counting.params(model, vocab_size)
     sizes = {name: p.numel() for name, p in real(tiny, model, vocab_size).named_parameters()}
     assert counted["n_params_total"] == sum(sizes.values())
-    assert counted["n_params"] == sum(size for name, size in sizes.items() if "embed_tokens" not in name and "lm_head" not in name)
-    assert counted["n_params_total"] == sum(counted[group] for group in ("embedding", "attention", "mlp", "norm", "head"))
-    assert (counted["head"] == 0) == model.tied
+    outside = {"embed_tokens", "embed_positions", "lm_head", "embeddings", "classifier", "input", "readout"}
+    stem = "embedder.convolution.weight"  # whose norm is a norm
+    assert counted["n_params"] == sum(size for name, size in sizes.items() if not outside & set(name.split(".")) and name != stem)
+    assert counted["n_params_total"] == sum(size for group, size in counted.items() if not group.startswith("n_params"))
+    assert (counted["head"] == 0) == getattr(model, "tied", False)
+    assert counted["n_params_active"] <= counted["n_params"]
+    assert counted["n_params_active"] == counted["n_params"] or isinstance(model, zoo.MoE)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_flops_are_what_torch_counts(tiny, tied):
+@given(model=shapes, vocab_size=st.integers(7, 50))
+def test_flops_are_what_torch_counts(tiny, model, vocab_size):
     """The matrices exactly; attention twice what is needed, as arXiv:2204.02311 counts it: without the causal mask."""
-    recipe = tiny({"model.tied": tied, "depth": 3, "seq_len": 32})
-    tokens = torch.zeros(2, 32, dtype=torch.long)
-    model = models.build(recipe, 64)
+    inputs, targets = batch_of(model)
+    made = real(tiny, model, vocab_size)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        loss = model(tokens, tokens).sum()
-        loss.backward()
-    assert counting.flops_per_token(recipe.model, 64, 32) * tokens.numel() == counter.get_total_flops()
+        made(inputs, targets).sum().backward()
+    assert counting.flops_per_token(model, vocab_size, 32) * targets.numel() == pytest.approx(counter.get_total_flops(), rel=1e-12)
+
+
+@given(model=shapes, vocab_size=st.integers(2, 50), seq_len=st.integers(1, 40))
+def test_flops_come_in_parts(model, vocab_size, seq_len):
+    parts = counting.flops(model, vocab_size, seq_len)
+    assert parts["exact"] == pytest.approx(parts["matrices"] + parts["attention"] + parts["head"])
+    assert parts["without_attention"] == pytest.approx(parts["matrices"] + parts["head"])
+    assert parts["without_head"] == pytest.approx(parts["matrices"] + parts["attention"])
+    assert (parts["attention"] > 0) == isinstance(model, zoo.Blocks)
+
+
+@pytest.mark.parametrize("ffn", [{"mlp": "gelu", "ffn_ratio": 4.0}, {"mlp": "swiglu", "ffn_ratio": 8 / 3}], ids=str)
+def test_shorthands_are_exact_where_they_are_meant_to_be(ffn):
+    """A block of 12 * width**2 without norms is DeepSeek's M to the digit, and 6N without attention and head (arXiv:2401.02954)."""
+    model = zoo.Transformer(width=3 * 32, depth=5, **ffn)
+    parts = counting.flops(model, 100, 48)
+    assert parts["deepseek_m"] == pytest.approx(parts["without_head"])
+    norms = 6 * counting.params(model, 100)["norm"]
+    assert parts["six_n"] - norms == pytest.approx(parts["without_head"] - parts["attention"])
+
+
+def test_m_of_deepseek_7b_is_the_printed_one():
+    """30 layers of width 4096 at 4096 tokens (arXiv:2401.02954, eq. 2)."""
+    model = zoo.Transformer(width=4096, depth=30, head_dim=128)
+    assert counting.flops(model, 102400, 4096)["deepseek_m"] == pytest.approx(42278580000.0, rel=1e-5)
+
+
+def test_params_are_those_of_published_models():
+    """LLaMA-7B (6,738,415,616 weights), Mixtral-8x7B (46.7 G, of which 12.9 G a token meets), GPT-2 small (124,439,808), ViT-B/16 (86.6 M)."""
+    llama = zoo.Transformer(width=4096, depth=32, head_dim=128, ffn_ratio=11008 / 4096)
+    assert counting.params(llama, 32000)["n_params_total"] == 6738415616
+    mixtral = zoo.MoE(width=4096, depth=32, head_dim=128, ffn_ratio=3.5, kv_heads=8, n_experts=8, top_k=2)
+    counted = counting.params(mixtral, 32000)
+    assert counted["n_params_total"] == 46702792704
+    assert counted["n_params_active"] + counted["embedding"] + counted["head"] == pytest.approx(12.9e9, rel=2e-3)
+    gpt2 = zoo.Transformer(
+        width=768, depth=12, head_dim=64, ffn_ratio=4.0, norm="layer", mlp="gelu", positions="learned", biases=True, tied=True
+    )
+    assert counting.params(gpt2, 50257)["n_params_total"] == 124439808
+    vit = zoo.ViT(width=768, depth=12, head_dim=64, image_size=224, patch=16)
+    assert counting.params(vit, 1000)["n_params_total"] == 86567656
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
@@ -77,6 +162,59 @@ def test_a_plan_reaches_layers_that_the_base_model_lacks(tiny):
     one, last = (rows[f"model.layers.{i}.mlp.down_proj.weight"] for i in (1, 11))
     assert (one.m_in, one.lr, one.eps) == (last.m_in, last.lr, last.eps)
     assert one.m_in == 2
+
+
+def saved_floats(model, inputs, targets):
+    """What autograd keeps of a forward pass, each storage once, weights aside."""
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(inputs, targets)
+    return sum(storage.nbytes() for storage in kept.values()) / 4
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        zoo.Transformer(width=128, depth=3),
+        zoo.Transformer(width=128, depth=3, mlp="gelu", norm="layer", biases=True, positions="learned"),
+        zoo.Transformer(width=128, depth=3, qk_norm=True, kv_heads=1),
+        zoo.MoE(width=128, n_shared_experts=1, top_k=4),
+        zoo.MLP(width=128, depth=3),
+        zoo.MLP(width=64, activation="gelu"),
+        zoo.ResNet(width=16, depth=2, image_size=16),
+        zoo.ViT(width=64, image_size=16),
+    ],
+    ids=repr,
+)
+def test_activations_are_what_autograd_keeps(tiny, model):
+    inputs, targets = batch_of(model)
+    kept = saved_floats(real(tiny, model, 50), inputs, targets)
+    told = counting.memory_bytes(model, 50, targets.numel(), 32)["activations"] / 4
+    assert told == pytest.approx(kept, rel=0.02)
+
+
+@pytest.mark.parametrize(("family", "moments"), [("adamw", 2), ("sgd", 1), ("lion", 1)])
+def test_memory_and_traffic_follow_the_optimizers_moments(family, moments):
+    model = zoo.Transformer(width=64)
+    n = counting.params(model, 50)["n_params_total"]
+    memory = counting.memory_bytes(model, 50, 256, 64, family)
+    assert memory["weights_optimizer"] == 4 * n * (2 + moments)
+    assert counting.bytes_moved(model, 50, 256, family) == 4 * n * (6 + 2 * moments) + 2 * memory["activations"]
+
+
+def test_muon_keeps_one_moment_of_hidden_matrices(tiny):
+    model = zoo.Transformer(width=64)
+    counted = counting.params(model, 50)
+    saved = 4 * (counted["attention"] + counted["mlp"])
+    with_adam, with_muon = (counting.memory_bytes(model, 50, 1, 64, family)["weights_optimizer"] for family in ("adamw", "muon"))
+    assert with_adam - with_muon == saved
 
 
 def test_count_is_consistent_with_its_parts(tiny):

@@ -1,4 +1,4 @@
-"""The zoo's Transformer: against Hugging Face's LLaMA, and a stack against its trials alone."""
+"""The zoo's Transformer: against Hugging Face's LLaMA, Qwen3, Granite and GPT-2, and a stack against its trials alone."""
 
 import math
 
@@ -7,34 +7,112 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from scaletune import counting, models
+from scaletune.models.building import generator
 
 VOCAB = 61
+WIDE = {"parametrization.base_width": 64, "parametrization.init_std": 0.15}  # four heads, and no multipliers
 
 
 def drawn(rows=3, positions=16, seed=0):
     return torch.randint(VOCAB, (rows, positions), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("rope_theta", [1e4, 5e5])
-def test_logits_are_llamas(tiny, tied, rope_theta):
-    recipe = tiny({"model.tied": tied, "model.rope_theta": rope_theta, "parametrization.init_std": 0.2})
-    m = recipe.model
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=m.width, intermediate_size=m.ffn_width, num_hidden_layers=m.depth, num_attention_heads=m.width // m.head_dim,
-        rms_norm_eps=m.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": rope_theta}, tie_word_embeddings=tied,
-        max_position_embeddings=32, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    theirs, ours = LlamaForCausalLM(config).eval(), models.build(recipe, VOCAB)
-    loaded = theirs.load_state_dict(models.plain_state(ours), strict=False)
+def as_llama(m):
+    """What configs of LLaMA's kin have in common."""
+    return {
+        "vocab_size": VOCAB, "hidden_size": m.width, "intermediate_size": m.ffn_width, "num_hidden_layers": m.depth,
+        "num_attention_heads": m.heads, "num_key_value_heads": m.kv_heads or m.heads, "head_dim": m.head_dim, "rms_norm_eps": m.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta}, "tie_word_embeddings": m.tied, "attention_bias": m.biases,
+        "max_position_embeddings": 32, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+    }  # fmt: skip
+
+
+def moved(recipe, vocab_size=VOCAB):
+    """The recipe's model with gains and biases off their start, so that one left out would show."""
+    model = models.build(recipe, vocab_size)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator(1, name))
+    return model
+
+
+def assert_same_logits(ours, theirs, state, tied=False):
+    """`theirs` with our weights, named as it names them, says what `ours` says."""
+    loaded = theirs.eval().load_state_dict(state, strict=False)
     assert not loaded.unexpected_keys and loaded.missing_keys == (["lm_head.weight"] if tied else [])
     with torch.no_grad():
         expected, got = theirs(drawn()).logits, ours(drawn())[0]
     assert expected.std() > 0.1  # not an equality of zeros
     assert torch.allclose(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("options", [{}, {"rope_theta": 5e5}, {"kv_heads": 2}, {"kv_heads": 1, "biases": True}], ids=str)
+def test_logits_are_llamas(tiny, tied, options):
+    model = {"tied": tied, "width": 64, **options}
+    recipe = tiny({f"model.{key}": value for key, value in model.items()} | WIDE)
+    ours = moved(recipe)
+    theirs = LlamaForCausalLM(LlamaConfig(**as_llama(recipe.model), mlp_bias=recipe.model.biases))
+    assert_same_logits(ours, theirs, models.plain_state(ours), tied)
+
+
+def test_logits_are_qwen3s(tiny):
+    recipe = tiny({"model.qk_norm": True, "model.kv_heads": 2, "width": 64, **WIDE})
+    ours = moved(recipe)
+    assert_same_logits(ours, Qwen3ForCausalLM(Qwen3Config(**as_llama(recipe.model))), models.plain_state(ours))
+
+
+def test_logits_are_granites_with_every_multiplier(tiny):
+    """At twice the base width and depth: Granite multiplies embedding and branch, divides logits, and takes the softmax's scale."""
+    named = {"embedding_multiplier": 3.0, "attention_multiplier": 1.5, "residual_multiplier": 0.4, "logits_multiplier": 2.0}
+    depth = {"depth": 4, "parametrization.base_depth": 2, "parametrization.depth_alpha": 1.0}
+    recipe = tiny(
+        {f"parametrization.{key}": value for key, value in named.items()} | depth | {"width": 64, "parametrization.init_std": 0.15}
+    )
+    ours = moved(recipe)
+    multipliers = {"embedding_multiplier": 3.0, "attention_multiplier": 1.5 / 4, "residual_multiplier": 0.2, "logits_scaling": 2 / 2}
+    assert_same_logits(ours, GraniteForCausalLM(GraniteConfig(**as_llama(recipe.model), **multipliers)), models.plain_state(ours))
+
+
+def as_gpt2(state):
+    """Our names and layouts as GPT-2's: fused queries, keys and values, and matrices [fan_in, fan_out]."""
+    named = {"model.embed_tokens": "wte", "model.embed_positions": "wpe", "model.norm": "ln_f", "input_layernorm": "ln_1",
+             "post_attention_layernorm": "ln_2", "self_attn.o_proj": "attn.c_proj", "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj",
+             "model.layers": "h"}  # fmt: skip
+    found = {}
+    for name, value in state.items():
+        for ours, theirs in named.items():
+            name = name.replace(ours, theirs)
+        found[name if name.startswith("lm_head") else f"transformer.{name}"] = value.T if ".h." in f".{name}" and value.ndim == 2 else value
+    for name in [name for name in found if ".q_proj." in name]:
+        parts = [found.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+        found[name.replace("self_attn.q_proj", "attn.c_attn")] = torch.cat(parts, -1)
+    return found
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_are_gpt2s(tiny, tied):
+    model = {"norm": "layer", "mlp": "gelu", "positions": "learned", "max_positions": 32, "biases": True, "tied": tied}
+    recipe = tiny({f"model.{key}": value for key, value in model.items()} | {"parametrization.init_std": 0.2})
+    ours, m = moved(recipe), recipe.model
+    config = GPT2Config(
+        vocab_size=VOCAB, n_positions=32, n_embd=m.width, n_layer=m.depth, n_head=m.heads, n_inner=m.ffn_width, layer_norm_epsilon=m.norm_eps,
+        activation_function="gelu", tie_word_embeddings=tied, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    assert_same_logits(ours, GPT2LMHeadModel(config), as_gpt2(models.plain_state(ours)), tied)
 
 
 @given(changed=st.integers(0, 15), seed=st.integers(0, 99))
@@ -43,8 +121,8 @@ def test_a_token_is_seen_from_its_place_on_only(tiny, changed, seed):
     other = tokens.clone()
     other[0, changed] = (other[0, changed] + 1) % VOCAB
     with torch.no_grad():
-        moved = (model(tokens) - model(other)).abs().amax((0, 1, 3))
-    assert not moved[:changed].any() and moved[changed:].all()
+        change = (model(tokens) - model(other)).abs().amax((0, 1, 3))
+    assert not change[:changed].any() and change[changed:].all()
 
 
 def test_loss_is_cross_entropy_in_nats(tiny):
@@ -63,7 +141,14 @@ def test_an_untrained_readout_of_zero_knows_nothing(tiny):
     assert float(model(drawn(), drawn(seed=1)).detach()) == pytest.approx(math.log(VOCAB), rel=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{}, {"model.tied": True, "width": 64}, {"form": "mean_field", "width": 64}])
+GPT2 = {"model.norm": "layer", "model.mlp": "gelu", "model.positions": "learned", "model.biases": True}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"model.tied": True, "width": 64}, {"form": "mean_field", "width": 64}, GPT2, {"model.qk_norm": True, "model.kv_heads": 1}],
+    ids=str,
+)
 def test_a_stack_is_its_trials_bitwise(tiny, settings):
     recipe, seeds, tokens, targets = tiny(settings), [3, 0, 7], drawn(), drawn(seed=1)
     stack = models.build(recipe, VOCAB, seeds)

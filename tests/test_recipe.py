@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scaletune import data, recipe
 from scaletune.errors import UserError
 from scaletune.recipe import READ, SHORT, compared, identity, load, parse_setting, points, validated, with_settings
+from scaletune.zoo import FAMILIES
 
 GOOD = {"model": {"width": 64}, "parametrization": {"base_width": 32}, "budget": {"tokens": 1024, "batch_tokens": 256}}
 FILE = """
@@ -44,7 +45,43 @@ MISTAKES = [  # path, value, the sentence
     ("model.head_dim", 1, "`head_dim % 2 == 0` must hold (rotary positions turn pairs), but got head_dim=1"),
     ("model.ffn_ratio", 2.51, "`ffn_ratio * width` must be whole, but got ffn_ratio=2.51, width=64"),
     ("model.tied", 1, "`model.tied` must be a valid boolean, but got 1"),
-    ("model.family", "mamba", "`model.family` must be 'transformer', but got 'mamba'"),
+    ("model.family", "mamba", "`model.family` must be one we know, but got 'mamba' (known: mlp, moe, resnet, transformer, vit)"),
+    ("model.family", "restnet", "`model.family` must be one we know, but got 'restnet' (nearest: 'resnet')"),
+    ("model.family", 3, "`model.family` must be one we know, but got 3 (known: mlp, moe, resnet, transformer, vit)"),
+    ("model", {"family": "moe", "width": 64, "topk": 3}, "unknown key `model.topk` (nearest: 'top_k')"),
+    ("model", {"family": "vit", "width": 64, "pach": 3}, "unknown key `model.pach` (nearest: 'patch')"),
+    ("model", {"width": 96, "ffn_ratio": 8 / 3}, f"`ffn_ratio * base_width` must be whole, but got ffn_ratio={8 / 3}, base_width=32"),
+    ("model.kv_heads", 3, "`heads % kv_heads == 0` must hold, but got heads=2 (width / head_dim), kv_heads=3"),
+    ("model.norm", "batch", "`model.norm` must be 'rms' or 'layer', but got 'batch'"),
+    (
+        "model",
+        {"width": 64, "positions": "learned", "max_positions": 32},
+        "`seq_len <= max_positions` must hold for learned positions, but got seq_len=64, max_positions=32",
+    ),
+    ("model", {"family": "moe", "width": 64, "top_k": 9}, "`top_k <= n_experts` must hold, but got top_k=9, n_experts=8"),
+    (
+        "model",
+        {"family": "moe", "width": 64, "top_k": 1},
+        "`norm_top_k` must be false for top_k=1: a lone weight of 1 gives the router no gradient",
+    ),
+    (
+        "model",
+        {"family": "moe", "width": 64, "biases": True},
+        "`biases` must be false for `model.family` 'moe', whose experts have none, but got True",
+    ),
+    ("model", {"family": "moe", "width": 64, "mlp": "gelu"}, "`model.mlp` must be 'swiglu', but got 'gelu'"),
+    ("model", {"family": "vit", "width": 64, "patch": 5}, "`image_size % patch == 0` must hold, but got image_size=32, patch=5"),
+    ("model", {"family": "resnet", "width": 60}, "`width % groups == 0` must hold, but got width=60, groups=8"),
+    (
+        "model",
+        {"family": "resnet", "width": 64, "image_size": 10},
+        "`image_size % 2**(stages - 1) == 0` must hold, but got image_size=10, stages=3",
+    ),
+    (
+        "model",
+        {"family": "mlp", "width": 64},
+        "`data.seq_len` must be 1 for `model.family` 'mlp': an example counts as a token, but got 64",
+    ),
     ("parametrization.form", "mup_t7", "`form` must be one we know, but got 'mup_t7' (nearest: 'mup_t9')"),
     ("parametrization.depth_alpha", 0.5, "`depth_alpha > 0` needs `base_depth`, but got depth_alpha=0.5 and none"),
     ("parametrization.depth_alpha", 0.3, "`depth_alpha` must be 0, 0.5 or 1, but got 0.3"),
@@ -269,7 +306,9 @@ OTHER = {  # a different valid value of everything that identifies a trial
     "model.width": 96, "model.depth": 3, "model.head_dim": 16, "model.ffn_ratio": 2.0, "model.tied": True, "model.rope_theta": 5e5,
     "model.norm_eps": 1e-6, "parametrization.form": "sp", "parametrization.base_width": 64, "parametrization.base_depth": 2,
     "parametrization.depth_alpha": 1.0, "parametrization.init_std": 0.1, "parametrization.embedding_multiplier": 2.0,
-    "parametrization.logits_multiplier": 2.0, "optimizer.lr": 0.1, "optimizer.weight_decay": 0.0, "optimizer.beta1": 0.8,
+    "parametrization.logits_multiplier": 2.0, "parametrization.attention_multiplier": 2.0, "parametrization.residual_multiplier": 0.5,
+    "parametrization.init_gain": 1.0, "model.norm": "layer", "model.mlp": "gelu", "model.kv_heads": 1, "model.qk_norm": True,
+    "model.biases": True, "model.positions": "learned", "model.max_positions": 64, "optimizer.lr": 0.1, "optimizer.weight_decay": 0.0, "optimizer.beta1": 0.8,
     "optimizer.beta2": 0.99, "optimizer.eps": 1e-6, "optimizer.clip": 2.0, "optimizer.family": "muon", "optimizer.decay": "independent",
     "optimizer.momentum": 0.9, "optimizer.nesterov": False, "optimizer.shape_factor": "spectral", "optimizer.rest_ratio": 0.5,
     "optimizer.precondition_every": 5, "schedule.kind": "cosine", "schedule.warmup": 0.2, "schedule.warmup_tokens": 256,
@@ -278,7 +317,7 @@ OTHER = {  # a different valid value of everything that identifies a trial
     "data.order": "shuffle", "data.vocab_size": 300, "budget.tokens": 2048,
     "budget.batch_tokens": 128, "budget.eval_tokens": 1024, "seed": 7,
 }  # fmt: skip
-ONLY_ONE = {"model.family"}  # a single value is valid today
+ONLY_ONE = {"model.family"}  # families have a test of their own
 READ_BY = {  # a setting -> the settings under which it is read
     **{f"optimizer.{name}": {"optimizer.family": "muon"} for name in ("momentum", "nesterov", "shape_factor", "rest_ratio")},
     "optimizer.precondition_every": {"optimizer.family": "soap"}, "schedule.start": {"schedule.kind": "one_cycle"},
@@ -317,6 +356,43 @@ def test_identity_depends_on_what_the_data_holds_and_not_on_where_it_lies(tmp_pa
 def test_identity_ignores_where_and_why_it_is_trained(settings):
     made = validated(GOOD, "good")
     assert id_of(with_settings(made, settings)) == id_of(made)
+
+
+def test_identity_depends_on_the_family():
+    """Though each family's name is the default of its own section, and the options said are the same."""
+    ids = {id_of(validated(GOOD | {"model": {"family": family, "width": 64}, "data": {"seq_len": 1}}, "good")) for family in FAMILIES}
+    assert len(ids) == len(FAMILIES)
+
+
+def test_new_families_and_options_leave_recorded_ids_alone():
+    assert id_of(validated(GOOD, "good")) == "d669a8d97a4c9c8a"  # as it was when the zoo had one family
+
+
+def test_a_family_is_what_its_table_says():
+    for family, kind in FAMILIES.items():
+        made = validated(GOOD | {"model": {"family": family, "width": 64}, "data": {"seq_len": 1}}, "good")
+        assert type(made.model) is kind
+        assert validated(made.model_dump(), "again") == made
+    assert type(validated(GOOD, "good").model) is FAMILIES["transformer"]
+
+
+def test_settings_leave_the_callers_tables_alone():
+    table = {"width": 64}
+    assert with_settings(validated(GOOD, "good"), {"model": table, "width": 128}).model.width == 128
+    assert table == {"width": 64}
+
+
+def test_an_axis_may_be_the_family():
+    """What is said carries over; the options of the family before do not."""
+    asked = validated(GOOD | {"model": {"width": 64, "depth": 3}, "axes": {"model.family": ["transformer", "moe"]}}, "good")
+    assert [(p.model.family, p.model.depth, p.model.ffn_ratio) for p in points(asked)] == [("transformer", 3, 3.0), ("moe", 3, 1.0)]
+
+
+def test_a_depth_rule_needs_residual_branches():
+    content = {"model": {"family": "mlp", "width": 64}, "data": {"seq_len": 1}}
+    rule = {"parametrization": {"base_width": 32, "base_depth": 2, "depth_alpha": 1.0}}
+    with pytest.raises(UserError, match=r"`depth_alpha` must be 0 for `model.family` 'mlp', which has no residual branches, but got 1.0"):
+        validated(GOOD | content | rule, "good")
 
 
 def test_short_names_lead_to_settings():

@@ -98,6 +98,39 @@ def test_logits_are_ours_when_tied(made, form):
         assert torch.allclose(theirs(drawn()).logits, ours(drawn())[0], rtol=0, atol=1e-5)
 
 
+def test_logits_are_ours_with_what_else_a_granite_has(made):
+    """Few key-value heads, biases, and a softmax and branches scaled at the base size."""
+    options = {
+        "model.kv_heads": 2,
+        "model.biases": True,
+        "parametrization.attention_multiplier": 2.0,
+        "parametrization.residual_multiplier": 0.3,
+    }
+    theirs, ours = loaded(made(EVERYTHING | options))
+    with torch.no_grad():
+        assert torch.allclose(theirs(drawn()).logits, ours(drawn())[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"model.norm": "layer"}, "a Granite has `model.norm` 'rms', but the target has 'layer'"),
+        ({"model.mlp": "gelu"}, "a Granite has `model.mlp` 'swiglu', but the target has 'gelu'"),
+        ({"model.positions": "learned"}, "a Granite has `model.positions` 'rotary', but the target has 'learned'"),
+        ({"model.qk_norm": True}, "a Granite has `model.qk_norm` False, but the target has True"),
+        ({"model.family": "moe", "model.ffn_ratio": 1.0}, "a Granite config must be of a 'transformer', but got `model.family` 'moe'"),
+        (
+            {"model": {"family": "mlp", "width": 128}, "seq_len": 1},
+            "a Granite config must be of a 'transformer', but got `model.family` 'mlp'",
+        ),
+    ],
+)
+def test_what_a_granite_cannot_say_is_refused(made, tmp_path, settings, sentence):
+    with pytest.raises(UserError) as caught:
+        granite.emit(made(settings), tmp_path)
+    assert str(caught.value) == sentence and not list(tmp_path.iterdir())
+
+
 NEUTRAL = {"embedding_multiplier": 1.0, "attention_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
 
 

@@ -1,6 +1,6 @@
 """Layers whose parameters carry a leading trial axis, so that a model file need not mention it.
 
-Shapes: K trials, N rows (batch * positions), T positions, B sequences, H heads, E head size.
+Shapes: K trials, N rows (batch * positions), T positions, B sequences or images, H heads or height, W width of an image, E head size.
 """
 
 from __future__ import annotations
@@ -11,29 +11,66 @@ from torch.nn import functional as F
 
 
 class Linear(nn.Module):
-    """y[k] = multiplier * x[k] @ W[k].T, W: [K, fan_out, fan_in]; x: [K, N, fan_in]."""
+    """y[k] = multiplier * x[k] @ W[k].T + b[k], W: [K, fan_out, fan_in], b: [K, fan_out]; x: [K, N, fan_in]."""
 
-    def __init__(self, stack: int, fan_in: int, fan_out: int, multiplier: float = 1.0):
+    def __init__(self, stack: int, fan_in: int, fan_out: int, multiplier: float = 1.0, bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(stack, fan_out, fan_in))
+        self.bias = nn.Parameter(torch.zeros(stack, fan_out)) if bias else None
         self.multiplier = multiplier
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.bmm(x, self.weight.transpose(1, 2))
+        y = y if self.multiplier == 1.0 else y * self.multiplier
+        return y if self.bias is None else y + self.bias[:, None]
+
+
+class ExpertLinear(nn.Module):
+    """y = multiplier * x @ W[k, e].T, W: [K, experts, fan_out, fan_in]; x: [rows, fan_in] sorted by trial and expert, `counts` rows each."""
+
+    def __init__(self, stack: int, experts: int, fan_in: int, fan_out: int, multiplier: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(stack, experts, fan_out, fan_in))
+        self.multiplier = multiplier
+
+    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
+        weights = self.weight.flatten(0, 1).unbind()
+        y = torch.cat([part @ weight.T for part, weight in zip(x.split(counts), weights, strict=True)])
         return y if self.multiplier == 1.0 else y * self.multiplier
 
 
-class Embedding(nn.Module):
-    """y[k, n] = W[k, token n], W: [K, V, width]; tokens: [N], shared by the trials."""
+class Conv(nn.Module):
+    """Convolution with a square kernel, W: [K, fan_out, fan_in, side, side]; x: [B, K * fan_in, H, W], or [B, fan_in, H, W] if `shared`.
 
-    def __init__(self, stack: int, vocab_size: int, width: int):
+    Trials are groups of channels: one call convolves them all. A bias is left alone by the multiplier.
+    """
+
+    def __init__(
+        self, stack: int, fan_in: int, fan_out: int, side: int, multiplier: float,
+        *, stride: int = 1, padding: int = 0, bias: bool = False, shared: bool = False,
+    ):  # fmt: skip
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(stack, vocab_size, width))
+        self.weight = nn.Parameter(torch.empty(stack, fan_out, fan_in, side, side))
+        self.bias = nn.Parameter(torch.zeros(stack, fan_out)) if bias else None
+        self.multiplier, self.stride, self.padding, self.groups = multiplier, stride, padding, 1 if shared else stack
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        stack, vocab_size, width = self.weight.shape
-        first = torch.arange(stack, device=tokens.device)[:, None] * vocab_size
-        return F.embedding(first + tokens, self.weight.reshape(stack * vocab_size, width))
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x, self.weight.flatten(0, 1), None, self.stride, self.padding, groups=self.groups)
+        y = y if self.multiplier == 1.0 else y * self.multiplier
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+
+
+class Embedding(nn.Module):
+    """y[k, n] = W[k, entry n], W: [K, entries, width]; entries: [N], shared by the trials."""
+
+    def __init__(self, stack: int, entries: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(stack, entries, width))
+
+    def forward(self, entries: Tensor) -> Tensor:
+        stack, size, width = self.weight.shape
+        first = torch.arange(stack, device=entries.device)[:, None] * size
+        return F.embedding(first + entries, self.weight.reshape(stack * size, width))
 
 
 class RMSNorm(nn.Module):
@@ -46,6 +83,39 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.weight[:, None]
+
+
+class LayerNorm(nn.Module):
+    """y = (x - mean(x)) / std(x) * g[k] + b[k], g, b: [K, width] (arXiv:1607.06450)."""
+
+    def __init__(self, stack: int, width: int, eps: float, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(stack, width))
+        self.bias = nn.Parameter(torch.zeros(stack, width)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x, x.shape[-1:], None, None, self.eps) * self.weight[:, None]
+        return y if self.bias is None else y + self.bias[:, None]
+
+
+class GroupNorm(nn.Module):
+    """Each example's groups of channels with mean 0 and std 1, then g[k], b[k]: [K, channels]; x: [B, K * channels, H, W] (arXiv:1803.08494)."""
+
+    def __init__(self, stack: int, channels: int, groups: int, eps: float):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(stack, channels)), nn.Parameter(torch.zeros(stack, channels))
+        self.groups, self.eps = stack * groups, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.groups, self.weight.flatten(), self.bias.flatten(), self.eps)
+
+
+def mean_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each trial: logits [K, N, V], targets [N] in any shape -> [K], nats per target."""
+    stack = len(logits)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.reshape(-1).repeat(stack), reduction="none")
+    return losses.view(stack, -1).mean(1)
 
 
 def rotary(positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

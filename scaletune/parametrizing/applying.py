@@ -17,8 +17,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from scaletune.errors import UserError
-from scaletune.models import Transformer, layers
-from scaletune.models.transformer import generator
+from scaletune.models import ZOO, layers
+from scaletune.models.building import acting, generator
 from scaletune.parametrizing.shapes import Use, modules, named, unwrapped
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class MultiplyFirst(MultiplyOutput):
 
 def takes_multiplier(use: Use) -> bool:
     """Whether a hook on the tensor's module multiplies that tensor and nothing else."""
-    known = (nn.Linear, nn.Embedding, _ConvNd, layers.Linear, layers.Embedding)
+    known = (nn.Linear, nn.Embedding, _ConvNd, layers.Linear, layers.Embedding, layers.Conv, layers.ExpertLinear)
     called = isinstance(use.module, known) and not isinstance(use.module, NonDynamicallyQuantizableLinear)  # which attention never calls
     return use.name.endswith("weight") and (called or type(use.module).__name__ == "Conv1D")
 
@@ -94,7 +94,7 @@ def attach(plan: Plan, model: nn.Module) -> None:
     """Hook every multiplier to its module, once: attaching again sets the same hooks."""
     plan.check(model)
     inner = unwrapped(model)
-    if isinstance(inner, Transformer):
+    if isinstance(inner, ZOO):
         return _agree(plan, inner)
     convert(model)
     owners = modules(model)
@@ -166,20 +166,20 @@ def branches(plan: Plan, model: nn.Module) -> dict[str, float]:
     return found
 
 
-def _agree(plan: Plan, model: Transformer) -> None:
+def _agree(plan: Plan, model: nn.Module) -> None:
     """A model of the zoo multiplies by itself, as built from its recipe: refused unless by the plan's factors."""
     if plan.queries:
         raise UserError("a zoo model scales its own softmax: keep `head_dim` as it is in the base, and have more heads")
-    owners = modules(model)
-    own = {name: getattr(owners[name.rpartition(".")[0]], "multiplier", 1.0) for name in plan.multipliers()}
-    own |= {"model.embed_tokens.weight": model.model.embedding, "lm_head.weight": model.logits}
+    owners, own = modules(model), acting(model)
     for name, factor in plan.multipliers().items():
-        if abs(own[name] / factor - 1) > 1e-12:
-            raise UserError(
-                f"a zoo model multiplies by its recipe's own factors, but `{name}` by {own[name]:g} where the plan says {factor:g}"
-            )
+        mine = own.get(name, 1.0)
+        if abs(mine / factor - 1) > 1e-12:
+            raise UserError(f"a zoo model multiplies by its recipe's own factors, but `{name}` by {mine:g} where the plan says {factor:g}")
     for row in plan.rows:
-        if row.branch != 1 and abs(owners[".".join(row.name.split(".")[:3])].residual / row.branch - 1) > 1e-12:  # type: ignore[operator]
+        parts = row.name.split(".")
+        around = (owners[".".join(parts[:n])] for n in range(len(parts) - 1, 0, -1))
+        block = next((module for module in around if hasattr(module, "residual")), None)
+        if row.branch != 1 and (block is None or abs(float(block.residual) / row.branch - 1) > 1e-12):  # type: ignore[arg-type]
             raise UserError(f"a zoo model multiplies its branches by its recipe's own factor, but the plan says {row.branch:g}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One parameter of a model, as its config alone tells: HF names, shape (fan_out, fan_in) or (width,)."""
+    """One parameter of a model, as its config alone tells: shape (fan_out, fan_in), (width,), or of a table (entries, width)."""
 
     name: str
     role: Role
     shape: tuple[int, ...]
-    group: str  # "embedding" | "attention" | "mlp" | "norm" | "head"
+    group: str  # "embedding" (all that reads the input) | "attention" | "mlp" | "router" | "experts" | "conv" | "norm" | "head"
     in_block: bool = False
+    own_fans: tuple[int, int] | None = None  # (fan_in, fan_out) where the shape does not tell: inputs, kernels, experts
+    uses: float = 1.0  # rows it multiplies a token or an example: top_k / n_experts of an expert, places of a kernel
 
     @property
     def size(self) -> int:
@@ -33,8 +35,15 @@ class Tensor:
         return size
 
     @property
+    def looked_up(self) -> bool:
+        """Whether it is a table, whose rows are taken and not multiplied."""
+        return self.role == "emb" and self.own_fans is None
+
+    @property
     def fans(self) -> tuple[int, int]:
-        """(fan_in, fan_out). An embedding's fan-out is its width: its shape is (vocabulary, width)."""
+        """(fan_in, fan_out), a kernel's entries in the fan-in. A table's fan-out is its width."""
+        if self.own_fans:
+            return self.own_fans
         if self.role in ("vec", "fin"):
             return 1, self.size
         return (self.shape[0], self.shape[1]) if self.role == "emb" else (self.shape[1], self.shape[0])
@@ -56,19 +65,11 @@ class Planned:
     family: str = "adamw"  # whose rule this is: AdamW's where the optimizer leaves the tensor to it
 
 
-def _base_of(tensor: Tensor, base: Mapping[str, Tensor]) -> Tensor:
-    """The base model's tensor of that name; a layer the base has not is like its layer 0."""
-    if tensor.name in base:
-        return base[tensor.name]
-    parts = tensor.name.split(".")
-    return base[".".join("0" if part.isdigit() else part for part in parts)]
-
-
 def plan(tensors: Sequence[Tensor], base: Sequence[Tensor], p: Parametrization, o: Optimizer, m_depth: float = 1.0) -> list[Planned]:
-    """Parameter name -> multiplier, init std, lr, weight decay, eps, from the shapes of the target and of the base model."""
+    """Parameter name -> multiplier, init std, lr, weight decay, eps, from shapes of the target and of a base model with its layers."""
     named = {tensor.name: tensor for tensor in base}
     in_block = depth(p.depth_alpha, m_depth, o.rule)
-    return [_planned(tensor, _base_of(tensor, named), p, o, in_block if tensor.in_block else Scale()) for tensor in tensors]
+    return [_planned(tensor, named[tensor.name], p, o, in_block if tensor.in_block else Scale()) for tensor in tensors]
 
 
 def _planned(tensor: Tensor, base: Tensor, p: Parametrization, o: Optimizer, block: Scale) -> Planned:
@@ -76,14 +77,15 @@ def _planned(tensor: Tensor, base: Tensor, p: Parametrization, o: Optimizer, blo
     m_in, m_out = fan_in / base_in, fan_out / base_out
     s = scale(p.form, tensor.role, m_in, m_out, family=o.rule, base_fans=base.fans)
     random = tensor.role in ("emb", "hid", "out")
-    own = {"emb": p.embedding_multiplier, "out": p.logits_multiplier}.get(tensor.role, 1.0)
+    own = {"embedding": p.embedding_multiplier, "head": p.logits_multiplier}.get(tensor.group, 1.0) if random else 1.0
+    std = p.init_std if p.init_gain is None or tensor.looked_up else p.init_gain / base_in**0.5
     family = trained_by(o.rule, tensor.role)
     lr = o.lr * s.lr * block.lr * (1.0 if family == o.rule else o.rest_ratio)
     decay = weight_decay(s, o.decay, o.rule) / (lr if o.decay == "independent" else 1.0)  # every step shrinks by lr * weight_decay
     return Planned(
         tensor.name, tensor.role, m_in, m_out,
         multiplier=own * s.multiplier,
-        init_std=p.init_std * s.std if random else 0.0,
+        init_std=std * s.std if random else 0.0,
         lr=lr,
         weight_decay=o.weight_decay * decay if random else 0.0,
         eps=o.eps * _eps(family, s, block),

@@ -54,7 +54,7 @@ def one_std(transfer: Transfer) -> tuple[list[Planned], dict[str, float]]:
     if max(hidden) > min(hidden) * (1 + 1e-9):
         raise UserError(f"one init std for all matrices must be reachable, but the hidden ones act with {sorted(hidden)}")
     common = min(hidden)
-    theta = {row.name: 1.0 if row.role == "vec" else row.init_std / common for row in transfer.plan}
+    theta = {row.name: row.init_std / common if row.init_std else 1.0 for row in transfer.plan}
     rows = [shift(row, theta[row.name]) for row in transfer.plan]
     embedding = theta["model.embed_tokens.weight"]
     head = theta.get("lm_head.weight", embedding)  # tied: the same tensor

@@ -17,6 +17,7 @@ from scaletune.recipe import Recipe, resolved
 from scaletune.records import write_atomically
 from scaletune.rules import Planned
 from scaletune.transferring import Transfer, one_std
+from scaletune.zoo import Model, Transformer
 
 NOT_IN_CONFIG = [
     "learning rate, weight decay and eps of each tensor: param_groups.json, through loader.py or Trainer(optimizers=...)",
@@ -25,17 +26,29 @@ NOT_IN_CONFIG = [
 ]
 
 
+OURS = {"norm": "rms", "mlp": "swiglu", "positions": "rotary", "qk_norm": False}  # what a Granite is
+
+
+def _as_granite(model: Model) -> Transformer:
+    """The model, which must be one that GraniteConfig can say; UserError with the first thing that it cannot."""
+    if not isinstance(model, Transformer):
+        raise UserError(f"a Granite config must be of a 'transformer', but got `model.family` {model.family!r}")
+    for key, value in OURS.items():
+        if getattr(model, key) != value:
+            raise UserError(f"a Granite has `model.{key}` {value!r}, but the target has {getattr(model, key)!r}")
+    return model
+
+
 def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
     """config.json of a GraniteForCausalLM; every key is a declared field of GraniteConfig."""
-    model = transfer.target.model
-    heads = model.width // model.head_dim
+    model = _as_granite(transfer.target.model)
     return {
         "architectures": ["GraniteForCausalLM"], "model_type": "granite", "vocab_size": transfer.vocab_size,
         "hidden_size": model.width, "intermediate_size": model.ffn_width, "num_hidden_layers": model.depth,
-        "num_attention_heads": heads, "num_key_value_heads": heads, "hidden_act": "silu",
+        "num_attention_heads": model.heads, "num_key_value_heads": model.kv_heads or model.heads, "hidden_act": "silu",
         "max_position_embeddings": transfer.target.data.seq_len, "rms_norm_eps": model.norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-        "attention_bias": False, "attention_dropout": 0.0, "mlp_bias": False, "tie_word_embeddings": model.tied,
+        "attention_bias": model.biases, "attention_dropout": 0.0, "mlp_bias": model.biases, "tie_word_embeddings": model.tied,
         "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
         "initializer_range": next(row.init_std for row in rows if row.role == "hid"),
         "embedding_multiplier": multipliers["embedding"],
@@ -141,6 +154,7 @@ def _carried(target: Recipe) -> None:
 
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
     """`config.json`, `param_groups.json`, `loader.py`."""
+    _as_granite(transfer.target.model)
     _carried(transfer.target)
     rows, multipliers = one_std(transfer)
     texts = {
