@@ -278,6 +278,30 @@ def test_weights_that_move_take_the_optimizer_with_them(name):
     assert all(torch.equal(stayed[key], moved[key]) for key in stayed)
 
 
+@pytest.mark.parametrize("name", ["muon", "muon_spectral", "shampoo", "soap", "lamb", "adafactor", "prodigy"])
+def test_experts_are_matrices_of_their_own_and_a_kernel_is_one(name):
+    """[K, experts, out, in] and [K, out, in, h, w] against the same entries as [K, out, in] each."""
+    drawn = torch.randn(K, 3, 4, 6, generator=torch.Generator().manual_seed(0)).double()
+    kernel = torch.randn(K, 4, 3, 2, 2, generator=torch.Generator().manual_seed(1)).double()
+    stacked, apart = [drawn, kernel], [*drawn.unbind(1), kernel.flatten(2)]
+    models = [nn.ParameterList([nn.Parameter(w.clone()) for w in weights]) for weights in (stacked, apart)]
+    s = settings(name)
+    opts = [
+        optim.optimizer(model, [Planned(str(i), "hid", 1, 1, 1, 1, s.lr, 0.1, 1e-6, s.rule) for i in range(len(model))], s)
+        for model in models
+    ]
+    for step in range(4):
+        for p in models[0]:
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 + step)).double()
+        for p, gradient in zip(models[1], [*models[0][0].grad.unbind(1), models[0][1].grad.flatten(2)], strict=True):
+            p.grad = gradient.clone()
+        for opt in opts:
+            opt.step()
+    for whole, part in zip([*models[0][0].unbind(1), models[0][1].flatten(2)], models[1], strict=True):
+        torch.testing.assert_close(whole, part.data, rtol=1e-12, atol=1e-12 if not name.startswith("muon") else 1e-5)
+    assert not torch.allclose(models[0][0].detach(), drawn, atol=1e-8)
+
+
 def with_lr(name, factor):
     """The stack after three steps at each group's lr times a factor, or one a trial."""
     model, rows = start(), {row.name: row for row in plan(name)}

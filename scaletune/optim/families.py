@@ -123,12 +123,12 @@ class Momo(Trials):
 
     KNOWN = ("_number_steps", "loss_avg", "lb")
 
-    def _step(self, trial: Any, loss: Tensor | None) -> None:
-        if loss is None:
+    def _step(self, trial: Any, k: int, losses: Tensor | None) -> None:
+        if losses is None:
             raise UserError("optimizer family 'momo_adam' reads the loss: call `step(lambda: losses)` with the loss of each trial")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "More than one param group")  # which matters where their lr differ
-            trial.step(loss=loss)
+            trial.step(loss=losses.reshape(-1)[k])
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"known": [{name: getattr(trial, name) for name in self.KNOWN} for trial in self.trials]}

@@ -7,7 +7,7 @@ optimizers under one roof. All are torch optimizers whose state is plain tensors
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,13 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
 
 
+def matrices(tensor: Tensor) -> list[Tensor]:
+    """A trial's tensor as an optimizer of matrices is to see it: experts [E, out, in] one by one, a kernel [out, in, h, w] as [out, in * h * w]."""
+    if tensor.ndim == 3:
+        return list(tensor)
+    return [tensor.view(len(tensor), -1) if tensor.ndim > 3 else tensor]
+
+
 class Trials(Optimizer):
     """K copies of a library's optimizer, one a trial, each on views of its trial's slices: what the library does on plain tensors.
 
@@ -53,9 +60,18 @@ class Trials(Optimizer):
         """A group of trial k's optimizer."""
         r = self._ratio(group)
         scaled = {"lr": group["lr"] / r, "weight_decay": group["weight_decay"] * r, "eps": group["eps"] * r}
-        return (
-            _settings(group) | scaled | {"params": [nn.Parameter(p.detach()[k] / r if r != 1 else p.detach()[k]) for p in group["params"]]}
-        )
+        views = [nn.Parameter(part / r if r != 1 else part) for p in group["params"] for part in matrices(p.detach()[k])]
+        return _settings(group) | scaled | {"params": views}
+
+    def _pairs(self, trial: Optimizer, k: int) -> Iterator[tuple[float, Tensor, Tensor | None, Tensor]]:
+        """(ratio, weights of trial k, their gradient, the view its optimizer knows), one after the other."""
+        for group, own in zip(self.param_groups, trial.param_groups, strict=True):
+            views = iter(own["params"])
+            for p in group["params"]:
+                parts = matrices(p[k])
+                gradients = [None] * len(parts) if p.grad is None else matrices(p.grad[k].contiguous())
+                for part, gradient in zip(parts, gradients, strict=True):
+                    yield self._ratio(group), part, gradient, next(views)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -63,32 +79,29 @@ class Trials(Optimizer):
         for k, trial in enumerate(self.trials):
             self._lend(trial, k)
             try:
-                self._step(trial, None if losses is None else losses[k])
+                self._step(trial, k, losses)
             except torch.linalg.LinAlgError:  # of statistics that are not finite: this trial diverged, the others did not
                 for view in (view for group in trial.param_groups for view in group["params"]):
                     view.fill_(math.nan)
             self._take_back(trial, k)
         return losses
 
-    def _step(self, trial: Optimizer, loss: Tensor | None) -> None:
+    def _step(self, trial: Optimizer, k: int, losses: Tensor | None) -> None:
         trial.step()
 
     def _lend(self, trial: Optimizer, k: int) -> None:
         """Weights, gradients and lr of trial k; anew at each step, as a model's weights may have moved to another device."""
         for group, own in zip(self.param_groups, trial.param_groups, strict=True):
-            r = self._ratio(group)
-            own["lr"] = (group["lr"][k] if isinstance(group["lr"], Tensor) else group["lr"]) / r
-            for p, view in zip(group["params"], own["params"], strict=True):
-                view.data = p[k] / r if r != 1 else p[k]
-                view.grad = None if p.grad is None else p.grad[k] * r if r != 1 else p.grad[k]
+            own["lr"] = (group["lr"][k] if isinstance(group["lr"], Tensor) else group["lr"]) / self._ratio(group)
+        for r, part, gradient, view in self._pairs(trial, k):
+            view.data = part / r if r != 1 else part
+            view.grad = None if gradient is None else gradient * r if r != 1 else gradient
 
     def _take_back(self, trial: Optimizer, k: int) -> None:
-        for group, own in zip(self.param_groups, trial.param_groups, strict=True):
-            r = self._ratio(group)
-            for p, view in zip(group["params"], own["params"], strict=True):
-                if r != 1 and view.grad is not None:
-                    p[k].copy_(view * r)
-                view.grad = None
+        for r, part, gradient, view in self._pairs(trial, k):
+            if r != 1 and gradient is not None:
+                part.copy_(view * r)
+            view.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"param_groups": list(map(_settings, self.param_groups)), "trials": [trial.state_dict() for trial in self.trials]}
@@ -106,6 +119,11 @@ class Trials(Optimizer):
                     view.grad = None
 
 
+def _along(value: float | Tensor, p: Tensor) -> float | Tensor:
+    """One value a trial, along the axes of the parameter."""
+    return value.view(-1, *[1] * (p.ndim - 1)) if isinstance(value, Tensor) else value
+
+
 class Muon(Optimizer):
     """torch.optim.Muon for stacks: B <- mu B + (1 - mu) G, then W <- (1 - lr * weight_decay) W - lr * factor * NS(B, or G nested with B).
 
@@ -120,13 +138,14 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         losses = _closed(closure)
         for group in self.param_groups:
-            lr, decay = (value[:, None, None] if isinstance(value, Tensor) else value for value in (group["lr"], group["weight_decay"]))
             for p in (p for p in group["params"] if p.grad is not None):
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                 buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer, group["eps"])
-                factor = shape_factor(group["shape_factor"], p.shape[-1], p.shape[-2])
-                p.mul_(1 - lr * decay).sub_(update * (lr * factor))
+                update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+                update = update.flatten(2) if p.ndim > 4 else update  # kernels as `matrices` has them
+                factor = shape_factor(group["shape_factor"], update.shape[-1], update.shape[-2])
+                lr, decay = (_along(value, p) for value in (group["lr"], group["weight_decay"]))
+                p.mul_(1 - lr * decay).sub_(orthogonal(update, group["eps"]).view_as(p) * (lr * factor))
         return losses
 
 
@@ -134,13 +153,13 @@ def orthogonal(gradient: Tensor, eps: float) -> Tensor:
     """Nearly U V^T of gradient = U S V^T, [..., out, in]: five rounds of Newton-Schulz in bfloat16."""
     a, b, c = NEWTON_SCHULZ
     tall = gradient.shape[-2] > gradient.shape[-1]
-    x = gradient.bfloat16()
+    x = gradient.bfloat16().flatten(0, -3)
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     for _ in range(5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(gradient.dtype)
+    return (x.mT if tall else x).to(gradient.dtype).reshape(gradient.shape)
 
 
 class Together(Optimizer):
