@@ -143,11 +143,36 @@ class Budget(Section):
         return self.tokens // self.batch_tokens
 
 
+class Training(Section):
+    """What of the loop changes the result: part of a trial's identity."""
+
+    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast; weights, optimizer and held-out loss stay float32
+    z_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # adds this times the mean of log(Z)**2 (arXiv:2204.02311, section 5)
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay a step of averaged weights, which then give the held-out loss; 0: none
+
+
 class Engine(Section):
-    """Where trials run. No part of a trial's identity."""
+    """Where and how trials run, and what is written beside the record. No part of a trial's identity."""
 
     kind: Literal["local"] = "local"
     workers: Literal["auto"] | Count = "auto"  # auto: one a GPU, or one a core
+    processes: Count = 1  # that share one trial's batch
+    accumulation: Count = 1  # micro-batches a process and step
+    compile: bool = False  # torch.compile
+    evaluate_at: list[Fraction] = []  # shares of the tokens, beside the end
+    noise_every: Annotated[int, Field(ge=0)] = 0  # steps between measurements of the gradient-noise scale; 0: none
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0  # steps; 0: none
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    runs: str = "runs"  # folder of checkpoints and trackers, one of its own a trial
+
+    @model_validator(mode="after")
+    def _parts(self) -> Engine:
+        if self.noise_every and self.processes * self.accumulation < 2:
+            raise ValueError(
+                "`processes * accumulation >= 2` must hold for a gradient-noise scale (it compares batches of two sizes), but got "
+                f"processes={self.processes}, accumulation={self.accumulation}"
+            )
+        return self
 
 
 class Compare(Section):
@@ -171,7 +196,7 @@ class Ask(Section):
     law: str = "lr_nd"
 
 
-POINT = ("model", "parametrization", "optimizer", "schedule", "data", "budget", "seed")  # what a trial's identity is made of
+POINT = ("model", "parametrization", "optimizer", "schedule", "training", "data", "budget", "seed")  # what a trial's identity is made of
 SHORT = {  # a contract column -> where a recipe keeps it
     "width": "model.width", "depth": "model.depth", "lr": "optimizer.lr", "weight_decay": "optimizer.weight_decay",
     "tokens": "budget.tokens", "batch_tokens": "budget.batch_tokens", "seq_len": "data.seq_len", "seed": "seed",
@@ -187,6 +212,7 @@ class Recipe(Section):
     parametrization: Parametrization
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    training: Training = Training()
     data: Data = Data()
     budget: Budget
     seed: Seed = 0
@@ -213,6 +239,12 @@ class Recipe(Section):
         batch, seq_len = self.budget.batch_tokens, self.data.seq_len
         if batch % seq_len:
             raise ValueError(f"`batch_tokens % seq_len == 0` must hold, but got batch_tokens={batch}, seq_len={seq_len}")
+        rows, processes, accumulation = batch // seq_len, self.engine.processes, self.engine.accumulation
+        if rows % (processes * accumulation):
+            raise ValueError(
+                f"`batch_tokens / seq_len % (processes * accumulation) == 0` must hold, but got {rows} rows, processes={processes}, "
+                f"accumulation={accumulation}"
+            )
         return self
 
     def point(self) -> dict[str, Any]:

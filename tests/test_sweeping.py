@@ -166,7 +166,7 @@ def test_a_torn_record_does_not_stop_a_sweep(tiny, in_process, tmp_path):
     assert record.read_bytes() == whole
 
 
-@pytest.mark.parametrize("change", [{"schema": 2}, {"colour": "red"}])
+@pytest.mark.parametrize("change", [{"schema": 3}, {"colour": "red"}])
 def test_a_record_we_cannot_keep_is_refused_before_anything_is_trained(tiny, monkeypatch, tmp_path, undisturbed, change):
     record = tmp_path / "sweeps/tiny.jsonl"
     record.parent.mkdir()
