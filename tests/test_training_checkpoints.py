@@ -118,11 +118,20 @@ def overwritten(path):
         file.write(b"no archive at all " * 100)
 
 
+def flipped(path):
+    """One bit, in the middle of the weights."""
+    with open(path, "r+b") as file:
+        file.seek(os.path.getsize(path) // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
 def another_thing(path):
     torch.save([1, 2, 3], path)
 
 
-@pytest.mark.parametrize("damage", [truncated, emptied, overwritten, another_thing, os.remove])
+@pytest.mark.parametrize("damage", [truncated, emptied, overwritten, flipped, another_thing, os.remove])
 def test_the_checkpoint_before_a_damaged_one_is_taken(stopped, undisturbed, damage, capsys):
     recipe, path, _ = stopped
     damage(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zipfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -88,10 +89,12 @@ def restore(run: Run) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     """A checkpoint's content; None, and a line to the user, when it is damaged."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()  # torch.load checks no checksum
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(content, dict) and content.keys() >= {"trial", "model", "optimizer", "curve"}:
+        if torn is None and isinstance(content, dict) and content.keys() >= {"trial", "model", "optimizer", "curve"}:
             return content
-        reason = "it is something else"
+        reason = f"the checksum of {torn} is wrong" if torn else "it is something else"
     except Exception as error:  # a damaged archive fails in many ways: zip's, the unpickler's, torch's
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
     print(f"checkpoint `{path}` cannot be read ({reason})", file=sys.stderr)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +82,8 @@ def start(recipe: Recipe, corpus: data.Corpus, acc: Accelerator) -> Run:
     plan = counting.planned(recipe, corpus.vocab_size)
     opt = optim.optimizer(net, plan, recipe.optimizer)
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema)) if recipe.training.ema else None
+    if recipe.engine.compile and acc.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UserError("`engine.compile` needs a C++ compiler to train on a CPU, but neither g++ nor clang++ is on the path")
     called = torch.compile(model) if recipe.engine.compile else model
     descent = gradients.Descent(called, net, recipe.training, acc)
     return Run(recipe, corpus, acc, plan, net, descent, opt, ema, identity(recipe, corpus.digest))
