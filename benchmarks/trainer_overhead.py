@@ -16,7 +16,7 @@ from scaletune import counting, data, models, optim, training
 from scaletune.recipe import Recipe, validated
 
 STEPS, WARM, ROUND = 440, 40, 20
-SIZES = {64: 1024, 96: 1024, 128: 2048}  # width: tokens a batch
+SIZES = {32: 256, 64: 512, 96: 512}  # width: tokens a batch
 
 
 def recipe(width: int, batch_tokens: int, **engine: object) -> Recipe:

@@ -220,7 +220,8 @@ OTHER = {  # a different valid value of everything that identifies a trial
     "parametrization.depth_alpha": 1.0, "parametrization.init_std": 0.1, "parametrization.embedding_multiplier": 2.0,
     "parametrization.logits_multiplier": 2.0, "optimizer.lr": 0.1, "optimizer.weight_decay": 0.0, "optimizer.beta1": 0.8,
     "optimizer.beta2": 0.99, "optimizer.eps": 1e-6, "optimizer.clip": 2.0, "schedule.kind": "cosine", "schedule.warmup": 0.2,
-    "schedule.decay": 0.1, "schedule.floor": 0.1, "data.seq_len": 32, "data.held_out": 0.1, "budget.tokens": 2048,
+    "schedule.decay": 0.1, "schedule.floor": 0.1, "training.precision": "bf16", "training.z_loss": 1e-4, "training.ema": 0.9,
+    "data.seq_len": 32, "data.held_out": 0.1, "budget.tokens": 2048,
     "budget.batch_tokens": 128, "budget.eval_tokens": 1024, "seed": 7,
 }  # fmt: skip
 ONLY_ONE = {"model.family", "optimizer.family"}  # a single value is valid today
