@@ -100,7 +100,7 @@ class Descent:
         with self._precision():
             loss = self.model(*part).sum()
         whole = loss + self.z_loss() if self.z_loss else loss
-        self.acc.backward(whole if count == 1 else whole / count)
+        (whole if count == 1 else whole / count).backward()  # `Accelerator.backward` would divide by its own count, and scale for fp16
         return loss.detach()
 
     def _precision(self) -> AbstractContextManager:

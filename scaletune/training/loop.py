@@ -60,6 +60,9 @@ class Run:
     outcome: Outcome = field(default_factory=Outcome)
     unread: list[Tensor] = field(default_factory=list)  # losses that are still on the device
 
+    def __post_init__(self) -> None:
+        self.parameters = list(self.net.parameters())
+
     @property
     def step(self) -> int:
         """Steps taken."""
@@ -155,7 +158,7 @@ def descend(run: Run, step: int) -> None:
         run.unread.append(run.descent.measured(parts, run.outcome.noise))
     else:
         run.unread.append(run.descent.backward(parts))
-    run.acc.clip_grad_norm_(run.net.parameters(), settings.optimizer.clip)
+    nn.utils.clip_grad_norm_(run.parameters, settings.optimizer.clip)
     run.opt.step()
     run.opt.zero_grad()
 
