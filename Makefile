@@ -26,4 +26,5 @@ check: dev  ## what must be clean before a commit
 gpu-evidence:  ## what a machine with a GPU is asked: run it there, in an environment that has the dependencies
 	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'gpu-evidence needs a CUDA device'"
 	$(PYTHON) -m pytest -m gpu -rs
+	$(PYTHON) benchmarks/throughput.py
 	$(PYTHON) -m scaletune run configs/quickstart.toml --set name=quickstart-gpu --set engine.workers=8 --out $${OUT:-gpu-evidence}

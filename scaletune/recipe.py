@@ -224,6 +224,13 @@ class Budget(Section):
         return self.tokens // self.batch_tokens
 
 
+class Training(Section):
+    """What of the loop changes the result: part of a trial's identity."""
+
+    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast; weights, optimizer and held-out loss stay float32
+    z_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # adds this times the mean of log(Z)**2 (arXiv:2204.02311, section 5)
+
+
 def resolved(schedule: Schedule, budget: Budget) -> Schedule:
     """The schedule with what it says in tokens put as shares of the budget; UserError when they do not fit into it."""
     shares = {name: tokens / budget.tokens for name in ("warmup", "knee") if (tokens := getattr(schedule, f"{name}_tokens")) is not None}
@@ -236,10 +243,27 @@ def resolved(schedule: Schedule, budget: Budget) -> Schedule:
 
 
 class Engine(Section):
-    """Where trials run. No part of a trial's identity."""
+    """Where and how trials run, and what is written beside the record. No part of a trial's identity."""
 
     kind: Literal["local"] = "local"
     workers: Literal["auto"] | Count = "auto"  # auto: one a GPU, or one a core
+    processes: Count = 1  # that share one trial's batch
+    accumulation: Count = 1  # micro-batches a process and step
+    compile: bool = False  # torch.compile
+    evaluate_at: list[Fraction] = []  # shares of the tokens, beside the end
+    noise_every: Annotated[int, Field(ge=0)] = 0  # steps between measurements of the gradient-noise scale; 0: none
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0  # steps; 0: none
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    runs: str = "runs"  # folder of checkpoints and trackers, one of its own a trial
+
+    @model_validator(mode="after")
+    def _parts(self) -> Engine:
+        if self.noise_every and self.processes * self.accumulation < 2:
+            raise ValueError(
+                "`processes * accumulation >= 2` must hold for a gradient-noise scale (it compares batches of two sizes), but got "
+                f"processes={self.processes}, accumulation={self.accumulation}"
+            )
+        return self
 
 
 class Compare(Section):
@@ -263,7 +287,7 @@ class Ask(Section):
     law: str = "lr_nd"
 
 
-POINT = ("model", "parametrization", "optimizer", "schedule", "data", "budget", "seed")  # what a trial's identity is made of
+POINT = ("model", "parametrization", "optimizer", "schedule", "training", "data", "budget", "seed")  # what a trial's identity is made of
 READ = (  # how the data are found and read: a trial's identity has the digest of what was read
     "source", "format", "epochs", "dtype", "tokenizer", "column", "separator", "subset", "limit", "cache", "power_law",
 )  # fmt: skip
@@ -282,6 +306,7 @@ class Recipe(Section):
     parametrization: Parametrization
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    training: Training = Training()
     data: Data = Data()
     budget: Budget
     seed: Seed = 0
@@ -308,6 +333,12 @@ class Recipe(Section):
         batch, seq_len = self.budget.batch_tokens, self.data.seq_len
         if batch % seq_len:
             raise ValueError(f"`batch_tokens % seq_len == 0` must hold, but got batch_tokens={batch}, seq_len={seq_len}")
+        rows, processes, accumulation = batch // seq_len, self.engine.processes, self.engine.accumulation
+        if rows % (processes * accumulation):
+            raise ValueError(
+                f"`batch_tokens / seq_len % (processes * accumulation) == 0` must hold, but got {rows} rows, processes={processes}, "
+                f"accumulation={accumulation}"
+            )
         return self
 
     @model_validator(mode="after")

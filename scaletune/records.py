@@ -23,7 +23,7 @@ from scaletune.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1  # of a Trial line; a reader refuses a newer one
+SCHEMA = 2  # of a Trial line; a reader refuses a newer one, and reads 1, which had no `metrics`
 COLUMNS = (  # the contract: names of columns in records and in CSVs, in and out
     "n_params", "tokens", "batch_tokens", "seq_len", "width", "depth", "lr", "weight_decay", "loss", "flops", "seconds",
     "seed", "status",
@@ -76,6 +76,7 @@ class Trial:
     seconds: float
     message: str = ""  # why, when the status is not "done"
     provenance: dict[str, Any] = field(default_factory=dict)  # versions, device, when
+    metrics: dict[str, Any] = field(default_factory=dict)  # what else was measured: see `scaletune.training.trial`
     schema: int = SCHEMA
 
 

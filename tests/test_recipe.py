@@ -313,7 +313,8 @@ OTHER = {  # a different valid value of everything that identifies a trial
     "optimizer.momentum": 0.9, "optimizer.nesterov": False, "optimizer.shape_factor": "spectral", "optimizer.rest_ratio": 0.5,
     "optimizer.precondition_every": 5, "schedule.kind": "cosine", "schedule.warmup": 0.2, "schedule.warmup_tokens": 256,
     "schedule.decay": 0.1, "schedule.decay_shape": "1-sqrt", "schedule.floor": 0.1, "schedule.start": 0.1, "schedule.knee": 0.25,
-    "schedule.knee_tokens": 128, "schedule.power": 0.3, "schedule.ema_half_life": 512, "data.seq_len": 32, "data.held_out": 0.1,
+    "schedule.knee_tokens": 128, "schedule.power": 0.3, "schedule.ema_half_life": 512, "training.precision": "bf16",
+    "training.z_loss": 1e-4, "data.seq_len": 32, "data.held_out": 0.1,
     "data.order": "shuffle", "data.vocab_size": 300, "budget.tokens": 2048,
     "budget.batch_tokens": 128, "budget.eval_tokens": 1024, "seed": 7,
 }  # fmt: skip

@@ -168,7 +168,7 @@ def test_a_last_line_without_its_newline_counts(tmp_path):
 BAD = {  # text of a second line -> the sentence
     "{torn\n": "every line of .*sweep.jsonl:2 must be JSON, but ",
     "[1, 2]\n": r"every line of .*sweep.jsonl:2 must be a trial, but got '\[1, 2\]'",
-    line(TRIAL, schema=2): "sweep.jsonl:2 has schema 2, newer than this scaletune's 1: upgrade scaletune",
+    line(TRIAL, schema=3): "sweep.jsonl:2 has schema 3, newer than this scaletune's 2: upgrade scaletune",
     line(TRIAL, schema="1"): "every line of .*sweep.jsonl:2 must be a trial",
     line(TRIAL, colour="red"): "sweep.jsonl:2 is not a record of trials: .*unexpected keyword argument 'colour'",
     '{"loss": 3}\n': "sweep.jsonl:2 is not a record of trials: missing",

@@ -34,7 +34,7 @@ def measured(record):
 class InProcess:
     """A pool that trains in this process, so that a test of the record need not start another."""
 
-    def __init__(self, size):
+    def __init__(self, size, processes=1):
         self.acc, self.task, self.trained = training.accelerator(), None, []
         InProcess.last = self
 
@@ -166,7 +166,7 @@ def test_a_torn_record_does_not_stop_a_sweep(tiny, in_process, tmp_path):
     assert record.read_bytes() == whole
 
 
-@pytest.mark.parametrize("change", [{"schema": 2}, {"colour": "red"}])
+@pytest.mark.parametrize("change", [{"schema": 3}, {"colour": "red"}])
 def test_a_record_we_cannot_keep_is_refused_before_anything_is_trained(tiny, monkeypatch, tmp_path, undisturbed, change):
     record = tmp_path / "sweeps/tiny.jsonl"
     record.parent.mkdir()
@@ -353,6 +353,25 @@ def test_one_worker_a_core_unless_said(monkeypatch):
     monkeypatch.setattr(local, "_gpus", lambda: 8)
     assert local.slots("auto") == 8
     assert local.environment(9)["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_trial_over_several_gpus_takes_a_worker_with_as_many(monkeypatch):
+    monkeypatch.setattr(local, "_gpus", lambda: 8)
+    assert local.slots("auto", 3) == 2
+    assert [local.environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["0,1,2", "3,4,5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # of a machine of eight, what this launch may use
+    monkeypatch.setattr(local, "_gpus", lambda: 2)
+    assert [local.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1, 2)] == ["4", "6", "4"]
+    monkeypatch.setattr(local, "_gpus", lambda: 8)
+    with pytest.raises(UserError, match="`processes <= GPUs` must hold, but got 9 processes and 8 GPUs"):
+        local.slots("auto", 9)
+
+
+def test_a_sweep_trains_over_two_processes(tiny, tmp_path):
+    alone, _ = training.trial(tiny(), "main", training.accelerator())
+    table = sweeping.sweep(tiny({"engine.processes": 2, "engine.workers": 1}), out=tmp_path)
+    assert table["id"].tolist() == [alone.id] and table["loss"][0] == pytest.approx(alone.loss, rel=1e-5)
+    assert table["provenance"][0]["processes"] == 2
 
 
 NOISY = """

@@ -1,12 +1,14 @@
-"""One trial: deterministic to the bit, the same over two processes, and a divergence is a record."""
+"""One trial: deterministic to the bit, a divergence is a record, and what it cost is on record too."""
 
+import gc
 import json
 import math
 import subprocess
 import sys
+import time
 import weakref
-from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from scaletune import counting, data, models, optim, training
 from scaletune.errors import UserError
 from scaletune.recipe import identity
+from scaletune.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,10 @@ def test_what_identifies_a_trial_reaches_it(tiny, acc, settings):
 def test_a_divergence_is_a_record(tiny, acc, lr):
     trial, curve = trained(tiny({"lr": lr, "schedule.kind": "constant"}), acc)
     assert (trial.status, trial.loss, trial.train_loss) == ("diverged", None, None)
-    assert trial.message.startswith(f"loss {curve[-1]:.3g} at step {len(curve) - 1} of 8, above 2 ln(vocabulary) = 11.1")
+    last = len(curve) - 1
+    limit = "above 2 ln(vocabulary) = 11.1" if math.isfinite(curve[-1]) else "not finite"
+    good = f"; last good loss {curve[-2]:.4g} at step {last - 1}"
+    assert trial.message == f"loss {curve[-1]:.3g} at step {last} of 8, {limit}{good}"
     assert not curve[-1] <= 2 * math.log(256)
     json.dumps(vars(trial), allow_nan=False)
 
@@ -88,7 +94,64 @@ def test_a_divergence_of_the_last_step_is_one_too(tiny, acc):
     settings = {"tokens": 256, "lr": 1e3, "schedule.kind": "constant", "schedule.warmup": 0.0}
     trial, curve = trained(tiny(settings), acc)
     assert (trial.status, trial.loss, len(curve)) == ("diverged", None, 1)
-    assert trial.message.startswith("held-out loss ")
+    assert trial.message.startswith("held-out loss ") and trial.message.endswith(f"; last good loss {curve[0]:.4g} at step 0")
+
+
+@pytest.mark.parametrize(("std", "limit"), [(1e3, "above 2 ln(vocabulary) = 11.1"), (1e38, "not finite")])
+def test_a_loss_that_is_bad_from_the_start_names_what_may_be_wrong(tiny, acc, std, limit):
+    trial, curve = trained(tiny({"parametrization.init_std": std, "parametrization.logits_multiplier": 100.0}), acc)
+    assert (trial.status, len(curve)) == ("diverged", 1)
+    assert trial.message.endswith(
+        f"{limit}, before any update: `init_std` or a multiplier is too large for float32, or the data is not finite"
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"lr": 1e3, "schedule.kind": "constant"}, {"engine.evaluate_at": [0.5]}])
+def test_looking_at_the_losses_late_changes_nothing(tiny, acc, monkeypatch, settings):
+    """On a GPU they are fetched many at a time: a divergence is seen late, and recorded where it was."""
+    recipe = tiny(settings)
+    early, curve = trained(recipe, acc)
+    monkeypatch.setattr(loop, "LOOK", {"cpu": 5})
+    late, same = trained(recipe, acc)
+    assert same == curve and (late.message, late.loss, late.train_loss) == (early.message, early.loss, early.train_loss)
+
+
+def test_evaluations_during_training_change_nothing_and_are_on_record(tiny, acc):
+    plain, curve = trained(tiny(width=64), acc)
+    trial, same = trained(tiny({"width": 64, "engine.evaluate_at": [0.0, 0.3, 1.0]}), acc)
+    assert (trial.id, trial.loss, same) == (plain.id, plain.loss, curve)
+    shares = {tokens: loss for tokens, loss in trial.metrics["held_out"]}
+    assert list(shares) == [0, 3 * 256, 8 * 256] and shares[8 * 256] == trial.loss  # the first step at or past a share
+    assert shares[0] == pytest.approx(math.log(256), rel=0.02) and shares[0] > shares[3 * 256] > trial.loss
+    assert plain.metrics["held_out"] == [[8 * 256, plain.loss]]
+
+
+def test_a_trial_says_where_time_and_memory_went(tiny, acc):
+    began = time.perf_counter()
+    trial, _ = trained(tiny(), acc)
+    whole = time.perf_counter() - began
+    seconds = trial.metrics["seconds"]
+    assert seconds["train"] > 0 and seconds["evaluate"] > 0 and seconds["compile"] == 0
+    assert seconds["train"] + seconds["evaluate"] <= whole + 2e-3  # rounded to milliseconds
+    assert trial.metrics["peak_bytes"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.5)
+
+
+def test_memory_is_each_trials_own(acc, tiny):
+    """A large trial first: the small one after it must not report the large one's peak."""
+    small = tiny()
+    large, _ = trained(tiny({"tokens": 2**15, "batch_tokens": 2**15, "width": 64, "budget.eval_tokens": 32}), acc)
+    assert large.metrics["peak_bytes"] > trained(small, acc)[0].metrics["peak_bytes"] + 2**26
+
+
+def test_a_process_does_not_grow_with_its_trials(acc, tiny):
+    recipe = tiny({"schedule.ema_half_life": 1024, "tokens": 512})
+    trained(recipe, acc)
+    gc.collect()
+    before = psutil.Process().memory_info().rss
+    for seed in range(15):
+        trained(recipe.model_copy(update={"seed": seed}), acc)
+    gc.collect()
+    assert psutil.Process().memory_info().rss < before + 2**24
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.0, [0, 7]), (0.25, [0, 2, 7]), (1.0, [0, 7])])
@@ -161,40 +224,30 @@ def test_held_out_loss_is_over_the_same_windows_for_every_trial(tiny, acc, token
     assert seen[0].numel() <= max(tokens, 32)
 
 
-PAIR = """
-import json, sys
-from accelerate import debug_launcher
-from scaletune import models, recipe, training
+def test_more_or_fewer_processes_than_asked_are_refused(tiny):
+    class One:
+        num_processes = 1
 
-rows, forward = [], models.Transformer.forward
-models.Transformer.forward = lambda model, tokens, targets: rows.append(len(tokens)) or forward(model, tokens, targets)
-
-def work(content, out):
-    trial, curve = training.trial(recipe.validated(content, "pair"), "main", acc := training.accelerator())
-    if acc.is_main_process:
-        open(out, "w").write(json.dumps([rows[:8], trial.id, trial.loss, curve]))
-
-debug_launcher(work, (json.loads(sys.argv[1]), sys.argv[2]), num_processes=2)
-"""
+    recipe = tiny({"engine.processes": 2})
+    with pytest.raises(UserError, match=r"`engine\.processes` must be how many there are, but got 2 and there are 1"):
+        training.train(recipe, data.load(recipe.data), One())
 
 
-def test_two_processes_train_as_one(tiny, acc, tmp_path):
-    recipe = tiny(width=64)
-    alone, curve = trained(recipe, acc)
-    command = [sys.executable, "-c", PAIR, json.dumps(recipe.model_dump()), str(tmp_path / "out.json")]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    rows, trial_id, loss, theirs = json.loads(Path(tmp_path / "out.json").read_text())
-    assert (rows, trial_id) == ([4] * 8, alone.id)  # each has half of the same eight rows
-    assert theirs == pytest.approx(curve, rel=1e-5) and loss == pytest.approx(alone.loss, rel=1e-5)
+@pytest.mark.parametrize(("processes", "accumulation"), [(3, 1), (1, 3), (4, 4)])
+def test_rows_that_do_not_divide_are_refused(tiny, processes, accumulation):
+    rule = r"`batch_tokens / seq_len % \(processes \* accumulation\) == 0` must hold, but got 8 rows, "
+    with pytest.raises(UserError, match=rule + f"processes={processes}, accumulation={accumulation}"):
+        tiny({"engine.processes": processes, "engine.accumulation": accumulation})
 
 
-def test_rows_that_do_not_divide_are_refused(tiny, acc):
-    class Three:
-        num_processes = 3
-
-    recipe = tiny()
-    with pytest.raises(UserError, match="`batch_tokens / seq_len % processes == 0` must hold, but got 8 rows on 3 processes"):
-        training.train(recipe, data.load(recipe.data), Three())
+def test_fewer_gpus_than_processes_are_refused(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="`processes <= GPUs` must hold, but got 2 processes and 1 GPUs"):
+        training.launched(tiny({"engine.processes": 2}), "main")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="got 4 processes and 1 GPUs"):
+        training.accelerator()
 
 
 @pytest.mark.gpu

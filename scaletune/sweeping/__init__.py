@@ -67,7 +67,8 @@ def train_all(wanted: Sequence[Task], stem: Path, workers: str | int = "auto", *
             known = {trial.id for trial in store.trials()}
             todo = {task.id: task for task in reversed(wanted) if task.id not in known}  # asked twice: the first sweep's
             if todo:
-                with Pool(min(slots(workers), len(todo))) as pool:
+                processes = max(task.recipe.engine.processes for task in todo.values())
+                with Pool(min(slots(workers, processes), len(todo)), processes) as pool:
                     _drive(pool, sorted(todo.values(), key=lambda task: -task.cost), store, done=len(wanted) - len(todo))
             ids = {task.id for task in wanted}
             return frame(trial for trial in store.trials() if trial.id in ids)

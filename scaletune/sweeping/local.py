@@ -15,6 +15,8 @@ import sys
 import tempfile
 from typing import IO, TYPE_CHECKING, Any
 
+from scaletune.errors import UserError
+
 if TYPE_CHECKING:
     from scaletune.sweeping import Task
 
@@ -27,29 +29,35 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def slots(workers: str | int) -> int:
-    """How many workers: as asked, or one a GPU, or one a core this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return workers if isinstance(workers, int) else _gpus() or cores
+def slots(workers: str | int, processes: int = 1) -> int:
+    """How many workers, each with `processes` of its own: as asked, or as the GPUs go round, or the cores this process may use."""
+    cores, gpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _gpus()
+    if gpus and processes > gpus:
+        raise UserError(f"`processes <= GPUs` must hold, but got {processes} processes and {gpus} GPUs")
+    return workers if isinstance(workers, int) else max(1, (gpus or cores) // processes)
 
 
-def environment(slot: int) -> dict[str, str]:
-    """One thread a worker (two on a shared core collapse), and its own GPU; nothing of a surrounding distributed launch."""
+def environment(slot: int, processes: int = 1) -> dict[str, str]:
+    """One thread a process (two on a shared core collapse), and its own GPU; nothing of a surrounding distributed launch."""
     kept = {key: value for key, value in os.environ.items() if key not in INHERITED and not key.startswith("TORCHELASTIC_")}
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     gpus = _gpus()
-    return kept | threads | ({"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {})
+    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+    own = [visible[(slot * processes + i) % gpus] for i in range(processes)] if gpus else []
+    return kept | threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
 
 
 class Worker:
     """A worker process, its log, and the task it is on."""
 
-    def __init__(self, slot: int):
+    def __init__(self, slot: int, processes: int = 1):
         self.slot, self.heard = slot, b""
         self.task: Task | None = None
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (`stop` closes it)
         command = [sys.executable, "-m", "scaletune.sweeping.worker"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment(slot))
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment(slot, processes)
+        )
         assert self.process.stdin and self.process.stdout
         self.orders: IO[bytes] = self.process.stdin
         self.answers: IO[bytes] = self.process.stdout
@@ -80,7 +88,8 @@ class Worker:
 class Pool:
     """Workers, replaced when they die."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, processes: int = 1):
+        self.processes = processes  # of each worker's trials
         self.selector = selectors.DefaultSelector()
         self.workers: list[Worker] = []
         self.last_words = ""
@@ -96,7 +105,7 @@ class Pool:
         self.selector.close()
 
     def _start(self, slot: int) -> None:
-        worker = Worker(slot)
+        worker = Worker(slot, self.processes)
         self.workers.append(worker)
         self.selector.register(worker.answers, selectors.EVENT_READ, worker)
 

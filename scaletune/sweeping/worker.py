@@ -38,7 +38,10 @@ def serve(orders: Iterable[str], answers: IO[str]) -> None:
     for line in orders:
         order = json.loads(line)
         point = recipes.validated(order["recipe"], "point")
-        trial, curve = training.trial(point, order["sweep"], acc, progress)
+        if point.engine.processes > 1:
+            trial, curve = training.launched(point, order["sweep"], progress)
+        else:
+            trial, curve = training.trial(point, order["sweep"], acc, progress)
         say({"trial": asdict(trial), "curve": [x for x in curve if x == x]})
 
 

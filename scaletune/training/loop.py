@@ -1,0 +1,204 @@
+"""The training loop, and the trial under way that it moves step by step."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from scaletune import counting, data, models, optim
+from scaletune.errors import UserError
+from scaletune.recipe import Recipe, Schedule, identity
+from scaletune.rules import Planned
+from scaletune.training import checkpointing, gradients, tracking
+from scaletune.training.evaluating import evaluate
+from scaletune.training.noise import Noise
+
+LOOK = {"cpu": 1, "cuda": 16}  # steps between looks at the losses: each look makes the host wait for the device
+
+
+@dataclass
+class Outcome:
+    """What a training loop leaves behind."""
+
+    status: str = "done"
+    message: str = ""
+    curve: list[float] = field(default_factory=list)  # training loss of each step, nats per token
+    loss: float | None = None  # held-out
+    held_out: list[list[float]] = field(default_factory=list)  # [tokens, loss] of each evaluation
+    noise: Noise = field(default_factory=Noise)
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "compile": 0.0})
+
+    def diverged(self, message: str) -> None:
+        self.status, self.message = "diverged", message
+
+
+@dataclass
+class Run:
+    """A trial under way."""
+
+    recipe: Recipe
+    corpus: data.Corpus
+    acc: Accelerator
+    plan: list[Planned]
+    net: nn.Module  # the plain model
+    descent: gradients.Descent
+    opt: Optimizer
+    schedule: Schedule  # in shares of the budget
+    ema: AveragedModel | None
+    id: str
+    outcome: Outcome = field(default_factory=Outcome)
+    unread: list[Tensor] = field(default_factory=list)  # losses that are still on the device
+
+    def __post_init__(self) -> None:
+        self.parameters = list(self.net.parameters())
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.outcome.curve) + len(self.unread)
+
+    @property
+    def ceiling(self) -> float:
+        """A loss above it, or none at all, is a divergence; of a regression, which has no vocabulary, one that is not finite."""
+        return 2 * math.log(self.corpus.vocab_size) if self.corpus.vocab_size > 1 else sys.float_info.max
+
+
+def start(recipe: Recipe, corpus: data.Corpus, acc: Accelerator) -> Run:
+    """Build what a trial trains with. UserError unless there are as many processes as it asks for."""
+    if acc.num_processes != recipe.engine.processes:
+        raise UserError(
+            f"`engine.processes` must be how many there are, but got {recipe.engine.processes} and there are {acc.num_processes}"
+        )
+    net = models.build(recipe, corpus.vocab_size)
+    model = acc.prepare(net)
+    plan = counting.planned(recipe, corpus.vocab_size)
+    opt = optim.optimizer(net, plan, recipe.optimizer)
+    schedule, ema = optim.resolved(recipe.schedule, recipe.budget), optim.ema(net, recipe.schedule, recipe.budget)
+    if recipe.engine.compile and acc.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UserError("`engine.compile` needs a C++ compiler to train on a CPU, but neither g++ nor clang++ is on the path")
+    called = torch.compile(model) if recipe.engine.compile else model
+    descent = gradients.Descent(called, net, recipe.training, acc)
+    return Run(recipe, corpus, acc, plan, net, descent, opt, schedule, ema, identity(recipe, corpus.digest))
+
+
+@contextmanager
+def released(recipe: Recipe, acc: Accelerator) -> Iterator[None]:
+    """Keep nothing of what trains in the block: one process trains hundreds of trials."""
+    try:
+        yield
+    finally:
+        acc.free_memory()  # Accelerate keeps every model it has prepared
+        if recipe.engine.compile:
+            torch.compiler.reset()  # and the compiler every graph, until it gives up on the model's code
+
+
+def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Callable[[float], None] = lambda share: None) -> Outcome:
+    """Train the recipe's point. A loss that is not finite, or above twice ln(vocabulary), ends it as "diverged".
+
+    With `engine.checkpoint_every` it goes on from where a killed run of the same trial was, to the same bits on a CPU.
+    """
+    run, steps, engine = start(recipe, corpus, acc), recipe.budget.steps, recipe.engine
+    outcome = run.outcome
+    evaluations = {math.ceil(share * steps) for share in engine.evaluate_at} - {steps}
+    with tracking.opened(run) as track:
+        checkpointing.restore(run)
+        if 0 in evaluations and not run.step:
+            _hold_out(run, track)
+        while run.step < steps and outcome.status == "done":
+            update(run)
+            evaluates, saves = run.step in evaluations, _saves(run)
+            if evaluates or saves or run.step == steps or len(run.unread) >= LOOK.get(acc.device.type, 1):
+                read(run, track)
+            if evaluates and outcome.status == "done":
+                _hold_out(run, track)
+            if saves and outcome.status == "done":
+                checkpointing.save(run)
+            progress(run.step / steps)
+        if outcome.status == "done":
+            outcome.loss = _hold_out(run, track)
+    return outcome
+
+
+def _saves(run: Run) -> bool:
+    """Every so many steps, and the trained weights at the end."""
+    every = run.recipe.engine.checkpoint_every
+    return every > 0 and (run.step % every == 0 or run.step == run.recipe.budget.steps)
+
+
+def update(run: Run) -> None:
+    """One optimizer step; its loss is left unread."""
+    began, step, steps = time.perf_counter(), run.step, run.recipe.budget.steps
+    optim.set_share(run.opt, run.schedule, (step + 0.5) / steps)  # the middle of its tokens: no step has a learning rate of 0
+    if step in (0, min(steps - 1, math.ceil(run.schedule.warmup * steps)), steps - 1):  # the start, after warmup, the end
+        optim.guard(run.opt, run.plan, f"at step {step} of {steps}")
+    descend(run, step)
+    if run.ema:
+        run.ema.update_parameters(run.net)
+    compiling = run.recipe.engine.compile and not run.outcome.seconds["compile"]
+    run.outcome.seconds["compile" if compiling else "train"] += time.perf_counter() - began
+
+
+def descend(run: Run, step: int) -> None:
+    """Gradient of the batch of `step`, clipped, and the optimizer's step with the learning rates its groups have."""
+    settings, engine = run.recipe, run.recipe.engine
+    batch = run.corpus.batch(settings.seed, step, settings.budget.batch_tokens // settings.data.seq_len, settings.data.seq_len)
+    parts = gradients.parts(batch, run.acc, engine.accumulation)
+    if engine.noise_every and step % engine.noise_every == 0:
+        run.unread.append(run.descent.measured(parts, run.outcome.noise))
+    else:
+        run.unread.append(run.descent.backward(parts))
+    nn.utils.clip_grad_norm_(run.parameters, settings.optimizer.clip)
+    run.opt.step(lambda: run.unread[-1].reshape(1))  # type: ignore[arg-type, return-value]  # its loss, which MoMo steps by
+    run.opt.zero_grad()
+
+
+def read(run: Run, track: tracking.Track) -> None:
+    """Fetch the unread losses, the mean over processes; the curve ends with the first that is a divergence."""
+    began, steps = time.perf_counter(), run.recipe.budget.steps
+    losses = torch.stack(run.unread)
+    run.unread.clear()
+    for loss in (run.acc.reduce(losses, "mean") if run.acc.num_processes > 1 else losses).tolist():
+        step, curve = len(run.outcome.curve), run.outcome.curve
+        curve.append(loss)
+        track({"train/loss": loss}, step)
+        if not loss <= run.ceiling:
+            run.outcome.diverged(_why(loss, f"loss {loss:.3g} at step {step} of {steps}", curve[:-1], run))
+            break
+    run.outcome.seconds["train"] += time.perf_counter() - began
+
+
+def _why(loss: float, what: str, good: list[float], run: Run) -> str:
+    """What diverged, when, by which measure, and what there was before: the `good` losses."""
+    said = f"{what}, " + (f"above 2 ln(vocabulary) = {run.ceiling:.3g}" if math.isfinite(loss) else "not finite")
+    if good:
+        return f"{said}; last good loss {good[-1]:.4g} at step {len(good) - 1}"
+    return (
+        f"{said}, before any update: `init_std` or a multiplier is too large for {run.recipe.training.precision}, or the data is not finite"
+    )
+
+
+def _hold_out(run: Run, track: tracking.Track) -> float | None:
+    """Evaluate, the averaged weights where there are any; a loss that is not finite or above the ceiling is a divergence."""
+    began = time.perf_counter()
+    with optim.judged(run.net, run.opt, run.ema):
+        loss = evaluate(run.net, run.corpus, run.recipe, run.acc)
+    run.outcome.seconds["evaluate"] += time.perf_counter() - began
+    if not loss <= run.ceiling:
+        when = "the last step" if run.step == run.recipe.budget.steps else f"step {run.step} of {run.recipe.budget.steps}"
+        run.outcome.diverged(_why(loss, f"held-out loss {loss:.3g} after {when}", run.outcome.curve, run))
+        return None
+    track({"held_out/loss": loss}, run.step)
+    run.outcome.held_out.append([run.step * run.recipe.budget.batch_tokens, loss])
+    return loss

@@ -1,0 +1,151 @@
+"""The same trial over processes and micro-batches: the same global batches, the same curve, the same noise."""
+
+import json
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher import api
+
+from scaletune import data, training
+from scaletune.errors import UserError
+
+WAYS = [1, 2, 4]  # micro-batches a process
+PAIR = """
+import json, sys
+import torch
+from scaletune import models, recipe, training
+
+asked, out = json.loads(sys.argv[1]), sys.argv[2]
+acc = training.accelerator()
+said = []
+forward = models.Transformer.forward
+
+def watched(model, tokens, targets):
+    if model.training:
+        rows.append(tokens[:, 0].tolist() + tokens[:, 1].tolist())
+    return forward(model, tokens, targets)
+
+models.Transformer.forward = watched
+for settings in asked["settings"]:
+    rows = []
+    point = recipe.with_settings(recipe.validated(asked["recipe"], "pair"), settings)
+    trial, curve = training.trial(point, "main", acc)
+    said.append({"id": trial.id, "loss": trial.loss, "curve": curve, "rows": rows, "noise": trial.metrics["noise"]})
+with open(f"{out}/rank{acc.process_index}.json", "w") as file:
+    json.dump(said, file)
+torch.distributed.destroy_process_group()
+"""
+
+
+def settings(processes, accumulation, **more):
+    return {"engine.processes": processes, "engine.accumulation": accumulation, **more}
+
+
+@pytest.fixture(scope="module")
+def pair(tiny, tmp_path_factory):
+    """What both ranks of a real two-process run said, for each of WAYS, then with the noise measured row by row."""
+    out = tmp_path_factory.mktemp("pair")
+    (out / "pair.py").write_text(PAIR)
+    ways = [settings(2, way, **{"training.z_loss": 1e-3} if way == 2 else {}) for way in WAYS] + [
+        settings(2, 4, **{"engine.noise_every": 3})
+    ]
+    asked = json.dumps({"recipe": tiny(width=64).model_dump(), "settings": ways})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(out / "pair.py"), asked, str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("i", range(len(WAYS)))
+def test_two_processes_train_as_one(tiny, pair, i):
+    recipe = tiny({"width": 64} | ({"training.z_loss": 1e-3} if WAYS[i] == 2 else {}))
+    alone, curve = training.trial(recipe, "main", training.accelerator())
+    for rank in pair:
+        assert rank[i]["id"] == alone.id  # how it was spread is no part of what it is
+        assert rank[i]["curve"] == pytest.approx(curve, rel=1e-5) and rank[i]["loss"] == pytest.approx(alone.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("i", range(len(WAYS)))
+def test_the_ranks_share_out_the_global_batch(tiny, pair, i):
+    recipe = tiny(width=64)
+    corpus = data.load(recipe.data)
+    for step in range(8):
+        inputs, _ = corpus.batch(recipe.seed, step, 8, 32)
+        parts = [part for rank in pair for part in rank[i]["rows"][step * WAYS[i] : (step + 1) * WAYS[i]]]
+        assert {len(part) for part in parts} == {2 * 8 // (2 * WAYS[i])}  # equal micro-batches, two numbers a row
+        rows = [pair for part in parts for pair in zip(part[: len(part) // 2], part[len(part) // 2 :], strict=True)]
+        assert sorted(rows) == sorted(zip(inputs[:, 0].tolist(), inputs[:, 1].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("accumulation", [2, 4, 8])
+def test_micro_batches_train_as_one_batch(tiny, accumulation):
+    acc = training.accelerator()
+    plain, curve = training.trial(tiny(width=64), "main", acc)
+    trial, same = training.trial(tiny({"width": 64, "engine.accumulation": accumulation}), "main", acc)
+    assert same == pytest.approx(curve, rel=1e-5) and trial.loss == pytest.approx(plain.loss, rel=1e-5) and trial.id == plain.id
+
+
+def test_the_noise_does_not_depend_on_how_rows_are_spread(tiny, pair):
+    """Batches of one row: the same eight whether in 1 x 8 or 2 x 4."""
+    recipe = tiny({"width": 64, "engine.accumulation": 8, "engine.noise_every": 3})
+    alone, _ = training.trial(recipe, "main", training.accelerator())
+    for rank in pair:
+        assert rank[-1]["noise"] == pytest.approx(alone.metrics["noise"], rel=1e-4)
+
+
+def test_a_trial_is_launched_over_two_processes(tiny):
+    recipe, shares = tiny({"width": 64, "engine.processes": 2, "tokens": 256 * 60}), []
+    trial, curve = training.launched(recipe, "main", shares.append)
+    alone, expected = training.trial(tiny({"width": 64, "tokens": 256 * 60}), "main", training.accelerator())
+    assert trial.id == alone.id and trial.provenance["processes"] == 2
+    assert curve == pytest.approx(expected, rel=1e-4) and trial.loss == pytest.approx(alone.loss, rel=1e-4)
+    assert shares and all(0 < share <= 1 for share in shares)
+
+
+@pytest.mark.parametrize(("said", "kind"), [("UserError: `a` must hold", UserError), ("KeyError: 'a'", ChildFailedError)])
+def test_what_the_user_can_mend_comes_back_as_one_line(tiny, tmp_path, monkeypatch, said, kind):
+    (tmp_path / "error.json").write_text(json.dumps({"message": {"message": said, "extraInfo": {"timestamp": "0"}}}))
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=1, error_file=str(tmp_path / "error.json"))
+
+    def failed(*arguments):
+        raise ChildFailedError("rank", {1: failure})
+
+    monkeypatch.setattr(api, "elastic_launch", lambda config, entry: failed)
+    with pytest.raises(kind, match="^`a` must hold$" if kind is UserError else "a"):
+        training.launched(tiny({"engine.processes": 2}), "main")
+
+
+LAUNCHER = """
+import json, os, sys
+from scaletune import recipe, training
+
+if __name__ == "__main__":
+    training.launched(recipe.validated(json.loads(sys.argv[1]), "killed"), "main", lambda share: print(os.getpid(), flush=True))
+"""
+
+
+def test_a_killed_launcher_leaves_no_ranks(tiny, tmp_path):
+    (tmp_path / "launch.py").write_text(LAUNCHER)
+    asked = json.dumps(tiny({"engine.processes": 2, "tokens": 256 * 100_000}).model_dump())
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "launch.py"), asked], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout.readline()  # it trains
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        assert len(ranks) >= 2
+        os.kill(process.pid, 9)
+        alive = psutil.wait_procs(ranks, timeout=30)[1]
+    assert not alive
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_train_as_one(tiny):
+    trial, curve = training.launched(tiny({"width": 64, "engine.processes": 2}), "main")
+    alone, expected = training.trial(tiny(width=64), "main", training.accelerator())
+    assert trial.id == alone.id and curve == pytest.approx(expected, rel=1e-3)
