@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from scaletune.errors import UserError
+from scaletune.parametrizing.guarding import Held, hold
 from scaletune.recipe import Optimizer as Settings
 from scaletune.recipe import Schedule
 from scaletune.rules import Planned
@@ -71,13 +72,13 @@ def guard(opt: Optimizer, plan: Iterable[Planned], when: str) -> None:
 
     `when` is what the sentence says of the moment. A scheduler that writes absolute values breaks them; ask after warmup and at the end too.
     """
-    planned, now = _alike(plan), [float(group["lr"]) for group in opt.param_groups]
-    if len(planned) != len(now):
-        raise UserError(f"the optimizer must have the plan's {len(planned)} groups, but got {len(now)} {when}")
-    (base, *_), (first, *_) = planned, planned.values()
-    for ((peak, *_), names), lr in zip(planned.items(), now, strict=True):
-        if not math.isclose(lr * base[0], now[0] * peak, rel_tol=1e-6):
-            raise UserError(
-                f"a schedule must multiply the plan's learning rates, but {when} the group of `{names[0]}` ({len(names)} tensors) has"
-                f" {lr / now[0] if now[0] else math.inf:.4g} times the lr of `{first[0]}`, where the plan has {peak / base[0]:.4g}"
-            )
+    planned = _alike(plan)
+    if len(planned) != len(opt.param_groups):
+        raise UserError(f"the optimizer must have the plan's {len(planned)} groups, but got {len(opt.param_groups)} {when}")
+    hold(
+        [
+            Held(names[0], len(names), peak, float(g["lr"]))
+            for ((peak, *_), names), g in zip(planned.items(), opt.param_groups, strict=True)
+        ],
+        when,
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scaletune.checking import exponents
 from scaletune.checking.exponents import Asked
@@ -32,10 +32,11 @@ Key = tuple[str, str, int]  # tensor, term ("W x", "dW x0", "W0 dx", "dW dx": 0 
 class Product:
     """A matrix, what it read, and the layer that multiplies the two without its bias or its multiplier."""
 
-    layer: nn.Module
+    layer: Any  # a copy
     weight: Tensor
     x: Tensor
 
+    @torch.no_grad()
     def ratio(self, weight: Tensor, x: Tensor) -> float:
         """RMS(W x) / (RMS(W) RMS(x)); NaN where one of them is zero."""
         self.layer.weight.data = weight
@@ -56,10 +57,10 @@ def _products(subject: Subject, run: Run, batch: Any) -> dict[str, Product]:
         use = uses[0]
         call = calls.get(use.module_name)
         if run.roles[name] in ("hid", "out") and call is not None and takes_multiplier(use) and not use.looks_up:
-            layer = copy.deepcopy(use.module)
+            layer: Any = copy.deepcopy(use.module)
             if getattr(layer, "bias", None) is not None:
-                layer.bias.data.zero_()  # type: ignore[union-attr]
-            found[name] = Product(layer, use.module.weight.detach().clone(), call.x.detach().clone())
+                layer.bias.data.zero_()
+            found[name] = Product(layer, layer.weight.detach().clone(), call.x.detach().clone())
     return found
 
 
@@ -77,20 +78,18 @@ def _fan_in(run: Run, name: str) -> int:
     return weight.shape[use.axes[0]]
 
 
-@torch.no_grad()
 def _measured(subject: Subject, fans: dict[str, dict[int, int]], width: int, depth: int, seed: int) -> dict[Key, float]:
     """(tensor, term, step) -> the ratio. `fans` gets each tensor's fan-in."""
     run, batch = subject.start(width, depth, seed), subject.batch(seed)
-    old, found = _products(subject, run, batch), {}
+    old = _products(subject, run, batch)
     if not old:
         raise UserError("alignment needs a linear or convolutional layer whose fan-in grows, but the model has none")
     for name in old:
         fans.setdefault(name, {})[width] = _fan_in(run, name)
-    with torch.enable_grad():
-        for step in trained(subject, run, batch, STEPS):
-            with torch.no_grad():
-                new = _products(subject, run, batch)
-                found |= {(name, term, step): ratio for name in old for term, ratio in _ratios(old[name], new[name])}
+    found: dict[Key, float] = {}
+    for step in trained(subject, run, batch, STEPS):
+        new = _products(subject, run, batch)
+        found |= {(name, term, step): ratio for name in old for term, ratio in _ratios(old[name], new[name])}
     return found
 
 
@@ -117,7 +116,9 @@ def fits(exponent: float) -> str:
     """The assumption an exponent agrees with; "-" of what has not changed, or is not finite."""
     if not math.isfinite(exponent):
         return "-"
-    return next((name for name, s in (("full", 1.0), ("none", 0.5)) if abs(exponent - s) <= NEAR), "between" if 0.5 < exponent < 1 else "neither")
+    return next(
+        (name for name, s in (("full", 1.0), ("none", 0.5)) if abs(exponent - s) <= NEAR), "between" if 0.5 < exponent < 1 else "neither"
+    )
 
 
 def _median(rows: Sequence[dict[str, Any]]) -> float:
@@ -134,4 +135,6 @@ def _finding(updates: Sequence[dict[str, Any]]) -> str:
         return "no update to measure: nothing was trained"
     counts = {name: sum(row["fits"] == name for row in updates) for name in ("full", "between", "none", "neither")}
     each = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    return f"updates meet their inputs with exponent {_median(updates):.2f} at step {STEPS[-1]}, the median of {len(updates)} tensors ({each})"
+    return (
+        f"updates meet their inputs with exponent {_median(updates):.2f} at step {STEPS[-1]}, the median of {len(updates)} tensors ({each})"
+    )

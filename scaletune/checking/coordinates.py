@@ -42,7 +42,10 @@ def _caveats(subject: Subject) -> list[str]:
     """SGD's step is as large as its gradient, which a readout of zeros makes smaller than a random one of std ~ width**-1/2 does."""
     if family_named(subject.family).gradient == 0 or form_named(subject.form).backward >= 1:
         return subject.caveats
-    return [*subject.caveats, f"{subject.family!r} in this form has lr for the gradients of a random readout: under the check's readout of zeros all else moves ~ width**-1/2"]
+    return [
+        *subject.caveats,
+        f"{subject.family!r} in this form has lr for the gradients of a random readout: under the check's readout of zeros all else moves ~ width**-1/2",
+    ]
 
 
 def changes(subject: Subject, over: str, width: int, depth: int, seed: int) -> dict[tuple[str, int], float]:

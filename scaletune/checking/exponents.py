@@ -63,7 +63,7 @@ def slope(points: Sequence[float], sizes: Sequence[float]) -> float:
 
 
 def verdict(slope: float) -> str:
-    """"pass", "warn" or "fail" of what should not answer to the size at all."""
+    """ "pass", "warn" or "fail" of what should not answer to the size at all."""
     return "pass" if abs(slope) <= PASS else "warn" if abs(slope) <= FAIL else "fail"
 
 
@@ -75,7 +75,7 @@ def worst(verdicts: Sequence[str]) -> str:
 def over_seeds(asked: Asked, measure: Callable[[int, int, int], Mapping[Key, float]], about: str) -> dict[Key, list[float]]:
     """key -> what `measure(width, depth, seed)` found at each size, the geometric mean over seeds. Progress goes to stderr."""
     sizes: dict[Key, list[float]] = defaultdict(list)
-    with tqdm(total=len(asked.points) * len(asked.seeds), desc=about, delay=3, leave=False, file=sys.stderr) as bar:
+    with tqdm(total=len(asked.points) * len(asked.seeds), desc=about, delay=3, mininterval=0.5, leave=False, file=sys.stderr) as bar:
         for width, depth in asked.points:
             runs = []
             for seed in asked.seeds:

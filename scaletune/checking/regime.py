@@ -81,7 +81,7 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
     "caveats"}; the verdict is by the slope of the last features' relative change at the last step.
     """
     sizes = exponents.over_seeds(asked, lambda *point: _measured(subject, *point), "regime")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"of": of, "step": step, "relative": relative, "slope": exponents.slope(asked.sizes, relative)}
         for (of, step), relative in sizes.items()
     ]

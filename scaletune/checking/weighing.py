@@ -25,16 +25,16 @@ def known(run: Run) -> bool:
     return all(isinstance(opt, SGD) or all(_is_adam(opt, group) for group in opt.param_groups) for opt in run.optimizers)
 
 
-def weights(run: Run) -> dict[int, Tensor]:
-    """id of a parameter -> lr / P, P what its step is divided by: 1 of SGD, (1 - beta1**t) * (sqrt(v_t / (1 - beta2**t)) + eps) of Adam.
-
-    In coordinates divided by sqrt(lr / P) every parameter is trained at lr 1 (P: arXiv:2207.14484, eq. 4).
+def weights(run: Run, by_tensor: bool = False) -> dict[int, Tensor]:
+    """id of a parameter -> lr / P, P what its step is divided by: 1 of SGD, (1 - beta1**t) * (sqrt(v_t / (1 - beta2**t)) + eps) of Adam
+    (arXiv:2207.14484, eq. 4). In coordinates divided by sqrt(lr / P) every parameter is trained at lr 1. by_tensor: P's RMS in each.
     """
     found = {}
     for opt in run.optimizers:
         for group in opt.param_groups:
             for p in group["params"]:
-                found[id(p)] = float(group["lr"]) / _divisor(opt, group, p)
+                divisor = _divisor(opt, group, p)
+                found[id(p)] = float(group["lr"]) / (divisor.square().mean().sqrt().expand_as(p) if by_tensor else divisor)
     return found
 
 

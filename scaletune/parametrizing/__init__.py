@@ -18,6 +18,7 @@ from torch import nn
 from scaletune.errors import UserError, nearest
 from scaletune.parametrizing import roles, shapes
 from scaletune.parametrizing.applying import branches, own_multiplier, takes_multiplier
+from scaletune.parametrizing.guarding import guard
 from scaletune.parametrizing.plan import Plan, Row
 from scaletune.parametrizing.roles import Declared, Read
 from scaletune.parametrizing.shapes import Dims, Use
@@ -27,7 +28,7 @@ from scaletune.rules import depth as depth_rule
 from scaletune.rules.families import family_named
 from scaletune.rules.forms import form_named
 
-__all__ = ["Plan", "Row", "parametrize"]
+__all__ = ["Plan", "Row", "guard", "parametrize"]
 
 
 @dataclass(frozen=True)
