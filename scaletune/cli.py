@@ -124,12 +124,13 @@ def _check(args: argparse.Namespace) -> Answer:
     asked, seeds = recipe.load(args.recipe, args.set), None if args.seeds is None else range(args.seeds)
     whole = [what for what in checking.CHECKS if what != "alignment" or args.over == "width"]
     found = {
-        what: _finite(checking.check(asked, args.widths, seeds, over=args.over, depths=args.depths, what=what))
+        what: checking.check(asked, args.widths, seeds, over=args.over, depths=args.depths, what=what)
         for what in (whole if args.what == "all" else [args.what])
     }
+    said = [line for each in found.values() for line in lines(each)]
+    found = _finite(found)
     files = _kept(found, Path(args.out)) if args.out else []
     answer = found.get(args.what, {"what": "all", **found})
-    said = [line for each in found.values() for line in lines(each)]
     return answer | ({"files": files} if args.out else {}), said + files
 
 

@@ -12,7 +12,7 @@ from scaletune.plotting import checks
 RECIPE = """
 [model]
 width = 32
-depth = 2
+depth = 1
 head_dim = 16
 ffn_ratio = 2.0
 [parametrization]

@@ -57,8 +57,8 @@ def drawn(*shape):
 
 
 LABELS = torch.randint(10, (64,), generator=torch.Generator().manual_seed(1))
-BATCHES = {MLP: (drawn(64, 16), LABELS), Conv: (drawn(32, 3, 5, 5), LABELS[:32])}
-WIDTHS = {MLP: (64, 128, 256, 512), Conv: (16, 32, 64, 128)}  # a narrow ReLU net's own fluctuations show under SGD
+BATCHES = {MLP: (drawn(64, 16), LABELS), Conv: (drawn(16, 3, 4, 4), LABELS[:16])}
+WIDTHS = {MLP: (32, 64, 128, 256), Conv: (16, 32, 64, 128)}
 NETS = pytest.mark.parametrize("net", [MLP, Conv], ids=["mlp", "conv"])
 
 
@@ -89,7 +89,7 @@ def test_correct_forms_pass(net, form):
 @NETS
 @pytest.mark.parametrize("form", ["mup", "mup_t3"])
 def test_correct_forms_pass_under_sgd(net, form):
-    widths = {MLP: WIDTHS[MLP], Conv: (32, 64, 128, 256)}[net]
+    widths = {MLP: (64, 128, 256, 512), Conv: (32, 64, 128)}[net]  # a narrow ReLU net's own fluctuations show under SGD
     assert checked(net, form=form, optimizer="sgd", lr=0.1, widths=widths)["verdict"] == "pass"
 
 
@@ -103,7 +103,7 @@ def test_correct_forms_pass_under_muon(form):
 @pytest.mark.parametrize("form", ["sp_per_layer", "ntk"])
 def test_sgd_of_a_random_readouts_forms_differs_by_the_zeroed_one(form):
     """Their lr is for gradients ~ width**-1/2; the check's moved readout sends ~ width**-1 back: width**-1/2 of all below it."""
-    result = checked(MLP, form=form, optimizer="sgd", lr=0.1)
+    result = checked(MLP, form=form, optimizer="sgd", lr=0.1, widths=(64, 128, 256, 512))
     assert slopes(result, 4)["residual"] == pytest.approx(-0.5, abs=0.1)
     assert any("random readout" in caveat for caveat in result["caveats"])
     assert not any("eps" in sentence for sentence in result["diagnosis"])  # SGD has none
@@ -173,10 +173,10 @@ def test_the_base_is_the_narrowest_or_as_said():
             parameter.data.mul_("bias" not in name)  # whose start answers to the base by PyTorch's own law
         return model
 
-    narrow, as_said = checked(MLP, build=build), checked(MLP, build=build, base_width=64)
+    narrow, as_said = checked(MLP, build=build), checked(MLP, build=build, base_width=32)
     assert narrow == as_said
     halved = {"hid.*.weight": {"lr": 1.5e-3}, "head.weight": {"lr": 3e-3, "multiplier": 0.5}}
-    other = checked(MLP, build=build, base_width=128, overrides=halved)
+    other = checked(MLP, build=build, base_width=64, overrides=halved)
     for one, two in zip(narrow["sizes"], other["sizes"], strict=True):
         assert one["rms"] == pytest.approx(two["rms"], rel=0.02)
 
@@ -227,20 +227,20 @@ def transformers():
 def test_a_hugging_face_model_is_checked(transformers):
     def build(width):
         config = transformers.LlamaConfig(
-            vocab_size=64, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=width // 16,
+            vocab_size=64, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1, num_attention_heads=width // 16,
             num_key_value_heads=width // 16, initializer_range=0.05, tie_word_embeddings=False,
         )  # fmt: skip
         return transformers.LlamaForCausalLM(config)
 
     tokens = torch.randint(64, (8, 16), generator=torch.Generator().manual_seed(0))
     asked = {
-        "widths": (32, 64, 128), "seeds": SEEDS, "batch": {"input_ids": tokens, "labels": tokens},
+        "widths": (32, 64, 128), "seeds": (0,), "batch": {"input_ids": tokens, "labels": tokens},
         "loss": lambda model, batch: model(**batch).loss, "lr": 3e-3,
     }  # fmt: skip
     assert checking.check_model(build, **asked)["verdict"] == "pass"
     assert named(checking.check_model(build, form="sp", **asked)) == ["standard parametrization with one global lr"]
-    for what in checking.CHECKS:
-        assert checking.check_model(build, what=what, **asked | {"widths": (32, 64), "seeds": (0,)})["what"] == what
+    for what in ("sharpness", "alignment", "regime"):
+        assert checking.check_model(build, what=what, **asked | {"widths": (16, 32), "seeds": (0,)})["what"] == what
 
 
 class Tied(nn.Module):

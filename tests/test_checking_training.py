@@ -127,7 +127,7 @@ def check(what, **settings):
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 3e-3)])
 def test_sharpness_is_consistent_in_mup_and_answers_to_width_in_sp(optimizer, lr):
     """arXiv:2402.17457: with muP through training; SP's grows, at one learning rate, as width does or its root."""
-    held, drifting = (check("sharpness", form=form, optimizer=optimizer, lr=lr) for form in ("mup", "sp"))
+    held, drifting = (check("sharpness", form=form, optimizer=optimizer, lr=lr, seeds=(0,)) for form in ("mup", "sp"))
     assert held["verdict"] == "pass" and max(row["spread"] for row in held["steps"]) < 1.6
     assert drifting["verdict"] == "fail" and all(row["slope"] > 0.3 for row in drifting["steps"][:2])  # then some have diverged
     assert held["threshold"] == pytest.approx(2.0 if optimizer == "sgd" else 38.0)
@@ -135,7 +135,7 @@ def test_sharpness_is_consistent_in_mup_and_answers_to_width_in_sp(optimizer, lr
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 3e-3)])
 def test_equivalent_forms_have_one_sharpness_but_for_the_raw_one(optimizer, lr):
-    rows = [check("sharpness", form=form, optimizer=optimizer, lr=lr, widths=(64, 256), seeds=(0,))["steps"] for form in ("mup", "mup_t3")]
+    rows = [check("sharpness", form=form, optimizer=optimizer, lr=lr, widths=(64, 128), seeds=(0,))["steps"] for form in ("mup", "mup_t3")]
     for one, two in zip(*rows, strict=True):
         assert one["scaled"] == pytest.approx(two["scaled"], rel=0.01)
         assert one["raw"][0] == pytest.approx(two["raw"][0], rel=0.01) and abs(one["raw"][1] / two["raw"][1] - 1) > 0.1
@@ -248,7 +248,7 @@ def test_the_regime_of_a_slope(slope, name):
 
 def test_recipes_are_checked_in_every_way(tiny):
     for what in checking.CHECKS:
-        result = checking.check(tiny({"lr": 3e-3}), (32, 64), (0,), what=what)
+        result = checking.check(tiny({"lr": 3e-3, "depth": 1}), (32, 64), (0,), what=what)
         assert {"what", "verdict", "over", "widths", "depths", "seeds", "caveats"} <= result.keys()
         assert result["what"] == what and result["widths"] == [32, 64] and result["seeds"] == [0]
 

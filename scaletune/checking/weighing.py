@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from scaletune.checking.subject import Run
 
@@ -16,13 +16,9 @@ def rates(run: Run) -> dict[int, float]:
     return {id(p): float(group["lr"]) for opt in run.optimizers for group in opt.param_groups for p in group["params"]}
 
 
-def _is_adam(opt: Optimizer, group: dict[str, Any]) -> bool:
-    return "betas" in group and all("exp_avg_sq" in opt.state.get(p, {}) for p in group["params"] if p.grad is not None)
-
-
 def known(run: Run) -> bool:
     """Whether a diagonal stands for what every optimizer does: SGD's, or Adam's once it has stepped."""
-    return all(isinstance(opt, SGD) or all(_is_adam(opt, group) for group in opt.param_groups) for opt in run.optimizers)
+    return all(isinstance(opt, (SGD, Adam, AdamW)) for opt in run.optimizers)
 
 
 def weights(run: Run, by_tensor: bool = False) -> dict[int, Tensor]:
