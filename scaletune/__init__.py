@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scaletune import laws as laws
     from scaletune.checking import check as check
+    from scaletune.checking import check_model as check_model
     from scaletune.counting import count as count
     from scaletune.errors import UserError as UserError
     from scaletune.fitting import fit as fit
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "check": "checking", "count": "counting", "fit": "fitting", "parametrize": "parametrizing", "plot": "plotting", "predict": "predicting",
     "report": "reporting", "run": "running", "sweep": "sweeping", "transfer": "transferring",
-    "Fit": "records", "Recipe": "recipe", "Trial": "records", "UserError": "errors", "read_trials": "records",
+    "check_model": "checking", "Fit": "records", "Recipe": "recipe", "Trial": "records", "UserError": "errors", "read_trials": "records",
 }  # fmt: skip
 __all__ = [*_HOME, "laws"]
 

@@ -171,13 +171,32 @@ def _report(args: argparse.Namespace) -> Answer:
 
 def _check(args: argparse.Namespace) -> Answer:
     from scaletune import checking, recipe
+    from scaletune.checking.saying import lines
 
-    found = checking.check(recipe.load(args.recipe, args.set), args.widths, range(args.seeds), over=args.over, depths=args.depths)
-    points = ", ".join(map(str, found[f"{found['over']}s"]))
-    lines = [f"coordinate check over {found['over']}s {points}: {found['verdict'].upper()}"]
-    lines += [f"  {s['activation']:10} step {s['step']:<3} slope {s['slope']:+.2f}  {s['verdict']}" for s in found["slopes"]]
-    lines += [f"  likely: {sentence}" for sentence in found["diagnosis"]] + [f"  note: {caveat}" for caveat in found["caveats"]]
-    return _finite(found), lines
+    asked, seeds = recipe.load(args.recipe, args.set), None if args.seeds is None else range(args.seeds)
+    whole = [what for what in checking.CHECKS if what != "alignment" or args.over == "width"]
+    found = {
+        what: checking.check(asked, args.widths, seeds, over=args.over, depths=args.depths, what=what)
+        for what in (whole if args.what == "all" else [args.what])
+    }
+    said = [line for each in found.values() for line in lines(each)]
+    found = _finite(found)
+    files = _kept(found, Path(args.out)) if args.out else []
+    answer = found.get(args.what, {"what": "all", **found})
+    return answer | ({"files": files} if args.out else {}), said + files
+
+
+def _kept(found: dict[str, Any], out: Path) -> list[str]:
+    """Each check as a picture and as JSON under `out`."""
+    from scaletune.plotting import checks
+    from scaletune.records import write_atomically
+
+    files = []
+    for what, each in found.items():
+        picture, record = checks.plot(each, out), out / f"{what}.json"
+        write_atomically(record, json.dumps(each, indent=1, allow_nan=False) + "\n")
+        files += [str(picture), str(record)]
+    return files
 
 
 def _finite(value: Any) -> Any:
@@ -342,14 +361,16 @@ def _parser() -> argparse.ArgumentParser:
     c = command(
         "check",
         _check,
-        "Coordinate check: does this parametrization hold over width, or depth?",
-        "scaletune check configs/quickstart.toml --widths 32,64,128",
+        "Does this parametrization hold over width, or depth? Coordinates, sharpness, alignment, regime.",
+        "scaletune check configs/quickstart.toml --widths 32,64,128 --what all --out checks",
     )
     c.add_argument("recipe")
     c.add_argument("--over", choices=["width", "depth"], default="width")
     c.add_argument("--widths", type=_whole_numbers, default=[32, 64, 128, 256], metavar="W,W,...")
     c.add_argument("--depths", type=_whole_numbers, default=[2, 4, 8, 16], metavar="L,L,...")
-    c.add_argument("--seeds", type=int, default=3)
+    c.add_argument("--what", choices=["coordinate", "sharpness", "alignment", "regime", "all"], default="coordinate")
+    c.add_argument("--seeds", type=int, help="how many (default: 3 for the coordinate check, 2 for the others)")
+    c.add_argument("--out", metavar="DIR", help="folder that gets each check as a picture and as JSON")
     settings(c)
     c = command(
         "sweep",

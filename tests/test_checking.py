@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaletune import checking, counting, optim, rules
+from scaletune.checking import watching
+from scaletune.checking.subject import of_recipe
 from scaletune.errors import UserError
 
 WIDTHS, SEEDS = (32, 64, 128), (0, 1)
@@ -180,25 +182,35 @@ def test_no_depth_rule_is_named(deepened):
 
 
 def test_the_depth_check_starts_from_an_embedding_of_rms_one(tiny):
-    from scaletune import models
-
-    model = models.build(tiny(SETTINGS | {"form": "mup_t9", "width": 128}), 256)
-    checking._normalise(model)
-    stream = model.model.embed_tokens.weight * model.model.embedding
+    subject = of_recipe(tiny(SETTINGS | {"form": "mup_t9"}))
+    run, batch = subject.start(128, 2, 0), subject.batch(0)
+    watching.normalise(subject, run, batch)
+    stream = run.model.hidden(batch[0])[0]
     assert float(stream.detach().square().mean().sqrt()) == pytest.approx(1)
+
+
+def test_hooks_see_what_the_model_computes(tiny):
+    """The stream that the zoo's Transformer itself returns, multipliers of the form included; no hook stays behind."""
+    subject = of_recipe(tiny(SETTINGS | {"form": "mup_t9"}))
+    run, (inputs, _) = subject.start(64, 2, 0), subject.batch(0)
+    seen = watching.activations(watching.look(subject, run, subject.batch(0)))
+    stream = run.model.hidden(inputs)
+    for name, expected in (("embedding", stream[0]), ("residual", stream[-2]), ("final", stream[-1]), ("logits", run.model(inputs))):
+        assert seen[name].equal(expected), name
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in run.model.modules())
 
 
 def table(**late):
     """A table of slopes: zero but for what is given, which counts at steps 4 and 10 (and the logits' at 1)."""
     return [
-        vars(checking.Slope(name, step, slope, checking._verdict(slope, step)))
+        vars(checking.Slope(name, step, slope, "-" if step == 1 else checking.exponents.verdict(slope)))
         for name in ("embedding", "residual", "final", "logits")
-        for step in checking.STEPS
+        for step in checking.naming.STEPS
         for slope in [late.get(name, 0.0) if step > 1 or name == "logits" else 0.0]
     ]
 
 
-within = st.floats(-checking.PASS, checking.PASS)
+within = st.floats(-checking.exponents.PASS, checking.exponents.PASS)
 
 
 @given(st.fixed_dictionaries({name: within for name in ("embedding", "residual", "final", "logits")}), st.sampled_from(["width", "depth"]))
@@ -244,7 +256,7 @@ def test_what_is_reported_is_what_was_judged(checked):
     result = checked("mup")
     assert (result["over"], result["widths"], result["depths"]) == ("width", list(WIDTHS), [2])
     assert {(row["activation"], row["step"]) for row in result["slopes"]} == {
-        (name, step) for name in ("embedding", "residual", "final", "logits") for step in checking.STEPS
+        (name, step) for name in ("embedding", "residual", "final", "logits") for step in checking.naming.STEPS
     }
     for row in result["slopes"]:
         sizes = next(s["rms"] for s in result["sizes"] if (s["activation"], s["step"]) == (row["activation"], row["step"]))
@@ -261,8 +273,8 @@ def test_each_seed_is_another_run(tiny):
 
 
 def test_an_activation_that_blew_up_fails():
-    assert checking._slope((32, 64, 128), (1.0, 2.0, float("nan"))) == math.inf
-    assert checking._verdict(math.inf, 4) == "fail"
+    assert checking.exponents.slope((32, 64, 128), (1.0, 2.0, float("nan"))) == math.inf
+    assert checking.exponents.verdict(math.inf) == "fail"
 
 
 def test_a_tied_recipe_is_checked_untied(tiny):

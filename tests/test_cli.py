@@ -203,7 +203,7 @@ def test_sweep_names_the_best_trial_and_the_record(cli_at, home):
 
 def test_check_writes_an_activation_that_blew_up_as_null(cli_at, monkeypatch):
     """JSON has no infinity."""
-    monkeypatch.setattr(checking, "_slope", lambda widths, sizes: math.inf)
+    monkeypatch.setattr(checking.exponents, "slope", lambda widths, sizes: math.inf)
     code, out, _ = cli_at("check", "point.toml", "--widths", "32,64", "--seeds", "1", "--json")
     answer = json.loads(out)
     assert code == 0 and answer["verdict"] == "fail" and {row["slope"] for row in answer["slopes"]} == {None}

@@ -29,7 +29,7 @@ def multipliers(recipe: Recipe, vocab_size: int) -> dict[str, float]:
     """
     p, model = recipe.parametrization, recipe.model
     m = model.width / p.base_width
-    family = recipe.optimizer.family
+    family = recipe.optimizer.rule
     emb, out = scale(p.form, "emb", 1.0, m, family=family), scale(p.form, "out", m, 1.0, family=family)
     if isinstance(model, Decoder) and model.tied and (emb.std, emb.lr) != (out.std, out.lr):
         raise UserError(f"a tied head needs a form whose embedding and readout share std and lr (mup_t8, mup_t9), but got form={p.form!r}")

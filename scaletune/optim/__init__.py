@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from scaletune.optim.schedules import ema as ema
 from scaletune.optim.schedules import judged as judged
 from scaletune.optim.schedules import multiplier as multiplier
 from scaletune.optim.schedules import set_share as set_share
+from scaletune.parametrizing.guarding import Held, hold
 from scaletune.recipe import Optimizer as Settings
 from scaletune.recipe import resolved as resolved
 from scaletune.rules import Planned
@@ -59,13 +59,8 @@ def guard(opt: Optimizer, plan: Iterable[Planned], when: str) -> None:
 
     `when` is what the sentence says of the moment. A scheduler that writes absolute values breaks them; ask after warmup and at the end too.
     """
-    planned, now = _alike(plan), [float(group["lr"]) for group in opt.param_groups]
-    if len(planned) != len(now):
-        raise UserError(f"the optimizer must have the plan's {len(planned)} groups, but got {len(now)} {when}")
-    ((_, base, *_), *_), (first, *_) = planned, planned.values()
-    for ((_, peak, *_), names), lr in zip(planned.items(), now, strict=True):
-        if not math.isclose(lr * base, now[0] * peak, rel_tol=1e-6):
-            raise UserError(
-                f"a schedule must multiply the plan's learning rates, but {when} the group of `{names[0]}` ({len(names)} tensors) has"
-                f" {lr / now[0] if now[0] else math.inf:.4g} times the lr of `{first[0]}`, where the plan has {peak / base:.4g}"
-            )
+    planned = _alike(plan)
+    if len(planned) != len(opt.param_groups):
+        raise UserError(f"the optimizer must have the plan's {len(planned)} groups, but got {len(opt.param_groups)} {when}")
+    pairs = zip(planned.items(), opt.param_groups, strict=True)
+    hold([Held(names[0], len(names), peak, float(group["lr"])) for ((_, peak, *_), names), group in pairs], when)

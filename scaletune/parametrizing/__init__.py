@@ -19,6 +19,7 @@ from scaletune.errors import UserError, nearest
 from scaletune.parametrizing import attention, roles, shapes
 from scaletune.parametrizing.applying import branches, own_multiplier, takes_multiplier
 from scaletune.parametrizing.attention import Queries
+from scaletune.parametrizing.guarding import guard
 from scaletune.parametrizing.plan import Plan, Row
 from scaletune.parametrizing.roles import Declared, Read
 from scaletune.parametrizing.shapes import Dims, Use
@@ -28,7 +29,7 @@ from scaletune.rules import depth as depth_rule
 from scaletune.rules.families import family_named
 from scaletune.rules.forms import form_named
 
-__all__ = ["Plan", "Queries", "Row", "parametrize"]
+__all__ = ["Plan", "Queries", "Row", "guard", "parametrize"]
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None) -> Transfer
     setting = fit.provenance.get("setting") or {}
     vocab_size = vocab_size or setting.get("data", {}).get("vocab_size") or counting.BYTES_TEXT_VOCAB
     unlike = differences(target, setting)
-    doubts = [f"of the rules: {caveat}" for caveat in caveats(target.parametrization.form, target.optimizer.family)]
+    doubts = [f"of the rules: {caveat}" for caveat in caveats(target.parametrization.form, target.optimizer.rule)]
     n = counting.params(target.model, vocab_size)["n_params"]
     best, prior = _predicted(fit, target, n)
     assert best.lr is not None

@@ -1,0 +1,153 @@
+"""`scaletune check --what ...`: one document, lines for people, pictures and JSON under --out; and the pictures' data."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from scaletune import cli
+from scaletune.plotting import checks
+
+RECIPE = """
+[model]
+width = 32
+depth = 1
+head_dim = 16
+ffn_ratio = 2.0
+[parametrization]
+base_width = 32
+init_std = 0.05
+[optimizer]
+lr = 0.003
+[data]
+source = "{words}"
+seq_len = 32
+[budget]
+tokens = 2048
+batch_tokens = 256
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, words):
+    folder = tmp_path_factory.mktemp("checks")
+    (folder / "point.toml").write_text(RECIPE.format(words=words))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kept(home):
+    """Everything `--what all --out` leaves behind, made once: (answer, folder)."""
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    with redirect_stdout(StringIO()) as said:
+        asked = [
+            "check",
+            str(home / "point.toml"),
+            "--what",
+            "all",
+            "--widths",
+            "32,64",
+            "--seeds",
+            "1",
+            "--out",
+            str(home / "out"),
+            "--json",
+        ]
+        assert cli.main(asked) == 0
+    return json.loads(said.getvalue()), home / "out"
+
+
+WHATS = ("coordinate", "sharpness", "alignment", "regime")
+OWN = {
+    "coordinate": {"slopes", "sizes", "diagnosis"}, "sharpness": {"steps", "slope", "threshold", "finding"},
+    "alignment": {"tensors", "finding"}, "regime": {"changes", "finding"},
+}  # fmt: skip
+
+
+def test_all_is_one_document_of_four(kept):
+    answer, folder = kept
+    assert answer["what"] == "all" and set(WHATS) <= answer.keys()
+    assert answer["files"] == [str(folder / f"{what}{kind}") for what in WHATS for kind in (".png", ".json")]
+    for what in WHATS:
+        assert answer[what].keys() >= {"verdict", "over", "widths", "depths", "seeds", "caveats"} | OWN[what]
+        assert json.loads((folder / f"{what}.json").read_text()) == answer[what]
+        assert (folder / f"{what}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("what", WHATS)
+def test_one_check_is_its_own_document_and_speaks_to_people(home, capsys, what):
+    asked = ["check", str(home / "point.toml"), "--what", what, "--widths", "32,64", "--seeds", "1"]
+    assert cli.main(asked) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{what} check over widths 32, 64: ") and "Traceback" not in err
+    assert len(out.splitlines()) > 3 and "files" not in out
+
+
+def test_all_over_depth_leaves_alignment_out(home, capsys):
+    asked = ["check", str(home / "point.toml"), "--what", "all", "--over", "depth", "--depths", "1,2", "--seeds", "1", "--json"]
+    assert cli.main(asked) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert set(WHATS) & answer.keys() == set(WHATS) - {"alignment"} and answer["regime"]["depths"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ("--what sharpnes", "--what: invalid choice: 'sharpnes'"),
+        ("--widths 32,0", "widths must be whole numbers above 0, but got 0"),
+        ("--widths 32", "a slope needs two widths that differ, but got 32"),
+        ("--seeds 0", "a slope needs a seed, but got none"),
+        ("--what alignment --over depth", "alignment is an exponent of the fan-in, which grows with width: over='depth' has none"),
+        ("--what regime --set form=mupp", "`form` must be one we know, but got 'mupp'"),
+        ("--widths 32,64 --seeds 1 --out {home}/point.toml", "point.toml"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(home, capsys, asked, sentence):
+    assert cli.main(["check", str(home / "point.toml"), *asked.format(home=home).split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and sentence in err and err.startswith("scaletune: ") and len(err.splitlines()) == 1
+
+
+# --- the pictures' data ----------------------------------------------------------------------------------------------
+
+
+def test_a_panel_shows_what_was_measured(kept):
+    answer, _ = kept
+    step = checks.panels(answer["coordinate"])[1]
+    rows = {row["activation"]: row["rms"] for row in answer["coordinate"]["sizes"] if row["step"] == 4}
+    assert step.title == "step 4" and [list(curve.y) for curve in step.curves] == list(rows.values())
+    assert all(list(curve.x) == [32, 64] for curve in step.curves)
+    raw, preconditioned, scaled = checks.panels(answer["sharpness"])
+    assert preconditioned.held == [("limit of stability", pytest.approx(38.0))] and raw.held == scaled.held == []
+    assert [list(curve.y) for curve in scaled.curves] == [[row["scaled"][i] for row in answer["sharpness"]["steps"]] for i in (0, 1)]
+    terms = checks.panels(answer["alignment"])
+    assert [panel.title for panel in terms] == ["W x", "dW x0", "W0 dx", "dW dx"] and terms[0].held == [("full", 1.0), ("none", 0.5)]
+    features, kernel = checks.panels(answer["regime"])
+    for panel, of in ((features, "features"), (kernel, "kernel")):
+        assert [list(curve.y) for curve in panel.curves] == [row["relative"] for row in answer["regime"]["changes"] if row["of"] == of]
+
+
+def test_a_panel_is_drawn_as_it_is(kept):
+    for what in WHATS:
+        for panel in checks.panels(kept[0][what]):
+            ax = checks.draw(panel, Figure().subplots())
+            for curve, line in zip(panel.curves, ax.lines, strict=False):
+                assert np.array_equal(line.get_xdata(), curve.x) and np.array_equal(line.get_ydata(), curve.y, equal_nan=True)
+            assert [line.get_ydata()[0] for line in ax.lines[len(panel.curves) :]] == [y for _, y in panel.held]
+            low, high = ax.get_ylim()
+            assert ax.get_title() == panel.title and (not panel.log or high / low > 9.99)
+
+
+def test_noise_does_not_fill_an_axis_and_what_blew_up_leaves_a_gap():
+    curve = checks.Curve("c", np.array([32.0, 64.0]), np.array([1.0, 1.01]))
+    low, high = checks.draw(checks.Panel("t", "width", "y", [curve]), Figure().subplots()).get_ylim()
+    assert high / low == pytest.approx(10)
+    assert np.isnan(checks._array([1.0, None])[1]) and checks._sloped("x", None) == "x, slope +inf"
+
+
+def test_an_optimizer_without_a_diagonal_has_the_raw_sharpness_alone():
+    row = {"step": 4, "raw": [1.0, 2.0], "preconditioned": None, "scaled": None}
+    assert [panel.title for panel in checks.panels({"what": "sharpness", "over": "width", "widths": [32, 64], "steps": [row]})] == ["raw"]
