@@ -62,11 +62,14 @@ def fit(
     A quantity the runs cannot give is a sentence in `Fit.status`. UserError when no cell is usable at all.
     """
     known_law(law)
+    if not 0 < level < 1:
+        raise UserError(f"the level of an interval must be between 0 and 1, but got {level:g}")
     trials, others = main_sweep(trials if isinstance(trials, pd.DataFrame) else read_trials(trials))
     if law in LOSS_LAWS and not _has_lr_axis(prepare(trials)[0]):
         return fit_rows(trials, law, holdout, fixed, level)
-    if fixed:
-        raise UserError(f"parameters can be fixed in a loss law of runs without an lr axis, but got {', '.join(fixed)} for {law!r}")
+    if fixed or level != LEVEL:
+        asked = f"level {level:g}" if level != LEVEL else f"fixed {', '.join(fixed or ())}"
+        raise UserError(f"a level and fixed parameters are for a loss law of runs without an lr axis, but got {asked} for {law!r}")
     table = tabulate(trials, [*LAWS[law], "lr", "loss"])
     held = table["cell"].isin(held_out_cells(table, holdout) if holdout else ())
     found = _measure(table[~held], every_batch=law == "lr_ndb")

@@ -39,6 +39,7 @@ class Estimator:
     cost: Loss = Huber()  # noqa: RUF009 (frozen)
     lean: float = 0.0
     prior: tuple[float, float] | None = None
+    linear: bool = False  # residuals of L itself, not of ln L
 
 
 DESCRIBE = Estimator()
@@ -99,6 +100,8 @@ def solve(
     if estimator.prior and exponents(used):
         problem = replace(problem, prior=_prior(estimator, used, noise[0]))
         phi, _ = lowest(problem, used, estimator.cost, phi)
+    if estimator.linear:
+        problem, phi = _of_loss(problem, phi, loss, estimator.cost)
     value = float(replace(problem, prior=None).objective(phi[None], estimator.cost)[0])
     alone = np.arange(len(loss), dtype=np.intp)
     return Solved(problem, used, estimator, centre, phi, value, noise, alone if cluster is None else cluster)
@@ -116,6 +119,18 @@ def lowest(problem: Problem, used: Shape, cost: Loss, *others: Array) -> tuple[A
     ends, values = descend(problem, np.vstack([*others, starts(problem, cost, exponents(used))]), cost, SPREAD)
     best = int(np.argmin(values))
     return ends[best], float(values[best])
+
+
+def _of_loss(problem: Problem, phi: Array, loss: Array, cost: Loss, rounds: int = 50) -> tuple[Problem, Array]:
+    """The problem whose solution is that for residuals of L: of ln L, weighted by L**2, with the residual that L has; by fixed point."""
+    posed, weight = problem, problem.weight
+    for _ in range(rounds):
+        ln_model = problem.ln_model(phi[None])
+        posed = replace(problem, ln_loss=ln_model + loss * np.exp(-ln_model) - 1, weight=weight * np.exp(2 * ln_model))
+        before, phi = phi, descend(posed, phi[None], cost, 0.0)[0][0]
+        if np.abs(phi - before).max() <= 1e-12:
+            break
+    return posed, phi
 
 
 def _prior(estimator: Estimator, used: Shape, sd: float) -> tuple[Array, Array]:

@@ -60,6 +60,8 @@ def profile_interval(solved: Solved, name: str, level: float = 0.95, n: int = 41
 
     if name not in NAMES or not solved.shape.free[NAMES.index(name)].any():
         raise UserError(f"a profile is of a free parameter, one of {', '.join(NAMES)}, but got {name!r}{nearest(name, NAMES)}")
+    if len(solved.phi) < len(NAMES):
+        raise UserError(f"a profile needs all of {', '.join(NAMES)} free, but these runs identify, or leave free, {len(solved.phi)}")
     i, dof = NAMES.index(name), max(solved.noise[1], 1)
     sd = float(np.sqrt(covariance(solved)[i, i]))
     steps = np.linspace(-6, 6, n) * sd
