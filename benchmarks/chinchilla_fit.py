@@ -47,7 +47,9 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 def published_fit(data: tuple[np.ndarray, ...], n_starts: int) -> tuple[float, float]:
     """Seconds of BFGS from some of the 4500 starts and the lowest objective."""
     chosen = [GRID[i] for i in np.linspace(0, len(GRID) - 1, n_starts).astype(int)]
-    seconds, ends = timed(lambda: [optimize.minimize(objective, [e, a, b, al, be], args=data, method="BFGS").fun for al, be, e, a, b in chosen])
+    seconds, ends = timed(
+        lambda: [optimize.minimize(objective, [e, a, b, al, be], args=data, method="BFGS").fun for al, be, e, a, b in chosen]
+    )
     return seconds, float(np.nanmin(ends))
 
 
@@ -77,7 +79,9 @@ def soft_l1(data: tuple[np.ndarray, ...], n_starts: int) -> tuple[float, float]:
 
     chosen = [GRID[i] for i in np.linspace(0, len(GRID) - 1, n_starts).astype(int)]
     seconds, ends = timed(
-        lambda: [optimize.least_squares(residual, [e, a, b, al, be], loss="soft_l1", f_scale=1e-3, x_scale="jac") for al, be, e, a, b in chosen]
+        lambda: [
+            optimize.least_squares(residual, [e, a, b, al, be], loss="soft_l1", f_scale=1e-3, x_scale="jac") for al, be, e, a, b in chosen
+        ]
     )
     return seconds, objective(min(ends, key=lambda end: end.cost).x, *data)
 
@@ -117,7 +121,9 @@ def bootstrap_lines(solved: losslaw.Solved, data: tuple[np.ndarray, ...], n: int
     theirs, their_ends = reference_draws(solved, weight, data)
     value, ends = converged_draws(solved, weight)
     again = losslaw.refit(solved, replace(solved.problem, weight=weight))
-    reached = np.array([replace(solved.problem, weight=w[None]).objective(p[None], solved.estimator.cost)[0] for w, p in zip(weight, again, strict=True)])
+    reached = np.array(
+        [replace(solved.problem, weight=w[None]).objective(p[None], solved.estimator.cost)[0] for w, p in zip(weight, again, strict=True)]
+    )
     off = np.abs(again.std(0) / ends.std(0) - 1).max()
     published = np.array([objective(x, *data, w) for x, w in zip(their_ends, weight, strict=True)])
     return [

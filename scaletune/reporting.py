@@ -38,7 +38,9 @@ def held_out_lines(held_out: Mapping[str, Any]) -> list[str]:
     said += [f"interval covered {coverage:.0%} of cells"] if coverage is not None else []
     if worst is None and held_out.get("worst_loss_error") is not None:
         median = f"median {held_out['median_loss_error']:.2%}, " if "median_loss_error" in held_out else ""
-        said += [f"loss missed by {median}worst {held_out['worst_loss_error']:.2%}, interval covered {held_out['loss_coverage']:.0%} of runs"]
+        said += [
+            f"loss missed by {median}worst {held_out['worst_loss_error']:.2%}, interval covered {held_out['loss_coverage']:.0%} of runs"
+        ]
     return [f"  {held_out['kind']}: {', '.join(said) or 'no cell could be judged'}"]
 
 

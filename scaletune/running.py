@@ -48,7 +48,9 @@ def _require_sound(recipe: Recipe, target: Recipe | None) -> None:
     """UserError on what would otherwise show after the training: a law, a format, a target or a held-out cell that cannot be."""
     fitting.known_law(recipe.fit.law)
     if recipe.fit.law in LOSS_LAWS:
-        raise UserError(f"a study answers with a learning rate, but `fit.law` is {recipe.fit.law!r}: fit that to the records with `scaletune fit`")
+        raise UserError(
+            f"a study answers with a learning rate, but `fit.law` is {recipe.fit.law!r}: fit that to the records with `scaletune fit`"
+        )
     transferring.known_formats(recipe.to)
     points = [point.point() for point in recipes.points(recipe)]
     if target:

@@ -130,7 +130,11 @@ def test_residuals_of_the_loss_itself_are_what_scipy_finds(runs):
     solved = solve(n, d, loss, estimator=Estimator(cost=SQUARES, linear=True), fixed={"beta": "alpha"})
     x, y = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
     theirs = optimize.least_squares(
-        lambda p: p[0] + p[1] * np.exp(-p[3] * x) + p[2] * np.exp(-p[3] * y) - loss, [1.8, 0.4, 0.4, 0.35], xtol=1e-15, ftol=1e-15, gtol=1e-15
+        lambda p: p[0] + p[1] * np.exp(-p[3] * x) + p[2] * np.exp(-p[3] * y) - loss,
+        [1.8, 0.4, 0.4, 0.35],
+        xtol=1e-15,
+        ftol=1e-15,
+        gtol=1e-15,
     ).x
     np.testing.assert_allclose([np.exp(solved.phi[0]), np.exp(solved.phi[1]), np.exp(solved.phi[2]), solved.phi[3]], theirs, rtol=1e-6)
 
@@ -153,7 +157,9 @@ def test_fixed_and_tied_parameters_hold_and_the_rest_is_at_its_minimum(runs, fix
         assert value[name] == pytest.approx(value[held] if isinstance(held, str) else held, rel=1e-9)
 
     def cost(free):
-        at = dict(zip([name for name in NAMES if name not in fixed], free, strict=True)) | {k: v for k, v in fixed.items() if not isinstance(v, str)}
+        at = dict(zip([name for name in NAMES if name not in fixed], free, strict=True)) | {
+            k: v for k, v in fixed.items() if not isinstance(v, str)
+        }
         at |= {k: at[v] for k, v in fixed.items() if isinstance(v, str)}
         return float(Huber().cost(np.log(loss) - np.log(chinchilla(n, d, [at[name] for name in NAMES]))).sum())
 
@@ -268,7 +274,9 @@ def test_the_prior_gives_way_to_data_and_holds_without():
     rich, poor = made_up(sd=1e-4, sizes=8, horizons=8), made_up(sd=0.05, sizes=3, horizons=3)
     assert solve(*rich, estimator=PREDICT).vector[3:] == pytest.approx(TRUTH[3:], abs=0.01)
     assert solve(*poor, estimator=PREDICT).vector[3:] == pytest.approx((0.36, 0.36), abs=0.12)
-    assert np.abs(solve(*poor, estimator=DESCRIBE).vector[3:] - 0.36).max() > np.abs(solve(*poor, estimator=PREDICT).vector[3:] - 0.36).max()
+    assert (
+        np.abs(solve(*poor, estimator=DESCRIBE).vector[3:] - 0.36).max() > np.abs(solve(*poor, estimator=PREDICT).vector[3:] - 0.36).max()
+    )
 
 
 # clusters
@@ -345,11 +353,13 @@ def test_aicc_of_the_winner_is_that_of_scipys_likelihood(runs):
     row = table.loc["chinchilla"]
 
     def deviance(p):
-        ln = np.log(np.exp(p[0]) + np.exp(p[1] - p[3] * (np.log(n) - np.log(n).mean())) + np.exp(p[2] - p[4] * (np.log(d) - np.log(d).mean())))
+        ln = np.log(
+            np.exp(p[0]) + np.exp(p[1] - p[3] * (np.log(n) - np.log(n).mean())) + np.exp(p[2] - p[4] * (np.log(d) - np.log(d).mean()))
+        )
         return -2 * stats.t.logpdf(np.log(loss) - ln, 4, scale=np.exp(p[5])).sum()
 
     start = [*solve(n, d, loss, estimator=Estimator(cost=SQUARES)).phi, np.log(row["scatter"])]
-    best = min((optimize.minimize(deviance, start, method=m, options={"maxiter": 8000}).fun for m in ("Nelder-Mead", "Powell")))
+    best = min(optimize.minimize(deviance, start, method=m, options={"maxiter": 8000}).fun for m in ("Nelder-Mead", "Powell"))
     assert row["k"] == 6 and row["aicc"] == pytest.approx(best + 12 + 2 * 6 * 7 / (25 - 7), abs=0.1)
 
 
@@ -383,7 +393,11 @@ def test_duplicates_failures_and_nan_are_dropped_with_the_reason(runs):
     table = frame(*runs)
     more = pd.concat([table, table.iloc[[3, 4]], table.iloc[[5]].assign(loss=np.nan)], ignore_index=True)
     made = fit(more, "chinchilla")
-    assert made.dropped == {"row25": "the same settings and loss as another run: a duplicate", "row26": made.dropped["row25"], "row27": "diverged"}
+    assert made.dropped == {
+        "row25": "the same settings and loss as another run: a duplicate",
+        "row26": made.dropped["row25"],
+        "row27": "diverged",
+    }
     assert "2 runs repeat the settings and loss of another: dropped" in made.status
     assert made.objective == pytest.approx(fit(table, "chinchilla").objective, rel=1e-9)
 
@@ -431,7 +445,10 @@ def test_fixing_is_for_loss_laws_and_reaches_the_command_line(runs, tmp_path, ca
     frame(*runs).to_csv(path, index=False)
     assert main(["fit", str(path), "--law", "chinchilla", "--fix", "beta=alpha", "--fix", "E=1.8", "--level", "0.9", "--json"]) == 0
     params = json.loads(capsys.readouterr().out)["params"]
-    assert params["E"] == {"value": pytest.approx(1.8), "interval": None, "fixed": True} and params["alpha"]["value"] == params["beta"]["value"]
+    assert (
+        params["E"] == {"value": pytest.approx(1.8), "interval": None, "fixed": True}
+        and params["alpha"]["value"] == params["beta"]["value"]
+    )
     assert main(["fit", str(path), "--law", "chinchilla", "--fix", "beta"]) == 2
     assert "--fix: must be NAME=VALUE, but got 'beta'" in capsys.readouterr().err
 

@@ -19,6 +19,8 @@ from scaletune.fitting.separable import Problem, descend, starts
 from scaletune.fitting.table import levels
 
 FOLDS = 6
+STEPS = 50  # of Newton: forms with more parameters than the runs identify creep along a valley
+SOLVED = 3  # points of a candidate's grids that are solved, of those whose starts are compared
 CLEARLY = 10.0  # AICc below the fitted form's from which another form is said to fit better (Burnham & Anderson 2002)
 ENOUGH = 12  # runs from which forms are compared
 MANY = 1000  # runs from which only `compare_forms` compares forms, and from twice which nothing is left out: a fit stays under a second
@@ -72,7 +74,10 @@ def _judge(one: Candidate, n_params: Array, tokens: Array, loss: Array) -> dict[
     """A row of the table."""
     weight = np.vstack([np.ones(len(loss)), folds(n_params)])
     problem, ends = _best(one, n_params, tokens, loss, weight)
-    error = [np.median(np.abs((problem.ln_loss[0] - problem.ln_model(end[None])[0])[kept == 0])) for kept, end in zip(weight[1:], ends[1:], strict=True)]
+    error = [
+        np.median(np.abs((problem.ln_loss[0] - problem.ln_model(end[None])[0])[kept == 0]))
+        for kept, end in zip(weight[1:], ends[1:], strict=True)
+    ]
     return {**_likely(one, problem, ends[0]), "left_out": float(np.median(error)), "one_size_up": float(error[-1])}
 
 
@@ -92,9 +97,12 @@ def folds(n_params: Array, n: int = FOLDS) -> Array:
 
 
 def _best(one: Candidate, n_params: Array, tokens: Array, loss: Array, weight: Array) -> tuple[Problem, Array]:
-    """The problem at the best of the grids, and phi for every row of weights (the first: all rows)."""
+    """The problem at the best of the grids, of which those with the best starts are solved, and phi for every row of weights (the first: all rows)."""
     posed = _posed(one, n_params, tokens, loss)
-    found = [_fitted(problem, exponents, weight[:1]) for problem, exponents in posed]
+    if len(posed) > SOLVED:
+        places = [float(problem.objective(starts(problem, SQUARES, exponents, n=1), Huber())[0]) for problem, exponents in posed]
+        posed = [posed[i] for i in np.argsort(places, kind="stable")[:SOLVED]]
+    found = [_fitted(problem, exponents, weight[:1]) for problem, exponents in posed] if len(posed) > 1 else [(weight, 0.0)]
     best = int(np.argmin([value for _, value in found]))
     return posed[best][0], _fitted(*posed[best], weight)[0]
 
@@ -117,27 +125,29 @@ def _outer(problem: Problem, power: float) -> Problem:
     if power == 1:
         return problem
     coefficients, top = problem.high > BOX[1], problem.ln_loss.max() / power + 2.3
-    return replace(problem, power=power, low=np.where(coefficients, top - 16.3 / power, problem.low), high=np.where(coefficients, top, problem.high))
+    return replace(
+        problem, power=power, low=np.where(coefficients, top - 16.3 / power, problem.low), high=np.where(coefficients, top, problem.high)
+    )
 
 
 def _fitted(problem: Problem, exponents: list[int], weight: Array) -> tuple[Array, float]:
     """phi (F, P) at the lowest minima of robust fits under each row of weights, and the first one's objective."""
     places = starts(problem, SQUARES, exponents, n=2)
     batch = replace(problem, weight=np.repeat(weight, len(places), axis=0))
-    ends, values = descend(batch, np.tile(places, (len(weight), 1)), Huber(), SPREAD)
+    ends, values = descend(batch, np.tile(places, (len(weight), 1)), Huber(), SPREAD, STEPS)
     best = values.reshape(len(weight), -1).argmin(1)
     return ends.reshape(len(weight), len(places), -1)[np.arange(len(weight)), best], float(values[: len(places)].min())
 
 
-def _student(problem: Problem, phi: Array, dof: float = 4.0, rounds: int = 8) -> tuple[float, float]:
-    """Scale of ln L and -2 ln likelihood at the maximum of Student's t, by turns of scale and law (Lange et al. 1989)."""
-    here = phi[None]
-    for k in range(rounds):
+def _student(problem: Problem, phi: Array, dof: float = 4.0, rounds: int = 20) -> tuple[float, float]:
+    """Scale of ln L and -2 ln likelihood at the maximum of Student's t, by turns of scale and law from a robust solution (Lange et al. 1989)."""
+    here, scale, before = phi[None], 0.0, -1.0
+    while rounds and abs(scale - before) > 1e-5 * scale:
         r = (problem.ln_loss - problem.ln_model(here))[0]
-        scale = max(float(np.median(np.abs(r))) * 1.35 if k == 0 else scale, 1e-9)
+        before, scale, rounds = scale, max(scale or 1.35 * float(np.median(np.abs(r))), 1e-9), rounds - 1
         for _ in range(20):
-            scale = math.sqrt(float(np.mean((dof + 1) * r**2 / (dof + (r / scale) ** 2)))) or 1e-9
-        here, value = descend(problem, here, Student(scale, dof), SPREAD)
+            scale = max(math.sqrt(float(np.mean((dof + 1) * r**2 / (dof + (r / scale) ** 2)))), 1e-9)
+        here, value = descend(problem, here, Student(scale, dof), 0.0, STEPS)
     constant = math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2) - 0.5 * math.log(dof * math.pi) - math.log(scale)
     return scale, 2 * (float(value[0]) / scale**2 - len(r) * constant)
 
@@ -186,7 +196,9 @@ def leave_sizes_out(n_params: Array, tokens: Array, loss: Array, *, level: float
     }
 
 
-def _interval(solved: Any, n_params: Array, tokens: Array, kept: NDArray[np.bool_], level: float, n_draws: int) -> tuple[Array, Array, Array]:
+def _interval(
+    solved: Any, n_params: Array, tokens: Array, kept: NDArray[np.bool_], level: float, n_draws: int
+) -> tuple[Array, Array, Array]:
     """Loss with its prediction interval at the rows that were not kept, as `predicting.from_fit` gives it."""
     from scipy.stats import norm
 
@@ -196,4 +208,8 @@ def _interval(solved: Any, n_params: Array, tokens: Array, kept: NDArray[np.bool
     beyond = sum(np.maximum(0.0, np.maximum(np.log(x[out] / x[kept].max()), np.log(x[kept].min() / x[out]))) for x in (n_params, tokens))
     half = norm.ppf(0.5 + level / 2) * solved.noise[0] * np.hypot(1.0, DRIFT * beyond) * losses[0]
     low, high = np.quantile(losses[1:], [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    return losses[0] - np.hypot(np.maximum(losses[0] - low, 0), half), losses[0], losses[0] + np.hypot(np.maximum(high - losses[0], 0), half)
+    return (
+        losses[0] - np.hypot(np.maximum(losses[0] - low, 0), half),
+        losses[0],
+        losses[0] + np.hypot(np.maximum(high - losses[0], 0), half),
+    )

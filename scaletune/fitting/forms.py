@@ -48,7 +48,10 @@ class Form:
         at = {name: len(self.terms) + i for i, name in enumerate(self.exponents)}
         logs = {column: np.log(values) - np.log(values).mean() for column, values in columns.items()}
         return tuple(
-            Term((i, *(at[name] for name in powers)), np.column_stack([np.ones(len(next(iter(logs.values())))), *(-logs[c] for c in powers.values())]))
+            Term(
+                (i, *(at[name] for name in powers)),
+                np.column_stack([np.ones(len(next(iter(logs.values())))), *(-logs[c] for c in powers.values())]),
+            )
             for i, powers in enumerate(self.terms.values())
         )
 

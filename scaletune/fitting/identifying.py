@@ -40,7 +40,11 @@ def choose(n_params: Array, tokens: Array) -> Shape:
 
 def _add(sizes: int, horizons: int, rows: int) -> str:
     """What would identify both exponents: three sizes, three token counts, six cells."""
-    wanted = [f"runs at {3 - have} more {what}{'s' if have < 2 else ''}" for have, what in ((sizes, "size"), (horizons, "token count")) if have < 3]
+    wanted = [
+        f"runs at {3 - have} more {what}{'s' if have < 2 else ''}"
+        for have, what in ((sizes, "size"), (horizons, "token count"))
+        if have < 3
+    ]
     return f"{' and '.join(wanted) or f'{6 - rows} more cells'} would identify both"
 
 

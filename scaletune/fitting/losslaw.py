@@ -23,7 +23,9 @@ from scaletune.fitting.separable import Problem, descend, starts
 
 NAMES = CHINCHILLA.names
 N_DRAWS = 200
-PAIRS_FROM = 20  # rows (or runs) from which they are resampled in pairs; below it resamples lose whole scales, and noise is resampled instead
+PAIRS_FROM = (
+    20  # rows (or runs) from which they are resampled in pairs; below it resamples lose whole scales, and noise is resampled instead
+)
 SPREAD = 0.02  # of ln L about a start: how wide the cost is at first
 DRIFT = 2.0  # sds, of runs about the law, by which the law itself drifts over each e-fold of size or tokens beyond the runs
 ROWS = 500_000  # rows of all resamples together: more than a second's work otherwise
@@ -111,7 +113,9 @@ def _above_floor(loss: Array, fixed: Mapping[str, float | str] | None) -> None:
     floor = (fixed or {}).get("E", 0.0)
     if not isinstance(floor, str) and loss.min() <= floor:
         below = int((loss <= floor).sum())
-        raise UserError(f"every loss must lie above the fixed floor E = {floor:g}, but {below} of {len(loss)} do not: the lowest is {loss.min():g}")
+        raise UserError(
+            f"every loss must lie above the fixed floor E = {floor:g}, but {below} of {len(loss)} do not: the lowest is {loss.min():g}"
+        )
 
 
 def lowest(problem: Problem, used: Shape, cost: Loss, *others: Array) -> tuple[Array, float]:
@@ -171,7 +175,9 @@ def refit(solved: Solved, drawn: Problem, several: bool = False) -> Array:
     """Parameters (K, 5) of `drawn` problems, from the solution; few rows may have several minima: then from `several` places, the lowest counts."""
     n = len(drawn.weight)
     places = np.vstack([solved.phi[None], *([starts(solved.problem, solved.estimator.cost, solved.exponents)] if several else [])])
-    ends, values = zip(*(descend(drawn, np.repeat(place[None], n, axis=0), solved.estimator.cost, SPREAD / 4) for place in places), strict=True)
+    ends, values = zip(
+        *(descend(drawn, np.repeat(place[None], n, axis=0), solved.estimator.cost, SPREAD / 4) for place in places), strict=True
+    )
     best = np.stack(ends)[np.argmin(values, axis=0), np.arange(n)]
     return drawn.parameters(best)
 
@@ -229,5 +235,7 @@ def _params(solved: Solved, draws: Array, level: float, lowest_loss: float) -> t
             said.append(f"the data do not identify the irreducible loss E: {found}; larger runs trained longer would")
         if i > 2 and (high - low > 0.8 * (BOX[1] - BOX[0]) or low <= BOX[0] * 1.001 or high >= BOX[1] * 0.999):
             found = f"its interval is [{low:.2g}, {high:.2g}] in the box {list(BOX)}"
-            said.append(f"the data do not identify the loss-law exponent {name}: {found}; a wider range of `{('n_params', 'tokens')[i - 3]}` would")
+            said.append(
+                f"the data do not identify the loss-law exponent {name}: {found}; a wider range of `{('n_params', 'tokens')[i - 3]}` would"
+            )
     return params, said

@@ -10,7 +10,20 @@ from numpy.typing import NDArray
 
 CHECKPOINT = re.compile(r"[\W_]*(?:step|steps|ckpt|checkpoint|iter|iteration)[\W_]*\d+\D{0,3}$", re.IGNORECASE)
 NAMED = ("cluster", "run", "run_name", "run_id")  # columns that say which run a row is of, when they repeat
-SETTING = ("n_params", "width", "depth", "model", "model_name", "schedule", "train_dataset", "dataset", "lr", "batch_tokens", "weight_decay", "seed")
+SETTING = (
+    "n_params",
+    "width",
+    "depth",
+    "model",
+    "model_name",
+    "schedule",
+    "train_dataset",
+    "dataset",
+    "lr",
+    "batch_tokens",
+    "weight_decay",
+    "seed",
+)
 EVEN = 6  # token counts at even steps, from the first step on, from which rows of one setting are taken for one trajectory
 
 Array = NDArray[np.float64]
@@ -29,7 +42,7 @@ def clusters(table: pd.DataFrame) -> tuple[Index, str]:
 
 
 def _number(keys: pd.Series) -> Index:
-    return keys.groupby(keys, sort=False).ngroup().to_numpy(np.intp)
+    return keys.groupby(keys, sort=False).ngroup().to_numpy().astype(np.intp)
 
 
 def _by_name(table: pd.DataFrame) -> tuple[Index | None, str]:

@@ -44,12 +44,13 @@ class Student:
 
     def slope(self, r: Array) -> tuple[Array, Array]:
         """First derivative, and the second where it is positive."""
-        wide = self.dof * self.scale**2 + r**2
-        return (self.dof + 1) * self.scale**2 * r / wide, np.maximum((self.dof + 1) * self.scale**2 * (2 * self.dof * self.scale**2 / wide - 1) / wide, 0)
+        near = self.dof * self.scale**2
+        outer = (self.dof + 1) * self.scale**2 / (near + r**2)
+        return outer * r, np.maximum(outer * (2 * near / (near + r**2) - 1), 0.0)
 
     def stages(self, spread: float) -> list[Huber | Student]:
         """Squares first: Student's cost has other minima, where far rows are given up."""
-        return [Huber(math.inf), self]
+        return [Huber(math.inf), self] if spread else [self]
 
 
 Loss = Huber | Student

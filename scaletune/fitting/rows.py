@@ -32,12 +32,18 @@ def prepare(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         if column in trials and trials[column].nunique() > 1:
             values = ", ".join(repr(v) for v in list(trials[column].dropna().unique())[:3])
             raise UserError(f"a loss law is of one `{column}`, but the runs have {values}: their losses cannot be compared, fit them apart")
-    said = [f"`{c}` differs between runs ({trials[c].nunique()} values): one law goes through all" for c in SOFT if c in trials and trials[c].nunique() > 1]
+    said = [
+        f"`{c}` differs between runs ({trials[c].nunique()} values): one law goes through all"
+        for c in SOFT
+        if c in trials and trials[c].nunique() > 1
+    ]
     if "tokens" in trials or not {"flops", "n_params"} <= set(trials):
         return trials, said
     flops = pd.to_numeric(trials["flops"], errors="coerce").astype(float)
     if (flops < 0).any():
-        raise UserError(f"`flops` must be above 0, but row {int((flops < 0).argmax())} has {flops.min():g}: 6 * n_params * tokens overflowed int64")
+        raise UserError(
+            f"`flops` must be above 0, but row {int((flops < 0).argmax())} has {flops.min():g}: 6 * n_params * tokens overflowed int64"
+        )
     tokens = flops / (6.0 * pd.to_numeric(trials["n_params"], errors="coerce").astype(float))
     return trials.assign(tokens=tokens), [*said, "`tokens` was taken as flops / (6 * n_params)"]
 
@@ -52,7 +58,7 @@ def fit_rows(trials: pd.DataFrame, law: str, holdout: str | None, fixed: Mapping
     if rows.empty:
         raise UserError(f"a fit needs at least one usable run, but of {len(table)} none is both done and not held out")
     cluster, clustered = resampling.clusters(rows)
-    data = tuple(rows[column].to_numpy(float) for column in ("n_params", "tokens", "loss"))
+    data = (rows["n_params"].to_numpy(float), rows["tokens"].to_numpy(float), rows["loss"].to_numpy(float))
     how: dict[str, Any] = {"estimator": ESTIMATORS[law], "fixed": fixed, "weight": _weight(rows), "cluster": cluster}
     part = fit_loss_law(*data, level=level, **how)
     notes = [*said, *([clustered] if clustered else []), *_repeats(dropped), *part["said"], *_misfit(part), *judge_forms(*data)]

@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletune.fitting.robust import Huber, Loss
+from scaletune.fitting.robust import Loss
 
 RELATIVE = 1e-11
 CHUNK = 2**15  # rows of all fits that are solved together: their arrays then stay in a core's cache
@@ -154,7 +154,7 @@ def _step(here: Array, gradient: Array, hessian: Array, damping: Array, problem:
     scale = np.abs(np.einsum("kpp->kp", hessian)) * live + 1e-300
     matrix = hessian * (live[:, :, None] & live[:, None, :])
     matrix[:, range(here.shape[1]), range(here.shape[1])] += scale * damping[:, None] + stuck
-    step = np.linalg.solve(matrix, -(gradient * live)[..., None])[..., 0]
+    step = np.linalg.solve(matrix, -(gradient * live)[..., None])[..., 0].astype(np.float64, copy=False)
     uphill = (step * gradient).sum(-1) > 0  # the quadratic has no minimum there: go down the slope, scaled
     step = np.where(uphill[:, None], -gradient * live / scale / (1 + damping[:, None]), step)
     step = np.clip(here + step, problem.low, problem.high) - here
@@ -184,7 +184,9 @@ def starts(problem: Problem, loss: Loss, exponents: Sequence[int], n: int = 4) -
 def _coefficients(problem: Problem, phi: Array, coefficients: Sequence[int]) -> Array:
     """ln of the non-negative coefficients that fit L with the least relative squares, for every row of exponents in phi (with ln c = 0)."""
     parameters = problem.parameters(phi)
-    parts = np.stack([np.exp(parameters[:, list(t.columns)] @ t.features.T - problem.ln_loss[:1] / problem.power) for t in problem.terms], -1)
+    parts = np.stack(
+        [np.exp(parameters[:, list(t.columns)] @ t.features.T - problem.ln_loss[:1] / problem.power) for t in problem.terms], -1
+    )
     rows = [int(np.flatnonzero(problem.free[:, i])[0]) for i in coefficients]  # the term each coefficient belongs to
     rest = 1 - parts[..., [i for i in range(parts.shape[-1]) if i not in rows]].sum(-1)
     design = parts[..., rows] * np.sqrt(problem.weight[0])[:, None]
