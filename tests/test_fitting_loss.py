@@ -291,6 +291,14 @@ def test_counts_of_resamples_keep_runs_whole():
     assert (counts.reshape(50, 5, 4).sum(2) == 4).all() and counts.max() >= 2
 
 
+def test_blocks_of_checkpoints_are_narrower_than_whole_runs():
+    table = checkpoints()
+    data = [table[column].to_numpy() for column in ("n_params", "tokens", "loss")]
+    solved = solve(*data, cluster=np.repeat(np.arange(25), 8))
+    whole, parts = (draw(solved, 60, kind)[:, 3].std() for kind in ("pairs", "blocks"))
+    assert parts < 0.7 * whole  # luck that a run keeps is in no block of it
+
+
 def checkpoints(**others):
     n = np.repeat(np.geomspace(3e7, 3e9, 25), 8)
     d = np.tile(np.arange(1, 9) * 5e9, 25)

@@ -156,19 +156,27 @@ def _noise(problem: Problem, phi: Array, se: Array | None) -> tuple[float, int]:
 
 
 def draw(solved: Solved, n: int, kind: str = "auto", seed: int = 2203) -> Array:
-    """Parameters (n, 5) of refits to resamples: "pairs" (of whole clusters), "noise" about the law, "auto": pairs where there are enough.
+    """Parameters (n, 5) of refits to resamples: "pairs" (of whole clusters), "blocks" of a run's checkpoints, "noise" about the law;
+    "auto": pairs where there are enough, else noise.
 
     Exponents that were assumed are drawn from their range, the prior's mean from the prior: what they leave open shows in the draws.
     """
     rng, used, problem = np.random.default_rng([seed, 15556]), solved.shape, solved.problem
-    pairs = kind == "pairs" or (kind == "auto" and len(np.unique(solved.cluster)) >= PAIRS_FROM)
+    if kind == "auto":
+        kind = "pairs" if len(np.unique(solved.cluster)) >= PAIRS_FROM else "noise"
     weight, ln_loss = np.repeat(problem.weight, n, axis=0), np.repeat(problem.ln_loss, n, axis=0)
-    if pairs:
-        weight = weight * resampling.pairs(rng, n, solved.cluster)
-    else:
+    if kind == "noise":
         ln_loss = resampling.noise(rng, n, problem.ln_model(solved.phi[None])[0], solved.residuals, *solved.noise, solved.cluster)
+    else:
+        weight = weight * (resampling.pairs(rng, n, solved.cluster) if kind == "pairs" else _blocks(rng, n, solved))
     drawn = replace(problem, ln_loss=ln_loss, weight=weight, base=_assumed(rng, used, n), prior=_drawn_prior(rng, solved, n))
-    return refit(solved, drawn, several=not pairs)
+    return refit(solved, drawn, several=kind == "noise")
+
+
+def _blocks(rng: np.random.Generator, n: int, solved: Solved) -> Array:
+    """Blocks as long as the cube root of a run's checkpoints (Hall, Horowitz & Jing 1995)."""
+    tokens = -solved.problem.terms[2].features[:, 1]  # centred ln
+    return resampling.blocks(rng, n, solved.cluster, tokens, max(round(np.bincount(solved.cluster).mean() ** (1 / 3)), 1))
 
 
 def refit(solved: Solved, drawn: Problem, several: bool = False) -> Array:
