@@ -61,7 +61,7 @@ def _fit(args: argparse.Namespace) -> Answer:
     from scaletune import fitting, reporting
 
     records, law, path = _records_of(Path(args.source), Path("."))
-    made = fitting.fit(records, args.law or law or "lr_nd", holdout=args.holdout)
+    made = fitting.fit(records, args.law or law or "lr_nd", holdout=args.holdout, fixed=dict(args.fix), level=args.level)
     path = Path(args.to) if args.to else path
     if path:
         made.write(path)
@@ -297,6 +297,17 @@ def _file(text: str) -> str:
     return text
 
 
+def _fixed(text: str) -> tuple[str, float | str]:
+    """NAME=NUMBER or NAME=NAME."""
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, but got {text!r}")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="scaletune", description="Scaling laws and hyperparameter transfer: tune small proxies, predict the target, say how sure."
@@ -385,7 +396,16 @@ def _parser() -> argparse.ArgumentParser:
     settings(c)
     c = command("fit", _fit, "Fit a law to records.", "scaletune fit sweeps/quickstart.jsonl --law lr_nd --holdout 'n_params > 4e5'")
     c.add_argument("source", metavar="RECIPE.toml | RECORDS", help="a sweep's recipe, or a .jsonl, .db or .csv file of trials")
-    c.add_argument("--law", help="lr_nd (default), lr_ndb or loss_nd")
+    c.add_argument("--law", help="lr_nd (default), lr_ndb, loss_nd or chinchilla")
+    c.add_argument(
+        "--fix",
+        action="append",
+        type=_fixed,
+        default=[],
+        metavar="NAME=VALUE",
+        help="hold a loss law's parameter, or tie exponents: beta=alpha",
+    )
+    c.add_argument("--level", type=float, default=0.95, help="of every interval (default: 0.95)")
     c.add_argument("--holdout", metavar="EXPR", help="cells to judge on instead of fitting, e.g. 'n_params > 5e6 and tokens >= 1e9'")
     c.add_argument("--out", dest="to", type=_file, metavar="FILE", help="where the fit is written (of a recipe: fits/NAME.json)")
     c = command(

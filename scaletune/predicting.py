@@ -16,6 +16,7 @@ from scaletune.records import Fit
 FAR = 10  # times outside the fitted range from which a prediction says so
 POINTS = {"lr": "peak", "batch_tokens": "tokens a step", "loss": "nats per token"}  # what every prediction may hold, and its unit
 QUANTITIES = tuple(POINTS)
+LOSS_LAWS = ("loss_nd", "chinchilla")  # fits of the loss alone: one form, two estimators (scaletune/fitting/losslaw.py)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,11 @@ def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | 
     _require_whole(fit)
     warnings = [sentence for sentence in fit.status if sentence != "ok"]
     lr, lr_interval, band, batch, said = None, None, None, None, list[str]()
-    if fit.law != "loss_nd":
+    if fit.law not in LOSS_LAWS:
         batch, said = _batch(fit, batch_tokens)
         scale["batch_tokens"] = batch
         lr, lr_interval, band = _power_law(fit.solution, scale)
-    lower = fit if fit.law == "loss_nd" else fit.loss_law
+    lower = fit if fit.law in LOSS_LAWS else fit.loss_law
     loss, loss_interval = _loss_law(lower, n_params, tokens) if lower else (None, None)
     if lower is not fit and lower:
         warnings += [sentence for sentence in lower.status if sentence != "ok"]
@@ -77,7 +78,7 @@ NEEDED = {  # of `Fit.solution`, by whether the law gives an lr
 def _require_whole(fit: Fit) -> None:
     """UserError when a fit file was cut or edited so that nothing can be predicted from it."""
     for one in (fit, fit.loss_law) if fit.loss_law else (fit,):
-        missing = [key for key in NEEDED[one.law != "loss_nd"] if key not in one.solution]
+        missing = [key for key in NEEDED[one.law not in LOSS_LAWS] if key not in one.solution]
         if missing:
             raise UserError(f"a fit of {one.law!r} must hold `solution.{missing[0]}` to be predicted from, but it has none")
 
@@ -113,7 +114,7 @@ def _power_law(solution: Mapping[str, Any], scale: Mapping[str, float | None]) -
 
 
 def _loss_law(fit: Fit, n_params: float, tokens: float) -> tuple[float, list[float]]:
-    """E + A / n_params**alpha + B / tokens**beta in nats/token; interval: quantiles of resampled laws, and the scatter about the law."""
+    """E + A / n_params**alpha + B / tokens**beta in nats/token; interval: quantiles of resampled laws, the scatter about the law, its drift."""
 
     def at(draw: Iterable[float]) -> float:
         e, a, b, alpha, beta = draw
@@ -121,9 +122,17 @@ def _loss_law(fit: Fit, n_params: float, tokens: float) -> tuple[float, list[flo
 
     loss = at(fit.solution["vector"])
     draws = sorted(at(map(float, line.split())) for line in fit.solution["draws"])
-    tail, scatter = (1 - fit.level) / 2, NormalDist().inv_cdf(0.5 + fit.level / 2) * fit.solution["scatter"] * loss
+    drift = fit.solution.get("drift", 0.0) * _beyond(fit, {"n_params": n_params, "tokens": tokens})
+    tail, sd = (1 - fit.level) / 2, math.hypot(fit.solution["scatter"], drift)
+    half = NormalDist().inv_cdf(0.5 + fit.level / 2) * sd * loss
     low, high = (draws[round(q * (len(draws) - 1))] for q in (tail, 1 - tail))
-    return loss, [loss - math.hypot(max(loss - low, 0.0), scatter), loss + math.hypot(max(high - loss, 0.0), scatter)]
+    return loss, [loss - math.hypot(max(loss - low, 0.0), half), loss + math.hypot(max(high - loss, 0.0), half)]
+
+
+def _beyond(fit: Fit, scale: Mapping[str, float]) -> float:
+    """How many e-folds the target lies outside the fitted range, over all columns."""
+    ends = [(scale[column], *fit.ranges[column]) for column in scale if column in fit.ranges]
+    return math.fsum(max(0.0, math.log(value / high), math.log(low / value)) for value, low, high in ends)
 
 
 def _distance(fit: Fit, scale: Mapping[str, float | None]) -> list[str]:

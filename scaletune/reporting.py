@@ -36,6 +36,11 @@ def held_out_lines(held_out: Mapping[str, Any]) -> list[str]:
     worst, coverage = held_out.get("worst_excess"), held_out.get("coverage")
     said = [f"worst loss excess {worst:.2%}"] if worst is not None else []
     said += [f"interval covered {coverage:.0%} of cells"] if coverage is not None else []
+    if worst is None and held_out.get("worst_loss_error") is not None:
+        median = f"median {held_out['median_loss_error']:.2%}, " if "median_loss_error" in held_out else ""
+        said += [
+            f"loss missed by {median}worst {held_out['worst_loss_error']:.2%}, interval covered {held_out['loss_coverage']:.0%} of runs"
+        ]
     return [f"  {held_out['kind']}: {', '.join(said) or 'no cell could be judged'}"]
 
 

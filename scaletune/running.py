@@ -14,7 +14,7 @@ from scaletune import counting, data, fitting, plotting, reporting, transferring
 from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.fitting.setting import common_setting
-from scaletune.predicting import Prediction
+from scaletune.predicting import LOSS_LAWS, Prediction
 from scaletune.recipe import Recipe
 from scaletune.records import Fit
 from scaletune.sweeping import Task, tasks, train_all
@@ -47,8 +47,10 @@ def run(study: str | Path, *, out: str | Path = ".", adopt: bool = False, settin
 def _require_sound(recipe: Recipe, target: Recipe | None) -> None:
     """UserError on what would otherwise show after the training: a law, a format, a target or a held-out cell that cannot be."""
     fitting.known_law(recipe.fit.law)
-    if recipe.fit.law == "loss_nd":
-        raise UserError("a study answers with a learning rate, but `fit.law` is 'loss_nd': fit that to the records with `scaletune fit`")
+    if recipe.fit.law in LOSS_LAWS:
+        raise UserError(
+            f"a study answers with a learning rate, but `fit.law` is {recipe.fit.law!r}: fit that to the records with `scaletune fit`"
+        )
     transferring.known_formats(recipe.to)
     points = [point.point() for point in recipes.points(recipe)]
     if target:

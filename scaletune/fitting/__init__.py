@@ -4,4 +4,5 @@ from scaletune.fitting.assembling import LAWS as LAWS
 from scaletune.fitting.assembling import fit as fit
 from scaletune.fitting.assembling import known_law as known_law
 from scaletune.fitting.assembling import measure as measure
+from scaletune.fitting.comparing import compare_forms as compare_forms
 from scaletune.fitting.judging import compare as compare

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,20 @@ import pandas as pd
 from scaletune.errors import UserError, nearest
 from scaletune.fitting.cells import best_slices, optima, slices
 from scaletune.fitting.judging import compare, summary
-from scaletune.fitting.losslaw import fit_loss_law
+from scaletune.fitting.losslaw import ESTIMATORS, fit_loss_law
 from scaletune.fitting.optimum import BAND, MISFIT
 from scaletune.fitting.powerlaw import fit_power_law
+from scaletune.fitting.rows import fit_rows, prepare
 from scaletune.fitting.setting import common_setting, setting_sentences
 from scaletune.fitting.table import held_out_cells, main_sweep, tabulate
-from scaletune.predicting import Prediction, from_fit
+from scaletune.predicting import LOSS_LAWS, Prediction, from_fit
 from scaletune.records import Fit, read_trials
 
 LAWS = {
     "lr_nd": ("n_params", "tokens"),  # lr = c * n_params**a * tokens**b
     "lr_ndb": ("n_params", "tokens", "batch_tokens"),  # lr = c * n_params**a * tokens**b * batch_tokens**d
-    "loss_nd": ("n_params", "tokens"),  # E + A / n_params**alpha + B / tokens**beta
+    "loss_nd": ("n_params", "tokens"),  # E + A / n_params**alpha + B / tokens**beta, as predicts best one size up
+    "chinchilla": ("n_params", "tokens"),  # the same form by its published objective
 }
 LEVEL = 0.95  # of every interval
 SPARE = 1  # degrees of freedom a law must keep when one cell is left out
@@ -49,16 +51,25 @@ class Measured:
         return [row for row in self.rows if row["status"] == "ok"] or [row for row in self.rows if "x" in row]
 
 
-def fit(trials: pd.DataFrame | str | Path, law: str = "lr_nd", *, holdout: str | None = None) -> Fit:
+def fit(
+    trials: pd.DataFrame | str | Path, law: str = "lr_nd", *, holdout: str | None = None,
+    fixed: Mapping[str, float | str] | None = None, level: float = LEVEL,
+) -> Fit:  # fmt: skip
     """Fit `law` to runs with columns n_params, tokens, lr, loss (and batch_tokens, seed, status, id when there are any), or to a file of them.
 
     `holdout`, e.g. ``"n_params > 5e6"``, takes whole cells out to judge the law on; without it cells are left out one at
-    a time. A quantity the runs cannot give is a sentence in `Fit.status`. UserError when no cell is usable at all.
+    a time. `fixed` holds parameters of a loss law at a value, or ties an exponent to another: ``{"E": 1.69, "beta": "alpha"}``.
+    A quantity the runs cannot give is a sentence in `Fit.status`. UserError when no cell is usable at all.
     """
     known_law(law)
+    if not 0 < level < 1:
+        raise UserError(f"the level of an interval must be between 0 and 1, but got {level:g}")
     trials, others = main_sweep(trials if isinstance(trials, pd.DataFrame) else read_trials(trials))
-    if law == "loss_nd" and not _has_lr_axis(trials):
-        return _fit_rows(trials, holdout)
+    if law in LOSS_LAWS and not _has_lr_axis(prepare(trials)[0]):
+        return fit_rows(trials, law, holdout, fixed, level)
+    if fixed or level != LEVEL:
+        asked = f"level {level:g}" if level != LEVEL else f"fixed {', '.join(fixed or ())}"
+        raise UserError(f"a level and fixed parameters are for a loss law of runs without an lr axis, but got {asked} for {law!r}")
     table = tabulate(trials, [*LAWS[law], "lr", "loss"])
     held = table["cell"].isin(held_out_cells(table, holdout) if holdout else ())
     found = _measure(table[~held], every_batch=law == "lr_ndb")
@@ -138,14 +149,15 @@ def _assemble(law: str, found: Measured, said: Sequence[str] = (), n_draws: int 
     """The record of a law fitted to cells with optima."""
     usable = found.usable
     shared: dict[str, Any] = {"used": [i for row in usable for i in row["ids"]], "level": LEVEL}
-    loss = _record("loss_nd", _loss_law(usable, n_draws), ranges=_ranges(usable, "loss_nd"), **shared)
+    lower = law if law in LOSS_LAWS else "loss_nd"
+    loss = _record(lower, _loss_law(usable, lower, n_draws), ranges=_ranges(usable, lower), **shared)
     shared |= {
         "cells": [_public(row) for row in found.rows],
         "dropped": found.dropped,
         "assumptions": _assumptions(),
         "provenance": {"noise_sd": float(np.sqrt(found.noise[0])), "noise_dof": found.noise[1]},
     }
-    if law == "loss_nd":
+    if law in LOSS_LAWS:
         said = [*found.said, *said, *(sentence for sentence in loss.status if sentence != "ok")]
         return replace(loss, status=said or ["ok"], **shared)
     part = fit_power_law(usable, list(LAWS[law]), LEVEL)
@@ -167,14 +179,14 @@ def _assumptions() -> list[str]:
     ]
 
 
-def _loss_law(usable: list[Row], n_draws: int | None) -> dict[str, Any]:
+def _loss_law(usable: list[Row], law: str, n_draws: int | None) -> dict[str, Any]:
     """The loss law through each cell's lowest floor."""
     lowest = [
         min((row for row in usable if row["cell"] == cell), key=lambda row: row["floor"])
         for cell in sorted({row["cell"] for row in usable})
     ]
     n_params, tokens, floor, se = (np.array([row[key] for row in lowest]) for key in ("n_params", "tokens", "floor", "floor_se"))
-    return fit_loss_law(n_params, tokens, floor, se, level=LEVEL, **({"n_draws": n_draws} if n_draws else {}))
+    return fit_loss_law(n_params, tokens, floor, se, level=LEVEL, n_draws=n_draws, estimator=ESTIMATORS[law])
 
 
 def _ranges(usable: list[Row], law: str) -> dict[str, list[float]]:
@@ -203,7 +215,7 @@ def _predict(result: Fit, row: Row) -> Prediction:
 def _leave_one_out(law: str, usable: list[Row]) -> dict[str, Any]:
     """Each cell predicted from the others, when they still leave the law a degree of freedom; empty otherwise."""
     cells = sorted({row["cell"] for row in usable})
-    if law == "loss_nd" or len(cells) - 1 < 1 + len(LAWS[law]) + SPARE:
+    if law in LOSS_LAWS or len(cells) - 1 < 1 + len(LAWS[law]) + SPARE:
         return {}
     judged = []
     for cell in cells:
@@ -212,31 +224,3 @@ def _leave_one_out(law: str, usable: list[Row]) -> dict[str, Any]:
         best = min(here, key=lambda row: row["floor"])  # the loss law is that of the best batch size: the others' floors are no test of it
         judged += [compare(_predict(without, row), row if row is best else {k: v for k, v in row.items() if k != "floor"}) for row in here]
     return summary("leave-one-cell-out", judged)
-
-
-def _fit_rows(trials: pd.DataFrame, holdout: str | None) -> Fit:
-    """The loss law on rows as they are: a table without an lr axis, every row a run whose lr someone else has tuned."""
-    table = tabulate(trials, ["n_params", "tokens", "loss"])
-    held = table["cell"].isin(held_out_cells(table, holdout) if holdout else ())
-    done = table["status"] == "done"
-    rows = table[done & ~held]
-    if rows.empty:
-        raise UserError(f"a fit needs at least one usable run, but of {len(table)} none is both done and not held out")
-    result = _record(
-        "loss_nd",
-        fit_loss_law(*(rows[column].to_numpy(float) for column in ("n_params", "tokens", "loss")), level=LEVEL),
-        ranges={column: [float(rows[column].min()), float(rows[column].max())] for column in LAWS["loss_nd"]},
-        used=list(rows["id"]),
-        dropped=dict(zip(table["id"][~done], table["status"][~done], strict=True)),
-        level=LEVEL,
-        assumptions=["every row is a run at a well-tuned lr: the table has no lr axis to find floors on"],
-        provenance={"trials": len(trials), "holdout": holdout},
-    )
-    if not holdout:
-        return result
-    unseen = table[done & held]
-    judged = []
-    for n_params, tokens, loss in unseen[["n_params", "tokens", "loss"]].to_numpy(float).tolist():
-        cell = {"n_params": n_params, "tokens": tokens, "status": "one run, no lr axis", "floor": loss, "floor_se": 0.0}
-        judged.append(compare(from_fit(result, n_params=n_params, tokens=tokens), cell))
-    return replace(result, held_out=summary(f"hold-out: {holdout}", judged, runs=list(unseen["id"])))

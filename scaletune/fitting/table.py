@@ -78,10 +78,17 @@ def _require_positive(table: pd.DataFrame, column: str) -> None:
 
 
 def _groups(values: pd.Series) -> pd.Series:
-    """Number the clusters of `values`: a new one wherever the sorted values jump by more than the factor SAME."""
-    levels = np.sort(values.unique())
-    number = np.concatenate([[0], np.cumsum(levels[1:] > SAME * levels[:-1])])
-    return values.map(dict(zip(levels, number, strict=True)))
+    """Number the scales that `values` are of."""
+    return pd.Series(levels(values.to_numpy(float)), index=values.index)
+
+
+def levels(values: np.ndarray) -> np.ndarray:
+    """Number scales from the lowest: a new one wherever a value exceeds the first of its scale by more than the factor SAME."""
+    ordered = np.unique(values)
+    firsts = [ordered[0]]
+    while (i := int(np.searchsorted(ordered, SAME * firsts[-1], side="right"))) < len(ordered):
+        firsts.append(ordered[i])
+    return np.searchsorted(firsts, values, side="right") - 1
 
 
 def matches(table: pd.DataFrame, expression: str) -> pd.Series:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scaletune.errors import UserError
 from scaletune.fitting.table import main_sweep, tabulate
-from scaletune.predicting import from_fit
+from scaletune.predicting import LOSS_LAWS, from_fit
 from scaletune.records import Fit, read_trials
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # told apart by colour-blind readers too
@@ -221,8 +221,8 @@ def plot(source: Fit | pd.DataFrame | str | Path, out: str | Path = "plots") -> 
     if isinstance(source, str | Path):
         source = Fit.read(source) if Path(source).suffix == ".json" else read_trials(source)
     if isinstance(source, Fit):
-        if source.law == "loss_nd":
-            raise UserError("`plot` draws laws of a learning rate, but got a fit of 'loss_nd': draw its records, or fit 'lr_nd'")
+        if source.law in LOSS_LAWS:
+            raise UserError(f"`plot` draws laws of a learning rate, but got a fit of {source.law!r}: draw its records, or fit 'lr_nd'")
         if not source.cells:
             raise UserError(f"a fit must hold the cells it rests on to be drawn, but this one of {source.law!r} holds none")
         return [save(law_figure(source), Path(out) / "law.png")]

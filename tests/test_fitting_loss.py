@@ -1,0 +1,501 @@
+"""The loss-law solver, its resamples, forms and bad input, against scipy, closed forms, published numbers and simulations with a known truth."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from scaletune.cli import main
+from scaletune.errors import UserError
+from scaletune.fitting import compare_forms, fit, forms, resampling
+from scaletune.fitting.losslaw import DESCRIBE, NAMES, PREDICT, Estimator, draw, fit_loss_law, refit, solve
+from scaletune.fitting.overtraining import fit_downstream, fit_overtraining
+from scaletune.fitting.robust import SQUARES, Huber, Student
+from scaletune.fitting.separable import Problem, _nonnegative
+from scaletune.fitting.uncertainty import covariance, profile_interval
+from scaletune.predicting import from_fit
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+public = pytest.mark.skipif(not DATA.exists(), reason="public sweeps are not here")
+TRUTH = (1.8, 480.0, 2000.0, 0.35, 0.37)
+
+
+def chinchilla(n, d, truth=TRUTH):
+    e, a, b, alpha, beta = truth
+    return e + a / n**alpha + b / d**beta
+
+
+def grid(sizes=5, horizons=5):
+    return tuple(g.ravel() for g in np.meshgrid(np.geomspace(3e7, 3e9, sizes), np.geomspace(1e9, 1e11, horizons)))
+
+
+def made_up(seed=0, sd=0.004, sizes=5, horizons=5, law=chinchilla):
+    n, d = grid(sizes, horizons)
+    return n, d, law(n, d) * np.exp(sd * np.random.default_rng(seed).standard_normal(len(n)))
+
+
+def frame(n, d, loss, **others):
+    return pd.DataFrame({"n_params": n, "tokens": d, "loss": loss, **others})
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return made_up()
+
+
+@pytest.fixture(scope="module")
+def epoch():
+    if not DATA.exists():
+        pytest.skip("public sweeps are not here")
+    table = pd.read_csv(DATA / "chinchilla_epoch.csv")
+    return tuple(table[column].to_numpy(float) for column in ("n_params", "tokens", "loss"))
+
+
+# costs
+
+
+@given(st.floats(-0.1, 0.1), st.floats(1e-4, 1e-2))
+def test_hubers_cost_is_scipys(r, delta):
+    from scipy.special import huber
+
+    assert Huber(delta).cost(np.array(r)) == pytest.approx(float(huber(delta, r)), rel=1e-12, abs=1e-18)
+    assert SQUARES.cost(np.array(r)) == r * r / 2
+
+
+@pytest.mark.parametrize("cost", [Huber(0.03), Student(0.02), Student(0.01, dof=2)])
+def test_slopes_are_those_of_finite_differences(cost):
+    r, h = np.array([-0.2, -0.025, -0.004, 0.0, 0.007, 0.1]), 1e-6
+    first, second = cost.slope(r)
+    np.testing.assert_allclose(first, (cost.cost(r + h) - cost.cost(r - h)) / (2 * h), atol=1e-9)
+    np.testing.assert_allclose(second, np.maximum((cost.slope(r + h)[0] - cost.slope(r - h)[0]) / (2 * h), 0), atol=1e-5)
+
+
+def test_students_cost_is_minus_the_log_density_up_to_a_constant():
+    r = np.linspace(-0.1, 0.1, 9)
+    ours, theirs = Student(0.02, 4.0).cost(r) / 0.02**2, -stats.t.logpdf(r / 0.02, 4)
+    np.testing.assert_allclose(ours - ours[4], theirs - theirs[4], rtol=1e-12, atol=1e-12)
+
+
+# the solver
+
+
+@pytest.mark.parametrize("power", [1.0, 0.3])
+@pytest.mark.parametrize("form", [forms.CHINCHILLA, forms.INTERACTION])
+def test_derivatives_are_those_of_finite_differences(form, power, runs):
+    n, d, loss = runs
+    columns = {"n_params": n, "tokens": d}
+    size = len(form.names)
+    problem = forms.pose(form, forms.shape(form, form.centre(columns)), columns, loss)
+    problem = replace(problem, power=power, weight=np.linspace(1, 2, len(n))[None], prior=(np.full(size, 0.1), 0.3 * np.eye(size)))
+    phi = np.random.default_rng(2).uniform(0.1, 0.5, (3, size))
+    _, gradient, hessian = problem.derivatives(phi, Huber(0.5))
+    for k in range(size):
+        h = 1e-6 * np.eye(size)[k]
+        above, below = problem.derivatives(phi + h, Huber(0.5)), problem.derivatives(phi - h, Huber(0.5))
+        np.testing.assert_allclose(gradient[:, k], (above[0] - below[0]) / 2e-6, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(hessian[:, :, k], (above[1] - below[1]) / 2e-6, rtol=1e-5, atol=1e-6)
+    assert problem.objective(phi, Huber(0.5)) == pytest.approx(problem.derivatives(phi, Huber(0.5))[0], rel=1e-12)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20)
+def test_nonnegative_least_squares_are_scipys(seed):
+    rng = np.random.default_rng(seed)
+    design, right = rng.uniform(0, 1, (8, 3)), rng.standard_normal(8)
+    ours = _nonnegative((design.T @ design)[None], (design.T @ right)[None])[0]
+    np.testing.assert_allclose(ours, optimize.nnls(design, right)[0], atol=1e-8)
+
+
+def test_squares_in_logs_are_what_scipy_finds_when_told_where_to_start(runs):
+    n, d, loss = runs
+    solved = solve(n, d, loss, estimator=Estimator(cost=SQUARES))
+
+    def model(x, e, a, b, alpha, beta):
+        return np.log(np.exp(e) + np.exp(a - alpha * (np.log(n) - np.log(n).mean())) + np.exp(b - beta * (np.log(d) - np.log(d).mean())))
+
+    theirs, spread = optimize.curve_fit(model, n, np.log(loss), p0=[0.6, -1, -1, 0.35, 0.37], ftol=1e-15, xtol=1e-15)
+    np.testing.assert_allclose(solved.phi, theirs, rtol=1e-6)
+    e, alpha, beta = (np.sqrt(covariance(solved)[i, i]) for i in (0, 3, 4))
+    assert (e, alpha, beta) == pytest.approx(tuple(np.sqrt(np.diag(spread))[[0, 3, 4]]), rel=0.35)  # theirs is not robust
+
+
+def test_residuals_of_the_loss_itself_are_what_scipy_finds(runs):
+    n, d, loss = runs
+    solved = solve(n, d, loss, estimator=Estimator(cost=SQUARES, linear=True), fixed={"beta": "alpha"})
+    x, y = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
+    theirs = optimize.least_squares(
+        lambda p: p[0] + p[1] * np.exp(-p[3] * x) + p[2] * np.exp(-p[3] * y) - loss,
+        [1.8, 0.4, 0.4, 0.35],
+        xtol=1e-15,
+        ftol=1e-15,
+        gtol=1e-15,
+    ).x
+    np.testing.assert_allclose([np.exp(solved.phi[0]), np.exp(solved.phi[1]), np.exp(solved.phi[2]), solved.phi[3]], theirs, rtol=1e-6)
+
+
+def test_a_weight_of_two_is_a_row_twice(runs):
+    n, d, loss = runs
+    weight = np.where(np.arange(len(n)) < 7, 2.0, 1.0)
+    twice = np.concatenate([np.arange(len(n)), np.arange(7)])
+    one, two = solve(n, d, loss, weight=weight), solve(n[twice], d[twice], loss[twice])
+    np.testing.assert_allclose(one.vector, two.vector, rtol=1e-6)
+    assert one.objective == pytest.approx(two.objective, rel=1e-9)
+
+
+@pytest.mark.parametrize("fixed", [{"E": 1.7}, {"A": 500.0}, {"alpha": 0.4, "beta": 0.3}, {"beta": "alpha"}, {"E": 1.9, "beta": "alpha"}])
+def test_fixed_and_tied_parameters_hold_and_the_rest_is_at_its_minimum(runs, fixed):
+    n, d, loss = runs
+    solved = solve(n, d, loss, fixed=fixed)
+    value = dict(zip(NAMES, solved.vector, strict=True))
+    for name, held in fixed.items():
+        assert value[name] == pytest.approx(value[held] if isinstance(held, str) else held, rel=1e-9)
+
+    def cost(free):
+        at = dict(zip([name for name in NAMES if name not in fixed], free, strict=True)) | {
+            k: v for k, v in fixed.items() if not isinstance(v, str)
+        }
+        at |= {k: at[v] for k, v in fixed.items() if isinstance(v, str)}
+        return float(Huber().cost(np.log(loss) - np.log(chinchilla(n, d, [at[name] for name in NAMES]))).sum())
+
+    start = [value[name] for name in NAMES if name not in fixed]
+    assert cost(start) == pytest.approx(solved.objective, rel=1e-9)
+    assert solved.objective <= optimize.minimize(cost, start, method="Nelder-Mead", options={"maxiter": 3000}).fun * (1 + 1e-6)
+
+
+# Chinchilla
+
+
+@public
+def test_the_command_line_reaches_the_lowest_objective_from_no_start(capsys):
+    assert main(["fit", str(DATA / "chinchilla_epoch.csv"), "--law", "chinchilla", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["objective"] <= 0.0010182741 and answer["n_used"] == 240 and answer["n_dropped"] == 0 and answer["status"] == ["ok"]
+    value = {name: answer["params"][name]["value"] for name in NAMES}
+    assert round(value["E"], 4) == 1.8172  # arXiv:2404.10102 prints 1.8172, .3478, .3658, whose objective is higher: 0.0010187
+    assert (value["alpha"], value["beta"]) == pytest.approx((0.3478, 0.3658), abs=2e-3)
+    assert (value["A"], value["B"]) == pytest.approx((482.01, 2085.43), rel=0.03)
+    assert all(row["interval"][0] < row["value"] < row["interval"][1] for row in answer["params"].values())
+
+
+def test_every_resample_is_at_the_minimum_that_scipy_finds_from_several_starts(epoch):
+    solved = solve(*epoch)
+    weight = resampling.pairs(np.random.default_rng(3), 12, solved.cluster)
+    ours = refit(solved, replace(solved.problem, weight=weight))
+    rng, theirs = np.random.default_rng(4), []
+    for row, end in zip(weight, ours, strict=True):
+        problem = replace(solved.problem, weight=row[None])
+
+        def value(phi, problem=problem):
+            found, gradient, _ = problem.derivatives(phi[None], Huber())
+            return found[0] * 1e3, gradient[0] * 1e3
+
+        starts = [solved.phi, *(solved.phi + rng.standard_normal((2, 5)) * [0.05, 0.3, 0.3, 0.05, 0.05])]
+        found = [optimize.minimize(value, start, jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 3000}) for start in starts]
+        best = min(found, key=lambda one: one.fun)
+        assert problem.objective(end[None], Huber())[0] <= best.fun / 1e3 + 1e-9
+        theirs.append(best.x)
+    np.testing.assert_allclose(ours.std(0), np.std(theirs, axis=0), rtol=0.01)
+
+
+def test_bootstrap_standard_errors_are_the_published_ones(epoch):
+    solved = solve(*epoch)
+    table = forms.CHINCHILLA.natural(draw(solved, 1500), solved.centre)
+    assert table.std(0)[[0, 3, 4]] == pytest.approx([0.02566, 0.0154, 0.0206], rel=0.08)  # arXiv:2404.10102, 4000 resamples
+    assert np.quantile(table[:, 3], [0.025, 0.975]) == pytest.approx([0.317, 0.373], abs=0.004)
+
+
+def test_large_runs_left_out_are_predicted_within_their_intervals(epoch):
+    n, d, loss = epoch
+    made = fit(frame(n, d, loss), "loss_nd", holdout="n_params > 4.6e9", level=0.9)
+    assert made.held_out["loss_coverage"] >= 0.75 and len(made.held_out["cells"]) == (n > 4.6e9).sum()
+
+
+# uncertainty
+
+
+def test_intervals_at_90_percent_cover_the_truth():
+    """Pair bootstraps of 60 runs: parameters, and a run inside the range, cover 83 to 97 % in 80 studies (a binomial's 2 sd about 85 to 95)."""
+    rng, hits, inside = np.random.default_rng(7), [], []
+    for _ in range(80):
+        n, d = np.exp(rng.uniform(17.5, 22, 60)), np.exp(rng.uniform(21, 25.5, 60))
+        part = fit_loss_law(n, d, chinchilla(n, d) * np.exp(0.004 * rng.standard_normal(60)), level=0.9, n_draws=60)
+        hits.append([row["interval"][0] <= truth <= row["interval"][1] for row, truth in zip(part["params"].values(), TRUTH, strict=True)])
+        made = fit_record(part, n, d)
+        low, high = from_fit(made, n_params=5e8, tokens=2e10).interval["loss"]
+        inside.append(low <= chinchilla(5e8, 2e10) * np.exp(0.004 * rng.standard_normal()) <= high)
+    assert (np.mean(hits, axis=0) >= 0.83).all() and (np.mean(hits, axis=0) <= 0.97).all()
+    assert 0.83 <= np.mean(inside) <= 0.97
+
+
+def fit_record(part, n, d, level=0.9):
+    from scaletune.records import Fit
+
+    ranges = {"n_params": [n.min(), n.max()], "tokens": [d.min(), d.max()]}
+    return Fit(law="loss_nd", params=part["params"], solution=part["solution"], objective=part["objective"], ranges=ranges, level=level)
+
+
+def test_profiles_of_squares_are_f_tests_by_scipy(runs):
+    n, d, loss = runs
+    solved = solve(n, d, loss, estimator=Estimator(cost=SQUARES))
+    low, high = profile_interval(solved, "alpha", 0.9)
+    x, y = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
+
+    def squares(alpha):
+        def residual(p):
+            return np.log(loss) - np.log(np.exp(p[0]) + np.exp(p[1] - alpha * x) + np.exp(p[2] - p[3] * y))
+
+        return optimize.least_squares(residual, np.delete(solved.phi, 3), xtol=1e-14, ftol=1e-14).cost * 2
+
+    best, dof = squares(solved.phi[3]), len(n) - 5
+    for end in (low, high):
+        assert (squares(end) - best) / (best / dof) == pytest.approx(stats.f.ppf(0.9, 1, dof), rel=0.05)
+    with pytest.raises(UserError, match=r"one of E, A, B, alpha, beta, but got 'alfa' \(nearest: 'alpha'\)"):
+        profile_interval(solved, "alfa")
+
+
+def test_a_drift_beyond_the_runs_widens_what_is_extrapolated(runs):
+    made = fit(frame(*runs), "loss_nd")
+    bare = replace(made, solution={k: v for k, v in made.solution.items() if k != "drift"})
+
+    def width(record, factor):
+        low, high = from_fit(record, n_params=3e9 * factor, tokens=5e10).interval["loss"]
+        return high - low
+
+    assert width(made, 0.9) == width(bare, 0.9) and width(made, 4) > 1.2 * width(bare, 4)
+
+
+def test_the_prior_gives_way_to_data_and_holds_without():
+    rich, poor = made_up(sd=1e-4, sizes=8, horizons=8), made_up(sd=0.05, sizes=3, horizons=3)
+    assert solve(*rich, estimator=PREDICT).vector[3:] == pytest.approx(TRUTH[3:], abs=0.01)
+    assert solve(*poor, estimator=PREDICT).vector[3:] == pytest.approx((0.36, 0.36), abs=0.12)
+    assert (
+        np.abs(solve(*poor, estimator=DESCRIBE).vector[3:] - 0.36).max() > np.abs(solve(*poor, estimator=PREDICT).vector[3:] - 0.36).max()
+    )
+
+
+# clusters
+
+
+def test_counts_of_resamples_keep_runs_whole():
+    cluster = np.repeat(np.arange(5), 4)
+    counts = resampling.pairs(np.random.default_rng(0), 50, cluster)
+    assert (counts.sum(1) == 20).mean() == 1 and (counts.reshape(50, 5, 4).std(2) == 0).all()
+    tokens = np.tile(np.arange(4.0), 5)
+    counts = resampling.blocks(np.random.default_rng(0), 50, cluster, tokens, 2)
+    assert (counts.reshape(50, 5, 4).sum(2) == 4).all() and counts.max() >= 2
+
+
+def test_blocks_of_checkpoints_are_narrower_than_whole_runs():
+    table = checkpoints()
+    data = [table[column].to_numpy() for column in ("n_params", "tokens", "loss")]
+    solved = solve(*data, cluster=np.repeat(np.arange(25), 8))
+    whole, parts = (draw(solved, 60, kind)[:, 3].std() for kind in ("pairs", "blocks"))
+    assert parts < 0.7 * whole  # luck that a run keeps is in no block of it
+
+
+def checkpoints(**others):
+    n = np.repeat(np.geomspace(3e7, 3e9, 25), 8)
+    d = np.tile(np.arange(1, 9) * 5e9, 25)
+    rng = np.random.default_rng(1)
+    luck = np.repeat(0.01 * rng.standard_normal(25), 8)
+    return frame(n, d, chinchilla(n, d) * np.exp(luck + 0.0005 * rng.standard_normal(200)), **others)
+
+
+@pytest.mark.parametrize("named", ["trajectory", "run_id", "cluster", "id"])
+def test_checkpoints_of_one_run_are_found_and_resampled_together(named):
+    table = checkpoints()
+    number = np.repeat(np.arange(25), 8)
+    if named == "id":
+        table["id"] = [f"run{k}/step{i % 8 * 100}" for i, k in enumerate(number)]
+    elif named != "trajectory":
+        table[named] = [f"run{k}" for k in number]
+    made = fit(table, "chinchilla")
+    assert any("200 rows are checkpoints of 25 runs" in sentence for sentence in made.status)
+    alone = fit_loss_law(*(table[c].to_numpy() for c in ("n_params", "tokens", "loss")))
+    width = [np.ptp(part["alpha"]["interval"]) for part in (made.params, alone["params"])]
+    assert width[0] > 1.5 * width[1]
+
+
+@public
+def test_public_trajectories_are_told_from_public_horizons():
+    gemstones, overtraining = (pd.read_csv(DATA / f"{name}_dev.csv") for name in ("gemstones", "overtraining_104"))
+    whole = gemstones[gemstones["schedule"] == "constant"]
+    assert len(set(resampling.clusters(whole)[0])) == whole["model"].nunique()
+    assert len(set(resampling.clusters(whole.drop(columns="run_id"))[0])) == whole["model"].nunique()
+    assert resampling.clusters(overtraining)[1] == "" and resampling.clusters(overtraining.drop(columns="run_id"))[1] == ""
+
+
+# forms
+
+
+def kaplan(n, d):
+    return ((8.8e13 / n) ** (0.076 / 0.095) + 5.4e13 / d) ** 0.095  # arXiv:2001.08361, eq. 1.5 and table 2
+
+
+def broken(n, d):
+    return 1.5 + 400 / n**0.35 + 2000 / d**0.38 * (1 + (d / 1e10) ** 2) ** -0.25  # c = 0.5, f = 0.5
+
+
+@pytest.mark.parametrize(("law", "named"), [(kaplan, "kaplan"), (broken, "broken"), (chinchilla, None)])
+def test_the_form_that_runs_follow_is_named(law, named):
+    data = made_up(law=law, sd=0.001, sizes=7, horizons=8)
+    table = compare_forms(frame(*data)).set_index("form")
+    assert set(table.columns) == {"k", "scatter", "aicc", "left_out", "one_size_up"}
+    made = fit(frame(*data), "chinchilla")
+    said = [sentence for sentence in made.status if "fits clearly better" in sentence]
+    assert bool(said) == bool(named) and all(f"the form {named!r}" in sentence for sentence in said)
+    if named:
+        assert table.index[0] == named and table["aicc"].iloc[0] < table.loc["chinchilla", "aicc"] - 10
+        assert table["scatter"].iloc[0] == pytest.approx(0.001, rel=0.35)
+
+
+def test_aicc_of_the_winner_is_that_of_scipys_likelihood(runs):
+    n, d, loss = runs
+    table = compare_forms(frame(n, d, loss)).set_index("form")
+    row = table.loc["chinchilla"]
+
+    def deviance(p):
+        ln = np.log(
+            np.exp(p[0]) + np.exp(p[1] - p[3] * (np.log(n) - np.log(n).mean())) + np.exp(p[2] - p[4] * (np.log(d) - np.log(d).mean()))
+        )
+        return -2 * stats.t.logpdf(np.log(loss) - ln, 4, scale=np.exp(p[5])).sum()
+
+    start = [*solve(n, d, loss, estimator=Estimator(cost=SQUARES)).phi, np.log(row["scatter"])]
+    best = min(optimize.minimize(deviance, start, method=m, options={"maxiter": 8000}).fun for m in ("Nelder-Mead", "Powell"))
+    assert row["k"] == 6 and row["aicc"] == pytest.approx(best + 12 + 2 * 6 * 7 / (25 - 7), abs=0.1)
+
+
+def test_no_law_through_unrelated_losses_is_called_a_fit():
+    n, d = grid()
+    made = fit(frame(n, d, np.random.default_rng(1).uniform(2, 4, 25)), "chinchilla")
+    assert any("the form does not fit these runs" in sentence for sentence in made.status)
+
+
+# bad input
+
+
+def test_what_the_scales_cannot_tell_and_what_to_add():
+    n, d, loss = made_up(sizes=3, horizons=2)
+    status = " ".join(fit(frame(n, d, loss), "chinchilla").status)
+    assert "3 sizes and 2 token counts cannot tell alpha from beta" in status and "runs at 1 more token count would identify both" in status
+    n, d, loss = made_up(sizes=2, horizons=2)
+    assert "runs at 1 more size and runs at 1 more token count would identify both" in " ".join(fit(frame(n, d, loss), "chinchilla").status)
+    n, d, loss = made_up(sizes=1, horizons=5)
+    assert "runs at a second value of `n_params` would give it one" in " ".join(fit(frame(n, d, loss), "chinchilla").status)
+
+
+def test_sizes_that_all_differ_by_little_are_still_many():
+    rng = np.random.default_rng(2)
+    n, d = np.exp(rng.uniform(17, 22, 2000)), np.exp(rng.uniform(21, 25, 2000))
+    made = fit(frame(n, d, chinchilla(n, d) * np.exp(0.004 * rng.standard_normal(2000))), "chinchilla")
+    assert made.status == ["ok"] and made.params["alpha"]["value"] == pytest.approx(0.35, abs=0.02)
+
+
+def test_duplicates_failures_and_nan_are_dropped_with_the_reason(runs):
+    table = frame(*runs)
+    more = pd.concat([table, table.iloc[[3, 4]], table.iloc[[5]].assign(loss=np.nan)], ignore_index=True)
+    made = fit(more, "chinchilla")
+    assert made.dropped == {
+        "row25": "the same settings and loss as another run: a duplicate",
+        "row26": made.dropped["row25"],
+        "row27": "diverged",
+    }
+    assert "2 runs repeat the settings and loss of another: dropped" in made.status
+    assert made.objective == pytest.approx(fit(table, "chinchilla").objective, rel=1e-9)
+
+
+def test_tokens_are_taken_from_flops_in_floating_point(runs):
+    n, d, loss = runs
+    whole = frame(np.round(n).astype(np.int64), np.round(d).astype(np.int64), loss)
+    flops = 6.0 * whole["n_params"].astype(float) * whole["tokens"].astype(float)
+    made = fit(whole.drop(columns="tokens").assign(flops=flops), "chinchilla")
+    assert made.objective == pytest.approx(fit(whole, "chinchilla").objective, rel=1e-6) and "`tokens` was taken as flops" in made.status[0]
+    with np.errstate(over="ignore"):
+        wrapped = 6 * whole["n_params"] * 100 * whole["tokens"]  # int64
+    assert (wrapped < 0).any()
+    with pytest.raises(UserError, match="overflowed int64"):
+        fit(whole.drop(columns="tokens").assign(flops=wrapped), "chinchilla")
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        ({"tokenizer": ["a", "b"] * 12 + ["a"]}, {}, "a loss law is of one `tokenizer`, but the runs have 'a', 'b'"),
+        ({"loss_unit": ["nats", "bits"] * 12 + ["nats"]}, {}, "a loss law is of one `loss_unit`"),
+        ({}, {"fixed": {"E": 2.4}}, r"every loss must lie above the fixed floor E = 2.4, but \d+ of 25 do not"),
+        ({}, {"fixed": {"alfa": 0.3}}, r"one of E, A, B, alpha, beta, but got 'alfa' \(nearest: 'alpha'\)"),
+        ({}, {"fixed": {"A": "alpha"}}, "an exponent can be tied to another"),
+        ({}, {"fixed": {"E": -1.0}}, "a number of 0 or more"),
+        ({}, {"level": 1.5}, "between 0 and 1"),
+        ({"weight": [-1.0] * 25}, {}, "`weight` must be a number above 0"),
+        ({"loss": [np.nan] * 25}, {}, "at least one usable run"),
+        ({"n_params": [0.0] * 25}, {}, "`n_params` must be a number above 0"),
+    ],
+)
+def test_users_mistakes_are_one_sentence(runs, change, options, said):
+    with pytest.raises(UserError, match=said):
+        fit(frame(*runs).assign(**change), "chinchilla", **options)
+
+
+def test_mixed_data_sets_are_said(runs):
+    made = fit(frame(*runs, train_dataset=["x", "y"] * 12 + ["x"]), "chinchilla")
+    assert "`train_dataset` differs between runs (2 values): one law goes through all" in made.status
+
+
+def test_fixing_is_for_loss_laws_and_reaches_the_command_line(runs, tmp_path, capsys):
+    path = tmp_path / "runs.csv"
+    frame(*runs).to_csv(path, index=False)
+    assert main(["fit", str(path), "--law", "chinchilla", "--fix", "beta=alpha", "--fix", "E=1.8", "--level", "0.9", "--json"]) == 0
+    params = json.loads(capsys.readouterr().out)["params"]
+    assert (
+        params["E"] == {"value": pytest.approx(1.8), "interval": None, "fixed": True}
+        and params["alpha"]["value"] == params["beta"]["value"]
+    )
+    assert main(["fit", str(path), "--law", "chinchilla", "--fix", "beta"]) == 2
+    assert "--fix: must be NAME=VALUE, but got 'beta'" in capsys.readouterr().err
+
+
+# over-training
+
+
+@public
+def test_published_overtraining_laws_and_their_predictions_are_reproduced():
+    """Constants of the released notebook's fit, and its printed relative errors at 1.4B (640 tokens a parameter) and 6.9B."""
+    table = pd.read_csv(DATA / "overtraining_104_dev.csv").rename(columns={"loss_c4_val": "loss"})
+    ratio = table["token_multiplier"].round()
+    five = table[((ratio == 20) & (table["n_params"] < 5e8)) | ((ratio == 320) & (table["n_params"] < 2e7))]
+    laws = {name: fit_overtraining(rows) for name, rows in five.groupby("train_dataset")}
+    for name, constants in {
+        "c4_original": (1.50826054441, 141.277255297, 189.515521496, 0.121236119638),
+        "rpj": (1.83664840874, 212.236121679, 366.687197962, 0.136425353089),
+        "rw_original": (1.73446208933, 157.11628411, 246.206686243, 0.127197422316),
+    }.items():
+        assert tuple(vars(laws[name]).values()) == pytest.approx(constants, rel=1e-6)
+    small, large = (laws["rpj"](n, ratio * n) for n, ratio in ((1439795200.0, 640), (6889410560.0, 20)))
+    assert (f"{small / 2.502054 - 1:.4%}", f"{large / 2.424993 - 1:.4%}") == ("0.7103%", "0.7320%")
+    six = table[(table["train_dataset"] == "rpj") & (table.index.isin(five.index) | (table["n_params"] > 1e9))]
+    error = fit_downstream(six["loss"].to_numpy(), six["err_avg17"].to_numpy())
+    assert (error.eps, error.k, error.gamma) == pytest.approx((0.856991927614, 2.20649009146, 0.714590553049), rel=1e-6)
+    assert (error(small) / 0.475215 - 1, error(large) / 0.471637 - 1) == pytest.approx((0.036365, 0.000464), abs=1e-6)
+
+
+def test_overtraining_needs_runs():
+    with pytest.raises(UserError, match="needs 4 runs or more, but got 1"):
+        fit_overtraining(frame([1e8], [2e9], [3.0]))
+    with pytest.raises(UserError, match="needs 3 runs or more, but got 2"):
+        fit_downstream(np.array([3.0, 2.5]), np.array([0.6, 0.5]))
+
+
+def test_problems_of_many_rows_and_of_one_are_the_same_problem(runs):
+    """Chunks of a batch change nothing: 300 resamples at once are the first three of them alone."""
+    solved = solve(*runs)
+    weight = resampling.pairs(np.random.default_rng(5), 300, solved.cluster)
+    batch = refit(solved, replace(solved.problem, weight=weight))
+    assert isinstance(solved.problem, Problem)
+    np.testing.assert_allclose(batch[:3], refit(solved, replace(solved.problem, weight=weight[:3])), rtol=1e-9)
