@@ -58,7 +58,7 @@ def _fit(args: argparse.Namespace) -> Answer:
     from scaletune import fitting, reporting
 
     records, law, path = _records_of(Path(args.source), Path("."))
-    made = fitting.fit(records, args.law or law or "lr_nd", holdout=args.holdout)
+    made = fitting.fit(records, args.law or law or "lr_nd", holdout=args.holdout, level=args.level)
     path = Path(args.to) if args.to else path
     if path:
         made.write(path)
@@ -289,8 +289,9 @@ def _parser() -> argparse.ArgumentParser:
     settings(c)
     c = command("fit", _fit, "Fit a law to records.", "scaletune fit sweeps/quickstart.jsonl --law lr_nd --holdout 'n_params > 4e5'")
     c.add_argument("source", metavar="RECIPE.toml | RECORDS", help="a sweep's recipe, or a .jsonl, .db or .csv file of trials")
-    c.add_argument("--law", help="lr_nd (default), lr_ndb or loss_nd")
+    c.add_argument("--law", help="lr_nd (default), lr_ndb, loss_nd or joint")
     c.add_argument("--holdout", metavar="EXPR", help="cells to judge on instead of fitting, e.g. 'n_params > 5e6 and tokens >= 1e9'")
+    c.add_argument("--level", type=float, default=0.95, help="of every interval (default: 0.95)")
     c.add_argument("--out", dest="to", type=_file, metavar="FILE", help="where the fit is written (of a recipe: fits/NAME.json)")
     c = command(
         "transfer",
