@@ -158,6 +158,8 @@ def _own(group: pd.DataFrame, axes: Sequence[str], centre: tuple[float, float], 
         row |= {f"{axis}_se": float(error)}
     row |= {"x": [float(v) for v in at[:k]], "se": float(se[0]), "interval": row["lr_interval"], "floor": math.exp(at[k])}
     row |= {"floor_se": float(se[k] * math.exp(at[k])), "scale": math.exp(float(n * alone.theta[-2] + d * alone.theta[-1]))}
+    columns = ["lr", "batch_tokens", "loss"]
+    row |= {"runs": [" ".join(f"{v:.6g}" for v in run) for run in group[columns].to_numpy(float)]}  # one line a run
     row |= {"shape": [float(v) for v in alone.theta[3 * k + 5 : -2]]}
     return row | {"status": identifying.edge(group, row, axes, COLUMNS)}
 
