@@ -139,9 +139,9 @@ def draw_law(
     for i, curve in enumerate(curves):
         color = COLORS[i % len(COLORS)] if i < len(points) else "black"
         again = i >= len(COLORS)  # colours come round
-        ax.plot(curve.x, curve.y, "--" if i >= len(points) else ":" if again else "-", color=color, lw=1.3)
+        ax.plot(curve.x, curve.y, "--" if i >= len(points) else "-", color=color, lw=1.3)
         if i < len(points):
-            aside = 1 + min(0.08, 0.16 / len(points)) * (i - len(points) / 2)
+            aside = 1 + (0.08 if len(points) < 4 else 0.01) * (i - len(points) / 2)
             _draw_points(points[i], ax, color, "s" if again else "o", aside=aside)
     last = curves[-1]
     if last.low is not None and last.high is not None:

@@ -294,7 +294,7 @@ def test_weight_decay_is_an_axis_when_cells_vary_it():
         (lambda t: t[t["tokens"] == 1e10], "every run has the same tokens: lr.D, batch.D and loss.beta are not identified"),
         (lambda t: t[t["tokens"] / t["n_params"] == 50], "hardly identified by these runs"),
         (lambda t: t.assign(tokens=20 * t["n_params"]), "tokens follow n_params**1 in all cells"),
-        (lambda t: t.assign(batch_tokens=2.0**18), "every run has batch_tokens 2.621e+05: the best batch size is not measured"),
+        (lambda t: t.assign(batch_tokens=2.0**18), "every run has batch_tokens 2.621e+05: the best batch size, and how it grows, is not measured"),
         (lambda t: t[t["lr"] < 1.2e-3 * (t["n_params"] / 2e8) ** -0.5], "above all that were tried"),
         (lambda t: pd.concat([t, t[:7]]), "7 runs are copies of others"),
         (lambda t: t.assign(weight_decay=np.where(t.index % 2, 0.1, 0.0)), "weight_decay differs between runs"),
@@ -419,6 +419,7 @@ def test_public_sweeps_are_predicted_in_lr_and_batch():
 
 def test_parameters_are_listed_as_the_law_is_written(fitted):
     assert list(fitted.params)[:6] == ["lr.c", "lr.N", "lr.D", "batch.c", "batch.N", "batch.D"]
+    assert list(fitted.params)[6:11] == ["loss.E", "loss.A", "loss.B", "loss.alpha", "loss.beta"]
     p = {name: param["value"] for name, param in fitted.params.items()}
     best = fitted.predict(n_params=3e8, tokens=2e10)
     assert best.lr == pytest.approx(p["lr.c"] * 3e8 ** p["lr.N"] * 2e10 ** p["lr.D"], rel=1e-9)

@@ -65,7 +65,7 @@ def _axes(kept: pd.DataFrame, axes: Sequence[str]) -> list[str]:
         values = sorted(kept[column].unique())
         if levels(values) == 1:
             said.append(
-                f"every run has {column} {values[0]:.4g}: the best {WORD[axis]} is not measured but a guess about it; add runs at {values[0] / 2:.4g} and {values[0] * 2:.4g}"
+                f"every run has {column} {values[0]:.4g}: the best {WORD[axis]}, and how it grows, is not measured but a guess; add runs at {values[0] / 2:.4g} and {values[0] * 2:.4g}"
             )
         elif (alone := int((kept.groupby("cell")[column].nunique() == 1).sum())) > 0:
             said.append(

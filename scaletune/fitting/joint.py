@@ -27,7 +27,10 @@ LEAST = 5  # usable runs
 ALONE = np.array([1.5, 1.5, 1.5, 0.5])  # scatter that leaves each cell its own optimum and floor: the law says nothing of them
 FOLDS = 20  # at most so many refits to hold cells out
 LAW = 3  # parameters of a centre
-GROUPS, ORDER = (*AXES, "loss", "curvature", "skew", "reach", "width"), "cENDAB"  # in which parameters are listed
+GROUPS, ORDER = (
+    (*AXES, "loss", "curvature", "skew", "reach", "width"),
+    (".c", ".E", ".N", ".D", ".A", ".B"),
+)  # in which parameters are listed
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
@@ -121,7 +124,9 @@ def natural(solved: Solved, axes: Sequence[str], centre: tuple[float, float], qu
     rows["loss.B"] = rows["loss.B"] + centre[1] * rows["loss.beta"]
     logs = {"loss.E", "loss.A", "loss.B", "reach.lr", *(name for name in rows if name.endswith(".c") or name.startswith("curvature"))}
     params = {}
-    for name in sorted(rows, key=lambda name: (GROUPS.index(name.split(".")[0]), ORDER.find(name.split(".")[1][0]))):
+    for name in sorted(
+        rows, key=lambda name: (GROUPS.index(name.split(".")[0]), ORDER.index(name[-2:]) if name[-2:] in ORDER else len(ORDER))
+    ):
         row = rows[name]
         value, half = float(row @ solved.theta), quantile * math.sqrt(float(row @ solved.covariance @ row))
         ends = [value, value - half, value + half]

@@ -43,7 +43,7 @@ CENTRE_SD = 1.5  # of a centre about the cells' best runs
 E_SHARE = (0.7, 0.25)  # irreducible part of the lowest losses, and its sd in logs
 TERM_SD = 1.0  # of ln A and ln B
 SCATTER = {"lr": 0.18, "batch": 0.22, "wd": 0.3, "loss": 0.0025}  # guess of the sd of cells about the law, in logs
-SCATTER_WEIGHT = 3.0  # cells the guess counts for
+SCATTER_WEIGHT = 2.0  # cells the guess counts for
 SETTLED = 0.02  # rounds stop when no parameter moved by more of its prior sd
 NOISE, MISFIT, STUDENT = 1e-3, 0.15, 5.0  # sd of ln loss at the bottom; its growth with height; degrees of freedom
 
