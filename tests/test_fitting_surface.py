@@ -23,6 +23,7 @@ from scaletune.fitting.surface import Scales, _blocks, _weight, model, names, pr
 from scaletune.fitting.table import tabulate
 from scaletune.laws.surface import height as height_at
 from scaletune.records import Fit
+from scaletune.transferring import prepare
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "steplaw_dense_dev.csv"
 SIZES, HORIZONS = (1e8, 2e8, 5e8), (4e9, 1e10, 3e10)
@@ -426,3 +427,10 @@ def test_parameters_are_listed_as_the_law_is_written(fitted):
     assert best.batch_tokens == pytest.approx(p["batch.c"] * 3e8 ** p["batch.N"] * 2e10 ** p["batch.D"], rel=1e-9)
     assert best.loss == pytest.approx(p["loss.E"] + p["loss.A"] * 3e8 ** -p["loss.alpha"] + p["loss.B"] * 2e10 ** -p["loss.beta"], rel=1e-9)
     assert len(names(2)) == len(fitted.solution["vector"]) == len(p)
+
+
+def test_a_transfer_asks_for_the_lr_at_the_targets_own_batch(fitted, tiny):
+    target = tiny()
+    made = prepare(fitted, target)
+    best = fitted.predict(n_params=made.evidence["n_params"], tokens=target.budget.tokens, batch_tokens=target.budget.batch_tokens)
+    assert made.evidence["lr"] == best.lr and made.evidence["batch_tokens"] == target.budget.batch_tokens

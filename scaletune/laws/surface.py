@@ -23,33 +23,37 @@ def exp(x: float) -> float:
 
 
 def predict(solution: Mapping[str, Any], scale: Mapping[str, float | None]) -> dict[str, Any]:
-    """Point, interval and band of the joint surface; at a batch that is asked for, the best lr and the loss there.
-
-    The optimum of a new cell is a function of the parameters and of the cell's own deviations from the law: its variance is
-    the gradient's square in their covariance, gradient by central differences. All in logs until the end.
-    """
-    asked = scale["batch_tokens"]
+    """Point, interval and band of every quantity; at a batch that is asked for, the best lr and the loss there."""
     vector = [*solution["vector"], *[0.0] * len(solution["scatter"])]
     point, tall = optimum(solution, vector, scale)
-    rows = [[float(v) for v in line.split()] for line in solution["covariance"]]
-    sd = [math.sqrt(row[i]) for i, row in enumerate(rows)] + solution["scatter"]
-    gradient = []
-    for i, step in enumerate(sd):
-        ends = [optimum(solution, [v + sign * 0.01 * step * (i == j) for j, v in enumerate(vector)], scale)[0] for sign in (1, -1)]
-        gradient.append([(up - down) / (0.02 * step) for up, down in zip(*ends, strict=True)])
-    out: dict[str, Any] = {"interval": {"lr": None, "batch_tokens": None, "loss": None}}
-    out["band"] = dict(out["interval"])
+    half = [solution["quantile"] * sd for sd in errors(solution, vector, scale)]
+    out: dict[str, Any] = {"interval": {"lr": None, "batch_tokens": None, "loss": None}, "band": {"lr": None, "batch_tokens": None}}
     for i, name in enumerate(("loss", "lr", "batch_tokens", "weight_decay")[: len(point)]):
-        g, p = [row[i] for row in gradient], len(rows)
-        variance = math.fsum(a * b * v for a, row in zip(g, rows, strict=False) for b, v in zip(g, row, strict=False))
-        variance += math.fsum((a * s) ** 2 for a, s in zip(g[p:], solution["scatter"], strict=True))
-        half = solution["quantile"] * math.sqrt(max(variance, 0.0))
-        out[name], out["interval"][name] = exp(point[i]), [exp(point[i] - half), exp(point[i] + half)]
-        out["band"][name] = [exp(point[i] + end) for end in _near(tall, i - 1, len(point) - 1, solution["band"])] if i else None
-    out["band"]["loss"] = [out["loss"], out["loss"] * (1 + solution["band"])]
-    if asked:
-        out["batch_tokens"], out["interval"]["batch_tokens"], out["band"]["batch_tokens"] = asked, None, None
+        out[name] = exp(point[i])
+        if name != "batch_tokens" or not scale[name]:
+            out["interval"][name] = [exp(point[i] - half[i]), exp(point[i] + half[i])]
+            ends = _near(tall, i - 1, len(point) - 1, solution["band"]) if i else [0.0, math.log1p(solution["band"])]
+            out["band"][name] = [exp(point[i] + end) for end in ends]
     return out
+
+
+def errors(solution: Mapping[str, Any], vector: list[float], scale: Mapping[str, float | None]) -> list[float]:
+    """Standard errors of the logs that `optimum` gives, for a new cell.
+
+    They are functions of the parameters and of the cell's own deviations from the law: the variance is the gradient's
+    square in the covariance of both, the gradient by central differences.
+    """
+    rows = [[float(v) for v in line.split()] for line in solution["covariance"]]
+    own = solution["scatter"]
+    gradient = []
+    for i, sd in enumerate([math.sqrt(row[i]) for i, row in enumerate(rows)] + own):
+        ends = [optimum(solution, [v + sign * 0.01 * sd * (i == j) for j, v in enumerate(vector)], scale)[0] for sign in (1, -1)]
+        gradient.append([(up - down) / (0.02 * sd) for up, down in zip(*ends, strict=True)])
+    found = []
+    for g in zip(*gradient, strict=True):
+        law = math.fsum(a * b * v for a, row in zip(g, rows, strict=False) for b, v in zip(g, row, strict=False))
+        found.append(math.sqrt(max(law, 0.0) + math.fsum((a * sd) ** 2 for a, sd in zip(g[len(rows) :], own, strict=True))))
+    return found
 
 
 def optimum(
