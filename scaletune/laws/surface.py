@@ -29,8 +29,8 @@ def predict(solution: Mapping[str, Any], scale: Mapping[str, float | None]) -> d
     half = [solution["quantile"] * sd for sd in errors(solution, vector, scale)]
     out: dict[str, Any] = {"interval": {"lr": None, "batch_tokens": None, "loss": None}, "band": {"lr": None, "batch_tokens": None}}
     for i, name in enumerate(("loss", "lr", "batch_tokens", "weight_decay")[: len(point)]):
-        out[name] = exp(point[i])
-        if name != "batch_tokens" or not scale[name]:
+        out[name] = scale.get(name) or exp(point[i])
+        if not scale.get(name):
             out["interval"][name] = [exp(point[i] - half[i]), exp(point[i] + half[i])]
             ends = _near(tall, i - 1, len(point) - 1, solution["band"]) if i else [0.0, math.log1p(solution["band"])]
             out["band"][name] = [exp(point[i] + end) for end in ends]
