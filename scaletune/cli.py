@@ -396,7 +396,7 @@ def _parser() -> argparse.ArgumentParser:
     settings(c)
     c = command("fit", _fit, "Fit a law to records.", "scaletune fit sweeps/quickstart.jsonl --law lr_nd --holdout 'n_params > 4e5'")
     c.add_argument("source", metavar="RECIPE.toml | RECORDS", help="a sweep's recipe, or a .jsonl, .db or .csv file of trials")
-    c.add_argument("--law", help="lr_nd (default), lr_ndb, loss_nd or chinchilla")
+    c.add_argument("--law", help="lr_nd (default), lr_ndb, joint, loss_nd, chinchilla")
     c.add_argument(
         "--fix",
         action="append",
@@ -405,8 +405,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="hold a loss law's parameter, or tie exponents: beta=alpha",
     )
-    c.add_argument("--level", type=float, default=0.95, help="of every interval (default: 0.95)")
     c.add_argument("--holdout", metavar="EXPR", help="cells to judge on instead of fitting, e.g. 'n_params > 5e6 and tokens >= 1e9'")
+    c.add_argument("--level", type=float, default=0.95, help="of every interval (default: 0.95)")
     c.add_argument("--out", dest="to", type=_file, metavar="FILE", help="where the fit is written (of a recipe: fits/NAME.json)")
     c = command(
         "transfer",

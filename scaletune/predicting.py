@@ -11,6 +11,8 @@ from typing import Any
 
 from scaletune import laws
 from scaletune.errors import UserError, nearest
+from scaletune.laws import surface
+from scaletune.laws.surface import exp
 from scaletune.records import Fit
 
 FAR = 10  # times outside the fitted range from which a prediction says so
@@ -27,6 +29,7 @@ class Prediction:
     lr: float | None = None  # peak; for a fit on muP proxies: at base width
     batch_tokens: float | None = None  # tokens per optimizer step
     loss: float | None = None  # nats per token
+    weight_decay: float | None = None  # of a joint law whose runs varied it
     interval: dict[str, list[float] | None] = field(default_factory=dict)  # quantity -> [lo, hi]; how sure the law is of its optimum
     band: dict[str, list[float] | None] = field(default_factory=dict)  # quantity -> [lo, hi]; loss within 0.25 % of the optimum's
     warnings: list[str] = field(default_factory=list)
@@ -34,8 +37,8 @@ class Prediction:
     units: dict[str, str] = field(default_factory=dict)  # of `values`
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `values` and `units` only where there are some."""
-        return {name: value for name, value in asdict(self).items() if value or name not in ("values", "units")}
+        """Plain values; `weight_decay`, `values` and `units` only where a law gives them."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("weight_decay", "values", "units")}
 
 
 def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | None = None) -> Prediction:
@@ -49,6 +52,8 @@ def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | 
             raise UserError(f"`{column}` must be a number above 0, but got {value!r}")
     _require_whole(fit)
     warnings = [sentence for sentence in fit.status if sentence != "ok"]
+    if fit.law == "joint":
+        return Prediction(law="joint", **surface.predict(fit.solution, scale), warnings=[*warnings, *_distance(fit, scale)])
     lr, lr_interval, band, batch, said = None, None, None, None, list[str]()
     if fit.law not in LOSS_LAWS:
         batch, said = _batch(fit, batch_tokens)
@@ -69,16 +74,17 @@ def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | 
     )
 
 
-NEEDED = {  # of `Fit.solution`, by whether the law gives an lr
-    True: ("columns", "centre", "vector", "covariance", "quantile", "scatter", "half_width", "batch_tokens"),
-    False: ("vector", "draws", "scatter"),
+NEEDED: dict[str, tuple[str, ...]] = {  # of `Fit.solution`; of other laws what a law of the lr needs
+    **dict.fromkeys(LOSS_LAWS, ("vector", "draws", "scatter")),
+    "joint": ("axes", "names", "vector", "covariance", "centre", "scatter", "quantile", "band"),
 }
+NEEDED_OF_LR = ("columns", "centre", "vector", "covariance", "quantile", "scatter", "half_width", "batch_tokens")
 
 
 def _require_whole(fit: Fit) -> None:
     """UserError when a fit file was cut or edited so that nothing can be predicted from it."""
     for one in (fit, fit.loss_law) if fit.loss_law else (fit,):
-        missing = [key for key in NEEDED[one.law not in LOSS_LAWS] if key not in one.solution]
+        missing = [key for key in NEEDED.get(one.law, NEEDED_OF_LR) if key not in one.solution]
         if missing:
             raise UserError(f"a fit of {one.law!r} must hold `solution.{missing[0]}` to be predicted from, but it has none")
 
@@ -110,7 +116,7 @@ def _power_law(solution: Mapping[str, Any], scale: Mapping[str, float | None]) -
     variance = math.fsum(a * b * v for a, row in zip(at, solution["covariance"], strict=True) for b, v in zip(at, row, strict=True))
     half = solution["quantile"] * math.sqrt(max(variance, 0.0) + solution["scatter"] ** 2)
     below, above = solution["half_width"]
-    return _exp(x), [_exp(x - half), _exp(x + half)], [_exp(x - below), _exp(x + above)]
+    return exp(x), [exp(x - half), exp(x + half)], [exp(x - below), exp(x + above)]
 
 
 def _loss_law(fit: Fit, n_params: float, tokens: float) -> tuple[float, list[float]]:
@@ -118,7 +124,7 @@ def _loss_law(fit: Fit, n_params: float, tokens: float) -> tuple[float, list[flo
 
     def at(draw: Iterable[float]) -> float:
         e, a, b, alpha, beta = draw
-        return e + a * _exp(-alpha * math.log(n_params)) + b * _exp(-beta * math.log(tokens))
+        return e + a * exp(-alpha * math.log(n_params)) + b * exp(-beta * math.log(tokens))
 
     loss = at(fit.solution["vector"])
     draws = sorted(at(map(float, line.split())) for line in fit.solution["draws"])
@@ -145,11 +151,6 @@ def _distance(fit: Fit, scale: Mapping[str, float | None]) -> list[str]:
             side, end = ("above", high) if value > high else ("below", low)
             said.append(f"{column} {value:.4g} is {factor:.4g} times {side} the fitted range (to {end:.4g}): extrapolated more than {FAR}x")
     return said
-
-
-def _exp(x: float) -> float:
-    """exp that stays a finite number: an interval may be absurdly wide, JSON has no infinity."""
-    return math.exp(min(max(x, -700.0), 700.0))
 
 
 def from_law(law_id: str, **given: Any) -> Prediction:

@@ -236,7 +236,7 @@ def read_trials(path: str | Path) -> pd.DataFrame:
 class Fit:
     """A law fitted to trials, with everything needed to predict from it and to judge it. Written to `fits/NAME.json`."""
 
-    law: str  # "lr_nd": lr = c * n_params**a * tokens**b; "loss_nd", "chinchilla": E + A / n_params**alpha + B / tokens**beta
+    law: str  # "lr_nd": lr = c * n_params**a * tokens**b; "loss_nd", "chinchilla": E + A / n_params**alpha + B / tokens**beta; "joint": laws/surface.py
     params: dict[str, dict[str, Any]]  # name -> {"value": float, "interval": [lo, hi]} at `level`
     solution: dict[str, Any]  # what prediction needs: the solver's own vector, its covariance, centres, quantile
     objective: float

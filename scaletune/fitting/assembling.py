@@ -12,6 +12,7 @@ import pandas as pd
 
 from scaletune.errors import UserError, nearest
 from scaletune.fitting.cells import best_slices, optima, slices
+from scaletune.fitting.joint import fit_joint, hold_out
 from scaletune.fitting.judging import compare, summary
 from scaletune.fitting.losslaw import ESTIMATORS, fit_loss_law
 from scaletune.fitting.optimum import BAND, MISFIT
@@ -27,6 +28,7 @@ LAWS = {
     "lr_ndb": ("n_params", "tokens", "batch_tokens"),  # lr = c * n_params**a * tokens**b * batch_tokens**d
     "loss_nd": ("n_params", "tokens"),  # E + A / n_params**alpha + B / tokens**beta, as predicts best one size up
     "chinchilla": ("n_params", "tokens"),  # the same form by its published objective
+    "joint": ("n_params", "tokens", "batch_tokens"),  # loss over lr and batch at every scale: surface.py
 }
 LEVEL = 0.95  # of every interval
 SPARE = 1  # degrees of freedom a law must keep when one cell is left out
@@ -43,6 +45,7 @@ class Measured:
     dropped: dict[str, str] = field(default_factory=dict)  # id -> reason
     said: list[str] = field(default_factory=list)
     noise: tuple[float, int] = (0.0, 0)  # variance of one run's loss, and its degrees of freedom
+    level: float = LEVEL
     choice: list[str] = field(default_factory=list)  # what to say when cells had several batch sizes to choose among
 
     @property
@@ -59,34 +62,45 @@ def fit(
 
     `holdout`, e.g. ``"n_params > 5e6"``, takes whole cells out to judge the law on; without it cells are left out one at
     a time. `fixed` holds parameters of a loss law at a value, or ties an exponent to another: ``{"E": 1.69, "beta": "alpha"}``.
+    `level` is that of every interval.
     A quantity the runs cannot give is a sentence in `Fit.status`. UserError when no cell is usable at all.
     """
     known_law(law)
     if not 0 < level < 1:
-        raise UserError(f"the level of an interval must be between 0 and 1, but got {level:g}")
+        raise UserError(f"`0 < level < 1` must hold, but got {level!r}")
     trials, others = main_sweep(trials if isinstance(trials, pd.DataFrame) else read_trials(trials))
     if law in LOSS_LAWS and not _has_lr_axis(prepare(trials)[0]):
         return fit_rows(trials, law, holdout, fixed, level)
-    if fixed or level != LEVEL:
-        asked = f"level {level:g}" if level != LEVEL else f"fixed {', '.join(fixed or ())}"
-        raise UserError(f"a level and fixed parameters are for a loss law of runs without an lr axis, but got {asked} for {law!r}")
+    if fixed:
+        raise UserError(f"fixed parameters are for a loss law of runs without an lr axis, but got {', '.join(fixed)} for {law!r}")
     table = tabulate(trials, [*LAWS[law], "lr", "loss"])
     held = table["cell"].isin(held_out_cells(table, holdout) if holdout else ())
-    found = _measure(table[~held], every_batch=law == "lr_ndb")
+    if law == "joint":
+        result = _finish(fit_joint(table[~held], _mixed(table[~held]), level), trials, table, others, holdout)
+        return replace(result, held_out=hold_out(result, table[~held], table[held], holdout))
+    found = _measure(table[~held], every_batch=law == "lr_ndb", level=level)
     if not found.usable:
         reasons = [row["status"] for row in found.rows]
         raise UserError(f"a fit needs at least one usable cell, but {'; '.join(reasons[:6])}{'; ...' if len(reasons) > 6 else ''}")
     law, said = _settle(law, found)
-    result = _assemble(law, found, said + _mixed(table[~held]))
-    result = replace(result, ranges=result.ranges | _shape_ranges(table), dropped=result.dropped | others)
-    setting = common_setting(trials)
-    provenance = result.provenance | {"trials": len(trials), "holdout": holdout, "setting": setting}
-    result = replace(result, provenance=provenance, assumptions=[*setting_sentences(setting), *result.assumptions])
+    result = _finish(_assemble(law, found, said + _mixed(table[~held])), trials, table, others, holdout)
     if not holdout:
-        return replace(result, held_out=_leave_one_out(law, found.usable))
-    unseen = _measure(table[held], every_batch=law == "lr_ndb", noise=found.noise)
-    judged = [compare(_predict(result, row), row) for row in unseen.rows]
+        return replace(result, held_out=_leave_one_out(law, found))
+    rows = _measure(table[held], every_batch=law == "lr_ndb", noise=found.noise, level=level).rows
+    judged = [compare(_predict(result, row), row) for row in rows]
     return replace(result, held_out=summary(f"hold-out: {holdout}", judged, runs=list(table.loc[held, "id"])))
+
+
+def _finish(result: Fit, trials: pd.DataFrame, table: pd.DataFrame, others: dict[str, str], holdout: str | None) -> Fit:
+    """`result` with what the records say of their runs: shapes, setting, and those of other sweeps."""
+    setting = common_setting(trials)
+    return replace(
+        result,
+        ranges=result.ranges | _shape_ranges(table),
+        dropped=result.dropped | others,
+        provenance=result.provenance | {"trials": len(trials), "holdout": holdout, "setting": setting},
+        assumptions=[*setting_sentences(setting), *result.assumptions],
+    )
 
 
 def known_law(law: str) -> None:
@@ -108,10 +122,10 @@ def _has_lr_axis(trials: pd.DataFrame) -> bool:
     return bool((table.groupby("cell")["lr"].nunique() >= 3).any())
 
 
-def _measure(table: pd.DataFrame, *, every_batch: bool = False, noise: tuple[float, int] | None = None) -> Measured:
+def _measure(table: pd.DataFrame, *, every_batch: bool = False, noise: tuple[float, int] | None = None, level: float = LEVEL) -> Measured:
     """The optimum of each cell; at its best batch size unless `every_batch`; with its own noise unless `noise`."""
     rows, dropped = slices(table)
-    found = Measured(rows, dropped, noise=optima(rows, noise, LEVEL))
+    found = Measured(rows, dropped, noise=optima(rows, noise, level), level=level)
     if not every_batch:
         found.rows, others, found.choice = best_slices(rows)
         found.dropped |= others
@@ -148,9 +162,9 @@ def _mixed(table: pd.DataFrame) -> list[str]:
 def _assemble(law: str, found: Measured, said: Sequence[str] = (), n_draws: int | None = None) -> Fit:
     """The record of a law fitted to cells with optima."""
     usable = found.usable
-    shared: dict[str, Any] = {"used": [i for row in usable for i in row["ids"]], "level": LEVEL}
+    shared: dict[str, Any] = {"used": [i for row in usable for i in row["ids"]], "level": found.level}
     lower = law if law in LOSS_LAWS else "loss_nd"
-    loss = _record(lower, _loss_law(usable, lower, n_draws), ranges=_ranges(usable, lower), **shared)
+    loss = _record(lower, _loss_law(usable, lower, n_draws, found.level), ranges=_ranges(usable, lower), **shared)
     shared |= {
         "cells": [_public(row) for row in found.rows],
         "dropped": found.dropped,
@@ -160,7 +174,7 @@ def _assemble(law: str, found: Measured, said: Sequence[str] = (), n_draws: int 
     if law in LOSS_LAWS:
         said = [*found.said, *said, *(sentence for sentence in loss.status if sentence != "ok")]
         return replace(loss, status=said or ["ok"], **shared)
-    part = fit_power_law(usable, list(LAWS[law]), LEVEL)
+    part = fit_power_law(usable, list(LAWS[law]), found.level)
     part["solution"]["batch_tokens"] = sorted({row["batch_tokens"] for row in usable if row["batch_tokens"] is not None})
     return _record(law, part, [*found.said, *said], ranges=_ranges(usable, law), loss_law=loss, **shared)
 
@@ -179,14 +193,14 @@ def _assumptions() -> list[str]:
     ]
 
 
-def _loss_law(usable: list[Row], law: str, n_draws: int | None) -> dict[str, Any]:
+def _loss_law(usable: list[Row], law: str, n_draws: int | None, level: float) -> dict[str, Any]:
     """The loss law through each cell's lowest floor."""
     lowest = [
         min((row for row in usable if row["cell"] == cell), key=lambda row: row["floor"])
         for cell in sorted({row["cell"] for row in usable})
     ]
     n_params, tokens, floor, se = (np.array([row[key] for row in lowest]) for key in ("n_params", "tokens", "floor", "floor_se"))
-    return fit_loss_law(n_params, tokens, floor, se, level=LEVEL, n_draws=n_draws, estimator=ESTIMATORS[law])
+    return fit_loss_law(n_params, tokens, floor, se, level=level, n_draws=n_draws, estimator=ESTIMATORS[law])
 
 
 def _ranges(usable: list[Row], law: str) -> dict[str, list[float]]:
@@ -212,14 +226,15 @@ def _predict(result: Fit, row: Row) -> Prediction:
     return from_fit(result, n_params=row["n_params"], tokens=row["tokens"], batch_tokens=batch)
 
 
-def _leave_one_out(law: str, usable: list[Row]) -> dict[str, Any]:
+def _leave_one_out(law: str, found: Measured) -> dict[str, Any]:
     """Each cell predicted from the others, when they still leave the law a degree of freedom; empty otherwise."""
+    usable = found.usable
     cells = sorted({row["cell"] for row in usable})
     if law in LOSS_LAWS or len(cells) - 1 < 1 + len(LAWS[law]) + SPARE:
         return {}
     judged = []
     for cell in cells:
-        without = _assemble(law, Measured([row for row in usable if row["cell"] != cell]), n_draws=QUICK)
+        without = _assemble(law, Measured([row for row in usable if row["cell"] != cell], level=found.level), n_draws=QUICK)
         here = [row for row in usable if row["cell"] == cell]
         best = min(here, key=lambda row: row["floor"])  # the loss law is that of the best batch size: the others' floors are no test of it
         judged += [compare(_predict(without, row), row if row is best else {k: v for k, v in row.items() if k != "floor"}) for row in here]

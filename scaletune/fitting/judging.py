@@ -43,7 +43,7 @@ def _against_basin(prediction: Prediction, cell: dict[str, Any]) -> dict[str, An
         "measured_lr": math.exp(cell["x"]),
         "ratio": math.exp(offset),
         "excess": float(Basin(**cell["basin"])(prediction.lr)) / cell["basin"]["floor"] - 1,
-        "covered": _covers(prediction.interval.get("lr"), prediction.lr, math.exp(cell["x"]), cell["se"]),
+        "covered": covers(prediction.interval.get("lr"), prediction.lr, math.exp(cell["x"]), cell["se"]),
         "in_band": -cell["half_width"][0] <= offset <= cell["half_width"][1],
     }
 
@@ -52,11 +52,11 @@ def _loss(prediction: Prediction, floor: float, floor_se: float) -> dict[str, An
     """Predicted loss against the floor, nats/token."""
     if prediction.loss is None:
         return {"predicted_loss": None, "measured_loss": floor, "loss_ratio": None, "loss_covered": None}
-    covered = _covers(prediction.interval.get("loss"), prediction.loss, floor, floor_se / floor)
+    covered = covers(prediction.interval.get("loss"), prediction.loss, floor, floor_se / floor)
     return {"predicted_loss": prediction.loss, "measured_loss": floor, "loss_ratio": prediction.loss / floor, "loss_covered": covered}
 
 
-def _covers(interval: list[float] | None, predicted: float, measured: float, se: float) -> bool | None:
+def covers(interval: list[float] | None, predicted: float, measured: float, se: float) -> bool | None:
     """Whether `measured`, known to `se` in its log, is inside: both errors add in squares, in logs."""
     if interval is None:
         return None

@@ -15,12 +15,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from scaletune.errors import UserError
+from scaletune.fitting.basin import height
 from scaletune.fitting.table import main_sweep, tabulate
 from scaletune.predicting import LOSS_LAWS, from_fit
 from scaletune.records import Fit, read_trials
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # told apart by colour-blind readers too
 DPI = 130
+AXIS = {"lr": "optimal learning rate", "batch_tokens": "optimal batch, tokens", "loss": "loss at the optimum, nats per token"}
+HEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # % above the floor at which a basin is drawn
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,9 @@ def cell_points(cells: Sequence[dict[str, Any]], quantity: str = "lr") -> list[P
     sets = []
     for tokens in sorted({cell["tokens"] for cell in cells}):
         rows = [cell for cell in cells if cell["tokens"] == tokens and cell["status"] == "ok"]
-        y = [row["lr"] if quantity == "lr" else row["floor"] for row in rows]
-        half = [1.96 * (row["se"] if quantity == "lr" else row["floor_se"] / row["floor"]) for row in rows]
+        y = [row["floor" if quantity == "loss" else quantity] for row in rows]
+        errors = {"lr": "se", "batch_tokens": "batch_se"}
+        half = [1.96 * (row[errors[quantity]] if quantity in errors else row["floor_se"] / row["floor"]) for row in rows]
         low, high = ([v * math.exp(sign * h) for v, h in zip(y, half, strict=True)] for sign in (-1, 1))
         sets.append(Points(tokens_label(tokens), [row["n_params"] for row in rows], y, low, high))
     return sets
@@ -134,9 +138,11 @@ def draw_law(
     """The law at each horizon, the interval of the last one, the cells it was fitted to, the held-out cell predicted and measured."""
     for i, curve in enumerate(curves):
         color = COLORS[i % len(COLORS)] if i < len(points) else "black"
+        again = i >= len(COLORS)  # colours come round
         ax.plot(curve.x, curve.y, "--" if i >= len(points) else "-", color=color, lw=1.3)
         if i < len(points):
-            _draw_points(points[i], ax, color, aside=1 + 0.08 * (i - len(points) / 2))
+            aside = 1 + (0.08 if len(points) < 4 else 0.01) * (i - len(points) / 2)
+            _draw_points(points[i], ax, color, "s" if again else "o", aside=aside)
     last = curves[-1]
     if last.low is not None and last.high is not None:
         ax.fill_between(last.x, last.low, last.high, color="black", alpha=0.08, lw=0, label=f"interval at {last.label}")
@@ -150,9 +156,7 @@ def draw_law(
         axis(lambda value, _: f"{value:.3g}")
     ax.tick_params(which="both", labelsize=8)
     ax.grid(alpha=0.25, which="both")
-    ax.set(
-        xlabel="parameters (non-embedding)", ylabel={"lr": "optimal learning rate", "loss": "loss at the optimum, nats per token"}[quantity]
-    )
+    ax.set(xlabel="parameters (non-embedding)", ylabel=AXIS[quantity])
     return ax
 
 
@@ -202,13 +206,65 @@ def law_figure(fit: Fit) -> Figure:
     """The fitted laws, lr on the left and loss on the right, with cells and the held-out point."""
     held = _validated(fit)
     horizons = sorted({cell["tokens"] for cell in fit.cells}) + sorted({cell["tokens"] for cell in held})
-    quantities = ["lr", "loss"] if fit.loss_law else ["lr"]
-    figure = Figure(figsize=(5.2 * len(quantities), 4.2), layout="constrained")
-    for ax, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
+    joint = fit.law == "joint"
+    quantities = ["lr", "batch_tokens", "loss"] if joint else ["lr", "loss"] if fit.loss_law else ["lr"]
+    rows, columns = (2, 2) if joint else (1, len(quantities))
+    figure = Figure(figsize=(5.2 * columns, 4.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    if joint:
+        draw_contour(basin_contour(fit, max(fit.cells, key=lambda cell: cell["n_params"] * cell["tokens"])), axes[-1])
+    for ax, quantity in zip(axes, quantities, strict=False):
         curves = [law_curve(fit, tokens, quantity, [cell["n_params"] for cell in held]) for tokens in horizons]
         draw_law(curves, cell_points(fit.cells, quantity), held_points(fit, quantity), ax, quantity)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=4)
     return figure
+
+
+@dataclass(frozen=True)
+class Contour:
+    """One cell's basin over lr and batch, as the joint surface has it, with the cell's runs."""
+
+    label: str
+    lr: NDArray[np.float64]  # (n,)
+    batch_tokens: NDArray[np.float64]  # (m,)
+    height: NDArray[np.float64]  # (m, n), % above the floor
+    runs: NDArray[np.float64]  # (R, 3): lr, batch_tokens, % above the floor
+    own: tuple[float, float]  # the cell's own optimum
+    law: tuple[float, float]  # the law's for it
+
+
+def basin_contour(fit: Fit, cell: dict[str, Any], n: int = 80) -> Contour:
+    """The basin of one cell of a joint fit about the cell's own optimum, over the range of its runs."""
+    runs = np.array([[float(v) for v in line.split()] for line in cell["runs"]])
+    lr, batch = (np.geomspace(runs[:, i].min() / 1.2, runs[:, i].max() * 1.2, n) for i in (0, 1))
+    offset = np.zeros((n * n, len(cell["x"])))
+    offset[:, :2] = np.stack(np.meshgrid(np.log(lr), np.log(batch)), -1).reshape(-1, 2) - cell["x"][:2]
+    tall = 100 * cell["scale"] * height(offset, np.array(cell["shape"]))[0].reshape(n, n)
+    said = from_fit(fit, n_params=cell["n_params"], tokens=cell["tokens"])
+    assert said.lr and said.batch_tokens
+    label = f"{cell['n_params']:.3g} parameters, {tokens_label(cell['tokens'])}"
+    runs[:, 2] = 100 * (runs[:, 2] / cell["floor"] - 1)
+    return Contour(label, lr, batch, tall, runs, (cell["lr"], cell["batch_tokens"]), (said.lr, said.batch_tokens))
+
+
+def draw_contour(contour: Contour, ax: Axes) -> Axes:
+    """Lines of equal loss, the runs in the same colours, the cell's own optimum and the law's."""
+    top = HEIGHTS[-1]
+    lines = ax.contour(contour.lr, contour.batch_tokens, contour.height, HEIGHTS, cmap="viridis", vmin=0, vmax=top, linewidths=1.3)
+    ax.clabel(lines, fmt="%g %%", fontsize=7)
+    x, y, tall = contour.runs.T
+    ax.scatter(x, y, c=np.minimum(tall, top), cmap="viridis", vmin=0, vmax=top, s=14, edgecolors="none", alpha=0.8)
+    ax.plot(*contour.own, "*", color="gold", ms=13, mec="black", mew=0.6, label="the cell's own optimum")
+    ax.plot(*contour.law, "D", color="white", ms=6, mec="black", mew=0.8, label="the law's")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    ax.tick_params(labelsize=8)
+    ax.set(xlabel="learning rate", ylabel="batch, tokens", title=f"% above the floor: {contour.label}")
+    ax.title.set_fontsize(9)
+    ax.legend(fontsize=8, frameon=False, loc="lower right")
+    return ax
 
 
 def _panels(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:

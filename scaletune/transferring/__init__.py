@@ -102,7 +102,7 @@ def differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> lis
 def _predicted(fit: Fit, target: Recipe, n_params: int) -> tuple[Prediction, Prior]:
     """The fit's prediction, and the prior that takes its lr to the target's batch size (1 when the law itself has a batch exponent)."""
     batch = target.budget.batch_tokens
-    own = {"batch_tokens": float(batch)} if fit.law == "lr_ndb" else {}
+    own = {"batch_tokens": float(batch)} if fit.law in ("lr_ndb", "joint") else {}
     best = fit.predict(n_params=n_params, tokens=target.budget.tokens, **own)
     if best.lr is None or not math.isfinite(best.lr):
         raise UserError(f"a transfer needs a law that gives a learning rate, but `{fit.law}` gives none")
