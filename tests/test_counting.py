@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scaletune import counting, models, zoo
 from scaletune.errors import UserError
-from scaletune.rules import FORMS
+from scaletune.rules import FORMS, Tensor
 
 depths, heads, head_dims = st.integers(1, 3), st.integers(1, 4), st.sampled_from([4, 8])
 choices = {
@@ -207,6 +207,29 @@ def test_memory_and_traffic_follow_the_optimizers_moments(family, moments):
     memory = counting.memory_bytes(model, 50, 256, 64, family)
     assert memory["weights_optimizer"] == 4 * n * (2 + moments)
     assert counting.bytes_moved(model, 50, 256, family) == 4 * n * (6 + 2 * moments) + 2 * memory["activations"]
+
+
+def floats_of(state):
+    """Entries of the tensors in an optimizer's state, counters aside."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() if state.numel() > 1 else 0
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(floats_of, parts))
+
+
+@pytest.mark.parametrize("family", ["adamw", "sgd", "adafactor", "muon", "lion", "shampoo", "soap", "prodigy", "dadapt_adam"])
+def test_an_optimizer_keeps_what_its_library_does(family):
+    """Of one hidden matrix."""
+    weight = torch.nn.Parameter(torch.ones(64, 32))
+    torchs = {"adamw": torch.optim.AdamW, "sgd": lambda p: torch.optim.SGD(p, 1e-3, 0.9), "adafactor": torch.optim.Adafactor,
+              "muon": getattr(torch.optim, "Muon", None)}  # fmt: skip
+    others = {"lion": "Lion", "shampoo": "Shampoo", "soap": "SOAP", "prodigy": "Prodigy", "dadapt_adam": "DAdaptAdam"}
+    make = torchs.get(family) or getattr(pytest.importorskip("pytorch_optimizer"), others.get(family, "Muon"))
+    optimizer = make([weight])
+    for seed in range(3):
+        weight.grad = torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+    assert counting._kept(Tensor("a", "hid", (64, 32), "mlp"), family) == floats_of(dict(optimizer.state))
 
 
 def test_muon_keeps_one_moment_of_hidden_matrices(tiny):

@@ -88,24 +88,34 @@ def flops_per_token(model: Model, vocab_size: int, seq_len: int) -> float:
     return flops(model, vocab_size, seq_len)["exact"]
 
 
-def _moments(tensor: Tensor, family: str) -> int:
-    """Floats an optimizer keeps for each weight: momentum, or momentum and second moment."""
-    return 1 if family in ("sgd", "lion") or (family.startswith("muon") and tensor.role == "hid") else 2
+FLOATS_A_WEIGHT = {"sgd": 1, "lion": 1, "dadapt_adam": 3, "prodigy": 4, "muon": 1, "shampoo": 1}  # that an optimizer keeps; 2 unless said
+REST_TO_ADAMW = {"muon": ("hid",), "shampoo": ("emb", "hid", "out"), "adafactor": ("emb", "hid", "out")}  # roles of its own kind of state
+
+
+def _kept(tensor: Tensor, family: str) -> int:
+    """Floats an optimizer keeps of a tensor: moments, Adafactor's rows and columns, both sides' statistics and what is made of them."""
+    own = tensor.role in REST_TO_ADAMW.get(family, (tensor.role,))
+    fan_in, fan_out = tensor.fans
+    matrices = tensor.size // (fan_in * fan_out)
+    if family == "adafactor":
+        return matrices * (fan_in + fan_out) if own else tensor.size
+    sides = 2 * matrices * (fan_in**2 + fan_out**2) if family in ("shampoo", "soap") and tensor.role in ("emb", "hid", "out") else 0
+    return sides + tensor.size * (FLOATS_A_WEIGHT.get(family, 2) if own else 2)
 
 
 def memory_bytes(model: Model, vocab_size: int, batch_tokens: int, seq_len: int, family: str = "adamw") -> dict[str, int]:
-    """float32 training: weights, gradients and the optimizer's moments; activations kept for the backward pass, roughly."""
-    kept = sum(tensor.size * (2 + _moments(tensor, family)) for tensor in tensors(model, vocab_size))
+    """float32 training: weights, gradients and what the optimizer keeps; activations kept for the backward pass, roughly."""
+    kept = sum(2 * tensor.size + _kept(tensor, family) for tensor in tensors(model, vocab_size))
     return {"weights_optimizer": 4 * kept, "activations": 4 * batch_tokens * activations(model, vocab_size)}
 
 
 def bytes_moved(model: Model, vocab_size: int, batch_tokens: int, family: str = "adamw") -> int:
     """Memory traffic of a float32 step if each tensor passed once a use: a floor for its time at a given bandwidth.
 
-    Weights read forward and backward, gradients written; the optimizer reads and writes weights and moments and reads gradients;
+    Weights read forward and backward, gradients written; the optimizer reads gradients, reads and writes weights and what it keeps;
     activations written and read.
     """
-    each = sum(tensor.size * (3 + 3 + 2 * _moments(tensor, family)) for tensor in tensors(model, vocab_size))
+    each = sum(6 * tensor.size + 2 * _kept(tensor, family) for tensor in tensors(model, vocab_size))
     return 4 * (each + 2 * batch_tokens * activations(model, vocab_size))
 
 
