@@ -98,15 +98,6 @@ def test_the_noise_does_not_depend_on_how_rows_are_spread(tiny, pair):
         assert rank[-1]["noise"] == pytest.approx(alone.metrics["noise"], rel=1e-4)
 
 
-def test_a_trial_is_launched_over_two_processes(tiny):
-    recipe, shares = tiny({"width": 64, "engine.processes": 2, "tokens": 256 * 60}), []
-    trial, curve = training.launched(recipe, "main", shares.append)
-    alone, expected = training.trial(tiny({"width": 64, "tokens": 256 * 60}), "main", training.accelerator())
-    assert trial.id == alone.id and trial.provenance["processes"] == 2
-    assert curve == pytest.approx(expected, rel=1e-4) and trial.loss == pytest.approx(alone.loss, rel=1e-4)
-    assert shares and all(0 < share <= 1 for share in shares)
-
-
 @pytest.mark.parametrize(("said", "kind"), [("UserError: `a` must hold", UserError), ("KeyError: 'a'", ChildFailedError)])
 def test_what_the_user_can_mend_comes_back_as_one_line(tiny, tmp_path, monkeypatch, said, kind):
     (tmp_path / "error.json").write_text(json.dumps({"message": {"message": said, "extraInfo": {"timestamp": "0"}}}))
