@@ -432,7 +432,7 @@ def test_tokens_are_taken_from_flops_in_floating_point(runs):
         ({}, {"fixed": {"alfa": 0.3}}, r"one of E, A, B, alpha, beta, but got 'alfa' \(nearest: 'alpha'\)"),
         ({}, {"fixed": {"A": "alpha"}}, "an exponent can be tied to another"),
         ({}, {"fixed": {"E": -1.0}}, "a number of 0 or more"),
-        ({}, {"level": 1.5}, "between 0 and 1"),
+        ({}, {"level": 1.5}, "0 < level < 1"),
         ({"weight": [-1.0] * 25}, {}, "`weight` must be a number above 0"),
         ({"loss": [np.nan] * 25}, {}, "at least one usable run"),
         ({"n_params": [0.0] * 25}, {}, "`n_params` must be a number above 0"),

@@ -303,7 +303,7 @@ class World:
     def __call__(self, study=STUDY, of=planted, *more):
         (self.folder / "study.toml").write_text(study)
         self.trained.clear()
-        self.monkeypatch.setattr(sweeping, "Pool", lambda size: Planted(of, self.trained))
+        self.monkeypatch.setattr(sweeping, "Pool", lambda size, processes=1: Planted(of, self.trained))
         self.capsys.readouterr()
         code = main([*command(self.folder)[3:], *more])
         return code, *self.capsys.readouterr()

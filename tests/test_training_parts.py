@@ -153,6 +153,13 @@ def test_noise_that_hides_the_gradient_has_no_critical_batch():
     }
 
 
+def test_noise_of_a_divergence_is_what_it_was_before(tiny, acc):
+    settings = {"lr": 1e30, "schedule.kind": "constant", "engine.accumulation": 4, "engine.noise_every": 1}
+    trial, curve = training.trial(tiny(settings), "main", acc)
+    assert trial.status == "diverged" and not math.isfinite(curve[-1])
+    json.dumps(vars(trial), allow_nan=False)
+
+
 def test_noise_needs_two_batches_to_compare(tiny):
     with pytest.raises(
         UserError, match=r"`processes \* accumulation >= 2` must hold for a gradient-noise scale .* processes=1, accumulation=1"

@@ -16,7 +16,7 @@ from scaletune.errors import UserError
 
 WAYS = [1, 2, 4]  # micro-batches a process
 PAIR = """
-import json, sys
+import json, os, sys
 import torch
 from scaletune import models, recipe, training
 
@@ -36,6 +36,13 @@ for settings in asked["settings"]:
     point = recipe.with_settings(recipe.validated(asked["recipe"], "pair"), settings)
     trial, curve = training.trial(point, "main", acc)
     said.append({"id": trial.id, "loss": trial.loss, "curve": curve, "rows": rows, "noise": trial.metrics["noise"]})
+    if point.engine.checkpoint_every:
+        acc.wait_for_everyone()
+        if acc.is_main_process:
+            os.remove(f"{point.engine.runs}/{trial.id}/checkpoint.pt")  # as if killed before the last one
+        acc.wait_for_everyone()
+        rows = []
+        said[-1]["again"], said[-1]["steps"] = training.trial(point, "main", acc)[1], len(rows)
 with open(f"{out}/rank{acc.process_index}.json", "w") as file:
     json.dump(said, file)
 torch.distributed.destroy_process_group()
@@ -52,7 +59,8 @@ def pair(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("pair")
     (out / "pair.py").write_text(PAIR)
     ways = [settings(2, way, **{"training.z_loss": 1e-3} if way == 2 else {}) for way in WAYS] + [
-        settings(2, 4, **{"engine.noise_every": 3})
+        settings(2, 4, **{"engine.noise_every": 3}),
+        settings(2, 1, **{"engine.checkpoint_every": 3, "engine.runs": str(out / "runs")}),
     ]
     asked = json.dumps({"recipe": tiny(width=64).model_dump(), "settings": ways})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(out / "pair.py"), asked, str(out)]
@@ -95,16 +103,12 @@ def test_the_noise_does_not_depend_on_how_rows_are_spread(tiny, pair):
     recipe = tiny({"width": 64, "engine.accumulation": 8, "engine.noise_every": 3})
     alone, _ = training.trial(recipe, "main", training.accelerator())
     for rank in pair:
-        assert rank[-1]["noise"] == pytest.approx(alone.metrics["noise"], rel=1e-4)
+        assert rank[len(WAYS)]["noise"] == pytest.approx(alone.metrics["noise"], rel=1e-4)
 
 
-def test_a_trial_is_launched_over_two_processes(tiny):
-    recipe, shares = tiny({"width": 64, "engine.processes": 2, "tokens": 256 * 60}), []
-    trial, curve = training.launched(recipe, "main", shares.append)
-    alone, expected = training.trial(tiny({"width": 64, "tokens": 256 * 60}), "main", training.accelerator())
-    assert trial.id == alone.id and trial.provenance["processes"] == 2
-    assert curve == pytest.approx(expected, rel=1e-4) and trial.loss == pytest.approx(alone.loss, rel=1e-4)
-    assert shares and all(0 < share <= 1 for share in shares)
+def test_two_processes_go_on_from_one_checkpoint(pair):
+    for rank in pair:
+        assert rank[-1]["again"] == rank[-1]["curve"] and rank[-1]["steps"] == 2  # of eight: from step 6 on
 
 
 @pytest.mark.parametrize(("said", "kind"), [("UserError: `a` must hold", UserError), ("KeyError: 'a'", ChildFailedError)])

@@ -70,6 +70,11 @@ class Run:
         return len(self.outcome.curve) + len(self.unread)
 
     @property
+    def sound(self) -> bool:
+        """Not diverged, as far as the losses have been read."""
+        return self.outcome.status == "done"
+
+    @property
     def ceiling(self) -> float:
         """A loss above it, or none at all, is a divergence; of a regression, which has no vocabulary, one that is not finite."""
         return 2 * math.log(self.corpus.vocab_size) if self.corpus.vocab_size > 1 else sys.float_info.max
@@ -86,11 +91,14 @@ def start(recipe: Recipe, corpus: data.Corpus, acc: Accelerator) -> Run:
     plan = counting.planned(recipe, corpus.vocab_size)
     opt = optim.optimizer(net, plan, recipe.optimizer)
     schedule, ema = optim.resolved(recipe.schedule, recipe.budget), optim.ema(net, recipe.schedule, recipe.budget)
-    if recipe.engine.compile and acc.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise UserError("`engine.compile` needs a C++ compiler to train on a CPU, but neither g++ nor clang++ is on the path")
-    called = torch.compile(model) if recipe.engine.compile else model
-    descent = gradients.Descent(called, net, recipe.training, acc)
+    descent = gradients.Descent(_compiled(model, acc) if recipe.engine.compile else model, net, recipe.training, acc)
     return Run(recipe, corpus, acc, plan, net, descent, opt, schedule, ema, identity(recipe, corpus.digest))
+
+
+def _compiled(model: nn.Module, acc: Accelerator) -> Callable[..., Tensor]:
+    if acc.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UserError("`engine.compile` needs a C++ compiler to train on a CPU, but neither g++ nor clang++ is on the path")
+    return torch.compile(model)
 
 
 @contextmanager
@@ -109,26 +117,30 @@ def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Calla
 
     With `engine.checkpoint_every` it goes on from where a killed run of the same trial was, to the same bits on a CPU.
     """
-    run, steps, engine = start(recipe, corpus, acc), recipe.budget.steps, recipe.engine
-    outcome = run.outcome
-    evaluations = {math.ceil(share * steps) for share in engine.evaluate_at} - {steps}
+    run, steps = start(recipe, corpus, acc), recipe.budget.steps
+    evaluations = {math.ceil(share * steps) for share in recipe.engine.evaluate_at} - {steps}
     with tracking.opened(run) as track:
         checkpointing.restore(run)
         if 0 in evaluations and not run.step:
             _hold_out(run, track)
-        while run.step < steps and outcome.status == "done":
+        while run.step < steps and run.sound:
             update(run)
-            evaluates, saves = run.step in evaluations, _saves(run)
-            if evaluates or saves or run.step == steps or len(run.unread) >= LOOK.get(acc.device.type, 1):
-                read(run, track)
-            if evaluates and outcome.status == "done":
-                _hold_out(run, track)
-            if saves and outcome.status == "done":
-                checkpointing.save(run)
+            _after(run, run.step in evaluations, track)
             progress(run.step / steps)
-        if outcome.status == "done":
-            outcome.loss = _hold_out(run, track)
-    return outcome
+        if run.sound:
+            run.outcome.loss = _hold_out(run, track)
+    return run.outcome
+
+
+def _after(run: Run, evaluates: bool, track: tracking.Track) -> None:
+    """What a step is followed by: a look at the losses, an evaluation, a checkpoint, each when it is time."""
+    saves, last = _saves(run), run.step == run.recipe.budget.steps
+    if evaluates or saves or last or len(run.unread) >= LOOK.get(run.acc.device.type, 1):
+        read(run, track)
+    if evaluates and run.sound:
+        _hold_out(run, track)
+    if saves and run.sound:
+        checkpointing.save(run)
 
 
 def _saves(run: Run) -> bool:

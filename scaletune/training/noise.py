@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 DECAY = 0.95  # of the averages a measurement
@@ -22,7 +23,10 @@ class Noise:
         """Take in one step: the mean squared norm of the gradients of batches of `small_rows`, and that of their mean's, `big_rows`.
 
         |G|**2 = (B big - b small) / (B - b),  tr(Sigma) = (small - big) / (1/b - 1/B)   (eqs. A.2 and A.3)
+        Gradients that are not finite, of a step that diverges, are left out.
         """
+        if not (math.isfinite(small) and math.isfinite(big)):
+            return
         found = (big_rows * big - small_rows * small) / (big_rows - small_rows), (small - big) / (1 / small_rows - 1 / big_rows)
         self.squared_gradient = DECAY * self.squared_gradient + (1 - DECAY) * found[0]
         self.variance = DECAY * self.variance + (1 - DECAY) * found[1]

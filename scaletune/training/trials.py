@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -26,8 +25,8 @@ def trial(
 ) -> tuple[Trial, list[float]]:
     """Train a recipe's point and put it on record: (the trial, its training loss per step).
 
-    `metrics`: "seconds" by what they went to, "peak_bytes", "held_out" [[tokens, loss], ...], "noise" as `Noise.metrics` says,
-    "data": unique and repeated tokens.
+    `metrics`: "seconds" by what they went to ("compile" is the first step of a compiled model), "peak_bytes", "held_out" [[tokens, loss],
+    ...], "noise" as `Noise.metrics` says, "data": unique and repeated tokens.
     """
     corpus = data.load(recipe.data)
     began = time.perf_counter()
@@ -82,4 +81,6 @@ def _peak(acc: Accelerator) -> int:
     if sys.platform == "linux":
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
