@@ -206,8 +206,8 @@ def markdown(found: pd.DataFrame, split: str) -> str:
         cells = []
         for share in shares:
             gaps = here[(here["method"] == name) & (here["share"] == share)]
-            failed = f", {gaps['failed'].mean():.0%} failed" if gaps["failed"].any() else ""
-            cells.append(f"{gaps['gap'].mean():.3f} ({gaps['gap'].max():.2f}){failed}")
+            some = "" if gaps["failed"].all() else f"{gaps['gap'].mean():.3f} ({gaps['gap'].max():.2f})"
+            cells.append(some + (f" {gaps['failed'].mean():.0%} failed" if gaps["failed"].any() else ""))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
