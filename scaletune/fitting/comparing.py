@@ -23,7 +23,7 @@ STEPS = 50  # of Newton: forms with more parameters than the runs identify creep
 SOLVED = 3  # points of a candidate's grids that are solved, of those whose starts are compared
 CLEARLY = 10.0  # AICc below the fitted form's from which another form is said to fit better (Burnham & Anderson 2002)
 ENOUGH = 12  # runs from which forms are compared
-MANY = 1000  # runs from which only `compare_forms` compares forms, and from twice which nothing is left out: a fit stays under a second
+MANY = 500  # runs above which a fit leaves comparing forms to `compare_forms`, and leaves nothing out: it stays under a second
 
 Array = NDArray[np.float64]
 
@@ -174,7 +174,7 @@ def _first(best: tuple[Problem, Array]) -> tuple[Problem, Array]:
 
 def leave_sizes_out(n_params: Array, tokens: Array, loss: Array, *, level: float, n_draws: int = 60, **how: Any) -> dict[str, Any]:
     """The law judged on blocks of sizes it has not seen, one after the other: errors of the loss and the share its intervals cover."""
-    if len(folds(n_params)) < 4 or len(loss) < ENOUGH or len(loss) > 2 * MANY:
+    if len(folds(n_params)) < 4 or len(loss) < ENOUGH or len(loss) > MANY:
         return {}
     errors, covered = [], []
     for kept in folds(n_params).astype(bool):

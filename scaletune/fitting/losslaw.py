@@ -27,6 +27,7 @@ PAIRS_FROM = (
     20  # rows (or runs) from which they are resampled in pairs; below it resamples lose whole scales, and noise is resampled instead
 )
 SPREAD = 0.02  # of ln L about a start: how wide the cost is at first
+FEW_STEPS = 40  # of Newton in a resample of few rows: those that identify less than the law's parameters creep along a valley
 DRIFT = 2.0  # sds, of runs about the law, by which the law itself drifts over each e-fold of size or tokens beyond the runs
 ROWS = 500_000  # rows of all resamples together: more than a second's work otherwise
 
@@ -182,9 +183,10 @@ def _blocks(rng: np.random.Generator, n: int, solved: Solved) -> Array:
 def refit(solved: Solved, drawn: Problem, several: bool = False) -> Array:
     """Parameters (K, 5) of `drawn` problems, from the solution; few rows may have several minima: then from `several` places, the lowest counts."""
     n = len(drawn.weight)
-    places = np.vstack([solved.phi[None], *([starts(solved.problem, solved.estimator.cost, solved.exponents)] if several else [])])
+    places = np.vstack([solved.phi[None], *([starts(solved.problem, solved.estimator.cost, solved.exponents, n=2)] if several else [])])
+    rounds = FEW_STEPS if several else 200
     ends, values = zip(
-        *(descend(drawn, np.repeat(place[None], n, axis=0), solved.estimator.cost, SPREAD / 4) for place in places), strict=True
+        *(descend(drawn, np.repeat(place[None], n, axis=0), solved.estimator.cost, SPREAD / 4, rounds) for place in places), strict=True
     )
     best = np.stack(ends)[np.argmin(values, axis=0), np.arange(n)]
     return drawn.parameters(best)

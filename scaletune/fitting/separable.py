@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scaletune.fitting.robust import Loss
 
 RELATIVE = 1e-11
+COARSE = 20  # steps on a cost wider than the one asked for
 CHUNK = 2**15  # rows of all fits that are solved together: their arrays then stay in a core's cache
 
 Array = NDArray[np.float64]
@@ -119,7 +120,7 @@ def descend(problem: Problem, start: Array, loss: Loss, spread: float, rounds: i
     for k in range(0, len(start), size):
         part, here = problem.rows(slice(k, k + size)), np.clip(start[k : k + size], problem.low, problem.high)
         for stage in loss.stages(spread):
-            here, value = _newton(part, here, stage, rounds, RELATIVE if stage == loss else 1e-4)
+            here, value = _newton(part, here, stage, *((rounds, RELATIVE) if stage == loss else (COARSE, 1e-4)))
         ends.append(here)
         values.append(value)
     return np.concatenate(ends), np.concatenate(values)
