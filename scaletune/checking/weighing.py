@@ -23,7 +23,7 @@ def known(run: Run) -> bool:
 
 def weights(run: Run, by_tensor: bool = False) -> dict[int, Tensor]:
     """id of a parameter -> lr / P, P what its step is divided by: 1 of SGD, (1 - beta1**t) * (sqrt(v_t / (1 - beta2**t)) + eps) of Adam
-    (arXiv:2207.14484, eq. 4). In coordinates divided by sqrt(lr / P) every parameter is trained at lr 1. by_tensor: P's RMS in each.
+    (arXiv:2207.14484). In coordinates divided by sqrt(lr / P) every parameter is trained at lr 1. by_tensor: P's RMS in each.
     """
     found = {}
     for opt in run.optimizers:
@@ -44,7 +44,7 @@ def _divisor(opt: Optimizer, group: dict[str, Any], p: Tensor) -> Tensor:
 
 def threshold(run: Run) -> float:
     """What lr times sharpness can be before a quadratic diverges: 2 of gradient descent, (2 + 2 beta) of momentum, of Adam
-    (2 + 2 beta1) / (1 - beta1) = 38 at 0.9 (arXiv:2103.00065, App. B; arXiv:2207.14484). The least over groups."""
+    (2 + 2 beta1) / (1 - beta1) = 38 at 0.9 (arXiv:2103.00065, arXiv:2207.14484). The least over groups."""
     found = []
     for opt in run.optimizers:
         for group in opt.param_groups:
