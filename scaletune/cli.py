@@ -6,6 +6,7 @@ Exits 0; 2 on the user's error, with one line on stderr; 130 when interrupted. O
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -58,14 +59,17 @@ def _records_of(source: Path, out: Path) -> tuple[Path, str | None, Path | None]
 
 
 def _fit(args: argparse.Namespace) -> Answer:
-    from scaletune import fitting, reporting
+    from scaletune import fitting, importing, reporting
 
     records, law, path = _records_of(Path(args.source), Path("."))
-    made = fitting.fit(records, args.law or law or "lr_nd", holdout=args.holdout, fixed=dict(args.fix), level=args.level)
+    table, guessed = importing.trials(records, dict(args.map))
+    made = fitting.fit(table, args.law or law or "lr_nd", holdout=args.holdout, fixed=dict(args.fix), level=args.level)
+    made = dataclasses.replace(made, assumptions=[*made.assumptions, *guessed])
     path = Path(args.to) if args.to else path
     if path:
         made.write(path)
-    lines = [*reporting.fit_lines(made), f"written to {path}" if path else "not written: --out FILE keeps it"]
+    lines = [*reporting.fit_lines(made), *(f"  guessed: {sentence}" for sentence in guessed)]
+    lines += [f"written to {path}" if path else "not written: --out FILE keeps it"]
     answer = {"law": made.law, "status": made.status, "params": made.params, "objective": made.objective, "n_used": len(made.used)}
     return answer | {"n_dropped": len(made.dropped), "held_out": made.held_out, "path": str(path) if path else None}, lines
 
@@ -75,12 +79,37 @@ def _predict(args: argparse.Namespace) -> Answer:
 
     options = {name: getattr(args, name) for name, column in laws.COLUMNS.items() if column.option}
     given = _given(args.given, {name: value for name, value in options.items() if value is not None})
+    if args.fit and not args.law and (answer := _of_relation(args.fit, given)):
+        return answer
     missing = [laws.columns.option(name) for name in ("n_params", "tokens") if name not in given]
     if missing and (args.fit or not args.law):
         raise UserError(f"predict: the following arguments are required: {', '.join(missing)}")
     found = predicting.predict(law=args.law, fit=args.fit, **given)
     wide = max([12, *(len(name) for made in found for name in made.values)])
     return {"predictions": [made.to_dict() for made in found]}, [_asked(given), *(line for made in found for line in _said(made, wide))]
+
+
+def _of_relation(path: str, given: dict[str, Any]) -> Answer | None:
+    """What a fitted relation between columns says at `given`; None for a fit of another kind."""
+    from scaletune.predicting import FITTED
+    from scaletune.records import Fit
+
+    fit = Fit.read(path)
+    if fit.law in FITTED:
+        return None
+    from scaletune import fitting
+
+    fitting.known_law(fit.law)
+    relation = fitting.solved_relation(fit, fitting.RELATIONS[fit.law])
+    found = {key: value[0] for key, value in fitting.predict_relation(fit, relation, {k: [v] for k, v in given.items()}).items()}
+    output, warnings = relation.output.name, [sentence for sentence in fit.status if sentence != "ok"]
+    answer = {
+        "law": fit.law, "lr": None, "batch_tokens": None, "loss": found["value"] if output == "loss" else None,
+        "interval": {output: [found["low"], found["high"]]}, "band": {}, "warnings": warnings,
+        "values": {output: found["value"]}, "units": {output: relation.output.means},
+    }  # fmt: skip
+    text = f"{fit.law}: {output} {found['value']:.5g} {relation.output.means}  interval [{found['low']:.4g}, {found['high']:.4g}]"
+    return {"predictions": [answer]}, [text, *(f"  ! {warning}" for warning in warnings)]
 
 
 def _said(made: Prediction, wide: int) -> list[str]:
@@ -308,6 +337,14 @@ def _fixed(text: str) -> tuple[str, float | str]:
         return name, value
 
 
+def _mapped(text: str) -> tuple[str, str]:
+    """COLUMN=NAME, a column of the contract and what the records call it."""
+    column, _, name = text.partition("=")
+    if not column or not name:
+        raise argparse.ArgumentTypeError(f"must be COLUMN=NAME, but got {text!r}")
+    return column, name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="scaletune", description="Scaling laws and hyperparameter transfer: tune small proxies, predict the target, say how sure."
@@ -395,8 +432,18 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
     settings(c)
     c = command("fit", _fit, "Fit a law to records.", "scaletune fit sweeps/quickstart.jsonl --law lr_nd --holdout 'n_params > 4e5'")
-    c.add_argument("source", metavar="RECIPE.toml | RECORDS", help="a sweep's recipe, or a .jsonl, .db or .csv file of trials")
-    c.add_argument("--law", help="lr_nd (default), lr_ndb, joint, loss_nd, chinchilla")
+    c.add_argument(
+        "source",
+        metavar="RECIPE.toml | RECORDS",
+        help="a sweep's recipe, or runs: .jsonl, .db, .csv, .parquet, or logs of W&B, TensorBoard, a Trainer or MLflow",
+    )
+    c.add_argument(
+        "--map", action="append", type=_mapped, default=[], metavar="COLUMN=NAME", help="what the records call a column, e.g. loss=eval/ce"
+    )
+    c.add_argument(
+        "--law",
+        help="lr_nd (default), lr_ndb, joint, loss_nd, chinchilla, or a relation between other columns: critical_batch, isoflop, ...",
+    )
     c.add_argument(
         "--fix",
         action="append",

@@ -18,6 +18,7 @@ from scaletune.records import Fit
 FAR = 10  # times outside the fitted range from which a prediction says so
 POINTS = {"lr": "peak", "batch_tokens": "tokens a step", "loss": "nats per token"}  # what every prediction may hold, and its unit
 QUANTITIES = tuple(POINTS)
+FITTED = ("lr_nd", "lr_ndb", "joint", "loss_nd", "chinchilla")  # laws of `fitting.LAWS`: asked by n_params and tokens
 LOSS_LAWS = ("loss_nd", "chinchilla")  # fits of the loss alone: one form, two estimators (scaletune/fitting/losslaw.py)
 
 
@@ -46,6 +47,10 @@ def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | 
 
     n_params: non-embedding. `interval` is at `fit.level` for the optimum of a new cell: the law's own error and the scatter of cells about it.
     """
+    if fit.law not in FITTED:
+        raise UserError(
+            f"a fit of {fit.law!r} is a relation between columns of its own: ask `fitting.predict_relation`, or the command line"
+        )
     scale: dict[str, float | None] = {"n_params": n_params, "tokens": tokens, "batch_tokens": batch_tokens}
     for column, value in scale.items():
         if value is not None and not (math.isfinite(value) and value > 0):

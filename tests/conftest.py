@@ -10,6 +10,8 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two busy workers on a shared core collapse; and bitwise tests need one thread
 sys.modules["torchvision"] = None  # nothing of ours needs it, and one built for another torch breaks transformers' import
 
+collect_ignore = ["fixtures"]  # what wrote the fixtures needs libraries that the tests do not
+
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")
 

@@ -23,7 +23,7 @@ def test_wandbs_offline_runs(name, steps, lr):
 
 
 def test_tensorboards_scalars_old_and_new():
-    runs = {run.name: run for run in tensorboard.read(FILES / "tensorboard")}
+    runs = {run.name: run for run in tensorboard.read(FILES / "events")}
     expected = [(step, pytest.approx(4.0 - 0.1 * step)) for step in range(5)]
     assert runs["simple"].history["eval/loss"] == expected and runs["tensors"].history["eval/loss"] == expected
     assert runs["simple"].row()["learning_rate"] == pytest.approx(1e-3)
@@ -66,7 +66,7 @@ def test_a_parquet_table(tmp_path):
     assert list(importing.trials(tmp_path / "runs.parquet")[0]["lr"]) == [1e-3]
 
 
-@pytest.mark.parametrize("name", ["run-lr0.003.wandb", "tensorboard/simple/events.out.tfevents.1.host"])
+@pytest.mark.parametrize("name", ["run-lr0.003.wandb", "events/simple/events.out.tfevents.1.host"])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_a_file_that_a_crash_cut_gives_what_is_whole(tmp_path, name, share):
     content, cut = (FILES / name).read_bytes(), tmp_path / Path(name).name

@@ -1,14 +1,17 @@
 """What else the field fits: published numbers from public data, published constants from runs made of them, one line for what cannot be."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from scaletune import laws
+from scaletune import cli, fitting, laws
 from scaletune.errors import UserError
 from scaletune.fitting.relations import RELATIONS, critical, fit_relation, predict_relation, repetition, schedule, trajectory
+from scaletune.plotting import fitted
+from scaletune.records import Fit
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 here = pytest.mark.skipif(not DATA.exists(), reason="public sweeps are not here")
@@ -302,3 +305,73 @@ def test_what_the_rows_cannot_tell_is_said():
     batch = np.geomspace(1e2, 1e3, 8)
     fit = fit_relation(pd.DataFrame({"batch_tokens": batch, "steps_to_target": noisy(1e9 / batch, 0.01)}), RELATIONS["critical_batch"])
     assert any("hardly identify" in sentence or "end of the range" in sentence for sentence in fit.status)
+
+
+# --- through the commands --------------------------------------------------------------------------------------------
+
+
+def command(*arguments, capsys):
+    assert cli.main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def steps_csv(tmp_path):
+    """Three sizes whose critical batch grows as n_params**0.5, under the names of a tracker."""
+    batch = np.geomspace(1e4, 1e8, 9)
+    rows = [
+        {"n_params": n, "batch_size_tokens": b, "steps_needed": 1000 * (1 + 1e6 * (n / 1e8) ** 0.5 / b), "target_loss": 3.0}
+        for n in (1e8, 4e8, 16e8) for b in batch
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(tmp_path / "steps.csv", index=False)
+    return tmp_path / "steps.csv"
+
+
+def test_fit_predict_plot_and_report_of_a_relation(steps_csv, capsys):
+    fit = steps_csv.with_name("fit.json")
+    made = command("fit", steps_csv, "--law", "critical_batch", "--map", "steps_to_target=steps_needed", "--out", fit, capsys=capsys)
+    assert made["n_used"] == 27 and made["params"]["p"]["value"] == pytest.approx(0.5, abs=1e-3)
+    said = Fit.read(fit).assumptions
+    assert "`batch_tokens` is read from `batch_size_tokens`" in said
+    (found,) = command("predict", "--fit", fit, "--n-params", "1e10", capsys=capsys)["predictions"]
+    assert found["values"]["batch_critical"] == pytest.approx(1e7, rel=1e-2) and found["units"] == {"batch_critical": "tokens"}
+    low, high = found["interval"]["batch_critical"]
+    assert low <= found["values"]["batch_critical"] <= high
+    (picture,) = command("plot", fit, "--out", steps_csv.parent / "plots", capsys=capsys)["files"]
+    assert Path(picture).stat().st_size > 5000
+    assert cli.main(["report", str(fit), "--out", str(steps_csv.with_name("r.html"))]) == 0
+
+
+def test_what_is_drawn_of_a_relation_is_what_it_predicts(steps_csv):
+    runs = (
+        pd.read_csv(steps_csv)
+        .query("n_params == 1e8")
+        .rename(columns={"batch_size_tokens": "batch_tokens", "steps_needed": "steps_to_target"})
+    )
+    fit = fit_relation(runs, RELATIONS["critical_batch"])
+    (panel,) = fitted.relation_panels(fit)
+    (curve,), (points,) = panel.curves, panel.points
+    assert points.y == list(runs["steps_to_target"])
+    assert list(curve.y) == pytest.approx(list(1000 * (1 + 1e6 / curve.x)), rel=1e-4)
+    assert (curve.low <= curve.y).all() and (curve.y <= curve.high).all()
+
+
+@here
+def test_the_loss_laws_picture_shows_every_run_and_its_own_prediction():
+    fit = fitting.fit(DATA / "chinchilla_epoch.csv", "chinchilla")
+    lines, off = fitted.loss_panels(fit)
+    assert len(off.points[0].x) == 240 and max(map(abs, off.points[0].y)) < 6
+    at = lines.curves[2]
+    size = float(at.label.split()[0])
+    assert at.y[30] == pytest.approx(fit.predict(n_params=size, tokens=at.x[30]).loss, rel=1e-3)
+
+
+def test_relations_are_asked_by_their_own_columns(steps_csv, capsys):
+    fit = steps_csv.with_name("fit.json")
+    asked = ["fit", str(steps_csv), "--law", "critical_batch", "--map", "steps_to_target=steps_needed", "--out", str(fit)]
+    assert cli.main(asked) == 0
+    assert cli.main(["predict", "--fit", str(fit), "--tokens", "1e9"]) == 2
+    assert "a fit of 'critical_batch' is asked by n_params, but `n_params` was not given" in capsys.readouterr().err
+    with pytest.raises(UserError, match="a relation between columns of its own"):
+        Fit.read(fit).predict(n_params=1e9, tokens=1e9)
+    assert cli.main([*asked, "--holdout", "n_params > 1"]) == 2

@@ -17,11 +17,13 @@ from scaletune.fitting.judging import compare, summary
 from scaletune.fitting.losslaw import ESTIMATORS, fit_loss_law
 from scaletune.fitting.optimum import BAND, MISFIT
 from scaletune.fitting.powerlaw import fit_power_law
+from scaletune.fitting.relations import RELATIONS, fit_relation
 from scaletune.fitting.rows import fit_rows, prepare
 from scaletune.fitting.setting import common_setting, setting_sentences
 from scaletune.fitting.table import held_out_cells, main_sweep, tabulate
+from scaletune.importing import trials as records_of
 from scaletune.predicting import LOSS_LAWS, Prediction, from_fit
-from scaletune.records import Fit, read_trials
+from scaletune.records import Fit
 
 LAWS = {
     "lr_nd": ("n_params", "tokens"),  # lr = c * n_params**a * tokens**b
@@ -60,6 +62,7 @@ def fit(
 ) -> Fit:  # fmt: skip
     """Fit `law` to runs with columns n_params, tokens, lr, loss (and batch_tokens, seed, status, id when there are any), or to a file of them.
 
+    A file may be whatever `importing.trials` reads. A law of RELATIONS has columns of its own: `RELATIONS[law].inputs` and `.output`.
     `holdout`, e.g. ``"n_params > 5e6"``, takes whole cells out to judge the law on; without it cells are left out one at
     a time. `fixed` holds parameters of a loss law at a value, or ties an exponent to another: ``{"E": 1.69, "beta": "alpha"}``.
     `level` is that of every interval.
@@ -68,7 +71,17 @@ def fit(
     known_law(law)
     if not 0 < level < 1:
         raise UserError(f"`0 < level < 1` must hold, but got {level!r}")
-    trials, others = main_sweep(trials if isinstance(trials, pd.DataFrame) else read_trials(trials))
+    trials, guessed = (trials, list[str]()) if isinstance(trials, pd.DataFrame) else records_of(trials)
+    made = _fitted(trials, law, holdout, fixed, level)
+    return replace(made, assumptions=[*made.assumptions, *guessed])
+
+
+def _fitted(trials: pd.DataFrame, law: str, holdout: str | None, fixed: Mapping[str, float | str] | None, level: float) -> Fit:
+    trials, others = main_sweep(trials)
+    if law in RELATIONS:
+        if holdout or fixed:
+            raise UserError(f"a hold-out and fixed parameters are for laws of n_params and tokens, but got law={law!r}")
+        return fit_relation(trials, RELATIONS[law], level=level)
     if law in LOSS_LAWS and not _has_lr_axis(prepare(trials)[0]):
         return fit_rows(trials, law, holdout, fixed, level)
     if fixed:
@@ -105,8 +118,8 @@ def _finish(result: Fit, trials: pd.DataFrame, table: pd.DataFrame, others: dict
 
 def known_law(law: str) -> None:
     """UserError, with the nearest name, unless `law` is one that `fit` fits."""
-    if law not in LAWS:
-        raise UserError(f"a law must be one that can be fitted, but got {law!r}{nearest(law, LAWS)}")
+    if law not in LAWS and law not in RELATIONS:
+        raise UserError(f"a law must be one that can be fitted, but got {law!r}{nearest(law, [*LAWS, *RELATIONS])}")
 
 
 def measure(trials: pd.DataFrame) -> list[Row]:

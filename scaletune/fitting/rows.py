@@ -21,6 +21,7 @@ from scaletune.records import Fit
 
 ONE = ("tokenizer", "loss_unit", "unit", "eval", "loss_split", "param_count")  # what makes losses, or sizes, of two rows incomparable
 SOFT = ("train_dataset", "dataset", "schedule", "source")  # what moves a law, and may be meant
+DRAWN = 1000  # rows that a record keeps, to be drawn
 MISFIT = 0.02  # sd of ln L about the law from which the form is said not to fit
 
 Array = NDArray[np.float64]
@@ -62,9 +63,12 @@ def fit_rows(trials: pd.DataFrame, law: str, holdout: str | None, fixed: Mapping
     how: dict[str, Any] = {"estimator": ESTIMATORS[law], "fixed": fixed, "weight": _weight(rows), "cluster": cluster}
     part = fit_loss_law(*data, level=level, **how)
     notes = [*said, *([clustered] if clustered else []), *_repeats(dropped), *part["said"], *_misfit(part), *judge_forms(*data)]
+    points = {"points": [list(row) for row in zip(*(column.tolist() for column in data), strict=True)][:DRAWN]}
     result = Fit(
         law=law,
-        **{key: part[key] for key in ("params", "solution", "objective")},
+        params=part["params"],
+        solution=part["solution"] | points,
+        objective=part["objective"],
         ranges={column: [float(rows[column].min()), float(rows[column].max())] for column in ("n_params", "tokens")},
         used=list(rows["id"]),
         dropped=dropped,

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from scaletune.errors import UserError
 from scaletune.fitting.basin import height
+from scaletune.fitting.relations import RELATIONS
 from scaletune.fitting.table import main_sweep, tabulate
+from scaletune.importing import trials as records_of
 from scaletune.predicting import LOSS_LAWS, from_fit
-from scaletune.records import Fit, read_trials
+from scaletune.records import Fit
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # told apart by colour-blind readers too
 DPI = 130
@@ -275,10 +277,15 @@ def _panels(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def plot(source: Fit | pd.DataFrame | str | Path, out: str | Path = "plots") -> list[Path]:
     """Write pictures under `out`: of a fit `law.png`, of records `basins.png`. Returns the paths."""
     if isinstance(source, str | Path):
-        source = Fit.read(source) if Path(source).suffix == ".json" else read_trials(source)
+        source = Fit.read(source) if Path(source).suffix == ".json" else records_of(source)[0]
     if isinstance(source, Fit):
+        if source.law in RELATIONS or "points" in source.solution:
+            from scaletune.plotting import fitted
+
+            panels = fitted.relation_panels(source) if source.law in RELATIONS else fitted.loss_panels(source)
+            return [save(fitted.figure(panels), Path(out) / "law.png")]
         if source.law in LOSS_LAWS:
-            raise UserError(f"`plot` draws laws of a learning rate, but got a fit of {source.law!r}: draw its records, or fit 'lr_nd'")
+            raise UserError(f"a fit of {source.law!r} to floors of cells has no runs of its own to draw: draw its records, or fit 'lr_nd'")
         if not source.cells:
             raise UserError(f"a fit must hold the cells it rests on to be drawn, but this one of {source.law!r} holds none")
         return [save(law_figure(source), Path(out) / "law.png")]

@@ -6,6 +6,7 @@ from scaletune.fitting.relations import critical, curves, downstream, repetition
 from scaletune.fitting.relations.relation import Relation as Relation
 from scaletune.fitting.relations.solving import fit_relation as fit_relation
 from scaletune.fitting.relations.solving import predict_relation as predict_relation
+from scaletune.fitting.relations.solving import solved_relation as solved_relation
 
 RELATIONS: Mapping[str, Relation] = {
     **critical.RELATIONS, **trajectory.RELATIONS, **downstream.RELATIONS, **repetition.RELATIONS, **schedule.RELATIONS, **curves.RELATIONS,

@@ -19,6 +19,7 @@ from scaletune.fitting.relations.relation import Array, Box, Column, Relation
 from scaletune.records import Fit
 
 STARTS, KEPT, DRAWS = 64, 3, 200
+DRAWN = 1000  # rows that a record keeps, to be drawn
 VAGUE = math.log(10.0)  # width, in ln of a parameter, from which the data hardly identify it
 
 
@@ -168,7 +169,10 @@ def _record(relation: Relation, x: Mapping[str, Array], y: Array, rows: pd.DataF
             params[name] = {"value": value, "interval": _quantiles([f[name] for f in follow], value, level), "derived": True}
     return Fit(
         law=relation.id, params=params, level=level, objective=float(np.square(_off(relation, x, y, found.vector)).sum()),
-        solution={"values": point, "draws": [list(values(relation, draw).values()) for draw in found.draws], "scatter": found.scatter},
+        solution={
+            "values": point, "draws": [list(values(relation, draw).values()) for draw in found.draws], "scatter": found.scatter,
+            "points": {name: column[:DRAWN].tolist() for name, column in (*x.items(), (relation.output.name, y))},
+        },
         ranges={column.name: [float(x[column.name].min()), float(x[column.name].max())] for column in relation.inputs},
         used=list(rows["id"].astype(str)) if "id" in rows else [f"row{i}" for i in range(len(rows))],
         status=_doubts(relation, found, intervals) or ["ok"], assumptions=_said_of(relation),
@@ -209,8 +213,21 @@ def _doubts(relation: Relation, found: Solved, intervals: Mapping[str, list[floa
     return said
 
 
+def solved_relation(fit: Fit, relation: Relation) -> Relation:
+    """The relation whose parameters the fit holds: that of one group, or the one across several. UserError when it holds neither."""
+    if not fit.solution:
+        raise UserError(f"this fit of {fit.law!r} is of {len(fit.cells)} groups one by one: fit one group's rows to go on from them")
+    return relation.across if relation.across and set(fit.solution["values"]) == set(relation.across.parameters) else relation
+
+
 def predict_relation(fit: Fit, relation: Relation, columns: Mapping[str, Any]) -> dict[str, list[float]]:
-    """{"value", "low", "high"} of the output at columns of equal length: quantiles of the resampled parameters, and the scatter about them."""
+    """{"value", "low", "high"} of the output at columns of equal length: quantiles of the resampled parameters, and the scatter about them.
+
+    UserError for a fit of several groups that no relation goes across, and for a column that is missing.
+    """
+    relation = solved_relation(fit, relation)
+    if missing := next((c.name for c in relation.inputs if c.name not in columns and c.default is None), None):
+        raise UserError(f"a fit of {fit.law!r} is asked by {', '.join(c.name for c in relation.inputs)}, but `{missing}` was not given")
     x = {name: np.atleast_1d(np.asarray(column, float)) for name, column in columns.items()}
     names = list(fit.solution["values"])
     point = np.asarray(relation.function(x, fit.solution["values"]), float)
