@@ -20,6 +20,7 @@ from scaletune.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from scaletune.predicting import Prediction
+    from scaletune.records import Fit
 
 Answer = tuple[Any, list[str]]
 
@@ -70,8 +71,31 @@ def _fit(args: argparse.Namespace) -> Answer:
         made.write(path)
     lines = [*reporting.fit_lines(made), *(f"  guessed: {sentence}" for sentence in guessed)]
     lines += [f"written to {path}" if path else "not written: --out FILE keeps it"]
+    beyond, best = _allocated(made)
+    lines[-1:-1] = beyond
     answer = {"law": made.law, "status": made.status, "params": made.params, "objective": made.objective, "n_used": len(made.used)}
-    return answer | {"n_dropped": len(made.dropped), "held_out": made.held_out, "path": str(path) if path else None}, lines
+    return answer | best | {"n_dropped": len(made.dropped), "held_out": made.held_out, "path": str(path) if path else None}, lines
+
+
+def _allocated(made: Fit) -> tuple[list[str], dict[str, Any]]:
+    """How a loss law would spend ten times the compute of its largest run."""
+    from scaletune.predicting import LOSS_LAWS, allocation
+
+    if made.law not in LOSS_LAWS or min(made.solution["vector"][1:]) <= 0:
+        return [], {}
+    flops = (
+        60.0 * max(n * d for n, d, _ in made.solution["points"])
+        if "points" in made.solution
+        else 60.0 * made.ranges["n_params"][1] * made.ranges["tokens"][1]
+    )
+    best = allocation(made, flops)
+    (n, *ends), (a, *between) = best["n_params"], best["n_exponent"]
+    said = (
+        f"  compute-optimal at {flops:.3g} FLOPs: {n:.3g} parameters [{ends[0]:.3g}, {ends[1]:.3g}], {best['tokens'][0]:.3g} tokens, loss"
+    )
+    return [f"{said} {best['loss'][0]:.4g}; n_params ~ flops**{a:.3f} [{between[0]:.3f}, {between[1]:.3f}]"], {
+        "allocation": {"flops": flops} | best
+    }
 
 
 def _predict(args: argparse.Namespace) -> Answer:

@@ -140,6 +140,29 @@ def _loss_law(fit: Fit, n_params: float, tokens: float) -> tuple[float, list[flo
     return loss, [loss - math.hypot(max(loss - low, 0.0), half), loss + math.hypot(max(high - loss, 0.0), half)]
 
 
+def allocation(fit: Fit, flops: float) -> dict[str, list[float]]:
+    """Compute-optimal {n_params, tokens, n_exponent, tokens_per_param, loss}, [value, lo, hi] each, of a loss law at 6 * n_params * tokens = flops.
+
+    N* = G (C/6)**a, D* = (C/6)**(1-a) / G, G = (alpha A / (beta B))**(1 / (alpha + beta)), a = beta / (alpha + beta) (arXiv:2203.15556, eq. 4).
+    """
+    if not fit.solution or fit.law not in LOSS_LAWS:
+        raise UserError(f"an allocation needs a loss law, {' or '.join(LOSS_LAWS)}, but got a fit of {fit.law!r}")
+
+    def at(draw: Iterable[float]) -> tuple[float, ...]:
+        e, A, B, alpha, beta = draw
+        a = beta / (alpha + beta)
+        n = exp(math.log(alpha * A / (beta * B)) / (alpha + beta) + a * math.log(flops / 6))
+        return n, flops / 6 / n, a, flops / 6 / n**2, e + A * n**-alpha + B * (flops / 6 / n) ** -beta
+
+    if min(fit.solution["vector"][1:]) <= 0:
+        raise UserError("an allocation needs a law with both terms and both exponents, but these runs left one out: see the fit's status")
+    columns = [sorted(column) for column in zip(*(at(map(float, line.split())) for line in fit.solution["draws"]), strict=True)]
+    names = ("n_params", "tokens", "n_exponent", "tokens_per_param", "loss")
+    low, high = ((1 - fit.level) / 2, (1 + fit.level) / 2)
+    found = zip(names, at(fit.solution["vector"]), columns, strict=True)
+    return {name: [value, *(drawn[round(q * (len(drawn) - 1))] for q in (low, high))] for name, value, drawn in found}
+
+
 def _beyond(fit: Fit, scale: Mapping[str, float]) -> float:
     """How many e-folds the target lies outside the fitted range, over all columns."""
     ends = [(scale[column], *fit.ranges[column]) for column in scale if column in fit.ranges]

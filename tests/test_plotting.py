@@ -299,9 +299,7 @@ def test_records_without_a_column_are_refused(trials, tmp_path):
         plotting.plot(trials.drop(columns="tokens"), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"), [({"law": "loss_nd"}, "no runs of its own to draw"), ({"cells": []}, "must hold the cells")]
-)
+@pytest.mark.parametrize(("change", "said"), [({"law": "loss_nd"}, "no runs of its own to draw"), ({"cells": []}, "must hold the cells")])
 def test_a_fit_that_cannot_be_drawn_is_refused(fitted, tmp_path, change, said):
     with pytest.raises(UserError, match=said):
         plotting.plot(replace(fitted, **change), tmp_path)

@@ -11,6 +11,7 @@ from scaletune import cli, fitting, laws
 from scaletune.errors import UserError
 from scaletune.fitting.relations import RELATIONS, critical, fit_relation, predict_relation, repetition, schedule, trajectory
 from scaletune.plotting import fitted
+from scaletune.predicting import allocation
 from scaletune.records import Fit
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -375,3 +376,35 @@ def test_relations_are_asked_by_their_own_columns(steps_csv, capsys):
     with pytest.raises(UserError, match="a relation between columns of its own"):
         Fit.read(fit).predict(n_params=1e9, tokens=1e9)
     assert cli.main([*asked, "--holdout", "n_params > 1"]) == 2
+
+
+# --- Chinchilla's three approaches -----------------------------------------------------------------------------------
+
+
+def test_the_envelope_of_training_curves_gives_the_allocation_of_their_law():
+    """arXiv:2203.15556, approach 1, off curves of its own approach 3: the exponent beta / (alpha + beta)."""
+    law = laws.law("besiroglu")
+    c = law.coefficients
+    rows = [(f"{n:.3g}", n, d, 6 * n * d) for n in np.geomspace(3e7, 3e10, 40) for d in np.geomspace(2 * n, 300 * n, 40)]
+    runs = pd.DataFrame(rows, columns=["run_id", "n_params", "tokens", "flops"])
+    runs["loss"] = [law(N=n, D=d)["loss"] for n, d in zip(runs["n_params"], runs["tokens"], strict=True)]
+    fit = fit_relation(runs, RELATIONS["frontier"])
+    assert value(fit, "p") == pytest.approx(c["beta"] / (c["alpha"] + c["beta"]), abs=0.02)
+    with pytest.raises(UserError, match="there is no `run_id`"):
+        fit_relation(runs.drop(columns="run_id"), RELATIONS["frontier"])
+    with pytest.raises(UserError, match="at least 3 runs, but got 2"):
+        fit_relation(runs[runs["n_params"].isin(sorted(set(runs["n_params"]))[:2])], RELATIONS["frontier"])
+
+
+@here
+def test_approach_3_allocates_as_its_refit_was_published():
+    """arXiv:2404.10102: 18.4 tokens a parameter at 5.88e23 FLOPs, and n_params ~ C**0.512."""
+    fit = fitting.fit(DATA / "chinchilla_epoch.csv", "chinchilla")
+    best = allocation(fit, 5.88e23)
+    assert best["tokens_per_param"][0] == pytest.approx(18.4, rel=0.03) and best["n_exponent"][0] == pytest.approx(0.512, abs=0.003)
+    n, low, high = best["n_params"]
+    assert low < n < high and 6 * n * best["tokens"][0] == pytest.approx(5.88e23)
+    at = fit.predict(n_params=n, tokens=best["tokens"][0])
+    assert at.loss == pytest.approx(best["loss"][0])
+    around = [fit.predict(n_params=n * f, tokens=best["tokens"][0] / f).loss for f in (0.8, 1.25)]
+    assert min(around) > at.loss

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from scaletune.errors import UserError
 from scaletune.fitting.relations.critical import LOSS
 from scaletune.fitting.relations.relation import Array, Box, Column, Columns, Relation, Values
 
@@ -77,7 +79,7 @@ def _parabola(x: Columns, p: Values) -> Array:
 def _allocation(law: str, output: str) -> Relation:
     return Relation(
         id=law, formula=f"{output} = c * flops**p", source="arXiv:2203.15556, approach 2", inputs=(FLOPS,),
-        output=Column(output, "parameters"), parameters={"c": Box(1e-8, 1e8), "p": Box(0.0, 1.5, log=False)},
+        output=Column(output, "parameters"), parameters={"c": Box(1e-8, 1e8, far=True), "p": Box(0.0, 1.5, log=False)},
         function=lambda x, p: p["c"] * x["flops"] ** p["p"], along="flops", robust=False,
     )  # fmt: skip
 
@@ -95,4 +97,39 @@ ISOFLOP = Relation(
     select=_near,
     across=_allocation("isoflop_n", "n_optimal"),
 )
-RELATIONS: Mapping[str, Relation] = {relation.id: relation for relation in (BROKEN, LEARNING_CURVE, SECONDS, ISOFLOP)}
+BUDGETS = 60  # levels of compute at which the envelope of training curves is read
+
+
+def envelope(rows: pd.DataFrame) -> pd.DataFrame:
+    """flops, n_params and loss of the lowest of all training curves at evenly spaced levels of ln flops; curves are linear in the logs.
+
+    Levels at which the lowest curve is the smallest or largest size that reaches them are left out: the lowest may lie beyond.
+    """
+    needed = ("run_id", "flops", "n_params", "loss")
+    if missing := next((name for name in needed if name not in rows), None):
+        raise UserError(f"frontier reads training curves, rows of {', '.join(needed)}, but there is no `{missing}`")
+    curves = [curve.sort_values("flops") for _, curve in rows.groupby("run_id") if len(curve) > 1]
+    if len(curves) < 3:
+        raise UserError(f"frontier needs the training curves of at least 3 runs, but got {len(curves)}")
+    levels = np.geomspace(min(c["flops"].min() for c in curves), max(c["flops"].max() for c in curves), BUDGETS)
+    found = [_lowest(curves, level) for level in levels]
+    return pd.DataFrame([row for row in found if row])
+
+
+def _lowest(curves: Sequence[pd.DataFrame], level: float) -> dict[str, float] | None:
+    there = [c for c in curves if c["flops"].iloc[0] <= level <= c["flops"].iloc[-1]]
+    sizes = [float(c["n_params"].iloc[0]) for c in there]
+    losses = [float(np.exp(np.interp(np.log(level), np.log(c["flops"]), np.log(c["loss"])))) for c in there]
+    if len(set(sizes)) < 3:
+        return None
+    best = int(np.argmin(losses))
+    return None if sizes[best] in (min(sizes), max(sizes)) else {"flops": level, "n_params": sizes[best], "loss": losses[best]}
+
+
+FRONTIER = replace(
+    _allocation("frontier", "n_params"),
+    formula="n_params = c * flops**p of the lowest training curve at each level of compute",
+    source="arXiv:2203.15556, approach 1",
+    reduce=envelope,
+)
+RELATIONS: Mapping[str, Relation] = {relation.id: relation for relation in (BROKEN, LEARNING_CURVE, SECONDS, ISOFLOP, FRONTIER)}

@@ -22,6 +22,7 @@ class Box:
     low: float
     high: float
     log: bool = True
+    far: bool = False  # its value at one of everything, far from any row: wide by construction, and no doubt of the law's
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Relation:
     prepare: Callable[[pd.DataFrame], Mapping[str, Any]] | None = None  # columns made of whole runs, rows in the table's order
     select: Callable[[pd.DataFrame], pd.DataFrame] | None = None  # the rows of a group that the formula is about
     robust: bool = True  # soft L1 about twice the residuals' median; False: least squares as published
+    reduce: Callable[[pd.DataFrame], pd.DataFrame] | None = None  # rows made of the table's, before anything is read
     curves: bool = False  # rows with one run_id are checkpoints of one run: resampled together
     known: Mapping[str, float] = field(default_factory=dict)  # parameters the caller holds fixed
 

@@ -37,6 +37,7 @@ class Solved:
 def columns_of(table: pd.DataFrame, relation: Relation) -> tuple[dict[str, Array], Array, pd.DataFrame]:
     """(inputs, output, rows used): numbers checked, rows that are not finished or whose output is missing left out."""
     rows = table[table["status"].fillna("done") == "done"] if "status" in table else table
+    rows = relation.reduce(rows) if relation.reduce else rows
     for column in (*relation.inputs, relation.output):
         if column.name not in rows:
             if column.default is None:
@@ -208,7 +209,7 @@ def _doubts(relation: Relation, found: Solved, intervals: Mapping[str, list[floa
         ends = [_inside(box, "low"), _inside(box, "high")]
         if min(at - ends[0], ends[1] - at) < 1e-3 * (ends[1] - ends[0]):
             said.append(f"`{name}` lies at the end of the range it was looked for in, {box.low:g} to {box.high:g}: it is a bound")
-        elif (math.log(high / low) if box.log else (high - low) / max(abs(at), 1e-12)) > VAGUE:
+        elif not box.far and (math.log(high / low) if box.log else (high - low) / max(abs(at), 1e-12)) > VAGUE:
             said.append(f"the data hardly identify `{name}`, [{low:.3g}, {high:.3g}]: add rows over a wider range of `{relation.along}`")
     return said
 
