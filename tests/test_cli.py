@@ -267,7 +267,7 @@ def test_help_names_every_command(capsys):
         ("laws steplw_lr_bs", "there is no law 'steplw_lr_bs' (nearest: 'steplaw_lr_bs')"),
         ("fit", "fit: the following arguments are required: RECIPE.toml | RECORDS"),
         ("fit no.csv", "the records file must exist, but got `no.csv`"),
-        ("fit words.txt", "records must be a .jsonl, .db or .csv file, but got `words.txt`"),
+        ("fit words.txt", "`words.txt` must be .jsonl, .db, .csv or .parquet, or logs of W&B"),
         ("fit runs.csv --law lr_n", "a law must be one that can be fitted, but got 'lr_n' (nearest: 'lr_nd')"),
         ("fit runs.csv --holdout n_parms>2e6", "a hold-out must name a column of the records, but got 'n_parms' (nearest: 'n_params')"),
         ("fit runs.csv --holdout big", "a hold-out must read `COLUMN OP NUMBER`"),
@@ -400,7 +400,7 @@ def test_records_that_are_none_are_one_line(cli_at, home, command, name, content
         ),
         (
             '{"law": "loss_nd", "params": {}, "solution": {"vector": [1]}, "objective": 0}',
-            "must hold `solution.draws` to be predicted from|draws laws of a learning rate",
+            "must hold `solution.draws` to be predicted from|no runs of its own to draw",
         ),
     ],
 )
