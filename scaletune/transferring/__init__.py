@@ -62,7 +62,7 @@ def one_std(transfer: Transfer) -> tuple[list[Planned], dict[str, float]]:
     return rows, m | {"embedding": m["embedding"] * embedding, "logits": m["logits"] * head}
 
 
-FORMATS = ("granite", "recipe")
+FORMATS = ("granite", "recipe", "hyperclovax", "llama", "pytorch")  # each a module here with `emit`, but `recipe`: own.py
 
 
 def known_formats(to: Iterable[str]) -> None:
@@ -136,13 +136,13 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None) -> Transfer
 
 
 def transfer(
-    fit: Fit | str | Path, target: Recipe | str | Path, to: Iterable[str] = FORMATS, out: str | Path = "configs/transferred"
+    fit: Fit | str | Path, target: Recipe | str | Path, to: Iterable[str] = ("granite", "recipe"), out: str | Path = "configs/transferred"
 ) -> dict[str, Any]:
     """Emit the target in each format under `out/FORMAT/`: {"lr", "interval", "band", "assumptions", "files", ...}. Files or records."""
-    from scaletune.transferring import granite, own
+    from scaletune.transferring import granite, hyperclovax, llama, own, pytorch
 
     known_formats(to := list(to))
-    emitters = dict(zip(FORMATS, (granite.emit, own.emit), strict=True))
+    emitters = dict(zip(FORMATS, (granite.emit, own.emit, hyperclovax.emit, llama.emit, pytorch.emit), strict=True))
     fit = fit if isinstance(fit, Fit) else Fit.read(fit)
     prepared = prepare(fit, target if isinstance(target, Recipe) else load(target))
     files = [path for name in to for path in emitters[name](prepared, Path(out) / name)]
