@@ -14,7 +14,9 @@ from scaletune.transferring import Transfer
 GROUPS = "learning rate, weight decay and eps of each tensor: param_groups.json, through loader.py"
 SCHEDULE = "schedule: loader.py's LambdaLR multiplies each group's own peak; a scheduler that writes absolute values undoes the transfer"
 SCRIPT = "gradient clipping, batch size and token horizon: set them in the training script as param_groups.json says"
-CLIPPED = "the plan's own gradient norm: rewritten weights have other gradients, so a global clip bites at another value than in the proxies"
+CLIPPED = (
+    "the plan's own gradient norm: rewritten weights have other gradients, so a global clip bites at another value than in the proxies"
+)
 
 
 def pattern(name: str) -> str:
