@@ -150,7 +150,7 @@ def _transfer(args: argparse.Namespace) -> Answer:
     from scaletune.records import Fit
 
     fit = Fit.read(args.fit)
-    made = transferring.transfer(fit, recipe.load(args.target, args.set), args.to or ["granite", "recipe"], args.out)
+    made = transferring.transfer(fit, recipe.load(args.target, args.set), args.to or ["granite", "recipe"], args.out, args.force)
     return made, [*reporting.transfer_lines(made, fit.level), "files:", *(f"  {path}" for path in made["files"])]
 
 
@@ -416,7 +416,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     c.add_argument("fit", metavar="FIT.json")
     c.add_argument("target", metavar="TARGET.toml")
-    c.add_argument("--to", action="append", metavar="FORMAT", help="granite or recipe; may be repeated (default: both)")
+    c.add_argument(
+        "--to", action="append", metavar="FORMAT[@VERSION]", help="llama, torchtitan, ...; may be repeated (default: granite and recipe)"
+    )
+    c.add_argument("--force", action="store_true", help="transfer more than 30x outside the fitted range, and write so into the files")
     c.add_argument("--out", default="configs/transferred", metavar="DIR")
     settings(c)
     c = command("plot", _plot, "Pictures of a fit or of records.", "scaletune plot fits/quickstart.json --out plots")

@@ -284,7 +284,7 @@ def test_help_names_every_command(capsys):
         ("transfer runs.json", "transfer: the following arguments are required: TARGET.toml"),
         ("transfer runs.json no.toml", "the recipe file must exist, but got `no.toml`"),
         ("transfer runs.json target.toml --to granit", "unknown format `granit` (nearest: 'granite')"),
-        ("transfer runs.json target.toml --out words.txt", "`words.txt/granite/config.json` must be writable"),
+        ("transfer runs.json target.toml --force --out words.txt", "`words.txt/granite/config.json` must be writable"),
         ("transfer fits/some-1.5b.json target.toml --set form=sp", "`parametrization.form` is 'sp' and theirs 'mup'"),
         (
             "transfer fits/some-1.5b.json target.toml --set parametrization.base_width=64",

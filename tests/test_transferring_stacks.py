@@ -6,14 +6,15 @@ import json
 import pytest
 import torch
 import transformers
-from test_transferring import EVERYTHING, EVIDENCE, VOCAB, WIDE, drawn, in_float64, loader, trained
+from test_transferring import EVERYTHING, EVIDENCE, VOCAB, WIDE, drawn, in_float64, learned, loader, trained
 from torch.nn import functional as F
 
 from scaletune import counting, models, optim
 from scaletune.errors import UserError
-from scaletune.transferring import Transfer, granite, hyperclovax, llama, one_std, own, pytorch
+from scaletune.transferring import FORMATS, Transfer, granite, hyperclovax, llama, one_std, own, prepare, pytorch, transfer
 from scaletune.transferring.folding import folded
 from scaletune.transferring.reading import plain, read
+from scaletune.transferring.refused import REFUSED
 
 CONFIGS = {
     "granite": (granite, "GraniteConfig", "GraniteForCausalLM"),
@@ -180,3 +181,47 @@ def test_what_no_pattern_explains_is_said(transferred, tmp_path):
         read(tmp_path, transferred(OPTIONS).target.model)
     with pytest.raises(UserError, match=r"has no config.json that tells the model's shape: give `model`"):
         read(tmp_path)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_stack_that_cannot_hold_the_plan_is_refused_with_a_way_out(tiny, tmp_path, name):
+    with pytest.raises(UserError, match=rf"^format `{name}` is refused: .*; emit '(pytorch|granite)'"):
+        transfer(learned(tiny), tiny(WIDE), [name], tmp_path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_version_we_were_not_written_for_is_refused(tiny, tmp_path, name):
+    with pytest.raises(UserError, match=f"^format `{name}` is written for version {FORMATS[name]} of its stack, but got '0.0'$"):
+        transfer(learned(tiny), tiny(WIDE), [f"{name}@0.0"], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_version_may_be_said(tiny, tmp_path):
+    assert transfer(learned(tiny), tiny(WIDE), [f"llama@{FORMATS['llama']}"], tmp_path)["files"][0] == str(tmp_path / "llama/config.json")
+
+
+@pytest.mark.parametrize(
+    ("column", "ranges", "factor"),
+    [("n_params", [1e3, 1e4], 32.8), ("tokens", [30, 60], 34.1), ("batch_tokens", [1e4, 2e4], 39.1), ("depth", [64, 128], 32)],
+)
+def test_far_beyond_the_proxies_only_when_forced(tiny, column, ranges, factor):
+    fit = dataclasses.replace(learned(tiny), ranges={column: ranges})
+    with pytest.raises(UserError, match=f"^a transfer over more than 30x must be asked for with --force, but {column} .* is {factor} times"):
+        prepare(fit, tiny(WIDE))
+    said = prepare(fit, tiny(WIDE), force=True).evidence["assumptions"]
+    assert [line for line in said if line.startswith(f"forced: {column} ")]
+
+
+def test_a_transfer_at_thirty_times_needs_no_force(tiny):
+    fit = dataclasses.replace(learned(tiny), ranges={"tokens": [1, 2048 / 30]})
+    assert not [line for line in prepare(fit, tiny(WIDE)).evidence["assumptions"] if "forced" in line]
+
+
+def test_a_fit_that_is_not_sure_of_anything_transfers_nothing(tiny):
+    fit = learned(tiny)
+    fit.solution["scatter"] = 1e5
+    with pytest.raises(UserError, match="^a transfer must say how sure it is, but the fit's interval of lr at this target is "):
+        prepare(fit, tiny(WIDE))
