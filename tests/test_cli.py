@@ -21,7 +21,7 @@ from scaletune.errors import UserError
 from scaletune.records import Fit, Store, read_jsonl
 from scaletune.transferring.own import toml
 
-COMMANDS = ("run", "sweep", "fit", "predict", "transfer", "plot", "report", "check", "count", "laws")
+COMMANDS = ("run", "sweep", "fit", "predict", "transfer", "lint", "plot", "report", "check", "count", "laws")
 RECIPE = """
 data = { source = "words.txt", seq_len = 32 }
 model = { width = 32, depth = 1, head_dim = 16, ffn_ratio = 2.0 }
@@ -90,6 +90,7 @@ USES = {  # command -> (arguments, keys under --json, a line for people)
         {"lr", "interval", "band", "assumptions", "files", "fit", "law", "status"},
         "  {out}/granite/config.json",
     ),
+    "lint": ("configs/some-1.5b/granite", {"path", "stack", "findings"}, "configs/some-1.5b/granite (granite): no known faults"),
     "plot": ("runs.json --out {out}", {"files"}, "{out}/law.png"),
     "report": ("runs.json --out {out}/report.html", {"path"}, "{out}/report.html"),
     "check": ("point.toml --widths 32,64 --seeds 1", {"verdict", "widths", "slopes", "sizes"}, "coordinate check over widths 32, 64: "),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from scaletune import counting, models, optim
 from scaletune.errors import UserError
+from scaletune.records import Fit
 from scaletune.transferring import FORMATS, Transfer, granite, hyperclovax, llama, one_std, own, prepare, pytorch, transfer
 from scaletune.transferring.folding import folded
 from scaletune.transferring.reading import plain, read
@@ -209,7 +210,9 @@ def test_the_version_may_be_said(tiny, tmp_path):
 )
 def test_far_beyond_the_proxies_only_when_forced(tiny, column, ranges, factor):
     fit = dataclasses.replace(learned(tiny), ranges={column: ranges})
-    with pytest.raises(UserError, match=f"^a transfer over more than 30x must be asked for with --force, but {column} .* is {factor} times"):
+    with pytest.raises(
+        UserError, match=f"^a transfer over more than 30x must be asked for with --force, but {column} .* is {factor} times"
+    ):
         prepare(fit, tiny(WIDE))
     said = prepare(fit, tiny(WIDE), force=True).evidence["assumptions"]
     assert [line for line in said if line.startswith(f"forced: {column} ")]
@@ -220,8 +223,9 @@ def test_a_transfer_at_thirty_times_needs_no_force(tiny):
     assert not [line for line in prepare(fit, tiny(WIDE)).evidence["assumptions"] if "forced" in line]
 
 
-def test_a_fit_that_is_not_sure_of_anything_transfers_nothing(tiny):
-    fit = learned(tiny)
-    fit.solution["scatter"] = 1e5
-    with pytest.raises(UserError, match="^a transfer must say how sure it is, but the fit's interval of lr at this target is "):
-        prepare(fit, tiny(WIDE))
+@pytest.mark.parametrize("interval", [{}, {"lr": None}, {"lr": [0.01, float("inf")]}])
+def test_a_fit_that_is_not_sure_of_its_lr_transfers_nothing(tiny, monkeypatch, interval):
+    unsure = dataclasses.replace(learned(tiny).predict(n_params=1e4, tokens=2048), interval=interval)
+    monkeypatch.setattr(Fit, "predict", lambda self, **at: unsure)
+    with pytest.raises(UserError, match=r"^a transfer must say how sure it is, but the fit's interval of lr at this target is "):
+        prepare(learned(tiny), tiny(WIDE))
