@@ -74,13 +74,13 @@ TOO_FAR = 30  # times outside the fitted range, beyond which a transfer must be 
 def known_formats(to: Iterable[str]) -> list[str]:
     """Names of the formats asked for as NAME or NAME@VERSION; UserError unless each has an emitter for that version of its stack."""
     asked = [text.partition("@") for text in to]
-    for name, _, version in asked:
+    for name, _, wanted in asked:
         if reason := REFUSED.get(name):
             raise UserError(f"format `{name}` is refused: {reason}")
         if name not in FORMATS:
             raise UserError(f"unknown format `{name}`{nearest(name, FORMATS)}")
-        if version and version != FORMATS[name]:
-            raise UserError(f"format `{name}` is written for version {FORMATS[name]} of its stack, but got {version!r}")
+        if wanted and wanted != FORMATS[name]:
+            raise UserError(f"format `{name}` is written for version {FORMATS[name]} of its stack, but got {wanted!r}")
     return [name for name, _, _ in asked]
 
 
