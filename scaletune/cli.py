@@ -203,8 +203,16 @@ def _transfer(args: argparse.Namespace) -> Answer:
     from scaletune.records import Fit
 
     fit = Fit.read(args.fit)
-    made = transferring.transfer(fit, recipe.load(args.target, args.set), args.to or ["granite", "recipe"], args.out)
+    made = transferring.transfer(fit, recipe.load(args.target, args.set), args.to or ["granite", "recipe"], args.out, args.force)
     return made, [*reporting.transfer_lines(made, fit.level), "files:", *(f"  {path}" for path in made["files"])]
+
+
+def _lint(args: argparse.Namespace) -> Answer:
+    from scaletune.transferring import linting
+
+    made = linting.lint(args.config)
+    lines = [f"{found['rule']} at {found['at']}: {found['says']}; {found['fix']}" for found in made["findings"]]
+    return made, [*lines, f"{made['path']} ({made['stack']}): {len(lines) or 'no'} known fault{'s' * (len(lines) != 1)}"]
 
 
 def _plot(args: argparse.Namespace) -> Answer:
@@ -487,9 +495,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     c.add_argument("fit", metavar="FIT.json")
     c.add_argument("target", metavar="TARGET.toml")
-    c.add_argument("--to", action="append", metavar="FORMAT", help="granite or recipe; may be repeated (default: both)")
+    c.add_argument(
+        "--to", action="append", metavar="FORMAT[@VERSION]", help="llama, torchtitan, ...; may be repeated (default: granite and recipe)"
+    )
+    c.add_argument("--force", action="store_true", help="transfer more than 30x outside the fitted range, and write so into the files")
     c.add_argument("--out", default="configs/transferred", metavar="DIR")
     settings(c)
+    c = command("lint", _lint, "Known muP faults of a config, arguments or param groups that you have.", "scaletune lint config.json")
+    c.add_argument("config", metavar="CONFIG", help=".json, .yaml, .toml, .py, a file of arguments, or a folder with a config.json")
     c = command("plot", _plot, "Pictures of a fit or of records.", "scaletune plot fits/quickstart.json --out plots")
     c.add_argument("source", metavar="FIT.json | RECORDS")
     c.add_argument("--out", default="plots", metavar="DIR")
@@ -501,7 +514,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _known_command(argv: Sequence[str]) -> None:
     """A misspelt command names the nearest one, where argparse would list them all."""
-    known = ("run", "laws", "predict", "count", "check", "sweep", "fit", "transfer", "plot", "report")
+    known = ("run", "laws", "predict", "count", "check", "sweep", "fit", "transfer", "lint", "plot", "report")
     if argv and not argv[0].startswith("-") and argv[0] not in known:
         raise UserError(f"unknown command `{argv[0]}`{nearest(argv[0], known)}")
 

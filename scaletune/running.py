@@ -38,7 +38,7 @@ def run(study: str | Path, *, out: str | Path = ".", adopt: bool = False, settin
         fit = _validated(fit, recipe, vocab_size, stem, fit_path)
     answer: dict[str, Any] = {"study": recipe.name, "fit": fit, "path": fit_path, "shift": reporting.shifts(trials)}
     if target:
-        answer["transfer"] = transferring.transfer(fit, target, recipe.to, out / "configs" / recipe.name)
+        answer["transfer"] = transferring.transfer(fit, target, recipe.to, out / "configs" / recipe.name, force=True)
     answer["pictures"] = _pictures(trials, fit, recipe, out / "fits" / recipe.name)
     answer["report"] = reporting.report(fit, out / "fits" / recipe.name / "report.html", answer)
     return answer

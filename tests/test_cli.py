@@ -21,7 +21,7 @@ from scaletune.errors import UserError
 from scaletune.records import Fit, Store, read_jsonl
 from scaletune.transferring.own import toml
 
-COMMANDS = ("run", "sweep", "fit", "predict", "transfer", "plot", "report", "check", "count", "laws")
+COMMANDS = ("run", "sweep", "fit", "predict", "transfer", "lint", "plot", "report", "check", "count", "laws")
 RECIPE = """
 data = { source = "words.txt", seq_len = 32 }
 model = { width = 32, depth = 1, head_dim = 16, ffn_ratio = 2.0 }
@@ -90,6 +90,7 @@ USES = {  # command -> (arguments, keys under --json, a line for people)
         {"lr", "interval", "band", "assumptions", "files", "fit", "law", "status"},
         "  {out}/granite/config.json",
     ),
+    "lint": ("configs/some-1.5b/granite", {"path", "stack", "findings"}, "configs/some-1.5b/granite (granite): no known faults"),
     "plot": ("runs.json --out {out}", {"files"}, "{out}/law.png"),
     "report": ("runs.json --out {out}/report.html", {"path"}, "{out}/report.html"),
     "check": ("point.toml --widths 32,64 --seeds 1", {"verdict", "widths", "slopes", "sizes"}, "coordinate check over widths 32, 64: "),
@@ -284,7 +285,7 @@ def test_help_names_every_command(capsys):
         ("transfer runs.json", "transfer: the following arguments are required: TARGET.toml"),
         ("transfer runs.json no.toml", "the recipe file must exist, but got `no.toml`"),
         ("transfer runs.json target.toml --to granit", "unknown format `granit` (nearest: 'granite')"),
-        ("transfer runs.json target.toml --out words.txt", "`words.txt/granite/config.json` must be writable"),
+        ("transfer runs.json target.toml --force --out words.txt", "`words.txt/granite/config.json` must be writable"),
         ("transfer fits/some-1.5b.json target.toml --set form=sp", "`parametrization.form` is 'sp' and theirs 'mup'"),
         (
             "transfer fits/some-1.5b.json target.toml --set parametrization.base_width=64",

@@ -431,6 +431,6 @@ def test_parameters_are_listed_as_the_law_is_written(fitted):
 
 def test_a_transfer_asks_for_the_lr_at_the_targets_own_batch(fitted, tiny):
     target = tiny()
-    made = prepare(fitted, target)
+    made = prepare(fitted, target, force=True)
     best = fitted.predict(n_params=made.evidence["n_params"], tokens=target.budget.tokens, batch_tokens=target.budget.batch_tokens)
     assert made.evidence["lr"] == best.lr and made.evidence["batch_tokens"] == target.budget.batch_tokens

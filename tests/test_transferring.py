@@ -313,7 +313,7 @@ def test_a_warmup_in_tokens_reaches_the_loader_as_a_share(made, tmp_path):
 def test_what_the_config_cannot_hold_is_said(emitted):
     said = json.loads((emitted / "param_groups.json").read_text())
     assert said["evidence"] == EVIDENCE
-    assert [any(word in line for line in said["not_in_config"]) for word in ("learning rate", "schedule", "clipping")] == [True] * 3
+    assert [any(word in line for line in said["cannot"]) for word in ("learning rate", "schedule", "clipping")] == [True] * 3
     assert said["optimizer"]["max_grad_norm"] == 1.0 and said["budget"]["steps"] == 8
 
 

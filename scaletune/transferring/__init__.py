@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from scaletune.predicting import Prediction
 from scaletune.recipe import Recipe, load, with_settings
 from scaletune.records import Fit
 from scaletune.rules import Planned, Prior, batch_rule, caveats, shift
+from scaletune.transferring.refused import REFUSED
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,44 @@ def one_std(transfer: Transfer) -> tuple[list[Planned], dict[str, float]]:
     return rows, m | {"embedding": m["embedding"] * embedding, "logits": m["logits"] * head}
 
 
-FORMATS = ("granite", "recipe")
+TRANSFORMERS = "5.23.0"
+FORMATS = {  # format -> the version, or the commit, of its stack that the emitter was written against
+    "granite": TRANSFORMERS, "recipe": "1", "hyperclovax": TRANSFORMERS, "llama": TRANSFORMERS, "pytorch": "2.13",
+}  # fmt: skip
+TOO_FAR = 30  # times outside the fitted range, beyond which a transfer must be forced
 
 
-def known_formats(to: Iterable[str]) -> None:
-    """UserError, with the nearest name, unless every format has an emitter."""
-    for name in to:
+def known_formats(to: Iterable[str]) -> list[str]:
+    """Names of the formats asked for as NAME or NAME@VERSION; UserError unless each has an emitter for that version of its stack."""
+    asked = [text.partition("@") for text in to]
+    for name, _, wanted in asked:
+        if reason := REFUSED.get(name):
+            raise UserError(f"format `{name}` is refused: {reason}")
         if name not in FORMATS:
             raise UserError(f"unknown format `{name}`{nearest(name, FORMATS)}")
+        if wanted and wanted != FORMATS[name]:
+            raise UserError(f"format `{name}` is written for version {FORMATS[name]} of its stack, but got {wanted!r}")
+    return [name for name, _, _ in asked]
+
+
+def _far(fit: Fit, at: Mapping[str, float], force: bool) -> list[str]:
+    """A sentence for each variable more than TOO_FAR times outside the fitted range; UserError unless forced."""
+    said = []
+    for column, (low, high) in fit.ranges.items():
+        value = at.get(column)
+        factor = max(value / high, low / value) if value else 1.0
+        if factor > TOO_FAR * (1 + 1e-9):
+            said.append(f"{column} {value:.4g} is {factor:.3g} times outside the fitted range [{low:.4g}, {high:.4g}]")
+    if said and not force:
+        raise UserError(f"a transfer over more than {TOO_FAR}x must be asked for with --force, but {said[0]}")
+    return [f"forced: {sentence}, more than {TOO_FAR}x" for sentence in said]
+
+
+def _with_interval(best: Prediction) -> Prediction:
+    """The prediction; UserError where it does not say how sure its learning rate is."""
+    if not (pair := best.interval.get("lr")) or not all(map(math.isfinite, pair)):
+        raise UserError(f"a transfer must say how sure it is, but the fit's interval of lr at this target is {pair}")
+    return best
 
 
 def _depth_sentence(target: Recipe, fitted_depths: list[float]) -> list[str]:
@@ -107,18 +139,23 @@ def _predicted(fit: Fit, target: Recipe, n_params: int) -> tuple[Prediction, Pri
     if best.lr is None or not math.isfinite(best.lr):
         raise UserError(f"a transfer needs a law that gives a learning rate, but `{fit.law}` gives none")
     if best.batch_tokens is None:
-        return best, Prior(1.0, f"batch of {batch:g} tokens: the fitted runs have no one batch size, lr is taken as it is")
-    return best, batch_rule(batch, best.batch_tokens, target.optimizer.beta1)
+        return _with_interval(best), Prior(1.0, f"batch of {batch:g} tokens: the fitted runs have no one batch size, lr is taken as it is")
+    return _with_interval(best), batch_rule(batch, best.batch_tokens, target.optimizer.beta1)
 
 
-def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None) -> Transfer:
-    """The fit's prediction at the target, put into the target recipe. UserError when the target is not parametrized as the proxies were."""
+def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None, force: bool = False) -> Transfer:
+    """The fit's prediction at the target, put into the target recipe.
+
+    UserError when the target is not parametrized as the proxies were, or lies more than TOO_FAR times outside them and `force` is not set.
+    """
     setting = fit.provenance.get("setting") or {}
     vocab_size = vocab_size or setting.get("data", {}).get("vocab_size") or counting.BYTES_TEXT_VOCAB
     unlike = differences(target, setting)
     doubts = [f"of the rules: {caveat}" for caveat in caveats(target.parametrization.form, target.optimizer.rule)]
     n = counting.params(target.model, vocab_size)["n_params"]
     best, prior = _predicted(fit, target, n)
+    scale = {"n_params": n, "tokens": target.budget.tokens, "batch_tokens": target.budget.batch_tokens, "depth": target.model.depth}
+    far = _far(fit, scale, force)
     assert best.lr is not None
 
     def at_batch(pair: list[float] | None) -> list[float] | None:
@@ -129,21 +166,23 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None) -> Transfer
         "batch_tokens": target.budget.batch_tokens, "lr": best.lr * prior.factor, "lr_at_fitted_batch": best.lr,
         "interval": best.interval | {"lr": at_batch(best.interval["lr"])}, "level": fit.level,
         "band": best.band | {"lr": at_batch(best.band["lr"])}, "loss": best.loss, "status": best.warnings or ["ok"],
-        "assumptions": [*fit.assumptions, prior.sentence, *_depth_sentence(target, fit.ranges.get("depth", [])), *unlike, *doubts],
+        "assumptions": [*fit.assumptions, prior.sentence, *_depth_sentence(target, fit.ranges.get("depth", [])), *far, *unlike, *doubts],
     }  # fmt: skip
     chosen = with_settings(target, {"lr": float(f"{best.lr * prior.factor:.4g}"), "evidence": evidence})
     return Transfer(chosen, vocab_size, counting.planned(chosen, vocab_size), counting.multipliers(chosen, vocab_size), evidence)
 
 
 def transfer(
-    fit: Fit | str | Path, target: Recipe | str | Path, to: Iterable[str] = FORMATS, out: str | Path = "configs/transferred"
+    fit: Fit | str | Path,
+    target: Recipe | str | Path,
+    to: Iterable[str] = ("granite", "recipe"),
+    out: str | Path = "configs/transferred",
+    force: bool = False,
 ) -> dict[str, Any]:
     """Emit the target in each format under `out/FORMAT/`: {"lr", "interval", "band", "assumptions", "files", ...}. Files or records."""
-    from scaletune.transferring import granite, own
-
-    known_formats(to := list(to))
-    emitters = dict(zip(FORMATS, (granite.emit, own.emit), strict=True))
+    names = known_formats(to)
+    emitters = {name: import_module(f"scaletune.transferring.{'own' if name == 'recipe' else name}") for name in names}
     fit = fit if isinstance(fit, Fit) else Fit.read(fit)
-    prepared = prepare(fit, target if isinstance(target, Recipe) else load(target))
-    files = [path for name in to for path in emitters[name](prepared, Path(out) / name)]
+    prepared = prepare(fit, target if isinstance(target, Recipe) else load(target), force=force)
+    files = [path for name in names for path in emitters[name].emit(prepared, Path(out) / name)]
     return prepared.evidence | {"files": [str(path) for path in files]}

@@ -1,0 +1,49 @@
+"""The plan without forward multipliers: each is written into the tensor that it acts on, by the same exact shift as `one_std`.
+
+What multiplies a linear map's output multiplies its weights (arXiv:2011.14522, abc-symmetry): the embedding's into the embedding, the
+logits' into the head, a residual branch's into its last matrix, the softmax's into the queries. For stacks whose model has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from scaletune.errors import UserError
+from scaletune.rules import Planned, shift
+from scaletune.transferring import Transfer
+from scaletune.zoo import Model, Transformer
+
+EXACT = "written into the weights (exact under AdamW, but for gradient clipping, whose global norm is not that of the plan's form)"
+
+
+def _factors(multipliers: Mapping[str, float], head_dim: int) -> dict[str, float]:
+    """The part of a tensor's name -> the forward multiplier that acts on its output."""
+    return {
+        "embed_": multipliers["embedding"], "lm_head.": multipliers["logits"], "q_proj.": multipliers["attention"] * head_dim**0.5,
+        "o_proj.": multipliers["residual"], "down_proj.": multipliers["residual"],
+    }  # fmt: skip
+
+
+def folded(rows: Sequence[Planned], multipliers: Mapping[str, float], model: Model) -> tuple[list[Planned], float]:
+    """(rows that all act as they are, what still multiplies the logits): 1, but of a tied head the ratio of its two multipliers."""
+    if not isinstance(model, Transformer) or model.qk_norm:
+        what = f"`model.family` {model.family!r}" if not isinstance(model, Transformer) else "`model.qk_norm` True"
+        raise UserError(f"multipliers can be written into the weights of a 'transformer' without norms of queries and keys, but got {what}")
+    found = []
+    for row in rows:
+        own = next((f for part, f in _factors(multipliers, model.head_dim).items() if part in row.name), 1.0)
+        own *= row.multiplier if row.role == "hid" else 1.0  # of emb and out it is in `multipliers` already
+        found.append(shift(replace(row, multiplier=own), 1 / own, row.family))
+    return found, multipliers["logits"] / multipliers["embedding"] if model.tied else 1.0
+
+
+def without_multipliers(transfer: Transfer, stack: str) -> list[Planned]:
+    """The rows for a stack that has no multiplier at all; UserError where a tied head would need one."""
+    rows, left = folded(transfer.plan, transfer.multipliers, transfer.target.model)
+    if abs(left - 1) > 1e-9:
+        raise UserError(
+            f"format {stack!r} has no logits multiplier, and a tied head would need one of {left:.4g}:"
+            " set model.tied = false, or emit 'granite', which has one"
+        )
+    return rows

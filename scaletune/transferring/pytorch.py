@@ -1,0 +1,30 @@
+"""Plain PyTorch, and Accelerate: groups by name and a loader, for any module that names its parameters as Hugging Face's LLaMA does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from scaletune.transferring import Transfer
+from scaletune.transferring.attaching import CLIPPED, SCRIPT, carried, loader, param_groups
+from scaletune.transferring.folding import EXACT, without_multipliers
+from scaletune.transferring.granite import written
+
+NAMES = "other parameter names than model.layers.0.self_attn.q_proj.weight and the like: change the patterns of param_groups.json"
+SHAPES = "the model's shape: it is yours to build, with a softmax scale of head_dim**-0.5 and no other forward multiplier"
+CANNOT = [NAMES, SHAPES, f"forward multipliers: {EXACT}", SCRIPT, CLIPPED]
+USAGE = """initialize(model)                       # before it is wrapped, sharded or compiled
+optimizer = make_optimizer(model)
+scheduler = make_scheduler(optimizer)   # step it once per optimizer step
+
+With Accelerate, make both first and leave the scheduler out, which it would step once per process:
+model, optimizer, batches = accelerator.prepare(model, optimizer, batches)"""
+
+
+def emit(transfer: Transfer, folder: Path) -> list[Path]:
+    """`param_groups.json`, `loader.py`."""
+    rows = without_multipliers(transfer, "pytorch")
+    carried(transfer.target, "pytorch")
+    return written(
+        folder, {"param_groups.json": json.dumps(param_groups(transfer, rows, CANNOT), indent=1) + "\n", "loader.py": loader(USAGE)}
+    )

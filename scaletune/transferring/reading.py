@@ -1,0 +1,84 @@
+"""What was emitted, read back: each tensor's settings with every multiplier of the config written into the weights.
+
+In that form all emitted folders of one plan say the same, so a round trip is an equality of dictionaries.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scaletune import counting
+from scaletune.errors import UserError
+from scaletune.rules import Planned
+from scaletune.transferring import Transfer
+from scaletune.transferring.folding import folded
+from scaletune.zoo import Model, Transformer
+
+SETTINGS = ("init_std", "lr", "weight_decay", "eps")
+Settings = dict[str, dict[str, float]]
+
+
+def settings(rows: list[Planned], left: float = 1.0) -> Settings:
+    """Tensor name -> init std, lr, weight decay and eps; what still multiplies the logits under `logits`."""
+    return {row.name: {key: asdict(row)[key] for key in SETTINGS} for row in rows} | {"logits": {"multiplier": left}}
+
+
+def plain(transfer: Transfer) -> Settings:
+    """The plan itself in the form that `read` answers in."""
+    return settings(*folded(transfer.plan, transfer.multipliers, transfer.target.model))
+
+
+def _model(config: dict[str, Any]) -> Transformer:
+    """The shape that a Granite-like config.json tells."""
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    return Transformer(
+        width=width, depth=config["num_hidden_layers"], head_dim=width // heads, ffn_ratio=config["intermediate_size"] / width,
+        kv_heads=config["num_key_value_heads"], biases=config["attention_bias"], tied=config["tie_word_embeddings"],
+    )  # fmt: skip
+
+
+def _multipliers(config: dict[str, Any], head_dim: int) -> dict[str, float]:
+    """Forward multipliers by our names; Granite's `logits_scaling` divides, HyperCLOVA-X's multiplies."""
+    scaling = config.get("logits_scaling", 1.0)
+    return {
+        "embedding": config.get("embedding_multiplier", 1.0),
+        "attention": config.get("attention_multiplier", head_dim**-0.5),
+        "residual": config.get("residual_multiplier", 1.0),
+        "logits": scaling if config["model_type"] == "hyperclovax" else 1 / scaling,
+    }
+
+
+def _row(name: str, role: Any, groups: list[dict[str, Any]]) -> Planned:
+    """The group whose pattern matches first, as `loader.py` would choose it."""
+    for group in groups:
+        if any(re.match(pattern, name) for pattern in group["patterns"]):
+            return Planned(name, role, 1.0, 1.0, multiplier=1.0, **{key: group[key] for key in SETTINGS})
+    raise UserError(f"param_groups.json must explain every parameter, but has no pattern for {name!r}")
+
+
+def read(folder: str | Path, model: Model | None = None) -> Settings:
+    """Settings of an emitted folder: of `recipe` from plan.json; else from param_groups.json, and config.json or `model` for the shape."""
+    folder = Path(folder)
+    if (folder / "plan.json").exists():
+        return _of_plan(json.loads((folder / "plan.json").read_text()))
+    groups = json.loads((folder / "param_groups.json").read_text())["groups"]
+    if (folder / "config.json").exists():
+        config = json.loads((folder / "config.json").read_text())
+        model, vocab_size = _model(config), config["vocab_size"]
+        multipliers = _multipliers(config, model.head_dim)
+    elif isinstance(model, Transformer):
+        vocab_size, multipliers = 1, {"embedding": 1.0, "attention": model.head_dim**-0.5, "residual": 1.0, "logits": 1.0}
+    else:
+        raise UserError(f"`{folder}` has no config.json that tells the model's shape: give `model`")
+    rows = [_row(tensor.name, tensor.role, groups) for tensor in counting.tensors(model, vocab_size)]
+    return settings(*folded(rows, multipliers, model))
+
+
+def _of_plan(plan: dict[str, Any]) -> Settings:
+    """From the neutral plan of `recipe`."""
+    model = Transformer(**{key: plan["target"][key] for key in Transformer.model_fields if key in plan["target"]})
+    return settings(*folded([Planned(**row) for row in plan["tensors"]], plan["multipliers"], model))

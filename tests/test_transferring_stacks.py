@@ -1,0 +1,231 @@
+"""Every stack we emit for: loaded by the library itself where it is small, and the plan read back from each is the plan."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import transformers
+from test_transferring import EVERYTHING, EVIDENCE, VOCAB, WIDE, drawn, in_float64, learned, loader, trained
+from torch.nn import functional as F
+
+from scaletune import counting, models, optim
+from scaletune.errors import UserError
+from scaletune.records import Fit
+from scaletune.transferring import FORMATS, Transfer, granite, hyperclovax, llama, one_std, own, prepare, pytorch, transfer
+from scaletune.transferring.folding import folded
+from scaletune.transferring.reading import plain, read
+from scaletune.transferring.refused import REFUSED
+
+CONFIGS = {
+    "granite": (granite, "GraniteConfig", "GraniteForCausalLM"),
+    "hyperclovax": (hyperclovax, "HyperCLOVAXConfig", "HyperCLOVAXForCausalLM"),
+    "llama": (llama, "LlamaConfig", "LlamaForCausalLM"),
+}
+SCALED = {"parametrization.attention_multiplier": 2.0, "parametrization.residual_multiplier": 0.3}
+OPTIONS = {"model.kv_heads": 2, "model.biases": True}
+
+
+@pytest.fixture(scope="module")
+def transferred(tiny):
+    """settings -> a Transfer, without a fit."""
+
+    def make(settings=()):
+        target = tiny(WIDE | dict(settings) | {"evidence": EVIDENCE})
+        return Transfer(target, VOCAB, counting.planned(target, VOCAB), counting.multipliers(target, VOCAB), EVIDENCE)
+
+    return make
+
+
+def built(folder, config, model, **changed):
+    content = json.loads((folder / "config.json").read_text())
+    return getattr(transformers, model)(getattr(transformers, config)(**content | changed)).eval()
+
+
+def twin(name, made, folder):
+    """(their model in float64 with our weights as the emitted plan writes them, ours)."""
+    emitter, config, model = CONFIGS[name]
+    emitter.emit(made, folder)
+    theirs, ours = built(folder, config, model).double(), models.build(made.target, VOCAB)
+    rows = folded(made.plan, made.multipliers, made.target.model)[0] if name == "llama" else one_std(made)[0]
+    theta = {old.name: new.init_std / old.init_std if old.init_std else 1.0 for old, new in zip(made.plan, rows, strict=True)}
+    loaded = theirs.load_state_dict({key: w.double() * theta[key] for key, w in models.plain_state(ours).items()}, strict=False)
+    assert not loaded.unexpected_keys and loaded.missing_keys == (["lm_head.weight"] if made.target.model.tied else [])
+    return theirs, ours
+
+
+# --- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING | OPTIONS, {"form": "sp"}])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_key_is_declared(transferred, tmp_path, name, settings):
+    emitter, config, _ = CONFIGS[name]
+    emitter.emit(transferred(settings), tmp_path)
+    content, cls = json.loads((tmp_path / "config.json").read_text()), getattr(transformers, config)
+    assert content.keys() <= {field.name for field in dataclasses.fields(cls)} | {"model_type"}
+    read_back = cls(**content)
+    assert content == {key: getattr(read_back, key) for key in content}
+
+
+@pytest.mark.parametrize("form", ["mup_t3", "mup_t8", "mup_t9", "sp_per_layer", "ntk", "mean_field"])
+@pytest.mark.parametrize("name", ["hyperclovax", "llama"])
+def test_logits_are_ours(transferred, tmp_path, name, form):
+    theirs, ours = twin(name, transferred(EVERYTHING | SCALED | OPTIONS | {"form": form}), tmp_path)
+    with torch.no_grad():
+        expected = ours(drawn())[0]
+        assert torch.allclose(theirs(drawn()).logits.float(), expected, rtol=0, atol=1e-5 * float(expected.std()) + 1e-6)
+
+
+@pytest.mark.parametrize("key", ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"])
+@pytest.mark.parametrize("name", ["granite", "hyperclovax"])
+def test_each_multiplier_changes_the_logits(transferred, tmp_path, name, key):
+    emitter, config, model = CONFIGS[name]
+    emitter.emit(transferred(EVERYTHING), tmp_path)
+    theirs = built(tmp_path, config, model)
+    other = built(tmp_path, config, model, **{key: 2 * json.loads((tmp_path / "config.json").read_text())[key]})
+    other.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        before, after = theirs(drawn()).logits, other(drawn()).logits
+    if key == "logits_scaling":
+        assert torch.allclose(after, before * (2 if name == "hyperclovax" else 0.5))
+    assert (after - before).abs().max() > 1e-3 * before.abs().max()
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING | SCALED, {"form": "sp_per_layer"}])
+@pytest.mark.parametrize("name", ["hyperclovax", "llama"])
+def test_the_twin_trains_as_ours(transferred, tmp_path, name, settings):
+    """Eight AdamW steps in float64 with the groups and the schedule of loader.py, and ours with our own: the same losses."""
+    made = transferred({"optimizer.eps": 1e-4, "lr": 2e-2} | settings)
+    theirs, ours = in_float64(*twin(name, made, tmp_path))
+    attach, tokens, targets = loader(tmp_path), drawn(), drawn(1)
+    for module in theirs.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = lambda x, m=module: F.rms_norm(x, x.shape[-1:], m.weight, m.variance_epsilon)
+    opt = attach.make_optimizer(theirs)
+    got = trained(lambda: F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()), opt, attach.make_scheduler(opt).step)
+    o, schedule = made.target.optimizer, made.target.schedule
+    own_opt = torch.optim.AdamW(optim.groups(ours, made.plan), betas=(o.beta1, o.beta2))
+    shares = iter([(step + 0.5) / 8 for step in range(1, 9)])
+    optim.set_share(own_opt, schedule, 0.5 / 8)
+    expected = trained(lambda: ours(tokens, targets).sum(), own_opt, lambda: optim.set_share(own_opt, schedule, next(shares)))
+    assert got == pytest.approx(expected, rel=1e-11)
+    assert expected[-1] < expected[0] - 0.1
+
+
+@pytest.mark.parametrize("name", ["llama", "pytorch"])
+def test_the_loader_draws_the_folded_std(transferred, tmp_path, name):
+    made = transferred(EVERYTHING | SCALED)
+    {"llama": llama, "pytorch": pytorch}[name].emit(made, tmp_path)
+    llama.emit(made, tmp_path / "llama")
+    theirs = built(tmp_path / "llama", "LlamaConfig", "LlamaForCausalLM")
+    loader(tmp_path).initialize(theirs)
+    expected = {row.name: row.init_std for row in folded(made.plan, made.multipliers, made.target.model)[0]}
+    for key, parameter in theirs.named_parameters():
+        values = parameter.detach()
+        assert float(values.std()) == pytest.approx(expected[key], rel=5 / (2 * values.numel()) ** 0.5), key
+
+
+@pytest.mark.parametrize("name", ["llama", "pytorch"])
+def test_a_tied_head_that_needs_a_multiplier_is_refused(transferred, tmp_path, name):
+    with pytest.raises(
+        UserError, match=f"^format '{name}' has no logits multiplier, and a tied head would need one of 0.25: set model.tied"
+    ):
+        {"llama": llama, "pytorch": pytorch}[name].emit(transferred({"model.tied": True}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_at_the_base_size_it_is_the_ordinary_config(transferred, tmp_path, name):
+    CONFIGS[name][0].emit(transferred({"width": 32}), tmp_path)
+    content, said = (json.loads((tmp_path / file).read_text()) for file in ("config.json", "param_groups.json"))
+    neutral = {"embedding_multiplier": 1.0, "attention_multiplier": 0.25, "residual_multiplier": 1.0, "logits_scaling": 1.0}
+    assert {key: content[key] for key in neutral if key in content} == {key: neutral[key] for key in neutral if key in content}
+    assert content["initializer_range"] == 0.2 and {group["lr"] for group in said["groups"]} == {0.005}
+    assert {group["eps"] for group in said["groups"]} == {1e-8}
+
+
+# --- there and back --------------------------------------------------------------------------------------------------
+
+
+def approx(settings):
+    return {name: pytest.approx(values, rel=1e-12) for name, values in settings.items()}
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING | SCALED | OPTIONS, {"form": "mup_t3"}, {"form": "ntk"}, {"width": 32}])
+@pytest.mark.parametrize("emitter", [granite, hyperclovax, llama, pytorch, own], ids=lambda module: module.__name__.split(".")[-1])
+def test_what_is_read_back_is_the_plan(transferred, tmp_path, emitter, settings):
+    made = transferred(settings)
+    emitter.emit(made, tmp_path)
+    assert read(tmp_path, made.target.model) == approx(plain(made))
+
+
+@pytest.mark.parametrize("emitter", [granite, hyperclovax, own], ids=lambda module: module.__name__.split(".")[-1])
+def test_a_tied_plan_is_read_back_with_what_multiplies_its_logits(transferred, tmp_path, emitter):
+    made = transferred(EVERYTHING | {"model.tied": True})
+    emitter.emit(made, tmp_path)
+    got = read(tmp_path)
+    assert got == approx(plain(made)) and got["logits"]["multiplier"] == pytest.approx(0.7 / 4 / 3)
+
+
+def test_a_changed_number_is_another_plan(transferred, tmp_path):
+    made = transferred()
+    granite.emit(made, tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"logits_scaling": 1.0}))
+    assert read(tmp_path)["lm_head.weight"] != approx(plain(made))["lm_head.weight"]
+
+
+def test_what_no_pattern_explains_is_said(transferred, tmp_path):
+    pytorch.emit(transferred(), tmp_path)
+    with pytest.raises(UserError, match=r"has no pattern for 'model.layers.0.self_attn.q_proj.bias'"):
+        read(tmp_path, transferred(OPTIONS).target.model)
+    with pytest.raises(UserError, match=r"has no config.json that tells the model's shape: give `model`"):
+        read(tmp_path)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_stack_that_cannot_hold_the_plan_is_refused_with_a_way_out(tiny, tmp_path, name):
+    with pytest.raises(UserError, match=rf"^format `{name}` is refused: .*; emit '(pytorch|granite)'"):
+        transfer(learned(tiny), tiny(WIDE), [name], tmp_path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_version_we_were_not_written_for_is_refused(tiny, tmp_path, name):
+    with pytest.raises(UserError, match=f"^format `{name}` is written for version {FORMATS[name]} of its stack, but got '0.0'$"):
+        transfer(learned(tiny), tiny(WIDE), [f"{name}@0.0"], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_version_may_be_said(tiny, tmp_path):
+    assert transfer(learned(tiny), tiny(WIDE), [f"llama@{FORMATS['llama']}"], tmp_path)["files"][0] == str(tmp_path / "llama/config.json")
+
+
+@pytest.mark.parametrize(
+    ("column", "ranges", "factor"),
+    [("n_params", [1e3, 1e4], 32.8), ("tokens", [30, 60], 34.1), ("batch_tokens", [1e4, 2e4], 39.1), ("depth", [64, 128], 32)],
+)
+def test_far_beyond_the_proxies_only_when_forced(tiny, column, ranges, factor):
+    fit = dataclasses.replace(learned(tiny), ranges={column: ranges})
+    with pytest.raises(
+        UserError, match=f"^a transfer over more than 30x must be asked for with --force, but {column} .* is {factor} times"
+    ):
+        prepare(fit, tiny(WIDE))
+    said = prepare(fit, tiny(WIDE), force=True).evidence["assumptions"]
+    assert [line for line in said if line.startswith(f"forced: {column} ")]
+
+
+def test_a_transfer_at_thirty_times_needs_no_force(tiny):
+    fit = dataclasses.replace(learned(tiny), ranges={"tokens": [1, 2048 / 30]})
+    assert not [line for line in prepare(fit, tiny(WIDE)).evidence["assumptions"] if "forced" in line]
+
+
+@pytest.mark.parametrize("interval", [{}, {"lr": None}, {"lr": [0.01, float("inf")]}])
+def test_a_fit_that_is_not_sure_of_its_lr_transfers_nothing(tiny, monkeypatch, interval):
+    unsure = dataclasses.replace(learned(tiny).predict(n_params=1e4, tokens=2048), interval=interval)
+    monkeypatch.setattr(Fit, "predict", lambda self, **at: unsure)
+    with pytest.raises(UserError, match=r"^a transfer must say how sure it is, but the fit's interval of lr at this target is "):
+        prepare(learned(tiny), tiny(WIDE))
