@@ -17,7 +17,7 @@ from scaletune.fitting.setting import common_setting
 from scaletune.predicting import LOSS_LAWS, Prediction
 from scaletune.recipe import Recipe
 from scaletune.records import Fit
-from scaletune.sweeping import Task, tasks, train_all
+from scaletune.sweeping import Task, asking, tasks, train_all
 
 
 def run(study: str | Path, *, out: str | Path = ".", adopt: bool = False, settings: Sequence[str] = ()) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def run(study: str | Path, *, out: str | Path = ".", adopt: bool = False, settin
     target = recipes.load(Path(study).parent / recipe.target) if recipe.target else None
     _require_sound(recipe, target)
     stem, vocab_size = out / "sweeps" / recipe.name, data.load(recipe.data).vocab_size
-    trials = _train(_asked(recipe), stem, recipe, "proxies", adopt)
+    trials = _train(_asked(recipe, stem, adopt), stem, recipe, "proxies", adopt)
     main = trials[trials["sweep"] == "main"]
     fit = fitting.fit(main, recipe.fit.law)
     fit_path = fit.write(out / "fits" / f"{recipe.name}.json")
@@ -62,9 +62,9 @@ def _require_sound(recipe: Recipe, target: Recipe | None) -> None:
             raise UserError(f"a held-out cell must be one that no proxy trains, but `axes` has width {width} and tokens {tokens}")
 
 
-def _asked(recipe: Recipe) -> list[Task]:
-    """The study's proxies and, beside them, each comparison's."""
-    wanted = tasks("main", recipes.points(recipe))
+def _asked(recipe: Recipe, stem: Path, adopt: bool) -> list[Task]:
+    """The study's proxies (of a search: those it asked for, then trained) and, beside them, each comparison's."""
+    wanted = asking.search(recipe, stem, adopt=adopt)[0] if recipe.search.kind != "grid" else tasks("main", recipes.points(recipe))
     for other in recipe.compare:
         wanted += tasks(other.name, recipes.points(recipes.compared(recipe, other)))
     return wanted

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +53,12 @@ def sweep(source: str | Path | Recipe, *, out: str | Path = ".", adopt: bool = F
     `adopt` counts the records of an existing `NAME.jsonl` as trained. Writes `sweeps/NAME.jsonl` at every stop.
     """
     recipe = source if isinstance(source, Recipe) else recipes.load(source, settings)
-    wanted = tasks("main", recipes.points(recipe))
-    return train_all(wanted, Path(out) / "sweeps" / recipe.name, recipe.engine.workers, adopt=adopt)
+    stem = Path(out) / "sweeps" / recipe.name
+    if recipe.search.kind != "grid":
+        from scaletune.sweeping import asking
+
+        return asking.search(recipe, stem, adopt=adopt)[1]
+    return train_all(tasks("main", recipes.points(recipe)), stem, recipe.engine.workers, adopt=adopt)
 
 
 def train_all(wanted: Sequence[Task], stem: Path, workers: str | int = "auto", *, adopt: bool = False) -> pd.DataFrame:
@@ -76,8 +80,8 @@ def train_all(wanted: Sequence[Task], stem: Path, workers: str | int = "auto", *
             store.export()
 
 
-def _drive(pool: Pool, queue: list[Task], store: Store, done: int) -> None:
-    """Keep every worker busy until the queue is empty and each trial is on record."""
+def _drive(pool: Pool, queue: list[Task], store: Store, done: int, more: Callable[[Trial], list[Task]] = lambda trial: []) -> None:
+    """Keep every worker busy until the queue is empty and each trial is on record; `more` says what a finished trial leads to."""
     with contextlib.closing(_Board(queue, done)) as board:
         while queue or pool.busy:
             pool.hand_out(queue)
@@ -91,6 +95,7 @@ def _drive(pool: Pool, queue: list[Task], store: Store, done: int) -> None:
                     if trial.id != task.id:
                         raise UserError(f"`{task.recipe.data.source}` must stay as it is while a sweep runs, but a worker read other data")
                     store.put(trial, message["curve"])
+                    queue += board.expect(more(trial))
                     board.finished(task, trial)
 
 
@@ -131,6 +136,13 @@ class _Board:
         self.bar.set_description_str(f"trials {self.done}/{self.total}", refresh=False)
         if best:
             self.bar.set_postfix_str(f"best {best.loss:.4f} at width {best.width}, lr {best.lr:.3g}", refresh=False)
+
+    def expect(self, tasks: list[Task]) -> list[Task]:
+        """Count more trials to come."""
+        self.total += len(tasks)
+        self.cost += sum(task.cost for task in tasks)
+        self.bar.total = self.cost
+        return tasks
 
     def progress(self, task: Task, share: float) -> None:
         gained = (share - self.shares.get(task.id, 0.0)) * task.cost

@@ -34,6 +34,7 @@ class Prior:
     batch_skew: tuple[float, float] = (0.2, 0.35)  # r
     noise: float = 0.0012  # sd of a run's ln loss
     misfit: float = 0.2  # sd of the form's error, as a share of the gap
+    cliff: float = 0.1  # a run that diverged says as much as a gap of TALL, this unsure: training falls off a cliff, not up a parabola
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Proposal:
     index: int  # of the candidates
     gain: float  # expected fall of the best loss, as a share of it; infinite before anything is seen
     outside: float  # probability that the optimum is beyond the range: extend it
+    expected: float  # loss there, as far as is known: what a point still in training counts as (its floor is 1 before anything is seen)
 
 
 def basins(points: Array, draws: int, seed: int, prior: Prior) -> tuple[Array, Array]:
@@ -57,26 +59,30 @@ def basins(points: Array, draws: int, seed: int, prior: Prior) -> tuple[Array, A
         return of[0] + of[1] * normal[i]
 
     if points.shape[1] == 1:
-        return np.exp(drawn(0, prior.curvature)) * _phi(away[..., 0], drawn(1, prior.skew)), place
+        return np.exp(drawn(0, prior.curvature)) * phi(away[..., 0], drawn(1, prior.skew)), place
     across = away[..., 0] + drawn(2, prior.tilt) * away[..., 1]
-    gap = np.exp(drawn(0, prior.curvature)) * _phi(across, drawn(1, prior.skew))
-    return gap + np.exp(drawn(3, prior.batch_curvature)) * _phi(away[..., 1], drawn(4, prior.batch_skew)), place
+    gap = np.exp(drawn(0, prior.curvature)) * phi(across, drawn(1, prior.skew))
+    return gap + np.exp(drawn(3, prior.batch_curvature)) * phi(away[..., 1], drawn(4, prior.batch_skew)), place
 
 
-def _phi(t: Array, s: Array) -> Array:
+def phi(t: Array, s: Array | float) -> Array:
+    """(exp(s t) - 1 - s t) / s**2; s is held off 0, and the exponent under what a float can bear."""
     s = np.where(np.abs(s) < 1e-3, 1e-3, s)
     u = np.clip(s * t, -40.0, 12.0)
     return (np.expm1(u) - u) / s**2
 
 
-def _weigh(gaps: Array, seen: Sequence[int], losses: Array, prior: Prior) -> tuple[Array, Array]:
-    """(weights [draws], ln floor [draws]) of the draws given the losses seen: Gaussian about floor + gap, a flat prior on the floor."""
-    heights = np.minimum(gaps[:, list(seen)], TALL)
-    ln_loss = np.minimum(np.log(losses), np.log(losses.min()) + TALL)
-    precision = 1 / (prior.noise + prior.misfit * heights) ** 2
-    floor = (precision * (ln_loss - heights)).sum(1) / precision.sum(1)
-    left = ln_loss - heights - floor[:, None]
-    score = 0.5 * (np.log(precision).sum(1) - np.log(precision.sum(1)) - (precision * left**2).sum(1))
+def _weigh(gaps: Array, seen: Sequence[int], ln_loss: Array, prior: Prior) -> tuple[Array, Array]:
+    """(weights [draws], ln floor [draws]) of the draws given ln losses (NaN: diverged): Gaussian about floor + gap, a flat prior on the floor."""
+    heights, known = np.minimum(gaps[:, list(seen)], TALL), np.isfinite(ln_loss)
+    score = -0.5 * (((TALL - heights[:, ~known]) / prior.cliff) ** 2).sum(1)
+    floor = np.zeros(len(gaps))
+    if known.any():
+        heights, ln_loss = heights[:, known], np.minimum(ln_loss[known], ln_loss[known].min() + TALL)
+        precision = 1 / (prior.noise + prior.misfit * heights) ** 2
+        floor = (precision * (ln_loss - heights)).sum(1) / precision.sum(1)
+        left = ln_loss - heights - floor[:, None]
+        score += 0.5 * (np.log(precision).sum(1) - np.log(precision.sum(1)) - (precision * left**2).sum(1))
     weights = np.exp(score - score.max())
     return weights / weights.sum(), floor
 
@@ -91,15 +97,18 @@ def propose(
     if len(set(seen)) >= len(points):
         raise UserError(f"a search needs a point that is not trained yet, but all {len(points)} are")
     gaps, place = basins(np.asarray(points, float), draws, seed, prior)
-    if not len(seen):
-        return Proposal(int(np.minimum(gaps, TALL).mean(0).argmin()), math.inf, float((np.abs(place) > 1).any(1).mean()))
-    known = np.nan_to_num(np.asarray(losses, float), nan=np.inf, posinf=np.inf)
-    if not np.isfinite(known).any():
-        known = np.ones(len(seen))  # all diverged: none is better than another
-    weights, floor = _weigh(gaps, seen, np.minimum(known, known[np.isfinite(known)].min() * math.exp(TALL)), prior)
-    gain = weights @ np.maximum(0.0, np.log(known.min()) - floor[:, None] - gaps)
+    known = np.asarray(losses, float)
+    ln_loss = np.log(np.where(np.isfinite(known), known, np.nan))
+    weights, floor = _weigh(gaps, seen, ln_loss, prior)
+    height = weights @ np.minimum(gaps, TALL)
+    outside = float(weights @ (np.abs(place) > 1).any(1))
+    if not np.isfinite(ln_loss).any():
+        height[list(seen)] = np.inf
+        return Proposal(int(height.argmin()), math.inf, outside, math.exp(height.min()))
+    gain = weights @ np.maximum(0.0, np.nanmin(ln_loss) - floor[:, None] - gaps)
     gain[list(seen)] = -1.0
-    return Proposal(int(gain.argmax()), float(gain.max()), float(weights @ (np.abs(place) > 1).any(1)))
+    index = int(gain.argmax())
+    return Proposal(index, float(gain[index]), outside, math.exp(float(weights @ floor + height[index])))
 
 
 def search(
