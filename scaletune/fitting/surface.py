@@ -215,6 +215,17 @@ def _blocks(
     return of_theta, cross, of_delta
 
 
+def expected_weight(tall: Array, scales: Scales) -> Array:
+    """Fisher information of a run about its own ln loss: (nu + 1) / (nu + 3) / scale**2 of Student's t (Lange, Little & Taylor 1989)."""
+    return (STUDENT + 1) / (STUDENT + 3) / (scales.noise**2 + (scales.misfit * tall) ** 2)
+
+
+def expected_covariance(runs: Runs, theta: Array, given: Array, scales: Scales, copies: int = 1) -> Array:
+    """(P, P): of theta once these runs, each with `copies` seeds, were fitted, if the law were theta; their losses are not read."""
+    _, to_theta, to_delta, tall = model(theta, np.zeros((runs.n_cells, len(scales.scatter))), runs)
+    return _covariance(*_blocks(runs, given, scales, copies * expected_weight(tall, scales), to_theta, to_delta))[0]
+
+
 def _step(
     runs: Runs, given: Array, scales: Scales, weight: Array, left: Array, to_theta: Array, to_delta: Array,
     theta: Array, delta: Array, damping: float,
