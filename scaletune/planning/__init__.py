@@ -178,7 +178,7 @@ def _cells(table: pd.DataFrame, belief: Belief, found: Candidates, chosen: np.nd
     """One row a (width, tokens): its batches with their lr, its cost, and by what factor each interval widens without it."""
     whole, rows = half_widths(belief, found, chosen, level), []
     for cell, part in table.loc[np.sort(chosen)].groupby("cell"):
-        first: dict[str, Any] = part.iloc[0].to_dict()
+        first = part.iloc[0]
         without = half_widths(belief, found, chosen[found.runs.cell[chosen] != cell], level) / whole
         rows.append({
             **{name: int(first[name]) for name in ("width", "depth", "n_params", "tokens")},
