@@ -1,6 +1,6 @@
 """What planned runs teach, beside a full grid and random runs of the same cost: studies made up from the prior, and public Step Law runs.
 
-Made up: a surface is drawn from what the planner believes of configs/quickstart-target.toml (other draws than it plans by), cells
+Made up: a surface is drawn from what the planner believes of configs/quickstart-target.toml (not the draws it plans by), cells
 deviate from it and runs are noisy as the joint surface says; the runs are fitted, the fit asked at the target. Expected is what
 the plan said before. Gap: loss at the named lr and batch over the lowest there. Public: dense Step Law runs as a table to look
 up; the cells of the largest horizon of each size are held out, and the plan chooses among the runs of the others by their FLOPs.
@@ -101,8 +101,7 @@ def made_up(budgets: tuple[float, ...] = BUDGETS, studies: int = STUDIES) -> pd.
     table["level"] = np.round(np.log2(target.budget.tokens / table["tokens"]))
     found = _candidates(table, belief, (n_params, target.budget.tokens), 1, "flops")
     whole = counting.count(target)["flops"]
-    at = belief.guess[[0, 3]]
-    truths = [theta for seed in range(1, studies // 12 + 1) for theta in from_priors(belief.centre, tuple(at), (1.0, 1.0), seed=seed).draws]
+    truths = belief.guess + np.random.default_rng(1).standard_normal((studies, len(belief.guess))) @ belief.root.T
     rows = []
     for budget in budgets:
         until = budget * whole
@@ -112,11 +111,12 @@ def made_up(budgets: tuple[float, ...] = BUDGETS, studies: int = STUDIES) -> pd.
             "random": lambda seed, until=until: at_random(found.cost, until, seed),
         }
         for name, design in designs.items():
-            for i, theta in enumerate(truths[:studies]):
-                chosen = design(i) if i == 0 or name == "random" else chosen
+            chosen = design(0)
+            for i, theta in enumerate(truths):
+                chosen = design(i) if name == "random" else chosen
                 trials, truth = simulate(table, found, belief, theta, i)
                 said, half = ask(trials.loc[np.sort(chosen)], n_params, target.budget.tokens)
-                expected = half_widths(belief, found, chosen, LEVEL)
+                expected, _ = half_widths(belief, found, chosen, LEVEL)
                 rows.append({
                     "budget": budget, "design": name, "runs": len(chosen), "cost": found.cost[chosen].sum() / whole,
                     "gap": gap(theta, found.target, truth, said[:2]),

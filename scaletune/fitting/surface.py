@@ -220,10 +220,17 @@ def expected_weight(tall: Array, scales: Scales) -> Array:
     return (STUDENT + 1) / (STUDENT + 3) / (scales.noise**2 + (scales.misfit * tall) ** 2)
 
 
-def expected_covariance(runs: Runs, theta: Array, given: Array, scales: Scales, copies: int = 1) -> Array:
-    """(P, P): of theta once these runs, each with `copies` seeds, were fitted, if the law were theta; their losses are not read."""
+def expected_information(runs: Runs, theta: Array, scales: Scales, copies: Array) -> Array:
+    """(C, P, P): of each cell's runs about theta, its deviations integrated out, if the law were theta; losses are not read.
+
+    `copies` (R,): seeds of each run. With the prior's, the sum is the inverse of the covariance that a fit of these runs would have.
+    """
     _, to_theta, to_delta, tall = model(theta, np.zeros((runs.n_cells, len(scales.scatter))), runs)
-    return _covariance(*_blocks(runs, given, scales, copies * expected_weight(tall, scales), to_theta, to_delta))[0]
+    weight = (copies * expected_weight(tall, scales))[:, None]
+    of_theta = runs.per_cell(np.einsum("rp,rq->rpq", to_theta, to_theta * weight))
+    of_delta = runs.per_cell(np.einsum("ri,rj->rij", to_delta * weight, to_delta)) + np.diag(scales.scatter**-2.0)
+    cross = runs.per_cell(np.einsum("rp,ri->rpi", to_theta, to_delta * weight))
+    return of_theta - cross @ np.linalg.inv(of_delta) @ cross.transpose(0, 2, 1)
 
 
 def _step(

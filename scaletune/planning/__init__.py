@@ -106,7 +106,7 @@ def plan(
     }
     return Plan(
         target, n_params, table.loc[np.sort(chosen)].reset_index(drop=True), _cells(table, belief, found, chosen, level, seeds), seeds, level, used,
-        dict(zip(QUANTITIES, map(float, half_widths(belief, found, chosen, level)), strict=True)),
+        dict(zip(QUANTITIES, map(float, half_widths(belief, found, chosen, level)[0]), strict=True)),
         _doubled(belief, found, far, level), said,
     )  # fmt: skip
 
@@ -176,21 +176,20 @@ def _require_room(found: Candidates, until: float, cost: str, whole: float) -> N
 
 def _cells(table: pd.DataFrame, belief: Belief, found: Candidates, chosen: np.ndarray, level: float, seeds: int) -> list[dict[str, Any]]:
     """One row a (width, tokens): its batches with their lr, its cost, and by what factor each interval widens without it."""
-    whole, rows = half_widths(belief, found, chosen, level), []
-    for cell, part in table.loc[np.sort(chosen)].groupby("cell"):
+    (whole, without), rows = half_widths(belief, found, chosen, level), []
+    for (_, part), half in zip(table.loc[np.sort(chosen)].groupby("cell"), without, strict=True):
         first = part.iloc[0]
-        without = half_widths(belief, found, chosen[found.runs.cell[chosen] != cell], level) / whole
         rows.append({
             **{name: int(first[name]) for name in ("width", "depth", "n_params", "tokens")},
             "settings": [{"batch_tokens": int(each["batch_tokens"].iloc[0]), "lr": sorted(map(float, each["lr"]))} for _, each in part.groupby("batch_tokens")],
             "runs": len(part) * seeds, "flops": float(part["flops"].sum() * seeds), "hours": float(part["seconds"].sum() * seeds / 3600),
-            "without": dict(zip(QUANTITIES, map(float, without), strict=True)),
+            "without": dict(zip(QUANTITIES, map(float, half / whole), strict=True)),
         })  # fmt: skip
     return rows
 
 
 def _doubled(belief: Belief, found: Candidates, far: np.ndarray, level: float) -> dict[str, Any]:
-    half = dict(zip(QUANTITIES, map(float, half_widths(belief, found, far, level)), strict=True))
+    half = dict(zip(QUANTITIES, map(float, half_widths(belief, found, far, level)[0]), strict=True))
     return {"runs": len(far) * found.seeds, "used": float(found.cost[far].sum()), **half}
 
 
@@ -199,7 +198,7 @@ def _assumptions(target: Recipe, belief: Belief) -> list[str]:
     p = target.parametrization
     said = [
         f"noise of a run {s.noise:.2g}, cells off the law by sd {s.scatter[0]:.2g} in ln lr, {s.scatter[1]:.2g} in ln batch, {s.scatter[2]:.2g} in ln loss",
-        "intervals are those that a joint fit of these runs alone would say, averaged over what is believed of the law (root mean square)",
+        "intervals are those of a joint fit of these runs alone, and hold the target's optimum at their level over all that is believed of the law",
         "the law holds from the smallest proxy to the target: that no plan can know",
     ]
     proxy = possible.depth_of(target)

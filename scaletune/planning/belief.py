@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from scaletune import laws
 from scaletune.errors import UserError
@@ -28,7 +30,7 @@ Array = NDArray[np.float64]
 
 GUESS_SD = 0.7  # of ln lr and ln batch guessed without a fit: published laws differ by about a factor of two at one scale
 OWN_SD = 1.0  # of one that rests on less
-DRAWS = 12
+DRAWS, JUDGES = 12, 24
 AXES_PLANNED = AXES[:2]
 
 
@@ -38,10 +40,21 @@ class Belief:
 
     centre: tuple[float, float]
     guess: Array  # (P,)
-    draws: Array  # (S, P)
+    root: Array  # (P, P): the law is guess + root @ a standard normal
     given: Array  # (P, 2): the prior that the study's own fit starts from
     scales: Scales
     said: list[str]
+    seed: int = 0
+
+    @cached_property
+    def draws(self) -> Array:
+        """(DRAWS, P): surfaces a design is made for."""
+        return self.guess + _strata(DRAWS, len(self.guess), self.seed) @ self.root.T
+
+    @cached_property
+    def judges(self) -> Array:
+        """(JUDGES, P): others, by which it is judged; by its own it would look better than it is."""
+        return self.guess + _strata(JUDGES, len(self.guess), self.seed) @ self.root.T
 
     def optimum(self, n_params: float, tokens: float) -> tuple[float, float]:
         """The guessed (ln lr, ln batch_tokens)."""
@@ -69,7 +82,7 @@ def from_priors(
     given = prior(Runs(one, one, np.array([at]), one, np.zeros(1, int)))
     sd = given[:, 1].copy()
     sd[[0, 3]] = sds
-    return Belief(centre, given[:, 0], _spread(given[:, 0], np.diag(sd), seed), given, scales_of(noise), [said])
+    return Belief(centre, given[:, 0], np.diag(sd), given, scales_of(noise), [said], seed)
 
 
 def from_joint(fit: Fit, centre: tuple[float, float], noise: float | None = None, seed: int = 0) -> Belief:
@@ -87,13 +100,13 @@ def from_joint(fit: Fit, centre: tuple[float, float], noise: float | None = None
     one = np.zeros(1)
     given = prior(Runs(one, one, guess[None, [0, 3]], one, np.zeros(1, int)))
     said = f"where to look comes from fit {fit.digest}; its own runs are not counted as the study's"
-    return Belief(centre, guess, _spread(guess, moved @ root, seed), given, scales_of(noise, fit.solution), [said])
+    return Belief(centre, guess, moved @ root, given, scales_of(noise, fit.solution), [said], seed)
 
 
-def _spread(mean: Array, root: Array, seed: int) -> Array:
-    """DRAWS normal vectors in pairs about the mean."""
-    normal = np.random.default_rng(seed).standard_normal((DRAWS // 2, len(mean)))
-    return mean + np.concatenate([normal, -normal]) @ root.T
+def _strata(n: int, n_columns: int, seed: int) -> Array:
+    """(n, columns) standard normals, a Latin hypercube's: each column has every n-th of the distribution once."""
+    middles = norm.ppf((np.arange(n) + 0.5) / n)
+    return np.random.default_rng(seed + n).permuted(np.tile(middles / middles.std(), (n_columns, 1)), axis=1).T
 
 
 def _moved(n: float, d: float) -> Array:

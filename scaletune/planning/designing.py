@@ -1,7 +1,7 @@
 """Which runs to train: a greedy Bayesian design for the joint surface, run by run.
 
 With the law near theta every loss is linear in theta and in its cell's deviations, so what runs tell is known before
-they are trained: information = prior + sum of J'J * weight, the deviations integrated out (surface.expected_covariance).
+they are trained: information = prior + sum of J'J * weight, the deviations integrated out (surface.expected_information).
 What it is for is the target: criterion = E[trace(H cov(ln lr, ln batch)) / 2 + LOSS_WEIGHT * var(ln loss)], where H is the
 curvature of ln loss there, so that the first term is the loss expected to be lost by a misplaced lr and batch. The mean is
 over draws of the belief (pseudo-Bayesian: Chaloner & Verdinelli 1995, section 4), as a point that teaches under one theta lies up
@@ -14,15 +14,16 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 from tqdm import tqdm
 
 from scaletune.fitting.basin import directions
 from scaletune.fitting.optimum import REACH
-from scaletune.fitting.surface import SCATTER_WEIGHT, Runs, expected_covariance, expected_weight, law_basis, model
+from scaletune.fitting.surface import SCATTER_WEIGHT, Runs, expected_information, expected_weight, law_basis, model
 from scaletune.planning.belief import Belief
 
 Array = NDArray[np.float64]
@@ -66,18 +67,17 @@ def weights_of(belief: Belief, target: tuple[float, float], theta: Array) -> Arr
     return out
 
 
-def covariances(belief: Belief, candidates: Candidates, chosen: Indices) -> Array:
-    """(S, 3, 3): of (ln lr*, ln batch*, ln loss) at the target by each draw, once the chosen runs are fitted."""
-    given, scales = belief.given, belief.scales
-    found = []
-    for theta in belief.draws:
-        slopes = target_slopes(belief, candidates.target, theta)
-        covariance = np.diag(given[:, 1] ** 2)
-        if len(chosen):
-            runs = near(part(candidates.runs, chosen), theta)
-            covariance = expected_covariance(runs, theta, given, scales, candidates.seeds) if len(runs.n) else covariance
-        found.append(slopes @ covariance @ slopes.T)
-    return np.array(found)
+def information(belief: Belief, candidates: Candidates, chosen: Indices, draws: Array) -> Array:
+    """(S, C, P, P): what the chosen runs of each cell tell of the law, if it were each of `draws`."""
+    runs, chosen = part(candidates.runs, chosen), np.sort(chosen)
+    copies = [candidates.seeds * _within_reach(candidates.runs, theta)[chosen] for theta in draws]
+    return np.array([expected_information(runs, theta, belief.scales, each) for theta, each in zip(draws, copies, strict=True)])
+
+
+def covariances(belief: Belief, target: tuple[float, float], told: Array, draws: Array) -> Array:
+    """(S, 3, 3): of (ln lr*, ln batch*, ln loss) at the target by a fit of runs that told (S, P, P) of the law."""
+    slopes = np.array([target_slopes(belief, target, theta) for theta in draws])
+    return slopes @ np.linalg.inv(told + np.diag(belief.given[:, 1] ** -2.0)) @ slopes.transpose(0, 2, 1)
 
 
 def part(runs: Runs, chosen: Indices) -> Runs:
@@ -87,23 +87,42 @@ def part(runs: Runs, chosen: Indices) -> Runs:
     return Runs(runs.n[chosen], runs.d[chosen], runs.x[chosen], runs.y[chosen], cell)
 
 
-def near(runs: Runs, theta: Array) -> Runs:
-    """Those in the basin: a fit drops the others."""
+def _within_reach(runs: Runs, theta: Array) -> Array:
+    """1 for the runs that a fit would not drop as far above the lowest of their cell's, 0 for the others."""
     tall = model(theta, np.zeros((runs.n_cells, runs.x.shape[1] + 1)), runs)[3]
-    return part(runs, np.flatnonzero(tall <= REACH))
+    lowest = np.minimum.reduceat(tall, np.searchsorted(runs.cell, np.arange(runs.n_cells)))[runs.cell]
+    return (1 + tall <= (1 + REACH) * (1 + lowest)).astype(float)
 
 
 def criterion(belief: Belief, candidates: Candidates, chosen: Indices) -> float:
     """In shares of the loss."""
     weights = np.array([weights_of(belief, candidates.target, theta) for theta in belief.draws])
-    return float(np.einsum("sij,sij->", weights, covariances(belief, candidates, chosen)) / len(weights))
+    told = information(belief, candidates, chosen, belief.draws).sum(1)
+    return float(np.einsum("sij,sij->", weights, covariances(belief, candidates.target, told, belief.draws)) / len(weights))
 
 
-def half_widths(belief: Belief, candidates: Candidates, chosen: Indices, level: float) -> Array:
-    """(3,): half the expected interval of ln lr, ln batch and ln loss of the target, its own deviation from the law within, as the fit would say it."""
-    variance = np.einsum("sii->si", covariances(belief, candidates, chosen)).mean(0) + belief.scales.scatter**2
-    n_cells = len(np.unique(candidates.runs.cell[chosen]))
-    return float(stats.t.ppf(0.5 + level / 2, SCATTER_WEIGHT + max(n_cells - LAW, 0))) * np.sqrt(variance)
+def half_widths(belief: Belief, candidates: Candidates, chosen: Indices, level: float) -> tuple[Array, Array]:
+    """(3,): half the expected interval of ln lr, ln batch and ln loss of the target, its own deviation from the law within; and (C, 3): without each cell.
+
+    With the fit's quantile, that of Student's t, the interval holds the error with the chance `level` over all that is believed:
+    under some of it the error is small, under some large.
+    """
+    told = information(belief, candidates, chosen, belief.judges)
+    n_cells = told.shape[1]
+    whole = _half(belief, candidates.target, told.sum(1), n_cells, level)
+    return whole, np.array([_half(belief, candidates.target, told.sum(1) - told[:, i], n_cells - 1, level) for i in range(n_cells)])
+
+
+def _half(belief: Belief, target: tuple[float, float], told: Array, n_cells: int, level: float) -> Array:
+    variance = np.einsum("sii->si", covariances(belief, target, told, belief.judges)) + belief.scales.scatter**2
+    t = stats.t(SCATTER_WEIGHT + max(n_cells - LAW, 0))
+    return np.array([_holding(np.sqrt(each), t, level) for each in variance.T])
+
+
+def _holding(sd: Array, t: Any, level: float) -> float:
+    """h with mean P(|t| sd <= h) = level."""
+    ends = [float(t.ppf(0.5 + level / 2)) * end for end in (sd.min(), sd.max())]
+    return float(optimize.brentq(lambda h: 1 - 2 * t.sf(h / sd).mean() - level, 0.99 * ends[0], 1.01 * ends[1]))
 
 
 def core(candidates: Candidates) -> Indices:
@@ -182,7 +201,8 @@ class _State:
         parts = [model(theta, nothing, runs) for theta in belief.draws]
         self.to_theta, self.to_delta = (np.array([p[i] for p in parts]) for i in (1, 2))  # (S, R, P), (S, R, 3)
         tall = np.array([p[3] for p in parts])
-        self.noise = np.where(tall <= REACH, 1 / (candidates.seeds * expected_weight(tall, scales)), math.inf)
+        kept = np.array([_within_reach(runs, theta) for theta in belief.draws])
+        self.noise = np.where(kept > 0, 1 / (candidates.seeds * expected_weight(tall, scales)), math.inf)
         self.variance, self.scatter2, self.cell = belief.given[:, 1] ** 2, scales.scatter**2, runs.cell
         self.known = np.einsum("srp,p->sr", self.to_theta**2, self.variance) + np.einsum("srk,k->sr", self.to_delta**2, self.scatter2)
         target = [self._rows(belief, candidates.target, theta) for theta in belief.draws]
