@@ -1,6 +1,6 @@
 """scaletune: tune small proxies, fit the law, predict the optimum at the target scale, say how sure.
 
-The verbs, each the command of the same name: `run sweep fit predict transfer lint plot report check count`; `laws` is the
+The verbs, each the command of the same name: `run plan sweep fit predict transfer lint plot report check count`; `laws` is the
 catalogue of published laws. Loaded on first use: predicting imports no torch.
 """
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scaletune.errors import UserError as UserError
     from scaletune.fitting import fit as fit
     from scaletune.parametrizing import parametrize as parametrize
+    from scaletune.planning import plan as plan
     from scaletune.plotting import plot as plot
     from scaletune.predicting import predict as predict
     from scaletune.recipe import Recipe as Recipe
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from scaletune.transferring.linting import lint as lint
 
 _HOME = {
-    "check": "checking", "count": "counting", "fit": "fitting", "parametrize": "parametrizing", "plot": "plotting", "predict": "predicting",
+    "check": "checking", "count": "counting", "fit": "fitting", "parametrize": "parametrizing", "plan": "planning", "plot": "plotting", "predict": "predicting",
     "report": "reporting", "run": "running", "sweep": "sweeping", "transfer": "transferring", "lint": "transferring.linting",
     "check_model": "checking", "Fit": "records", "Recipe": "recipe", "Trial": "records", "UserError": "errors", "read_trials": "records",
 }  # fmt: skip

@@ -20,6 +20,7 @@ from scaletune.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from scaletune.predicting import Prediction
+    from scaletune.recipe import Recipe
     from scaletune.records import Fit
 
 Answer = tuple[Any, list[str]]
@@ -269,13 +270,40 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _count(args: argparse.Namespace) -> Answer:
+def _vocab_size(asked: Recipe) -> tuple[int, bool]:
+    """Of the recipe's data, and whether they are here to be read; that of text otherwise."""
     from scaletune import counting, data, recipe
 
-    asked = recipe.load(args.recipe, args.set)
     source = asked.data.source
     known = source in (recipe.DIGITS, recipe.POWER_LAW) or (source != recipe.PYTHON_STDLIB and Path(source).exists())
-    vocab_size = data.load(asked.data).vocab_size if known else counting.BYTES_TEXT_VOCAB
+    return (data.load(asked.data).vocab_size if known else counting.BYTES_TEXT_VOCAB), known
+
+
+def _plan(args: argparse.Namespace) -> Answer:
+    from scaletune import planning, recipe
+    from scaletune.planning.saying import lines, study
+    from scaletune.records import write_atomically
+    from scaletune.transferring.own import toml
+
+    target = recipe.load(args.target, args.set)
+    made = planning.plan(
+        target, args.budget, noise=args.noise, fit=args.fit, level=args.level, seeds=args.seeds,
+        flops_per_second=args.flops_per_second, vocab_size=_vocab_size(target)[0],
+    )  # fmt: skip
+    answer, said = made.to_dict(), lines(made)
+    if args.out:
+        shared, cells = study(made, Path(args.out).parent, args.target)
+        head = f"# Planned for {args.target} by a budget of {args.budget}; cells are trained as they stand.\n"
+        write_atomically(Path(args.out), head + toml(shared) + "".join(f"\n[[cells]]\n{toml(cell)}" for cell in cells))
+        answer, said = answer | {"path": args.out}, [*said, f"written to {args.out}: `scaletune run {args.out}`"]
+    return answer, said
+
+
+def _count(args: argparse.Namespace) -> Answer:
+    from scaletune import counting, recipe
+
+    asked = recipe.load(args.recipe, args.set)
+    source, (vocab_size, known) = asked.data.source, _vocab_size(asked)
     rows = [counting.count(point, vocab_size) for point in recipe.points(asked)]
     total = {"trials": len(rows), "flops": sum(row["flops"] for row in rows), "seconds": sum(row["seconds"] for row in rows)}
     lines = [
@@ -431,6 +459,21 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--law", action="append", metavar="ID", help="a published law; may be repeated (default: all that give an lr)")
     c.add_argument("--fit", metavar="FIT.json", help="a fit written by `scaletune fit` or `run`")
     c = command(
+        "plan",
+        _plan,
+        "Which proxies to train so that the target's predicted lr, batch and loss are tightest. Trains nothing.",
+        "scaletune plan configs/quickstart-target.toml --budget 5% --out study.toml",
+    )
+    c.add_argument("target", metavar="TARGET.toml")
+    c.add_argument("--budget", default="5%", help="a share of the target's FLOPs (5%%), FLOPs (1e18) or hours (2h) (default: 5%%)")
+    c.add_argument("--noise", type=_number, help="sd of ln loss of one run (default: 0.001, or the fit's)")
+    c.add_argument("--fit", metavar="FIT.json", help="an earlier fit of law joint: where to look")
+    c.add_argument("--level", type=float, default=0.95, help="of every interval (default: 0.95)")
+    c.add_argument("--seeds", type=int, default=1, help="runs of each point (default: 1)")
+    c.add_argument("--flops-per-second", type=_number, help="what hours are guessed by (default: 6e10, a laptop core)")
+    c.add_argument("--out", type=_file, metavar="STUDY.toml", help="the study, for `scaletune run`, `sweep` and `count`")
+    settings(c)
+    c = command(
         "count",
         _count,
         "Parameters, FLOPs, tokens, memory and seconds of every point. Trains nothing.",
@@ -514,7 +557,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _known_command(argv: Sequence[str]) -> None:
     """A misspelt command names the nearest one, where argparse would list them all."""
-    known = ("run", "laws", "predict", "count", "check", "sweep", "fit", "transfer", "lint", "plot", "report")
+    known = ("run", "laws", "predict", "plan", "count", "check", "sweep", "fit", "transfer", "lint", "plot", "report")
     if argv and not argv[0].startswith("-") and argv[0] not in known:
         raise UserError(f"unknown command `{argv[0]}`{nearest(argv[0], known)}")
 

@@ -342,6 +342,9 @@ class Recipe(Section):
     budget: Budget
     seed: Seed = 0
     axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    cells: list[
+        dict[str, Any]
+    ] = []  # a ragged sweep: tables of settings, a list being several values; each under every combination of `axes`
     engine: Engine = Engine()
     search: Search = Search()
     compare: list[Compare] = []
@@ -419,10 +422,24 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def points(recipe: Recipe) -> list[Recipe]:
-    """One recipe without axes for each combination of the axes, each validated by itself."""
-    names = list(recipe.axes)
-    bare = recipe.model_copy(update={"axes": {}})
-    return [with_settings(bare, dict(zip(names, values, strict=True))) for values in itertools.product(*recipe.axes.values())]
+    """One recipe without axes for each combination of the axes, in each cell if there are any; each validated by itself."""
+    bare = recipe.model_copy(update={"axes": {}, "cells": []})
+    return [with_settings(bare, settings) for cell in recipe.cells or [{}] for settings in _combinations(_ragged(cell, recipe.axes))]
+
+
+def _ragged(cell: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The axes of one cell: its own, and the sweep's; UserError when one of its settings is an axis of the sweep or has no value."""
+    swept = {_at(name) for name in axes}
+    for name, value in cell.items():
+        if _at(name) in swept:
+            raise UserError(f"`{name}` must be set by `axes` or by a cell, but got both")
+        if value == []:
+            raise UserError(f"a setting of a cell must have a value, but got {name}=[]")
+    return {name: value if isinstance(value, list) else [value] for name, value in cell.items()} | dict(axes)
+
+
+def _combinations(axes: Mapping[str, list[Any]]) -> Iterable[dict[str, Any]]:
+    return (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
 
 
 def compared(recipe: Recipe, other: Compare) -> Recipe:

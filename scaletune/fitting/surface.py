@@ -215,6 +215,24 @@ def _blocks(
     return of_theta, cross, of_delta
 
 
+def expected_weight(tall: Array, scales: Scales) -> Array:
+    """Fisher information of a run about its own ln loss: (nu + 1) / (nu + 3) / scale**2 of Student's t (Lange, Little & Taylor 1989)."""
+    return (STUDENT + 1) / (STUDENT + 3) / (scales.noise**2 + (scales.misfit * tall) ** 2)
+
+
+def expected_information(runs: Runs, theta: Array, scales: Scales, copies: Array) -> Array:
+    """(C, P, P): of each cell's runs about theta, its deviations integrated out, if the law were theta; losses are not read.
+
+    `copies` (R,): seeds of each run. With the prior's, the sum is the inverse of the covariance that a fit of these runs would have.
+    """
+    _, to_theta, to_delta, tall = model(theta, np.zeros((runs.n_cells, len(scales.scatter))), runs)
+    weight = (copies * expected_weight(tall, scales))[:, None]
+    of_theta = runs.per_cell(np.einsum("rp,rq->rpq", to_theta, to_theta * weight))
+    of_delta = runs.per_cell(np.einsum("ri,rj->rij", to_delta * weight, to_delta)) + np.diag(scales.scatter**-2.0)
+    cross = runs.per_cell(np.einsum("rp,ri->rpi", to_theta, to_delta * weight))
+    return of_theta - cross @ np.linalg.inv(of_delta) @ cross.transpose(0, 2, 1)
+
+
 def _step(
     runs: Runs, given: Array, scales: Scales, weight: Array, left: Array, to_theta: Array, to_delta: Array,
     theta: Array, delta: Array, damping: float,

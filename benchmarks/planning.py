@@ -1,0 +1,209 @@
+"""What planned runs teach, beside a full grid and random runs of the same cost: studies made up from the prior, and public Step Law runs.
+
+Made up: a surface is drawn from what the planner believes of configs/quickstart-target.toml (not the draws it plans by), cells
+deviate from it and runs are noisy as the joint surface says; the runs are fitted, the fit asked at the target. Expected is what
+the plan said before. Gap: loss at the named lr and batch over the lowest there. Public: dense Step Law runs as a table to look
+up; the cells of the largest horizon of each size are held out, and the plan chooses among the runs of the others by their FLOPs.
+
+    OMP_NUM_THREADS=1 python benchmarks/planning.py
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from joint_surface import Smooth, runs, smooth
+from numpy.typing import NDArray
+
+from scaletune import counting, recipe
+from scaletune.errors import UserError
+from scaletune.fitting.joint import fit_joint
+from scaletune.fitting.surface import STUDENT, Runs, law_basis, model
+from scaletune.fitting.table import tabulate
+from scaletune.planning import TROUBLE, _candidates, _possible
+from scaletune.planning import candidates as possible
+from scaletune.planning.belief import Belief, from_priors
+from scaletune.planning.designing import Candidates, half_widths, path
+
+TARGET = Path(__file__).parents[1] / "configs" / "quickstart-target.toml"
+LEVEL, STUDIES, BUDGETS = 0.9, 48, (0.005, 0.01, 0.05)
+SHARES, SUBSETS = (0.025, 0.05, 0.1), 5
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int_]
+
+
+def grid(table: pd.DataFrame, cost: Array, until: float) -> Indices:
+    """The dearest full grid that can be paid: three sizes x three horizons, each a factor of two or so apart, x three batches x five lr."""
+    sizes, horizons = sorted(table["n_params"].unique()), sorted(table["level"].unique())
+    best = (0.0, np.zeros(0, int))
+    for size in (sizes[i : i + 5 : 2] for i in range(len(sizes) - 4)):
+        for horizon in (horizons[i : i + 3] for i in range(len(horizons) - 2)):
+            cells = table[table["n_params"].isin(size) & table["level"].isin(horizon)]
+            if cells["cell"].nunique() < 9:
+                continue
+            of_lr = cells.groupby("cell")["lr"].rank("dense").between(2, 6)
+            of_batch = cells.groupby("cell")["batch_tokens"].rank("dense")
+            chosen = cells.index[of_lr & (of_batch.sub(of_batch.groupby(cells["cell"]).transform("max") / 2 + 0.5).abs() <= 1)].to_numpy()
+            if best[0] < cost[chosen].sum() <= until:
+                best = (float(cost[chosen].sum()), chosen)
+    return best[1]
+
+
+def at_random(cost: Array, until: float, seed: int) -> Indices:
+    """Runs in random order, while they can be paid."""
+    order, spent, chosen = np.random.default_rng(seed).permutation(len(cost)), 0.0, []
+    for i in order:
+        if spent + cost[i] <= until:
+            spent, chosen = spent + cost[i], [*chosen, i]
+    return np.array(chosen, int)
+
+
+def simulate(table: pd.DataFrame, found: Candidates, belief: Belief, theta: Array, seed: int) -> tuple[pd.DataFrame, Array]:
+    """Losses of every candidate under one surface, and (ln lr*, ln batch*, ln floor) of the target with its own deviation."""
+    rng, k = np.random.default_rng(seed), 2
+    delta = belief.scales.scatter * rng.standard_normal((found.runs.n_cells, k + 1))
+    value, _, _, tall = model(theta, delta, found.runs)
+    sd = np.sqrt(belief.scales.noise**2 + (belief.scales.misfit * tall) ** 2)
+    made = table.assign(loss=np.exp(value + sd * rng.standard_t(STUDENT, len(sd))))
+    return made, optimum(theta, found.target) + belief.scales.scatter * rng.standard_normal(k + 1)
+
+
+def optimum(theta: Array, target: tuple[float, float]) -> Array:
+    n, d = np.array([target[0]]), np.array([target[1]])
+    x = theta[:6].reshape(2, 3) @ law_basis(n, d)[0]
+    return np.append(x, model(theta, np.zeros((1, 3)), Runs(n, d, x[None], n, np.zeros(1, int)))[0])
+
+
+def gap(theta: Array, target: tuple[float, float], truth: Array, named: Array) -> float:
+    at = Runs(np.array([target[0]]), np.array([target[1]]), named[None], np.zeros(1), np.zeros(1, int))
+    return float(model(theta, np.append(truth[:2] - optimum(theta, target)[:2], 0.0)[None], at)[3][0])
+
+
+def ask(table: pd.DataFrame, n_params: float, tokens: float) -> tuple[Array, Array]:
+    """(ln lr, ln batch, ln loss) that a joint fit of these runs says, and half its intervals."""
+    made = fit_joint(tabulate(table, ["n_params", "tokens", "batch_tokens", "lr", "loss"]), [], LEVEL)
+    said = made.predict(n_params=n_params, tokens=tokens)
+    ends = np.log([said.interval[name] for name in ("lr", "batch_tokens", "loss")])
+    return np.log([said.lr, said.batch_tokens, said.loss]), (ends[:, 1] - ends[:, 0]) / 2
+
+
+def made_up(budgets: tuple[float, ...] = BUDGETS, studies: int = STUDIES) -> pd.DataFrame:
+    target = recipe.load(TARGET)
+    n_params = counting.params(target.model, counting.BYTES_TEXT_VOCAB)["n_params"]
+    belief, table = _possible(target, counting.BYTES_TEXT_VOCAB, None, None)
+    table = possible.costs(target, table, counting.BYTES_TEXT_VOCAB)
+    table["level"] = np.round(np.log2(target.budget.tokens / table["tokens"]))
+    found = _candidates(table, belief, (n_params, target.budget.tokens), 1, "flops")
+    whole = counting.count(target)["flops"]
+    truths = belief.guess + np.random.default_rng(1).standard_normal((studies, len(belief.guess))) @ belief.root.T
+    rows = []
+    for budget in budgets:
+        until = budget * whole
+        designs: dict[str, Callable[[int], Indices]] = {
+            "planned": lambda _, until=until: path(belief, found, until=until, most=300, trouble=TROUBLE * whole),
+            "full grid": lambda _, until=until: grid(table, found.cost, until),
+            "random": lambda seed, until=until: at_random(found.cost, until, seed),
+        }
+        for name, design in designs.items():
+            chosen = design(0)
+            for i, theta in enumerate(truths):
+                chosen = design(i) if name == "random" else chosen
+                trials, truth = simulate(table, found, belief, theta, i)
+                said, half = ask(trials.loc[np.sort(chosen)], n_params, target.budget.tokens)
+                expected, _ = half_widths(belief, found, chosen, LEVEL)
+                rows.append({
+                    "budget": budget, "design": name, "runs": len(chosen), "cost": found.cost[chosen].sum() / whole,
+                    "gap": gap(theta, found.target, truth, said[:2]),
+                    **{f"error {q}": said[j] - truth[j] for j, q in enumerate(("lr", "batch", "loss"))},
+                    **{f"expected {q}": expected[j] for j, q in enumerate(("lr", "batch", "loss"))},
+                    **{f"told {q}": half[j] for j, q in enumerate(("lr", "batch", "loss"))},
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def simulated_markdown(found: pd.DataFrame) -> str:
+    lines = [
+        "| budget, % of the target | design | runs | gap, % (mean, median) | error (rms): ln lr | ln batch | ln loss, % | expected 90 % half: lr | batch | loss, % "
+        "| in the expected interval: lr | batch | loss | in the fit's own: lr | batch | loss |",
+        "|---" * 16 + "|",
+    ]
+    for (budget, design), rows in found.groupby(["budget", "design"], sort=False):
+        error = {q: math.sqrt((rows[f"error {q}"] ** 2).mean()) for q in ("lr", "batch", "loss")}
+        held = [f"{(rows[f'error {q}'].abs() <= rows[f'{kind} {q}']).mean():.0%}" for kind in ("expected", "told") for q in error]
+        half = {q: rows[f"expected {q}"].mean() for q in error}
+        lines.append(
+            f"| {rows['cost'].mean():.2%} of {budget:.1%} | {design} | {rows['runs'].mean():.0f} | {100 * rows['gap'].mean():.3f}, {100 * rows['gap'].median():.3f} "
+            f"| {error['lr']:.2f} | {error['batch']:.2f} | {100 * error['loss']:.2f} | {half['lr']:.2f} | {half['batch']:.2f} | {100 * half['loss']:.2f} | "
+            + " | ".join(held) + " |"
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def splits(table: pd.DataFrame) -> dict[str, list[str]]:
+    """{name: cells held out}: the largest horizon of every size, and the one cell of the largest horizon alone."""
+    cells = table.groupby("cell_id")[["n_params", "tokens_nominal"]].first()
+    ends = list(cells.index[cells["tokens_nominal"] == cells.groupby("n_params")["tokens_nominal"].transform("max")])
+    return {"largest of every size": ends, "largest alone": [cells["tokens_nominal"].idxmax()]}
+
+
+def lookup(table: pd.DataFrame, surfaces: dict[str, Smooth]) -> pd.DataFrame:
+    rows = []
+    for split, held in splits(table).items():
+        seen = table[~table["cell_id"].isin(held)].sort_values("cell_id", kind="stable").reset_index(drop=True)
+        seen["cell"] = np.unique(seen["cell_id"], return_inverse=True)[1]
+        seen["flops"] = 6.0 * seen["n_params"] * seen["tokens"]
+        for cell in held:
+            rows += [{"split": split, "cell": cell} | row for row in _looked_up(seen, surfaces[cell])]
+    return pd.DataFrame(rows)
+
+
+def _looked_up(seen: pd.DataFrame, surface: Smooth) -> list[dict]:
+    """Each design at each share of the FLOPs, by several draws of the belief or of the runs."""
+    centre = tuple(np.log(seen.groupby("cell_id")[["n_params", "tokens"]].median()).mean())
+    at = tuple(np.log(seen[["lr", "batch_tokens"]]).mean())  # no one's law: the middle of the grid
+    beliefs = [from_priors(centre, at, (1.0, 1.0), seed=seed) for seed in range(SUBSETS)]
+    found = _candidates(seen, beliefs[0], (surface.n_params, surface.tokens), 1, "flops")
+    whole, rows = found.cost.sum(), []
+    designs = {("full grid", 1.0): [np.arange(len(seen))]}
+    for share in SHARES:
+        designs["planned", share] = [path(belief, found, until=share * whole, most=len(seen)) for belief in beliefs]
+        designs["random", share] = [at_random(found.cost, share * whole, seed) for seed in range(SUBSETS)]
+    for (name, share), choices in designs.items():
+        for chosen in choices:
+            row = {"design": name, "share": share, "runs": len(chosen), "cost": found.cost[chosen].sum() / whole}
+            try:
+                said, _ = ask(seen.loc[np.sort(chosen)], surface.n_params, surface.tokens)
+                missed = 100 * math.expm1(float(surface(said[:2])[0]) - surface.lowest)
+                row |= {"gap": missed, "loss error": 100 * abs(math.exp(said[2]) / surface.floor - 1)}
+            except UserError:
+                row |= {"gap": math.nan}
+            rows.append(row)
+    return rows
+
+
+def lookup_markdown(found: pd.DataFrame) -> str:
+    lines = [
+        "| held out | judged at | design | FLOPs of the full grid, % | runs | gap, % (mean, largest) | loss error, % |",
+        "|---" * 7 + "|",
+    ]
+    for (split, cell, design, _), rows in found.groupby(["split", "cell", "design", "share"], sort=False):
+        lines.append(
+            f"| {split} | {cell} | {design} | {100 * rows['cost'].mean():.1f} | {rows['runs'].mean():.0f} | {rows['gap'].mean():.3f}, {rows['gap'].max():.3f} | {rows['loss error'].mean():.2f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    start = time.perf_counter()
+    print(simulated_markdown(made_up()), "\n", flush=True)
+    table = runs()
+    surfaces = {cell: smooth(rows) for cell, rows in table[table["status"] == "done"].groupby("cell_id")}
+    done = table[table["status"] == "done"]
+    print(lookup_markdown(lookup(done, surfaces)))
+    print(f"\n{time.perf_counter() - start:.0f} s")
