@@ -13,6 +13,9 @@ from scaletune import checking, parametrizing
 from scaletune.checking import watching
 from scaletune.checking.subject import of_model
 from scaletune.errors import UserError
+from scaletune.optim import families
+from scaletune.recipe import LR_FREE, MUON, READS, Optimizer
+from test_optim_families import PACKAGES
 
 SEEDS = (0, 1)
 
@@ -93,11 +96,38 @@ def test_correct_forms_pass_under_sgd(net, form):
     assert checked(net, form=form, optimizer="sgd", lr=0.1, widths=widths)["verdict"] == "pass"
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
 @pytest.mark.parametrize("form", ["mup", "mup_t3"])
 def test_correct_forms_pass_under_muon(form):
     assert checked(MLP, form=form, optimizer="muon", lr=1e-2)["verdict"] == "pass"
     assert checked(MLP, form="sp", optimizer="muon", lr=1e-2)["verdict"] == "fail"
+
+
+FAMILIES = [*(family for family in READS if family not in ("adamw", "sgd")), "muon_match_rms", "muon_spectral"]
+
+
+@pytest.mark.parametrize("rule", FAMILIES)
+def test_every_family_trains_a_module_of_the_users(rule):
+    """Its plain tensors move as a stack of one does under the recipe's family, which its own library is held against; all of them move."""
+    pytest.importorskip(PACKAGES.get(rule, "torch"))
+    subject = of_model(Conv, batch=BATCHES[Conv], loss=loss, base_width=16, other_width=32, optimizer=rule, lr=1e-3)
+    run = subject.start(32, 1, 0)
+    (opt,), before = run.optimizers, {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    stack = {p: nn.Parameter(p.detach()[None].clone()) for p in run.model.parameters()}
+    family = rule.partition("_")[0] if rule.startswith("muon") else rule
+    factor = {"shape_factor": {name: factor for factor, name in MUON.items()}[rule]} if family == "muon" else {}
+    settings = Optimizer(family=family, lr=1.0 if family in LR_FREE else 1e-3, **factor)
+    groups = [{**group, "params": [stack[p] for p in group["params"]]} for group in opt.param_groups]
+    reference = families.FAMILIES[family](groups, settings)
+    for _ in range(12):
+        value = loss(run.model, BATCHES[Conv])
+        run.model.zero_grad()
+        value.backward()
+        for p, whole in stack.items():
+            whole.grad = p.grad[None].clone()
+        opt.step(lambda value=value: value.detach().reshape(1))
+        reference.step(lambda value=value: value.detach().reshape(1))
+    assert all(p.equal(whole[0]) for p, whole in stack.items())
+    assert not [name for name, p in run.model.named_parameters() if p.equal(before[name])]
 
 
 @pytest.mark.parametrize("form", ["sp_per_layer", "ntk"])
@@ -280,7 +310,7 @@ BAD = {
     "over": ({"over": "dept"}, r"`over` must be one we know, but got 'dept' \(nearest: 'depth'\)"),
     "depths": ({"over": "depth"}, "a slope needs two depths that differ, but got none"),
     "coupled L2": ({"optimizer": "adam", "weight_decay": 0.1}, 'Adam with weight_decay=0.1 adds an L2 gradient .* use optimizer="adamw"'),
-    "no maker": ({"optimizer": "lion"}, r"`make\(plan, model\)` must say how to build optimizers of family 'lion'; .*"),
+    "no maker": ({"optimizer": "kfac"}, r"`make\(plan, model\)` must say how to build optimizers of family 'kfac': there is none of ours"),
     "no family": ({"optimizer": "adamx", "make": planting(lambda row: row)}, r"optimizer `family` must be one we know, but got 'adamx' .*"),
     "no form": ({"form": "mupp"}, r"`form` must be one we know, but got 'mupp' .*"),
     "no model": ({"build": lambda width: width}, "`build` must make a model, but it made int"),

@@ -15,6 +15,7 @@ from scaletune import data, training
 from scaletune.errors import UserError
 
 WAYS = [1, 2, 4]  # micro-batches a process
+MUON = {"optimizer": {"family": "muon", "lr": 0.01}}
 PAIR = """
 import json, os, sys
 import torch
@@ -60,6 +61,7 @@ def pair(tiny, tmp_path_factory):
     (out / "pair.py").write_text(PAIR)
     ways = [settings(2, way, **{"training.z_loss": 1e-3} if way == 2 else {}) for way in WAYS] + [
         settings(2, 4, **{"engine.noise_every": 3}),
+        settings(2, 1, **MUON),
         settings(2, 1, **{"engine.checkpoint_every": 3, "engine.runs": str(out / "runs")}),
     ]
     asked = json.dumps({"recipe": tiny(width=64).model_dump(), "settings": ways})
@@ -88,6 +90,13 @@ def test_the_ranks_share_out_the_global_batch(tiny, pair, i):
         assert {len(part) for part in parts} == {2 * 8 // (2 * WAYS[i])}  # equal micro-batches, two numbers a row
         rows = [pair for part in parts for pair in zip(part[: len(part) // 2], part[len(part) // 2 :], strict=True)]
         assert sorted(rows) == sorted(zip(inputs[:, 0].tolist(), inputs[:, 1].tolist(), strict=True))
+
+
+def test_two_processes_train_as_one_under_muon(tiny, pair):
+    """Its step is of a whole matrix: every rank takes it alike. bfloat16 inside it makes more of the last bits."""
+    alone, curve = training.trial(tiny({"width": 64} | MUON), "main", training.accelerator())
+    for rank in pair:
+        assert rank[len(WAYS) + 1]["curve"] == pytest.approx(curve, rel=1e-3) and rank[len(WAYS) + 1]["id"] == alone.id
 
 
 @pytest.mark.parametrize("accumulation", [2, 4, 8])

@@ -50,8 +50,8 @@ def check_model(
 ) -> dict[str, Any]:  # fmt: skip
     """One of CHECKS on your own model: `build(width)` makes it, `loss(model, batch)` is its scalar loss on a batch of any kind.
 
-    base_width: where hyperparameters are written; the narrowest, unless said. make: (plan, model) -> an optimizer or several; made for
-    you for sgd, adam, adamw and muon. logits: (model, batch) -> them, where more is done to the readout's output. over="depth": `build(width, depth)` at `widths[0]`, with `depth=(alpha, patterns)` among the
+    base_width: where hyperparameters are written; the narrowest, unless said. make: (plan, model) -> an optimizer or several, where the
+    recipe's family of that name, at its defaults, does not do. logits: (model, batch) -> them, where more is done to the readout's output. over="depth": `build(width, depth)` at `widths[0]`, with `depth=(alpha, patterns)` among the
     settings. settings: `parametrize`'s others (weight_decay, eps, init_std, overrides, alignment, depth).
     """
     _known(what)

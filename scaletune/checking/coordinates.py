@@ -33,9 +33,9 @@ class Slope:
     verdict: str  # "pass" | "warn" | "fail"; step 1 is not judged: "-"
 
 
-def _seen(subject: Subject, run: Run, batch: Any) -> dict[str, torch.Tensor]:
+def _seen(subject: Subject, run: Run, batch: Any, over: str) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        return {name: value.detach().clone() for name, value in activations(look(subject, run, batch)).items()}
+        return {name: value.detach().clone() for name, value in activations(look(subject, run, batch), over).items()}
 
 
 def _caveats(subject: Subject) -> list[str]:
@@ -55,12 +55,12 @@ def changes(subject: Subject, over: str, width: int, depth: int, seed: int) -> d
     hold(run, "fin")
     if over == "depth":
         normalise(subject, run, batch)
-    start = _seen(subject, run, batch)
+    start = _seen(subject, run, batch, over)
     if missing := {"embedding", "residual"} - start.keys():
         raise UserError(f"a coordinate check needs tensors of roles `emb` and `hid`, but nothing is the model's {min(missing)}")
     found: dict[tuple[str, int], float] = {}
     for step in trained(subject, run, batch, STEPS):
-        now = _seen(subject, run, batch)
+        now = _seen(subject, run, batch, over)
         found |= {(name, step): float((now[name] - start[name]).square().mean().sqrt()) for name in now}
     return found
 

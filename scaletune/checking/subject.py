@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from scaletune import counting, data, models, optim, parametrizing
-from scaletune.errors import UserError, nearest
+from scaletune.errors import UserError
+from scaletune.optim.alone import alone
 from scaletune.parametrizing import Plan
-from scaletune.recipe import Recipe, with_settings
+from scaletune.recipe import LR_FREE, MUON, READS, Recipe, with_settings
+from scaletune.recipe import Optimizer as Settings
 from scaletune.rules import Role, caveats
+from scaletune.rules.families import family_named
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def of_model(
 
     other_width: any that differs from the base, to see what grows. make: (plan, model) -> its optimizers, where ours do not do.
     """
-    make = make or _maker(optimizer)
+    make = make or _maker(optimizer, settings.get("lr", 1e-3))
 
     def built(width: int, deep: int, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -137,31 +140,13 @@ def of_model(
     return Subject(start, lambda seed: batch, loss, (base_width, base_depth or 1), form, optimizer, known, logits)
 
 
-def _sgd(plan: Plan, model: nn.Module) -> Optimizer:
-    return SGD(plan.param_groups(model))
-
-
-def _adamw(plan: Plan, model: nn.Module) -> Optimizer:
-    return AdamW(plan.param_groups(model))
-
-
-def _muon(plan: Plan, model: nn.Module) -> list[Optimizer]:
-    """Muon for hidden matrices, AdamW for the others; torch has Muon since 2.9."""
-    if not hasattr(torch.optim, "Muon"):
-        raise UserError(f"`torch.optim.Muon` needs torch 2.9 or later, but this is {torch.__version__}: give `make`")
-    return [
-        torch.optim.Muon(plan.param_groups(model, ["hid"])),
-        AdamW(plan.param_groups(model, ["emb", "out", "vec", "fin"])),
-    ]
-
-
-OPTIMIZERS = {"sgd": _sgd, "adam": _adamw, "adamw": _adamw, "muon": _muon}  # family -> how a plan's groups become optimizers
-
-
-def _maker(family: str) -> Callable[[Plan, nn.Module], Any]:
-    if family not in OPTIMIZERS:
-        raise UserError(
-            f"`make(plan, model)` must say how to build optimizers of family {family!r}; without it `optimizer` is one of"
-            f" {', '.join(OPTIMIZERS)}{nearest(family, OPTIMIZERS)}"
-        )
-    return OPTIMIZERS[family]
+def _maker(rule: str, lr: float) -> Callable[[Plan, nn.Module], Any]:
+    """The recipe family that `scaletune.rules` calls `rule`, at a recipe's defaults; SGD without momentum."""
+    factors = {name: factor for factor, name in MUON.items()}
+    family = "muon" if rule in factors else {"adam": "adamw"}.get(rule, rule)
+    if family not in READS:
+        family_named(rule)  # a name nobody knows is told the nearest
+        raise UserError(f"`make(plan, model)` must say how to build optimizers of family {rule!r}: there is none of ours")
+    given = {"shape_factor": factors[rule]} if rule in factors else {"momentum": 0.0, "nesterov": False} if family == "sgd" else {}
+    settings = Settings.model_validate({"family": family, "lr": 1.0 if family in LR_FREE else lr, **given})
+    return lambda plan, model: alone(plan, model, settings)

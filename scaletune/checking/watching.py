@@ -89,17 +89,21 @@ def _head(calls: list[Call]) -> Call:
     return heads[-1]
 
 
-def activations(seen: Seen) -> dict[str, Tensor]:
+def activations(seen: Seen, over: str = "width") -> dict[str, Tensor]:
     """What diagnosing needs, by role: what the first layer after the embedding reads, what follows the last hidden tensor, what the
-    readout reads, the logits. In a Transformer: embedding, residual stream after the last block, the same normed, logits."""
+    readout reads, the logits. In a Transformer: embedding, residual stream after the last block, the same normed, logits.
+
+    Over depth a norm inside the last branch is passed by: the stream is to be the same at every depth, and one branch of many need not be.
+    """
     calls, found = seen.calls, {}
     first = next((i for i, call in enumerate(calls) if call.role == "emb"), None)
     if first is not None:
         found["embedding"] = next(call for call in calls[first:] if call.role != "emb").x
     hidden = [i for i, call in enumerate(calls) if call.role == "hid"]
     if hidden:
-        after = calls[hidden[-1] + 1 :]
-        found["residual"] = after[0].x if after else calls[hidden[-1]].y
+        last, after = calls[hidden[-1]], calls[hidden[-1] + 1 :]
+        after = [call for call in after if over == "width" or call.x is not last.y]
+        found["residual"] = after[0].x if after else last.y
     return found | {"final": _head(calls).x, "logits": seen.logits}
 
 

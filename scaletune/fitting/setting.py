@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-SECTIONS = ("model", "parametrization", "optimizer", "schedule", "data")
+SECTIONS = ("model", "parametrization", "optimizer", "schedule", "training", "data")
 VARIED = {"optimizer": {"lr"}, "model": {"width", "depth"}}  # what a law is about is no setting
 
 
@@ -20,7 +20,7 @@ def common_setting(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for section in SECTIONS:
         first = points[0].get(section, {})
-        keys = [key for key in first if key not in VARIED.get(section, ()) and all(p[section].get(key) == first[key] for p in points)]
+        keys = [key for key in first if key not in VARIED.get(section, ()) and all(p.get(section, {}).get(key) == first[key] for p in points)]
         found[section] = {key: first[key] for key in keys}
     return found
 
@@ -35,5 +35,9 @@ def setting_sentences(setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"{o.get('family')}: beta1 {o.get('beta1')}, beta2 {o.get('beta2')}, clip {o.get('clip')}, "
         f"weight decay {o.get('weight_decay')} (lr * weight decay of a tensor is kept over width)",
         f"schedule {s.get('kind')}, the same shares of the tokens at every horizon: warmup {s.get('warmup')}, decay {s.get('decay')}, floor {s.get('floor')}",
-        f"sequences of {d.get('seq_len')} tokens from {Path(str(d.get('source'))).name}",
+        f"{_read(d.get('seq_len'))} from {Path(str(d.get('source'))).name}",
     ]
+
+
+def _read(seq_len: Any) -> str:
+    return "examples, each of which counts as one token," if seq_len == 1 else f"sequences of {seq_len} tokens"

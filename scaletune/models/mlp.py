@@ -15,7 +15,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.
 
 
 class MLP(nn.Module):
-    """features [B, inputs] -> outputs [K, B, V]; with targets, classes [B] or values [B, V] -> mean nats, or squared error, of each trial."""
+    """features [B, ...] of `inputs` numbers -> outputs [K, B, V]; with targets, classes [B] or values [B, V] -> mean nats, or squared error, of each trial."""
 
     def __init__(self, model: zoo.MLP, outputs: int, multipliers: Multipliers, stack: int = 1):
         super().__init__()
@@ -30,7 +30,7 @@ class MLP(nn.Module):
 
     def hidden(self, features: Tensor) -> list[Tensor]:
         """What the input layer and each hidden layer give, activated: [K, B, width] each."""
-        found = [self.activation(self.input(features.expand(self.stack, -1, -1)))]
+        found = [self.activation(self.input(features.flatten(1).expand(self.stack, -1, -1)))]
         for layer in self.layers:
             found.append(self.activation(layer(found[-1])))
         return found

@@ -90,6 +90,8 @@ def _drive(pool: Pool, queue: list[Task], store: Store, done: int, more: Callabl
                     _lost(task, pool, queue, store, board)
                 elif "progress" in message:
                     board.progress(task, message["progress"])
+                elif "refused" in message:  # what the user can mend is no fault of the worker's: said at once
+                    raise UserError(message["refused"])
                 else:
                     trial = Trial(**message["trial"])
                     if trial.id != task.id:

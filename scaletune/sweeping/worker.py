@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from scaletune import recipe as recipes
 from scaletune import training
+from scaletune.errors import UserError
 
 SAY_EVERY = 0.5  # seconds between a worker's progress messages
 
@@ -38,11 +39,15 @@ def serve(orders: Iterable[str], answers: IO[str]) -> None:
     for line in orders:
         order = json.loads(line)
         point = recipes.validated(order["recipe"], "point")
-        if point.engine.processes > 1:
-            trial, curve = training.launched(point, order["sweep"], progress)
+        try:
+            if point.engine.processes > 1:
+                trial, curve = training.launched(point, order["sweep"], progress)
+            else:
+                trial, curve = training.trial(point, order["sweep"], acc, progress)
+        except UserError as error:
+            say({"refused": str(error)})
         else:
-            trial, curve = training.trial(point, order["sweep"], acc, progress)
-        say({"trial": asdict(trial), "curve": [x for x in curve if x == x]})
+            say({"trial": asdict(trial), "curve": [x for x in curve if x == x]})
 
 
 def main() -> None:

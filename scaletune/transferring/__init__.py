@@ -121,7 +121,7 @@ def differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> lis
     for section, shared in setting.items():
         for key, value in shared.items():
             mine = content[section].get(key, value)
-            if mine == value or (section, key) == ("data", "source"):
+            if mine == value or (section, key) == ("data", "source") or (mine, key) == (None, "vocab_size"):  # the data's own
                 continue
             if section == "parametrization":
                 raise UserError(

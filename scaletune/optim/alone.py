@@ -1,0 +1,47 @@
+"""The families of a recipe on any module: its plain tensors as a stack of one trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from scaletune.optim.families import FAMILIES
+from scaletune.optim.stacked import Groups
+from scaletune.parametrizing import Plan
+from scaletune.recipe import Optimizer as Settings
+from scaletune.rules import ROLES
+from scaletune.rules.families import trained_by
+
+
+class Alone(Optimizer):
+    """An optimizer of stacks over plain tensors: each is lent to it as the view [1, ...] of its own memory."""
+
+    def __init__(self, groups: Groups, make: Callable[[Groups], Optimizer]):
+        super().__init__(groups, {})
+        self.inner = make([{**group, "params": [nn.Parameter(p.detach()[None]) for p in group["params"]]} for group in self.param_groups])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        for group, own in zip(self.param_groups, self.inner.param_groups, strict=True):
+            own["lr"] = group["lr"]
+            for p, view in zip(group["params"], own["params"], strict=True):
+                view.data, view.grad = p.detach()[None], None if p.grad is None else p.grad[None]
+        return self.inner.step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state_dict)
+
+
+def alone(plan: Plan, model: nn.Module, settings: Settings) -> Optimizer:
+    """The settings' family over a module's plan; torch's own AdamW and SGD where that is the family."""
+    groups = [{**group, "family": trained_by(plan.optimizer, role)} for role in ROLES for group in plan.param_groups(model, [role])]
+    if settings.family in ("adamw", "sgd"):
+        return FAMILIES[settings.family](groups, settings)
+    return Alone(groups, lambda own: FAMILIES[settings.family](own, settings))
