@@ -136,7 +136,10 @@ class Asker:
 
 
 def basin(cell: Cell, asked: Search) -> Waves:
-    """One cell: the points that most lower its lowest loss, until `budget`, or until nothing above the noise is to be won."""
+    """One cell: the points that most lower its lowest loss, until `budget`, or until nothing above the noise is to be won.
+
+    Then, for those who fit a basin to the record, a point on each side of the best in lr, where there is none.
+    """
     seen: dict[Point, float] = {}
     most = asked.budget or math.inf
     while len(seen) < most:
@@ -145,7 +148,9 @@ def basin(cell: Cell, asked: Search) -> Waves:
             index = {point: i for i, point in enumerate(cell.points)}
             known = [*seen, *wave]
             found = propose(cell.logs, [index[p] for p in known], [*seen.values(), *lies], seed=asked.seed)
-            if found.gain < asked.noise:
+            if found.gain < asked.noise and not wave and (beside := _beside(cell, seen)):
+                wave, lies = [beside], [found.expected]
+            elif found.gain < asked.noise:
                 stop = f"no more than {found.gain:.2g} of the loss is to be won"
             elif found.outside > 0.5 and not wave and _grown(cell, seen):
                 continue
@@ -158,6 +163,17 @@ def basin(cell: Cell, asked: Search) -> Waves:
             cell.say(f"{len(seen)} of {len(cell.points)} points: {stop or 'all are trained'}")
             return
     cell.spent(seen)
+
+
+def _beside(cell: Cell, seen: dict[Point, float]) -> Point | None:
+    """The best point's neighbour in lr on a side of it where nothing is trained."""
+    best = lowest(seen)
+    if best is None:
+        return None
+    values, looked = cell.axes[0], {point[0] for point in seen if point[1:] == best[1:]}
+    at = values.index(best[0])
+    sides = [values[at + 1 :], values[:at][::-1]]  # nearest first
+    return next(((side[0], *best[1:]) for side in sides if side and not looked & set(side)), None)
 
 
 def _grown(cell: Cell, seen: dict[Point, float]) -> bool:
