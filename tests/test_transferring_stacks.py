@@ -1,7 +1,11 @@
 """Every stack we emit for: loaded by the library itself where it is small, and the plan read back from each is the plan."""
 
+import ast
 import dataclasses
+import importlib.util
 import json
+import re
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -12,8 +16,24 @@ from torch.nn import functional as F
 from scaletune import counting, models, optim
 from scaletune.errors import UserError
 from scaletune.records import Fit
-from scaletune.transferring import FORMATS, Transfer, granite, hyperclovax, llama, one_std, own, prepare, pytorch, transfer
+from scaletune.transferring import (
+    FORMATS,
+    Transfer,
+    deepspeed,
+    granite,
+    hyperclovax,
+    llama,
+    olmo_core,
+    one_std,
+    own,
+    prepare,
+    pytorch,
+    torchtitan,
+    transfer,
+)  # fmt: skip
+from scaletune.transferring.attaching import kinds
 from scaletune.transferring.folding import folded
+from scaletune.transferring.linting import lint
 from scaletune.transferring.reading import plain, read
 from scaletune.transferring.refused import REFUSED
 
@@ -229,3 +249,123 @@ def test_a_fit_that_is_not_sure_of_its_lr_transfers_nothing(tiny, monkeypatch, i
     monkeypatch.setattr(Fit, "predict", lambda self, **at: unsure)
     with pytest.raises(UserError, match=r"^a transfer must say how sure it is, but the fit's interval of lr at this target is "):
         prepare(learned(tiny), tiny(WIDE))
+
+
+# --- stacks that group by patterns -----------------------------------------------------------------------------------
+
+PATTERNED = {"torchtitan": (torchtitan, "scaletune_torchtitan"), "olmo_core": (olmo_core, "scaletune_olmo_core")}
+
+
+def module_of(name, made, folder):
+    """The emitted module, imported; skipped where its stack is not installed."""
+    emitter, stem = PATTERNED[name]
+    emitter.emit(made, folder)
+    pytest.importorskip(name, exc_type=ImportError)
+    spec = importlib.util.spec_from_file_location(stem, folder / f"{stem}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def expected_in(emitter, made):
+    """Their regex or glob -> the row it must give."""
+    rows, _ = folded(made.plan, made.multipliers, made.target.model)
+    return {emitter.NAMES[kind]: row for kind, row in kinds(rows).items()}
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING | SCALED | {"model.kv_heads": 2}])
+def test_torchtitan_builds_the_model_and_its_groups(transferred, tmp_path, settings):
+    made = transferred(settings)
+    emitted = module_of("torchtitan", made, tmp_path)
+    built_of = emitted.model_config("sdpa")
+    model = built_of.build()
+    model.init_states(buffer_device=torch.device("cpu"))
+    container = emitted.optimizer_config("for-loop").build(model_parts=[model])
+    names, seen = {id(parameter): name for name, parameter in model.named_parameters()}, 0
+    for group in (group for optimizer in container.optimizers for group in optimizer.param_groups):
+        for parameter in group["params"]:
+            row = next(row for p, row in expected_in(torchtitan, made).items() if re.search(p, names[id(parameter)]))
+            assert (group["lr"], group["weight_decay"], group["eps"]) == (row.lr, row.weight_decay, row.eps), names[id(parameter)]
+            values, seen = parameter.detach(), seen + 1
+            assert float(values.std()) == pytest.approx(row.init_std, rel=5 / (2 * values.numel()) ** 0.5), names[id(parameter)]
+    assert seen == len(names) == len(made.plan)
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
+def test_torchtitans_schedule_keeps_the_groups_apart(transferred, tmp_path, kind):
+    made = transferred({"schedule.kind": kind, "schedule.warmup": 0.25, "schedule.floor": 0.1})
+    emitted = module_of("torchtitan", made, tmp_path)
+    model = emitted.model_config("sdpa").build()
+    container = emitted.optimizer_config("for-loop").build(model_parts=[model])
+    peaks = [group["lr"] for group in container.optimizers[0].param_groups]
+    scheduler = emitted.lr_scheduler_config().build(optimizers=container, training_steps=8)
+    for _ in range(8):
+        now = [group["lr"] for group in container.optimizers[0].param_groups]
+        assert [lr / now[0] for lr in now] == pytest.approx([lr / peaks[0] for lr in peaks])
+        container.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("settings", [{"schedule.kind": "cosine"}, EVERYTHING | SCALED | {"model.kv_heads": 2}])
+def test_olmo_core_builds_the_model_and_its_groups(transferred, tmp_path, settings):
+    made = transferred(settings)
+    emitted = module_of("olmo_core", made, tmp_path)
+    model = emitted.model_config().build(init_device="cpu")
+    emitted.start(model)
+    emitted.scheduler()
+    names, seen = {id(parameter): name for name, parameter in model.named_parameters()}, 0
+    for group in emitted.optimizer_config().build(model).param_groups:
+        for parameter in group["params"]:
+            row = next(row for p, row in expected_in(olmo_core, made).items() if fnmatch(names[id(parameter)], p))
+            assert (group["lr"], group["weight_decay"], group["eps"]) == (row.lr, row.weight_decay, row.eps), names[id(parameter)]
+            values, seen = parameter.detach(), seen + 1
+            if row.init_std:
+                assert float(values.std()) == pytest.approx(row.init_std, rel=5 / (2 * values.numel()) ** 0.5), names[id(parameter)]
+    assert seen == len(names) == len(made.plan)
+
+
+@pytest.mark.parametrize("name", PATTERNED)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model.tied": True}, "^format '.*' (draws head and embedding apart|has no tied head): set model.tied = false"),
+        ({"model.biases": True}, "^the stack must have a name for every tensor, but has none for 'self_attn.q_proj.bias'"),
+        ({"model.norm": "layer"}, "has `model.norm` 'rms', but the target has 'layer'"),
+        ({"optimizer.family": "muon"}, "carries `optimizer.family` of 'adamw' alone, but got 'muon'"),
+    ],
+)
+def test_what_they_cannot_say_is_refused(transferred, tmp_path, name, settings, said):
+    with pytest.raises(UserError, match=said):
+        PATTERNED[name][0].emit(transferred(settings), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_absolute_floor_is_refused(transferred, tmp_path):
+    with pytest.raises(
+        UserError, match=r"^format 'olmo_core' has a WSD floor in lr and not as a share: set schedule.floor = 0, but got 0.1"
+    ):
+        olmo_core.emit(transferred({"schedule.floor": 0.1}), tmp_path)
+
+
+@pytest.mark.parametrize("emitter", [torchtitan, olmo_core, deepspeed], ids=lambda module: module.__name__.split(".")[-1])
+def test_what_is_beside_them_is_the_plan(transferred, tmp_path, emitter):
+    made = transferred(EVERYTHING | SCALED)
+    emitter.emit(made, tmp_path)
+    assert read(tmp_path, made.target.model) == approx(plain(made)) and lint(tmp_path)["findings"] == []
+
+
+@pytest.mark.parametrize("name", PATTERNED)
+def test_every_emitted_module_compiles(transferred, tmp_path, name):
+    PATTERNED[name][0].emit(transferred(), tmp_path)
+    text = (tmp_path / f"{PATTERNED[name][1]}.py").read_text()
+    functions = {node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+    assert {"model_config", "optimizer_config"} <= functions
+
+
+def test_deepspeed_leaves_optimizer_and_schedule_to_the_loader(transferred, tmp_path):
+    deepspeed.emit(transferred(), tmp_path)
+    content = json.loads((tmp_path / "deepspeed.json").read_text())
+    assert content == {
+        "train_batch_size": 8, "gradient_clipping": 1.0, "zero_optimization": {"stage": 1}, "zero_allow_untested_optimizer": True,
+    }  # fmt: skip
+    assert lint(tmp_path / "deepspeed.json") == {"path": str(tmp_path / "deepspeed.json"), "stack": "deepspeed", "findings": []}
