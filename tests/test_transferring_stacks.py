@@ -273,11 +273,12 @@ def expected_in(emitter, made):
     return {emitter.NAMES[kind]: row for kind, row in kinds(rows).items()}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what they import
 @pytest.mark.parametrize("settings", [{}, EVERYTHING | SCALED | {"model.kv_heads": 2}])
 def test_torchtitan_builds_the_model_and_its_groups(transferred, tmp_path, settings):
     made = transferred(settings)
     emitted = module_of("torchtitan", made, tmp_path)
-    built_of = emitted.model_config("sdpa")
+    built_of = emitted.model_config()
     model = built_of.build()
     model.init_states(buffer_device=torch.device("cpu"))
     container = emitted.optimizer_config("for-loop").build(model_parts=[model])
@@ -291,11 +292,12 @@ def test_torchtitan_builds_the_model_and_its_groups(transferred, tmp_path, setti
     assert seen == len(names) == len(made.plan)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what they import
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
 def test_torchtitans_schedule_keeps_the_groups_apart(transferred, tmp_path, kind):
     made = transferred({"schedule.kind": kind, "schedule.warmup": 0.25, "schedule.floor": 0.1})
     emitted = module_of("torchtitan", made, tmp_path)
-    model = emitted.model_config("sdpa").build()
+    model = emitted.model_config().build()
     container = emitted.optimizer_config("for-loop").build(model_parts=[model])
     peaks = [group["lr"] for group in container.optimizers[0].param_groups]
     scheduler = emitted.lr_scheduler_config().build(optimizers=container, training_steps=8)
@@ -306,6 +308,7 @@ def test_torchtitans_schedule_keeps_the_groups_apart(transferred, tmp_path, kind
         scheduler.step()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what they import
 @pytest.mark.parametrize("settings", [{"schedule.kind": "cosine"}, EVERYTHING | SCALED | {"model.kv_heads": 2}])
 def test_olmo_core_builds_the_model_and_its_groups(transferred, tmp_path, settings):
     made = transferred(settings)
