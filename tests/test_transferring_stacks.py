@@ -23,6 +23,7 @@ from scaletune.transferring import (
     granite,
     hyperclovax,
     llama,
+    nanogpt_mup,
     olmo_core,
     one_std,
     own,
@@ -372,3 +373,66 @@ def test_deepspeed_leaves_optimizer_and_schedule_to_the_loader(transferred, tmp_
         "train_batch_size": 8, "gradient_clipping": 1.0, "zero_optimization": {"stage": 1}, "zero_allow_untested_optimizer": True,
     }  # fmt: skip
     assert lint(tmp_path / "deepspeed.json") == {"path": str(tmp_path / "deepspeed.json"), "stack": "deepspeed", "findings": []}
+
+
+# --- nanoGPT-mup -----------------------------------------------------------------------------------------------------
+
+GPT2 = {
+    "model.norm": "layer", "model.mlp": "gelu", "model.positions": "learned", "model.max_positions": 32, "model.tied": True,
+    "model.ffn_ratio": 4.0, "model.biases": True, "schedule.kind": "cosine",
+}  # fmt: skip
+GOLDEN = {
+    "n_layer": 2, "n_head": 8, "n_embd": 128, "block_size": 32, "bias": True, "dropout": 0.0, "init_std": 0.2, "mup_enabled": True,
+    "mup_width_multiplier": 4.0, "mup_input_alpha": 3.0, "mup_output_alpha": 0.7, "mup_disable_attention_scaling": True,
+    "mup_disable_hidden_lr_scaling": False, "depth_alpha_enabled": True, "depth_multiplier": 2.0, "depth_alpha_exp": 0.5,
+    "learning_rate": 0.005, "decay_lr": True, "warmup_iters": 1, "max_iters": 8, "lr_decay_iters": 8, "min_lr": 0.0, "weight_decay": 0.1,
+    "beta1": 0.9, "beta2": 0.95, "adam_eps": 1e-08, "grad_clip": 1.0, "batch_size": 8, "gradient_accumulation_steps": 1,
+}  # fmt: skip
+
+
+def nanogpts(s, name, vector):
+    """(init std, lr, weight decay, eps) that model.py at 39044043 makes of its settings."""
+    m, depth, alpha = s["mup_width_multiplier"], s["depth_multiplier"], s["depth_alpha_exp"]
+    inside, lr, eps = "layers." in name, s["learning_rate"], s["adam_eps"] / m
+    std, decay = (0.0, 0.0) if vector else (s["init_std"], s["weight_decay"])
+    if inside:
+        lr, eps = lr * depth ** (alpha - 1), eps * depth**-alpha
+    if inside and not vector:
+        lr, decay, std = lr / m, decay * m, std / m**0.5
+    return std, lr, decay, eps
+
+
+@pytest.mark.parametrize(
+    "settings", [EVERYTHING, {}, {"model.depth": 8}, {"width": 32}, {"parametrization.base_depth": 1, "parametrization.depth_alpha": 1}]
+)
+def test_nanogpt_mup_makes_the_plan_of_its_settings(transferred, tmp_path, settings):
+    made = transferred(GPT2 | settings)
+    nanogpt_mup.emit(made, tmp_path)
+    path = tmp_path / "scaletune_nanogpt_mup.py"
+    s = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(path.read_text()).body}
+    for row in made.plan:
+        expected = (row.init_std, row.lr, row.weight_decay, row.eps)
+        assert nanogpts(s, row.name, row.role == "vec") == pytest.approx(expected, rel=1e-12), row.name
+    residual = s["depth_multiplier"] ** -s["depth_alpha_exp"]
+    multipliers = {"embedding": s["mup_input_alpha"], "residual": residual, "logits": s["mup_output_alpha"] / s["mup_width_multiplier"]}
+    assert made.multipliers == pytest.approx(multipliers | {"attention": 16**-0.5})
+    assert lint(path) == {"path": str(path), "stack": "nanogpt-mup", "findings": []}
+    if settings == EVERYTHING:
+        assert s == GOLDEN
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model.tied": False}, "^nanoGPT-mup has `model.tied` True, but the target has False$"),
+        ({"form": "mup_t9"}, "^nanoGPT-mup has `parametrization.form` 'mup_t8', but the target has 'mup_t9'$"),
+        ({"parametrization.residual_multiplier": 0.3}, "has `parametrization.residual_multiplier` 1.0, but the target has 0.3$"),
+        ({"optimizer.decay": "independent"}, "^nanoGPT-mup has decay 'torch'"),
+        ({"schedule.kind": "wsd"}, "^format 'nanogpt_mup' carries `schedule.kind` of 'cosine' alone, but got 'wsd'$"),
+        ({"model": {"family": "mlp", "width": 128}, "seq_len": 1}, "^nanoGPT-mup must be of a 'transformer'"),
+    ],
+)
+def test_what_nanogpt_mup_is_not_is_refused(transferred, tmp_path, settings, said):
+    with pytest.raises(UserError, match=said):
+        nanogpt_mup.emit(transferred(({} if "model" in settings else GPT2) | {"schedule.kind": "cosine"} | settings), tmp_path)
+    assert not list(tmp_path.iterdir())
