@@ -67,6 +67,7 @@ PLANTED = [  # (rule, file, content)
     ("readout_divided_twice", "a.sh", MEGATRON + " --untie-embeddings-and-output-weights"),
     ("weight_decay_not_scaled", "a.sh", MEGATRON.replace("--weight-decay 0", "--weight-decay 0.1")),
     ("weight_decay_not_scaled", "a.yml", LM_ENGINE % ("false", 0.1)),
+    ("weight_decay_not_scaled", "a.py", NANOGPT + "weight_decay = 0.1\n"),
     ("absolute_scheduler", "a.json", deepspeed(scheduler="WarmupLR")),
     ("absolute_scheduler", "a.json", deepspeed(scheduler="WarmupDecayLR")),
     ("absolute_scheduler", "a.yml", NEOX),

@@ -1,7 +1,11 @@
 """Every stack we emit for: loaded by the library itself where it is small, and the plan read back from each is the plan."""
 
+import ast
 import dataclasses
+import importlib.util
 import json
+import re
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -12,8 +16,25 @@ from torch.nn import functional as F
 from scaletune import counting, models, optim
 from scaletune.errors import UserError
 from scaletune.records import Fit
-from scaletune.transferring import FORMATS, Transfer, granite, hyperclovax, llama, one_std, own, prepare, pytorch, transfer
+from scaletune.transferring import (
+    FORMATS,
+    Transfer,
+    deepspeed,
+    granite,
+    hyperclovax,
+    llama,
+    nanogpt_mup,
+    olmo_core,
+    one_std,
+    own,
+    prepare,
+    pytorch,
+    torchtitan,
+    transfer,
+)  # fmt: skip
+from scaletune.transferring.attaching import kinds
 from scaletune.transferring.folding import folded
+from scaletune.transferring.linting import lint
 from scaletune.transferring.reading import plain, read
 from scaletune.transferring.refused import REFUSED
 
@@ -229,3 +250,189 @@ def test_a_fit_that_is_not_sure_of_its_lr_transfers_nothing(tiny, monkeypatch, i
     monkeypatch.setattr(Fit, "predict", lambda self, **at: unsure)
     with pytest.raises(UserError, match=r"^a transfer must say how sure it is, but the fit's interval of lr at this target is "):
         prepare(learned(tiny), tiny(WIDE))
+
+
+# --- stacks that group by patterns -----------------------------------------------------------------------------------
+
+PATTERNED = {"torchtitan": (torchtitan, "scaletune_torchtitan"), "olmo_core": (olmo_core, "scaletune_olmo_core")}
+
+
+def module_of(name, made, folder):
+    """The emitted module, imported; skipped where its stack is not installed."""
+    emitter, stem = PATTERNED[name]
+    emitter.emit(made, folder)
+    pytest.importorskip(name, exc_type=ImportError)
+    spec = importlib.util.spec_from_file_location(stem, folder / f"{stem}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def expected_in(emitter, made):
+    """Their regex or glob -> the row it must give."""
+    rows, _ = folded(made.plan, made.multipliers, made.target.model)
+    return {emitter.NAMES[kind]: row for kind, row in kinds(rows).items()}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what they import
+@pytest.mark.parametrize("settings", [{}, EVERYTHING | SCALED | {"model.kv_heads": 2}])
+def test_torchtitan_builds_the_model_and_its_groups(transferred, tmp_path, settings):
+    made = transferred(settings)
+    emitted = module_of("torchtitan", made, tmp_path)
+    built_of = emitted.model_config()
+    model = built_of.build()
+    model.init_states(buffer_device=torch.device("cpu"))
+    container = emitted.optimizer_config("for-loop").build(model_parts=[model])
+    names, seen = {id(parameter): name for name, parameter in model.named_parameters()}, 0
+    for group in (group for optimizer in container.optimizers for group in optimizer.param_groups):
+        for parameter in group["params"]:
+            row = next(row for p, row in expected_in(torchtitan, made).items() if re.search(p, names[id(parameter)]))
+            assert (group["lr"], group["weight_decay"], group["eps"]) == (row.lr, row.weight_decay, row.eps), names[id(parameter)]
+            values, seen = parameter.detach(), seen + 1
+            assert float(values.std()) == pytest.approx(row.init_std, rel=5 / (2 * values.numel()) ** 0.5), names[id(parameter)]
+    assert seen == len(names) == len(made.plan)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what they import
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
+def test_torchtitans_schedule_keeps_the_groups_apart(transferred, tmp_path, kind):
+    made = transferred({"schedule.kind": kind, "schedule.warmup": 0.25, "schedule.floor": 0.1})
+    emitted = module_of("torchtitan", made, tmp_path)
+    model = emitted.model_config().build()
+    container = emitted.optimizer_config("for-loop").build(model_parts=[model])
+    peaks = [group["lr"] for group in container.optimizers[0].param_groups]
+    scheduler = emitted.lr_scheduler_config().build(optimizers=container, training_steps=8)
+    for _ in range(8):
+        now = [group["lr"] for group in container.optimizers[0].param_groups]
+        assert [lr / now[0] for lr in now] == pytest.approx([lr / peaks[0] for lr in peaks])
+        container.step()
+        scheduler.step()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what they import
+@pytest.mark.parametrize("settings", [{"schedule.kind": "cosine"}, EVERYTHING | SCALED | {"model.kv_heads": 2}])
+def test_olmo_core_builds_the_model_and_its_groups(transferred, tmp_path, settings):
+    made = transferred(settings)
+    emitted = module_of("olmo_core", made, tmp_path)
+    model = emitted.model_config().build(init_device="cpu")
+    emitted.start(model)
+    emitted.scheduler()
+    names, seen = {id(parameter): name for name, parameter in model.named_parameters()}, 0
+    for group in emitted.optimizer_config().build(model).param_groups:
+        for parameter in group["params"]:
+            row = next(row for p, row in expected_in(olmo_core, made).items() if fnmatch(names[id(parameter)], p))
+            assert (group["lr"], group["weight_decay"], group["eps"]) == (row.lr, row.weight_decay, row.eps), names[id(parameter)]
+            values, seen = parameter.detach(), seen + 1
+            if row.init_std:
+                assert float(values.std()) == pytest.approx(row.init_std, rel=5 / (2 * values.numel()) ** 0.5), names[id(parameter)]
+    assert seen == len(names) == len(made.plan)
+
+
+@pytest.mark.parametrize("name", PATTERNED)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model.tied": True}, "^format '.*' (draws head and embedding apart|has no tied head): set model.tied = false"),
+        ({"model.biases": True}, "^the stack must have a name for every tensor, but has none for 'self_attn.q_proj.bias'"),
+        ({"model.norm": "layer"}, "has `model.norm` 'rms', but the target has 'layer'"),
+        ({"optimizer.family": "muon"}, "carries `optimizer.family` of 'adamw' alone, but got 'muon'"),
+    ],
+)
+def test_what_they_cannot_say_is_refused(transferred, tmp_path, name, settings, said):
+    with pytest.raises(UserError, match=said):
+        PATTERNED[name][0].emit(transferred(settings), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_absolute_floor_is_refused(transferred, tmp_path):
+    with pytest.raises(
+        UserError, match=r"^format 'olmo_core' has a WSD floor in lr and not as a share: set schedule.floor = 0, but got 0.1"
+    ):
+        olmo_core.emit(transferred({"schedule.floor": 0.1}), tmp_path)
+
+
+@pytest.mark.parametrize("emitter", [torchtitan, olmo_core, deepspeed], ids=lambda module: module.__name__.split(".")[-1])
+def test_what_is_beside_them_is_the_plan(transferred, tmp_path, emitter):
+    made = transferred(EVERYTHING | SCALED)
+    emitter.emit(made, tmp_path)
+    assert read(tmp_path, made.target.model) == approx(plain(made)) and lint(tmp_path)["findings"] == []
+
+
+@pytest.mark.parametrize("name", PATTERNED)
+def test_every_emitted_module_compiles(transferred, tmp_path, name):
+    PATTERNED[name][0].emit(transferred(), tmp_path)
+    text = (tmp_path / f"{PATTERNED[name][1]}.py").read_text()
+    functions = {node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+    assert {"model_config", "optimizer_config"} <= functions
+
+
+def test_deepspeed_leaves_optimizer_and_schedule_to_the_loader(transferred, tmp_path):
+    deepspeed.emit(transferred(), tmp_path)
+    content = json.loads((tmp_path / "deepspeed.json").read_text())
+    assert content == {
+        "train_batch_size": 8, "gradient_clipping": 1.0, "zero_optimization": {"stage": 1}, "zero_allow_untested_optimizer": True,
+    }  # fmt: skip
+    assert lint(tmp_path / "deepspeed.json") == {"path": str(tmp_path / "deepspeed.json"), "stack": "deepspeed", "findings": []}
+
+
+# --- nanoGPT-mup -----------------------------------------------------------------------------------------------------
+
+GPT2 = {
+    "model.norm": "layer", "model.mlp": "gelu", "model.positions": "learned", "model.max_positions": 32, "model.tied": True,
+    "model.ffn_ratio": 4.0, "model.biases": True, "schedule.kind": "cosine",
+}  # fmt: skip
+GOLDEN = {
+    "n_layer": 2, "n_head": 8, "n_embd": 128, "block_size": 32, "bias": True, "dropout": 0.0, "init_std": 0.2, "mup_enabled": True,
+    "mup_width_multiplier": 4.0, "mup_input_alpha": 3.0, "mup_output_alpha": 0.7, "mup_disable_attention_scaling": True,
+    "mup_disable_hidden_lr_scaling": False, "depth_alpha_enabled": True, "depth_multiplier": 2.0, "depth_alpha_exp": 0.5,
+    "learning_rate": 0.005, "decay_lr": True, "warmup_iters": 1, "max_iters": 8, "lr_decay_iters": 8, "min_lr": 0.0, "weight_decay": 0.1,
+    "beta1": 0.9, "beta2": 0.95, "adam_eps": 1e-08, "grad_clip": 1.0, "batch_size": 8, "gradient_accumulation_steps": 1,
+}  # fmt: skip
+
+
+def nanogpts(s, name, vector):
+    """(init std, lr, weight decay, eps) that model.py at 39044043 makes of its settings."""
+    m, depth, alpha = s["mup_width_multiplier"], s["depth_multiplier"], s["depth_alpha_exp"]
+    inside, lr, eps = "layers." in name, s["learning_rate"], s["adam_eps"] / m
+    std, decay = (0.0, 0.0) if vector else (s["init_std"], s["weight_decay"])
+    if inside:
+        lr, eps = lr * depth ** (alpha - 1), eps * depth**-alpha
+    if inside and not vector:
+        lr, decay, std = lr / m, decay * m, std / m**0.5
+    return std, lr, decay, eps
+
+
+@pytest.mark.parametrize(
+    "settings", [EVERYTHING, {}, {"model.depth": 8}, {"width": 32}, {"parametrization.base_depth": 1, "parametrization.depth_alpha": 1}]
+)
+def test_nanogpt_mup_makes_the_plan_of_its_settings(transferred, tmp_path, settings):
+    made = transferred(GPT2 | settings)
+    nanogpt_mup.emit(made, tmp_path)
+    path = tmp_path / "scaletune_nanogpt_mup.py"
+    s = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(path.read_text()).body}
+    for row in made.plan:
+        expected = (row.init_std, row.lr, row.weight_decay, row.eps)
+        assert nanogpts(s, row.name, row.role == "vec") == pytest.approx(expected, rel=1e-12), row.name
+    residual = s["depth_multiplier"] ** -s["depth_alpha_exp"]
+    multipliers = {"embedding": s["mup_input_alpha"], "residual": residual, "logits": s["mup_output_alpha"] / s["mup_width_multiplier"]}
+    assert made.multipliers == pytest.approx(multipliers | {"attention": 16**-0.5})
+    assert lint(path) == {"path": str(path), "stack": "nanogpt-mup", "findings": []}
+    if settings == EVERYTHING:
+        assert s == GOLDEN
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model.tied": False}, "^nanoGPT-mup has `model.tied` True, but the target has False$"),
+        ({"form": "mup_t9"}, "^nanoGPT-mup has `parametrization.form` 'mup_t8', but the target has 'mup_t9'$"),
+        ({"parametrization.residual_multiplier": 0.3}, "has `parametrization.residual_multiplier` 1.0, but the target has 0.3$"),
+        ({"optimizer.decay": "independent"}, "^nanoGPT-mup has decay 'torch'"),
+        ({"schedule.kind": "wsd"}, "^format 'nanogpt_mup' carries `schedule.kind` of 'cosine' alone, but got 'wsd'$"),
+        ({"model": {"family": "mlp", "width": 128}, "seq_len": 1}, "^nanoGPT-mup must be of a 'transformer'"),
+    ],
+)
+def test_what_nanogpt_mup_is_not_is_refused(transferred, tmp_path, settings, said):
+    with pytest.raises(UserError, match=said):
+        nanogpt_mup.emit(transferred(({} if "model" in settings else GPT2) | {"schedule.kind": "cosine"} | settings), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -67,6 +67,7 @@ def one_std(transfer: Transfer) -> tuple[list[Planned], dict[str, float]]:
 TRANSFORMERS = "5.23.0"
 FORMATS = {  # format -> the version, or the commit, of its stack that the emitter was written against
     "granite": TRANSFORMERS, "recipe": "1", "hyperclovax": TRANSFORMERS, "llama": TRANSFORMERS, "pytorch": "2.13",
+    "torchtitan": "0.3.0", "olmo_core": "3.0.0", "deepspeed": "0.16.5", "nanogpt_mup": "39044043",
 }  # fmt: skip
 TOO_FAR = 30  # times outside the fitted range, beyond which a transfer must be forced
 

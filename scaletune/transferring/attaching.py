@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaletune.errors import UserError
@@ -30,6 +30,26 @@ def grouped(rows: Sequence[Planned]) -> list[dict[str, Any]]:
     for row in rows:
         groups.setdefault((row.lr, row.weight_decay, row.eps, row.init_std), {})[pattern(row.name)] = None
     return [{"patterns": [*p], "lr": lr, "weight_decay": wd, "eps": eps, "init_std": std} for (lr, wd, eps, std), p in groups.items()]
+
+
+def kinds(rows: Sequence[Planned]) -> dict[str, Planned]:
+    """`self_attn.q_proj.weight` -> its settings, which every layer shares."""
+    return {re.sub(r"^model\.layers\.\d+\.", "", row.name): row for row in rows}
+
+
+def named_groups(rows: Sequence[Planned], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Optimizer settings with the names, in another stack, of the kinds of tensors that share them; UserError on a kind it has not."""
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for kind, row in kinds(rows).items():
+        if kind not in names:
+            raise UserError(f"the stack must have a name for every tensor, but has none for {kind!r}: set model.biases = false")
+        groups.setdefault((row.lr, row.weight_decay, row.eps), []).append(names[kind])
+    return [{"patterns": found, "lr": lr, "weight_decay": wd, "eps": eps} for (lr, wd, eps), found in groups.items()]
+
+
+def stds(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, float]:
+    """Another stack's names of the matrices -> their init std."""
+    return {names[kind]: row.init_std for kind, row in kinds(rows).items() if row.init_std}
 
 
 def param_groups(transfer: Transfer, rows: Sequence[Planned], cannot: Sequence[str]) -> dict[str, Any]:

@@ -71,12 +71,13 @@ def readout_divided_twice(stack: str, config: Flat) -> Found:
 
 def weight_decay_not_scaled(stack: str, config: Flat) -> Found:
     """Stacks whose own muP divides the hidden lr and leaves weight decay."""
-    if stack not in ("megatron", "lm-engine"):
+    half = config.get("mup_width_multiplier", 1) != 1 and not config.get("depth_alpha_enabled")  # nanoGPT-mup: its depth code scales it too
+    if stack not in ("megatron", "lm-engine") and not (stack == "nanogpt-mup" and half):
         return []
     path, decay = _leaf(config, "weight_decay")
     if not decay:
         return []
-    return [(path, f"hidden matrices get lr / m and the same weight_decay {decay:g}: they shrink m times less than in the proxy", "set it to 0, or give own groups with weight_decay * m")]  # fmt: skip
+    return [(path, f"hidden matrices get lr / m and the same weight_decay {decay:g}: they shrink m times less than in the proxy", "set it to 0, or give own groups with weight_decay * m (nanoGPT-mup: depth_alpha_enabled = True)")]  # fmt: skip
 
 
 def absolute_scheduler(stack: str, config: Flat) -> Found:
