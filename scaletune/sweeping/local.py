@@ -21,6 +21,10 @@ from scaletune.sweeping import stacks
 if TYPE_CHECKING:
     from scaletune.sweeping import Task
 
+HEAP = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+}  # glibc's: a stack's tensors would be mapped anew each step
 INHERITED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # would make a worker wait for peers
 
 
@@ -45,7 +49,7 @@ def environment(slot: int, processes: int = 1) -> dict[str, str]:
     gpus = _gpus()
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
     own = [visible[(slot * processes + i) % gpus] for i in range(processes)] if gpus else []
-    return kept | threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
+    return HEAP | kept | threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
 
 
 class Worker:
