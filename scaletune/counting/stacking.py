@@ -17,7 +17,7 @@ READ = (  # what decides a model's shapes, its batches and how it computes
     "model", "parametrization", "optimizer", "schedule", "training", "data", "budget", "seed", "engine",
 )  # fmt: skip
 
-WIDEST = {4: 32, 2: 64}  # on a CPU: stacks of so many pay up to this width; wider, a step fills the core by itself
+WIDEST = {8: 64}  # on a CPU: stacks of so many pay up to this width; wider, a step fills the core by itself
 MLPS = 8  # of a CPU's stack: their steps are all overhead
 STEP_FLOPS = 4.5e11  # of a GPU's stack: 10 ms at 45 TFLOP/s, from where a kernel's launch is small beside its work; not measured yet
 MOST = 64
@@ -45,7 +45,7 @@ def shared(recipe: Recipe) -> dict[str, Any]:
 def unlike(one: Recipe, other: Recipe) -> list[str]:
     """The settings in which two points differ and the trials of a stack must not."""
     here, there = shared(one), shared(other)
-    return sorted(path for path in here.keys() | there.keys() if here.get(path) != there.get(path))
+    return sorted(path for path in here.keys() & there.keys() if here[path] != there[path])
 
 
 def alone(recipe: Recipe) -> str:
