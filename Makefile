@@ -27,4 +27,5 @@ gpu-evidence:  ## what a machine with a GPU is asked: run it there, in an enviro
 	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'gpu-evidence needs a CUDA device'"
 	$(PYTHON) -m pytest -m gpu -rs
 	$(PYTHON) benchmarks/throughput.py
+	$(PYTHON) benchmarks/stacked_steps.py
 	$(PYTHON) -m scaletune run configs/quickstart.toml --set name=quickstart-gpu --set engine.workers=8 --out $${OUT:-gpu-evidence}

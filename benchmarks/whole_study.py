@@ -101,7 +101,9 @@ def main() -> None:
             found += [needed(order(known, target, seed), known, target, surface, predict, watched) for seed in range(seeds)]
         shares, gaps = np.array(found).T
         most = f"{shares.max():.1%}" if np.isfinite(shares).all() else f"not within {watched:.0%}"
-        print(f"| {name} | {np.median(shares):.1%} | {most} | {np.isfinite(shares).sum()} of {len(shares)} | {gaps.mean():.3f} |", flush=True)
+        print(
+            f"| {name} | {np.median(shares):.1%} | {most} | {np.isfinite(shares).sum()} of {len(shares)} | {gaps.mean():.3f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ def test_a_killed_driver_leaves_no_orphan_and_its_rerun_the_same_record(asked, u
 
 
 def test_a_worker_whose_driver_is_gone_leaves_in_the_middle_of_its_trial(tiny):
-    order = {"sweep": "main", "recipe": tiny(tokens=256 * 10**6).model_dump()}  # an hour
+    order = [{"sweep": "main", "recipe": tiny(tokens=256 * 10**6).model_dump()}]  # an hour
     with subprocess.Popen([sys.executable, "-m", "scaletune.sweeping.worker"], stdin=PIPE, stdout=PIPE, text=True) as worker:
         worker.stdin.write(json.dumps(order) + "\n")
         worker.stdin.flush()

@@ -10,8 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def times(y: Tensor, multiplier: float | Tensor) -> Tensor:
+    """y * multiplier; a multiplier of 1.0 costs nothing."""
+    return y if isinstance(multiplier, float) and multiplier == 1.0 else y * multiplier
+
+
 class Linear(nn.Module):
-    """y[k] = multiplier * x[k] @ W[k].T + b[k], W: [K, fan_out, fan_in], b: [K, fan_out]; x: [K, N, fan_in]."""
+    """y[k] = multiplier[k] * x[k] @ W[k].T + b[k], W: [K, fan_out, fan_in], b: [K, fan_out]; x: [K, N, fan_in].
+
+    The multiplier is one float, or [K, 1, 1] where trials of a stack have their own.
+    """
 
     def __init__(self, stack: int, fan_in: int, fan_out: int, multiplier: float = 1.0, bias: bool = False):
         super().__init__()
@@ -20,8 +28,7 @@ class Linear(nn.Module):
         self.multiplier = multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.bmm(x, self.weight.transpose(1, 2))
-        y = y if self.multiplier == 1.0 else y * self.multiplier
+        y = times(torch.bmm(x, self.weight.transpose(1, 2)), self.multiplier)
         return y if self.bias is None else y + self.bias[:, None]
 
 
@@ -36,7 +43,7 @@ class ExpertLinear(nn.Module):
     def forward(self, x: Tensor, counts: list[int]) -> Tensor:
         weights = self.weight.flatten(0, 1).unbind()
         y = torch.cat([part @ weight.T for part, weight in zip(x.split(counts), weights, strict=True)])
-        return y if self.multiplier == 1.0 else y * self.multiplier
+        return times(y, self.multiplier)
 
 
 class Conv(nn.Module):
@@ -56,7 +63,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.conv2d(x, self.weight.flatten(0, 1), None, self.stride, self.padding, groups=self.groups)
-        y = y if self.multiplier == 1.0 else y * self.multiplier
+        y = times(y, self.multiplier)
         return y if self.bias is None else y + self.bias.view(-1, 1, 1)
 
 

@@ -16,10 +16,15 @@ import tempfile
 from typing import IO, TYPE_CHECKING, Any
 
 from scaletune.errors import UserError
+from scaletune.sweeping import stacks
 
 if TYPE_CHECKING:
     from scaletune.sweeping import Task
 
+HEAP = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+}  # glibc's: a stack's tensors would be mapped anew each step
 INHERITED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # would make a worker wait for peers
 
 
@@ -44,15 +49,15 @@ def environment(slot: int, processes: int = 1) -> dict[str, str]:
     gpus = _gpus()
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
     own = [visible[(slot * processes + i) % gpus] for i in range(processes)] if gpus else []
-    return kept | threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
+    return HEAP | kept | threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
 
 
 class Worker:
-    """A worker process, its log, and the task it is on."""
+    """A worker process, its log, and the tasks it is on."""
 
     def __init__(self, slot: int, processes: int = 1):
         self.slot, self.heard = slot, b""
-        self.task: Task | None = None
+        self.tasks: list[Task] = []
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (`stop` closes it)
         command = [sys.executable, "-m", "scaletune.sweeping.worker"]
         self.process = subprocess.Popen(
@@ -85,6 +90,11 @@ class Worker:
                 stream.close()
 
 
+def _place(tasks: list[Task], message: dict[str, Any]) -> int:
+    """Which task an answer is of; the first when it is of none, which the driver will find out."""
+    return next((i for i, task in enumerate(tasks) if task.id == message["trial"]["id"]), 0)
+
+
 class Pool:
     """Workers, replaced when they die."""
 
@@ -111,28 +121,32 @@ class Pool:
 
     @property
     def busy(self) -> bool:
-        return any(worker.task for worker in self.workers)
+        return any(worker.tasks for worker in self.workers)
 
     def hand_out(self, queue: list[Task]) -> None:
-        """Give each idle worker the next task."""
-        for worker in [worker for worker in self.workers if worker.task is None][: len(queue)]:
-            worker.task = queue.pop(0)
-            order = {"sweep": worker.task.sweep, "recipe": worker.task.recipe.model_dump()}
+        """Give each idle worker the next task, and what may train as one model with it."""
+        for worker in [worker for worker in self.workers if not worker.tasks]:
+            if not queue:
+                return
+            worker.tasks = stacks.take(queue, len(self.workers))
+            orders = [{"sweep": task.sweep, "recipe": task.recipe.model_dump()} for task in worker.tasks]
             with contextlib.suppress(BrokenPipeError):  # a dead worker shows as the end of its output
-                worker.orders.write(json.dumps(order).encode() + b"\n")
+                worker.orders.write(json.dumps(orders).encode() + b"\n")
                 worker.orders.flush()
 
     def messages(self) -> list[tuple[Task, dict[str, Any] | None]]:
         """Wait for workers to speak: (task, message), the message None when the worker died on it."""
         heard: list[tuple[Task, dict[str, Any] | None]] = []
         for key, _ in self.selector.select():
-            worker, task = key.data, key.data.task
+            worker: Worker = key.data
             lines = worker.lines()
             for message in map(json.loads, lines or []):
-                heard.append((task, message))
-                worker.task = task if "progress" in message else None
+                if "progress" in message:
+                    heard += [(task, message) for task in worker.tasks]
+                else:
+                    heard.append((worker.tasks.pop(_place(worker.tasks, message)), message))
             if lines is None:
-                heard += [(task, None)] if task else []
+                heard += [(task, None) for task in worker.tasks]
                 self._replace(worker)
         return heard
 

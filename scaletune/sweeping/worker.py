@@ -9,19 +9,24 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from scaletune import recipe as recipes
 from scaletune import training
 from scaletune.errors import UserError
+from scaletune.recipe import Recipe
+from scaletune.records import Trial
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 SAY_EVERY = 0.5  # seconds between a worker's progress messages
 
 
 def serve(orders: Iterable[str], answers: IO[str]) -> None:
-    """A worker's life: read an order, train, answer."""
+    """A worker's life: read orders, one or several that train as one model, train, answer each."""
     acc = training.accelerator()
     gc.freeze()  # what is imported stays: garbage is collected after each trial, in 2 ms instead of 100
     said = 0.0
@@ -37,17 +42,22 @@ def serve(orders: Iterable[str], answers: IO[str]) -> None:
             say({"progress": share})
 
     for line in orders:
-        order = json.loads(line)
-        point = recipes.validated(order["recipe"], "point")
+        asked = json.loads(line)
+        points, sweeps = [recipes.validated(order["recipe"], "point") for order in asked], [order["sweep"] for order in asked]
         try:
-            if point.engine.processes > 1:
-                trial, curve = training.launched(point, order["sweep"], progress)
-            else:
-                trial, curve = training.trial(point, order["sweep"], acc, progress)
+            for trial, curve in _trained(points, sweeps, acc, progress):
+                say({"trial": asdict(trial), "curve": [x for x in curve if x == x]})
         except UserError as error:
             say({"refused": str(error)})
-        else:
-            say({"trial": asdict(trial), "curve": [x for x in curve if x == x]})
+
+
+def _trained(
+    points: Sequence[Recipe], sweeps: Sequence[str], acc: Accelerator, progress: Callable[[float], None]
+) -> Iterable[tuple[Trial, list[float]]]:
+    if len(points) > 1:
+        return training.stacked(points, sweeps, acc, progress)
+    launched = points[0].engine.processes > 1
+    return [training.launched(points[0], sweeps[0], progress) if launched else training.trial(points[0], sweeps[0], acc, progress)]
 
 
 def main() -> None:

@@ -97,15 +97,16 @@ class Descent:
 
     def _descend(self, part: Part, count: int) -> Tensor:
         """Add 1 / count of a micro-batch's gradient to `.grad`; its loss, without the z-loss."""
-        with self._precision():
+        with precision(self.settings, self.acc):
             loss = self.model(*part).sum()
         whole = loss + self.z_loss() if self.z_loss else loss
         (whole if count == 1 else whole / count).backward()  # `Accelerator.backward` would divide by its own count, and scale for fp16
         return loss.detach()
 
-    def _precision(self) -> AbstractContextManager:
-        bf16 = self.settings.precision == "bf16"
-        return torch.autocast(self.acc.device.type, torch.bfloat16) if bf16 else nullcontext()
+
+def precision(settings: Training, acc: Accelerator) -> AbstractContextManager:
+    """What a forward pass runs in."""
+    return torch.autocast(acc.device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
 
 
 def _squared(tensors: list[Tensor]) -> Tensor:

@@ -63,6 +63,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.parameters = list(self.net.parameters())
+        self.steps = self.recipe.budget.steps
+        self.evaluations = {math.ceil(share * self.steps) for share in self.recipe.engine.evaluate_at} - {self.steps}
 
     @property
     def step(self) -> int:
@@ -73,6 +75,11 @@ class Run:
     def sound(self) -> bool:
         """Not diverged, as far as the losses have been read."""
         return self.outcome.status == "done"
+
+    @property
+    def going(self) -> bool:
+        """Neither diverged nor at its last step."""
+        return self.sound and self.step < self.steps
 
     @property
     def ceiling(self) -> float:
@@ -91,11 +98,12 @@ def start(recipe: Recipe, corpus: data.Corpus, acc: Accelerator) -> Run:
     plan = counting.planned(recipe, corpus.vocab_size)
     opt = optim.optimizer(net, plan, recipe.optimizer)
     schedule, ema = optim.resolved(recipe.schedule, recipe.budget), optim.ema(net, recipe.schedule, recipe.budget)
-    descent = gradients.Descent(_compiled(model, acc) if recipe.engine.compile else model, net, recipe.training, acc)
+    descent = gradients.Descent(compiled(model, acc) if recipe.engine.compile else model, net, recipe.training, acc)
     return Run(recipe, corpus, acc, plan, net, descent, opt, schedule, ema, identity(recipe, corpus.digest))
 
 
-def _compiled(model: nn.Module, acc: Accelerator) -> Callable[..., Tensor]:
+def compiled(model: nn.Module, acc: Accelerator) -> Callable[..., Tensor]:
+    """The model by torch.compile; UserError where nothing could compile it."""
     if acc.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise UserError("`engine.compile` needs a C++ compiler to train on a CPU, but neither g++ nor clang++ is on the path")
     return torch.compile(model)
@@ -117,24 +125,33 @@ def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Calla
 
     With `engine.checkpoint_every` it goes on from where a killed run of the same trial was, to the same bits on a CPU.
     """
-    run, steps = start(recipe, corpus, acc), recipe.budget.steps
-    evaluations = {math.ceil(share * steps) for share in recipe.engine.evaluate_at} - {steps}
+    run = start(recipe, corpus, acc)
     with tracking.opened(run) as track:
-        checkpointing.restore(run)
-        if 0 in evaluations and not run.step:
-            _hold_out(run, track)
-        while run.step < steps and run.sound:
+        begin(run, track)
+        while run.going:
             update(run)
-            _after(run, run.step in evaluations, track)
-            progress(run.step / steps)
-        if run.sound:
-            run.outcome.loss = _hold_out(run, track)
+            after(run, track)
+            progress(run.step / run.steps)
+        finish(run, track)
     return run.outcome
 
 
-def _after(run: Run, evaluates: bool, track: tracking.Track) -> None:
+def begin(run: Run, track: tracking.Track) -> None:
+    """Go on from a checkpoint, or evaluate what is not trained yet, if either is asked for."""
+    checkpointing.restore(run)
+    if 0 in run.evaluations and not run.step:
+        _hold_out(run, track)
+
+
+def finish(run: Run, track: tracking.Track) -> None:
+    """The held-out loss of a trial that has not diverged."""
+    if run.sound:
+        run.outcome.loss = _hold_out(run, track)
+
+
+def after(run: Run, track: tracking.Track) -> None:
     """What a step is followed by: a look at the losses, an evaluation, a checkpoint, each when it is time."""
-    saves, last = _saves(run), run.step == run.recipe.budget.steps
+    evaluates, saves, last = run.step in run.evaluations, _saves(run), run.step == run.steps
     if evaluates or saves or last or len(run.unread) >= LOOK.get(run.acc.device.type, 1):
         read(run, track)
     if evaluates and run.sound:
@@ -146,39 +163,63 @@ def _after(run: Run, evaluates: bool, track: tracking.Track) -> None:
 def _saves(run: Run) -> bool:
     """Every so many steps, and the trained weights at the end."""
     every = run.recipe.engine.checkpoint_every
-    return every > 0 and (run.step % every == 0 or run.step == run.recipe.budget.steps)
+    return every > 0 and (run.step % every == 0 or run.step == run.steps)
 
 
 def update(run: Run) -> None:
     """One optimizer step; its loss is left unread."""
-    began, step, steps = time.perf_counter(), run.step, run.recipe.budget.steps
+    began = time.perf_counter()
+    pace(run)
+    descend(run, run.step)
+    average(run)
+    clock(run, time.perf_counter() - began)
+
+
+def clock(run: Run, seconds: float) -> None:
+    """Put down what a step took: the first one of a compiled model compiles it."""
+    compiling = run.recipe.engine.compile and not run.outcome.seconds["compile"]
+    run.outcome.seconds["compile" if compiling else "train"] += seconds
+
+
+def pace(run: Run) -> None:
+    """The learning rates of the step to come; UserError when they are not the plan's."""
+    step, steps = run.step, run.steps
     optim.set_share(run.opt, run.schedule, (step + 0.5) / steps)  # the middle of its tokens: no step has a learning rate of 0
     if step in (0, min(steps - 1, math.ceil(run.schedule.warmup * steps)), steps - 1):  # the start, after warmup, the end
         optim.guard(run.opt, run.plan, f"at step {step} of {steps}")
-    descend(run, step)
+
+
+def average(run: Run) -> None:
+    """Take the weights into their average, if there is one."""
     if run.ema:
         run.ema.update_parameters(run.net)
-    compiling = run.recipe.engine.compile and not run.outcome.seconds["compile"]
-    run.outcome.seconds["compile" if compiling else "train"] += time.perf_counter() - began
+
+
+def batch(run: Run, step: int) -> list[gradients.Part]:
+    """What this process reads at `step`."""
+    settings = run.recipe
+    rows = run.corpus.batch(settings.seed, step, settings.budget.batch_tokens // settings.data.seq_len, settings.data.seq_len)
+    return gradients.parts(rows, run.acc, settings.engine.accumulation)
 
 
 def descend(run: Run, step: int) -> None:
     """Gradient of the batch of `step`, clipped, and the optimizer's step with the learning rates its groups have."""
-    settings, engine = run.recipe, run.recipe.engine
-    batch = run.corpus.batch(settings.seed, step, settings.budget.batch_tokens // settings.data.seq_len, settings.data.seq_len)
-    parts = gradients.parts(batch, run.acc, engine.accumulation)
-    if engine.noise_every and step % engine.noise_every == 0:
-        run.unread.append(run.descent.measured(parts, run.outcome.noise))
-    else:
-        run.unread.append(run.descent.backward(parts))
-    nn.utils.clip_grad_norm_(run.parameters, settings.optimizer.clip)
+    parts, every = batch(run, step), run.recipe.engine.noise_every
+    measures = every and step % every == 0
+    run.unread.append(run.descent.measured(parts, run.outcome.noise) if measures else run.descent.backward(parts))
+    move(run)
+
+
+def move(run: Run) -> None:
+    """Clip the gradient and step with it."""
+    nn.utils.clip_grad_norm_(run.parameters, run.recipe.optimizer.clip)
     run.opt.step(lambda: run.unread[-1].reshape(1))  # type: ignore[arg-type, return-value]  # its loss, which MoMo steps by
     run.opt.zero_grad()
 
 
 def read(run: Run, track: tracking.Track) -> None:
     """Fetch the unread losses, the mean over processes; the curve ends with the first that is a divergence."""
-    began, steps = time.perf_counter(), run.recipe.budget.steps
+    began = time.perf_counter()
     losses = torch.stack(run.unread)
     run.unread.clear()
     for loss in (run.acc.reduce(losses, "mean") if run.acc.num_processes > 1 else losses).tolist():
@@ -186,7 +227,7 @@ def read(run: Run, track: tracking.Track) -> None:
         curve.append(loss)
         track({"train/loss": loss}, step)
         if not loss <= run.ceiling:
-            run.outcome.diverged(_why(loss, f"loss {loss:.3g} at step {step} of {steps}", curve[:-1], run))
+            run.outcome.diverged(_why(loss, f"loss {loss:.3g} at step {step} of {run.steps}", curve[:-1], run))
             break
     run.outcome.seconds["train"] += time.perf_counter() - began
 
@@ -208,7 +249,7 @@ def _hold_out(run: Run, track: tracking.Track) -> float | None:
         loss = evaluate(run.net, run.corpus, run.recipe, run.acc)
     run.outcome.seconds["evaluate"] += time.perf_counter() - began
     if not loss <= run.ceiling:
-        when = "the last step" if run.step == run.recipe.budget.steps else f"step {run.step} of {run.recipe.budget.steps}"
+        when = "the last step" if run.step == run.steps else f"step {run.step} of {run.steps}"
         run.outcome.diverged(_why(loss, f"held-out loss {loss:.3g} after {when}", run.outcome.curve, run))
         return None
     track({"held_out/loss": loss}, run.step)

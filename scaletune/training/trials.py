@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,25 +32,28 @@ def trial(
     """
     corpus = data.load(recipe.data)
     began = time.perf_counter()
-    _forget_peak(acc)
+    forget_peak(acc)
     with released(recipe, acc):
         outcome = train(recipe, corpus, acc, progress)
-    seconds = time.perf_counter() - began
+    return record(recipe, sweep, corpus, outcome, acc, time.perf_counter() - began), outcome.curve
+
+
+def record(recipe: Recipe, sweep: str, corpus: data.Corpus, outcome: Outcome, acc: Accelerator, seconds: float, stack: int = 1) -> Trial:
+    """What a loop left behind, as a record; `stack`: trials that were one model, this one among them."""
     tail = outcome.curve[-max(1, len(outcome.curve) // 10) :]
     train_loss = sum(tail) / len(tail) if outcome.status == "done" else None
-    made = Trial(
+    return Trial(
         **counting.trial_fields(recipe, sweep, corpus.vocab_size, corpus.digest),
         status=outcome.status, message=outcome.message, loss=outcome.loss, train_loss=train_loss,
-        seconds=round(seconds, 3), provenance=_provenance(recipe, acc), metrics=_metrics(outcome, recipe, corpus, acc),
+        seconds=round(seconds, 3), provenance=_provenance(recipe, acc, stack), metrics=_metrics(outcome, recipe, corpus, acc),
     )  # fmt: skip
-    return made, outcome.curve
 
 
-def _provenance(recipe: Recipe, acc: Accelerator) -> dict[str, Any]:
+def _provenance(recipe: Recipe, acc: Accelerator, stack: int) -> dict[str, Any]:
     return {
         "scaletune": version("scaletune"), "torch": str(torch.__version__), "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if acc.device.type == "cuda" else platform.machine(),
-        "processes": acc.num_processes, "accumulation": recipe.engine.accumulation,
+        "processes": acc.num_processes, "accumulation": recipe.engine.accumulation, "stack": stack,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
@@ -63,11 +68,13 @@ def _metrics(outcome: Outcome, recipe: Recipe, corpus: data.Corpus, acc: Acceler
     }
 
 
-def _forget_peak(acc: Accelerator) -> None:
+def forget_peak(acc: Accelerator) -> None:
     """Start the measure of memory anew, so that one process's trials have each their own."""
     if acc.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
+        with suppress(AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)  # what the last trial freed
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:

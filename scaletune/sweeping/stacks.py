@@ -1,0 +1,43 @@
+"""Which tasks of a queue a worker is given together, to train as one model."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from scaletune import data
+from scaletune.counting import stacking
+
+if TYPE_CHECKING:
+    from scaletune.sweeping import Task
+
+
+@lru_cache(maxsize=1)
+def gpu_bytes() -> int:
+    """Memory of the first GPU; 0: there is none."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+
+
+def take(queue: list[Task], workers: int) -> list[Task]:
+    """Take the first task off the queue and, with it, those that it may stack with: no more than leaves each worker its share.
+
+    A task whose worker has died trains alone, so that it fails alone.
+    """
+    first = queue[0]
+    most = 1 if first.tries else _size(first, math.ceil(len(queue) / workers))
+    alike = stacking.shared(first.recipe) if most > 1 else {}
+    taken = [first]
+    for task in queue[1:]:
+        if len(taken) < most and not task.tries and stacking.shared(task.recipe) == alike:
+            taken.append(task)
+    queue[:] = [task for task in queue if not any(task is other for other in taken)]
+    return taken
+
+
+def _size(task: Task, share: int) -> int:
+    if share == 1:
+        return 1
+    return min(share, stacking.size(task.recipe, data.load(task.recipe.data).vocab_size, gpu_bytes()))

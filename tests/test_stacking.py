@@ -1,0 +1,216 @@
+"""Stacked training: a trial is to the bit what it is alone, whoever trains beside it, and what cannot stack is refused by name."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from scaletune import data, training
+from scaletune.counting import stacking as counted
+from scaletune.errors import UserError
+from scaletune.training import loop
+
+MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
+OWN = [  # what trials of a stack may have of their own
+    {"lr": 2e-3},
+    {"lr": 1e-2, "optimizer.beta1": 0.8, "optimizer.beta2": 0.99, "weight_decay": 0.3, "optimizer.eps": 1e-6},
+    {"lr": 1e-2, "optimizer.clip": 0.05, "schedule.kind": "cosine", "schedule.warmup": 0.4},
+    {"lr": 5e-3, "parametrization.init_std": 0.2, "parametrization.residual_multiplier": 0.5},
+    {"lr": 5e-3, "parametrization.embedding_multiplier": 3.0, "parametrization.logits_multiplier": 2.0},
+    {"lr": 1e-2, "schedule.ema_half_life": 1024, "optimizer.decay": "independent"},
+]
+DIVERGES = {"lr": 1e3, "schedule.kind": "constant"}
+
+
+@pytest.fixture(scope="module")
+def acc():
+    return training.accelerator()
+
+
+def measured(trial, curve):
+    return {name: getattr(trial, name) for name in MEASURED}, [x if math.isfinite(x) else None for x in curve]
+
+
+def both_ways(points, acc):
+    """(records and curves by id) of the points trained as one model, and each by itself."""
+    together = {trial.id: measured(trial, curve) for trial, curve in training.stacked(points, ["main"] * len(points), acc)}
+    return together, [measured(*training.trial(point, "main", acc)) for point in points]
+
+
+def same_as_alone(points, acc):
+    """Train both ways; the records and curves must be the same. They, by id."""
+    together, alone = both_ways(points, acc)
+    assert together == {record["id"]: (record, curve) for record, curve in alone}
+    return together
+
+
+@pytest.mark.parametrize("width", [32, 128])
+def test_a_stacked_trial_is_the_trial_alone(tiny, acc, width):
+    """Beside one that diverges, which leaves the stack."""
+    found = same_as_alone([tiny({"width": width} | own) for own in (*OWN, DIVERGES)], acc)
+    statuses = [record["status"] for record, _ in found.values()]
+    assert sorted(statuses) == ["diverged", *["done"] * len(OWN)]
+    assert len({record["loss"] for record, _ in found.values()}) == len(OWN) + 1  # their settings reached them
+
+
+@pytest.mark.parametrize("order", [[3, 0], [2]])
+def test_neither_number_nor_order_matters(tiny, acc, order):
+    same_as_alone([tiny(OWN[k]) for k in order], acc)
+
+
+def test_two_hundred_steps_stay_the_trial_alone(tiny, acc):
+    settings = {"tokens": 200 * 64, "batch_tokens": 64, "engine.evaluate_at": [0.25]}
+    same_as_alone([tiny(settings | own) for own in ({"lr": 3e-2}, {"lr": 1e-2})], acc)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer.family": "sgd", "optimizer.weight_decay": 0.0},
+        {"optimizer.family": "muon", "data.order": "shuffle"},
+        {"optimizer.family": "adafactor", "engine.accumulation": 2},
+        {"training.precision": "bf16", "model.tied": True},
+        {"model.norm": "layer", "model.biases": True, "model.mlp": "gelu", "model.positions": "learned"},
+    ],
+    ids=str,
+)
+def test_any_optimizer_precision_and_block_stacks(tiny, acc, settings):
+    same_as_alone([tiny(settings | {"lr": lr}) for lr in (1e-3, 1e-2, 30.0)], acc)
+
+
+@pytest.mark.parametrize(
+    "model", [{"family": "moe", "n_experts": 4, "top_k": 2}, {"family": "transformer", "kv_heads": 1, "qk_norm": True}]
+)
+def test_other_decoders_stack(tiny, acc, model):
+    same_as_alone([tiny({"model": {"width": 32, "depth": 1, "head_dim": 16} | model, "lr": lr}) for lr in (1e-3, 1e-2)], acc)
+
+
+IMAGES = {"image_size": 8, "channels": 1}
+DIGITS = {"source": "digits", "seq_len": 1}
+POWER_LAW = {"source": "power-law", "seq_len": 1, "power_law": {"inputs": 16, "examples": 2048}}
+
+
+@pytest.mark.parametrize(
+    ("model", "source"),
+    [
+        ({"family": "mlp", "inputs": 16, "width": 32, "loss": "mse"}, POWER_LAW),
+        ({"family": "vit", "width": 32, "patch": 2, "head_dim": 16} | IMAGES, DIGITS),
+    ],
+    ids=["mlp", "vit"],
+)
+def test_models_of_examples_stack(tiny, acc, model, source):
+    settings = {"model": model, "data": source, "tokens": 8 * 32, "batch_tokens": 32}
+    same_as_alone([tiny(settings | {"lr": lr}) for lr in (1e-3, 1e-2)], acc)
+
+
+def test_a_grouped_convolution_stacks_to_rounding(tiny, acc):
+    """Its sums are taken in another order than one trial's: the default leaves such trials alone."""
+    model = {"family": "resnet", "width": 8, "stages": 2, "groups": 4} | IMAGES
+    points = [tiny({"model": model, "data": DIGITS, "tokens": 8 * 32, "batch_tokens": 32, "lr": lr}) for lr in (1e-3, 1e-2)]
+    together, alone = both_ways(points, acc)
+    for record, curve in alone:
+        assert together[record["id"]][1] == pytest.approx(curve, rel=1e-5)
+    assert counted.size(points[0], 10) == 1
+
+
+# --- who is left -----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_is_not_finite_touches_no_other(tiny, acc):
+    """Weights set to NaN in the middle: the other rows' go on bit by bit."""
+    points = [tiny(OWN[k]) for k in range(3)]
+    corpus = data.load(points[0].data)
+    plain, hurt = ([loop.start(point, corpus, acc) for point in points] for _ in range(2))
+    for runs in (plain, hurt):
+        stack = training.stacking.Stack(runs)
+        for step in range(6):
+            if runs is hurt and step == 3:
+                runs[1].parameters[0].data.fill_(math.nan)
+            stack.update()
+    for k in (0, 2):
+        assert all(map(torch.equal, plain[k].parameters, hurt[k].parameters))
+        assert torch.equal(torch.stack(plain[k].unread), torch.stack(hurt[k].unread))
+    assert hurt[1].parameters[-1].isnan().all()
+    acc.free_memory()
+
+
+def test_one_that_stops_is_told_at_once_and_leaves_the_stack(tiny, acc, monkeypatch):
+    sizes, made = [], training.stacking.Stack.__init__
+
+    def counting(stack, runs):
+        sizes.append(len(runs))
+        made(stack, runs)
+
+    monkeypatch.setattr(training.stacking.Stack, "__init__", counting)
+    told, points = [], [tiny(lr=2e-3), tiny(DIVERGES), tiny(lr=4e-3)]
+    for trial, _ in training.stacked(points, ["a", "b", "c"], acc, lambda share: told.append(share)):
+        told.append((trial.sweep, trial.status))
+    assert told[-1] == ("c", "done") and told.index(("b", "diverged")) < told.index(1.0) < told.index(("a", "done"))
+    assert sizes == [3, 2]
+
+
+def test_a_stack_goes_on_from_checkpoints(tiny, acc, tmp_path):
+    """One trial was killed half way, the other never started: it catches up, and both end as undisturbed."""
+    settings = {"engine.checkpoint_every": 2, "engine.runs": str(tmp_path)}
+    points = [tiny(settings | {"lr": lr}) for lr in (2e-3, 8e-3)]
+    with pytest.raises(KeyboardInterrupt):
+        training.trial(points[0], "main", acc, lambda share: (_ for _ in ()).throw(KeyboardInterrupt) if share > 0.6 else None)
+    whole = [training.trial(tiny(lr=lr), "main", acc) for lr in (2e-3, 8e-3)]
+    found = {trial.lr: (trial.loss, curve) for trial, curve in training.stacked(points, ["main"] * 2, acc)}
+    assert found == {trial.lr: (trial.loss, curve) for trial, curve in whole}
+
+
+def test_a_record_says_how_many_were_one_model_and_what_its_share_was(tiny, acc):
+    trials = [trial for trial, _ in training.stacked([tiny(lr=lr) for lr in (1e-3, 2e-3, 4e-3)], ["main"] * 3, acc)]
+    assert [trial.provenance["stack"] for trial in trials] == [3, 3, 3]
+    assert training.trial(tiny(), "main", acc)[0].provenance["stack"] == 1
+    for trial in trials:
+        seconds = trial.metrics["seconds"]
+        assert trial.seconds == pytest.approx(seconds["train"] + seconds["evaluate"], abs=2e-3)
+        json.dumps(vars(trial), allow_nan=False)
+
+
+# --- who may ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"width": 64}, "model.width"),
+        ({"seed": 1}, "seed"),
+        ({"tokens": 512}, "budget.tokens"),
+        ({"optimizer.family": "lion", "optimizer.eps": 1e-8}, "optimizer.family"),
+        ({"parametrization.attention_multiplier": 2.0}, "parametrization.attention_multiplier"),
+        ({"training.precision": "bf16"}, "training.precision"),
+    ],
+)
+def test_points_that_cannot_stack_are_refused_by_what_they_differ_in(tiny, acc, settings, name):
+    assert counted.unlike(tiny(), tiny(settings)) == [name]
+    with pytest.raises(UserError, match=rf"must have the same `{name}`, but got others: train them apart"):
+        list(training.stacked([tiny(), tiny(settings)], ["main"] * 2, acc))
+
+
+@pytest.mark.parametrize("settings", [{"training.z_loss": 1e-4}, {"engine.noise_every": 2, "engine.accumulation": 2}])
+def test_a_trial_that_measures_or_penalises_its_own_trains_alone(tiny, acc, settings):
+    recipe = tiny(settings)
+    assert counted.size(recipe, 256) == 1 and counted.size(tiny(settings | {"engine.stack": 8}), 256) == 1
+    with pytest.raises(UserError, match="a trial trains by itself with `"):
+        list(training.stacked([recipe, recipe], ["main"] * 2, acc))
+
+
+def test_a_bf16_multiplier_is_not_a_trials_own(tiny):
+    """A tensor beside bf16 activations would make them float32."""
+    bf16 = {"training.precision": "bf16"}
+    other = tiny(bf16 | {"parametrization.logits_multiplier": 2.0})
+    assert counted.unlike(tiny(bf16), other) == ["parametrization.logits_multiplier"]
+
+
+def test_the_size_of_a_stack_is_the_devices(tiny):
+    sizes = [counted.size(tiny(width=width), 256) for width in (32, 64, 128)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1 == sizes[-1]
+    assert counted.size(tiny({"engine.stack": 5}), 256) == 5
+    each = sum(counted.memory_bytes(tiny().model, 256, 256, 32).values())
+    assert counted.size(tiny(), 256, gpu_bytes=round(6.5 * each / counted.SHARE)) == 6  # as many as memory holds
+    assert counted.size(tiny(), 256, gpu_bytes=2**40) == counted.MOST
+    assert counted.size(tiny(), 256, gpu_bytes=1) == 1

@@ -1,0 +1,82 @@
+"""Stacks in a sweep: who is handed out together, and that the record does not show it."""
+
+import signal
+
+import psutil
+import pytest
+
+from scaletune import recipe as recipes
+from scaletune import sweeping, training
+from scaletune.records import read_jsonl
+from scaletune.sweeping import stacks
+
+MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
+
+
+def asked(tiny, **settings):
+    return tiny({"axes": {"lr": [2e-3, 8e-3, 1e3, 4e-3]}, "engine.workers": 1} | settings)
+
+
+def queue(*points):
+    return sweeping.tasks("main", points)
+
+
+def taken(tasks, workers=1):
+    """Sizes and learning rates of what is handed out, until the queue is empty."""
+    found = []
+    while tasks:
+        found.append([task.recipe.optimizer.lr for task in stacks.take(tasks, workers)])
+    return found
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(stacks, "gpu_bytes", lambda: 0)
+
+
+def test_like_goes_with_like(tiny, no_gpu):
+    points = [tiny(lr=lr, seed=seed) for seed in (0, 1) for lr in (1e-3, 2e-3)]
+    assert taken(queue(*points, tiny(lr=4e-3), tiny(lr=8e-3, width=128))) == [[1e-3, 2e-3, 4e-3], [1e-3, 2e-3], [8e-3]]
+
+
+def test_a_stack_is_no_larger_than_asked_and_leaves_each_worker_its_share(tiny, no_gpu):
+    points = [tiny({"lr": lr, "engine.stack": 3}) for lr in (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)]
+    assert taken(queue(*points)) == [[1e-3, 2e-3, 3e-3], [4e-3, 5e-3]]
+    assert taken(queue(*points), workers=5) == [[1e-3], [2e-3], [3e-3], [4e-3], [5e-3]]
+    assert taken(queue(*[tiny({"lr": point.optimizer.lr, "engine.stack": 1}) for point in points[:2]])) == [[1e-3], [2e-3]]
+
+
+def test_a_trial_whose_worker_died_trains_alone(tiny, no_gpu):
+    tasks = queue(*[tiny({"lr": lr, "engine.stack": 4}) for lr in (1e-3, 2e-3, 3e-3, 4e-3)])
+    tasks[1].tries = 1
+    assert taken(tasks) == [[1e-3, 3e-3, 4e-3], [2e-3]]
+
+
+def test_the_record_is_the_one_of_trial_by_trial(tiny, tmp_path):
+    recipe = asked(tiny, **{"engine.stack": 4})
+    table = sweeping.sweep(recipe, out=tmp_path)
+    assert table["status"].tolist() == ["done", "done", "done", "diverged"]
+    assert [row["stack"] for row in table["provenance"]] == [4] * 4
+    alone = {trial.id: trial for trial, _ in (training.trial(point, "main", training.accelerator()) for point in recipes.points(recipe))}
+    for trial in read_jsonl(tmp_path / "sweeps/tiny.jsonl"):
+        assert all(getattr(trial, name) == getattr(alone[trial.id], name) for name in MEASURED)
+
+
+def test_a_killed_worker_costs_its_stack_and_no_more(tiny, tmp_path, monkeypatch):
+    """Killed when the diverged trial is on record: that one stays, its neighbours train again, alone."""
+    killed, finished = [], sweeping._Board.finished
+
+    def watched(board, task, trial):
+        finished(board, task, trial)
+        if not killed:
+            killed.append(trial)
+            worker = next(child for child in psutil.Process().children() if "scaletune.sweeping.worker" in child.cmdline())
+            worker.send_signal(signal.SIGKILL)
+
+    monkeypatch.setattr(sweeping._Board, "finished", watched)
+    recipe = asked(tiny, tokens=256 * 40, **{"engine.stack": 4})
+    table = sweeping.sweep(recipe, out=tmp_path).sort_values("lr")
+    assert killed[0].status == "diverged" and table["status"].tolist() == ["done", "done", "done", "diverged"]
+    assert [row["stack"] for row in table["provenance"]] == [1, 1, 1, 4]
+    alone, _ = training.trial(recipes.points(recipe)[1], "main", training.accelerator())
+    assert table["loss"].iloc[2] == alone.loss

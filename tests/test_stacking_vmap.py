@@ -1,0 +1,81 @@
+"""User modules as a stack: each as it is alone, and a refusal of vmap's said as one."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from scaletune.errors import UserError
+from scaletune.training.vmapping import VmapStack
+
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # of CPU attention, which vmap has no rule for
+
+
+class Net(nn.Module):
+    """Attention over a sequence, a buffer and a loss, as a user may write them."""
+
+    def __init__(self, seed, width=16):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.inner = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "out": nn.Linear(width, 5)})
+            self.register_buffer("shift", torch.randn(width))
+
+    def forward(self, x, targets):
+        q, k, v = (part[:, None] for part in self.inner["qkv"](x + self.shift).chunk(3, -1))
+        y = self.inner["out"](F.scaled_dot_product_attention(q, k, v)[:, 0])
+        return F.cross_entropy(y.flatten(0, 1), targets.flatten())
+
+
+class Peeking(Net):
+    def forward(self, x, targets):
+        loss = super().forward(x, targets)
+        return loss * 2 if loss.item() > 1 else loss
+
+
+def batch():
+    drawn = torch.Generator().manual_seed(0)
+    return torch.randn(4, 7, 16, generator=drawn), torch.randint(5, (4, 7), generator=drawn)
+
+
+def test_a_stack_trains_each_module_as_it_would_alone():
+    """AdamW steps on the stack against torch's own loop on each module."""
+    nets, (x, targets) = [Net(seed) for seed in range(3)], batch()
+    stack = VmapStack(nets)
+    opt = torch.optim.AdamW(stack.parameters(), lr=1e-2)
+    others = [torch.optim.AdamW(net.parameters(), lr=1e-2) for net in nets]
+    for _ in range(20):
+        losses = stack(x, targets)
+        alone = [net(x, targets) for net in nets]
+        assert torch.allclose(losses, torch.stack(alone), rtol=1e-5)
+        losses.sum().backward()
+        opt.step()
+        opt.zero_grad()
+        for loss, other in zip(alone, others, strict=True):
+            loss.backward()
+            other.step()
+            other.zero_grad()
+    assert losses.max() < 1.7  # ln 5 = 1.61 and more at the start
+    for k, net in enumerate(nets):
+        found = Net(99)
+        found.load_state_dict(stack.trial(k))
+        assert torch.allclose(found(x, targets), net(x, targets), rtol=1e-5)
+
+
+def test_what_vmap_refuses_is_said():
+    with pytest.raises(UserError, match=r"a Peeking cannot stack, as vmap refuses it \(.*\): train its trials apart"):
+        VmapStack([Peeking(0), Peeking(1)])(*batch())
+
+
+def test_modules_that_differ_are_refused():
+    with pytest.raises(UserError, match=r"the same shapes, but `inner.out.weight` is \(5, 16\) and \(5, 32\)"):
+        VmapStack([Net(0), Net(1, width=32)])
+    with pytest.raises(UserError, match="of one kind, but got Net, Peeking"):
+        VmapStack([Net(0), Peeking(1)])
+    with pytest.raises(UserError, match="of one kind, but got none"):
+        VmapStack([])
+
+
+def test_an_error_of_the_module_itself_stays_its_own():
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        VmapStack([Net(0), Net(1)])(torch.zeros(4, 7, 3), batch()[1])
