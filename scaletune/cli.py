@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -46,6 +47,35 @@ def _sweep(args: argparse.Namespace) -> Answer:
     return {"sweep": asked.name, "n_trials": len(trials), **counts, "best": best, "path": str(path)}, lines
 
 
+def _status(args: argparse.Namespace) -> Answer:
+    from scaletune.sweeping import standing
+
+    now = standing.status(_stem(args.sweep, args.out).with_suffix(".db"))
+    who = "{pid} on {host}, since {since}".format(**now["driver"]) if now["driver"] else "none: `scaletune sweep` or `run` carries on"
+    return now, [*standing.table(now), f"driver: {who}"]
+
+
+def _export(args: argparse.Namespace) -> Answer:
+    from scaletune.records import Store, glance
+
+    stem = _stem(args.sweep, args.out)
+    glance(stem.with_name(stem.name + ".db"))  # what is no store is refused, and not made into one
+    with closing(Store(stem)) as store:
+        path, n = store.export(), len(store.statuses())
+    return {"path": str(path), "n_trials": n}, [f"{n} trials: {path}"]
+
+
+def _stem(sweep: str, out: str) -> Path:
+    """`sweeps/NAME` of a recipe file, of one of the sweep's own files, or of its name."""
+    path = Path(sweep)
+    if path.suffix == ".toml":
+        from scaletune import recipe
+
+        return Path(out) / "sweeps" / recipe.load(path).name
+    here = path.suffix in (".db", ".jsonl")
+    return path.with_suffix("") if here else Path(out) / "sweeps" / path
+
+
 def _records_of(source: Path, out: Path) -> tuple[Path, str | None, Path | None]:
     """(records, law, where the Fit goes) of a recipe or of a records file."""
     if source.suffix != ".toml":
@@ -59,9 +89,11 @@ def _records_of(source: Path, out: Path) -> tuple[Path, str | None, Path | None]
 
 def _fit(args: argparse.Namespace) -> Answer:
     from scaletune import fitting, reporting
+    from scaletune.records import read_trials
 
-    records, law, path = _records_of(Path(args.source), Path("."))
-    made = fitting.fit(records, args.law or law or "lr_nd", holdout=args.holdout, fixed=dict(args.fix), level=args.level)
+    records, law, path = _records_of(Path(args.source[0]), Path("."))
+    trials = read_trials([records, *args.source[1:]]) if len(args.source) > 1 else records
+    made = fitting.fit(trials, args.law or law or "lr_nd", holdout=args.holdout, fixed=dict(args.fix), level=args.level)
     path = Path(args.to) if args.to else path
     if path:
         made.write(path)
@@ -394,8 +426,17 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--out", default=".", help="folder that gets sweeps/ (default: here)")
     c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
     settings(c)
+    for name, act, about in (
+        ("status", _status, "How a sweep stands, from another terminal: trials under way, done, failed, diverged, the best, time left."),
+        ("export", _export, "Write a sweep's record NAME.jsonl from its workbench NAME.db, while it runs too."),
+    ):
+        c = command(name, act, about, f"scaletune {name} quickstart")
+        c.add_argument("sweep", metavar="SWEEP", help="its name, its recipe, or its .db file")
+        c.add_argument("--out", default=".", help="folder that has sweeps/ (default: here)")
     c = command("fit", _fit, "Fit a law to records.", "scaletune fit sweeps/quickstart.jsonl --law lr_nd --holdout 'n_params > 4e5'")
-    c.add_argument("source", metavar="RECIPE.toml | RECORDS", help="a sweep's recipe, or a .jsonl, .db or .csv file of trials")
+    c.add_argument(
+        "source", nargs="+", metavar="RECIPE.toml | RECORDS", help="a sweep's recipe, or .jsonl, .db or .csv files of trials, merged"
+    )
     c.add_argument("--law", help="lr_nd (default), lr_ndb, joint, loss_nd, chinchilla")
     c.add_argument(
         "--fix",
@@ -430,7 +471,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _known_command(argv: Sequence[str]) -> None:
     """A misspelt command names the nearest one, where argparse would list them all."""
-    known = ("run", "laws", "predict", "count", "check", "sweep", "fit", "transfer", "plot", "report")
+    known = ("run", "laws", "predict", "count", "check", "sweep", "status", "export", "fit", "transfer", "plot", "report")
     if argv and not argv[0].startswith("-") and argv[0] not in known:
         raise UserError(f"unknown command `{argv[0]}`{nearest(argv[0], known)}")
 

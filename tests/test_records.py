@@ -207,7 +207,7 @@ def test_readers_take_any_of_the_three_files(tmp_path):
         ("bytes.jsonl", b"\xff\xfe\n", "`.*bytes.jsonl` must be text in UTF-8"),
         ("bytes.csv", b"\xff\xfe\n", "`.*bytes.csv` must be a table of comma-separated values"),
         ("ragged.csv", b"lr,loss\n1,2\n1,2,3,4\n", "`.*ragged.csv` must be a table of comma-separated values"),
-        ("text.db", b"no database, whatever its name says", "`.*text.db` must be a writable SQLite file"),
+        ("text.db", b"no database, whatever its name says", "`.*text.db` must be a sweep's store, but file is not a database"),
     ],
 )
 def test_what_is_no_record_is_one_sentence(tmp_path, name, content, sentence):
