@@ -69,7 +69,6 @@ class Store:
             self._db.execute("PRAGMA synchronous=FULL")  # a trial is hours of work: on disk when it is recorded, 1 ms
             if _require_schema(self._db, self.workbench) < SCHEMA:
                 self._migrate()
-        self.changed = True  # since the last export
         with self._write():
             for trial in adopted:
                 self._insert(trial)
@@ -95,6 +94,7 @@ class Store:
                 raise
 
     def _insert(self, trial: Trial) -> None:
+        self._db.execute("DELETE FROM live WHERE key = 'exported'")
         self._db.execute("INSERT OR IGNORE INTO trials (id, line, status) VALUES (?, ?, ?)", (trial.id, line(trial), trial.status))
 
     def put(self, trial: Trial, curve: Sequence[float] = ()) -> None:
@@ -106,22 +106,24 @@ class Store:
             if len(curve):
                 blob = zlib.compress(np.asarray(curve, "<f4").tobytes())
                 self._db.execute("INSERT OR IGNORE INTO curves VALUES (?, ?)", (trial.id, blob))
-        self.changed = True
 
     def forget(self, ids: Iterable[str]) -> None:
         """Drop records that say "failed" (a crash, not a result), so that the next run tries them again."""
         with self._write():
             self._db.executemany("DELETE FROM trials WHERE id = ?", [(i,) for i in ids])
-        self.changed = True
+            self._db.execute("DELETE FROM live WHERE key = 'exported'")
 
     def tell(self, live: dict[str, Any]) -> None:
         """Put what the driver is at where `glance` finds it."""
         with self._write():
-            self._db.execute("INSERT OR REPLACE INTO live VALUES ('driver', ?)", (json.dumps(live, allow_nan=False),))
+            self._keep("driver", live)
 
     def told(self) -> dict[str, Any]:
         """What a driver put there last."""
-        return _live(self._db)
+        return _live(self._db, "driver") or {}
+
+    def _keep(self, key: str, value: Any) -> None:
+        self._db.execute("INSERT OR REPLACE INTO live VALUES (?, ?)", (key, json.dumps(value, allow_nan=False)))
 
     def statuses(self) -> dict[str, str]:
         """Of every recorded trial, without reading it."""
@@ -143,14 +145,15 @@ class Store:
     def export(self) -> Path:
         """Write the record: this workbench's trials, and those of an older `.jsonl` that it does not hold.
 
-        Under the writer's lock: of two exports at once the second sees all that the first has seen.
+        Under the writer's lock: of two exports at once the second sees all that the first has seen. A record that has not
+        been touched since the last export, of a workbench that has not either, is left as it is.
         """
-        if self.changed or not self.record.exists():
+        if _stamp(self.record) is None or _stamp(self.record) != _live(self._db, "exported"):
             with self._write():
                 sweep_out(self.record)
                 others = read_jsonl(self.record) if self.record.exists() else []
                 write_atomically(self.record, lines(merged(self.trials(), others)))
-            self.changed = False
+                self._keep("exported", _stamp(self.record))
         return self.record
 
     def close(self) -> None:
@@ -163,12 +166,17 @@ def _trials(db: sqlite3.Connection, path: Path) -> list[Trial]:
     return [parsed(text, str(path)) for (text,) in rows]
 
 
-def _live(db: sqlite3.Connection) -> dict[str, Any]:
+def _stamp(path: Path) -> list[int] | None:
+    """[bytes, modified at, ns] of a file; None when there is none."""
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
+
+
+def _live(db: sqlite3.Connection, key: str) -> Any:
     try:
-        row = db.execute("SELECT value FROM live WHERE key = 'driver'").fetchone()
-    except sqlite3.OperationalError:  # schema 0 has none
-        return {}
-    return json.loads(row[0]) if row else {}
+        row = db.execute("SELECT value FROM live WHERE key = ?", (key,)).fetchone()
+    except sqlite3.OperationalError:  # schema 0 has no such table
+        return None
+    return json.loads(row[0]) if row else None
 
 
 def glance(path: Path) -> tuple[list[Trial], dict[str, Any]]:
@@ -177,7 +185,7 @@ def glance(path: Path) -> tuple[list[Trial], dict[str, Any]]:
         raise UserError(f"a sweep's store must exist, but got `{path}`")
     with _told(path, "a sweep's store"), closing(_read_only(path)) as db:
         _require_schema(db, path)
-        return _trials(db, path), _live(db)
+        return _trials(db, path), _live(db, "driver") or {}
 
 
 def _read_only(path: Path) -> sqlite3.Connection:
