@@ -109,9 +109,11 @@ class Store:
 
     def forget(self, ids: Iterable[str]) -> None:
         """Drop records that say "failed" (a crash, not a result), so that the next run tries them again."""
-        with self._write():
-            self._db.executemany("DELETE FROM trials WHERE id = ?", [(i,) for i in ids])
-            self._db.execute("DELETE FROM live WHERE key = 'exported'")
+        gone = [(i,) for i in ids]
+        if gone:
+            with self._write():
+                self._db.executemany("DELETE FROM trials WHERE id = ?", gone)
+                self._db.execute("DELETE FROM live WHERE key = 'exported'")
 
     def tell(self, live: dict[str, Any]) -> None:
         """Put what the driver is at where `glance` finds it."""
