@@ -50,7 +50,7 @@ def _sweep(args: argparse.Namespace) -> Answer:
 def _status(args: argparse.Namespace) -> Answer:
     from scaletune.sweeping import standing
 
-    now = standing.status(_stem(args.sweep, args.out).with_suffix(".db"))
+    now = standing.status(_workbench(args.sweep, args.out))
     who = "{pid} on {host}, since {since}".format(**now["driver"]) if now["driver"] else "none: `scaletune sweep` or `run` carries on"
     return now, [*standing.table(now), f"driver: {who}"]
 
@@ -58,22 +58,23 @@ def _status(args: argparse.Namespace) -> Answer:
 def _export(args: argparse.Namespace) -> Answer:
     from scaletune.records import Store, glance
 
-    stem = _stem(args.sweep, args.out)
-    glance(stem.with_name(stem.name + ".db"))  # what is no store is refused, and not made into one
-    with closing(Store(stem)) as store:
+    workbench = _workbench(args.sweep, args.out)
+    glance(workbench)  # what is no store is refused, and not made into one
+    with closing(Store(workbench)) as store:
         path, n = store.export(), len(store.statuses())
     return {"path": str(path), "n_trials": n}, [f"{n} trials: {path}"]
 
 
-def _stem(sweep: str, out: str) -> Path:
-    """`sweeps/NAME` of a recipe file, of one of the sweep's own files, or of its name."""
+def _workbench(sweep: str, out: str) -> Path:
+    """`sweeps/NAME.db` of a recipe file, of one of the sweep's own files, or of its name."""
     path = Path(sweep)
+    if path.suffix in (".db", ".jsonl"):
+        return path.with_suffix(".db")
     if path.suffix == ".toml":
         from scaletune import recipe
 
-        return Path(out) / "sweeps" / recipe.load(path).name
-    here = path.suffix in (".db", ".jsonl")
-    return path.with_suffix("") if here else Path(out) / "sweeps" / path
+        sweep = recipe.load(path).name
+    return Path(out) / "sweeps" / f"{sweep}.db"
 
 
 def _records_of(source: Path, out: Path) -> tuple[Path, str | None, Path | None]:

@@ -25,7 +25,7 @@ class Running:
 
     task: Task
     share: float = 0.0  # done
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
 
     def row(self, now: float) -> dict[str, Any]:
         recipe = self.task.recipe
@@ -38,20 +38,30 @@ class Running:
 
 
 class Board:
-    """The standing of a sweep whose driver is at `queue`; the other wanted trials are on record."""
+    """The standing of a sweep whose driver is at `queue`; the other trials it wants are on record."""
 
-    def __init__(self, store: Store, queue: Sequence[Task], wanted: int):
-        self.store, self.n_wanted, self.me = store, wanted, locking.myself()
+    def __init__(self, store: Store, queue: Sequence[Task], recorded: Sequence[Trial]):
+        self.store, self.me = store, locking.myself()
         self.began, self.beaten, self.shown = time.monotonic(), 0.0, time.monotonic()
-        self.cost, self.gained = sum(task.cost for task in queue), 0.0  # guessed seconds
+        self.cost, self.gained = 0.0, 0.0  # guessed seconds, of this driver's own work
         self.running: dict[str, Running] = {}
-        self.counts, self.seconds = dict.fromkeys(COUNTED, 0), 0.0
+        self.n_wanted, self.counts, self.seconds = 0, dict.fromkeys(COUNTED, 0), 0.0
         self.best: dict[str, Any] | None = None
-        self.counts["done"] = wanted - len(queue)
         self.terminal, self.drawn = sys.stderr.isatty(), 0  # lines of the table on the screen
+        self.wanted(queue, recorded)
 
-    def wanted(self, new: Sequence[Task], total: int) -> None:
-        self.cost, self.n_wanted = self.cost + sum(task.cost for task in new), total
+    def wanted(self, new: Sequence[Task], recorded: Sequence[Trial]) -> None:
+        """More trials: to be trained, and on record."""
+        self.cost += sum(task.cost for task in new)
+        self.n_wanted += len(new) + len(recorded)
+        for trial in recorded:
+            self._count(trial)
+
+    def _count(self, trial: Trial) -> None:
+        self.counts[trial.status] += 1
+        self.seconds += trial.seconds
+        if trial.loss is not None and (self.best is None or trial.loss < self.best["loss"]):
+            self.best = best_of([trial])
 
     def progress(self, task: Task, share: float) -> None:
         self.running.setdefault(task.id, Running(task)).share = share
@@ -59,13 +69,10 @@ class Board:
     def finished(self, task: Task, trial: Trial) -> None:
         self.running.pop(task.id, None)
         self.gained += task.cost
-        self.counts[trial.status] += 1
-        self.seconds += trial.seconds
-        if trial.loss is not None and (self.best is None or trial.loss < self.best["loss"]):
-            self.best = best_of([trial])
+        self._count(trial)
 
     def standing(self) -> dict[str, Any]:
-        """As `status` gives it, of this driver's own trials."""
+        """As `status` gives it, of the trials that this driver wants."""
         now = time.monotonic()
         under_way = sum(running.share * running.task.cost for running in self.running.values())
         share = min(1.0, (self.gained + under_way) / self.cost) if self.cost else 1.0

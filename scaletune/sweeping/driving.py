@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,21 @@ class Driver:
         """Put what is not on record into the queue; a trial that is asked for twice is the first sweep's."""
         new = {task.id: _placed(task, self.store.workbench) for task in reversed(tasks) if task.id not in self.wanted}
         self.wanted |= new.keys()
-        self.queue += [task for task in new.values() if task.id not in self.known]
-        self.queue.sort(key=lambda task: -task.cost)
-        if self.then:
-            for trial in [trial for trial in self.store.trials() if trial.id in new.keys() & self.known.keys()]:
-                self.want(self.then(trial))
+        todo = [task for task in new.values() if task.id not in self.known]
+        self.queue = sorted(self.queue + todo, key=lambda task: -task.cost)
+        there = self._recorded(new.keys()) if self.then or self.board else []
         if self.board:
-            self.board.wanted([task for task in new.values() if task.id not in self.known], len(self.wanted))
+            self.board.wanted(todo, there)
+        if self.then:
+            for trial in there:
+                self.want(self.then(trial))
+
+    def _recorded(self, ids: Collection[str]) -> list[Trial]:
+        return [trial for trial in self.store.trials() if trial.id in ids] if self.known.keys() & set(ids) else []
 
     def drive(self, pool: Pool) -> None:
         """Until the queue is empty and each trial is on record."""
-        with closing(Board(self.store, self.queue, len(self.wanted))) as self.board:
+        with closing(Board(self.store, self.queue, self._recorded(self.wanted))) as self.board:
             while self.queue or pool.busy:
                 pool.hand_out(self.queue)
                 for task, message in pool.messages():
