@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -49,6 +50,36 @@ def _sweep(args: argparse.Namespace) -> Answer:
     return {"sweep": asked.name, "n_trials": len(trials), **counts, "best": best, "path": str(path)}, lines
 
 
+def _status(args: argparse.Namespace) -> Answer:
+    from scaletune.sweeping import standing
+
+    now = standing.status(_workbench(args.sweep, args.out))
+    who = "{pid} on {host}, since {since}".format(**now["driver"]) if now["driver"] else "none: `scaletune sweep` or `run` carries on"
+    return now, [*standing.table(now), f"driver: {who}"]
+
+
+def _export(args: argparse.Namespace) -> Answer:
+    from scaletune.records import Store, glance
+
+    workbench = _workbench(args.sweep, args.out)
+    glance(workbench)  # what is no store is refused, and not made into one
+    with closing(Store(workbench)) as store:
+        path, n = store.export(), len(store.statuses())
+    return {"path": str(path), "n_trials": n}, [f"{n} trials: {path}"]
+
+
+def _workbench(sweep: str, out: str) -> Path:
+    """`sweeps/NAME.db` of a recipe file, of one of the sweep's own files, or of its name."""
+    path = Path(sweep)
+    if path.suffix in (".db", ".jsonl"):
+        return path.with_suffix(".db")
+    if path.suffix == ".toml":
+        from scaletune import recipe
+
+        sweep = recipe.load(path).name
+    return Path(out) / "sweeps" / f"{sweep}.db"
+
+
 def _records_of(source: Path, out: Path) -> tuple[Path, str | None, Path | None]:
     """(records, law, where the Fit goes) of a recipe or of a records file."""
     if source.suffix != ".toml":
@@ -63,8 +94,8 @@ def _records_of(source: Path, out: Path) -> tuple[Path, str | None, Path | None]
 def _fit(args: argparse.Namespace) -> Answer:
     from scaletune import fitting, importing, reporting
 
-    records, law, path = _records_of(Path(args.source), Path("."))
-    table, guessed = importing.trials(records, dict(args.map))
+    records, law, path = _records_of(Path(args.source[0]), Path("."))
+    table, guessed = importing.trials([records, *args.source[1:]], dict(args.map))
     made = fitting.fit(table, args.law or law or "lr_nd", holdout=args.holdout, fixed=dict(args.fix), level=args.level)
     made = dataclasses.replace(made, assumptions=[*made.assumptions, *guessed])
     path = Path(args.to) if args.to else path
@@ -506,11 +537,19 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--out", default=".", help="folder that gets sweeps/ (default: here)")
     c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
     settings(c)
+    for name, act, about in (
+        ("status", _status, "How a sweep stands, from another terminal: trials under way, done, failed, diverged, the best, time left."),
+        ("export", _export, "Write a sweep's record NAME.jsonl from its workbench NAME.db, while it runs too."),
+    ):
+        c = command(name, act, about, f"scaletune {name} quickstart")
+        c.add_argument("sweep", metavar="SWEEP", help="its name, its recipe, or its .db file")
+        c.add_argument("--out", default=".", help="folder that has sweeps/ (default: here)")
     c = command("fit", _fit, "Fit a law to records.", "scaletune fit sweeps/quickstart.jsonl --law lr_nd --holdout 'n_params > 4e5'")
     c.add_argument(
         "source",
+        nargs="+",
         metavar="RECIPE.toml | RECORDS",
-        help="a sweep's recipe, or runs: .jsonl, .db, .csv, .parquet, or logs of W&B, TensorBoard, a Trainer or MLflow",
+        help="a sweep's recipe, or runs: .jsonl, .db, .csv, .parquet, or logs of W&B, TensorBoard, a Trainer or MLflow; several are merged",
     )
     c.add_argument(
         "--map", action="append", type=_mapped, default=[], metavar="COLUMN=NAME", help="what the records call a column, e.g. loss=eval/ce"
@@ -557,7 +596,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _known_command(argv: Sequence[str]) -> None:
     """A misspelt command names the nearest one, where argparse would list them all."""
-    known = ("run", "laws", "predict", "plan", "count", "check", "sweep", "fit", "transfer", "lint", "plot", "report")
+    known = ("run", "laws", "predict", "plan", "count", "check", "sweep", "status", "export", "fit", "transfer", "lint", "plot", "report")
     if argv and not argv[0].startswith("-") and argv[0] not in known:
         raise UserError(f"unknown command `{argv[0]}`{nearest(argv[0], known)}")
 

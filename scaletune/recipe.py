@@ -257,7 +257,9 @@ class Engine(Section):
     noise_every: Annotated[int, Field(ge=0)] = 0  # steps between measurements of the gradient-noise scale; 0: none
     checkpoint_every: Annotated[int, Field(ge=0)] = 0  # steps; 0: none
     trackers: list[Literal["tensorboard", "wandb"]] = []
-    runs: str = "runs"  # folder of checkpoints and trackers, one of its own a trial
+    runs: str = "runs"  # folder of checkpoints and trackers, one of its own a trial; relative to the folder that gets sweeps/
+    retries: Annotated[int, Field(ge=0)] = 2  # of a trial whose worker dies, hangs or runs out of memory, before it is recorded as failed
+    patience: Positive = 1800.0  # seconds a worker may say nothing before it counts as hung
 
     @model_validator(mode="after")
     def _parts(self) -> Engine:

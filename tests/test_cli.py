@@ -21,7 +21,7 @@ from scaletune.errors import UserError
 from scaletune.records import Fit, Store, read_jsonl
 from scaletune.transferring.own import toml
 
-COMMANDS = ("run", "sweep", "fit", "predict", "transfer", "lint", "plot", "report", "check", "count", "laws")
+COMMANDS = ("run", "plan", "sweep", "status", "export", "fit", "predict", "transfer", "lint", "plot", "report", "check", "count", "laws")
 RECIPE = """
 data = { source = "words.txt", seq_len = 32 }
 model = { width = 32, depth = 1, head_dim = 16, ffn_ratio = 2.0 }
@@ -292,7 +292,7 @@ def test_help_names_every_command(capsys):
             "`parametrization.base_width` is 64 and theirs 32",
         ),
         ("sweep no.toml", "the recipe file must exist, but got `no.toml`"),
-        ("sweep point.toml --out words.txt", "`words.txt/sweeps/point.db` must be a writable SQLite file"),
+        ("sweep point.toml --out words.txt", "`words.txt/sweeps/point.lock` must be writable, but Not a directory"),
         (
             "sweep point.toml --set data.source=wrods.txt",
             "`data.source` must be one of 'python-stdlib', 'digits', 'power-law', a file or a folder",
@@ -376,7 +376,7 @@ def test_a_mistake_in_a_recipe_is_one_line(cli_at, home, command, old, new, said
         ("lost.csv", "n_params,tokens,lr,loss\n1e6,1e8,1e-3,\n", " at least one "),
         ("other.jsonl", '{"a": 1}\n', "other.jsonl:1 is not a record of trials"),
         ("torn.jsonl", '{"a\n{}\n', "every line of torn.jsonl:1 must be JSON"),
-        ("text.db", "no database", "`text.db` must be a writable SQLite file"),
+        ("text.db", "no database", "`text.db` must be a sweep's store, but file is not a database"),
     ],
 )
 def test_records_that_are_none_are_one_line(cli_at, home, command, name, content, said):

@@ -3,6 +3,9 @@
 import json
 import os
 import sqlite3
+import threading
+import zlib
+from contextlib import closing
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -13,7 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaletune.errors import UserError
-from scaletune.records import COLUMNS, Fit, Store, Trial, digest, frame, read_jsonl, read_trials, write_atomically
+from scaletune.records import (
+    COLUMNS,
+    Fit,
+    Store,
+    Trial,
+    digest,
+    frame,
+    glance,
+    merged,
+    read_jsonl,
+    read_trials,
+    scrubbed,
+    write_atomically,
+)  # fmt: skip
+from scaletune.records import store as store_module
 
 TRIAL = Trial(
     id="a", sweep="main", point={"model": {"width": 32}}, n_params=10, n_params_total=20, tokens=100, batch_tokens=10, seq_len=5, width=32,
@@ -207,7 +224,7 @@ def test_readers_take_any_of_the_three_files(tmp_path):
         ("bytes.jsonl", b"\xff\xfe\n", "`.*bytes.jsonl` must be text in UTF-8"),
         ("bytes.csv", b"\xff\xfe\n", "`.*bytes.csv` must be a table of comma-separated values"),
         ("ragged.csv", b"lr,loss\n1,2\n1,2,3,4\n", "`.*ragged.csv` must be a table of comma-separated values"),
-        ("text.db", b"no database, whatever its name says", "`.*text.db` must be a writable SQLite file"),
+        ("text.db", b"no database, whatever its name says", "`.*text.db` must be a sweep's store, but file is not a database"),
     ],
 )
 def test_what_is_no_record_is_one_sentence(tmp_path, name, content, sentence):
@@ -231,6 +248,132 @@ def test_a_frame_has_one_order(lrs, seed):
     shuffled = seed.sample(trials, len(trials))
     pd.testing.assert_frame_equal(frame(trials), frame(shuffled))
     assert frame(trials)["lr"].tolist() == sorted(lrs)
+
+
+OLDER = """
+CREATE TABLE trials (id TEXT PRIMARY KEY, line TEXT NOT NULL);
+CREATE TABLE curves (id TEXT PRIMARY KEY, losses BLOB NOT NULL);
+INSERT INTO trials VALUES ('a', '{a}');
+INSERT INTO trials VALUES ('b', '{b}');
+INSERT INTO curves VALUES ('a', x'{curve}');
+"""  # a workbench of version 0.1.0, and in it a line of its schema 1, which had no `metrics`
+
+
+@pytest.fixture
+def older(tmp_path):
+    """Its path."""
+    first = {key: value for key, value in asdict(TRIAL).items() if key != "metrics"} | {"schema": 1}
+    failed = asdict(DIVERGED) | {"status": "failed"}
+    curve = zlib.compress(np.float32([4.0, 3.5]).tobytes()).hex()
+    db = sqlite3.connect(tmp_path / "old.db")
+    db.execute("PRAGMA journal_mode=WAL")
+    db.executescript(OLDER.format(a=json.dumps(first), b=json.dumps(failed), curve=curve))
+    db.close()
+    return tmp_path / "old.db"
+
+
+def test_an_older_store_is_read_as_it_is_and_migrated_by_its_driver(older):
+    expected = [replace(TRIAL, schema=1), replace(DIVERGED, status="failed")]
+    before = older.read_bytes()
+    assert glance(older) == (expected, {}) and read_trials(older)["id"].tolist() == ["a", "b"]
+    assert older.read_bytes() == before
+    for _ in range(2):
+        store = Store(older)
+        assert store.trials() == expected and store.curve("a") == [4.0, 3.5]
+        assert store.statuses() == {"a": "done", "b": "failed"}
+        store.close()
+    with closing(sqlite3.connect(older)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+
+
+def test_a_migration_that_is_cut_off_leaves_the_older_store(older, monkeypatch):
+    monkeypatch.setattr(store_module, "MIGRATIONS", (*store_module.MIGRATIONS, ("NO SUCH STATEMENT",)))
+    with pytest.raises(UserError, match="must be a writable SQLite file, but near"):
+        Store(older)
+    with closing(sqlite3.connect(older)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (0,)
+        assert [row[1] for row in db.execute("PRAGMA table_info(trials)")] == ["id", "line"]
+
+
+def test_a_newer_store_is_refused_and_left(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "new.db")) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA user_version = 9")
+    before = (tmp_path / "new.db").read_bytes()
+    for act in (Store, glance):
+        with pytest.raises(UserError, match=r"^`.*new.db` has schema 9, newer than this scaletune's 1: upgrade scaletune$"):
+            act(tmp_path / "new.db")
+    assert (tmp_path / "new.db").read_bytes() == before
+
+
+def test_several_records_are_one(tmp_path):
+    """The first record of a trial stays, but a result goes before a failure to get one; a table without ids is taken as it is."""
+    failed = replace(TRIAL, status="failed", loss=None)
+    (tmp_path / "a.jsonl").write_text(line(failed) + line(replace(DIVERGED, loss=None)))
+    (tmp_path / "b.jsonl").write_text(line(TRIAL) + line(replace(DIVERGED, message="another")) + line(replace(TRIAL, id="c", seed=1)))
+    frame([replace(TRIAL, id="d", seed=2)])[list(COLUMNS)].to_csv(tmp_path / "c.csv", index=False)
+    both = read_trials([tmp_path / "a.jsonl", str(tmp_path / "b.jsonl")])
+    assert both["id"].tolist() == ["a", "c", "b"] and both["status"].tolist() == ["done", "done", "diverged"]
+    assert both["message"].tolist()[2] == DIVERGED.message
+    pd.testing.assert_frame_equal(
+        both, frame(merged(*map(read_jsonl, (tmp_path / "b.jsonl", tmp_path / "a.jsonl")))).assign(message=both["message"])
+    )
+    three = read_trials([tmp_path / "a.jsonl", tmp_path / "c.csv", tmp_path / "b.jsonl"])
+    assert sorted(three["seed"]) == [0, 0, 1, 2] and three["loss"].notna().sum() == 3
+    with pytest.raises(UserError, match="records must be one file or several, but got none"):
+        read_trials([])
+
+
+def test_what_killed_writers_left_is_swept_out_at_the_next_export(tmp_path):
+    (tmp_path / ".sweep.jsonl.4711.part").write_text("half")
+    (tmp_path / ".other.jsonl.4711.part").write_text("another's")
+    store = Store(tmp_path / "sweep")
+    store.put(TRIAL)
+    store.export()
+    store.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.jsonl.4711.part", "sweep.db", "sweep.jsonl"]
+
+
+def test_an_export_waits_for_the_writer_and_misses_nothing(tmp_path):
+    """Two exports at once: the record is that of the later one."""
+    driver, terminal = Store(tmp_path / "sweep"), []
+
+    def export():
+        store = Store(tmp_path / "sweep")
+        store.export()
+        store.close()
+        terminal.append(True)
+
+    driver.put(TRIAL)
+    with driver._write():
+        thread = threading.Thread(target=export)
+        thread.start()
+        driver._insert(DIVERGED)
+        assert not terminal
+    thread.join(60)
+    driver.close()
+    assert terminal and {trial.id for trial in read_jsonl(tmp_path / "sweep.jsonl")} == {"a", "b"}
+
+
+SECRETS = {
+    "OPENAI_API_KEY": "sk-12345678901", "WANDB_API_KEY": "wandb-secret-value", "AWS_SECRET_ACCESS_KEY": "aws/secret+value", "HF_TOKEN": "hf_qwertyuiop",
+    "DB_PASSWORD": "correct horse",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_of_the_environment_is_put_out(monkeypatch, name):
+    monkeypatch.setenv(name, SECRETS[name])
+    assert scrubbed(f"401 for {SECRETS[name]}!") == "401 for ***!"
+
+
+def test_what_is_no_secret_stays(monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallelism-is-off")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("API_KEY", "short")
+    text = "disabled short parallelism-is-off https://host:80/a@b at 12:30"
+    assert scrubbed(text) == text
+    assert scrubbed("postgresql://me:pass@host/db") == "postgresql://***@host/db"
 
 
 # --- fits ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,11 +78,21 @@ def _is_mlflow(path: Path) -> bool:
         return False
 
 
-def trials(path: str | Path, said: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, list[str]]:
-    """Records of any kind under the contract's names, and what was guessed: our own `.jsonl`, `.db` and `.csv`, or whatever `read` knows."""
-    path = Path(path)
-    own = path.suffix in (".jsonl", ".csv") or (path.suffix == ".db" and not _is_mlflow(path)) or not path.exists()
-    return named(read_trials(path) if own else read(path), said)
+def trials(source: str | Path | Sequence[str | Path], said: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """Records of any kind under the contract's names, and what was guessed: our own `.jsonl`, `.db` and `.csv`, or whatever `read` knows.
+
+    Of several sources the rows of all; our own are merged, a trial that two of them hold is one.
+    """
+    import pandas as pd
+
+    paths = [Path(source)] if isinstance(source, (str, Path)) else [Path(path) for path in source]
+    if all(map(_own, paths)):
+        return named(read_trials(paths[0] if len(paths) == 1 else paths), said)
+    return named(pd.concat([read_trials(path) if _own(path) else read(path) for path in paths], ignore_index=True), said)
+
+
+def _own(path: Path) -> bool:
+    return path.suffix in (".jsonl", ".csv") or (path.suffix == ".db" and not _is_mlflow(path)) or not path.exists()
 
 
 def named(table: pd.DataFrame, said: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, list[str]]:

@@ -19,7 +19,6 @@ from scaletune import counting, data, sweeping
 from scaletune.recipe import Recipe, Search, points, with_settings
 from scaletune.records import Store, Trial, frame, write_atomically
 from scaletune.sweeping.cells import Cell, Point, Waves, cells, lowest
-from scaletune.sweeping.local import slots
 from scaletune.sweeping.searching import propose
 
 if TYPE_CHECKING:
@@ -32,22 +31,14 @@ def search(recipe: Recipe, stem: Path, *, adopt: bool = False) -> tuple[list[Tas
     """Carry the recipe's search out: what it asked for, in order, and the trials of that. Says on stderr and in `NAME.search.txt` where it grew a range."""
     found = cells(recipe)
     sweeping.tasks("main", points(recipe))  # all that may be asked for must be sound before anything is trained
-    store = Store(stem, adopt=adopt)
-    with contextlib.closing(store):
-        store.export()
-        try:
-            store.forget(trial.id for trial in store.trials() if trial.status == "failed")
-            asker = Asker(found, _lines(found, recipe), {trial.id: trial for trial in store.trials()})
-            queue = asker.start()
-            if queue:
-                processes = recipe.engine.processes
-                with sweeping.Pool(min(slots(recipe.engine.workers, processes), len(asker.lines) * recipe.search.wave), processes) as pool:
-                    sweeping._drive(pool, queue, store, len(asker.asked) - len(queue), asker.told)
-            asker.finish()
-            write_atomically(stem.with_name(stem.name + ".search.txt"), "".join(f"{note}\n" for cell in found for note in cell.notes))
-            return list(asker.asked.values()), frame(trial for trial in store.trials() if trial.id in asker.asked)
-        finally:
-            store.export()
+    with contextlib.closing(Store(stem, adopt=adopt)) as store:
+        known = {trial.id: trial for trial in store.trials() if trial.status != "failed"}
+    asker = Asker(found, _lines(found, recipe), known)
+    sweeping.train_all(asker.start(), stem, recipe.engine.workers, then=asker.told)
+    asker.finish()
+    write_atomically(stem.with_name(stem.name + ".search.txt"), "".join(f"{note}\n" for cell in found for note in cell.notes))
+    with contextlib.closing(Store(stem)) as store:
+        return list(asker.asked.values()), frame(trial for trial in store.trials() if trial.id in asker.asked)
 
 
 def _lines(found: list[Cell], recipe: Recipe) -> list[Line]:

@@ -1,7 +1,7 @@
 """The local engine: one worker process a core (or a GPU), started as a plain subprocess.
 
 Driver and worker speak JSON lines over the worker's standard input and output. A worker whose driver is gone reads the end
-of its input and leaves at once, so a killed driver leaves no orphan.
+of its input and leaves at once, and is killed by the kernel where it cannot: a killed driver leaves no orphan.
 """
 
 from __future__ import annotations
@@ -10,21 +10,27 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
-from typing import IO, TYPE_CHECKING, Any
+import time
+from collections.abc import Sequence
+from typing import IO, Any
 
 from scaletune.errors import UserError
 from scaletune.sweeping import stacks
+from scaletune.sweeping.memory import kernel_kills, ran_out
+from scaletune.sweeping.task import Task
 
-if TYPE_CHECKING:
-    from scaletune.sweeping import Task
+Message = dict[str, Any]  # {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "memory": bool, "log"}
+WAIT = 1.0  # seconds until the driver looks up though no worker speaks
+LOG = 1 << 16  # bytes of a log that are kept, the last ones
 
-HEAP = {
+HEAP = {  # glibc's: a stack's tensors would be mapped anew each step
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
-}  # glibc's: a stack's tensors would be mapped anew each step
+}
 INHERITED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # would make a worker wait for peers
 
 
@@ -49,23 +55,34 @@ def environment(slot: int, processes: int = 1) -> dict[str, str]:
     gpus = _gpus()
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
     own = [visible[(slot * processes + i) % gpus] for i in range(processes)] if gpus else []
-    return HEAP | kept | threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
+    return kept | HEAP | threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
 
 
 class Worker:
-    """A worker process, its log, and the tasks it is on."""
+    """A worker process, its log, and the tasks of the order it is on."""
 
     def __init__(self, slot: int, processes: int = 1):
         self.slot, self.heard = slot, b""
-        self.tasks: list[Task] = []
+        self.tasks: dict[str, Task] = {}  # those that it has not answered yet
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (`stop` closes it)
         command = [sys.executable, "-m", "scaletune.sweeping.worker"]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment(slot, processes)
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment(slot, processes),
+            process_group=0,  # an interrupt from the keyboard is the driver's to take; and its own processes go with it
+        )  # fmt: skip
         assert self.process.stdin and self.process.stdout
         self.orders: IO[bytes] = self.process.stdin
         self.answers: IO[bytes] = self.process.stdout
+        self.spoke, self.kills = time.monotonic(), kernel_kills()
+
+    def order(self, tasks: Sequence[Task]) -> None:
+        """Give it what to train, as one model where it is several."""
+        orders = [{"sweep": task.sweep, "recipe": task.recipe.model_dump()} for task in tasks]
+        self.tasks = {task.id: task for task in tasks}
+        self.spoke, self.kills = time.monotonic(), kernel_kills()
+        with contextlib.suppress(BrokenPipeError):  # a dead worker shows as the end of its output
+            self.orders.write(json.dumps(orders).encode() + b"\n")
+            self.orders.flush()
 
     def lines(self) -> list[bytes] | None:
         """What it has said since, in whole lines, or None when its output has ended. Call when there is something to read.
@@ -73,26 +90,41 @@ class Worker:
         Read past any buffer of ours: a second line left in one would never wake the selector.
         """
         said = os.read(self.answers.fileno(), 1 << 16)
+        self.spoke = time.monotonic()
         *lines, self.heard = (self.heard + said).split(b"\n")
         return lines if said else None
 
-    def last_words(self) -> str:
-        """The last line of its log, and how it ended."""
-        self.log.seek(0)
-        lines = self.log.read().decode(errors="replace").strip().splitlines()
-        return f"{lines[-1] if lines else 'none'} (exit status {self.process.wait()})"
+    def concerns(self, message: Message) -> list[Task]:
+        """The tasks a message is about: the one whose id it has, else all of the order."""
+        named = message.get("id") or message.get("trial", {}).get("id")
+        return [self.tasks[named]] if named in self.tasks else list(self.tasks.values())
 
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.orders, self.answers, self.log):
+    @property
+    def hung(self) -> bool:
+        """Whether it has said nothing for longer than its trials have patience, by a clock that no one sets."""
+        patience = min((task.recipe.engine.patience for task in self.tasks.values()), default=float("inf"))
+        return time.monotonic() - self.spoke > patience
+
+    def answered(self, task: Task) -> None:
+        """One task less; after the last of an order the log starts anew."""
+        del self.tasks[task.id]
+        if not self.tasks:
+            os.lseek(self.log.fileno(), 0, os.SEEK_SET)  # the worker writes at the same offset
+            os.ftruncate(self.log.fileno(), 0)
+
+    def said(self) -> str:
+        """The end of its log since it answered the order before."""
+        size = os.fstat(self.log.fileno()).st_size
+        return os.pread(self.log.fileno(), LOG, max(0, size - LOG)).decode(errors="replace").strip()
+
+    def stop(self) -> int:
+        """Kill it and the processes it started; the status it ended with."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says so of a group of the dead
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for stream in (self.orders, self.answers):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
-
-
-def _place(tasks: list[Task], message: dict[str, Any]) -> int:
-    """Which task an answer is of; the first when it is of none, which the driver will find out."""
-    return next((i for i, task in enumerate(tasks) if task.id == message["trial"]["id"]), 0)
+        return self.process.wait()
 
 
 class Pool:
@@ -102,7 +134,7 @@ class Pool:
         self.processes = processes  # of each worker's trials
         self.selector = selectors.DefaultSelector()
         self.workers: list[Worker] = []
-        self.last_words = ""
+        self.news: list[tuple[Task, Message]] = []  # that no worker needs to say
         for slot in range(size):
             self._start(slot)
 
@@ -112,6 +144,7 @@ class Pool:
     def __exit__(self, *exception: object) -> None:
         for worker in self.workers:
             worker.stop()
+            worker.log.close()
         self.selector.close()
 
     def _start(self, slot: int) -> None:
@@ -126,33 +159,36 @@ class Pool:
     def hand_out(self, queue: list[Task]) -> None:
         """Give each idle worker the next task, and what may train as one model with it."""
         for worker in [worker for worker in self.workers if not worker.tasks]:
-            if not queue:
-                return
-            worker.tasks = stacks.take(queue, len(self.workers))
-            orders = [{"sweep": task.sweep, "recipe": task.recipe.model_dump()} for task in worker.tasks]
-            with contextlib.suppress(BrokenPipeError):  # a dead worker shows as the end of its output
-                worker.orders.write(json.dumps(orders).encode() + b"\n")
-                worker.orders.flush()
+            if queue:
+                taken = stacks.take(queue, len(self.workers))
+                worker.order(taken)
+                self.news += [(task, {"progress": 0.0}) for task in taken]
 
-    def messages(self) -> list[tuple[Task, dict[str, Any] | None]]:
-        """Wait for workers to speak: (task, message), the message None when the worker died on it."""
-        heard: list[tuple[Task, dict[str, Any] | None]] = []
-        for key, _ in self.selector.select():
-            worker: Worker = key.data
-            lines = worker.lines()
-            for message in map(json.loads, lines or []):
-                if "progress" in message:
-                    heard += [(task, message) for task in worker.tasks]
-                else:
-                    heard.append((worker.tasks.pop(_place(worker.tasks, message)), message))
-            if lines is None:
-                heard += [(task, None) for task in worker.tasks]
-                self._replace(worker)
+    def messages(self) -> list[tuple[Task, Message]]:
+        """Wait for workers to speak, at most `WAIT`: (task, message). A worker that died or hung is replaced."""
+        heard, self.news = self.news, []
+        for key, _ in self.selector.select(0 if heard else WAIT):
+            heard += self._heard(key.data)
+        for worker in [worker for worker in self.workers if worker.hung]:
+            heard += self._replace(worker, f"its worker said nothing for {time.monotonic() - worker.spoke:.0f} s")
         return heard
 
-    def _replace(self, worker: Worker) -> None:
+    def _heard(self, worker: Worker) -> list[tuple[Task, Message]]:
+        lines, heard = worker.lines(), []
+        for message in map(json.loads, lines or []):
+            for task in worker.concerns(message):
+                if "trial" in message:
+                    message["log"] = worker.said()
+                    worker.answered(task)
+                heard.append((task, message))
+        return heard if lines is not None else heard + self._replace(worker, "its worker died")
+
+    def _replace(self, worker: Worker, why: str) -> list[tuple[Task, Message]]:
+        """Start another in its place; what it was on is lost."""
         self.selector.unregister(worker.answers)
         self.workers.remove(worker)
-        self.last_words = worker.last_words()
-        worker.stop()
+        status, log = worker.stop(), worker.said()
+        worker.log.close()
         self._start(worker.slot)
+        lost: Message = {"lost": why, "status": status, "memory": ran_out(log, status, worker.kills), "log": log}
+        return [(task, lost) for task in worker.tasks.values()]

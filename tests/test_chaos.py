@@ -1,0 +1,383 @@
+"""What goes wrong while a sweep runs, and what is left of its record: kills, full and read-only disks, torn files, two drivers, clocks."""
+
+import errno
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+from test_sweeping import PATIENCE, wait_for
+
+from scaletune import sweeping
+from scaletune.errors import UserError
+from scaletune.recipe import with_settings
+from scaletune.records import Store, files, glance, read_jsonl, read_trials
+from scaletune.records import store as store_module
+from scaletune.sweeping import board, locking, memory
+
+spec = spec_from_file_location("chaos", Path(__file__).parent.parent / "benchmarks/chaos.py")
+sys.modules["chaos"] = chaos = module_from_spec(spec)
+spec.loader.exec_module(chaos)
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """Put a worker that answers at once in the place of the one that trains; `body` is what it does before it answers, in Python."""
+    python = sys.executable
+
+    def planted(trials=4, body="pass", seconds=0.0):
+        chaos.base(tmp_path)
+        monkeypatch.setattr(sys, "executable", python)
+        chaos.plant(tmp_path, trials, seconds)
+        script = (tmp_path / "worker").read_text()
+        mark = "    os.write(started"
+        (tmp_path / "worker").write_text(script.replace(mark, "    " + body.replace("\n", "\n    ") + "\n" + mark))
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "worker"))
+        return chaos.wanted(tmp_path, trials)
+
+    return planted
+
+
+def planted_losses(asked):
+    return {task.id: chaos.planted(task).loss for task in asked}
+
+
+def losses(table):
+    return dict(zip(table["id"], table["loss"], strict=True))
+
+
+def set_engine(asked, **settings):
+    for task in asked:
+        task.recipe = with_settings(task.recipe, {f"engine.{name}": value for name, value in settings.items()})
+    return asked
+
+
+# --- kills -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_that_is_killed_at_random_ends_as_if_it_had_not_been(worker, tmp_path, monkeypatch):
+    asked = worker(90, seconds=0.03)
+    monkeypatch.undo()
+    shm = set(os.listdir("/dev/shm"))
+    found = chaos.disturb(tmp_path, 90, kills=8, workers=2, seed=3, pause=0.08)
+    assert found.worker_kills and not (found.lost or found.twice or found.orphans)
+    record = read_jsonl(tmp_path / "sweeps/chaos.jsonl")
+    assert {trial.id: trial.loss for trial in record} == planted_losses(asked) and len(record) == 90
+    assert {path.suffix for path in (tmp_path / "sweeps").iterdir()} <= {".db", ".jsonl", ".logs"}
+    assert not os.listdir(tmp_path / "tmp") and set(os.listdir("/dev/shm")) <= shm
+
+
+def test_a_driver_killed_while_it_records_loses_and_repeats_nothing(worker, tmp_path, monkeypatch):
+    asked = worker(100, seconds=0.01)
+    monkeypatch.undo()
+    command = [sys.executable, chaos.__file__, "--drive", str(tmp_path), "--trials", "100", "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as driver:
+        wait_for(lambda: len(chaos.recorded(tmp_path)) >= 5)
+        driver.kill()
+    before, position = chaos.recorded(tmp_path), (tmp_path / "started").stat().st_size
+    found = chaos.disturb(tmp_path, 100, kills=0)
+    started = (tmp_path / "started").read_text()[position:].split()
+    after = chaos.recorded(tmp_path)
+    assert 5 <= len(before) < 100 and before.items() <= after.items() and not found.lost
+    assert sorted(started) == sorted(after.keys() - before.keys()) and len(after) == len(asked)
+
+
+def test_a_stopped_worker_goes_with_its_killed_driver(worker, tmp_path, monkeypatch):
+    """It cannot read the end of its input: the kernel has to."""
+    code = (
+        "import time; from scaletune.sweeping.parting import leave_with_parent; leave_with_parent(); print(1, flush=True); time.sleep(600)"
+    )
+    parent = (
+        f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {code!r}]); print(p.pid, flush=True); time.sleep(600)"
+    )
+    import psutil
+
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as driver:
+        child = psutil.Process(int(driver.stdout.readline()))
+        driver.stdout.readline()
+        child.send_signal(signal.SIGSTOP)
+        driver.kill()
+        assert psutil.wait_procs([child], timeout=PATIENCE)[1] == []
+
+
+# --- trials that are lost --------------------------------------------------------------------------------------------
+
+
+def once(tmp_path, does):
+    """What a worker does the first time alone."""
+    return f"flag = {str(tmp_path / 'flag')!r}\nif not os.path.exists(flag):\n    open(flag, 'w').close()\n    {does}"
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_trial_trained(worker, tmp_path, capsys):
+    asked = set_engine(worker(2, once(tmp_path, "time.sleep(600)")), patience=0.5)
+    assert losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)) == planted_losses(asked)
+    assert "its worker said nothing for " in capsys.readouterr().err
+
+
+def test_a_worker_that_always_hangs_is_a_failed_trial(worker, tmp_path):
+    asked = set_engine(
+        worker(1, "sys.stderr.write('loading\\nnearly there\\n'); sys.stderr.flush(); time.sleep(600)"), patience=0.3, retries=1
+    )
+    (trial,) = sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1).itertuples()
+    assert trial.status == "failed" and trial.message.startswith("its worker said nothing for ")
+    assert trial.message.endswith("; last words: loading / nearly there (exit status -9)")
+    log = (tmp_path / f"sweeps/chaos.logs/{trial.id}.log").read_text()
+    assert log.count("nearly there") == 2 and "try 1: lost: its worker said" in log and "try 2: lost" in log
+
+
+@pytest.mark.parametrize("words", ["MemoryError", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"])
+def test_out_of_memory_halves_the_micro_batch_and_says_so(worker, tmp_path, capsys, words):
+    seen = "open(flag + 'seen', 'a').write(str(json.loads(line)['recipe']['engine']['accumulation']) + ' ')"
+    asked = worker(1, f"flag = {str(tmp_path / 'flag')!r}\n{seen}\n" + once(tmp_path, f"sys.exit({words!r})"))
+    assert losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)) == planted_losses(asked)
+    assert (tmp_path / "flagseen").read_text() == "1 2 "
+    assert f"trial {asked[0].id}, try 1: out of memory: tried again with engine.accumulation = 2" in capsys.readouterr().err
+
+
+def test_only_the_kernel_makes_a_kill_a_lack_of_memory(monkeypatch):
+    """A -9 of anyone's is tried again as it was, to the same bits; where the kernel counts a kill, memory ran out."""
+    assert not memory.ran_out("", -9, memory.kernel_kills())
+    monkeypatch.setattr(memory, "kernel_kills", lambda: 8)
+    assert memory.ran_out("", -9, 7) and not memory.ran_out("", -9, 8) and not memory.ran_out("", 1, 7)
+
+
+def test_micro_batches_are_halved_while_rows_halve(tiny):
+    found, recipe = [], tiny()  # 8 rows
+    while recipe := memory.halved(recipe):
+        found.append(recipe.engine.accumulation)
+    assert found == [2, 4, 8]
+
+
+def test_no_secret_reaches_a_record_or_a_log(worker, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijkl")
+    says = "sys.exit('cannot read s3://me:hunter2pass@host/x with ' + os.environ['HF_TOKEN'])"
+    table = sweeping.train_all(set_engine(worker(1, says), retries=0), tmp_path / "sweeps/chaos", 1)
+    assert table["message"][0].endswith("last words: cannot read s3://***@host/x with *** (exit status 1)")
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "sweeps").rglob("*") if path.is_file())
+    assert b"cannot read" in kept and b"abcdefghijkl" not in kept and b"hunter2" not in kept
+
+
+def test_runs_lie_beside_sweeps(worker, tmp_path):
+    asked = worker(2)
+    set_engine(asked[1:], runs=str(tmp_path / "elsewhere"))
+    sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)
+    assert [task.recipe.engine.runs for task in asked] == [str(tmp_path / "runs"), str(tmp_path / "elsewhere")]
+
+
+def test_a_search_is_told_of_every_trial_and_may_want_more(worker, tmp_path):
+    asked, told = worker(6), []
+
+    def then(trial):
+        told.append(trial.id)
+        return asked[len(told) : len(told) + 1]
+
+    table = sweeping.train_all(asked[:1], tmp_path / "sweeps/chaos", 2, then=then)
+    assert losses(table) == planted_losses(asked) and sorted(told) == sorted(task.id for task in asked)
+    again, told[:] = told[:], []
+    assert sweeping.train_all(asked[:1], tmp_path / "sweeps/chaos", 2, then=then).equals(table) and sorted(told) == sorted(again)
+
+
+# --- interrupts, two drivers, other terminals ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def under_way(worker, tmp_path, monkeypatch):
+    """A driver of its own process that has recorded a trial and is at others."""
+    worker(40, seconds=0.4)
+    monkeypatch.undo()
+    command = [sys.executable, chaos.__file__, "--drive", str(tmp_path), "--trials", "40", "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as driver:
+        wait_for(lambda: chaos.recorded(tmp_path))
+        yield driver
+        driver.kill()
+
+
+def test_a_second_driver_is_refused_and_the_first_one_unharmed(under_way, tmp_path):
+    with pytest.raises(UserError, match=rf"^sweep `chaos` must have one driver, but process {under_way.pid} on \S+ has driven it since 20"):
+        sweeping.train_all([], tmp_path / "sweeps/chaos")
+    now = wait_for(lambda: (now := sweeping.status(tmp_path / "sweeps/chaos.db"))["running"] and now)
+    assert now["driver"]["pid"] == under_way.pid and now["wanted"] == 40 and now["recorded"] == now["done"] >= 1
+    assert {row["id"] for row in now["running"]} <= {task.id for task in chaos.wanted(tmp_path, 40)} and len(now["running"]) <= 2
+    assert now["best"]["loss"] == min(trial.loss for trial in glance(tmp_path / "sweeps/chaos.db")[0])
+    workers = chaos._workers(under_way.pid)
+    under_way.send_signal(signal.SIGINT)  # the first interrupt: the record is written, the workers are gone
+    under_way.wait(PATIENCE)
+    assert under_way.returncode == -signal.SIGINT and not [worker for worker in workers if worker.is_running()]
+    assert {trial.id for trial in read_jsonl(tmp_path / "sweeps/chaos.jsonl")} == chaos.recorded(tmp_path).keys()
+    now = sweeping.status(tmp_path / "sweeps/chaos.db")
+    assert now["driver"] is None and now["running"] == [] and not (tmp_path / "sweeps/chaos.lock").exists()
+
+
+def test_of_two_drivers_at_once_one_trains(worker, tmp_path):
+    asked, ends = worker(3, seconds=0.3), []
+
+    def drive():
+        try:
+            ends.append(losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)))
+        except UserError as error:
+            ends.append(str(error))
+
+    threads = [threading.Thread(target=drive) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    refused, trained = sorted(ends, key=lambda end: isinstance(end, dict))
+    assert "must have one driver" in refused and trained == planted_losses(asked)
+    assert len((tmp_path / "started").read_text().split()) == 3
+
+
+def test_the_lock_of_the_dead_is_taken_over(tmp_path):
+    stem = tmp_path / "sweep"
+    stem.with_suffix(".lock").write_text(json.dumps({"pid": 1, "host": "here", "since": "2020"}))
+    with locking.held(stem), pytest.raises(UserError, match=f"process {os.getpid()} on "), locking.held(stem):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_driver_of_another_machine_is_known_by_its_heartbeat(tmp_path):
+    store = Store(tmp_path / "sweep")
+    store.tell({"driver": {"pid": 7, "host": "elsewhere", "since": "2026-11-20"}, "beat": time.time() - 5})
+    store.close()
+    with pytest.raises(UserError, match="process 7 on elsewhere has driven it since 2026-11-20"):
+        sweeping.train_all([], tmp_path / "sweep")
+    store = Store(tmp_path / "sweep")
+    store.tell({"driver": {"pid": 7, "host": "elsewhere", "since": "2026-11-20"}, "beat": time.time() - 2 * locking.SILENT})
+    store.close()
+    assert sweeping.train_all([], tmp_path / "sweep").empty
+
+
+def test_a_clock_that_jumps_changes_nothing(worker, tmp_path, monkeypatch):
+    """Years on, and back: patience, progress and time left go by the clock that no one sets."""
+    asked, jumps = worker(4), iter([1e9, -1e9] * 1000)
+    monkeypatch.setattr(time, "time", lambda: 1.8e9 + next(jumps))
+    monkeypatch.setattr(board, "BEAT", 0.0)
+    assert losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 2)) == planted_losses(asked)
+    assert len((tmp_path / "started").read_text().split()) == 4
+    assert sweeping.train_all(asked, tmp_path / "sweeps/chaos", 2)["status"].tolist() == ["done"] * 4
+
+
+# --- disks -----------------------------------------------------------------------------------------------------------
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_costs_one_trial(worker, tmp_path):
+    """SQLite is held to as many pages as it has: what it does when there is no room for one more."""
+    asked, stem = worker(6), tmp_path / "sweeps/chaos"
+    sweeping.train_all(asked[:2], stem, 1)
+    store = Store(stem)
+    store._db.execute(f"PRAGMA max_page_count = {store._db.execute('PRAGMA page_count').fetchone()[0]}")
+    with pytest.raises(UserError, match=r"`.*chaos.db` must be a writable SQLite file, but database or disk is full"):
+        for task in asked[2:]:
+            store.put(chaos.planted(task), [i / 7 for i in range(5000)])
+    store.close()
+    before = chaos.recorded(tmp_path)
+    assert len(before) >= 2
+    assert losses(sweeping.train_all(asked, stem, 1)) == planted_losses(asked) and before.items() <= chaos.recorded(tmp_path).items()
+
+
+def test_a_record_that_cannot_be_written_stays_as_it_was(worker, tmp_path, monkeypatch):
+    asked, stem = worker(2), tmp_path / "sweeps/chaos"
+    sweeping.train_all(asked[:1], stem, 1)
+    before = (tmp_path / "sweeps/chaos.jsonl").read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"chaos.jsonl` must be writable, but No space left on device"):
+        patch.setattr(files.os, "fsync", full)
+        sweeping.train_all(asked, stem, 1)
+    assert (tmp_path / "sweeps/chaos.jsonl").read_bytes() == before and len(chaos.recorded(tmp_path)) == 2
+    assert {path.name for path in (tmp_path / "sweeps").iterdir()} == {"chaos.db", "chaos.jsonl"}
+    assert len(read_jsonl(tmp_path / "sweeps/chaos.jsonl")) == 1 and len(sweeping.train_all(asked, stem, 1)) == 2
+    assert len(read_jsonl(tmp_path / "sweeps/chaos.jsonl")) == 2
+
+
+@pytest.fixture
+def read_only():
+    """A folder that this process may read and not write, root too: (folder, what to call to be that process)."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, root = Path(name), os.geteuid() == 0
+
+        def close():
+            for path in (folder, *folder.iterdir()):
+                path.chmod(0o555)
+            if root:
+                os.seteuid(65534)  # nobody's
+
+        yield folder, close
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def test_a_read_only_folder_is_read_and_not_driven(read_only, tmp_path):
+    folder, close = read_only
+    task = chaos.wanted(tmp_path, 1)[0]
+    store = Store(folder / "sweep")
+    store.put(chaos.planted(task))
+    store.export()
+    store.close()
+    close()
+    assert len(read_trials(folder / "sweep.db")) == sweeping.status(folder / "sweep.db")["done"] == 1
+    with pytest.raises(UserError, match=r"sweep.lock` must be writable, but Permission denied"):
+        sweeping.train_all([task], folder / "sweep")
+    with pytest.raises(UserError, match=r"sweep.db` must be a writable SQLite file, but "):
+        Store(folder / "sweep").put(chaos.planted(task))
+
+
+def test_a_truncated_store_is_one_sentence_and_the_record_the_way_out(worker, tmp_path):
+    asked, stem = worker(40), tmp_path / "sweeps/chaos"
+    table = sweeping.train_all(asked, stem, 2)
+    path = tmp_path / "sweeps/chaos.db"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for act in (lambda: sweeping.train_all(asked, stem, 2), lambda: read_trials(path), lambda: sweeping.status(path)):
+        with pytest.raises(
+            UserError, match=r"chaos.db` must be .*malformed; `chaos.jsonl` is whole: move the .db away and go on from it with"
+        ):
+            act()
+    path.unlink()
+    assert sweeping.train_all(asked, stem, 2, adopt=True).equals(table) and len((tmp_path / "started").read_text().split()) == 40
+
+
+def test_a_torn_record_is_said_and_mended_at_the_next_stop(worker, tmp_path, capsys):
+    asked, stem, record = worker(3), tmp_path / "sweeps/chaos", tmp_path / "sweeps/chaos.jsonl"
+    sweeping.train_all(asked, stem, 1)
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-100])
+    assert len(read_jsonl(record)) == 2
+    assert capsys.readouterr().err.endswith(f"the last line of `{record}` is torn and was left out; the 2 before it are whole\n")
+    sweeping.train_all(asked, stem, 1)
+    assert record.read_bytes() == whole
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_that_is_recorded_is_resumed_without_writing_or_reading_it_twice(worker, tmp_path, monkeypatch):
+    """The work is one parse a wanted trial, whatever the size: no export, no transaction a trial."""
+    asked, stem = worker(30), tmp_path / "sweeps/chaos"
+    store = Store(stem)
+    for task in asked:
+        store.put(replace(chaos.planted(task)))
+    store.export()
+    store.close()
+    statements, connect = [], sqlite3.connect
+
+    def watched(*args, **named):
+        db = connect(*args, **named)
+        db.set_trace_callback(statements.append)
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", watched)
+    monkeypatch.setattr(store_module, "write_atomically", None)
+    assert len(sweeping.train_all(asked, stem)) == 30
+    assert len(statements) < 30 and sum("SELECT line" in statement for statement in statements) == 1

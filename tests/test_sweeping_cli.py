@@ -1,0 +1,135 @@
+"""What a user sees of a sweep: the table, the lines, `scaletune status` and `export`, and a fit of several records."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_chaos import chaos, under_way, worker  # noqa: F401
+
+import scaletune
+from scaletune.cli import main
+from scaletune.records import Store, glance, read_jsonl, read_trials
+from scaletune.sweeping import board, standing
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A sweep of five: two done, one diverged, two to be trained. (store, tasks, trials)"""
+    tasks = chaos.wanted(tmp_path, 5)
+    trials = [replace(chaos.planted(task), seconds=10.0 + i) for i, task in enumerate(tasks)]
+    trials[1] = replace(trials[1], status="diverged", loss=None, train_loss=None)
+    made = Store(tmp_path / "sweeps/some-1.5b")
+    for trial in trials[:3]:
+        made.put(trial)
+    yield made, tasks, trials
+    made.close()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that the test says have gone."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
+    made, tasks, trials = store
+    for task, cost in zip(tasks, (0, 0, 0, 30.0, 10.0), strict=True):
+        task.cost = cost
+    shown = board.Board(made, tasks[3:], trials[:3])
+    shown.progress(tasks[3], 0.5)
+    shown.progress(tasks[4], 0.0)
+    clock[0] += 60
+    shown.finished(tasks[4], trials[4])
+    now = shown.standing()
+    best = min((trials[i] for i in (0, 2, 4)), key=lambda trial: trial.loss)
+    assert (now["wanted"], now["done"], now["diverged"], now["failed"], now["seconds"]) == (5, 3, 1, 0, 10 + 11 + 12 + 14)
+    assert now["best"]["id"] == best.id and now["best"]["loss"] == best.loss
+    assert [(row["id"], row["share"], row["seconds"], row["try"]) for row in now["running"]] == [(tasks[3].id, 0.5, 60.0, 1)]
+    assert now["share"] == (10 + 0.5 * 30) / 40 and now["elapsed"] == 60 and now["left"] == 36  # 60 s for 25 of 40
+    assert standing.table(now) == [
+        "some-1.5b  trials 4/5  done 3  diverged 1  failed 0  running 1  47 s of training",
+        " 62% ###############......... 1:00 gone, 0:36 left",
+        f"best {best.loss:.4f} at width 32, lr 0.005",
+        "   width depth        tokens     batch        lr seed  done      for  try",
+        "      32     1         2,048       256     0.005    3   50%     1:00  1",
+    ]
+    assert standing.line(now) == (
+        f"trials 4/5  62%, 1:00 gone, 0:36 left, 47 s of training, 1 running, 1 diverged; best {best.loss:.4f} at width 32, lr 0.005"
+    )
+
+
+def test_a_terminal_gets_a_table_that_is_drawn_over_and_others_a_line(store, monkeypatch, capsys, clock):
+    made, tasks, _ = store
+    for terminal in (True, False):
+        monkeypatch.setattr(board.sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        shown = board.Board(made, tasks[3:], [])
+        for _ in range(2):
+            clock[0] += 1
+            shown.progress(tasks[3], 0.5)
+            shown.beat()
+        said = capsys.readouterr().err
+        assert said.count("trials 0/2") == (2 if terminal else 0) and said.count("\x1b[4F\x1b[J") == (1 if terminal else 0)
+        clock[0] += board.SAY
+        shown.beat()
+        assert capsys.readouterr().err.count("\n") == (4 if terminal else 1)
+
+
+def test_clocks_say_hours_when_there_are_any():
+    assert [standing.clock(seconds) for seconds in (None, 7.9, 187, 3727)] == ["?", "0:07", "3:07", "1:02:07"]
+
+
+def test_status_of_a_sweep_nobody_drives(store, tmp_path, capsys):
+    made, _, trials = store
+    before = made.workbench.read_bytes()
+    assert main(["status", "some-1.5b", "--out", str(tmp_path), "--json"]) == 0
+    now = json.loads(capsys.readouterr().out)
+    assert now["driver"] is None and (now["recorded"], now["done"], now["diverged"], now["failed"]) == (3, 2, 1, 0)
+    assert now["seconds"] == 33 and now["flops"] == sum(trial.flops for trial in trials[:3])
+    assert main(["status", str(made.workbench)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("some-1.5b  trials 3/3  done 2  diverged 1  failed 0  running 0  33 s of training\nbest 2.")
+    assert said.endswith("driver: none: `scaletune sweep` or `run` carries on\n") and made.workbench.read_bytes() == before
+
+
+def test_status_and_export_of_a_sweep_that_runs(under_way, tmp_path, capsys):  # noqa: F811
+    assert main(["status", "chaos", "--out", str(tmp_path)]) == 0
+    assert f"driver: {under_way.pid} on " in capsys.readouterr().out
+    assert main(["export", "chaos", "--out", str(tmp_path), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (
+        answer["path"] == str(tmp_path / "sweeps/chaos.jsonl")
+        and 1 <= len(read_jsonl(tmp_path / "sweeps/chaos.jsonl")) <= answer["n_trials"] < 40
+    )
+
+
+def test_export_writes_what_is_on_record(store, tmp_path, capsys):
+    made, _, trials = store
+    assert main(["export", "some-1.5b", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"3 trials: {made.record}\n"
+    assert {trial.id: trial for trial in read_jsonl(made.record)} == {trial.id: trial for trial in trials[:3]}
+
+
+@pytest.mark.parametrize("command", ["status", "export"])
+def test_a_sweep_that_is_not_there_is_one_sentence_and_not_made(command, tmp_path, capsys):
+    assert main([command, "none", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"scaletune: a sweep's store must exist, but got `{tmp_path}/sweeps/none.db`\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fit_of_the_halves_of_a_record_is_that_of_the_whole(tmp_path, capsys):
+    """The committed quickstart, as two machines would have recorded it, some of it on both."""
+    whole = Path(__file__).parent.parent / "sweeps/2026-11-quickstart.jsonl"
+    lines = whole.read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_text("".join(lines[:80]))
+    store = Store(tmp_path / "b.db")
+    (tmp_path / "rest.jsonl").write_text("".join(lines[60:]))
+    for trial in read_jsonl(tmp_path / "rest.jsonl"):
+        store.put(trial)
+    store.close()
+    assert len(read_trials([tmp_path / "a.jsonl", tmp_path / "b.db"])) == len(lines) == len(glance(tmp_path / "b.db")[0]) + 60
+    assert main(["fit", str(tmp_path / "a.jsonl"), str(tmp_path / "b.db"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["params"] == scaletune.fit(whole).params
