@@ -19,6 +19,7 @@ from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.recipe import Recipe
 from scaletune.records import Store, Trial, frame
+from scaletune.sweeping import stacks
 from scaletune.sweeping.local import Pool, slots
 
 TRIES = 3  # a trial whose worker dies is started this often before it is recorded as failed
@@ -67,6 +68,8 @@ def train_all(wanted: Sequence[Task], stem: Path, workers: str | int = "auto", *
             known = {trial.id for trial in store.trials()}
             todo = {task.id: task for task in reversed(wanted) if task.id not in known}  # asked twice: the first sweep's
             if todo:
+                if said := stacks.note(list(todo.values())):
+                    print(f"trials {said}", file=sys.stderr)
                 processes = max(task.recipe.engine.processes for task in todo.values())
                 with Pool(min(slots(workers, processes), len(todo)), processes) as pool:
                     _drive(pool, sorted(todo.values(), key=lambda task: -task.cost), store, done=len(wanted) - len(todo))
