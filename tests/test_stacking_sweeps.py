@@ -46,6 +46,16 @@ def test_a_stack_is_no_larger_than_asked_and_leaves_each_worker_its_share(tiny, 
     assert taken(queue(*[tiny({"lr": point.optimizer.lr, "engine.stack": 1}) for point in points[:2]])) == [[1e-3], [2e-3]]
 
 
+def test_what_keeps_trials_apart_is_said_where_a_stack_was_asked_for(tiny):
+    points = [
+        tiny({"engine.stack": 4, "width": width, "seed": seed, "lr": lr}) for width in (32, 64) for seed in (0, 1) for lr in (1e-3, 2e-3)
+    ]
+    assert stacks.note(queue(*points)) == "not stacked where they differ: `model.width`, `seed`"
+    assert stacks.note(queue(*points[:2])) == "" == stacks.note(queue(tiny(width=32), tiny(width=64)))
+    lone = tiny({"engine.stack": 4, "training.z_loss": 1e-4})
+    assert stacks.note(queue(lone)) == "trained one by one: `training.z_loss = 0.0001`: it reads one trial's logits"
+
+
 def test_a_trial_whose_worker_died_trains_alone(tiny, no_gpu):
     tasks = queue(*[tiny({"lr": lr, "engine.stack": 4}) for lr in (1e-3, 2e-3, 3e-3, 4e-3)])
     tasks[1].tries = 1

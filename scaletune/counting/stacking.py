@@ -17,7 +17,7 @@ READ = (  # what decides a model's shapes, its batches and how it computes
     "model", "parametrization", "optimizer", "schedule", "training", "data", "budget", "seed", "engine",
 )  # fmt: skip
 
-WIDEST = {8: 64}  # on a CPU: stacks of so many pay up to this width; wider, a step fills the core by itself
+WIDEST = {8: 64, 4: 128}  # on a CPU: stacks of so many pay up to this width; wider, a step fills the core by itself
 MLPS = 8  # of a CPU's stack: their steps are all overhead
 STEP_FLOPS = 4.5e11  # of a GPU's stack: 10 ms at 45 TFLOP/s, from where a kernel's launch is small beside its work; not measured yet
 MOST = 64
@@ -69,7 +69,7 @@ def size(recipe: Recipe, vocab_size: int, gpu_bytes: int = 0) -> int:
 def _on_core(recipe: Recipe) -> int:
     """Measured: `benchmarks/stacked_steps.py`."""
     if recipe.model.family == "mlp":
-        return MLPS if recipe.model.width <= 2 * max(WIDEST.values()) else 1
+        return MLPS if recipe.model.width <= max(WIDEST.values()) else 1
     if recipe.model.family != "transformer":
         return 1  # grouped convolutions are slower than one after the other; experts read their counts back
     return max((size for size, width in WIDEST.items() if recipe.model.width <= width), default=1)

@@ -5,6 +5,7 @@ The driver hands tasks to whatever pool it has and puts on record what comes bac
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 from scaletune import recipe as recipes
 from scaletune.recipe import Recipe
 from scaletune.records import Store, Trial, frame
-from scaletune.sweeping import locking
+from scaletune.sweeping import locking, stacks
 from scaletune.sweeping.driving import Driver
 from scaletune.sweeping.local import Pool, slots
 from scaletune.sweeping.standing import status
@@ -53,6 +54,8 @@ def train_all(
             driver = Driver(store, then)
             driver.want(wanted)
             if driver.queue:
+                if said := stacks.note(driver.queue):
+                    print(f"trials {said}", file=sys.stderr)
                 processes = max(task.recipe.engine.processes for task in driver.queue)
                 most = slots(workers, processes)
                 with Pool(most if then else min(most, len(driver.queue)), processes) as pool:

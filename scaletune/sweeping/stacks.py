@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,18 @@ def gpu_bytes() -> int:
     import torch
 
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+
+
+def note(tasks: Sequence[Task]) -> str:
+    """What keeps trials apart that were asked to stack, `engine.stack` a number; empty when nothing does."""
+    points = [task.recipe for task in tasks if task.recipe.engine.stack not in ("auto", 1)]
+    if not points:
+        return ""
+    lone = sorted({why for point in points if (why := stacking.alone(point))})
+    odd = sorted({f"`{name}`" for point in points for name in stacking.unlike(points[0], point)})
+    return "; ".join(
+        [*(f"trained one by one: {why}" for why in lone), *([f"not stacked where they differ: {', '.join(odd)}"] if odd else [])]
+    )
 
 
 def take(queue: list[Task], workers: int) -> list[Task]:

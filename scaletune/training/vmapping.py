@@ -22,6 +22,8 @@ class VmapStack(nn.Module):
     flow that depends on values, `.item()`.
     """
 
+    template: nn.Module
+
     def __init__(self, modules: Sequence[nn.Module]):
         super().__init__()
         kinds = {type(module).__name__ for module in modules}
