@@ -21,7 +21,7 @@ from scaletune.fitting.surface import Runs
 from scaletune.planning import candidates as possible
 from scaletune.planning.belief import Belief, first_guess, from_joint, from_priors
 from scaletune.planning.designing import Candidates, core, half_widths, path
-from scaletune.recipe import Recipe
+from scaletune.recipe import LR_FREE, Recipe
 from scaletune.records import Fit
 
 LEVEL = 0.95
@@ -80,6 +80,8 @@ def plan(
     """
     target = target if isinstance(target, Recipe) else recipe.load(target)
     _require(level=level, seeds=seeds, flops_per_second=flops_per_second)
+    if target.optimizer.family in LR_FREE:
+        raise UserError(f"a plan is for a learning rate to be found, but `optimizer.family` {target.optimizer.family!r} finds its own")
     amount, unit = parse_budget(budget)
     goal = pd.DataFrame(
         [{"width": target.model.width, "depth": target.model.depth} | target.budget.model_dump(include={"tokens", "batch_tokens"})]
