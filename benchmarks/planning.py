@@ -31,7 +31,7 @@ from scaletune.planning.belief import Belief, from_priors
 from scaletune.planning.designing import Candidates, half_widths, path
 
 TARGET = Path(__file__).parents[1] / "configs" / "quickstart-target.toml"
-LEVEL, STUDIES, BUDGETS = 0.9, 48, (0.005, 0.01, 0.05)
+LEVEL, STUDIES, BUDGETS = 0.9, 48, (0.01, 0.02, 0.05)
 SHARES, SUBSETS = (0.025, 0.05, 0.1), 5
 
 Array = NDArray[np.float64]

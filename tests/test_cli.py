@@ -41,6 +41,7 @@ def home(words, tmp_path_factory):
     (folder / "point.toml").write_text(RECIPE)
     (folder / "some-1.5b.toml").write_text('target = "target.toml"\n' + RECIPE + AXES)
     (folder / "target.toml").write_text(TARGET)
+    (folder / "far.toml").write_text(TARGET.replace("width = 128", "width = 256").replace("tokens = 40960", "tokens = 524288"))
     study().to_csv(folder / "runs.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweeping, "Pool", InProcess)
@@ -94,6 +95,7 @@ USES = {  # command -> (arguments, keys under --json, a line for people)
     "plot": ("runs.json --out {out}", {"files"}, "{out}/law.png"),
     "report": ("runs.json --out {out}/report.html", {"path"}, "{out}/report.html"),
     "check": ("point.toml --widths 32,64 --seeds 1", {"verdict", "widths", "slopes", "sizes"}, "coordinate check over widths 32, 64: "),
+    "plan": ("far.toml --budget 10% --out {out}/study.toml", {"cells", "expected", "doubled", "total"}, "expected at the target ("),
     "count": ("some-1.5b.toml", {"points", "total"}, "6 trials, "),
     "laws": ("steplaw_lr_bs", {"id", "name", "formula", "source"}, "steplaw_lr_bs: "),
 }

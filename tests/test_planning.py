@@ -335,10 +335,11 @@ def test_a_budget_too_small_is_told_the_smallest_that_is_not(target):
     ("settings", "message"),
     [
         ({"width": 64}, r"room for 3 proxy widths of at most half its own, in multiples of 16, but got width=64, which has only 16, 32"),
+        ({"optimizer": {"family": "prodigy", "lr": 1.0}}, "'prodigy' finds its own"),
         ({"tokens": 2048}, r"at least 32 steps of three batch sizes .* tokens=2048"),
     ],
 )
-def test_a_target_too_small_for_proxies_is_refused(target, settings, message):
+def test_a_target_that_cannot_be_planned_for_is_refused(target, settings, message):
     with pytest.raises(UserError, match=message):
         planning.plan(with_settings(load(target), settings))
 
@@ -400,7 +401,7 @@ def test_a_written_study_is_swept(target, tmp_path, monkeypatch):
     out = tmp_path / "study.toml"
     assert main(["plan", str(target), "--budget", "5%", "--out", str(out)]) == 0
     study = load(out)
-    some = study.model_copy(update={"cells": [cell for cell in study.cells if cell["tokens"] <= 4096][:2]})
+    some = study.model_copy(update={"cells": [cell for cell in study.cells if cell["tokens"] <= 4096][:1]})
     trials = sweeping.sweep(some, out=tmp_path)
     assert len(trials) == sum(len(cell["lr"]) for cell in some.cells) and np.isfinite(trials["loss"]).all()
 

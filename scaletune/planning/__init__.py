@@ -21,7 +21,7 @@ from scaletune.fitting.surface import Runs
 from scaletune.planning import candidates as possible
 from scaletune.planning.belief import Belief, first_guess, from_joint, from_priors
 from scaletune.planning.designing import Candidates, core, half_widths, path
-from scaletune.recipe import Recipe
+from scaletune.recipe import LR_FREE, Recipe
 from scaletune.records import Fit
 
 LEVEL = 0.95
@@ -80,35 +80,44 @@ def plan(
     """
     target = target if isinstance(target, Recipe) else recipe.load(target)
     _require(level=level, seeds=seeds, flops_per_second=flops_per_second)
-    amount, unit = parse_budget(budget)
-    goal = pd.DataFrame(
-        [{"width": target.model.width, "depth": target.model.depth} | target.budget.model_dump(include={"tokens", "batch_tokens"})]
-    )
-    whole = possible.costs(target, goal, vocab_size, flops_per_second).iloc[0]
-    until = amount * float(whole["flops"]) if unit == "share" else amount
-    cost = "seconds" if unit == "seconds" else "flops"
+    if target.optimizer.family in LR_FREE:
+        raise UserError(f"a plan is for a learning rate to be found, but `optimizer.family` {target.optimizer.family!r} finds its own")
+    asked, whole = _asked(target, budget, vocab_size, flops_per_second)
+    until, cost = asked["amount"], asked["unit"]
     n_params = counting.params(target.model, vocab_size)["n_params"]
     belief, table = _possible(target, vocab_size, fit, noise)
     table = possible.costs(target, table, vocab_size, flops_per_second)
     found = _candidates(table, belief, (n_params, target.budget.tokens), seeds, cost)
-    _require_room(found, until, cost, float(whole["flops"]))
-    far = path(belief, found, until=2 * until, most=2 * MOST, trouble=TROUBLE * float(whole[cost]))
-    within = np.cumsum(found.cost[far]) <= until
-    chosen = far[within][:MOST]
-    full = [f"no more than {MOST} runs are planned: the rest of the budget is left"] if within.sum() > MOST else []
-    said = [*belief.said, *_assumptions(target, belief), *full]
-    used = {
-        "asked": budget,
-        "unit": cost,
-        "amount": until,
-        "used": float(found.cost[chosen].sum()),
-        "of_target": until / float(whole[cost]),
-    }
+    _require_room(found, until, cost, whole)
+    far = path(belief, found, until=2 * until, most=2 * MOST, trouble=TROUBLE * whole)
+    within = far[np.cumsum(found.cost[far]) <= until]
+    chosen = within[:MOST]
+    half, without = half_widths(belief, found, chosen, level)
+    full = [f"no more than {MOST} points are planned: the rest of the budget is left"] if len(within) > MOST else []
     return Plan(
-        target, n_params, table.loc[np.sort(chosen)].reset_index(drop=True), _cells(table, belief, found, chosen, level, seeds), seeds, level, used,
-        dict(zip(QUANTITIES, map(float, half_widths(belief, found, chosen, level)[0]), strict=True)),
-        _doubled(belief, found, far, level), said,
+        target, n_params, table.loc[np.sort(chosen)].reset_index(drop=True), _cells(table, chosen, without / half, seeds), seeds, level,
+        asked | {"used": float(found.cost[chosen].sum())}, _named(half), _doubled(belief, found, far, level),
+        [*belief.said, *_assumptions(target, belief), *full],
     )  # fmt: skip
+
+
+def _asked(target: Recipe, budget: str, vocab_size: int, flops_per_second: float | None) -> tuple[dict[str, Any], float]:
+    """The budget in FLOPs or seconds, and what the target itself costs in that unit."""
+    amount, unit = parse_budget(budget)
+    own = {
+        "width": target.model.width,
+        "depth": target.model.depth,
+        "tokens": target.budget.tokens,
+        "batch_tokens": target.budget.batch_tokens,
+    }
+    whole = possible.costs(target, pd.DataFrame([own]), vocab_size, flops_per_second).iloc[0]
+    cost = "seconds" if unit == "seconds" else "flops"
+    amount *= float(whole["flops"]) if unit == "share" else 1.0
+    return {"asked": budget, "unit": cost, "amount": amount, "of_target": amount / float(whole[cost])}, float(whole[cost])
+
+
+def _named(values: np.ndarray) -> dict[str, float]:
+    return dict(zip(QUANTITIES, map(float, values), strict=True))
 
 
 def parse_budget(text: str) -> tuple[float, str]:
@@ -174,23 +183,22 @@ def _require_room(found: Candidates, until: float, cost: str, whole: float) -> N
         raise UserError(f"the smallest study that can tell the exponents costs {amount}, but the budget is {asked}")
 
 
-def _cells(table: pd.DataFrame, belief: Belief, found: Candidates, chosen: np.ndarray, level: float, seeds: int) -> list[dict[str, Any]]:
+def _cells(table: pd.DataFrame, chosen: np.ndarray, widening: np.ndarray, seeds: int) -> list[dict[str, Any]]:
     """One row a (width, tokens): its batches with their lr, its cost, and by what factor each interval widens without it."""
-    (whole, without), rows = half_widths(belief, found, chosen, level), []
-    for (_, part), half in zip(table.loc[np.sort(chosen)].groupby("cell"), without, strict=True):
-        first = part.iloc[0]
+    rows = []
+    for (_, part), factors in zip(table.loc[np.sort(chosen)].groupby("cell"), widening, strict=True):
+        first, batches = part.iloc[0], part.groupby("batch_tokens")
         rows.append({
             **{name: int(first[name]) for name in ("width", "depth", "n_params", "tokens")},
-            "settings": [{"batch_tokens": int(each["batch_tokens"].iloc[0]), "lr": sorted(map(float, each["lr"]))} for _, each in part.groupby("batch_tokens")],
+            "settings": [{"batch_tokens": int(each["batch_tokens"].iloc[0]), "lr": sorted(map(float, each["lr"]))} for _, each in batches],
             "runs": len(part) * seeds, "flops": float(part["flops"].sum() * seeds), "hours": float(part["seconds"].sum() * seeds / 3600),
-            "without": dict(zip(QUANTITIES, map(float, half / whole), strict=True)),
+            "without": _named(factors),
         })  # fmt: skip
     return rows
 
 
 def _doubled(belief: Belief, found: Candidates, far: np.ndarray, level: float) -> dict[str, Any]:
-    half = dict(zip(QUANTITIES, map(float, half_widths(belief, found, far, level)[0]), strict=True))
-    return {"runs": len(far) * found.seeds, "used": float(found.cost[far].sum()), **half}
+    return {"runs": len(far) * found.seeds, "used": float(found.cost[far].sum()), **_named(half_widths(belief, found, far, level)[0])}
 
 
 def _assumptions(target: Recipe, belief: Belief) -> list[str]:

@@ -26,7 +26,7 @@ def interval(half: Mapping[str, float]) -> str:
 def lines(plan: Plan) -> list[str]:
     """The table of cells, the totals, what they will tell, what twice the budget would, what is assumed."""
     total, budget, doubled = plan.total, plan.budget, plan.doubled
-    share = f"{budget['used'] / budget['amount']:.0%} of the budget, {budget['used'] * budget['of_target'] / budget['amount']:.3g} of the target's cost"
+    share = f"{budget['used'] / budget['amount']:.0%} of the budget, {budget['used'] * budget['of_target'] / budget['amount']:.2%} of the target's cost"
     head = f"{'width':>6} {'depth':>5} {'n_params':>11} {'tokens':>13} {'runs':>5} {'FLOPs':>8} {'hours':>8}  {'without it: lr batch loss':28} batch_tokens: lr"
     return [
         head,
