@@ -83,7 +83,7 @@ def by_optuna(make: Callable[[int], optuna.samplers.BaseSampler]) -> Search:
 METHODS: dict[str, Search] = {
     "random": at_random,
     "TPE (Optuna)": by_optuna(lambda seed: optuna.samplers.TPESampler(seed=seed)),
-    "GP (Optuna, needs its own extra)": by_optuna(lambda seed: optuna.samplers.GPSampler(seed=seed)),
+    "GP (Optuna)": by_optuna(lambda seed: optuna.samplers.GPSampler(seed=seed)),
     "CMA-ES (Optuna)": by_optuna(lambda seed: optuna.samplers.CmaEsSampler(seed=seed)),
     "scaletune": ours,
 }

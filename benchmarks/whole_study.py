@@ -6,7 +6,7 @@ Public Step Law runs as lookup tables. One cell at a time is held out; the other
 are the full grid. After every wave the held-out cell's (lr, batch) is predicted, and scored as in joint_surface.py: loss of the cell's own
 smoothed surface there over its lowest. Needed: the share of FLOPs from which the gap stays within 0.15 % for as long as the method
 is watched. Methods: search kind "joint", asked by its own belief and by the surface that `scaletune fit --law joint` fits to the
-same runs; and runs in random order, with that surface. About four minutes on one core.
+same runs; and runs in random order, with that surface. A quarter of an hour on a busy core.
 """
 
 from __future__ import annotations

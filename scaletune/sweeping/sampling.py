@@ -26,9 +26,10 @@ STALE = 20  # asks in a row that bring nothing new end a search
 
 def _optuna() -> Any:
     try:
+        import cmaes  # noqa: F401 (Optuna asks for it only when its CMA-ES first samples)
         import optuna
     except ImportError:
-        raise UserError("search.kind 'optuna' needs Optuna: pip install 'scaletune[search]'") from None
+        raise UserError("search.kind 'optuna' needs Optuna and cmaes: pip install 'scaletune[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
