@@ -185,6 +185,8 @@ def compare(kills: int, trials: int, real: bool, seed: int) -> None:
         shm = set(os.listdir("/dev/shm")) - shm
         left = [path.name for path in Path(wild, "sweeps").iterdir() if path.suffix not in (".db", ".jsonl", ".logs")]
         left += [path.name for path in Path(wild, "tmp").iterdir()]
+        for name in [*left, *shm]:
+            print(f"left: {name}", file=sys.stderr)
         same = [{**row, "point": ""} for row in measured(Path(calm))] == [{**row, "point": ""} for row in measured(Path(wild))]
         print(
             f"| {'trained' if real else 'planted'} | {trials} | {found.driver_kills} | {found.worker_kills} | {len(found.lost)} | {len(found.twice)} |"

@@ -15,7 +15,6 @@ from typing import IO, Any
 
 from scaletune import recipe as recipes
 from scaletune import training
-from scaletune.sweeping.parting import leave_with_parent
 
 SAY_EVERY = 0.5  # seconds between a worker's progress messages
 
@@ -48,7 +47,6 @@ def serve(orders: Iterable[str], answers: IO[str]) -> None:
 
 def main() -> None:
     """Be a worker. Leaves when its input ends, in the middle of a trial too."""
-    leave_with_parent()
     orders: queue.Queue[str | None] = queue.Queue()
 
     def listen() -> None:
