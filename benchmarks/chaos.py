@@ -185,6 +185,8 @@ def compare(kills: int, trials: int, real: bool, seed: int) -> None:
         shm = set(os.listdir("/dev/shm")) - shm
         left = [path.name for path in Path(wild, "sweeps").iterdir() if path.suffix not in (".db", ".jsonl", ".logs")]
         left += [path.name for path in Path(wild, "tmp").iterdir()]
+        for name in [*left, *shm]:
+            print(f"left: {name}", file=sys.stderr)
         same = [{**row, "point": ""} for row in measured(Path(calm))] == [{**row, "point": ""} for row in measured(Path(wild))]
         print(
             f"| {'trained' if real else 'planted'} | {trials} | {found.driver_kills} | {found.worker_kills} | {len(found.lost)} | {len(found.twice)} |"
@@ -216,10 +218,11 @@ def scale(n: int = 10_000) -> None:
 
 def timed(folder: Path, trials: int, workers: int) -> None:
     asked = wanted(folder, trials)
-    began = time.monotonic()
+    began, spent = time.monotonic(), time.process_time()
     table = sweeping.train_all(asked, folder / "sweeps/chaos", workers)
+    gone, spent = time.monotonic() - began, time.process_time() - spent
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{len(table)} rows in {time.monotonic() - began:.2f} s, {memory:.0f} MB at most")
+    print(f"{len(table)} rows in {spent:.2f} s of CPU ({gone:.2f} s on this machine as busy as it was), {memory:.0f} MB at most")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """scaletune: tune small proxies, fit the law, predict the optimum at the target scale, say how sure.
 
-The verbs, each the command of the same name: `run plan sweep fit predict transfer lint plot report check count`; `laws` is the
+The verbs, each the command of the same name: `run plan sweep status export fit predict transfer lint plot report check count`; `laws` is the
 catalogue of published laws. Loaded on first use: predicting imports no torch.
 """
 
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from scaletune.records import read_trials as read_trials
     from scaletune.reporting import report as report
     from scaletune.running import run as run
+    from scaletune.sweeping import export as export
+    from scaletune.sweeping import status as status
     from scaletune.sweeping import sweep as sweep
     from scaletune.transferring import transfer as transfer
     from scaletune.transferring.linting import lint as lint
 
 _HOME = {
     "check": "checking", "count": "counting", "fit": "fitting", "parametrize": "parametrizing", "plan": "planning", "plot": "plotting", "predict": "predicting",
-    "report": "reporting", "run": "running", "sweep": "sweeping", "transfer": "transferring", "lint": "transferring.linting",
+    "report": "reporting", "run": "running", "sweep": "sweeping", "status": "sweeping", "export": "sweeping", "transfer": "transferring", "lint": "transferring.linting",
     "check_model": "checking", "Fit": "records", "Recipe": "recipe", "Trial": "records", "UserError": "errors", "read_trials": "records",
 }  # fmt: skip
 __all__ = [*_HOME, "laws"]

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -51,33 +50,21 @@ def _sweep(args: argparse.Namespace) -> Answer:
 
 
 def _status(args: argparse.Namespace) -> Answer:
-    from scaletune.sweeping import standing
+    from scaletune import sweeping
+    from scaletune.sweeping.standing import table
 
-    now = standing.status(_workbench(args.sweep, args.out))
+    now = sweeping.status(args.sweep, out=args.out)
     who = "{pid} on {host}, since {since}".format(**now["driver"]) if now["driver"] else "none: `scaletune sweep` or `run` carries on"
-    return now, [*standing.table(now), f"driver: {who}"]
+    return now, [*table(now), f"driver: {who}"]
 
 
 def _export(args: argparse.Namespace) -> Answer:
-    from scaletune.records import Store, glance
+    from scaletune import sweeping
+    from scaletune.records import read_jsonl
 
-    workbench = _workbench(args.sweep, args.out)
-    glance(workbench)  # what is no store is refused, and not made into one
-    with closing(Store(workbench)) as store:
-        path, n = store.export(), len(store.statuses())
+    path = sweeping.export(args.sweep, out=args.out)
+    n = len(read_jsonl(path))
     return {"path": str(path), "n_trials": n}, [f"{n} trials: {path}"]
-
-
-def _workbench(sweep: str, out: str) -> Path:
-    """`sweeps/NAME.db` of a recipe file, of one of the sweep's own files, or of its name."""
-    path = Path(sweep)
-    if path.suffix in (".db", ".jsonl"):
-        return path.with_suffix(".db")
-    if path.suffix == ".toml":
-        from scaletune import recipe
-
-        sweep = recipe.load(path).name
-    return Path(out) / "sweeps" / f"{sweep}.db"
 
 
 def _records_of(source: Path, out: Path) -> tuple[Path, str | None, Path | None]:

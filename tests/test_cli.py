@@ -80,6 +80,12 @@ USES = {  # command -> (arguments, keys under --json, a line for people)
         {"sweep", "n_trials", "done", "diverged", "failed", "best", "path"},
         "6 trials: 6 done, 0 diverged, 0 failed",
     ),
+    "status": (
+        "some-1.5b",
+        {"sweep", "driver", "running", "wanted", "recorded", "done", "diverged", "failed", "best", "seconds", "left"},
+        "some-1.5b  trials 6/6  done 6  diverged 0  failed 0  running 0",
+    ),
+    "export": ("some-1.5b", {"path", "n_trials"}, "6 trials: sweeps/some-1.5b.jsonl"),
     "fit": (
         "runs.csv --out {out}/fit.json",
         {"law", "status", "params", "objective", "n_used", "n_dropped", "held_out", "path"},

@@ -18,10 +18,10 @@ from scaletune.records import Store, Trial, frame
 from scaletune.sweeping import locking, stacks
 from scaletune.sweeping.driving import Driver
 from scaletune.sweeping.local import Pool, slots
-from scaletune.sweeping.standing import status
+from scaletune.sweeping.standing import export, status
 from scaletune.sweeping.task import Task, failed, tasks
 
-__all__ = ["Pool", "Task", "failed", "slots", "status", "sweep", "tasks", "train_all"]
+__all__ = ["Pool", "Task", "export", "failed", "slots", "status", "sweep", "tasks", "train_all"]
 
 Then = Callable[[Trial], Sequence[Task]]  # a search: what to train next, now that this trial is on record
 

@@ -35,9 +35,9 @@ class Driver:
 
     def want(self, tasks: Sequence[Task]) -> None:
         """Put what is not on record into the queue; a trial that is asked for twice is the first sweep's."""
-        new = {task.id: _placed(task, self.store.workbench) for task in reversed(tasks) if task.id not in self.wanted}
+        new = {task.id: task for task in reversed(tasks) if task.id not in self.wanted}
         self.wanted |= new.keys()
-        todo = [task for task in new.values() if task.id not in self.known]
+        todo = [_placed(task, self.store.workbench) for task in new.values() if task.id not in self.known]
         self.queue = sorted(self.queue + todo, key=lambda task: -task.cost)
         there = self._recorded(new.keys()) if self.then or self.board else []
         if self.board:

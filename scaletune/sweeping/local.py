@@ -21,6 +21,7 @@ from typing import IO, Any
 from scaletune.errors import UserError
 from scaletune.sweeping import stacks
 from scaletune.sweeping.memory import kernel_kills, ran_out
+from scaletune.sweeping.parting import leave_with_parent
 from scaletune.sweeping.task import Task
 
 Message = dict[str, Any]  # {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "memory": bool, "log"}
@@ -68,6 +69,7 @@ class Worker:
         command = [sys.executable, "-m", "scaletune.sweeping.worker"]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment(slot, processes),
+            preexec_fn=leave_with_parent,
             process_group=0,  # an interrupt from the keyboard is the driver's to take; and its own processes go with it
         )  # fmt: skip
         assert self.process.stdin and self.process.stdout

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from scaletune.records import Trial, glance
+from scaletune.recipe import load
+from scaletune.records import Store, Trial, glance
 from scaletune.sweeping import locking
 
 COUNTED = ("done", "diverged", "failed")
@@ -24,13 +26,29 @@ def best_of(trials: Iterable[Trial]) -> dict[str, Any] | None:
     return {name: getattr(best, name) for name in ("id", *SHAPE, "loss")}
 
 
-def status(workbench: str | Path) -> dict[str, Any]:
-    """How the sweep of `sweeps/NAME.db` stands, read without touching it.
+def _workbench(sweep: str | Path, out: str | Path) -> Path:
+    """`sweeps/NAME.db` of a sweep's name, of its recipe file, or of one of its own files."""
+    path = Path(sweep)
+    if path.suffix in (".db", ".jsonl"):
+        return path.with_suffix(".db")
+    return Path(out) / "sweeps" / f"{load(path).name if path.suffix == '.toml' else sweep}.db"
+
+
+def export(sweep: str | Path, *, out: str | Path = ".") -> Path:
+    """Write the record `NAME.jsonl` of a sweep from its workbench, while it runs too; where it is."""
+    path = _workbench(sweep, out)
+    glance(path)  # what is no store is refused, and not made into one
+    with closing(Store(path)) as store:
+        return store.export()
+
+
+def status(sweep: str | Path, *, out: str | Path = ".") -> dict[str, Any]:
+    """How a sweep stands, from its `sweeps/NAME.db`, which stays untouched.
 
     "driver": who is at it, null when no one is. "running": id, shape, share done, seconds and try of each trial under way. "share", "elapsed",
     "left": of the driver's work, seconds. "done", "diverged", "failed", "best", "seconds" (of training), "flops": of all that is on record.
     """
-    path = Path(workbench)
+    path = _workbench(sweep, out)
     trials, live = glance(path)
     on = locking.alive(path.with_suffix(""), live)
     counts = Counter(trial.status for trial in trials)

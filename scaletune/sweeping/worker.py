@@ -18,7 +18,6 @@ from scaletune import training
 from scaletune.errors import UserError
 from scaletune.recipe import Recipe
 from scaletune.records import Trial
-from scaletune.sweeping.parting import leave_with_parent
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,7 +62,6 @@ def _trained(
 
 def main() -> None:
     """Be a worker. Leaves when its input ends, in the middle of a trial too."""
-    leave_with_parent()
     orders: queue.Queue[str | None] = queue.Queue()
 
     def listen() -> None:
