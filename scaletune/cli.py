@@ -560,7 +560,7 @@ def _parser() -> argparse.ArgumentParser:
         "transfer",
         _transfer,
         "Put a fit's answer into a target's configs.",
-        "scaletune transfer fits/quickstart.json configs/quickstart-target.toml --to granite --out out",
+        "scaletune transfer fits/quickstart.json configs/quickstart-target.toml --to granite --force --out out",
     )
     c.add_argument("fit", metavar="FIT.json")
     c.add_argument("target", metavar="TARGET.toml")

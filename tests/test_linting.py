@@ -8,7 +8,7 @@ from test_transferring import EVERYTHING, EVIDENCE, VOCAB, WIDE
 from scaletune import cli, counting
 from scaletune.errors import UserError
 from scaletune.rules import FORMS
-from scaletune.transferring import Transfer, granite, hyperclovax, llama, pytorch
+from scaletune.transferring import Transfer, granite, hyperclovax, llama, own, pytorch
 from scaletune.transferring.faults import RULES
 from scaletune.transferring.group_faults import RULES as GROUP_RULES
 from scaletune.transferring.linting import lint
@@ -139,6 +139,7 @@ def test_what_we_emit_is_clean(tiny, tmp_path, form, settings):
     for emitter in (granite, hyperclovax, llama, pytorch):
         emitter.emit(made, tmp_path / emitter.__name__)
         assert lint(tmp_path / emitter.__name__)["findings"] == []
+    assert lint(own.emit(made, tmp_path)[0])["findings"] == []
 
 
 @pytest.mark.parametrize(
