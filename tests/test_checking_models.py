@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_optim_families import PACKAGES
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import AdamW
@@ -15,7 +16,6 @@ from scaletune.checking.subject import of_model
 from scaletune.errors import UserError
 from scaletune.optim import families
 from scaletune.recipe import LR_FREE, MUON, READS, Optimizer
-from test_optim_families import PACKAGES
 
 SEEDS = (0, 1)
 

@@ -51,7 +51,7 @@ def test_schedule_free_is_judged_at_its_average(tiny, acc):
     """By hand with its authors' package: the held-out loss in its evaluation mode, which is not that of the weights in training."""
     schedulefree = pytest.importorskip("schedulefree")
     recipe = tiny(asked("schedulefree_adamw"))
-    trial, curve = training.trial(recipe, "main", acc)
+    trial, _ = training.trial(recipe, "main", acc)
     corpus, model = data.load(recipe.data), models.build(recipe, 256)
     groups = [{key: value for key, value in group.items() if key != "family"} for group in optim.groups(model, planned(recipe, 256))]
     opt = schedulefree.AdamWScheduleFree(groups, betas=(0.9, 0.95))

@@ -20,7 +20,9 @@ def common_setting(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for section in SECTIONS:
         first = points[0].get(section, {})
-        keys = [key for key in first if key not in VARIED.get(section, ()) and all(p.get(section, {}).get(key) == first[key] for p in points)]
+        keys = [
+            key for key in first if key not in VARIED.get(section, ()) and all(p.get(section, {}).get(key) == first[key] for p in points)
+        ]
         found[section] = {key: first[key] for key in keys}
     return found
 
