@@ -35,7 +35,7 @@ WORKER = """#!{python} -IS
 import json, os, sys, time
 answers = json.load(open("{folder}/answers.json"))
 started = os.open("{folder}/started", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-for line in sys.stdin:
+for line in (json.dumps(order) for orders in sys.stdin for order in json.loads(orders)):
     recipe = json.loads(line)["recipe"]
     trial = answers[str(recipe["seed"])]
     os.write(started, (trial["id"] + chr(10)).encode())

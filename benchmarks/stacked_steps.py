@@ -102,7 +102,7 @@ def on_cores(widths: Sequence[int], rounds: int) -> None:
     print("| width | how | trial-steps/s | ratio (quartiles) |\n|---|---|---|---|")
     with Pool(workers) as pool:
         for width in widths:
-            size = stacking.size(recipe(width, 1e-3), 256)
+            size = stacking.size(recipe(width, 1e-3))
             trials = workers * max(size, 2)
             ways = {
                 f"one process, {workers} threads, trial by trial": one_by_one(width),

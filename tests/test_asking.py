@@ -55,7 +55,7 @@ class Planted:
         if len(self.trained) == self.dies_after:
             raise KeyboardInterrupt
         if task.recipe.optimizer.lr in self.fails:
-            return [(task, None)]
+            return [(task, {"lost": "its worker died", "status": 1, "memory": False, "log": ""})]
         self.trained.append(task.id)
         corpus, loss = data.load(task.recipe.data), self.loss(task.recipe)
         known = counting.trial_fields(task.recipe, task.sweep, corpus.vocab_size, corpus.digest)

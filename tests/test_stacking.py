@@ -111,7 +111,7 @@ def test_a_grouped_convolution_stacks_to_rounding(tiny, acc):
     together, alone = both_ways(points, acc)
     for record, curve in alone:
         assert together[record["id"]][1] == pytest.approx(curve, rel=1e-5)
-    assert counted.size(points[0], 10) == 1
+    assert counted.size(points[0]) == 1
 
 
 # --- who is left -----------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_points_that_cannot_stack_are_refused_by_what_they_differ_in(tiny, acc, 
 @pytest.mark.parametrize("settings", [{"training.z_loss": 1e-4}, {"engine.noise_every": 2, "engine.accumulation": 2}])
 def test_a_trial_that_measures_or_penalises_its_own_trains_alone(tiny, acc, settings):
     recipe = tiny(settings)
-    assert counted.size(recipe, 256) == 1 and counted.size(tiny(settings | {"engine.stack": 8}), 256) == 1
+    assert counted.size(recipe) == 1 and counted.size(tiny(settings | {"engine.stack": 8})) == 1
     with pytest.raises(UserError, match="a trial trains by itself with `"):
         list(training.stacked([recipe, recipe], ["main"] * 2, acc))
 
@@ -207,10 +207,7 @@ def test_a_bf16_multiplier_is_not_a_trials_own(tiny):
 
 
 def test_the_size_of_a_stack_is_the_devices(tiny):
-    sizes = [counted.size(tiny(width=width), 256) for width in (32, 128, 256)]
+    sizes = [counted.size(tiny(width=width)) for width in (32, 128, 256)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1 == sizes[-1]
-    assert counted.size(tiny({"engine.stack": 5}), 256) == 5
-    each = sum(counted.memory_bytes(tiny().model, 256, 256, 32).values())
-    assert counted.size(tiny(), 256, gpu_bytes=round(6.5 * each / counted.SHARE)) == 6  # as many as memory holds
-    assert counted.size(tiny(), 256, gpu_bytes=2**40) == counted.MOST
-    assert counted.size(tiny(), 256, gpu_bytes=1) == 1
+    assert counted.size(tiny({"engine.stack": 5})) == 5
+    assert counted.size(tiny(), gpu=True) == 1 and counted.size(tiny({"engine.stack": 5}), gpu=True) == 5  # there it must be asked for

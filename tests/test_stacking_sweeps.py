@@ -31,7 +31,7 @@ def taken(tasks, workers=1):
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(stacks, "gpu_bytes", lambda: 0)
+    monkeypatch.setattr(stacks, "on_gpu", lambda: False)
 
 
 def test_like_goes_with_like(tiny, no_gpu):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scaletune.counting import flops_per_token, memory_bytes
 from scaletune.recipe import Recipe
 
 OWN = ("schedule.", "optimizer.")  # of each trial: it keeps an optimizer of its own
@@ -19,9 +18,6 @@ READ = (  # what decides a model's shapes, its batches and how it computes
 
 WIDEST = {8: 64, 4: 128}  # on a CPU: stacks of so many pay up to this width; wider, a step fills the core by itself
 MLPS = 8  # of a CPU's stack: their steps are all overhead
-STEP_FLOPS = 4.5e11  # of a GPU's stack: 10 ms at 45 TFLOP/s, from where a kernel's launch is small beside its work; not measured yet
-MOST = 64
-SHARE = 0.5  # of a GPU's memory that a stack may fill by our rough count
 
 
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -57,13 +53,13 @@ def alone(recipe: Recipe) -> str:
     return f"`training.z_loss = {recipe.training.z_loss}`: it reads one trial's logits" if recipe.training.z_loss else ""
 
 
-def size(recipe: Recipe, vocab_size: int, gpu_bytes: int = 0) -> int:
-    """How many such trials to train as one model, on one core or on a GPU with so much memory."""
+def size(recipe: Recipe, gpu: bool = False) -> int:
+    """How many such trials to train as one model. On a GPU "auto" is one: stacks there are equal to rounding alone, and were never measured."""
     if alone(recipe):
         return 1
     if recipe.engine.stack != "auto":
         return recipe.engine.stack
-    return _on_gpu(recipe, vocab_size, gpu_bytes) if gpu_bytes else _on_core(recipe)
+    return 1 if gpu else _on_core(recipe)
 
 
 def _on_core(recipe: Recipe) -> int:
@@ -73,11 +69,3 @@ def _on_core(recipe: Recipe) -> int:
     if recipe.model.family != "transformer":
         return 1  # grouped convolutions are slower than one after the other; experts read their counts back
     return max((size for size, width in WIDEST.items() if recipe.model.width <= width), default=1)
-
-
-def _on_gpu(recipe: Recipe, vocab_size: int, gpu_bytes: int) -> int:
-    """As many as memory holds, and no more than make a step long enough to hide its launches."""
-    batch, seq_len = recipe.budget.batch_tokens // recipe.engine.accumulation, recipe.data.seq_len
-    bytes_each = sum(memory_bytes(recipe.model, vocab_size, batch, seq_len, recipe.optimizer.family).values())
-    flops_each = flops_per_token(recipe.model, vocab_size, seq_len) * recipe.budget.batch_tokens
-    return max(1, min(MOST, int(SHARE * gpu_bytes / bytes_each), int(STEP_FLOPS / flops_each)))

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from scaletune import data
 from scaletune.counting import stacking
 
 if TYPE_CHECKING:
     from scaletune.sweeping import Task
 
 
-@lru_cache(maxsize=1)
-def gpu_bytes() -> int:
-    """Memory of the first GPU; 0: there is none."""
+def on_gpu() -> bool:
     import torch
 
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    return torch.cuda.is_available()
 
 
 def note(tasks: Sequence[Task]) -> str:
@@ -41,16 +37,23 @@ def take(queue: list[Task], workers: int) -> list[Task]:
     """
     first = queue[0]
     most = 1 if first.tries else _size(first, math.ceil(len(queue) / workers))
-    alike = stacking.shared(first.recipe) if most > 1 else {}
+    alike = _shared(first) if most > 1 else {}
     taken = [first]
     for task in queue[1:]:
-        if len(taken) < most and not task.tries and stacking.shared(task.recipe) == alike:
+        if len(taken) < most and not task.tries and _shared(task) == alike:
             taken.append(task)
     queue[:] = [task for task in queue if not any(task is other for other in taken)]
     return taken
 
 
+def _shared(task: Task) -> dict[str, Any]:
+    """Worked out once a task: a long queue is looked through at every order."""
+    if task.shared is None:
+        task.shared = stacking.shared(task.recipe)
+    return task.shared
+
+
 def _size(task: Task, share: int) -> int:
     if share == 1:
         return 1
-    return min(share, stacking.size(task.recipe, data.load(task.recipe.data).vocab_size, gpu_bytes()))
+    return min(share, stacking.size(task.recipe, on_gpu()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scaletune import counting, data
 from scaletune import recipe as recipes
@@ -20,6 +21,7 @@ class Task:
     id: str
     cost: float  # seconds, guessed
     tries: int = 0
+    shared: dict[str, Any] | None = None  # what trials must have in common with it to stack
 
 
 def tasks(sweep: str, points: Sequence[Recipe]) -> list[Task]:
