@@ -85,7 +85,9 @@ class Asker:
         return [task for line in self.lines for task in self._step(line, None)]
 
     def told(self, trial: Trial) -> list[Task]:
-        """What to train after this one."""
+        """What to train after this one; nothing after one that failed, for which its search waits."""
+        if trial.status == "failed":
+            return []
         self.known[trial.id] = trial
         waiting = [line for line in self.lines if any(task.id == trial.id for task in line.wave)]
         return [task for line in waiting if self._missing(line) == [] for task in self._step(line, self._losses(line))]
