@@ -1,0 +1,228 @@
+"""What may be asked on the command line, and of which command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from scaletune.cli import learning, training
+from scaletune.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that says one line and exits 2."""
+
+    def error(self, message: str) -> NoReturn:
+        command = self.prog.removeprefix("scaletune").strip()
+        raise UserError(f"{command}: {message}" if command else message)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number such as 1e9, but got {text!r}") from None
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(width) for width in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers such as 32,64,128, but got {text!r}") from None
+
+
+def _file(text: str) -> str:
+    if not Path(text).name:
+        raise argparse.ArgumentTypeError(f"must name a file, but got {text!r}")
+    return text
+
+
+def _fixed(text: str) -> tuple[str, float | str]:
+    """NAME=NUMBER or NAME=NAME."""
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, but got {text!r}")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
+def _mapped(text: str) -> tuple[str, str]:
+    """COLUMN=NAME, a column of the contract and what the records call it."""
+    column, _, name = text.partition("=")
+    if not column or not name:
+        raise argparse.ArgumentTypeError(f"must be COLUMN=NAME, but got {text!r}")
+    return column, name
+
+
+def parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser, and the names of the commands."""
+    whole = _Parser(
+        prog="scaletune", description="Scaling laws and hyperparameter transfer: tune small proxies, predict the target, say how sure."
+    )
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, act: Callable[[argparse.Namespace], training.Answer], about: str, example: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=about, description=about, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        made.set_defaults(act=act)
+        made.add_argument("--json", action="store_true", help="plain values on stdout, nothing else there")
+        return made
+
+    def settings(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--set", action="append", default=[], metavar="A.B=C", help="put a setting over the file's, e.g. --set model.depth=4"
+        )
+
+    c = command(
+        "run",
+        training.run,
+        "The main job: sweep, fit, validate on a held-out cell, transfer, report. Resumes.",
+        "scaletune run configs/quickstart.toml",
+    )
+    c.add_argument("study", help="a recipe with axes, and where wanted `holdout` and `target`")
+    c.add_argument("--out", default=".", help="folder that gets sweeps/, fits/ and configs/ (default: here)")
+    c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
+    settings(c)
+    c = command(
+        "laws",
+        learning.laws,
+        "The catalogue of published laws, a choice of it, or one in full.",
+        "scaletune laws --kind allocation --confirmed",
+    )
+    c.add_argument("id", nargs="?")
+    c.add_argument("--kind", help="learning_rate, batch, loss, ...: laws of that kind")
+    c.add_argument("--gives", metavar="NAME", help="laws that answer with this, e.g. lr, batch_tokens, loss, weight_decay")
+    c.add_argument("--text", help="laws that say this anywhere")
+    c.add_argument("--confirmed", action="store_true", help="laws whose every coefficient was seen in a source")
+    c = command(
+        "predict",
+        learning.predict,
+        "The optimum at a scale, by published laws or by a fit.",
+        "scaletune predict --n-params 1e9 --tokens 1e11 --law steplaw_lr_bs",
+    )
+    from scaletune.laws.columns import COLUMNS, option
+
+    for name, column in COLUMNS.items():
+        if column.option:
+            c.add_argument(option(name), type=str if isinstance(column.example, str) else _number, help=column.means)
+    c.add_argument(
+        "--given", action="append", default=[], metavar="NAME=VALUE", help="any other quantity, or a coefficient that a law leaves open"
+    )
+    c.add_argument("--law", action="append", metavar="ID", help="a published law; may be repeated (default: all that give an lr)")
+    c.add_argument("--fit", metavar="FIT.json", help="a fit written by `scaletune fit` or `run`")
+    c = command(
+        "plan",
+        training.plan,
+        "Which proxies to train so that the target's predicted lr, batch and loss are tightest. Trains nothing.",
+        "scaletune plan configs/quickstart-target.toml --budget 5% --out study.toml",
+    )
+    c.add_argument("target", metavar="TARGET.toml")
+    c.add_argument("--budget", default="5%", help="a share of the target's FLOPs (5%%), FLOPs (1e18) or hours (2h) (default: 5%%)")
+    c.add_argument("--noise", type=_number, help="sd of ln loss of one run (default: 0.001, or the fit's)")
+    c.add_argument("--fit", metavar="FIT.json", help="an earlier fit of law joint: where to look")
+    c.add_argument("--level", type=float, default=0.95, help="of every interval (default: 0.95)")
+    c.add_argument("--seeds", type=int, default=1, help="runs of each point (default: 1)")
+    c.add_argument("--flops-per-second", type=_number, help="what hours are guessed by (default: 6e10, a laptop core)")
+    c.add_argument("--out", type=_file, metavar="STUDY.toml", help="the study, for `scaletune run`, `sweep` and `count`")
+    settings(c)
+    c = command(
+        "count",
+        training.count,
+        "Parameters, FLOPs, tokens, memory and seconds of every point. Trains nothing.",
+        "scaletune count configs/quickstart.toml",
+    )
+    c.add_argument("recipe")
+    settings(c)
+    c = command(
+        "check",
+        training.check,
+        "Does this parametrization hold over width, or depth? Coordinates, sharpness, alignment, regime.",
+        "scaletune check configs/quickstart.toml --widths 32,64,128 --what all --out checks",
+    )
+    c.add_argument("recipe")
+    c.add_argument("--over", choices=["width", "depth"], default="width")
+    c.add_argument("--widths", type=_whole_numbers, default=[32, 64, 128, 256], metavar="W,W,...")
+    c.add_argument("--depths", type=_whole_numbers, default=[2, 4, 8, 16], metavar="L,L,...")
+    c.add_argument("--what", choices=["coordinate", "sharpness", "alignment", "regime", "all"], default="coordinate")
+    c.add_argument("--seeds", type=int, help="how many (default: 3 for the coordinate check, 2 for the others)")
+    c.add_argument("--out", metavar="DIR", help="folder that gets each check as a picture and as JSON")
+    settings(c)
+    c = command(
+        "sweep",
+        training.sweep,
+        "Train every point of a recipe that is not on record.",
+        "scaletune sweep configs/quickstart.toml --set model.depth=4",
+    )
+    c.add_argument("recipe")
+    c.add_argument("--engine", choices=["local"], default="local", help="where trials run")
+    c.add_argument("--out", default=".", help="folder that gets sweeps/ (default: here)")
+    c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
+    settings(c)
+    for name, act, about in (
+        (
+            "status",
+            training.status,
+            "How a sweep stands, from another terminal: trials under way, done, failed, diverged, the best, time left.",
+        ),
+        ("export", training.export, "Write a sweep's record NAME.jsonl from its workbench NAME.db, while it runs too."),
+    ):
+        c = command(name, act, about, f"scaletune {name} quickstart")
+        c.add_argument("sweep", metavar="SWEEP", help="its name, its recipe, or its .db file")
+        c.add_argument("--out", default=".", help="folder that has sweeps/ (default: here)")
+    c = command(
+        "fit", learning.fit, "Fit a law to records.", "scaletune fit sweeps/quickstart.jsonl --law lr_nd --holdout 'n_params > 4e5'"
+    )
+    c.add_argument(
+        "source",
+        nargs="+",
+        metavar="RECIPE.toml | RECORDS",
+        help="a sweep's recipe, or runs: .jsonl, .db, .csv, .parquet, or logs of W&B, TensorBoard, a Trainer or MLflow; several are merged",
+    )
+    c.add_argument(
+        "--map", action="append", type=_mapped, default=[], metavar="COLUMN=NAME", help="what the records call a column, e.g. loss=eval/ce"
+    )
+    c.add_argument(
+        "--law",
+        help="lr_nd (default), lr_ndb, joint, loss_nd, chinchilla, or a relation between other columns: critical_batch, isoflop, ...",
+    )
+    c.add_argument(
+        "--fix",
+        action="append",
+        type=_fixed,
+        default=[],
+        metavar="NAME=VALUE",
+        help="hold a loss law's parameter, or tie exponents: beta=alpha",
+    )
+    c.add_argument("--holdout", metavar="EXPR", help="cells to judge on instead of fitting, e.g. 'n_params > 5e6 and tokens >= 1e9'")
+    c.add_argument("--level", type=float, default=0.95, help="of every interval (default: 0.95)")
+    c.add_argument("--out", dest="to", type=_file, metavar="FILE", help="where the fit is written (of a recipe: fits/NAME.json)")
+    c = command(
+        "transfer",
+        learning.transfer,
+        "Put a fit's answer into a target's configs.",
+        "scaletune transfer fits/quickstart.json configs/quickstart-target.toml --to granite --force --out out",
+    )
+    c.add_argument("fit", metavar="FIT.json")
+    c.add_argument("target", metavar="TARGET.toml")
+    c.add_argument(
+        "--to", action="append", metavar="FORMAT[@VERSION]", help="llama, torchtitan, ...; may be repeated (default: granite and recipe)"
+    )
+    c.add_argument("--force", action="store_true", help="transfer more than 30x outside the fitted range, and write so into the files")
+    c.add_argument("--out", default="configs/transferred", metavar="DIR")
+    settings(c)
+    c = command(
+        "lint", learning.lint, "Known muP faults of a config, arguments or param groups that you have.", "scaletune lint config.json"
+    )
+    c.add_argument("config", metavar="CONFIG", help=".json, .yaml, .toml, .py, a file of arguments, or a folder with a config.json")
+    c = command("plot", learning.plot, "Pictures of a fit or of records.", "scaletune plot fits/quickstart.json --out plots")
+    c.add_argument("source", metavar="FIT.json | RECORDS")
+    c.add_argument("--out", default="plots", metavar="DIR")
+    c = command("report", learning.report, "A fit as one HTML page.", "scaletune report fits/quickstart.json --out report.html")
+    c.add_argument("fit", metavar="FIT.json")
+    c.add_argument("--out", type=_file, default="report.html", metavar="FILE")
+    return whole, list(commands.choices)
