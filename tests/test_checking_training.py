@@ -55,7 +55,8 @@ def adams_divisor(opt, parameter):
     """From the published formula, by hand: (1 - beta1**t) * (sqrt(v / (1 - beta2**t)) + eps), arXiv:2207.14484."""
     state = opt.state[parameter]
     t = float(state["step"])
-    return (1 - 0.9**t) * ((state["exp_avg_sq"] / (1 - 0.999**t)).sqrt() + 1e-8)
+    beta1, beta2 = opt.param_groups[0]["betas"]
+    return (1 - beta1**t) * ((state["exp_avg_sq"] / (1 - beta2**t)).sqrt() + 1e-8)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

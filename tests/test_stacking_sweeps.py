@@ -9,6 +9,7 @@ from scaletune import recipe as recipes
 from scaletune import sweeping, training
 from scaletune.records import read_jsonl
 from scaletune.sweeping import stacks
+from scaletune.sweeping.board import Board
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
 
@@ -74,7 +75,7 @@ def test_the_record_is_the_one_of_trial_by_trial(tiny, tmp_path):
 
 def test_a_killed_worker_costs_its_stack_and_no_more(tiny, tmp_path, monkeypatch):
     """Killed when the diverged trial is on record: that one stays, its neighbours train again, alone."""
-    killed, finished = [], sweeping._Board.finished
+    killed, finished = [], Board.finished
 
     def watched(board, task, trial):
         finished(board, task, trial)
@@ -83,7 +84,7 @@ def test_a_killed_worker_costs_its_stack_and_no_more(tiny, tmp_path, monkeypatch
             worker = next(child for child in psutil.Process().children() if "scaletune.sweeping.worker" in child.cmdline())
             worker.send_signal(signal.SIGKILL)
 
-    monkeypatch.setattr(sweeping._Board, "finished", watched)
+    monkeypatch.setattr(Board, "finished", watched)
     recipe = asked(tiny, tokens=256 * 40, **{"engine.stack": 4})
     table = sweeping.sweep(recipe, out=tmp_path).sort_values("lr")
     assert killed[0].status == "diverged" and table["status"].tolist() == ["done", "done", "done", "diverged"]
