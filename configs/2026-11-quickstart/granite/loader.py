@@ -33,6 +33,15 @@ def make_groups(model):
     return groups
 
 
+@torch.no_grad()
+def initialize(model, seed=0):
+    """Draw every matrix with its own std; gains and biases stay as the model made them. Before it is wrapped or sharded."""
+    generator = torch.Generator().manual_seed(seed)
+    for group, settings in zip(make_groups(model), SETTINGS["groups"]):
+        for parameter in group["params"] if settings["init_std"] else []:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * settings["init_std"])
+
+
 def make_optimizer(model):
     return torch.optim.AdamW(make_groups(model), betas=tuple(SETTINGS["optimizer"]["betas"]))
 
