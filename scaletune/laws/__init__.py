@@ -1,4 +1,4 @@
-"""The catalogue of published laws. To add one: an entry in the file of its kind, a row in the tables of tests/laws_golden.py."""
+"""The catalogue of published laws. To add one: an entry in the file of its kind, a row in the tables of tests/test_laws_numbers.py."""
 
 from __future__ import annotations
 
