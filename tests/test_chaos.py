@@ -204,10 +204,11 @@ def under_way(worker, tmp_path, monkeypatch):
 def test_a_second_driver_is_refused_and_the_first_one_unharmed(under_way, tmp_path):
     with pytest.raises(UserError, match=rf"^sweep `chaos` must have one driver, but process {under_way.pid} on \S+ has driven it since 20"):
         sweeping.train_all([], tmp_path / "sweeps/chaos")
-    now = wait_for(lambda: (now := sweeping.status(tmp_path / "sweeps/chaos.db"))["running"] and now)
+    now = wait_for(lambda: (now := sweeping.status(tmp_path / "sweeps/chaos.db"))["running"] and now["recorded"] and now)
     assert now["driver"]["pid"] == under_way.pid and now["wanted"] == 40 and now["recorded"] == now["done"] >= 1
     assert {row["id"] for row in now["running"]} <= {task.id for task in chaos.wanted(tmp_path, 40)} and len(now["running"]) <= 2
-    assert now["best"]["loss"] == min(trial.loss for trial in glance(tmp_path / "sweeps/chaos.db")[0])
+    recorded = [trial.loss for trial in glance(tmp_path / "sweeps/chaos.db")[0]]  # a moment later: there may be more
+    assert now["best"]["loss"] in recorded and sum(loss < now["best"]["loss"] for loss in recorded) <= len(recorded) - now["recorded"]
     workers = chaos._workers(under_way.pid)
     under_way.send_signal(signal.SIGINT)  # the first interrupt: the record is written, the workers are gone
     under_way.wait(PATIENCE)
