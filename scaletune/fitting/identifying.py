@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaletune.fitting.forms import OFF, Shape
-from scaletune.fitting.table import levels
+from scaletune.fitting.table import n_levels
 
 PUBLISHED = (0.35, 0.37)  # exponents assumed when the runs cannot give them: arXiv:2404.10102
 ASSUMED = (0.15, 0.6)  # and the range of them that intervals then allow for
@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 def choose(n_params: Array, tokens: Array) -> Shape:
     """The richest shape of (ln E, ln A, ln B, alpha, beta) these scales identify; what is tied, fixed or left out is said."""
-    sizes, horizons = _levels(n_params), _levels(tokens)
+    sizes, horizons = n_levels(n_params), n_levels(tokens)
     both = sizes > 1 and horizons > 1 and not _collinear(n_params, tokens)
     rows = len(n_params)
     if both and min(sizes, horizons) >= 3 and rows >= 6:
@@ -56,10 +56,6 @@ def _shape(free: list[int], *said: str, tie: bool = False) -> Shape:
     base[[i for i in free if i > 2]] = 0.0
     base[[i for i in free if i < 3]] = 0.0
     return Shape(tuple(free), base, columns, said)
-
-
-def _levels(values: Array) -> int:
-    return int(levels(values).max()) + 1
 
 
 def _collinear(n_params: Array, tokens: Array) -> bool:

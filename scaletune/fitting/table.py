@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,6 +90,11 @@ def levels(values: np.ndarray) -> np.ndarray:
     while (i := int(np.searchsorted(ordered, SAME * firsts[-1], side="right"))) < len(ordered):
         firsts.append(ordered[i])
     return np.searchsorted(firsts, values, side="right") - 1
+
+
+def n_levels(values: Any) -> int:
+    """How many scales `values` are of."""
+    return int(levels(np.asarray(values, float)).max()) + 1
 
 
 def matches(table: pd.DataFrame, expression: str) -> pd.Series:

@@ -10,19 +10,13 @@ import numpy as np
 import pandas as pd
 
 from scaletune.fitting.surface import Solved, names
-from scaletune.fitting.table import SAME
+from scaletune.fitting.table import SAME, n_levels
 
 HARDLY = 0.8  # posterior over prior sd from which an exponent is mostly prior
 VAGUE = 0.6  # sd of a centre, in logs
 NOISY = 5e-3  # sd of ln loss at the bottom from which the form is in doubt: ten times what public sweeps show
 NAMED = 3  # cells that are named, the others are counted
 WORD = {"lr": "learning rate", "batch": "batch size", "wd": "weight decay"}
-
-
-def levels(values: Any) -> int:
-    """How many scales: values closer than the factor SAME are one."""
-    ordered = np.sort(np.asarray(values, float))
-    return 1 + int((ordered[1:] > SAME * ordered[:-1]).sum())
 
 
 def sentences(kept: pd.DataFrame, axes: Sequence[str], solved: Solved, given: Any, cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -38,7 +32,7 @@ def sentences(kept: pd.DataFrame, axes: Sequence[str], solved: Solved, given: An
 
 def _scales(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """Whether cells tell n_params from tokens."""
-    sizes, horizons = (levels([cell[column] for cell in cells]) for column in ("n_params", "tokens"))
+    sizes, horizons = (n_levels([cell[column] for cell in cells]) for column in ("n_params", "tokens"))
     said = []
     if sizes == 1:
         said.append(
@@ -63,7 +57,7 @@ def _axes(kept: pd.DataFrame, axes: Sequence[str]) -> list[str]:
     said = []
     for axis, column in (("lr", "lr"), ("batch", "batch_tokens")):
         values = sorted(kept[column].unique())
-        if levels(values) == 1:
+        if n_levels(values) == 1:
             said.append(
                 f"every run has {column} {values[0]:.4g}: the best {WORD[axis]}, and how it grows, is not measured but a guess; add runs at {values[0] / 2:.4g} and {values[0] * 2:.4g}"
             )
