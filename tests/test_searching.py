@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaletune.errors import UserError
-from scaletune.sweeping.searching import Prior, basins, propose, search
+from scaletune.sweeping.searching import Prior, basins, propose
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "steplaw_dense_dev.csv"
 LR, BATCH = np.log(2.0) * np.arange(-11, -5, 0.5), np.log(2.0) * np.arange(15, 22)
@@ -24,6 +24,18 @@ def quadratic(optimum, curvature=(0.02, 0.012), tilt=0.3, floor=2.5):
         return floor * math.exp(curvature[0] / 2 * (dx - tilt * dy) ** 2 + curvature[1] / 2 * dy**2)
 
     return loss
+
+
+def search(points, evaluate, *, budget, noise=None, seed=0):
+    """[(candidate, loss)] in the order trained: until `budget`, until nothing is left, or until the expected gain is under the noise."""
+    noise = Prior().noise / 4 if noise is None else noise
+    done = []
+    while len(done) < min(budget, len(points)):
+        found = propose(points, [i for i, _ in done], [loss for _, loss in done], seed=seed)
+        if found.gain < noise:
+            break
+        done.append((found.index, evaluate(found.index)))
+    return done
 
 
 @settings(deadline=None, max_examples=6)

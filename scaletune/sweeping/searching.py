@@ -9,7 +9,7 @@ from a prior, weighted by how well they pass through the losses seen (the floor 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,17 +109,3 @@ def propose(
     gain[list(seen)] = -1.0
     index = int(gain.argmax())
     return Proposal(index, float(gain[index]), outside, math.exp(float(weights @ floor + height[index])))
-
-
-def search(
-    points: Array, evaluate: Callable[[int], float], *, budget: int, noise: float | None = None, seed: int = 0, prior: Prior = Prior()
-) -> list[tuple[int, float]]:
-    """[(candidate, loss)] in the order trained: until `budget`, until nothing is left, or until the expected gain is under the noise."""
-    noise = prior.noise / 4 if noise is None else noise
-    done: list[tuple[int, float]] = []
-    while len(done) < min(budget, len(points)):
-        found = propose(points, [i for i, _ in done], [loss for _, loss in done], seed=seed, prior=prior)
-        if found.gain < noise:
-            break
-        done.append((found.index, evaluate(found.index)))
-    return done
