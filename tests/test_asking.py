@@ -71,7 +71,7 @@ def pool(monkeypatch):
 
     def made(**settings):
         one = type("One", (Planted,), {"trained": []} | {k: staticmethod(v) if callable(v) else v for k, v in settings.items()})
-        monkeypatch.setattr(sweeping, "Pool", one)
+        monkeypatch.setattr("scaletune.sweeping.local.Pool", one)
         return one
 
     return made
@@ -272,7 +272,7 @@ def test_halving_is_incremental_in_the_largest_budget(asked, pool, tmp_path):
     ],
 )
 def test_what_cannot_work_is_one_line_before_anything_is_trained(asked, monkeypatch, tmp_path, search, axes, said):
-    monkeypatch.setattr(sweeping, "Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)
     with pytest.raises(UserError) as caught:
         sweeping.sweep(asked(axes, **search), out=tmp_path)
     assert said in str(caught.value) and "\n" not in str(caught.value)

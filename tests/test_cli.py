@@ -16,7 +16,7 @@ from test_fitting import optimal, study
 from test_sweeping import PATIENCE, InProcess, children, gone, wait_for
 
 import scaletune
-from scaletune import checking, cli, laws, recipe, sweeping
+from scaletune import checking, cli, laws, recipe
 from scaletune.errors import UserError
 from scaletune.records import Fit, Store, read_jsonl
 from scaletune.transferring.own import toml
@@ -44,7 +44,7 @@ def home(words, tmp_path_factory):
     (folder / "far.toml").write_text(TARGET.replace("width = 128", "width = 256").replace("tokens = 40960", "tokens = 524288"))
     study().to_csv(folder / "runs.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeping, "Pool", InProcess)
+        patch.setattr("scaletune.sweeping.local.Pool", InProcess)
         scaletune.run(folder / "some-1.5b.toml", out=folder)
     scaletune.fit(folder / "runs.csv").write(folder / "runs.json")
     return folder
@@ -54,7 +54,7 @@ def home(words, tmp_path_factory):
 def cli_at(home, tmp_path, monkeypatch, capsys):
     """arguments -> (exit status, stdout, stderr), in that folder, with nothing to be trained; {out} is a fresh folder."""
     monkeypatch.chdir(home)
-    monkeypatch.setattr(sweeping, "Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)
 
     def call(*arguments):
         capsys.readouterr()

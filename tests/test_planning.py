@@ -397,7 +397,7 @@ def test_the_written_study_holds_the_planned_runs_and_nothing_else(written, caps
 
 
 def test_a_written_study_is_swept(target, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweeping, "Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", InProcess)
     out = tmp_path / "study.toml"
     assert main(["plan", str(target), "--budget", "5%", "--out", str(out)]) == 0
     study = load(out)

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaletune import data, recipe
+from scaletune import data
 from scaletune.errors import UserError
 from scaletune.recipe import READ, SHORT, compared, identity, load, parse_setting, points, validated, with_settings
+from scaletune.recipe.points import put
 from scaletune.zoo import FAMILIES
 
 GOOD = {"model": {"width": 64}, "parametrization": {"base_width": 32}, "budget": {"tokens": 1024, "batch_tokens": 256}}
@@ -22,7 +23,7 @@ budget = { tokens = 1_024, batch_tokens = 256 }
 def built(path, value):
     """GOOD with one dotted path changed."""
     content = copy.deepcopy(GOOD)
-    recipe._put(content, path, value)
+    put(content, path, value)
     return validated(content, "good")
 
 

@@ -211,7 +211,7 @@ def contents(folder):
 def test_a_second_run_trains_nothing_and_leaves_the_same(finished, monkeypatch, capsys):
     folder, answer, _ = finished
     before = contents(folder)
-    monkeypatch.setattr(sweeping, "Pool", None)  # starting a worker would raise
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)  # starting a worker would raise
     assert main([*command(folder)[3:], "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == answer
     assert contents(folder) == before and len(before) == 10
@@ -244,7 +244,7 @@ def test_a_killed_run_carries_on_to_the_same_end(finished, folder, monkeypatch, 
         process.kill()
     assert process.returncode == -signal.SIGKILL, "it finished before it was killed"
     assert psutil.wait_procs(workers, timeout=PATIENCE)[1] == []
-    monkeypatch.setattr(sweeping, "Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", InProcess)
     assert main(command(folder)[3:]) == 0
     assert 0 < len(InProcess.last.trained) <= 4  # the held-out cell's pool was the last
     assert results(folder) == results(finished[0]) and digest(folder) == digest(finished[0])
@@ -303,7 +303,7 @@ class World:
     def __call__(self, study=STUDY, of=planted, *more):
         (self.folder / "study.toml").write_text(study)
         self.trained.clear()
-        self.monkeypatch.setattr(sweeping, "Pool", lambda size, processes=1: Planted(of, self.trained))
+        self.monkeypatch.setattr("scaletune.sweeping.local.Pool", lambda size, processes=1: Planted(of, self.trained))
         self.capsys.readouterr()
         code = main([*command(self.folder)[3:], *more])
         return code, *self.capsys.readouterr()

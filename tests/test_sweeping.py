@@ -61,7 +61,7 @@ class InProcess:
 
 @pytest.fixture
 def in_process(monkeypatch):
-    monkeypatch.setattr(sweeping, "Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", InProcess)
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +114,7 @@ def test_workers_train_what_a_trial_alone_is(asked, undisturbed):
 def test_a_second_sweep_trains_nothing(asked, undisturbed, monkeypatch):
     out, table, record = undisturbed
     before = record.read_bytes()
-    monkeypatch.setattr(sweeping, "Pool", None)  # starting a worker would raise
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)  # starting a worker would raise
     again = sweeping.sweep(asked, out=out)
     assert again.equals(table) and record.read_bytes() == before
 
@@ -154,7 +154,7 @@ def test_adopt_takes_a_record_as_our_own(tiny, monkeypatch, tmp_path, undisturbe
     record = tmp_path / "sweeps/some-1.5b.jsonl"
     record.parent.mkdir()
     record.write_bytes(undisturbed[2].read_bytes())
-    monkeypatch.setattr(sweeping, "Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)
     assert sweeping.sweep(asked, out=tmp_path, adopt=True).equals(undisturbed[1])
 
 
@@ -174,14 +174,14 @@ def test_a_record_we_cannot_keep_is_refused_before_anything_is_trained(tiny, mon
     row = json.loads(undisturbed[2].read_text().splitlines()[0]) | change
     record.write_text(json.dumps(row) + "\n")
     started = []
-    monkeypatch.setattr(sweeping, "Pool", lambda *size: started.append(size))
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", lambda *size: started.append(size))
     with pytest.raises(UserError, match=r"tiny\.jsonl:1 "):
         sweeping.sweep(tiny(), out=tmp_path)
     assert json.loads(record.read_text()) == row and not started
 
 
 def test_a_form_that_cannot_tie_is_refused_before_anything_is_trained(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr(sweeping, "Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)
     with pytest.raises(UserError, match="a tied head needs a form"):
         sweeping.sweep(tiny({"model.tied": True, "form": "sp", "width": 64}), out=tmp_path)
 
@@ -321,7 +321,7 @@ def test_a_trial_whose_worker_always_dies_is_recorded_and_tried_next_time(tiny, 
     assert table["status"].tolist() == ["failed", "failed"] and table["loss"].isna().all()
     assert set(table["message"]) == {"its worker died 3 times; last words: some words (exit status 3)"}
     assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["failed", "failed"]
-    monkeypatch.setattr(sweeping, "Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", InProcess)
     assert sweeping.sweep(recipe, out=tmp_path)["status"].tolist() == ["done", "done"]
     assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["done", "done"]
 

@@ -1,4 +1,4 @@
-"""Sweeps: a driver that owns the records, and workers that train trial after trial. An engine is a file here with a `Pool`.
+"""Sweeps: a driver that owns the records, and workers that train trial after trial.
 
 The driver hands tasks to whatever pool it has and puts on record what comes back; a trial that is lost is tried again.
 """
@@ -15,13 +15,12 @@ import pandas as pd
 from scaletune import recipe as recipes
 from scaletune.recipe import Recipe
 from scaletune.records import Store, Trial, frame
-from scaletune.sweeping import locking, stacks
+from scaletune.sweeping import engines, locking, stacks
 from scaletune.sweeping.driving import Driver
-from scaletune.sweeping.local import Pool, slots
 from scaletune.sweeping.standing import export, status
 from scaletune.sweeping.task import Task, failed, tasks
 
-__all__ = ["Pool", "Task", "export", "failed", "slots", "status", "sweep", "tasks", "train_all"]
+__all__ = ["Task", "export", "failed", "status", "sweep", "tasks", "train_all"]
 
 Then = Callable[[Trial], Sequence[Task]]  # a search: what to train next, now that this trial is on record
 
@@ -56,9 +55,7 @@ def train_all(
             if driver.queue:
                 if said := stacks.note(driver.queue):
                     print(f"trials {said}", file=sys.stderr)
-                processes = max(task.recipe.engine.processes for task in driver.queue)
-                most = slots(workers, processes)
-                with Pool(most if then else min(most, len(driver.queue)), processes) as pool:
+                with engines.opened(driver.queue, workers, growing=then is not None) as pool:
                     driver.drive(pool)
             return frame(trial for trial in store.trials() if trial.id in driver.wanted)
         finally:

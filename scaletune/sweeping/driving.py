@@ -11,7 +11,7 @@ from scaletune.errors import UserError
 from scaletune.records import Store, Trial, scrubbed
 from scaletune.sweeping import locking
 from scaletune.sweeping.board import Board
-from scaletune.sweeping.local import Message, Pool
+from scaletune.sweeping.engines import Message, Pool
 from scaletune.sweeping.memory import halved
 from scaletune.sweeping.task import Task, failed
 

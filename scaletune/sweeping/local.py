@@ -16,15 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import IO
 
 from scaletune.errors import UserError
 from scaletune.sweeping import stacks
+from scaletune.sweeping.engines import Message
 from scaletune.sweeping.memory import kernel_kills, ran_out
 from scaletune.sweeping.parting import leave_with_parent
 from scaletune.sweeping.task import Task
 
-Message = dict[str, Any]  # {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "memory": bool, "log"}
 WAIT = 1.0  # seconds until the driver looks up though no worker speaks
 LOG = 1 << 16  # bytes of a log that are kept, the last ones
 
@@ -194,3 +194,10 @@ class Pool:
         self._start(worker.slot)
         lost: Message = {"lost": why, "status": status, "memory": ran_out(log, status, worker.kills), "log": log}
         return [(task, lost) for task in worker.tasks.values()]
+
+
+def opened(queue: Sequence[Task], workers: str | int, growing: bool) -> Pool:
+    """As many workers as go round, and no more than the queue can use where it will not grow."""
+    processes = max(task.recipe.engine.processes for task in queue)
+    most = slots(workers, processes)
+    return Pool(most if growing else min(most, len(queue)), processes)

@@ -1,0 +1,70 @@
+"""Where and how trials run, and which of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from scaletune.sections import Count, Fraction, Positive, Section
+from scaletune.sections import Whole as Seed
+
+
+class Engine(Section):
+    """Where and how trials run, and what is written beside the record. No part of a trial's identity."""
+
+    kind: Literal["local"] = "local"
+    workers: Literal["auto"] | Count = "auto"  # auto: one a GPU, or one a core
+    processes: Count = 1  # that share one trial's batch
+    stack: Literal["auto"] | Count = (
+        "auto"  # trials that train as one model, at most: on a CPU the same bits; auto: what the device is quickest with
+    )
+    accumulation: Count = 1  # micro-batches a process and step
+    compile: bool = False  # torch.compile
+    evaluate_at: list[Fraction] = []  # shares of the tokens, beside the end
+    noise_every: Annotated[int, Field(ge=0)] = 0  # steps between measurements of the gradient-noise scale; 0: none
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0  # steps; 0: none
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    runs: str = "runs"  # folder of checkpoints and trackers, one of its own a trial; relative to the folder that gets sweeps/
+    retries: Annotated[int, Field(ge=0)] = 2  # of a trial whose worker dies, hangs or runs out of memory, before it is recorded as failed
+    patience: Positive = 1800.0  # seconds a worker may say nothing before it counts as hung
+
+    @model_validator(mode="after")
+    def _parts(self) -> Engine:
+        if self.noise_every and self.processes * self.accumulation < 2:
+            raise ValueError(
+                "`processes * accumulation >= 2` must hold for a gradient-noise scale (it compares batches of two sizes), but got "
+                f"processes={self.processes}, accumulation={self.accumulation}"
+            )
+        return self
+
+
+BLIND = ("gp", "cmaes")  # samplers that learn from complete trials alone
+
+
+class Search(Section):
+    """Which points of `axes` to train: all of them, or those a search asks for (`scaletune.sweeping.asking`). No part of a trial's identity."""
+
+    kind: Literal["grid", "basin", "joint", "optuna"] = "grid"
+    budget: Count | None = None  # points, diverged ones too: of each cell; of "joint": of all cells together; none: until `noise`
+    noise: Positive = 0.0003  # stop when no more than this share of the loss is to be won; not read by "optuna"
+    wave: Count = 1  # points asked for at once: of each cell; of "joint": of all cells together
+    extend: Seed = 2  # grid steps that a range may grow by at an end where the optimum sits
+    seed: Seed = 0
+    sampler: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"  # optuna
+    pruner: Literal["none", "median", "halving", "hyperband"] = "none"  # optuna: over the `tokens` axis, a trial of its own each rung
+    reduction: Annotated[int, Field(ge=2)] = 3  # halving, hyperband: one in so many goes on to the next rung
+
+    @model_validator(mode="after")
+    def _sound(self) -> Search:
+        for name in ("sampler", "pruner", "reduction"):
+            if self.kind != "optuna" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"`search.{name}` is read by search.kind 'optuna' alone, but got kind={self.kind!r}")
+        if self.kind == "optuna" and self.budget is None:
+            raise ValueError("search.kind 'optuna' does not know when to stop: `search.budget` must say how many points a cell may have")
+        if self.pruner != "none" and self.sampler in BLIND:
+            raise ValueError(
+                f"sampler {self.sampler!r} learns from complete trials alone: with a pruner it would stay at random search, but got "
+                f"pruner={self.pruner!r} (learn from pruned trials or need none: tpe, qmc, random)"
+            )
+        return self
