@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -58,53 +57,26 @@ def _mapped(text: str) -> tuple[str, str]:
     return column, name
 
 
-def parser() -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser, and the names of the commands."""
-    whole = _Parser(
-        prog="scaletune", description="Scaling laws and hyperparameter transfer: tune small proxies, predict the target, say how sure."
-    )
-    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+def _settings(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--set", action="append", default=[], metavar="A.B=C", help="put a setting over the file's, e.g. --set model.depth=4")
 
-    def command(name: str, act: Callable[[argparse.Namespace], training.Answer], about: str, example: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(
-            name, help=about, description=about, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        made.set_defaults(act=act)
-        made.add_argument("--json", action="store_true", help="plain values on stdout, nothing else there")
-        return made
 
-    def settings(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--set", action="append", default=[], metavar="A.B=C", help="put a setting over the file's, e.g. --set model.depth=4"
-        )
-
-    c = command(
-        "run",
-        training.run,
-        "The main job: sweep, fit, validate on a held-out cell, transfer, report. Resumes.",
-        "scaletune run configs/quickstart.toml",
-    )
+def _run(c: argparse.ArgumentParser) -> None:
     c.add_argument("study", help="a recipe with axes, and where wanted `holdout` and `target`")
     c.add_argument("--out", default=".", help="folder that gets sweeps/, fits/ and configs/ (default: here)")
     c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
-    settings(c)
-    c = command(
-        "laws",
-        learning.laws,
-        "The catalogue of published laws, a choice of it, or one in full.",
-        "scaletune laws --kind allocation --confirmed",
-    )
+    _settings(c)
+
+
+def _laws(c: argparse.ArgumentParser) -> None:
     c.add_argument("id", nargs="?")
     c.add_argument("--kind", help="learning_rate, batch, loss, ...: laws of that kind")
     c.add_argument("--gives", metavar="NAME", help="laws that answer with this, e.g. lr, batch_tokens, loss, weight_decay")
     c.add_argument("--text", help="laws that say this anywhere")
     c.add_argument("--confirmed", action="store_true", help="laws whose every coefficient was seen in a source")
-    c = command(
-        "predict",
-        learning.predict,
-        "The optimum at a scale, by published laws or by a fit.",
-        "scaletune predict --n-params 1e9 --tokens 1e11 --law steplaw_lr_bs",
-    )
+
+
+def _predict(c: argparse.ArgumentParser) -> None:
     from scaletune.laws.columns import COLUMNS, option
 
     for name, column in COLUMNS.items():
@@ -115,12 +87,9 @@ def parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     c.add_argument("--law", action="append", metavar="ID", help="a published law; may be repeated (default: all that give an lr)")
     c.add_argument("--fit", metavar="FIT.json", help="a fit written by `scaletune fit` or `run`")
-    c = command(
-        "plan",
-        training.plan,
-        "Which proxies to train so that the target's predicted lr, batch and loss are tightest. Trains nothing.",
-        "scaletune plan configs/quickstart-target.toml --budget 5% --out study.toml",
-    )
+
+
+def _plan(c: argparse.ArgumentParser) -> None:
     c.add_argument("target", metavar="TARGET.toml")
     c.add_argument("--budget", default="5%", help="a share of the target's FLOPs (5%%), FLOPs (1e18) or hours (2h) (default: 5%%)")
     c.add_argument("--noise", type=_number, help="sd of ln loss of one run (default: 0.001, or the fit's)")
@@ -129,21 +98,15 @@ def parser() -> tuple[argparse.ArgumentParser, list[str]]:
     c.add_argument("--seeds", type=int, default=1, help="runs of each point (default: 1)")
     c.add_argument("--flops-per-second", type=_number, help="what hours are guessed by (default: 6e10, a laptop core)")
     c.add_argument("--out", type=_file, metavar="STUDY.toml", help="the study, for `scaletune run`, `sweep` and `count`")
-    settings(c)
-    c = command(
-        "count",
-        training.count,
-        "Parameters, FLOPs, tokens, memory and seconds of every point. Trains nothing.",
-        "scaletune count configs/quickstart.toml",
-    )
+    _settings(c)
+
+
+def _count(c: argparse.ArgumentParser) -> None:
     c.add_argument("recipe")
-    settings(c)
-    c = command(
-        "check",
-        training.check,
-        "Does this parametrization hold over width, or depth? Coordinates, sharpness, alignment, regime.",
-        "scaletune check configs/quickstart.toml --widths 32,64,128 --what all --out checks",
-    )
+    _settings(c)
+
+
+def _check(c: argparse.ArgumentParser) -> None:
     c.add_argument("recipe")
     c.add_argument("--over", choices=["width", "depth"], default="width")
     c.add_argument("--widths", type=_whole_numbers, default=[32, 64, 128, 256], metavar="W,W,...")
@@ -151,32 +114,23 @@ def parser() -> tuple[argparse.ArgumentParser, list[str]]:
     c.add_argument("--what", choices=["coordinate", "sharpness", "alignment", "regime", "all"], default="coordinate")
     c.add_argument("--seeds", type=int, help="how many (default: 3 for the coordinate check, 2 for the others)")
     c.add_argument("--out", metavar="DIR", help="folder that gets each check as a picture and as JSON")
-    settings(c)
-    c = command(
-        "sweep",
-        training.sweep,
-        "Train every point of a recipe that is not on record.",
-        "scaletune sweep configs/quickstart.toml --set model.depth=4",
-    )
+    _settings(c)
+
+
+def _sweep(c: argparse.ArgumentParser) -> None:
     c.add_argument("recipe")
     c.add_argument("--engine", choices=["local"], default="local", help="where trials run")
     c.add_argument("--out", default=".", help="folder that gets sweeps/ (default: here)")
     c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
-    settings(c)
-    for name, act, about in (
-        (
-            "status",
-            training.status,
-            "How a sweep stands, from another terminal: trials under way, done, failed, diverged, the best, time left.",
-        ),
-        ("export", training.export, "Write a sweep's record NAME.jsonl from its workbench NAME.db, while it runs too."),
-    ):
-        c = command(name, act, about, f"scaletune {name} quickstart")
-        c.add_argument("sweep", metavar="SWEEP", help="its name, its recipe, or its .db file")
-        c.add_argument("--out", default=".", help="folder that has sweeps/ (default: here)")
-    c = command(
-        "fit", learning.fit, "Fit a law to records.", "scaletune fit sweeps/quickstart.jsonl --law lr_nd --holdout 'n_params > 4e5'"
-    )
+    _settings(c)
+
+
+def _recorded(c: argparse.ArgumentParser) -> None:
+    c.add_argument("sweep", metavar="SWEEP", help="its name, its recipe, or its .db file")
+    c.add_argument("--out", default=".", help="folder that has sweeps/ (default: here)")
+
+
+def _fit(c: argparse.ArgumentParser) -> None:
     c.add_argument(
         "source",
         nargs="+",
@@ -201,12 +155,9 @@ def parser() -> tuple[argparse.ArgumentParser, list[str]]:
     c.add_argument("--holdout", metavar="EXPR", help="cells to judge on instead of fitting, e.g. 'n_params > 5e6 and tokens >= 1e9'")
     c.add_argument("--level", type=float, default=0.95, help="of every interval (default: 0.95)")
     c.add_argument("--out", dest="to", type=_file, metavar="FILE", help="where the fit is written (of a recipe: fits/NAME.json)")
-    c = command(
-        "transfer",
-        learning.transfer,
-        "Put a fit's answer into a target's configs.",
-        "scaletune transfer fits/quickstart.json configs/quickstart-target.toml --to granite --force --out out",
-    )
+
+
+def _transfer(c: argparse.ArgumentParser) -> None:
     c.add_argument("fit", metavar="FIT.json")
     c.add_argument("target", metavar="TARGET.toml")
     c.add_argument(
@@ -214,15 +165,106 @@ def parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     c.add_argument("--force", action="store_true", help="transfer more than 30x outside the fitted range, and write so into the files")
     c.add_argument("--out", default="configs/transferred", metavar="DIR")
-    settings(c)
-    c = command(
-        "lint", learning.lint, "Known muP faults of a config, arguments or param groups that you have.", "scaletune lint config.json"
-    )
+    _settings(c)
+
+
+def _lint(c: argparse.ArgumentParser) -> None:
     c.add_argument("config", metavar="CONFIG", help=".json, .yaml, .toml, .py, a file of arguments, or a folder with a config.json")
-    c = command("plot", learning.plot, "Pictures of a fit or of records.", "scaletune plot fits/quickstart.json --out plots")
+
+
+def _plot(c: argparse.ArgumentParser) -> None:
     c.add_argument("source", metavar="FIT.json | RECORDS")
     c.add_argument("--out", default="plots", metavar="DIR")
-    c = command("report", learning.report, "A fit as one HTML page.", "scaletune report fits/quickstart.json --out report.html")
+
+
+def _report(c: argparse.ArgumentParser) -> None:
     c.add_argument("fit", metavar="FIT.json")
     c.add_argument("--out", type=_file, default="report.html", metavar="FILE")
+
+
+COMMANDS = (  # what acts, what it reads, what it is for, an example
+    (
+        training.run,
+        _run,
+        "The main job: sweep, fit, validate on a held-out cell, transfer, report. Resumes.",
+        "scaletune run configs/quickstart.toml",
+    ),
+    (
+        learning.laws,
+        _laws,
+        "The catalogue of published laws, a choice of it, or one in full.",
+        "scaletune laws --kind allocation --confirmed",
+    ),
+    (
+        learning.predict,
+        _predict,
+        "The optimum at a scale, by published laws or by a fit.",
+        "scaletune predict --n-params 1e9 --tokens 1e11 --law steplaw_lr_bs",
+    ),
+    (
+        training.plan,
+        _plan,
+        "Which proxies to train so that the target's predicted lr, batch and loss are tightest. Trains nothing.",
+        "scaletune plan configs/quickstart-target.toml --budget 5% --out study.toml",
+    ),
+    (
+        training.count,
+        _count,
+        "Parameters, FLOPs, tokens, memory and seconds of every point. Trains nothing.",
+        "scaletune count configs/quickstart.toml",
+    ),
+    (
+        training.check,
+        _check,
+        "Does this parametrization hold over width, or depth? Coordinates, sharpness, alignment, regime.",
+        "scaletune check configs/quickstart.toml --widths 32,64,128 --what all --out checks",
+    ),
+    (
+        training.sweep,
+        _sweep,
+        "Train every point of a recipe that is not on record.",
+        "scaletune sweep configs/quickstart.toml --set model.depth=4",
+    ),
+    (
+        training.status,
+        _recorded,
+        "How a sweep stands, from another terminal: trials under way, done, failed, diverged, the best, time left.",
+        "scaletune status quickstart",
+    ),
+    (
+        training.export,
+        _recorded,
+        "Write a sweep's record NAME.jsonl from its workbench NAME.db, while it runs too.",
+        "scaletune export quickstart",
+    ),
+    (learning.fit, _fit, "Fit a law to records.", "scaletune fit sweeps/quickstart.jsonl --law lr_nd --holdout 'n_params > 4e5'"),
+    (
+        learning.transfer,
+        _transfer,
+        "Put a fit's answer into a target's configs.",
+        "scaletune transfer fits/quickstart.json configs/quickstart-target.toml --to granite --force --out out",
+    ),
+    (learning.lint, _lint, "Known muP faults of a config, arguments or param groups that you have.", "scaletune lint config.json"),
+    (learning.plot, _plot, "Pictures of a fit or of records.", "scaletune plot fits/quickstart.json --out plots"),
+    (learning.report, _report, "A fit as one HTML page.", "scaletune report fits/quickstart.json --out report.html"),
+)
+
+
+def parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser, and the names of the commands."""
+    whole = _Parser(
+        prog="scaletune", description="Scaling laws and hyperparameter transfer: tune small proxies, predict the target, say how sure."
+    )
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for act, reads, about, example in COMMANDS:
+        made = commands.add_parser(
+            act.__name__,
+            help=about,
+            description=about,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.set_defaults(act=act)
+        made.add_argument("--json", action="store_true", help="plain values on stdout, nothing else there")
+        reads(made)
     return whole, list(commands.choices)
