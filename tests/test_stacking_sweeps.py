@@ -47,6 +47,11 @@ def test_a_stack_is_no_larger_than_asked_and_leaves_each_worker_its_share(tiny, 
     assert taken(queue(*[tiny({"lr": point.optimizer.lr, "engine.stack": 1}) for point in points[:2]])) == [[1e-3], [2e-3]]
 
 
+def test_two_workers_share_a_queue_alike(tiny, no_gpu):
+    tasks = queue(*[tiny({"lr": lr * 1e-3, "engine.stack": 8}) for lr in range(1, 9)])
+    assert [len(stacks.take(tasks, 2)), len(stacks.take(tasks, 2, out=4))] == [4, 4] and not tasks
+
+
 def test_what_keeps_trials_apart_is_said_where_a_stack_was_asked_for(tiny):
     points = [
         tiny({"engine.stack": 4, "width": width, "seed": seed, "lr": lr}) for width in (32, 64) for seed in (0, 1) for lr in (1e-3, 2e-3)

@@ -30,13 +30,13 @@ def note(tasks: Sequence[Task]) -> str:
     )
 
 
-def take(queue: list[Task], workers: int) -> list[Task]:
-    """Take the first task off the queue and, with it, those that it may stack with: no more than leaves each worker its share.
+def take(queue: list[Task], workers: int, out: int = 0) -> list[Task]:
+    """Take the first task off the queue and, with it, those that it may stack with: no more than a worker's share of these and of those `out`.
 
     A task whose worker has died trains alone, so that it fails alone.
     """
     first = queue[0]
-    most = 1 if first.tries else _size(first, math.ceil(len(queue) / workers))
+    most = 1 if first.tries else _size(first, math.ceil((len(queue) + out) / workers))
     alike = _shared(first) if most > 1 else {}
     taken = [first]
     for task in queue[1:]:
