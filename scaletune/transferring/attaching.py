@@ -37,26 +37,55 @@ def kinds(rows: Sequence[Planned]) -> dict[str, Planned]:
     return {re.sub(r"^model\.layers\.\d+\.", "", row.name): row for row in rows}
 
 
-def named_groups(rows: Sequence[Planned], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Optimizer settings with the names, in another stack, of the kinds of tensors that share them; UserError on a kind it has not."""
-    groups: dict[tuple[float, ...], list[str]] = {}
+def by_name(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, Planned]:
+    """Another stack's name -> its settings; UserError on a kind it has no name for, or that it keeps in one tensor with an unlike one."""
+    found: dict[str, Planned] = {}
     for kind, row in kinds(rows).items():
         if kind not in names:
             raise UserError(f"the stack must have a name for every tensor, but has none for {kind!r}: set model.biases = false")
-        groups.setdefault((row.lr, row.weight_decay, row.eps), []).append(names[kind])
+        first = found.setdefault(names[kind], row)
+        if _settings(first) != _settings(row):
+            raise UserError(f"the stack keeps {first.name!r} and {row.name!r} in one tensor, but they need other settings: emit 'pytorch'")
+    return found
+
+
+def _settings(row: Planned) -> tuple[float, ...]:
+    return row.lr, row.weight_decay, row.eps, row.init_std
+
+
+def named_groups(rows: Sequence[Planned], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Optimizer settings with the names, in another stack, of the tensors that share them."""
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for name, row in by_name(rows, names).items():
+        groups.setdefault((row.lr, row.weight_decay, row.eps), []).append(name)
     return [{"patterns": found, "lr": lr, "weight_decay": wd, "eps": eps} for (lr, wd, eps), found in groups.items()]
 
 
 def stds(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, float]:
     """Another stack's names of the matrices -> their init std."""
-    return {names[kind]: row.init_std for kind, row in kinds(rows).items() if row.init_std}
+    return {name: row.init_std for name, row in by_name(rows, names).items() if row.init_std}
 
 
-def param_groups(transfer: Transfer, rows: Sequence[Planned], cannot: Sequence[str]) -> dict[str, Any]:
-    """Patterns with their settings (the first match wins), the optimizer, the schedule, what the config `cannot` hold, the evidence."""
+def sequences(target: Recipe, stack: str) -> int:
+    """The batch in sequences; UserError where it is not a whole number of them."""
+    if target.budget.batch_tokens % target.data.seq_len:
+        raise UserError(
+            f"`batch_tokens % seq_len == 0` must hold for {stack}, which counts sequences,"
+            f" but got batch_tokens={target.budget.batch_tokens}, seq_len={target.data.seq_len}"
+        )
+    return target.budget.batch_tokens // target.data.seq_len
+
+
+def param_groups(
+    transfer: Transfer, rows: Sequence[Planned], cannot: Sequence[str], multipliers: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Patterns with their settings (the first match wins), the optimizer, the schedule, what the config `cannot` hold, the evidence.
+
+    `multipliers`: those of the forward pass, where the config they go with is none that `reading.read` knows.
+    """
     t = transfer.target
     return {
-        "schema": "scaletune.param_groups/1",
+        "schema": "scaletune.param_groups/1", **({"multipliers": dict(multipliers)} if multipliers else {}),
         "groups": grouped(rows),
         "optimizer": {"class": "torch.optim.AdamW", "betas": [t.optimizer.beta1, t.optimizer.beta2], "max_grad_norm": t.optimizer.clip},
         "schedule": resolved(t.schedule, t.budget).model_dump(),

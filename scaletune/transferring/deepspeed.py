@@ -10,9 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scaletune.errors import UserError
 from scaletune.transferring import Transfer
-from scaletune.transferring.attaching import CLIPPED, carried, loader, param_groups
+from scaletune.transferring.attaching import CLIPPED, carried, loader, param_groups, sequences
 from scaletune.transferring.folding import EXACT, without_multipliers
 from scaletune.transferring.granite import written
 from scaletune.transferring.pytorch import NAMES, SHAPES
@@ -32,13 +31,8 @@ engine, optimizer, _, _ = deepspeed.initialize(
 def config(transfer: Transfer) -> dict[str, Any]:
     """Batch in sequences, clipping, and leave to bring one's own optimizer under ZeRO."""
     t = transfer.target
-    if t.budget.batch_tokens % t.data.seq_len:
-        raise UserError(
-            f"`batch_tokens % seq_len == 0` must hold for DeepSpeed, which counts sequences,"
-            f" but got batch_tokens={t.budget.batch_tokens}, seq_len={t.data.seq_len}"
-        )
     return {
-        "train_batch_size": t.budget.batch_tokens // t.data.seq_len,
+        "train_batch_size": sequences(t, "DeepSpeed"),
         "gradient_clipping": t.optimizer.clip,
         "zero_optimization": {"stage": 1},
         "zero_allow_untested_optimizer": True,

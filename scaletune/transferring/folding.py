@@ -6,7 +6,7 @@ logits' into the head, a residual branch's into its last matrix, the softmax's i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from scaletune.errors import UserError
@@ -47,3 +47,20 @@ def without_multipliers(transfer: Transfer, stack: str) -> list[Planned]:
             " set model.tied = false, or emit 'granite', which has one"
         )
     return rows
+
+
+def neutral(head_dim: int) -> dict[str, float]:
+    """The forward multipliers of a stack that has none."""
+    return {"embedding": 1.0, "attention": head_dim**-0.5, "residual": 1.0, "logits": 1.0}
+
+
+def partly_folded(transfer: Transfer, native: Collection[str]) -> tuple[list[Planned], dict[str, float]]:
+    """(rows, forward multipliers) for a stack whose config has the `native` ones: those stay, the others are written into the weights.
+
+    A tied head needs native logits where the embedding is written into the weights, as `folded` says.
+    """
+    model = transfer.target.model
+    none = neutral(getattr(model, "head_dim", 1))
+    rows, left = folded(transfer.plan, transfer.multipliers | {name: none[name] for name in native}, model)
+    kept = {name: transfer.multipliers[name] if name in native else none[name] for name in none}
+    return rows, kept | {"logits": kept["logits"] * left}
