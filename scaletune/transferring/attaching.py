@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from scaletune.errors import UserError
@@ -34,7 +35,11 @@ def grouped(rows: Sequence[Planned]) -> list[dict[str, Any]]:
 
 def kinds(rows: Sequence[Planned]) -> dict[str, Planned]:
     """`self_attn.q_proj.weight` -> its settings, which every layer shares."""
-    return {re.sub(r"^model\.layers\.\d+\.", "", row.name): row for row in rows}
+    return {_kind(row): row for row in rows}
+
+
+def _kind(row: Planned) -> str:
+    return re.sub(r"^model\.layers\.\d+\.", "", row.name)
 
 
 def by_name(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, Planned]:
@@ -47,6 +52,22 @@ def by_name(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, Plan
         if _settings(first) != _settings(row):
             raise UserError(f"the stack keeps {first.name!r} and {row.name!r} in one tensor, but they need other settings: emit 'pytorch'")
     return found
+
+
+def merged(rows: Sequence[Planned], names: Mapping[str, str]) -> tuple[list[Planned], list[str]]:
+    """(rows, sentences): what a stack keeps in one tensor gets the least of its eps, and which that changes.
+
+    Keys and values of few heads do not grow in number with width, so their gradients, and eps, shrink less than the queries' do.
+    """
+    shared: dict[str, list[Planned]] = {}
+    for kind, row in kinds(rows).items():
+        shared.setdefault(names.get(kind, kind), []).append(row)
+    least = {_kind(row): min(each.eps for each in together) for together in shared.values() for row in together}
+    said = [
+        f"eps of {kind}: {row.eps:.4g} in the plan and {least[kind]:.4g} here, as it is one tensor with others"
+        for kind, row in kinds(rows).items() if row.eps > least[kind]
+    ]  # fmt: skip
+    return [replace(row, eps=least[_kind(row)]) for row in rows], said
 
 
 def _settings(row: Planned) -> tuple[float, ...]:
