@@ -17,14 +17,12 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 import yaml
-from test_transferring import EVERYTHING, EVIDENCE, VOCAB, WIDE, learned
+from test_transferring import EVERYTHING, EVIDENCE, VOCAB, WIDE
 
-from scaletune import counting, optim
-from scaletune.errors import UserError
-from scaletune.transferring import FORMATS, Transfer, cerebras, fairseq2, llm_foundry, lm_engine, megatron, transfer
-from scaletune.transferring.attaching import by_name, kinds
+from scaletune import counting
+from scaletune.transferring import Transfer, cerebras, fairseq2, llm_foundry, lm_engine, megatron
 from scaletune.transferring.folding import folded, neutral
-from scaletune.transferring.linting import _arguments, flat, lint
+from scaletune.transferring.linting import _arguments, lint
 from scaletune.transferring.reading import plain, read
 from scaletune.transferring.reading import settings as told_of
 
@@ -147,7 +145,7 @@ def of_cerebras(config, folder, model, monkeypatch):
         chain = once([s for s in of_tag if s["kind"] != "ConstantWD"], name)
         peak = max(value for phase in chain["schedulers"] for fields in phase.values() for key, value in fields.items() if "rate" in key)
         found[name] = {"lr": peak, "weight_decay": decay, "eps": adamw["eps"]}
-        slot = next((slot for slot, kinds in SLOTS.items() if name.endswith(kinds)), None)
+        slot = next((slot for slot, ends in SLOTS.items() if name.endswith(ends)), None)
         std[name] = mine[slot]["std"] if slot else mine["initializer_range"]
         if slot in cerebras.LASTS and "mup_base_hidden_size" in mine:
             std[name] /= (2 * mine["num_hidden_layers"]) ** 0.5

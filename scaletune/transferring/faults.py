@@ -72,7 +72,12 @@ def _scales(stack: str, config: Flat) -> bool:
 
 def readout_divided_twice(stack: str, config: Flat) -> Found:
     """Megatron groups an untied head with the hidden matrices, which also has the 1/m multiplier (main at 0044db1f)."""
-    if stack != "megatron" or not _scales(stack, config) or not config.get("untie_embeddings_and_output_weights") or config.get("decoupled_lr"):
+    if (
+        stack != "megatron"
+        or not _scales(stack, config)
+        or not config.get("untie_embeddings_and_output_weights")
+        or config.get("decoupled_lr")
+    ):
         return []
     return [("use_mup", "an untied head gets lr / m and its logits 1 / m: the readout learns m times too slowly", "add --decoupled-lr with the base lr")]  # fmt: skip
 
