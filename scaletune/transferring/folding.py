@@ -40,7 +40,11 @@ def folded(rows: Sequence[Planned], multipliers: Mapping[str, float], model: Mod
 
 def without_multipliers(transfer: Transfer, stack: str) -> list[Planned]:
     """The rows for a stack that has no multiplier at all; UserError where a tied head would need one."""
-    rows, left = folded(transfer.plan, transfer.multipliers, transfer.target.model)
+    return without_logits(*folded(transfer.plan, transfer.multipliers, transfer.target.model), stack)
+
+
+def without_logits(rows: list[Planned], left: float, stack: str) -> list[Planned]:
+    """The rows, where nothing is left to multiply the logits; UserError otherwise."""
     if abs(left - 1) > 1e-9:
         raise UserError(
             f"format {stack!r} has no logits multiplier, and a tied head would need one of {left:.4g}:"

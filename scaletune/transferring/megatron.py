@@ -8,6 +8,7 @@ sqrt(mup_base_head_dim) / head_dim of the softmax. Residual branches are written
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from scaletune.transferring.attaching import CLIPPED, by_name, carried, merged, 
 from scaletune.transferring.folding import EXACT, neutral, partly_folded
 from scaletune.transferring.granite import as_llama, written
 
-NAMES = {  # of its GPT model under Transformer Engine, which keeps a block's norms in the linear maps after them
+NAMES = {  # of its GPT model: Transformer Engine keeps a block's norms in the linear maps after them, its local layers do not
     "model.embed_tokens.weight": r"embedding\.word_embeddings\.weight$", "lm_head.weight": r"output_layer\.weight$",
-    "model.norm.weight": r"decoder\.final_layernorm\.weight$", "input_layernorm.weight": r"linear_qkv\.layer_norm_weight$",
-    "post_attention_layernorm.weight": r"linear_fc1\.layer_norm_weight$",
+    "model.norm.weight": r"decoder\.final_layernorm\.weight$", "input_layernorm.weight": r"(linear_qkv\.layer_norm_weight|input_layernorm\.weight)$",
+    "post_attention_layernorm.weight": r"(linear_fc1\.layer_norm_weight|pre_mlp_layernorm\.weight)$",
     **{f"self_attn.{kind}_proj.weight": r"self_attention\.linear_qkv\.weight$" for kind in "qkv"},
     "self_attn.o_proj.weight": r"self_attention\.linear_proj\.weight$",
     **{f"mlp.{kind}_proj.weight": r"mlp\.linear_fc1\.weight$" for kind in ("gate", "up")},
@@ -33,7 +34,6 @@ CANNOT = [
     f"residual multiplier: {EXACT}", CLIPPED,
     "its own muP scaling: mup_base_hidden_size is hidden_size here, so that its width multiplier is 1; do not set it to the proxy's",
     "data, tokenizer, parallelism and precision: add them; the vocabulary is padded as --make-vocab-size-divisible-by says",
-    "another spec than Transformer Engine's, whose tensors have other names: the loader refuses it",
     "half a step: warmup counts whole iterations, where the plan's schedule is read in the middle of each",
 ]  # fmt: skip
 
@@ -134,13 +134,12 @@ def multiplied(transfer: Transfer, multipliers: dict[str, float]) -> dict[str, A
     }  # fmt: skip
 
 
-def rewritten(transfer: Transfer, stack: str) -> tuple[list[Planned], dict[str, float], list[str]]:
-    """Rows and multipliers as its GPT model holds them, and what of the plan that changes; UserError where it cannot train the target."""
+def rewritten(transfer: Transfer, stack: str, native: Sequence[str] = NATIVE) -> tuple[list[Planned], list[str], dict[str, float]]:
+    """Rows as its GPT model holds them, what of the plan that changes, and multipliers; UserError where it cannot train the target."""
     as_llama(transfer.target.model, "Megatron GPT")
     carried(transfer.target, stack)
-    rows, multipliers = partly_folded(transfer, NATIVE)
-    rows, said = merged(rows, NAMES)
-    return rows, multipliers, CANNOT + said
+    rows, multipliers = partly_folded(transfer, native)
+    return (*merged(rows, NAMES), multipliers)
 
 
 def settings(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
@@ -148,7 +147,7 @@ def settings(transfer: Transfer, rows: list[Planned], multipliers: dict[str, flo
     model, t, o = as_llama(transfer.target.model, "Megatron GPT"), transfer.target, transfer.target.optimizer
     few = {} if model.kv_heads in (None, model.heads) else {"group_query_attention": True, "num_query_groups": model.kv_heads}
     return {
-        "transformer_impl": "transformer_engine", "num_layers": model.depth, "hidden_size": model.width, "ffn_hidden_size": model.ffn_width,
+        "num_layers": model.depth, "hidden_size": model.width, "ffn_hidden_size": model.ffn_width,
         "num_attention_heads": model.heads, "kv_channels": model.head_dim, **few, "seq_length": t.data.seq_len,
         "max_position_embeddings": t.data.seq_len, "position_embedding_type": "rope", "rotary_base": round(model.rope_theta),
         "normalization": "RMSNorm", "norm_epsilon": model.norm_eps, "swiglu": True, "disable_bias_linear": True,
@@ -175,9 +174,9 @@ def module(text: str, transfer: Transfer, rows: list[Planned], **more: Any) -> s
 
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
     """`megatron.args`, `scaletune_megatron.py`, and `param_groups.json` with what they cannot hold and the evidence."""
-    rows, multipliers, cannot = rewritten(transfer, "megatron")
+    rows, said, multipliers = rewritten(transfer, "megatron")
     return written(folder, {
         "megatron.args": arguments(settings(transfer, rows, multipliers)),
         "scaletune_megatron.py": module(MODULE, transfer, rows),
-        "param_groups.json": json.dumps(param_groups(transfer, rows, cannot, multipliers), indent=1) + "\n",
+        "param_groups.json": json.dumps(param_groups(transfer, rows, CANNOT + said, multipliers), indent=1) + "\n",
     })  # fmt: skip
