@@ -205,6 +205,6 @@ def test_what_is_read_back_is_the_plan(transferred, tmp_path):  # noqa: F811
 
 
 def test_a_tied_head_that_needs_a_multiplier_is_refused(transferred, tmp_path):  # noqa: F811
-    with pytest.raises(UserError, match="^format 'megatron_bridge' has no logits multiplier, and a tied head would need one of 0.25"):
+    with pytest.raises(UserError, match=r"^format 'megatron_bridge' has no logits multiplier, and a tied head would need one of 0.25"):
         megatron_bridge.emit(transferred({"model.tied": True}), tmp_path)
     assert not list(tmp_path.iterdir())

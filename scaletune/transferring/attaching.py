@@ -87,16 +87,6 @@ def stds(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, float]:
     return {name: row.init_std for name, row in by_name(rows, names).items() if row.init_std}
 
 
-def sequences(target: Recipe, stack: str) -> int:
-    """The batch in sequences; UserError where it is not a whole number of them."""
-    if target.budget.batch_tokens % target.data.seq_len:
-        raise UserError(
-            f"`batch_tokens % seq_len == 0` must hold for {stack}, which counts sequences,"
-            f" but got batch_tokens={target.budget.batch_tokens}, seq_len={target.data.seq_len}"
-        )
-    return target.budget.batch_tokens // target.data.seq_len
-
-
 def param_groups(
     transfer: Transfer, rows: Sequence[Planned], cannot: Sequence[str], multipliers: Mapping[str, float] | None = None
 ) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from scaletune.errors import UserError
 from scaletune.recipe import Recipe, resolved
 from scaletune.rules import Planned, shift
 from scaletune.transferring import Transfer
-from scaletune.transferring.attaching import CLIPPED, by_name, carried, named_groups, param_groups, sequences
+from scaletune.transferring.attaching import CLIPPED, by_name, carried, named_groups, param_groups
 from scaletune.transferring.folding import EXACT, partly_folded
 from scaletune.transferring.granite import as_llama, written
 from scaletune.zoo import Transformer
@@ -136,7 +136,7 @@ def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float
             "loop": {"max_steps": t.budget.steps},
             "precision": {"max_gradient_norm": t.optimizer.clip},
         },
-        "fit": {"train_dataloader": {"batch_size": sequences(t, "Cerebras modelzoo")}},
+        "fit": {"train_dataloader": {"batch_size": t.budget.batch_tokens // t.data.seq_len}},
     }}  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scaletune.transferring import Transfer
-from scaletune.transferring.attaching import CLIPPED, carried, loader, param_groups, sequences
+from scaletune.transferring.attaching import CLIPPED, carried, loader, param_groups
 from scaletune.transferring.folding import EXACT, without_multipliers
 from scaletune.transferring.granite import written
 from scaletune.transferring.pytorch import NAMES, SHAPES
@@ -32,7 +32,7 @@ def config(transfer: Transfer) -> dict[str, Any]:
     """Batch in sequences, clipping, and leave to bring one's own optimizer under ZeRO."""
     t = transfer.target
     return {
-        "train_batch_size": sequences(t, "DeepSpeed"),
+        "train_batch_size": t.budget.batch_tokens // t.data.seq_len,
         "gradient_clipping": t.optimizer.clip,
         "zero_optimization": {"stage": 1},
         "zero_allow_untested_optimizer": True,

@@ -18,7 +18,7 @@ from scaletune.errors import UserError
 from scaletune.recipe import Recipe, resolved
 from scaletune.rules import Planned, shift
 from scaletune.transferring import Transfer
-from scaletune.transferring.attaching import CLIPPED, by_name, carried, named_groups, param_groups, sequences
+from scaletune.transferring.attaching import CLIPPED, by_name, carried, named_groups, param_groups
 from scaletune.transferring.folding import EXACT, partly_folded
 from scaletune.transferring.granite import as_llama, written
 from scaletune.zoo import Transformer
@@ -109,7 +109,7 @@ def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float
     model, t = as_llama(transfer.target.model, "LLM-Foundry MPT"), transfer.target
     clipping = {"clipping_type": "norm", "clipping_threshold": t.optimizer.clip}
     return {
-        "max_seq_len": t.data.seq_len, "global_train_batch_size": sequences(t, "LLM-Foundry"), "max_duration": f"{t.budget.steps}ba",
+        "max_seq_len": t.data.seq_len, "global_train_batch_size": t.budget.batch_tokens // t.data.seq_len, "max_duration": f"{t.budget.steps}ba",
         "model": shape(transfer, model, multipliers) | {"init_config": init_config(rows)},
         "optimizer": optimizer(t, rows), "scheduler": schedule(t),
         "algorithms": {"gradient_clipping": clipping},

@@ -15,7 +15,7 @@ import yaml
 from scaletune.recipe import Recipe, resolved
 from scaletune.rules import Planned
 from scaletune.transferring import Transfer, one_std
-from scaletune.transferring.attaching import CLIPPED, carried, merged, named_groups, param_groups, sequences
+from scaletune.transferring.attaching import CLIPPED, carried, merged, named_groups, param_groups
 from scaletune.transferring.granite import as_llama, written
 
 NAMES = {
@@ -112,7 +112,7 @@ def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float
         "model_args": {"pretrained_config": pretrained_config(transfer, rows, multipliers)},
         "tuning_args": {"tuning_method": "pretraining"},
         "training_parameters": {
-            "num_training_steps": t.budget.steps, "micro_batch_size": sequences(t, "lm-engine"), "gradient_accumulation_steps": 1,
+            "num_training_steps": t.budget.steps, "micro_batch_size": t.budget.batch_tokens // t.data.seq_len, "gradient_accumulation_steps": 1,
             "gradient_clipping": o.clip,
         },
         "optimizer_args": {

@@ -15,7 +15,7 @@ from typing import Any
 from scaletune.recipe import Recipe, resolved
 from scaletune.rules import Planned
 from scaletune.transferring import Transfer
-from scaletune.transferring.attaching import CLIPPED, by_name, carried, merged, param_groups, sequences, stds
+from scaletune.transferring.attaching import CLIPPED, by_name, carried, merged, param_groups, stds
 from scaletune.transferring.folding import EXACT, neutral, partly_folded
 from scaletune.transferring.granite import as_llama, written
 
@@ -155,7 +155,7 @@ def settings(transfer: Transfer, rows: list[Planned], multipliers: dict[str, flo
         "init_method_std": rows[0].init_std, **multiplied(transfer, multipliers),
         "optimizer": "adam", "lr": o.lr, "min_lr": resolved(t.schedule, t.budget).floor * o.lr, "weight_decay": o.weight_decay,
         "adam_beta1": o.beta1, "adam_beta2": o.beta2, "adam_eps": o.eps, "clip_grad": o.clip, **schedule(t),
-        "global_batch_size": sequences(t, "Megatron-LM"), "train_iters": t.budget.steps,
+        "global_batch_size": t.budget.batch_tokens // t.data.seq_len, "train_iters": t.budget.steps,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from scaletune.recipe import resolved
 from scaletune.transferring import Transfer
-from scaletune.transferring.attaching import CLIPPED, param_groups, sequences
+from scaletune.transferring.attaching import CLIPPED, param_groups
 from scaletune.transferring.folding import EXACT, without_logits
 from scaletune.transferring.granite import as_llama, written
 from scaletune.transferring.megatron import COMMON, module, rewritten, schedule
@@ -78,7 +78,7 @@ def emit(transfer: Transfer, folder: Path) -> list[Path]:
         "optimizer": "adam", "lr": o.lr, "min_lr": resolved(t.schedule, t.budget).floor * o.lr, "weight_decay": o.weight_decay,
         "adam_beta1": o.beta1, "adam_beta2": o.beta2, "adam_eps": o.eps, "clip_grad": o.clip,
     }  # fmt: skip
-    train = {"global_batch_size": sequences(t, "Megatron-Bridge"), "train_iters": t.budget.steps}
+    train = {"global_batch_size": t.budget.batch_tokens // t.data.seq_len, "train_iters": t.budget.steps}
     told = {"model": model(transfer, multipliers["attention"], rows[0].init_std), "scheduler": schedule(t), "train": train}
     return written(folder, {
         "scaletune_megatron_bridge.py": module(MODULE, transfer, rows, optimizer=optimizer, **told),
