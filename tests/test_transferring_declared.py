@@ -210,6 +210,8 @@ def test_lm_engines_schedules_multiply(transferred, tmp_path, settings, expected
         (cerebras, RESIDUAL, "one eps for all tensors.*: set depth_alpha = 0 and residual_multiplier = 1, or emit 'pytorch'$"),
         (fairseq2, {"model.tied": True}, "^format 'fairseq2' has no logits multiplier, and a tied head would need one of 0.25"),
         (fairseq2, {"model.norm_eps": 1e-6}, "^a fairseq2 LLaMA has `model.norm_eps` 1e-05, but the target has 1e-06$"),
+        (lm_engine, {"model.rope_theta": 10000.5}, "^a lm-engine gpt_base has a whole `model.rope_theta`, but the target has 10000.5$"),
+        (megatron, {"model.rope_theta": 10000.5}, "^a Megatron GPT has a whole `model.rope_theta`, but the target has 10000.5$"),
         (fairseq2, WSD, "^format 'fairseq2' carries `schedule.kind` of 'constant', 'linear', 'cosine' alone, but got 'wsd'$"),
         (llm_foundry, WSD, "^format 'llm_foundry' carries `schedule.kind` of 'constant', 'linear', 'cosine' alone, but got 'wsd'$"),
         (llm_foundry, {"parametrization.init_gain": 1.0}, "^format 'llm_foundry' has one init std for a branch's last matrices"),

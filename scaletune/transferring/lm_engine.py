@@ -16,7 +16,7 @@ from scaletune.recipe import Recipe, resolved
 from scaletune.rules import Planned
 from scaletune.transferring import Transfer, one_std
 from scaletune.transferring.attaching import CLIPPED, carried, merged, named_groups, param_groups
-from scaletune.transferring.granite import as_llama, written
+from scaletune.transferring.granite import as_llama, whole_theta, written
 
 NAMES = {
     "model.embed_tokens.weight": r"transformer\.wte\.weight$", "lm_head.weight": r"\blm_head\.weight$",
@@ -97,7 +97,7 @@ def pretrained_config(transfer: Transfer, rows: list[Planned], multipliers: dict
     return {
         "model_type": "gpt_base", "vocab_size": transfer.vocab_size, "max_position_embeddings": transfer.target.data.seq_len,
         "hidden_size": model.width, "num_layers": model.depth, "normalization_function": "rmsnorm", "layer_norm_epsilon": model.norm_eps,
-        "embedding_dropout": 0, "tie_word_embeddings": model.tied, "position_embedding_type": "rope", "rope_theta": round(model.rope_theta),
+        "embedding_dropout": 0, "tie_word_embeddings": model.tied, "position_embedding_type": "rope", "rope_theta": whole_theta(model, "lm-engine gpt_base"),
         "initializer_range": next(row.init_std for row in rows if row.role == "hid"), "init_method": "normal",
         "embedding_init_method": "normal", "use_depth_scaled_init": False,
         **{key: None if abs(value - 1) < 1e-12 else value for key, value in multiplied.items()},

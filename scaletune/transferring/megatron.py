@@ -17,7 +17,7 @@ from scaletune.rules import Planned
 from scaletune.transferring import Transfer
 from scaletune.transferring.attaching import CLIPPED, by_name, carried, merged, param_groups, stds
 from scaletune.transferring.folding import EXACT, neutral, partly_folded
-from scaletune.transferring.granite import as_llama, written
+from scaletune.transferring.granite import as_llama, whole_theta, written
 
 NAMES = {  # of its GPT model: Transformer Engine keeps a block's norms in the linear maps after them, its local layers do not
     "model.embed_tokens.weight": r"embedding\.word_embeddings\.weight$", "lm_head.weight": r"output_layer\.weight$",
@@ -149,7 +149,7 @@ def settings(transfer: Transfer, rows: list[Planned], multipliers: dict[str, flo
     return {
         "num_layers": model.depth, "hidden_size": model.width, "ffn_hidden_size": model.ffn_width,
         "num_attention_heads": model.heads, "kv_channels": model.head_dim, **few, "seq_length": t.data.seq_len,
-        "max_position_embeddings": t.data.seq_len, "position_embedding_type": "rope", "rotary_base": round(model.rope_theta),
+        "max_position_embeddings": t.data.seq_len, "position_embedding_type": "rope", "rotary_base": whole_theta(model, "Megatron GPT"),
         "normalization": "RMSNorm", "norm_epsilon": model.norm_eps, "swiglu": True, "disable_bias_linear": True,
         "untie_embeddings_and_output_weights": not model.tied, "attention_dropout": 0.0, "hidden_dropout": 0.0,
         "init_method_std": rows[0].init_std, **multiplied(transfer, multipliers),

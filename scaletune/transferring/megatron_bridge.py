@@ -14,7 +14,7 @@ from scaletune.recipe import resolved
 from scaletune.transferring import Transfer
 from scaletune.transferring.attaching import CLIPPED, param_groups
 from scaletune.transferring.folding import EXACT, without_logits
-from scaletune.transferring.granite import as_llama, written
+from scaletune.transferring.granite import as_llama, whole_theta, written
 from scaletune.transferring.megatron import COMMON, module, rewritten, schedule
 
 CANNOT = [
@@ -64,7 +64,7 @@ def model(transfer: Transfer, softmax_scale: float, init_std: float) -> dict[str
         "kv_channels": shape.head_dim, "num_query_groups": shape.kv_heads or shape.heads, "softmax_scale": softmax_scale,
         "normalization": "RMSNorm", "layernorm_epsilon": shape.norm_eps, "gated_linear_unit": True, "add_bias_linear": False,
         "attention_dropout": 0.0, "hidden_dropout": 0.0, "init_method_std": init_std, "position_embedding_type": "rope",
-        "rotary_base": round(shape.rope_theta), "seq_length": t.data.seq_len, "vocab_size": transfer.vocab_size,
+        "rotary_base": whole_theta(shape, "Megatron GPT"), "seq_length": t.data.seq_len, "vocab_size": transfer.vocab_size,
         "share_embeddings_and_output_weights": shape.tied,
     }  # fmt: skip
 
