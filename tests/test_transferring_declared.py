@@ -7,7 +7,9 @@ from fnmatch import fnmatch
 
 import pytest
 import torch
+from test_transferring import WIDE, learned
 from test_transferring_natively import (
+    COSINE,
     DECLARED,
     FEW,
     RESIDUAL,
@@ -24,7 +26,7 @@ from test_transferring_natively import (
 
 from scaletune import optim
 from scaletune.errors import UserError
-from scaletune.transferring import FORMATS, cerebras, fairseq2, llm_foundry, lm_engine, megatron, megatron_bridge
+from scaletune.transferring import FORMATS, cerebras, fairseq2, llm_foundry, lm_engine, megatron, megatron_bridge, transfer
 from scaletune.transferring.linting import lint
 
 SHARES = {"schedule.warmup": 0.25, "schedule.floor": 0.1}
@@ -97,6 +99,16 @@ def test_every_key_is_declared(transferred, tmp_path, stack, settings):  # noqa:
         settings = settings | {"width": 32}  # few keys and values have another eps at another width
     for fields, declared in OF[stack](files(stack, transferred(settings), tmp_path), DECLARED[stack]["keys"]):
         assert fields.keys() <= set(declared)
+
+
+def test_every_stack_is_written_under_its_name(tiny, tmp_path):
+    """From a fit, as a user asks for them; what a config cannot hold and the evidence go along."""
+    asked = [*STACKS, "megatron_bridge"]
+    answer = transfer(learned(tiny), tiny(WIDE | COSINE), asked, tmp_path)
+    assert {path.split("/")[-2] for path in answer["files"]} == set(asked)
+    for stack in asked:
+        said = json.loads((tmp_path / stack / "param_groups.json").read_text())
+        assert said["cannot"] and said["evidence"]["fit"] == answer["fit"]
 
 
 @pytest.mark.parametrize("stack", STACKS)

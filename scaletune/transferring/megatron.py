@@ -34,6 +34,7 @@ CANNOT = [
     f"residual multiplier: {EXACT}", CLIPPED,
     "its own muP scaling: mup_base_hidden_size is hidden_size here, so that its width multiplier is 1; do not set it to the proxy's",
     "data, tokenizer, parallelism and precision: add them; the vocabulary is padded as --make-vocab-size-divisible-by says",
+    "a tied head with pipeline stages: the last one's copy of the embedding has no pattern, so the loader refuses it",
     "half a step: warmup counts whole iterations, where the plan's schedule is read in the middle of each",
 ]  # fmt: skip
 
