@@ -67,6 +67,7 @@ def of_lm_engine(config, declared):
         yield fields, declared[section]
     mine = config["model_args"]["pretrained_config"]
     yield mine, declared["pretrained_config"]
+    assert mine.keys() == set(declared["pretrained_config"])  # its own files leave none out
     yield config["optimizer_args"]["class_args"], declared["class_args"]
     for block in ("sequence_mixer_block", "mlp_block"):
         assert len(mine[block + "s"]) == mine["num_layers"]

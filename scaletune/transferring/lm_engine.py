@@ -30,7 +30,7 @@ NAMES = {
 CANNOT = [
     "learning rate, weight decay and eps of each tensor: scaletune_lm_engine.py, whose `install` is called before the training script",
     "pipeline stages: a stage without embedding or head is refused by that loader", CLIPPED,
-    "data, tokenizer, saving and precision: add them to the YAML",
+    "data, tokenizer, saving and precision: add them to the YAML, and the tokenizer's bos, eos and pad ids, which are 0 here as in its examples",
     "micro_batch_size counts sequences a process, so divide it by processes and accumulation steps",
     "half a step: warmup counts whole steps, where the plan's schedule is read in the middle of each",
 ]  # fmt: skip
@@ -85,13 +85,13 @@ def schedule(target: Recipe) -> dict[str, Any]:
 
 
 def pretrained_config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
-    """Keys of its `gpt_base` config; a multiplier of one is null, as in its own files."""
+    """All keys of its `gpt_base` config, as its own files spell them out; a multiplier of one is null."""
     model = as_llama(transfer.target.model, "lm-engine gpt_base")
     multiplied = {"m_emb": multipliers["embedding"], "m_width": 1 / multipliers["logits"], "m_residual": multipliers["residual"]}
     attention = {
         "sequence_mixer_type": "softmax_attention", "num_attention_heads": model.heads, "num_key_value_heads": model.kv_heads or model.heads,
         "attention_multiplier": multipliers["attention"], "attention_multiplier_method": None, "softmax_dropout": 0, "dropout": 0,
-        "add_bias": False,
+        "add_bias": False, "head_dim": None, "attention_gate": False, "exclusive_self_attention": False, "sliding_window": None,
     }  # fmt: skip
     mlp = {"mlp_type": "MLP", "activation_function": "swiglu", "intermediate_size": model.ffn_width, "add_bias": False, "dropout": 0}
     return {
@@ -99,7 +99,8 @@ def pretrained_config(transfer: Transfer, rows: list[Planned], multipliers: dict
         "hidden_size": model.width, "num_layers": model.depth, "normalization_function": "rmsnorm", "layer_norm_epsilon": model.norm_eps,
         "embedding_dropout": 0, "tie_word_embeddings": model.tied, "position_embedding_type": "rope", "rope_theta": whole_theta(model, "lm-engine gpt_base"),
         "initializer_range": next(row.init_std for row in rows if row.role == "hid"), "init_method": "normal",
-        "embedding_init_method": "normal", "use_depth_scaled_init": False,
+        "embedding_init_method": "normal", "use_depth_scaled_init": False, "rope_scaling": None, "rope_dim": None, "use_cache": True,
+        "router_aux_loss_coef": 0.001, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
         **{key: None if abs(value - 1) < 1e-12 else value for key, value in multiplied.items()},
         "sequence_mixer_blocks": [dict(attention) for _ in range(model.depth)], "mlp_blocks": [dict(mlp) for _ in range(model.depth)],
     }  # fmt: skip
