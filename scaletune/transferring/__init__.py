@@ -68,6 +68,7 @@ TRANSFORMERS = "5.23.0"
 FORMATS = {  # format -> the version, or the commit, of its stack that the emitter was written against
     "granite": TRANSFORMERS, "recipe": "1", "hyperclovax": TRANSFORMERS, "llama": TRANSFORMERS, "pytorch": "2.13",
     "torchtitan": "0.3.0", "olmo_core": "3.0.0", "deepspeed": "0.16.5", "nanogpt_mup": "39044043",
+    "megatron": "0044db1f", "megatron_bridge": "0.3.1", "cerebras": "18bcbd2d", "lm_engine": "4a791626", "fairseq2": "0.8.1", "llm_foundry": "0.22.0",
 }  # fmt: skip
 TOO_FAR = 30  # times outside the fitted range, beyond which a transfer must be forced
 

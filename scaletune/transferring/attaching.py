@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from scaletune.errors import UserError
@@ -34,29 +35,68 @@ def grouped(rows: Sequence[Planned]) -> list[dict[str, Any]]:
 
 def kinds(rows: Sequence[Planned]) -> dict[str, Planned]:
     """`self_attn.q_proj.weight` -> its settings, which every layer shares."""
-    return {re.sub(r"^model\.layers\.\d+\.", "", row.name): row for row in rows}
+    return {_kind(row): row for row in rows}
 
 
-def named_groups(rows: Sequence[Planned], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Optimizer settings with the names, in another stack, of the kinds of tensors that share them; UserError on a kind it has not."""
-    groups: dict[tuple[float, ...], list[str]] = {}
+def _kind(row: Planned) -> str:
+    return re.sub(r"^model\.layers\.\d+\.", "", row.name)
+
+
+def by_name(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, Planned]:
+    """Another stack's name -> its settings; UserError on a kind it has no name for, or that it keeps in one tensor with an unlike one."""
+    found: dict[str, Planned] = {}
     for kind, row in kinds(rows).items():
         if kind not in names:
             raise UserError(f"the stack must have a name for every tensor, but has none for {kind!r}: set model.biases = false")
-        groups.setdefault((row.lr, row.weight_decay, row.eps), []).append(names[kind])
+        first = found.setdefault(names[kind], row)
+        if _settings(first) != _settings(row):
+            raise UserError(f"the stack keeps {first.name!r} and {row.name!r} in one tensor, but they need other settings: emit 'pytorch'")
+    return found
+
+
+def merged(rows: Sequence[Planned], names: Mapping[str, str]) -> tuple[list[Planned], list[str]]:
+    """(rows, sentences): what a stack keeps in one tensor gets the least of its eps, and which that changes.
+
+    Keys and values of few heads do not grow in number with width, so their gradients, and eps, shrink less than the queries' do.
+    """
+    shared: dict[str, list[Planned]] = {}
+    for kind, row in kinds(rows).items():
+        shared.setdefault(names.get(kind, kind), []).append(row)
+    least = {_kind(row): min(each.eps for each in together) for together in shared.values() for row in together}
+    said = [
+        f"eps of {kind}: {row.eps:.4g} in the plan and {least[kind]:.4g} here, as it is one tensor with others"
+        for kind, row in kinds(rows).items() if row.eps > least[kind]
+    ]  # fmt: skip
+    return [replace(row, eps=least[_kind(row)]) for row in rows], said
+
+
+def _settings(row: Planned) -> tuple[float, ...]:
+    return row.lr, row.weight_decay, row.eps, row.init_std
+
+
+def named_groups(rows: Sequence[Planned], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Optimizer settings with the names, in another stack, of the tensors that share them."""
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for name, row in by_name(rows, names).items():
+        groups.setdefault((row.lr, row.weight_decay, row.eps), []).append(name)
     return [{"patterns": found, "lr": lr, "weight_decay": wd, "eps": eps} for (lr, wd, eps), found in groups.items()]
 
 
 def stds(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, float]:
     """Another stack's names of the matrices -> their init std."""
-    return {names[kind]: row.init_std for kind, row in kinds(rows).items() if row.init_std}
+    return {name: row.init_std for name, row in by_name(rows, names).items() if row.init_std}
 
 
-def param_groups(transfer: Transfer, rows: Sequence[Planned], cannot: Sequence[str]) -> dict[str, Any]:
-    """Patterns with their settings (the first match wins), the optimizer, the schedule, what the config `cannot` hold, the evidence."""
+def param_groups(
+    transfer: Transfer, rows: Sequence[Planned], cannot: Sequence[str], multipliers: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Patterns with their settings (the first match wins), the optimizer, the schedule, what the config `cannot` hold, the evidence.
+
+    `multipliers`: those of the forward pass, where the config they go with is none that `reading.read` knows.
+    """
     t = transfer.target
     return {
-        "schema": "scaletune.param_groups/1",
+        "schema": "scaletune.param_groups/1", **({"multipliers": dict(multipliers)} if multipliers else {}),
         "groups": grouped(rows),
         "optimizer": {"class": "torch.optim.AdamW", "betas": [t.optimizer.beta1, t.optimizer.beta2], "max_grad_norm": t.optimizer.clip},
         "schedule": resolved(t.schedule, t.budget).model_dump(),

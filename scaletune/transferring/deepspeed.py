@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scaletune.errors import UserError
 from scaletune.transferring import Transfer
 from scaletune.transferring.attaching import CLIPPED, carried, loader, param_groups
 from scaletune.transferring.folding import EXACT, without_multipliers
@@ -32,11 +31,6 @@ engine, optimizer, _, _ = deepspeed.initialize(
 def config(transfer: Transfer) -> dict[str, Any]:
     """Batch in sequences, clipping, and leave to bring one's own optimizer under ZeRO."""
     t = transfer.target
-    if t.budget.batch_tokens % t.data.seq_len:
-        raise UserError(
-            f"`batch_tokens % seq_len == 0` must hold for DeepSpeed, which counts sequences,"
-            f" but got batch_tokens={t.budget.batch_tokens}, seq_len={t.data.seq_len}"
-        )
     return {
         "train_batch_size": t.budget.batch_tokens // t.data.seq_len,
         "gradient_clipping": t.optimizer.clip,

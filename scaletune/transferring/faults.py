@@ -62,9 +62,22 @@ def logits_direction(stack: str, config: Flat) -> Found:
     return [("logits_scaling", f"it {does} the logits here, so {scaling:g} beside embedding_multiplier {embedding:g} is upside down", f"set it to {1 / scaling:g}")]  # fmt: skip
 
 
+def _scales(stack: str, config: Flat) -> bool:
+    """Whether the stack's own muP divides the hidden lr: not Megatron's at a base of its own width, nor lm-engine's where it is told null."""
+    if stack == "megatron":
+        return config.get("mup_base_hidden_size") != config.get("hidden_size", 0)
+    path, method = _leaf(config, "params_group_method")
+    return stack == "lm-engine" and (method == "mup" or not path)
+
+
 def readout_divided_twice(stack: str, config: Flat) -> Found:
     """Megatron groups an untied head with the hidden matrices, which also has the 1/m multiplier (main at 0044db1f)."""
-    if stack != "megatron" or not config.get("untie_embeddings_and_output_weights") or config.get("decoupled_lr"):
+    if (
+        stack != "megatron"
+        or not _scales(stack, config)
+        or not config.get("untie_embeddings_and_output_weights")
+        or config.get("decoupled_lr")
+    ):
         return []
     return [("use_mup", "an untied head gets lr / m and its logits 1 / m: the readout learns m times too slowly", "add --decoupled-lr with the base lr")]  # fmt: skip
 
@@ -72,7 +85,7 @@ def readout_divided_twice(stack: str, config: Flat) -> Found:
 def weight_decay_not_scaled(stack: str, config: Flat) -> Found:
     """Stacks whose own muP divides the hidden lr and leaves weight decay."""
     half = config.get("mup_width_multiplier", 1) != 1 and not config.get("depth_alpha_enabled")  # nanoGPT-mup: its depth code scales it too
-    if stack not in ("megatron", "lm-engine") and not (stack == "nanogpt-mup" and half):
+    if not _scales(stack, config) and not (stack == "nanogpt-mup" and half):
         return []
     path, decay = _leaf(config, "weight_decay")
     if not decay:
@@ -137,7 +150,7 @@ def half_of_a_base(stack: str, config: Flat) -> Found:
     """Cerebras needs the base of the width and of the filter together."""
     pair = ("mup_base_hidden_size", "mup_base_filter_size")
     given = [bool(_leaf(config, name)[1]) for name in pair]
-    if stack != "cerebras" or all(given):
+    if stack != "cerebras" or all(given) or not any(given):
         return []
     return [(pair[given.index(True)], f"muP needs both bases, but {pair[given.index(False)]} is not set", "set both to the proxy's")]
 

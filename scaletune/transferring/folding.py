@@ -6,7 +6,7 @@ logits' into the head, a residual branch's into its last matrix, the softmax's i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from scaletune.errors import UserError
@@ -40,10 +40,31 @@ def folded(rows: Sequence[Planned], multipliers: Mapping[str, float], model: Mod
 
 def without_multipliers(transfer: Transfer, stack: str) -> list[Planned]:
     """The rows for a stack that has no multiplier at all; UserError where a tied head would need one."""
-    rows, left = folded(transfer.plan, transfer.multipliers, transfer.target.model)
+    return without_logits(*folded(transfer.plan, transfer.multipliers, transfer.target.model), stack)
+
+
+def without_logits(rows: list[Planned], left: float, stack: str) -> list[Planned]:
+    """The rows, where nothing is left to multiply the logits; UserError otherwise."""
     if abs(left - 1) > 1e-9:
         raise UserError(
             f"format {stack!r} has no logits multiplier, and a tied head would need one of {left:.4g}:"
             " set model.tied = false, or emit 'granite', which has one"
         )
     return rows
+
+
+def neutral(head_dim: int) -> dict[str, float]:
+    """The forward multipliers of a stack that has none."""
+    return {"embedding": 1.0, "attention": head_dim**-0.5, "residual": 1.0, "logits": 1.0}
+
+
+def partly_folded(transfer: Transfer, native: Collection[str]) -> tuple[list[Planned], dict[str, float]]:
+    """(rows, forward multipliers) for a stack whose config has the `native` ones: those stay, the others are written into the weights.
+
+    A tied head needs native logits where the embedding is written into the weights, as `folded` says.
+    """
+    model = transfer.target.model
+    none = neutral(getattr(model, "head_dim", 1))
+    rows, left = folded(transfer.plan, transfer.multipliers | {name: none[name] for name in native}, model)
+    kept = {name: transfer.multipliers[name] if name in native else none[name] for name in none}
+    return rows, kept | {"logits": kept["logits"] * left}

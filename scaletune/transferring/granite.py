@@ -36,6 +36,13 @@ def as_llama(model: Model, stack: str = "Granite") -> Transformer:
     return model
 
 
+def whole_theta(model: Transformer, stack: str) -> int:
+    """`rope_theta` for a stack that keeps it as an integer; UserError where it is none."""
+    if not float(model.rope_theta).is_integer():
+        raise UserError(f"a {stack} has a whole `model.rope_theta`, but the target has {model.rope_theta!r}")
+    return int(model.rope_theta)
+
+
 def shape(transfer: Transfer, stack: str = "Granite") -> dict[str, Any]:
     """The keys that Granite, LLaMA and HyperCLOVA-X name alike."""
     model = as_llama(transfer.target.model, stack)

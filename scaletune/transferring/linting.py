@@ -100,7 +100,9 @@ def stack_of(content: Any) -> str:
 
 
 def _multipliers(config: Mapping[str, Any]) -> dict[str, float]:
-    """The embedding's and the logits' multiplier of the config.json that groups go with."""
+    """The embedding's and the logits' multiplier of the config.json that groups go with, or that stand beside the groups."""
+    if "multipliers" in config:
+        return {name: float(config["multipliers"][name]) for name in ("embedding", "logits")}
     scaling = float(config.get("logits_scaling", 1.0))
     logits = scaling if config.get("model_type") == "hyperclovax" else 1 / scaling
     return {"embedding": float(config.get("embedding_multiplier", 1.0)), "logits": logits}
@@ -109,7 +111,7 @@ def _multipliers(config: Mapping[str, Any]) -> dict[str, float]:
 def _of_groups(content: Any, beside: Path) -> list[dict[str, str]]:
     """Findings of param groups, with the multipliers of the config.json in their folder."""
     groups = groups_in(content)
-    config = json.loads(beside.read_text()) if beside.exists() else {}
+    config = json.loads(beside.read_text()) if beside.exists() else content if isinstance(content, Mapping) else {}
     optimizer = {} if isinstance(content, list) else flat({"optimizer": content.get("optimizer") or {}})
     decay = max((float(group.get("weight_decay") or 0) for group in groups), default=0.0)
     found = _said([faults.coupled_l2], "param groups", optimizer | {"groups.weight_decay": decay})

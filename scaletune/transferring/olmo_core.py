@@ -10,7 +10,7 @@ from scaletune.recipe import Recipe, resolved
 from scaletune.transferring import Transfer
 from scaletune.transferring.attaching import CLIPPED, SCRIPT, carried, named_groups, param_groups, stds
 from scaletune.transferring.folding import EXACT, without_multipliers
-from scaletune.transferring.granite import as_llama, written
+from scaletune.transferring.granite import as_llama, whole_theta, written
 
 NAMES = {
     "model.embed_tokens.weight": "embeddings.weight", "lm_head.weight": "lm_head.w_out.weight", "model.norm.weight": "lm_head.norm.weight",
@@ -87,7 +87,7 @@ def emit(transfer: Transfer, folder: Path) -> list[Path]:
     o = transfer.target.optimizer
     shape = {
         "d_model": model.width, "vocab_size": transfer.vocab_size, "n_layers": model.depth, "n_heads": model.heads,
-        "n_kv_heads": model.kv_heads or model.heads, "layer_norm_eps": model.norm_eps, "rope_theta": round(model.rope_theta),
+        "n_kv_heads": model.kv_heads or model.heads, "layer_norm_eps": model.norm_eps, "rope_theta": whole_theta(model, "OLMo-core LLaMA"),
     }  # fmt: skip
     groups = [(group.pop("patterns"), group) for group in named_groups(rows, NAMES)]
     module = MODULE.format(

@@ -15,7 +15,7 @@ from scaletune import counting
 from scaletune.errors import UserError
 from scaletune.rules import Planned
 from scaletune.transferring import Transfer
-from scaletune.transferring.folding import folded
+from scaletune.transferring.folding import folded, neutral
 from scaletune.zoo import Model, Transformer
 
 SETTINGS = ("init_std", "lr", "weight_decay", "eps")
@@ -65,13 +65,14 @@ def read(folder: str | Path, model: Model | None = None) -> Settings:
     folder = Path(folder)
     if (folder / "plan.json").exists():
         return _of_plan(json.loads((folder / "plan.json").read_text()))
-    groups = json.loads((folder / "param_groups.json").read_text())["groups"]
+    said = json.loads((folder / "param_groups.json").read_text())
+    groups = said["groups"]
     if (folder / "config.json").exists():
         config = json.loads((folder / "config.json").read_text())
         model, vocab_size = _model(config), config["vocab_size"]
         multipliers = _multipliers(config, model.head_dim)
     elif isinstance(model, Transformer):
-        vocab_size, multipliers = 1, {"embedding": 1.0, "attention": model.head_dim**-0.5, "residual": 1.0, "logits": 1.0}
+        vocab_size, multipliers = 1, said.get("multipliers") or neutral(model.head_dim)
     else:
         raise UserError(f"`{folder}` has no config.json that tells the model's shape: give `model`")
     rows = [_row(tensor.name, tensor.role, groups) for tensor in counting.tensors(model, vocab_size)]

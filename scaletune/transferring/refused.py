@@ -8,13 +8,6 @@ REFUSED = {
     "levanter": f"at 9263f81e its optimizers take no lr by parameter (adamh has two, for matrices and the rest); {PYTORCH}",
     "open_lm": f"at 9bb92ef1 it has no multipliers and one lr; {PYTORCH}",
     "lingua": f"it has no multipliers and one lr; {PYTORCH}",
-    "megatron": "at 0044db1f its `use_mup` leaves weight decay and the embedding's eps unscaled, starts output projections at"
-    f" sigma / sqrt(2L m) and has no residual multiplier, so it is not the plan that was tuned; {PYTORCH}, and `scaletune lint` your flags",
-    "cerebras": "at f1fd1e09 its muP scales no weight decay, starts output projections at sigma / sqrt(2L m) and has no residual"
-    f" multiplier, so it is not the plan that was tuned; {PYTORCH}",
-    "lm_engine": f"at 36bad91e its `params_group_method: mup` leaves weight decay unscaled, so it is not the plan that was tuned; {PYTORCH}",
-    "fairseq2": "at 027bdebc it takes lr by patterns, but init std only in code; emit 'pytorch', rename its patterns and call initialize(model)",
-    "llm_foundry": "0.22.0 takes lr by patterns, but one init std for all matrices; emit 'pytorch', rename its patterns and call initialize(model)",
     "minicpm3": "its attention is multi-head latent, which no family of ours is, and its softmax scale is fixed; emit 'granite'",
     "falcon_h1": "every layer of it has a Mamba mixer beside the attention, which no family of ours has; emit 'granite'",
 }
