@@ -113,7 +113,8 @@ def _of_groups(content: Any, beside: Path) -> list[dict[str, str]]:
     optimizer = {} if isinstance(content, list) else flat({"optimizer": content.get("optimizer") or {}})
     decay = max((float(group.get("weight_decay") or 0) for group in groups), default=0.0)
     found = _said([faults.coupled_l2], "param groups", optimizer | {"groups.weight_decay": decay})
-    known = group_faults.found_in(groups, _multipliers(config))
+    kind = str(optimizer.get("optimizer.class") or optimizer.get("optimizer.name") or "adam").lower()
+    known = group_faults.found_in(groups, _multipliers(config)) if "adam" in kind else None  # the ratios of lr are AdamW's
     return found + [_one(rule.__name__, each) for rule in (group_faults.RULES if known else ()) for each in rule(known)]  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Stacks that cannot hold a transferred plan: why not, and what to do instead. Read at the commits named."""
+"""Stacks that cannot hold a transferred plan: why not, and what to do instead. Read at the commits named. And those to be forced."""
 
 PYTORCH = "emit 'pytorch' and give loader.py's groups to your own loop"
 REFUSED = {
@@ -15,6 +15,7 @@ REFUSED = {
     "lm_engine": f"at 36bad91e its `params_group_method: mup` leaves weight decay unscaled, so it is not the plan that was tuned; {PYTORCH}",
     "fairseq2": "at 027bdebc it takes lr by patterns, but init std only in code; emit 'pytorch', rename its patterns and call initialize(model)",
     "llm_foundry": "0.22.0 takes lr by patterns, but one init std for all matrices; emit 'pytorch', rename its patterns and call initialize(model)",
-    "minicpm3": "its attention is multi-head latent, which no family of ours is, and its softmax scale is fixed; emit 'granite'",
-    "falcon_h1": "every layer of it has a Mamba mixer beside the attention, which no family of ours has; emit 'granite'",
 }
+UNPROVEN = {  # format -> what no proxy of ours can have
+    "minicpm3": "multi-head latent attention", "falcon_h1": "a Mamba mixer beside the attention",
+}  # fmt: skip
