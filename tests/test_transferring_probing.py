@@ -31,6 +31,7 @@ ACTS_ON = {  # format -> config key (an item of a list after a dot) -> parts of 
         "embedding_multiplier": ("embed_tokens",), "lm_head_multiplier": ("lm_head",), "key_multiplier": ("k_proj",),
         "attention_in_multiplier": ("q_proj", "k_proj", "v_proj"), "attention_out_multiplier": ("o_proj",), "mlp_multipliers.0": ("gate_proj",),
         "mlp_multipliers.1": ("down_proj",), "ssm_in_multiplier": ("in_proj",), "ssm_out_multiplier": ("out_proj",),
+        "ssm_multipliers": ("in_proj",),
     },
 }  # fmt: skip
 DIVIDES = {("granite", "logits_scaling"), ("granitemoe", "logits_scaling")}

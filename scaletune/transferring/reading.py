@@ -22,6 +22,11 @@ from scaletune.zoo import Model, MoE, Transformer
 
 SETTINGS = ("init_std", "lr", "weight_decay", "eps")
 Settings = dict[str, dict[str, float]]
+OWN_TENSORS = "its tensors are its own, not those of the target's transformer"
+UNREAD = {  # format -> why its folder does not tell the plan, one setting a tensor
+    "minicpm3": OWN_TENSORS, "falcon_h1": OWN_TENSORS,
+    "nanogpt_mup": "its file has the base values and the ratios of width and depth, of which its own code makes the plan",
+}  # fmt: skip
 
 
 def settings(rows: list[Planned], left: float = 1.0) -> Settings:
@@ -72,10 +77,14 @@ def read(folder: str | Path, model: Model | None = None) -> Settings:
     folder = Path(folder)
     if (folder / "plan.json").exists():
         return _of_plan(json.loads((folder / "plan.json").read_text()))
+    if not (folder / "param_groups.json").exists():
+        raise UserError(f"a folder to read back must have a plan.json or a param_groups.json, but `{folder}` has neither")
     groups = json.loads((folder / "param_groups.json").read_text())["groups"]
     theirs: Callable[[str], str] = str
     if (folder / "config.json").exists():
         config = json.loads((folder / "config.json").read_text())
+        if reason := UNREAD.get(config["model_type"]):
+            raise UserError(f"a {config['model_type']} cannot be read back as the plan: {reason}")
         model, vocab_size = _model(config), config["vocab_size"]
         theirs = name_in if isinstance(model, MoE) else theirs
         multipliers = _multipliers(config, model.head_dim)
