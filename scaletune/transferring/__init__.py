@@ -76,6 +76,15 @@ FORMATS = {  # format -> the version, or the commit, of its stack that the emitt
     "granite": TRANSFORMERS, "recipe": "1", "hyperclovax": TRANSFORMERS, "llama": TRANSFORMERS, "pytorch": "2.13",
     "torchtitan": "0.3.0", "olmo_core": "3.0.0", "granitemoe": TRANSFORMERS, "minicpm3": TRANSFORMERS, "falcon_h1": TRANSFORMERS, "deepspeed": "0.16.5", "nanogpt_mup": "39044043",
 }  # fmt: skip
+LR_MEANS = (
+    "family",
+    "decay",
+    "momentum",
+    "nesterov",
+    "shape_factor",
+    "rest_ratio",
+)  # of an optimizer: what a unit of lr does depends on it
+UNSURE = 1e6  # times between an interval's ends, beyond which it holds every lr that was ever used
 TOO_FAR = 30  # times outside the fitted range, beyond which a transfer must be forced
 
 
@@ -113,8 +122,8 @@ def _far(fit: Fit, at: Mapping[str, float], force: bool) -> list[str]:
 
 
 def _with_interval(best: Prediction) -> Prediction:
-    """The prediction; UserError where it does not say how sure its learning rate is."""
-    if not (pair := best.interval.get("lr")) or not all(map(math.isfinite, pair)):
+    """The prediction; UserError where it does not say how sure its learning rate is, or says that it is not sure at all."""
+    if not (pair := best.interval.get("lr")) or not all(map(math.isfinite, pair)) or pair[1] > UNSURE * pair[0]:
         raise UserError(f"a transfer must say how sure it is, but the fit's interval of lr at this target is {pair}")
     return best
 
@@ -128,9 +137,9 @@ def _depth_sentence(target: Recipe, fitted_depths: list[float]) -> list[str]:
 
 
 def differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each setting in which the target is unlike the proxies; UserError when it is the parametrization.
+    """A sentence for each setting in which the target is unlike the proxies; UserError when it is the parametrization or the optimizer.
 
-    A learning rate at base width means nothing under another form or base; another beta2 may move the optimum a little.
+    A learning rate at base width means nothing under another form, base or family; another beta2 may move the optimum a little.
     """
     content, said = target.model_dump(), []
     for section, shared in setting.items():
@@ -142,6 +151,8 @@ def differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> lis
                 raise UserError(
                     f"a target must be parametrized as the proxies were, but `{section}.{key}` is {mine!r} and theirs {value!r}"
                 )
+            if section == "optimizer" and key in LR_MEANS:
+                raise UserError(f"a target must have the proxies' optimizer, but `{section}.{key}` is {mine!r} and theirs {value!r}")
             said.append(f"`{section}.{key}` is {mine!r} and was {value!r} in every proxy: taken not to move the optimum")
     return said
 
