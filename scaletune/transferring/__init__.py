@@ -84,7 +84,7 @@ LR_MEANS = (
     "shape_factor",
     "rest_ratio",
 )  # of an optimizer: what a unit of lr does depends on it
-UNSURE = 1e6  # times between an interval's ends, beyond which it holds every lr that was ever used
+UNSURE = 1e100  # times between an interval's ends: nothing was learned (`laws.surface.exp` is cut, so they are finite)
 TOO_FAR = 30  # times outside the fitted range, beyond which a transfer must be forced
 
 
