@@ -85,6 +85,7 @@ CLEAN = {
     "levanter2.yaml": LEVANTER % ("adam", ""), "lingua.yaml": LINGUA % "", "open_lm.sh": OPEN_LM % "", "minicpm3.json": MINICPM3,
     "minicpm3d.json": {"model_type": "minicpm3"}, "titan.py": TORCHTITAN % 0.4, "olmo.py": OLMO % 0.0025, "afmoe.json": {"model_type": "afmoe"},
     "neox.yml": NEOX.replace("true", "false") + "pipe-parallel-size: 1\n", "megatron2.sh": "train --decoupled-lr 1e-3 --weight-decay 0.1",
+    "cerebras2.yaml": "trainer: {init: {model: {scale_output_logits_by_d: true}}}\n",
     "moe.json": GRANITE | {"model_type": "granitemoe"}, "phi.json": {"model_type": "phi3small", "mup_use_scaling": True},
 }  # fmt: skip
 PLANTED = [  # (rule, file, content)

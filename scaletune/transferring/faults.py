@@ -162,7 +162,7 @@ def half_of_a_base(stack: str, config: Flat) -> Found:
     """Cerebras needs the base of the width and of the filter together."""
     pair = ("mup_base_hidden_size", "mup_base_filter_size")
     given = [bool(leaf(config, name)[1]) for name in pair]
-    if stack != "cerebras" or all(given):
+    if stack != "cerebras" or all(given) or not any(given):
         return []
     return [(pair[given.index(True)], f"muP needs both bases, but {pair[given.index(False)]} is not set", "set both to the proxy's")]
 
