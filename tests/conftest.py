@@ -43,3 +43,25 @@ def tiny(words):
 
     recipe = validated(TINY | {"data": TINY["data"] | {"source": str(words)}}, "tiny")
     return lambda settings=(), **named: with_settings(recipe, dict(settings) | named)
+
+
+VOCAB = 64
+EVIDENCE = {  # as `prepare` makes it
+    "scaletune": "0.1.0", "fit": "0123456789abcdef", "law": "lr_nd", "n_params": 25000, "tokens": 2048, "lr": 0.0123456,
+    "interval": {"lr": [0.009, 0.017], "batch_tokens": None, "loss": None}, "level": 0.95, "band": {"lr": [0.0061, 0.024]},
+    "loss": None, "status": ['a sentence with "quotes", a \\ and an é'], "assumptions": ["one", "two"],
+}  # fmt: skip
+WIDE = {"width": 128, "parametrization.base_width": 32, "parametrization.init_std": 0.2}
+
+
+@pytest.fixture(scope="session")
+def transferred(tiny):
+    """settings -> a Transfer, without a fit."""
+    from scaletune import counting
+    from scaletune.transferring import Transfer
+
+    def make(settings=()):
+        target = tiny(WIDE | dict(settings) | {"evidence": EVIDENCE})
+        return Transfer(target, VOCAB, counting.planned(target, VOCAB), counting.multipliers(target, VOCAB), EVIDENCE)
+
+    return make

@@ -12,6 +12,7 @@ from scaletune.transferring import Transfer, granite, hyperclovax, llama, own, p
 from scaletune.transferring.faults import RULES
 from scaletune.transferring.group_faults import RULES as GROUP_RULES
 from scaletune.transferring.linting import lint
+from scaletune.transferring.stack_faults import RULES as STACK_RULES
 
 GRANITE = {  # of width 1024, base 256, sigma 0.02: m = 4
     "model_type": "granite", "hidden_size": 1024, "num_attention_heads": 16, "attention_multiplier": 0.125, "initializer_range": 0.01,
@@ -30,7 +31,32 @@ DEEPSPEED = {
     "zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.1}},
     "scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 100, "warmup_num_steps": 10}},
 }  # fmt: skip
-LM_ENGINE = "model_args: {pretrained_config: {m_width: 4, m_residual: 0.5, use_depth_scaled_init: %s}}\noptimizer_args: {class_args: {weight_decay: %s}}\n"
+LM_ENGINE = (
+    "model_args: {pretrained_config: {m_width: 4, m_residual: 0.5, init_method: mup, use_depth_scaled_init: %s}}\n"
+    "optimizer_args: {params_group_method: mup, class_args: {weight_decay: %s}}\n"
+)
+LITGPT = "model_name: x\nmodel_config: {n_embd: 256%s}\ntrain: {lr_warmup_steps: 10, min_lr: %s}\noptimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.001, weight_decay: 0.1}}\n"
+LEVANTER = "trainer: {mp: x}\noptimizer: {type: %s, lr: 0.02, learning_rate: 0.02, min_lr_ratio: 0.1%s}\n"
+LINGUA = "optim: {lr: 0.001, lr_min_ratio: 0.1}\nmodel: {dim: 512%s}\n"
+OPEN_LM = "torchrun main.py --lr 1e-3 --lr-cooldown-end 1e-5 --wd 0.1 %s"
+MINICPM3 = {"model_type": "minicpm3", "scale_emb": 1.0, "scale_depth": 1.4, "dim_model_base": 64}
+TORCHTITAN = """
+groups = [
+    ParamGroupConfig(pattern=r"layers\\..*wk\\.weight", optimizer_name="AdamW", optimizer_kwargs={"lr": 0.0025, "eps": 1e-9, "weight_decay": %s}),
+    optimizer.ParamGroupConfig(pattern=r"lm_head\\.weight", optimizer_kwargs={"lr": 0.0025, "eps": 4e-9, "weight_decay": 0.4}),
+    ParamGroupConfig(pattern="tok_embeddings", optimizer_kwargs={"lr": 0.01, "eps": 1e-9, "weight_decay": 0.1}),
+    ParamGroupConfig(pattern=".*", optimizer_kwargs={"lr": 0.01, "eps": 1e-9, "weight_decay": 0.0}),
+    ParamGroupConfig(pattern=name, optimizer_kwargs=later),
+]
+"""
+OLMO = """
+overrides = [
+    OptimGroupOverride(params=["embeddings.weight"], opts={"lr": 0.01, "eps": 1e-9, "weight_decay": 0.1}),
+    OptimGroupOverride(params=["blocks.*.attention.w_k.weight"], opts={"lr": 0.0025, "eps": 1e-9, "weight_decay": 0.4}),
+    OptimGroupOverride(params=["lm_head.w_out.weight"], opts={"lr": %s, "eps": 4e-9, "weight_decay": 0.4}),
+    OptimGroupOverride(params=["blocks.*.attention_norm.weight", "lm_head.norm.weight"], opts={"lr": 0.01, "eps": 1e-9, "weight_decay": 0.0}),
+]
+"""
 CEREBRAS = "trainer:\n  init:\n    model: {mup_base_hidden_size: 256, mup_base_filter_size: 1024, scale_qk_dot_by_d: true}\n"
 NANOGPT = "mup_enabled = True\nmup_width_multiplier = 4.0\nmup_disable_hidden_lr_scaling = False\nimport os\n"
 NANOTRON = "model:\n  init_method: {use_mup: %s}\noptimizer: {learning_rate_scheduler: {learning_rate: 0.001}}\n"
@@ -55,7 +81,12 @@ CLEAN = {
     "hyper.json": GRANITE | {"model_type": "hyperclovax", "logits_scaling": 0.5}, "llama.json": {"model_type": "llama"},
     "lists.json": deepspeed() | {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": [1e-3, 2e-3]}}},
     "adam_w.json": deepspeed("Adam"), "foundry.yaml": "optimizer: {name: decoupled_adamw, lr: 0.01, weight_decay: 0.0, eps: 1.0e-9}\n",
-    "empty.toml": "",
+    "empty.toml": "", "litgpt.yaml": LITGPT % ("", 1e-4), "levanter.yaml": LEVANTER % ("muon", ", adam_lr: 0.001"),
+    "levanter2.yaml": LEVANTER % ("adam", ""), "lingua.yaml": LINGUA % "", "open_lm.sh": OPEN_LM % "", "minicpm3.json": MINICPM3,
+    "minicpm3d.json": {"model_type": "minicpm3"}, "titan.py": TORCHTITAN % 0.4, "olmo.py": OLMO % 0.0025, "afmoe.json": {"model_type": "afmoe"},
+    "neox.yml": NEOX.replace("true", "false") + "pipe-parallel-size: 1\n", "megatron2.sh": "train --decoupled-lr 1e-3 --weight-decay 0.1",
+    "cerebras2.yaml": "trainer: {init: {model: {scale_output_logits_by_d: true}}}\n",
+    "moe.json": GRANITE | {"model_type": "granitemoe"}, "phi.json": {"model_type": "phi3small", "mup_use_scaling": True},
 }  # fmt: skip
 PLANTED = [  # (rule, file, content)
     ("default_attention_multiplier", "a.json", {k: v for k, v in GRANITE.items() if k != "attention_multiplier"}),
@@ -71,12 +102,32 @@ PLANTED = [  # (rule, file, content)
     ("absolute_scheduler", "a.json", deepspeed(scheduler="WarmupLR")),
     ("absolute_scheduler", "a.json", deepspeed(scheduler="WarmupDecayLR")),
     ("absolute_scheduler", "a.yml", NEOX),
-    ("coupled_l2", "a.json", deepspeed("MuAdam")),
+    ("coupled_l2", "a.json", deepspeed("MuAdam", eps=1e-10)),
+    ("eps_not_scaled", "a.json", deepspeed("MuAdamW")),
+    ("no_mup_key", "a.json", {"model_type": "llama", "mup": True}),
+    ("no_mup_key", "a.yaml", LEVANTER % ("adam", ", use_mup: true")),
+    ("no_mup_key", "a.yaml", LINGUA % ", mup: true"),
+    ("no_mup_key", "a.sh", OPEN_LM % "--mup"),
+    ("one_lr_written", "a.yaml", LITGPT % (", attention_scores_scalar: 1024", 1e-4)),
+    ("one_lr_written", "a.yaml", LITGPT % (", scale_embeddings: true", 1e-4)),
+    ("floor_above_peak", "a.yaml", LITGPT % ("", 2e-3)),
+    ("floor_above_peak", "a.py", NANOGPT + "learning_rate = 5e-5\n"),
+    ("left_at_the_librarys", "a.json", {k: v for k, v in MINICPM3.items() if k != "dim_model_base"}),
+    ("left_at_the_librarys", "a.yaml", LEVANTER % ("muon", "")),
+    ("embeddings_alone", "a.json", {"model_type": "afmoe", "mup_enabled": True}),
+    ("readout_not_scaled", "a.yaml", CEREBRAS.replace("scale_qk", "scale_output_logits_by_d: false, scale_qk")),
+    ("default_attention_multiplier", "a.yaml", CEREBRAS.replace(", scale_qk_dot_by_d: true", "")),
+    ("default_attention_multiplier", "a.json", GRANITE | {"model_type": "granitemoe", "attention_multiplier": 1.0}),
+    ("weight_decay_not_scaled", "a.yaml", CEREBRAS + "    optimizer: {AdamW: {weight_decay: 0.1}}\n"),
+    ("weight_decay_not_scaled", "a.py", TORCHTITAN % 0.1),
+    ("readout_divided_twice", "a.py", OLMO % (0.01 / 16)),
+    ("init_not_mup", "a.yml", (LM_ENGINE % ("false", 0)).replace("init_method: mup, ", "")),
+    ("hidden_lr_not_scaled", "a.yml", (LM_ENGINE % ("false", 0.1)).replace("params_group_method: mup, ", "")),
     ("coupled_l2", "a.toml", "[optimizer]\ntype = 'Adam'\nparams = { weight_decay = 0.1 }\n"),
     ("coupled_l2", "a.json", deepspeed("Adam", adam_w_mode=False)),
     ("coupled_l2", "a.yaml", "optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.001, weight_decay: 0.1}}\n"),
     ("coupled_l2", "a.json", {"optimizer": {"class": "torch.optim.Adam"}, "groups": T8}),
-    ("shapes_lost", "a.json", deepspeed("MuAdamW", stage=3)),
+    ("shapes_lost", "a.json", deepspeed("MuAdamW", stage=3, eps=1e-10)),
     ("square_not_scaled", "a.yaml", NANOTRON % "true"),
     ("hidden_lr_not_scaled", "a.py", NANOGPT.replace("False", "True")),
     ("half_of_a_base", "a.yaml", CEREBRAS.replace("mup_base_filter_size: 1024, ", "")),
@@ -109,7 +160,7 @@ def test_a_planted_fault_is_named(tmp_path, rule, name, content):
 
 
 def test_every_rule_has_a_planted_fault():
-    assert {rule for rule, _, _ in PLANTED} == {rule.__name__ for rule in (*RULES, *GROUP_RULES)}
+    assert {rule for rule, _, _ in PLANTED} == {rule.__name__ for rule in (*RULES, *STACK_RULES, *GROUP_RULES)}
 
 
 @pytest.mark.parametrize(("groups_of", "rule"), [(lambda row: row | {"lr": 0.01}, "hidden_lr_not_scaled"), (lambda row: row, None)])

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import EVIDENCE, VOCAB, WIDE
 from torch.nn import functional as F
 from transformers import GraniteConfig, GraniteForCausalLM
 
@@ -15,15 +16,8 @@ from scaletune import counting, models, optim, recipe
 from scaletune.errors import UserError
 from scaletune.records import Fit
 from scaletune.rules import FORMS, caveats
-from scaletune.transferring import Transfer, granite, one_std, own, prepare, transfer
+from scaletune.transferring import granite, one_std, own, prepare, transfer
 
-VOCAB = 64
-EVIDENCE = {  # as `prepare` makes it
-    "scaletune": "0.1.0", "fit": "0123456789abcdef", "law": "lr_nd", "n_params": 25000, "tokens": 2048, "lr": 0.0123456,
-    "interval": {"lr": [0.009, 0.017], "batch_tokens": None, "loss": None}, "level": 0.95, "band": {"lr": [0.0061, 0.024]},
-    "loss": None, "status": ['a sentence with "quotes", a \\ and an é'], "assumptions": ["one", "two"],
-}  # fmt: skip
-WIDE = {"width": 128, "parametrization.base_width": 32, "parametrization.init_std": 0.2}
 EVERYTHING = {  # every multiplier away from one
     "parametrization.embedding_multiplier": 3.0, "parametrization.logits_multiplier": 0.7, "parametrization.depth_alpha": 0.5,
     "parametrization.base_depth": 1,
@@ -31,14 +25,8 @@ EVERYTHING = {  # every multiplier away from one
 
 
 @pytest.fixture(scope="session")
-def made(tiny):
-    """settings -> a Transfer, without a fit."""
-
-    def make(settings=()):
-        target = tiny(WIDE | dict(settings) | {"evidence": EVIDENCE})
-        return Transfer(target, VOCAB, counting.planned(target, VOCAB), counting.multipliers(target, VOCAB), EVIDENCE)
-
-    return make
+def made(transferred):
+    return transferred
 
 
 def config_of(transferred):
@@ -118,7 +106,10 @@ def test_logits_are_ours_with_what_else_a_granite_has(made):
         ({"model.mlp": "gelu"}, "a Granite has `model.mlp` 'swiglu', but the target has 'gelu'"),
         ({"model.positions": "learned"}, "a Granite has `model.positions` 'rotary', but the target has 'learned'"),
         ({"model.qk_norm": True}, "a Granite has `model.qk_norm` False, but the target has True"),
-        ({"model.family": "moe", "model.ffn_ratio": 1.0}, "a Granite config must be of a 'transformer', but got `model.family` 'moe'"),
+        (
+            {"model.family": "moe", "model.ffn_ratio": 1.0},
+            "a Granite config must be of a 'transformer', but got `model.family` 'moe': emit 'granitemoe'",
+        ),
         (
             {"model": {"family": "mlp", "width": 128}, "seq_len": 1},
             "a Granite config must be of a 'transformer', but got `model.family` 'mlp'",
@@ -188,7 +179,7 @@ def in_float64(theirs, ours):
     theirs, ours = theirs.double(), ours.double()
     theirs.model.rotary_emb = Turns(ours.model.cos, ours.model.sin)
     for module in theirs.modules():
-        if type(module).__name__ == "GraniteRMSNorm":
+        if type(module).__name__.endswith("RMSNorm"):
             module.forward = lambda x, m=module: F.rms_norm(x, x.shape[-1:], m.weight, m.variance_epsilon)
     return theirs, ours
 
@@ -293,7 +284,11 @@ def test_loaders_schedule_is_ours(made, tmp_path, kind, warmup):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"optimizer.family": "muon"}, "`optimizer.family` of 'adamw' alone, but got 'muon'"),
+        (
+            {"optimizer.family": "prodigy", "optimizer.lr": 1.0},
+            "`optimizer.family` of 'adamw', 'sgd', 'adafactor', 'muon', 'lion' alone, but got 'prodigy'"
+            r" \(it finds one lr for all tensors, where the plan has one for each\)",
+        ),
         ({"schedule.kind": "one_cycle"}, "`schedule.kind` of 'constant', 'linear', 'cosine', 'wsd' alone, but got 'one_cycle'"),
         ({"schedule.decay_shape": "1-sqrt"}, "`schedule.decay_shape` of 'linear' alone, but got '1-sqrt'"),
         ({"schedule.ema_half_life": 512}, "`schedule.ema_half_life` of None alone, but got 512"),

@@ -6,19 +6,19 @@ import importlib.util
 import json
 import re
 from fnmatch import fnmatch
+from importlib import import_module
 
 import pytest
 import torch
 import transformers
-from test_transferring import EVERYTHING, EVIDENCE, VOCAB, WIDE, drawn, in_float64, learned, loader, trained
+from test_transferring import EVERYTHING, VOCAB, WIDE, drawn, in_float64, learned, loader, trained
 from torch.nn import functional as F
 
-from scaletune import counting, models, optim
+from scaletune import models, optim
 from scaletune.errors import UserError
 from scaletune.records import Fit
 from scaletune.transferring import (
     FORMATS,
-    Transfer,
     deepspeed,
     granite,
     hyperclovax,
@@ -35,7 +35,7 @@ from scaletune.transferring import (
 from scaletune.transferring.attaching import kinds
 from scaletune.transferring.folding import folded
 from scaletune.transferring.linting import lint
-from scaletune.transferring.reading import plain, read
+from scaletune.transferring.reading import UNREAD, plain, read
 from scaletune.transferring.refused import REFUSED
 
 CONFIGS = {
@@ -45,17 +45,6 @@ CONFIGS = {
 }
 SCALED = {"parametrization.attention_multiplier": 2.0, "parametrization.residual_multiplier": 0.3}
 OPTIONS = {"model.kv_heads": 2, "model.biases": True}
-
-
-@pytest.fixture(scope="module")
-def transferred(tiny):
-    """settings -> a Transfer, without a fit."""
-
-    def make(settings=()):
-        target = tiny(WIDE | dict(settings) | {"evidence": EVIDENCE})
-        return Transfer(target, VOCAB, counting.planned(target, VOCAB), counting.multipliers(target, VOCAB), EVIDENCE)
-
-    return make
 
 
 def built(folder, config, model, **changed):
@@ -120,9 +109,6 @@ def test_the_twin_trains_as_ours(transferred, tmp_path, name, settings):
     made = transferred({"optimizer.eps": 1e-4, "lr": 2e-2} | settings)
     theirs, ours = in_float64(*twin(name, made, tmp_path))
     attach, tokens, targets = loader(tmp_path), drawn(), drawn(1)
-    for module in theirs.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = lambda x, m=module: F.rms_norm(x, x.shape[-1:], m.weight, m.variance_epsilon)
     opt = attach.make_optimizer(theirs)
     got = trained(lambda: F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()), opt, attach.make_scheduler(opt).step)
     o, schedule = made.target.optimizer, made.target.schedule
@@ -173,12 +159,51 @@ def approx(settings):
     return {name: pytest.approx(values, rel=1e-12) for name, values in settings.items()}
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING | SCALED | OPTIONS, {"form": "mup_t3"}, {"form": "ntk"}, {"width": 32}])
-@pytest.mark.parametrize("emitter", [granite, hyperclovax, llama, pytorch, own], ids=lambda module: module.__name__.split(".")[-1])
-def test_what_is_read_back_is_the_plan(transferred, tmp_path, emitter, settings):
-    made = transferred(settings)
-    emitter.emit(made, tmp_path)
+OWN_SHAPE = {  # what a stack needs the target to be
+    "granitemoe": {"model.family": "moe", "model.ffn_ratio": 1.0, "model.n_shared_experts": 1},
+    **dict.fromkeys(("fairseq2", "llm_foundry"), {"schedule.kind": "linear"}),
+}
+NATIVE = ("megatron", "megatron_bridge", "cerebras", "lm_engine", "fairseq2", "llm_foundry")  # read back in test_transferring_natively
+BIASED = {"granite", "hyperclovax", "llama", "pytorch", "recipe", "deepspeed"}
+KINDS = [{}, EVERYTHING | SCALED | {"model.kv_heads": 2}, {"form": "mup_t3"}, {"form": "ntk"}, {"width": 32}]
+
+
+def emit(name, made, folder):
+    return import_module(f"scaletune.transferring.{'own' if name == 'recipe' else name}").emit(made, folder)
+
+
+@pytest.mark.parametrize("settings", KINDS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in (*UNREAD, *NATIVE)])
+def test_what_is_read_back_is_the_plan(transferred, tmp_path, name, settings):
+    made = transferred(OWN_SHAPE.get(name, {}) | settings | (OPTIONS if name in BIASED and settings else {}))
+    emit(name, made, tmp_path)
     assert read(tmp_path, made.target.model) == approx(plain(made))
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_cannot_be_read_back_says_why(transferred, tmp_path, name):
+    emit(name, transferred(GPT2 if name == "nanogpt_mup" else {}), tmp_path)
+    said = "must have a plan.json or a param_groups.json" if name == "nanogpt_mup" else UNREAD[name]
+    with pytest.raises(UserError, match=said):
+        read(tmp_path)
+    assert name in FORMATS
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_at_the_base_size_every_tensor_has_the_base_values(transferred, tmp_path, name):
+    """m = 1: one lr, one eps, one init std, weight decay on matrices alone, no multiplier: what one would write without a transfer."""
+    made = transferred((GPT2 if name == "nanogpt_mup" else OWN_SHAPE.get(name, {})) | {"width": 32})
+    emit(name, made, tmp_path)
+    if name == "nanogpt_mup":
+        text = (tmp_path / "scaletune_nanogpt_mup.py").read_text()
+        assert "mup_width_multiplier = 1.0\n" in text and "depth_multiplier = 1.0\n" in text and "learning_rate = 0.005\n" in text
+        return
+    content = json.loads((tmp_path / ("plan.json" if name == "recipe" else "param_groups.json")).read_text())
+    rows = content["tensors"] if name == "recipe" else content["groups"]
+    assert {(row["lr"], row["eps"]) for row in rows} == {(0.005, 1e-8)}
+    assert {(row["init_std"], row["weight_decay"]) for row in rows} == {(0.2, 0.1), (0.0, 0.0)}
+    if name == "recipe":
+        assert content["multipliers"] == {"embedding": 1.0, "attention": 0.25, "residual": 1.0, "logits": 1.0}
 
 
 @pytest.mark.parametrize("emitter", [granite, hyperclovax, own], ids=lambda module: module.__name__.split(".")[-1])
@@ -203,6 +228,8 @@ def test_what_no_pattern_explains_is_said(transferred, tmp_path):
         read(tmp_path, transferred(OPTIONS).target.model)
     with pytest.raises(UserError, match=r"has no config.json that tells the model's shape: give `model`"):
         read(tmp_path)
+    with pytest.raises(UserError, match=r"^a folder to read back must have a plan.json or a param_groups.json, but .* has neither$"):
+        read(tmp_path / "none")
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -163,7 +163,11 @@ def _transfer(c: argparse.ArgumentParser) -> None:
     c.add_argument(
         "--to", action="append", metavar="FORMAT[@VERSION]", help="llama, torchtitan, ...; may be repeated (default: granite and recipe)"
     )
-    c.add_argument("--force", action="store_true", help="transfer more than 30x outside the fitted range, and write so into the files")
+    c.add_argument(
+        "--force",
+        action="store_true",
+        help="transfer more than 30x outside the fitted range, or to what no proxy had, and write so into the files",
+    )
     c.add_argument("--out", default="configs/transferred", metavar="DIR")
     _settings(c)
 

@@ -19,7 +19,7 @@ from scaletune.predicting import Prediction
 from scaletune.recipe import Recipe, load, with_settings
 from scaletune.records import Fit
 from scaletune.rules import Planned, Prior, batch_rule, caveats, shift
-from scaletune.transferring.refused import REFUSED
+from scaletune.transferring.refused import REFUSED, UNPROVEN
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,24 @@ class Transfer:
         }  # fmt: skip
 
 
+def routes(row: Planned) -> bool:
+    """Whether it is a router: the one tensor beside hidden matrices whose multiplier no config has a key for."""
+    return ".mlp.gate." in row.name
+
+
 def one_std(transfer: Transfer) -> tuple[list[Planned], dict[str, float]]:
     """The plan and multipliers rewritten so that all matrices share one init std and hidden matrices need no multiplier.
 
-    An exact reparametrization (`scaletune.rules.shift`) for stacks whose config has a single `initializer_range`.
+    An exact reparametrization (`scaletune.rules.shift`) for stacks whose config has a single `initializer_range`. A router that is a
+    readout has its multiplier written into its weights, and so a std of its own.
     """
     hidden = {row.init_std * row.multiplier for row in transfer.plan if row.role == "hid"}
     if max(hidden) > min(hidden) * (1 + 1e-9):
         raise UserError(f"one init std for all matrices must be reachable, but the hidden ones act with {sorted(hidden)}")
     common = min(hidden)
     theta = {row.name: row.init_std / common if row.init_std else 1.0 for row in transfer.plan}
-    rows = [shift(row, theta[row.name]) for row in transfer.plan]
+    theta |= {row.name: 1 / row.multiplier for row in transfer.plan if routes(row)}
+    rows = [shift(row, theta[row.name], row.family) for row in transfer.plan]
     embedding = theta["model.embed_tokens.weight"]
     head = theta.get("lm_head.weight", embedding)  # tied: the same tensor
     m = transfer.multipliers
@@ -67,14 +74,27 @@ def one_std(transfer: Transfer) -> tuple[list[Planned], dict[str, float]]:
 TRANSFORMERS = "5.23.0"
 FORMATS = {  # format -> the version, or the commit, of its stack that the emitter was written against
     "granite": TRANSFORMERS, "recipe": "1", "hyperclovax": TRANSFORMERS, "llama": TRANSFORMERS, "pytorch": "2.13",
-    "torchtitan": "0.3.0", "olmo_core": "3.0.0", "deepspeed": "0.16.5", "nanogpt_mup": "39044043",
-    "megatron": "0044db1f", "megatron_bridge": "0.3.1", "cerebras": "18bcbd2d", "lm_engine": "4a791626", "fairseq2": "0.8.1", "llm_foundry": "0.22.0",
+    "granitemoe": TRANSFORMERS, "minicpm3": TRANSFORMERS, "falcon_h1": TRANSFORMERS,
+    "torchtitan": "0.3.0", "olmo_core": "3.0.0", "deepspeed": "0.16.5", "nanogpt_mup": "39044043", "megatron": "0044db1f",
+    "megatron_bridge": "0.3.1", "cerebras": "18bcbd2d", "lm_engine": "4a791626", "fairseq2": "0.8.1", "llm_foundry": "0.22.0",
 }  # fmt: skip
+LR_MEANS = (
+    "family",
+    "decay",
+    "momentum",
+    "nesterov",
+    "shape_factor",
+    "rest_ratio",
+)  # of an optimizer: what a unit of lr does depends on it
+UNSURE = 1e100  # times between an interval's ends: nothing was learned (`laws.surface.exp` is cut, so they are finite)
 TOO_FAR = 30  # times outside the fitted range, beyond which a transfer must be forced
 
 
-def known_formats(to: Iterable[str]) -> list[str]:
-    """Names of the formats asked for as NAME or NAME@VERSION; UserError unless each has an emitter for that version of its stack."""
+def known_formats(to: Iterable[str], force: bool = False) -> list[str]:
+    """Names of the formats asked for as NAME or NAME@VERSION; UserError unless each has an emitter for that version of its stack.
+
+    One of an architecture that no proxy can have must be forced.
+    """
     asked = [text.partition("@") for text in to]
     for name, _, wanted in asked:
         if reason := REFUSED.get(name):
@@ -83,6 +103,10 @@ def known_formats(to: Iterable[str]) -> list[str]:
             raise UserError(f"unknown format `{name}`{nearest(name, FORMATS)}")
         if wanted and wanted != FORMATS[name]:
             raise UserError(f"format `{name}` is written for version {FORMATS[name]} of its stack, but got {wanted!r}")
+        if name in UNPROVEN and not force:
+            raise UserError(
+                f"format `{name}` has {UNPROVEN[name]}, which no proxy had: it must be asked for with --force, or emit 'granite'"
+            )
     return [name for name, _, _ in asked]
 
 
@@ -100,8 +124,8 @@ def _far(fit: Fit, at: Mapping[str, float], force: bool) -> list[str]:
 
 
 def _with_interval(best: Prediction) -> Prediction:
-    """The prediction; UserError where it does not say how sure its learning rate is."""
-    if not (pair := best.interval.get("lr")) or not all(map(math.isfinite, pair)):
+    """The prediction; UserError where it does not say how sure its learning rate is, or says that it is not sure at all."""
+    if not (pair := best.interval.get("lr")) or not all(map(math.isfinite, pair)) or pair[1] > UNSURE * pair[0]:
         raise UserError(f"a transfer must say how sure it is, but the fit's interval of lr at this target is {pair}")
     return best
 
@@ -115,9 +139,9 @@ def _depth_sentence(target: Recipe, fitted_depths: list[float]) -> list[str]:
 
 
 def differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each setting in which the target is unlike the proxies; UserError when it is the parametrization.
+    """A sentence for each setting in which the target is unlike the proxies; UserError when it is the parametrization or the optimizer.
 
-    A learning rate at base width means nothing under another form or base; another beta2 may move the optimum a little.
+    A learning rate at base width means nothing under another form, base or family; another beta2 may move the optimum a little.
     """
     content, said = target.model_dump(), []
     for section, shared in setting.items():
@@ -129,6 +153,8 @@ def differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> lis
                 raise UserError(
                     f"a target must be parametrized as the proxies were, but `{section}.{key}` is {mine!r} and theirs {value!r}"
                 )
+            if section == "optimizer" and key in LR_MEANS:
+                raise UserError(f"a target must have the proxies' optimizer, but `{section}.{key}` is {mine!r} and theirs {value!r}")
             said.append(f"`{section}.{key}` is {mine!r} and was {value!r} in every proxy: taken not to move the optimum")
     return said
 
@@ -182,7 +208,7 @@ def transfer(
     force: bool = False,
 ) -> dict[str, Any]:
     """Emit the target in each format under `out/FORMAT/`: {"lr", "interval", "band", "assumptions", "files", ...}. Files or records."""
-    names = known_formats(to)
+    names = known_formats(to, force)
     emitters = {name: import_module(f"scaletune.transferring.{'own' if name == 'recipe' else name}") for name in names}
     fit = fit if isinstance(fit, Fit) else Fit.read(fit)
     prepared = prepare(fit, target if isinstance(target, Recipe) else load(target), force=force)

@@ -1,4 +1,4 @@
-"""`param_groups.json` and `loader.py`: what a config cannot hold, and the few lines that attach it to any torch model by name."""
+"""`param_groups.json`: what a config cannot hold, by tensor name; `loader.py` attaches it to any torch model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from scaletune.errors import UserError
-from scaletune.recipe import Recipe, resolved
+from scaletune.recipe import READS, Optimizer, Recipe, resolved
 from scaletune.rules import Planned
 from scaletune.transferring import Transfer
 
@@ -26,11 +26,12 @@ def pattern(name: str) -> str:
 
 
 def grouped(rows: Sequence[Planned]) -> list[dict[str, Any]]:
-    """Tensors that share lr, weight decay, eps and init std, as patterns of their names; gains and biases have no init std."""
-    groups: dict[tuple[float, ...], dict[str, None]] = {}
+    """Tensors that share an optimizer and its settings and init std, as patterns of their names; gains and biases have no init std."""
+    groups: dict[tuple[Any, ...], dict[str, None]] = {}
     for row in rows:
-        groups.setdefault((row.lr, row.weight_decay, row.eps, row.init_std), {})[pattern(row.name)] = None
-    return [{"patterns": [*p], "lr": lr, "weight_decay": wd, "eps": eps, "init_std": std} for (lr, wd, eps, std), p in groups.items()]
+        groups.setdefault((row.family, row.lr, row.weight_decay, row.eps, row.init_std), {})[pattern(row.name)] = None
+    keys = ("family", "lr", "weight_decay", "eps", "init_std")
+    return [{"patterns": [*patterns]} | dict(zip(keys, values, strict=True)) for values, patterns in groups.items()]
 
 
 def kinds(rows: Sequence[Planned]) -> dict[str, Planned]:
@@ -87,6 +88,28 @@ def stds(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, float]:
     return {name: row.init_std for name, row in by_name(rows, names).items() if row.init_std}
 
 
+CLASSES = {  # optimizer family that loader.py builds -> whose class it is
+    "adamw": "torch.optim.AdamW", "sgd": "torch.optim.SGD", "adafactor": "torch.optim.Adafactor", "muon": "torch.optim.Muon",
+    "lion": "pytorch_optimizer.Lion",
+}  # fmt: skip
+LOADED = tuple(CLASSES)
+_NO_CLASS = "torch has no class of it"
+WHY_NOT = {  # family -> why loader.py does not build it
+    "dadapt_adam": "it finds one lr for all tensors, where the plan has one for each",
+    "prodigy": "it finds one lr for all tensors, where the plan has one for each",
+    "momo_adam": "its step reads the loss, which no training script hands to it",
+    "schedulefree_adamw": "it must be told when to train and when to evaluate, which no training script does",
+    **dict.fromkeys(("lamb", "shampoo", "soap", "adam_atan2"), _NO_CLASS),
+}  # fmt: skip
+
+
+def _optimizer(o: Optimizer) -> dict[str, Any]:
+    """What the optimizer's class is given, for all groups alike."""
+    own: dict[str, Any] = {key: getattr(o, key) for key in ("momentum", "nesterov", "shape_factor") if key in READS[o.family]}
+    own |= {"betas": [o.beta1, o.beta2]} if "beta1" in READS[o.family] else {}
+    return {"class": CLASSES[o.family], **own, "max_grad_norm": o.clip}
+
+
 def param_groups(
     transfer: Transfer, rows: Sequence[Planned], cannot: Sequence[str], multipliers: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
@@ -98,7 +121,7 @@ def param_groups(
     return {
         "schema": "scaletune.param_groups/1", **({"multipliers": dict(multipliers)} if multipliers else {}),
         "groups": grouped(rows),
-        "optimizer": {"class": "torch.optim.AdamW", "betas": [t.optimizer.beta1, t.optimizer.beta2], "max_grad_norm": t.optimizer.clip},
+        "optimizer": _optimizer(t.optimizer),
         "schedule": resolved(t.schedule, t.budget).model_dump(),
         "budget": {"tokens": t.budget.tokens, "batch_tokens": t.budget.batch_tokens, "steps": t.budget.steps, "seq_len": t.data.seq_len},
         "cannot": list(cannot),
@@ -107,84 +130,18 @@ def param_groups(
 
 
 def carried(
-    target: Recipe, stack: str, kinds: Sequence[str] = ("constant", "linear", "cosine", "wsd"), shapes: Sequence[str] = ("linear",)
+    target: Recipe,
+    stack: str,
+    kinds: Sequence[str] = ("constant", "linear", "cosine", "wsd"),
+    shapes: Sequence[str] = ("linear",),
+    families: Sequence[str] = ("adamw",),
 ) -> None:
     """UserError unless the stack, or loader.py, can build the target's optimizer and schedule."""
-    allowed = {"optimizer.family": ("adamw",), "schedule.kind": kinds, "schedule.decay_shape": shapes, "schedule.ema_half_life": (None,)}
+    allowed = {"optimizer.family": families, "schedule.kind": kinds, "schedule.decay_shape": shapes, "schedule.ema_half_life": (None,)}
     for path, values in allowed.items():
         section, key = path.split(".")
         if (got := getattr(getattr(target, section), key)) not in values:
-            raise UserError(f"format {stack!r} carries `{path}` of {', '.join(map(repr, values))} alone, but got {got!r}")
-
-
-HEAD = '''"""Attach param_groups.json to a model: written by scaletune, needs torch alone.
-
-{usage}
-"""
-'''
-
-LOADER = (
-    HEAD
-    + '''
-import json
-import math
-import re
-from pathlib import Path
-
-import torch
-
-SETTINGS = json.loads(Path(__file__).with_name("param_groups.json").read_text())
-WRAPPERS = re.compile(r"(^|(?<=\\.))(module|_orig_mod|_fsdp_wrapped_module)\\.")
-
-
-def make_groups(model):
-    """Param groups by name; every trainable parameter must match a pattern, and every pattern a parameter."""
-    groups = [{"params": [], **{k: g[k] for k in ("lr", "weight_decay", "eps")}} for g in SETTINGS["groups"]]
-    patterns = [(re.compile(p), i) for i, g in enumerate(SETTINGS["groups"]) for p in g["patterns"]]
-    unused = {p.pattern for p, _ in patterns}
-    for name, parameter in model.named_parameters():
-        hit = next(((p, i) for p, i in patterns if p.match(WRAPPERS.sub("", name))), None)
-        if hit is None:
-            raise ValueError(f"param_groups.json explains every parameter, but not {name}")
-        unused.discard(hit[0].pattern)
-        groups[hit[1]]["params"].append(parameter)
-    if unused:
-        raise ValueError(f"every pattern must match a parameter, but these match none: {sorted(unused)}")
-    return groups
-
-
-@torch.no_grad()
-def initialize(model, seed=0):
-    """Draw every matrix with its own std; gains and biases stay as the model made them. Before it is wrapped or sharded."""
-    generator = torch.Generator().manual_seed(seed)
-    for group, settings in zip(make_groups(model), SETTINGS["groups"]):
-        for parameter in group["params"] if settings["init_std"] else []:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * settings["init_std"])
-
-
-def make_optimizer(model):
-    return torch.optim.AdamW(make_groups(model), betas=tuple(SETTINGS["optimizer"]["betas"]))
-
-
-def make_scheduler(optimizer, steps=SETTINGS["budget"]["steps"]):
-    s = SETTINGS["schedule"]
-
-    def factor(step):
-        share = min(1.0, (step + 0.5) / steps)
-        if share < s["warmup"]:
-            return share / s["warmup"]
-        if s["kind"] == "constant":
-            return 1.0
-        start = 1 - s["decay"] if s["kind"] == "wsd" else s["warmup"]
-        down = min(1.0, max(0.0, (share - start) / max(1 - start, 1e-12)))
-        shape = (1 + math.cos(math.pi * down)) / 2 if s["kind"] == "cosine" else 1 - down
-        return s["floor"] + (1 - s["floor"]) * shape
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-'''
-)
-
-
-def loader(usage: str) -> str:
-    """loader.py with the lines that show how this stack uses it."""
-    return LOADER.replace("{usage}", "\n".join(f"    {line}" if line else "" for line in usage.splitlines()))
+            why = f" ({WHY_NOT[got]})" if path == "optimizer.family" and got in WHY_NOT else ""
+            raise UserError(f"format {stack!r} carries `{path}` of {', '.join(map(repr, values))} alone, but got {got!r}{why}")
+    if target.optimizer.family == "muon" and target.model.family == "moe":
+        raise UserError(f"format {stack!r} has torch's Muon, which takes matrices one by one: experts are stacked, so set another family")

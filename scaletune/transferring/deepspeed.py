@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from scaletune.transferring import Transfer
-from scaletune.transferring.attaching import CLIPPED, carried, loader, param_groups
+from scaletune.transferring.attaching import CLIPPED, carried, param_groups
 from scaletune.transferring.folding import EXACT, without_multipliers
 from scaletune.transferring.granite import written
+from scaletune.transferring.loading import loader
 from scaletune.transferring.pytorch import NAMES, SHAPES
 
 CANNOT = [

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from scaletune.errors import UserError
 from scaletune.rules import Planned, shift
-from scaletune.transferring import Transfer
-from scaletune.zoo import Model, Transformer
+from scaletune.transferring import Transfer, routes
+from scaletune.zoo import Decoder, Model
 
 EXACT = "written into the weights (exact under AdamW, but for gradient clipping, whose global norm is not that of the plan's form)"
 
@@ -27,13 +27,13 @@ def _factors(multipliers: Mapping[str, float], head_dim: int) -> dict[str, float
 
 def folded(rows: Sequence[Planned], multipliers: Mapping[str, float], model: Model) -> tuple[list[Planned], float]:
     """(rows that all act as they are, what still multiplies the logits): 1, but of a tied head the ratio of its two multipliers."""
-    if not isinstance(model, Transformer) or model.qk_norm:
-        what = f"`model.family` {model.family!r}" if not isinstance(model, Transformer) else "`model.qk_norm` True"
-        raise UserError(f"multipliers can be written into the weights of a 'transformer' without norms of queries and keys, but got {what}")
+    if not isinstance(model, Decoder) or model.qk_norm:
+        what = f"`model.family` {model.family!r}" if not isinstance(model, Decoder) else "`model.qk_norm` True"
+        raise UserError(f"multipliers can be written into the weights of a decoder without norms of queries and keys, but got {what}")
     found = []
     for row in rows:
         own = next((f for part, f in _factors(multipliers, model.head_dim).items() if part in row.name), 1.0)
-        own *= row.multiplier if row.role == "hid" else 1.0  # of emb and out it is in `multipliers` already
+        own *= row.multiplier if row.role == "hid" or routes(row) else 1.0  # of emb and out it is in `multipliers` already
         found.append(shift(replace(row, multiplier=own), 1 / own, row.family))
     return found, multipliers["logits"] / multipliers["embedding"] if model.tied else 1.0
 

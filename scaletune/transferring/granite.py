@@ -15,8 +15,9 @@ from scaletune.errors import UserError
 from scaletune.records import write_atomically
 from scaletune.rules import Planned
 from scaletune.transferring import Transfer, one_std
-from scaletune.transferring.attaching import CLIPPED, GROUPS, SCHEDULE, SCRIPT, carried, loader, param_groups
-from scaletune.zoo import Model, Transformer
+from scaletune.transferring.attaching import CLIPPED, GROUPS, LOADED, SCHEDULE, SCRIPT, carried, param_groups
+from scaletune.transferring.loading import loader
+from scaletune.zoo import Decoder, Model, Transformer
 
 CANNOT = [f"{GROUPS} or Trainer(optimizers=...)", SCHEDULE, SCRIPT, CLIPPED]
 OURS = {"norm": "rms", "mlp": "swiglu", "positions": "rotary", "qk_norm": False}  # what a Granite is, and a LLaMA
@@ -29,7 +30,8 @@ trainer = transformers.Trainer(model, ..., optimizers=(optimizer, scheduler))"""
 def as_llama(model: Model, stack: str = "Granite") -> Transformer:
     """The model, which must be one that Granite's and LLaMA's configs can say; UserError with the first thing that they cannot."""
     if not isinstance(model, Transformer):
-        raise UserError(f"a {stack} config must be of a 'transformer', but got `model.family` {model.family!r}")
+        other = ": emit 'granitemoe'" if model.family == "moe" else ""
+        raise UserError(f"a {stack} config must be of a 'transformer', but got `model.family` {model.family!r}{other}")
     for key, value in OURS.items():
         if getattr(model, key) != value:
             raise UserError(f"a {stack} has `model.{key}` {value!r}, but the target has {getattr(model, key)!r}")
@@ -43,9 +45,8 @@ def whole_theta(model: Transformer, stack: str) -> int:
     return int(model.rope_theta)
 
 
-def shape(transfer: Transfer, stack: str = "Granite") -> dict[str, Any]:
-    """The keys that Granite, LLaMA and HyperCLOVA-X name alike."""
-    model = as_llama(transfer.target.model, stack)
+def shape(transfer: Transfer, model: Decoder) -> dict[str, Any]:
+    """The keys that all of them name alike."""
     return {
         "vocab_size": transfer.vocab_size,
         "hidden_size": model.width, "intermediate_size": model.ffn_width, "num_hidden_layers": model.depth,
@@ -59,13 +60,19 @@ def shape(transfer: Transfer, stack: str = "Granite") -> dict[str, Any]:
 
 def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float], stack: str = "Granite") -> dict[str, Any]:
     """config.json of a GraniteForCausalLM; every key is a declared field of GraniteConfig."""
-    return {"architectures": ["GraniteForCausalLM"], "model_type": "granite"} | shape(transfer, stack) | {
-        "initializer_range": next(row.init_std for row in rows if row.role == "hid"),
+    own = {"architectures": ["GraniteForCausalLM"], "model_type": "granite"}
+    return own | shape(transfer, as_llama(transfer.target.model, stack)) | scalars(rows, multipliers)
+
+
+def scalars(rows: list[Planned], multipliers: dict[str, float]) -> dict[str, float]:
+    """The one init std and the four multipliers of every Granite."""
+    return {
+        "initializer_range": next(row.init_std for row in rows if row.name.endswith("v_proj.weight")),
         "embedding_multiplier": multipliers["embedding"],
         "attention_multiplier": multipliers["attention"],
         "residual_multiplier": multipliers["residual"],
         "logits_scaling": 1 / multipliers["logits"],
-    }  # fmt: skip
+    }
 
 
 def written(folder: Path, texts: dict[str, str]) -> list[Path]:
@@ -78,11 +85,11 @@ def written(folder: Path, texts: dict[str, str]) -> list[Path]:
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
     """`config.json`, `param_groups.json`, `loader.py`."""
     as_llama(transfer.target.model)
-    carried(transfer.target, "granite")
+    carried(transfer.target, "granite", families=LOADED)
     rows, multipliers = one_std(transfer)
     usage = USAGE.format(model="GraniteForCausalLM", config="GraniteConfig", start="")
     return written(folder, {
         "config.json": json.dumps(config(transfer, rows, multipliers), indent=2) + "\n",
         "param_groups.json": json.dumps(param_groups(transfer, rows, CANNOT), indent=1) + "\n",
-        "loader.py": loader(usage),
+        "loader.py": loader(usage, transfer.target.optimizer.rule),
     })  # fmt: skip

@@ -8,9 +8,10 @@ from typing import Any
 
 from scaletune.rules import Planned
 from scaletune.transferring import Transfer, one_std
-from scaletune.transferring.attaching import carried, loader, param_groups
+from scaletune.transferring.attaching import LOADED, carried, param_groups
 from scaletune.transferring.granite import CANNOT, USAGE, written
 from scaletune.transferring.granite import config as granite_config
+from scaletune.transferring.loading import loader
 
 
 def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
@@ -23,9 +24,9 @@ def emit(transfer: Transfer, folder: Path) -> list[Path]:
     """`config.json`, `param_groups.json`, `loader.py`."""
     rows, multipliers = one_std(transfer)
     content = config(transfer, rows, multipliers)
-    carried(transfer.target, "hyperclovax")
+    carried(transfer.target, "hyperclovax", families=LOADED)
     return written(folder, {
         "config.json": json.dumps(content, indent=2) + "\n",
         "param_groups.json": json.dumps(param_groups(transfer, rows, CANNOT), indent=1) + "\n",
-        "loader.py": loader(USAGE.format(model="HyperCLOVAXForCausalLM", config="HyperCLOVAXConfig", start="")),
+        "loader.py": loader(USAGE.format(model="HyperCLOVAXForCausalLM", config="HyperCLOVAXConfig", start=""), transfer.target.optimizer.rule),
     })  # fmt: skip

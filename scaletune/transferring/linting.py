@@ -14,16 +14,26 @@ from typing import Any
 import yaml
 
 from scaletune.errors import UserError
-from scaletune.transferring import faults, group_faults
+from scaletune.transferring import faults, group_faults, stack_faults
 
 SIGNS = {  # stack -> keys of which any one, as the last part of a dotted key, gives it away
-    "gpt-neox": ("mup_init_scale", "mup_rp_embedding_mult", "base_shapes_file", "save_base_shapes", "mup_width_scale"),
-    "cerebras": ("mup_base_filter_size", "scale_qk_dot_by_d", "output_logits_alpha"),
-    "megatron": ("mup_base_hidden_size", "mup_embedding_mult", "mup_output_mult"),
+    "gpt-neox": (
+        "mup_init_scale", "mup_rp_embedding_mult", "base_shapes_file", "save_base_shapes", "mup_width_scale", "pipe_parallel_size",
+        "model_parallel_size",
+    ),
+    "cerebras": (
+        "mup_base_filter_size", "scale_qk_dot_by_d", "scale_output_logits_by_d", "output_logits_alpha", "lr_adjustment_groups",
+        "adjust_learning_rate",
+    ),
+    "litgpt": ("attention_scores_scalar", "scale_embeddings", "lr_warmup_steps", "initial_checkpoint_dir"),
+    "levanter": ("min_lr_ratio", "adamc_weight_decay", "adam_lr", "use_kimi_scaling"),
+    "lingua": ("lr_min_ratio",),
+    "open-lm": ("lr_cooldown_end", "dataset_manifest"),
+    "megatron": ("mup_base_hidden_size", "mup_embedding_mult", "mup_output_mult", "use_mup", "decoupled_lr"),
     "nanogpt-mup": ("mup_enabled", "mup_width_multiplier"),
     "lm-engine": ("m_width", "m_emb", "params_group_method"),
     "deepspeed": ("zero_optimization", "train_micro_batch_size_per_gpu", "warmup_max_lr"),
-}
+}  # fmt: skip
 
 
 def _parsed(path: Path) -> Any:
@@ -42,15 +52,27 @@ def _parsed(path: Path) -> Any:
 
 
 def _assigned(text: str) -> dict[str, Any]:
-    """Top-level `name = literal` of a Python file, which is read and never run."""
-    found = {}
-    for node in ast.parse(text).body:
+    """Top-level `name = literal` of a Python file, which is read and never run, and the groups that torchtitan and OLMo-core build in it."""
+    found: dict[str, Any] = {}
+    module = ast.parse(text)
+    for node in module.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             try:
                 found[node.targets[0].id] = ast.literal_eval(node.value)
             except ValueError:
                 continue
-    return found
+    built = [group for node in ast.walk(module) if isinstance(node, ast.Call) and (group := _group(node))]
+    return found | ({"param_groups": built} if built else {})
+
+
+def _group(call: ast.Call) -> dict[str, Any] | None:
+    """The literal keywords of a group's config class."""
+    if getattr(call.func, "id", getattr(call.func, "attr", "")) not in ("ParamGroupConfig", "OptimGroupOverride"):
+        return None
+    try:
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+    except ValueError:
+        return None
 
 
 def _arguments(text: str) -> dict[str, Any]:
@@ -115,7 +137,8 @@ def _of_groups(content: Any, beside: Path) -> list[dict[str, str]]:
     optimizer = {} if isinstance(content, list) else flat({"optimizer": content.get("optimizer") or {}})
     decay = max((float(group.get("weight_decay") or 0) for group in groups), default=0.0)
     found = _said([faults.coupled_l2], "param groups", optimizer | {"groups.weight_decay": decay})
-    known = group_faults.found_in(groups, _multipliers(config))
+    kind = str(optimizer.get("optimizer.class") or optimizer.get("optimizer.name") or "adam").lower()
+    known = group_faults.found_in(groups, _multipliers(config)) if "adam" in kind else None  # the ratios of lr are AdamW's
     return found + [_one(rule.__name__, each) for rule in (group_faults.RULES if known else ()) for each in rule(known)]  # type: ignore[arg-type]
 
 
@@ -144,4 +167,4 @@ def lint(path: str | Path) -> dict[str, Any]:
     if stack == "param groups":
         return {"path": str(path), "stack": stack, "findings": _of_groups(content, path.with_name("config.json"))}
     config = {key.replace("-", "_"): value for key, value in flat(content).items()}
-    return {"path": str(path), "stack": stack, "findings": _said(faults.RULES, stack, config)}
+    return {"path": str(path), "stack": stack, "findings": _said((*faults.RULES, *stack_faults.RULES), stack, config)}

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from scaletune.transferring import Transfer
-from scaletune.transferring.attaching import CLIPPED, SCRIPT, carried, loader, param_groups
+from scaletune.transferring.attaching import CLIPPED, LOADED, SCRIPT, carried, param_groups
 from scaletune.transferring.folding import EXACT, without_multipliers
 from scaletune.transferring.granite import written
+from scaletune.transferring.loading import loader
 
 NAMES = "other parameter names than model.layers.0.self_attn.q_proj.weight and the like: change the patterns of param_groups.json"
 SHAPES = "the model's shape: it is yours to build, with a softmax scale of head_dim**-0.5 and no other forward multiplier"
@@ -24,7 +25,11 @@ model, optimizer, batches = accelerator.prepare(model, optimizer, batches)"""
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
     """`param_groups.json`, `loader.py`."""
     rows = without_multipliers(transfer, "pytorch")
-    carried(transfer.target, "pytorch")
+    carried(transfer.target, "pytorch", families=LOADED)
     return written(
-        folder, {"param_groups.json": json.dumps(param_groups(transfer, rows, CANNOT), indent=1) + "\n", "loader.py": loader(USAGE)}
+        folder,
+        {
+            "param_groups.json": json.dumps(param_groups(transfer, rows, CANNOT), indent=1) + "\n",
+            "loader.py": loader(USAGE, transfer.target.optimizer.rule),
+        },
     )

@@ -1,4 +1,4 @@
-"""Stacks that cannot hold a transferred plan: why not, and what to do instead. Read at the commits named."""
+"""Stacks that cannot hold a transferred plan: why not, and what to do instead. Read at the commits named. And those to be forced."""
 
 PYTORCH = "emit 'pytorch' and give loader.py's groups to your own loop"
 REFUSED = {
@@ -8,6 +8,7 @@ REFUSED = {
     "levanter": f"at 9263f81e its optimizers take no lr by parameter (adamh has two, for matrices and the rest); {PYTORCH}",
     "open_lm": f"at 9bb92ef1 it has no multipliers and one lr; {PYTORCH}",
     "lingua": f"it has no multipliers and one lr; {PYTORCH}",
-    "minicpm3": "its attention is multi-head latent, which no family of ours is, and its softmax scale is fixed; emit 'granite'",
-    "falcon_h1": "every layer of it has a Mamba mixer beside the attention, which no family of ours has; emit 'granite'",
 }
+UNPROVEN = {  # format -> what no proxy of ours can have
+    "minicpm3": "multi-head latent attention", "falcon_h1": "a Mamba mixer beside the attention",
+}  # fmt: skip

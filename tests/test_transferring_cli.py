@@ -1,0 +1,87 @@
+"""`scaletune transfer` on what cannot or should not be transferred: exit 2 and one line that says what to do."""
+
+import json
+
+import pytest
+from conftest import WIDE
+from test_transferring import learned
+
+from scaletune import cli
+from scaletune.transferring import FORMATS
+from scaletune.transferring.own import toml
+
+
+@pytest.fixture
+def asked(tiny, tmp_path, capsys, monkeypatch):
+    """(arguments, changes to the fit's setting, ranges, target's settings) -> (exit code, stdout, stderr) of a transfer."""
+    monkeypatch.chdir(tmp_path)
+
+    def ask(*arguments, fit=(), ranges=None, target=(), solution=()):
+        made = learned(tiny)
+        for path, value in dict(fit).items():
+            section, key = path.split(".")
+            made.provenance["setting"][section][key] = value
+        made.solution.update(solution)
+        made.ranges.update(ranges or {})
+        made.write(tmp_path / "fit.json")
+        point = tiny(WIDE | dict(target)).point()
+        (tmp_path / "target.toml").write_text(toml({"name": "target"} | point))
+        code = cli.main(["transfer", "fit.json", "target.toml", "--out", "out", *arguments])
+        return code, *capsys.readouterr()
+
+    return ask
+
+
+T3 = {"fit": {"parametrization.form": "mup_t3"}, "target": {"form": "mup_t3"}}
+DEEP = {"parametrization.depth_alpha": 1.0, "parametrization.base_depth": 1}
+MISTAKES = [  # (arguments, what is changed, what the one line says)
+    ("--to granite --set model.tied=true", T3, "a tied head needs a form whose embedding and readout share std and lr (mup_t8, mup_t9), but got form='mup_t3'"),
+    ("--to llama --set model.tied=true", {}, "format 'llama' has no logits multiplier, and a tied head would need one of 0.25: set model.tied = false"),
+    ("--to torchtitan --set model.tied=true --set parametrization.embedding_multiplier=1", {}, "set model.tied = false, or emit 'granite'"),
+    ("--set width=100", {}, "`width % head_dim == 0` must hold, but got width=100, head_dim=16"),
+    ("--set model.kv_heads=3", {}, "`heads % kv_heads == 0` must hold, but got heads=8 (width / head_dim), kv_heads=3"),
+    ("--set form=mup_t9", {}, "a target must be parametrized as the proxies were, but `parametrization.form` is 'mup_t9' and theirs 'mup'"),
+    ("", {"fit": {"parametrization.base_width": 64}}, "`parametrization.base_width` is 32 and theirs 64"),
+    ("--set optimizer.family=muon", {}, "a target must have the proxies' optimizer, but `optimizer.family` is 'muon' and theirs 'adamw'"),
+    ("--set optimizer.decay=independent", {}, "a target must have the proxies' optimizer, but `optimizer.decay` is 'independent' and theirs 'torch'"),
+    ("", {"ranges": {"tokens": [30, 60]}}, "a transfer over more than 30x must be asked for with --force, but tokens 2048 is 34.1 times outside the fitted range [30, 60]"),
+    ("", {"solution": {"quantile": 1e9}}, "a transfer must say how sure it is, but the fit's interval of lr at this target is ["),
+    ("--to granite@4.0", {}, f"format `granite` is written for version {FORMATS['granite']} of its stack, but got '4.0'"),
+    ("--to litgpt", {}, "format `litgpt` is refused: 0.5.13 writes one computed lr into every param group at each step; emit 'pytorch'"),
+    ("--to minicpm3", {}, "format `minicpm3` has multi-head latent attention, which no proxy had: it must be asked for with --force, or emit 'granite'"),
+    ("--to granitemoe", {}, "a GraniteMoe config must be of a 'moe', but got `model.family` 'transformer'"),
+    ("--to granite --set schedule.kind=one_cycle", {}, "format 'granite' carries `schedule.kind` of 'constant', 'linear', 'cosine', 'wsd' alone, but got 'one_cycle'"),
+    (
+        "--to pytorch", {"fit": {"optimizer.family": "soap"}, "target": {"optimizer.family": "soap"}},
+        "format 'pytorch' carries `optimizer.family` of 'adamw', 'sgd', 'adafactor', 'muon', 'lion' alone, but got 'soap' (torch has no class of it)",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "changed", "said"), MISTAKES, ids=[said[:40] for *_, said in MISTAKES])
+def test_each_mistake_is_one_line(asked, tmp_path, arguments, changed, said):
+    code, out, err = asked(*arguments.split(), **changed)
+    assert code == 2 and out == "" and err.count("\n") == 1 and said in err
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_a_forced_distance_is_written_into_every_file(asked, tmp_path):
+    to = [word for name in ("granite", "recipe", "torchtitan", "deepspeed") for word in ("--to", name)]
+    code, *_ = asked(*to, "--force", ranges={"tokens": [30, 60]})
+    said = "forced: tokens 2048 is 34.1 times outside the fitted range [30, 60], more than 30x"
+    assert code == 0
+    for name in ("granite/param_groups.json", "torchtitan/param_groups.json", "deepspeed/param_groups.json", "recipe/plan.json"):
+        assert said in json.loads((tmp_path / "out" / name).read_text())["evidence"]["assumptions"], name
+    assert said in (tmp_path / "out/recipe/target.toml").read_text()
+
+
+def test_a_depth_rule_reaches_a_stack_without_residual_multipliers(asked, tmp_path):
+    """torchtitan has none: the branch's factor is in the std of the matrix that ends it, 4 ** -1 here, and the file says so."""
+    depth = {f"parametrization.{key.rpartition('.')[2]}": value for key, value in DEEP.items()}
+    code, *_ = asked("--to", "torchtitan", fit=depth, target=DEEP | {"model.depth": 4})
+    groups = json.loads((tmp_path / "out/torchtitan/param_groups.json").read_text())
+    std = {
+        kind: group["init_std"] for group in groups["groups"] for kind in ("k_proj", "o_proj") if any(kind in p for p in group["patterns"])
+    }
+    assert code == 0 and std["o_proj"] == pytest.approx(std["k_proj"] / 4)
+    assert any("forward multipliers: written into the weights" in line for line in groups["cannot"])
