@@ -14,7 +14,8 @@ from scaletune.errors import UserError, nearest
 from scaletune.fitting.cells import best_slices, optima, slices
 from scaletune.fitting.joint import fit_joint, hold_out
 from scaletune.fitting.judging import compare, summary
-from scaletune.fitting.losslaw import ESTIMATORS, fit_loss_law
+from scaletune.fitting.lossfit import fit_loss_law
+from scaletune.fitting.losslaw import ESTIMATORS
 from scaletune.fitting.optimum import BAND, MISFIT
 from scaletune.fitting.powerlaw import fit_power_law
 from scaletune.fitting.relations import RELATIONS, fit_relation
