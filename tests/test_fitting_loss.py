@@ -17,7 +17,7 @@ from scaletune.fitting import compare_forms, fit, forms, resampling
 from scaletune.fitting.discrepancy import SHARES, alike, scales
 from scaletune.fitting.lossfit import fit_loss_law
 from scaletune.fitting.losslaw import DESCRIBE, NAMES, PREDICT, Estimator, draw, refit, solve
-from scaletune.fitting.overtraining import fit_downstream, fit_overtraining
+from scaletune.fitting.overtraining import fit_overtraining
 from scaletune.fitting.robust import SQUARES, Huber, Student
 from scaletune.fitting.separable import Problem, _nonnegative
 from scaletune.fitting.uncertainty import covariance, influence, profile_interval
@@ -532,16 +532,16 @@ def test_published_overtraining_laws_and_their_predictions_are_reproduced():
     small, large = (laws["rpj"](n, ratio * n) for n, ratio in ((1439795200.0, 640), (6889410560.0, 20)))
     assert (f"{small / 2.502054 - 1:.4%}", f"{large / 2.424993 - 1:.4%}") == ("0.7103%", "0.7320%")
     six = table[(table["train_dataset"] == "rpj") & (table.index.isin(five.index) | (table["n_params"] > 1e9))]
-    error = fit_downstream(six["loss"].to_numpy(), six["err_avg17"].to_numpy())
-    assert (error.eps, error.k, error.gamma) == pytest.approx((0.856991927614, 2.20649009146, 0.714590553049), rel=1e-6)
-    assert (error(small) / 0.475215 - 1, error(large) / 0.471637 - 1) == pytest.approx((0.036365, 0.000464), abs=1e-6)
+    made = fit(six.assign(error=six["err_avg17"])[["loss", "error"]], "error_of_loss")
+    eps, k, gamma = (made.params[name]["value"] for name in ("eps", "k", "gamma"))
+    assert (eps, k, gamma) == pytest.approx((0.856991927614, 2.20649009146, 0.714590553049), rel=1e-6)
+    errors = [eps - k * np.exp(-gamma * loss) for loss in (small, large)]
+    assert (errors[0] / 0.475215 - 1, errors[1] / 0.471637 - 1) == pytest.approx((0.036365, 0.000464), abs=1e-6)
 
 
 def test_overtraining_needs_runs():
     with pytest.raises(UserError, match="needs 4 runs or more, but got 1"):
         fit_overtraining(frame([1e8], [2e9], [3.0]))
-    with pytest.raises(UserError, match="needs 3 runs or more, but got 2"):
-        fit_downstream(np.array([3.0, 2.5]), np.array([0.6, 0.5]))
 
 
 def test_problems_of_many_rows_and_of_one_are_the_same_problem(runs):
