@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from scaletune.errors import UserError, nearest
 from scaletune.fitting.cells import best_slices, optima, slices
@@ -247,7 +248,7 @@ def _leave_one_out(law: str, found: Measured) -> dict[str, Any]:
     if law in LOSS_LAWS or len(cells) - 1 < 1 + len(LAWS[law]) + SPARE:
         return {}
     judged = []
-    for cell in cells:
+    for cell in tqdm(cells, "cells held out", disable=None, leave=False):
         without = _assemble(law, Measured([row for row in usable if row["cell"] != cell], level=found.level), n_draws=QUICK)
         here = [row for row in usable if row["cell"] == cell]
         best = min(here, key=lambda row: row["floor"])  # the loss law is that of the best batch size: the others' floors are no test of it
