@@ -15,11 +15,14 @@ import numpy as np
 import pandas as pd
 
 from scaletune.fitting import losslaw
+from scaletune.fitting.lossfit import solution
 from scaletune.fitting.losslaw import CHINCHILLA, DESCRIBE, PREDICT, Estimator
 from scaletune.fitting.robust import SQUARES
+from scaletune.predicting import loss_at
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 COLUMNS = ["n_params", "tokens", "loss"]
+LEVEL = 0.9
 TIED = {"beta": "alpha"}
 WAYS = {
     "squares": (Estimator(cost=SQUARES), None),
@@ -29,9 +32,10 @@ WAYS = {
     "exponents 0.35, 0.37": (DESCRIBE, {"alpha": 0.35, "beta": 0.37}),
     "weights compute**0.25": (Estimator(lean=0.25), None),
     "weights compute": (Estimator(lean=1.0), None),
-    "prior on exponents": (replace(PREDICT, lean=0.0), None),
-    "squares, weights, prior": (replace(PREDICT, cost=SQUARES), None),
-    "weights and prior (`loss_nd`)": (PREDICT, None),
+    "prior on exponents": (replace(PREDICT, lean=0.0, near=False), None),
+    "squares, weights, prior": (replace(PREDICT, cost=SQUARES, near=False), None),
+    "weights and prior": (replace(PREDICT, near=False), None),
+    "weights, prior, near runs (`loss_nd`)": (PREDICT, None),
 }
 
 
@@ -61,27 +65,16 @@ def splits(runs: pd.DataFrame, cuts: list[float] | None) -> Iterator[tuple[pd.Da
 
 def predict(
     way: tuple[Estimator, dict[str, float | str] | None], seen: pd.DataFrame, unseen: pd.DataFrame, n_draws: int
-) -> list[np.ndarray]:
-    """Errors, and with `n_draws` whether the 90 % interval covers, without and with the drift."""
-    data = [seen[column].to_numpy(float) for column in COLUMNS]
-    n, d, loss = (unseen[column].to_numpy(float) for column in COLUMNS)
-    solved = losslaw.solve(*data, estimator=way[0], fixed=way[1])
-
-    def law(v: np.ndarray) -> np.ndarray:
-        return v[:, :1] + v[:, 1:2] * n ** -v[:, 3:4] + v[:, 2:3] * d ** -v[:, 4:5]
-
-    middle = law(solved.vector[None])[0]
-    found = [np.abs(middle / loss - 1)]
-    if n_draws:
-        low, high = np.quantile(law(CHINCHILLA.natural(losslaw.draw(solved, n_draws), solved.centre)), [0.05, 0.95], axis=0)
-        beyond = sum(
-            np.maximum(0, np.maximum(np.log(x / seen[c].max()), np.log(seen[c].min() / x))) for c, x in (("n_params", n), ("tokens", d))
-        )
-        for drift in (0.0, losslaw.DRIFT):
-            half = 1.645 * solved.noise[0] * np.hypot(1, drift * beyond) * middle
-            below, above = np.hypot(np.maximum(middle - low, 0), half), np.hypot(np.maximum(high - middle, 0), half)
-            found.append((middle - below <= loss) & (loss <= middle + above))
-    return found
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Errors, and with `n_draws` the ends of the 90 % interval (R, 2), without the discrepancy and with it."""
+    solved = losslaw.solve(*(seen[column].to_numpy(float) for column in COLUMNS), estimator=way[0], fixed=way[1])
+    draws = CHINCHILLA.natural(losslaw.draw(solved, n_draws), solved.centre) if n_draws else solved.vector[None]
+    law = solution(solved, draws, LEVEL)
+    bare = {key: law[key] for key in ("vector", "draws", "scatter")}  # as if residuals were independent
+    at = unseen[["n_params", "tokens"]].to_numpy(float).tolist()
+    errors = np.abs(np.array([loss_at(law, LEVEL, *one)[0] for one in at]) / unseen["loss"].to_numpy(float) - 1)
+    kinds = {"rows as independent": bare, "discrepancy": law} if n_draws else {}
+    return errors, {kind: np.array([loss_at(kept, LEVEL, *one)[1] for one in at]) for kind, kept in kinds.items()}
 
 
 def table(title: str, rows: pd.DataFrame, digits: int, scale: float = 100.0) -> None:
@@ -90,21 +83,29 @@ def table(title: str, rows: pd.DataFrame, digits: int, scale: float = 100.0) -> 
         print(f"| {name} | {' | '.join(f'{scale * v:.{digits}f}' for v in row)} | {scale * row.mean():.{digits}f} |")
 
 
+def sureness(intervals: list[dict[str, object]]) -> None:
+    """Coverage and median width of the intervals, by family."""
+    groups = pd.DataFrame(intervals).groupby(["way", "family"], sort=False)
+    table("coverage of 90 % intervals, %", (groups["hits"].sum() / groups["n"].sum()).unstack(), 0)
+    table("median width, % of the loss", groups["width"].median().unstack(), 1)
+
+
 def main() -> None:
     if not DATA.exists():
         raise SystemExit(f"needs {DATA}")
-    errors, covered = [], []
+    errors, intervals = [], []
     for family, runs, cuts in sweeps():
         for seen, unseen in splits(runs, cuts):
+            loss = unseen["loss"].to_numpy(float)
             for name, way in WAYS.items():
-                found = predict(way, seen, unseen, 200 if way[0] in (DESCRIBE, PREDICT) and way[1] is None else 0)
-                errors.append({"family": family, "way": name, "error": found[0].mean()})
-                for drift, hits in zip(("no drift", "drift"), found[1:], strict=False):
-                    covered.append({"family": family, "way": f"{name}, {drift}", "hits": hits.sum(), "n": len(hits)})
+                found, ends = predict(way, seen, unseen, 200 if way[0] in (DESCRIBE, PREDICT) and way[1] is None else 0)
+                errors.append({"family": family, "way": name, "error": found.mean()})
+                for kind, (low, high) in ((kind, both.T) for kind, both in ends.items()):
+                    row = {"hits": ((low <= loss) & (loss <= high)).sum(), "n": len(loss), "width": np.median((high - low) / loss)}
+                    intervals.append({"family": family, "way": f"{name}, {kind}", **row})
     means = pd.DataFrame(errors).groupby(["way", "family"], sort=False)["error"].mean().unstack()
     table("mean error one size up, %", means, 2)
-    counts = pd.DataFrame(covered).groupby(["way", "family"], sort=False)[["hits", "n"]].sum()
-    table("coverage of 90 % intervals, %", (counts["hits"] / counts["n"]).unstack(), 0)
+    sureness(intervals)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | 
         scale["batch_tokens"] = batch
         lr, lr_interval, band = _power_law(fit.solution, scale)
     lower = fit if fit.law in LOSS_LAWS else fit.loss_law
-    loss, loss_interval = _loss_law(lower, n_params, tokens) if lower else (None, None)
+    loss, loss_interval = loss_at(lower.solution, lower.level, n_params, tokens) if lower else (None, None)
     if lower is not fit and lower:
         warnings += [sentence for sentence in lower.status if sentence != "ok"]
     return Prediction(
@@ -124,20 +124,34 @@ def _power_law(solution: Mapping[str, Any], scale: Mapping[str, float | None]) -
     return exp(x), [exp(x - half), exp(x + half)], [exp(x - below), exp(x + above)]
 
 
-def _loss_law(fit: Fit, n_params: float, tokens: float) -> tuple[float, list[float]]:
-    """E + A / n_params**alpha + B / tokens**beta in nats/token; interval: quantiles of resampled laws, the scatter about the law, its drift."""
+def loss_at(solution: Mapping[str, Any], level: float, n_params: float, tokens: float) -> tuple[float, list[float]]:
+    """E + A / n_params**alpha + B / tokens**beta, and of `loss_nd` what near runs show it to miss, in nats/token, with its interval.
 
-    def at(draw: Iterable[float]) -> float:
+    The interval: quantiles of resampled laws, the scatter about the law, and how far errors that runs share may have moved it.
+    """
+
+    def terms(draw: Iterable[float]) -> tuple[float, float, float]:
         e, a, b, alpha, beta = draw
-        return e + a * exp(-alpha * math.log(n_params)) + b * exp(-beta * math.log(tokens))
+        return e, a * exp(-alpha * math.log(n_params)), b * exp(-beta * math.log(tokens))
 
-    loss = at(fit.solution["vector"])
-    draws = sorted(at(map(float, line.split())) for line in fit.solution["draws"])
-    drift = fit.solution.get("drift", 0.0) * _beyond(fit, {"n_params": n_params, "tokens": tokens})
-    tail, sd = (1 - fit.level) / 2, math.hypot(fit.solution["scatter"], drift)
-    half = NormalDist().inv_cdf(0.5 + fit.level / 2) * sd * loss
+    parts = terms(solution["vector"])
+    law, missed = math.fsum(parts), exp(_missed(solution, math.log(n_params), math.log(tokens)))
+    draws = sorted(math.fsum(terms(map(float, line.split()))) for line in solution["draws"])
+    slope = [*(part / law for part in parts), -math.log(n_params) * parts[1] / law, -math.log(tokens) * parts[2] / law]
+    rows = [[float(v) for v in line.split()] for line in solution.get("discrepancy", [])]
+    strays = math.fsum(a * b * v for a, row in zip(slope, rows, strict=False) for b, v in zip(slope, row, strict=True))
+    tail = (1 - level) / 2
+    half = solution.get("quantile", NormalDist().inv_cdf(1 - tail)) * math.sqrt(solution["scatter"] ** 2 + max(strays, 0.0)) * law
     low, high = (draws[round(q * (len(draws) - 1))] for q in (tail, 1 - tail))
-    return loss, [loss - math.hypot(max(loss - low, 0.0), half), loss + math.hypot(max(high - loss, 0.0), half)]
+    ends = law - math.hypot(max(law - low, 0.0), half), law + math.hypot(max(high - law, 0.0), half)
+    return law * missed, [end * missed for end in ends]
+
+
+def _missed(solution: Mapping[str, Any], n: float, d: float) -> float:
+    """What near runs show the law to miss, in ln L, at ln n_params and ln tokens: their weights, by how alike they are (fitting/discrepancy.py)."""
+    of_ratio, of_scale = solution.get("lengths", (1.0, 1.0))
+    runs = ([float(v) for v in line.split()] for line in solution.get("near", []))
+    return math.fsum(w * math.exp(-abs(d - b - n + a) / of_ratio - abs(d - b + n - a) / 2 / of_scale) for a, b, w in runs)
 
 
 def allocation(fit: Fit, flops: float) -> dict[str, list[float]]:
@@ -161,12 +175,6 @@ def allocation(fit: Fit, flops: float) -> dict[str, list[float]]:
     low, high = ((1 - fit.level) / 2, (1 + fit.level) / 2)
     found = zip(names, at(fit.solution["vector"]), columns, strict=True)
     return {name: [value, *(drawn[round(q * (len(drawn) - 1))] for q in (low, high))] for name, value, drawn in found}
-
-
-def _beyond(fit: Fit, scale: Mapping[str, float]) -> float:
-    """How many e-folds the target lies outside the fitted range, over all columns."""
-    ends = [(scale[column], *fit.ranges[column]) for column in scale if column in fit.ranges]
-    return math.fsum(max(0.0, math.log(value / high), math.log(low / value)) for value, low, high in ends)
 
 
 def _distance(fit: Fit, scale: Mapping[str, float | None]) -> list[str]:

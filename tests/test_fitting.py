@@ -16,7 +16,7 @@ from scipy import optimize, stats
 
 from scaletune.errors import UserError
 from scaletune.fitting import compare, fit, measure
-from scaletune.fitting.losslaw import fit_loss_law
+from scaletune.fitting.lossfit import fit_loss_law
 from scaletune.fitting.optimum import SKEWS, Basin, phi
 from scaletune.fitting.powerlaw import regress
 from scaletune.predicting import Prediction, from_fit

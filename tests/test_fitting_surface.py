@@ -372,6 +372,20 @@ def test_the_command_line_fits_and_predicts(trials, tmp_path, monkeypatch, capsy
     assert made["lr"] == pytest.approx(optimal("lr", 1e9, 5e10), rel=0.2)
 
 
+def test_an_id_may_name_cells_or_runs_and_rows_may_come_in_any_order(trials, tmp_path, capsys):
+    """As in a table from elsewhere: other columns, ids that repeat in a cell, shuffled rows, text for numbers, a run that blew up."""
+    plain = quick(trials.drop(columns="id", errors="ignore"))
+    names = trials["n_params"].map("{:.6g}".format) + "/" + trials["tokens"].map("{:.6g}".format)
+    other = pd.concat([trials.assign(id=names, note="x"), trials.assign(id=names, note="x").iloc[[0]].assign(loss=1e5)])
+    other.sample(frac=1.0, random_state=4).to_csv(tmp_path / "runs.csv", index=False)
+    made = quick(pd.read_csv(tmp_path / "runs.csv", dtype=str))
+    assert {name: row["value"] for name, row in made.params.items()} == pytest.approx(
+        {name: row["value"] for name, row in plain.params.items()}, rel=1e-6
+    )
+    with pytest.raises(UserError, match="a trial's id must be its own, or its cell's, but"):
+        quick(trials.assign(id=["a", "b"] * (len(trials) // 2)))
+
+
 def test_predicting_needs_no_arrays(fitted, tmp_path):
     path = fitted.write(tmp_path / "fit.json")
     code = f"""

@@ -3,6 +3,7 @@
 import math
 from itertools import accumulate
 
+import numpy as np
 import pytest
 
 from scaletune.errors import UserError
@@ -255,7 +256,11 @@ def test_a_law_without_published_coefficients_says_which(law_id):
 
 
 def test_four_epochs_are_worth_3_73():
-    assert worth(40e9, 10e9, law("muennighoff").coefficients["R_Dstar"]) == pytest.approx(37256730000, rel=1e-6)
+    r_star = law("muennighoff").coefficients["R_Dstar"]
+    assert worth(40e9, 10e9, r_star) == pytest.approx(37256730000, rel=1e-6)
+    assert worth(np.array([40e9, 5e9]), np.array([10e9, 10e9]), r_star) == pytest.approx(
+        [37256730000, 10e9], rel=1e-6
+    )  # fits ask by columns
 
 
 @pytest.mark.parametrize(("E", "printed"), [(1, (30.364, -0.1817, 53.9838, -0.1965)), (32, (16.5424, -0.1557, 234.6726, -0.2652))])

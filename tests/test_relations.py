@@ -9,7 +9,7 @@ import pytest
 
 from scaletune import cli, fitting, laws
 from scaletune.errors import UserError
-from scaletune.fitting.relations import RELATIONS, critical, fit_relation, predict_relation, repetition, schedule, trajectory
+from scaletune.fitting.relations import RELATIONS, critical, fit_relation, predict_relation, schedule, trajectory
 from scaletune.plotting import fitted
 from scaletune.predicting import allocation
 from scaletune.records import Fit
@@ -153,7 +153,6 @@ def test_repeats_are_worth_what_the_published_law_says():
         fit, {"E": c["E0"], "A": c["A"], "B": c["B"], "alpha": c["alpha"], "r_tokens": c["R_Dstar"], "r_params": c["R_Nstar"]}
     )
     assert value(fit, "r_tokens") == pytest.approx(c["R_Dstar"], rel=0.1)
-    assert repetition.worth(np.array([4e10]), np.array([1e10]), 15.387756)[0] == pytest.approx(3.725673e10, rel=1e-6)
 
 
 def test_asymptotes_are_fitted_one_by_one():

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from scaletune.errors import UserError, nearest
 from scaletune.fitting.cells import best_slices, optima, slices
 from scaletune.fitting.joint import fit_joint, hold_out
 from scaletune.fitting.judging import compare, summary
-from scaletune.fitting.losslaw import ESTIMATORS, fit_loss_law
+from scaletune.fitting.lossfit import fit_loss_law
+from scaletune.fitting.losslaw import ESTIMATORS
 from scaletune.fitting.optimum import BAND, MISFIT
 from scaletune.fitting.powerlaw import fit_power_law
 from scaletune.fitting.relations import RELATIONS, fit_relation
@@ -246,7 +248,7 @@ def _leave_one_out(law: str, found: Measured) -> dict[str, Any]:
     if law in LOSS_LAWS or len(cells) - 1 < 1 + len(LAWS[law]) + SPARE:
         return {}
     judged = []
-    for cell in cells:
+    for cell in tqdm(cells, "cells held out", disable=None, leave=False):
         without = _assemble(law, Measured([row for row in usable if row["cell"] != cell], level=found.level), n_draws=QUICK)
         here = [row for row in usable if row["cell"] == cell]
         best = min(here, key=lambda row: row["floor"])  # the loss law is that of the best batch size: the others' floors are no test of it

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from scaletune.fitting.optimum import REACH, locate, noise_of
 
+SLOW = 0.5  # seconds from which progress is shown
 EDGE_STEPS = 2  # standard error, in steps of the lr grid, of an optimum known only to be at its end or beyond
 NEAR = 0.03  # noise is measured on points within this share of the lowest: higher ones are noisier than the bottom is
 
@@ -18,7 +20,8 @@ def slices(table: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """One row per (cell, batch): `points` along lr when it can be fitted, else a status sentence; and {id: reason} of runs left out."""
     rows: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
-    for _, group in table.groupby(["cell", "batch_tokens"], dropna=False, sort=True):
+    groups = table.groupby(["cell", "batch_tokens"], dropna=False, sort=True)
+    for _, group in tqdm(groups, "cells read", groups.ngroups, delay=SLOW, disable=None, leave=False):
         kept, reasons = _usable(group)
         dropped |= reasons
         row = _describe(group, kept) | {"cell": int(group["cell"].iloc[0]), "ids": list(kept["id"])}
@@ -126,7 +129,7 @@ def optima(rows: list[dict[str, Any]], noise: tuple[float, int] | None = None, l
     variance, dof = noise or noise_of(points)
     known = [point["shared"] for point in points if point["shared"] is not None]
     shared = float(np.mean(known)) if known else 0.0  # pooled: two seeds of one cell say little of how seeds vary
-    for row, point in zip(usable or edges, points, strict=True):
+    for row, point in tqdm(zip(usable or edges, points, strict=True), "cells measured", len(points), delay=SLOW, disable=None, leave=False):
         row |= locate(point, variance, dof, level)
         row["floor_se"] = math.hypot(row["floor_se"], math.sqrt(shared / point["seeds"]))
     for row in edges:

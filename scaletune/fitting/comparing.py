@@ -12,11 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scaletune.fitting.forms import BOX, BROKEN, CHINCHILLA, INTERACTION, Form, pose, shape
-from scaletune.fitting.losslaw import DRIFT, SPREAD, solve
-from scaletune.fitting.losslaw import draw as draw_law
+from scaletune.fitting.lossfit import solution
+from scaletune.fitting.losslaw import SPREAD, draw, solve
 from scaletune.fitting.robust import SQUARES, Huber, Student
 from scaletune.fitting.separable import Problem, descend, starts
 from scaletune.fitting.table import levels
+from scaletune.predicting import loss_at
 
 FOLDS = 6
 STEPS = 50  # of Newton: forms with more parameters than the runs identify creep along a valley
@@ -182,9 +183,11 @@ def leave_sizes_out(n_params: Array, tokens: Array, loss: Array, *, level: float
         if part.get("cluster") is not None:
             part["cluster"] = np.unique(part["cluster"], return_inverse=True)[1]
         solved = solve(n_params[kept], tokens[kept], loss[kept], **part)
-        low, middle, high = _interval(solved, n_params, tokens, kept, level, n_draws)
+        law = solution(solved, CHINCHILLA.natural(draw(solved, n_draws), solved.centre), level)
+        found = [loss_at(law, level, *at) for at in zip(n_params[~kept].tolist(), tokens[~kept].tolist(), strict=True)]
+        middle, ends = np.array([said for said, _ in found]), np.array([interval for _, interval in found])
         errors.append(np.abs(middle / loss[~kept] - 1))
-        covered.append((low <= loss[~kept]) & (loss[~kept] <= high))
+        covered.append((ends[:, 0] <= loss[~kept]) & (loss[~kept] <= ends[:, 1]))
     every = np.concatenate(errors)
     return {
         "kind": f"leave-sizes-out, {len(errors)} blocks",
@@ -194,22 +197,3 @@ def leave_sizes_out(n_params: Array, tokens: Array, loss: Array, *, level: float
         "loss_coverage": float(np.concatenate(covered).mean()),
         "one_size_up_error": float(np.median(errors[-1])),
     }
-
-
-def _interval(
-    solved: Any, n_params: Array, tokens: Array, kept: NDArray[np.bool_], level: float, n_draws: int
-) -> tuple[Array, Array, Array]:
-    """Loss with its prediction interval at the rows that were not kept, as `predicting.from_fit` gives it."""
-    from scipy.stats import norm
-
-    out = ~kept
-    at = np.vstack([solved.vector, CHINCHILLA.natural(draw_law(solved, n_draws), solved.centre)])
-    losses = at[:, :1] + at[:, 1:2] * n_params[out] ** -at[:, 3:4] + at[:, 2:3] * tokens[out] ** -at[:, 4:5]
-    beyond = sum(np.maximum(0.0, np.maximum(np.log(x[out] / x[kept].max()), np.log(x[kept].min() / x[out]))) for x in (n_params, tokens))
-    half = norm.ppf(0.5 + level / 2) * solved.noise[0] * np.hypot(1.0, DRIFT * beyond) * losses[0]
-    low, high = np.quantile(losses[1:], [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    return (
-        losses[0] - np.hypot(np.maximum(losses[0] - low, 0), half),
-        losses[0],
-        losses[0] + np.hypot(np.maximum(high - losses[0], 0), half),
-    )

@@ -25,6 +25,8 @@ SKEWS = np.linspace(-0.5, 2.5, 16)
 SKEW_PRIOR = (0.9, 0.5)  # mean, sd of s
 MISFIT = 0.15  # sd of the form's error, as a share of the height above the floor
 REACH = 0.06  # points higher than this share of the lowest are outside the basin that is fitted
+LOGS = (-32.0, 2.0)  # ln of the noise variances tried
+MANY = 100  # cells that are enough to know the noise from
 N_GRID = 241  # values of x0 tried, from the first lr to the last
 
 Array = NDArray[np.float64]
@@ -66,6 +68,8 @@ def noise_of(points: list[dict[str, Any]]) -> tuple[float, int]:
     From replicates when there are any (what seeds share over a cell's lrs does not move its optimum and is out already),
     else from what the basins leave over.
     """
+    from scipy.optimize import brentq
+
     dof = sum(p["dof"] for p in points)
     if dof >= 3:
         return max(sum(p["ss"] for p in points) / dof, 1e-12), dof
@@ -73,13 +77,18 @@ def noise_of(points: list[dict[str, Any]]) -> tuple[float, int]:
     dof = sum(len(p["x"]) - 3 for p in usable)
     if not dof:
         return (1e-3 * float(np.mean([p["y"].min() for p in points]))) ** 2, 0  # 0.1 %: what language models show in public sweeps
-    low, high = -32.0, 2.0
-    for _ in range(40):  # the variance that makes the misfit of all basins what it should be
-        middle = (low + high) / 2
-        left = sum(float(_surface(p, math.exp(middle))["chi2"].min()) for p in usable)
-        low, high = (middle, high) if left > dof else (low, middle)
+    usable = usable[:: max(len(usable) // MANY, 1)]
+    dof = sum(len(p["x"]) - 3 for p in usable)
+
+    def over(log: float) -> float:
+        """ln of what is left over at this variance, over what noise leaves."""
+        left = sum(float(_surface(p, math.exp(log))["chi2"].min()) for p in usable)
+        return math.log(max(left, 1e-300) / dof)
+
+    low, high = LOGS
+    log = high if over(high) > 0 else brentq(over, low, high, xtol=1e-6) if over(low) > 0 else low
     floor = 1e-4 * float(np.mean([p["y"].min() for p in points]))
-    return max(math.exp(low), floor**2), dof
+    return max(math.exp(log), floor**2), dof
 
 
 def _surface(point: dict[str, Any], variance: float) -> dict[str, Array]:

@@ -14,7 +14,8 @@ from scaletune.errors import UserError
 from scaletune.fitting import resampling
 from scaletune.fitting.comparing import judge_forms, leave_sizes_out
 from scaletune.fitting.judging import compare, summary
-from scaletune.fitting.losslaw import ESTIMATORS, fit_loss_law
+from scaletune.fitting.lossfit import fit_loss_law
+from scaletune.fitting.losslaw import ESTIMATORS
 from scaletune.fitting.table import held_out_cells, tabulate
 from scaletune.predicting import from_fit
 from scaletune.records import Fit

@@ -26,11 +26,12 @@ Array = NDArray[np.float64]
 # Mean and sd of every parameter before any run is seen. `along` is the exponent when tokens grow with n_params, on which
 # published laws agree better than on `D`, the exponent of tokens at fixed n_params (in which sequences and parametrizations
 # differ). lr along: -0.41 Step Law, -0.36 Porian, -0.25 DeepSeek, -0.31 Ling, -0.11 Moonlight, -0.55 Bjorck; lr D: +0.31 Step
-# Law, -0.32 Bjorck (at fixed batch). Batch along: 0.57, 0.70, 0.65, 0.73, 0.83; batch D: 0.57 Step Law, 0.47 Zhang (critical).
+# Law, -0.32 Bjorck (at fixed batch). Batch along: 0.57 Step Law, 0.70 Porian, 0.65 DeepSeek, 0.73 Ling, 0.83 Moonlight, 0.38 Power
+# Lines, 0.5 Time Transfer; critical 0.47 Zhang, 0.46 Power Lines, 0.5 Merrill: mean 0.58. Batch D: 0.57, 0.38, 0.5, critical 0.46 to 0.5.
 # alpha, beta: 0.18 to 0.51, most near 0.35 (arXiv:2203.15556, 2404.10102, 2305.16264, 2502.06857). The shape is that of public sweeps.
 PRIORS: dict[str, tuple[float, float]] = {
     "lr.along": (-0.33, 0.2), "lr.D": (0.1, 0.3),
-    "batch.along": (0.65, 0.2), "batch.D": (0.5, 0.2),
+    "batch.along": (0.58, 0.2), "batch.D": (0.5, 0.2),
     "wd.along": (0.0, 0.3), "wd.D": (0.0, 0.3),
     "loss.alpha": (0.35, 0.1), "loss.beta": (0.35, 0.1),
     "curvature.lr": (-4.5, 1.0), "curvature.batch": (-4.8, 1.0), "curvature.ratio": (-4.8, 1.0),

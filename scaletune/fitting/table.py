@@ -50,15 +50,27 @@ def tabulate(trials: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
         if column != "loss":
             _require_positive(out, column)
     out["batch_tokens"] = pd.to_numeric(out["batch_tokens"], errors="coerce").astype(float) if "batch_tokens" in out else np.nan
-    out["id"] = out["id"].astype(str) if "id" in out else [f"row{i}" for i in range(len(out))]
-    if out["id"].duplicated().any():
-        raise UserError(f"a trial's id must be its own, but {out.loc[out['id'].duplicated(), 'id'].iloc[0]!r} occurs twice")
+    out["cell"] = out.groupby([_groups(out["n_params"]), _groups(out["tokens"])]).ngroup()
+    out["id"] = _ids(out)
     out["crossed"] = "seed" in out and bool(out["seed"].notna().all())  # the same seeds at every lr: their common part can be taken out
     if not out["crossed"].all():
         out["seed"] = out.groupby([c for c in ("n_params", "tokens", "batch_tokens", "lr") if c in out], dropna=False).cumcount()
-    out["cell"] = out.groupby([_groups(out["n_params"]), _groups(out["tokens"])]).ngroup()
     order = [column for column in ("cell", "batch_tokens", "lr", "seed", "id") if column in out]
     return out.sort_values(order, kind="stable").reset_index(drop=True)  # sums, and so the answer, do not depend on the order of rows
+
+
+def _ids(table: pd.DataFrame) -> pd.Series:
+    """`id`; the row's number where there is none, or where it names cells and not runs."""
+    rows = pd.Series([f"row{i}" for i in range(len(table))], index=table.index)
+    if "id" not in table:
+        return rows
+    ids = table["id"].astype(str)
+    again = ids.duplicated()
+    if not again.any():
+        return ids
+    if len(set(zip(ids, table["cell"], strict=True))) == ids.nunique() == table["cell"].nunique():
+        return rows
+    raise UserError(f"a trial's id must be its own, or its cell's, but {ids[again].iloc[0]!r} occurs twice")
 
 
 def _statuses(table: pd.DataFrame) -> pd.Series:

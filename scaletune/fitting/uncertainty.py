@@ -20,17 +20,33 @@ def covariance(solved: Solved) -> Array:
 
     The cost's second derivative is a mean over a bandwidth (Huber's is 0 or 1: few rows would decide; Koenker 2005, 3.4.2).
     """
-    problem, slope, curve = solved.problem, *_slopes(solved)
-    jacobian = _jacobian(solved)
-    weight = problem.weight[0]
-    middle = np.zeros((int(solved.cluster.max()) + 1, jacobian.shape[1]))
-    np.add.at(middle, solved.cluster, (weight * slope)[:, None] * jacobian)
-    bread = np.linalg.pinv(jacobian.T @ (jacobian * (weight * curve)[:, None]) + (0 if problem.prior is None else problem.prior[1]))
+    score = (solved.problem.weight[0] * _slopes(solved)[0])[:, None] * _jacobian(solved)
+    middle = np.zeros((int(solved.cluster.max()) + 1, score.shape[1]))
+    np.add.at(middle, solved.cluster, score)
     small = len(middle) / max(len(middle) - len(solved.phi), 1)
+    out = _to_origin(solved) @ _bread(solved)
+    return small * out @ middle.T @ middle @ out.T
+
+
+def influence(solved: Solved) -> tuple[Array, Array]:
+    """By how much a row's ln loss moves (ln E, ln A, ln B, alpha, beta) at one parameter and one token (5, R), and d ln L / d phi (R, P)."""
+    jacobian = _jacobian(solved)
+    pull = jacobian * (solved.problem.weight[0] * _slopes(solved)[1])[:, None]
+    return _to_origin(solved) @ _bread(solved) @ pull.T, jacobian
+
+
+def _bread(solved: Solved) -> Array:
+    """Inverse curvature of the objective (P, P)."""
+    problem, jacobian = solved.problem, _jacobian(solved)
+    prior = 0.0 if problem.prior is None else problem.prior[1]
+    return np.linalg.pinv(jacobian.T @ (jacobian * (problem.weight[0] * _slopes(solved)[1])[:, None]) + prior)
+
+
+def _to_origin(solved: Solved) -> Array:
+    """From phi to the parameters at one parameter and one token (5, P)."""
     to_origin = np.eye(len(NAMES))
     to_origin[: len(CHINCHILLA.terms), len(CHINCHILLA.terms) :] = solved.centre
-    out = to_origin @ solved.shape.free
-    return small * out @ bread @ middle.T @ middle @ bread @ out.T
+    return to_origin @ solved.shape.free
 
 
 def _slopes(solved: Solved) -> tuple[Array, Array]:

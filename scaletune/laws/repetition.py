@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from scaletune.laws.entry import Input, Law
 from scaletune.laws.loss import chinchilla
 from scaletune.laws.symbols import N_BODY, N_TOTAL, N_UNSTATED, D
 
 
-def worth(total: float, unique: float, r_star: float) -> float:
-    """What `total` is worth when only `unique` of it is new: each repeat decays with constant `r_star`    arXiv:2305.16264."""
-    repeats = max(total / unique - 1, 0)
-    return unique + unique * r_star * (1 - math.exp(-repeats / r_star))
+def worth(total: Any, unique: Any, r_star: float) -> Any:
+    """What `total` is worth when only `unique` of it is new: each repeat decays with constant `r_star`    arXiv:2305.16264, eq. 5.
+
+    Numbers, or arrays of them: there is no array library in this room, so both are spoken to by operators alone.
+    """
+    beyond = total / unique - 1
+    repeats = (beyond + abs(beyond)) / 2  # not below 0
+    return unique * (1 + r_star * (1 - math.e ** (-repeats / r_star)))
 
 
 def muennighoff(

@@ -8,14 +8,10 @@ import numpy as np
 
 from scaletune.fitting.relations.critical import LOSS, TOKENS
 from scaletune.fitting.relations.relation import Array, Box, Column, Columns, Relation, Values
+from scaletune.laws.repetition import worth
 
 N_TOTAL = Column("n_params_total", "all parameters, embeddings included")
 UNIQUE = Column("unique_tokens", "tokens that are not repeats")
-
-
-def worth(total: Array, unique: Array, r_star: float) -> Array:
-    """What `total` is worth when only `unique` of it is new: each repeat decays with constant `r_star` (arXiv:2305.16264, eq. 5)."""
-    return unique * (1 + r_star * (1 - np.exp(-np.maximum(total / unique - 1, 0) / r_star)))
 
 
 def _repeated(x: Columns, p: Values) -> Array:

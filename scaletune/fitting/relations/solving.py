@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from scaletune.errors import UserError
 from scaletune.fitting.relations.relation import Array, Box, Column, Relation
@@ -20,6 +21,7 @@ from scaletune.records import Fit
 
 STARTS, KEPT, DRAWS = 64, 3, 200
 DRAWN = 1000  # rows that a record keeps, to be drawn
+SLOW = 0.5  # seconds from which progress is shown
 VAGUE = math.log(10.0)  # width, in ln of a parameter, from which the data hardly identify it
 
 
@@ -80,7 +82,7 @@ def solve(
     starts = _starts(low, high, seed)
     costs = [float(np.square(np.clip(residuals(theta), -1e3, 1e3)).sum()) for theta in starts]
     best = None
-    for i in np.argsort(costs)[:KEPT]:
+    for i in tqdm(np.argsort(costs)[:KEPT], relation.id, delay=SLOW, disable=None, leave=False):
         found = least_squares(residuals, starts[i], bounds=(low, high), x_scale="jac", max_nfev=400)
         best = found if best is None or found.cost < best.cost else best
     assert best is not None
