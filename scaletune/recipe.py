@@ -239,7 +239,7 @@ def resolved(schedule: Schedule, budget: Budget) -> Schedule:
             f"`warmup_tokens / tokens + decay <= 1` must hold, but got warmup_tokens={schedule.warmup_tokens}, tokens={budget.tokens}"
             + (f", decay={schedule.decay}" if schedule.kind in ("wsd", "power") else "")
         )
-    return schedule.model_copy(update=shares | {f"{name}_tokens": None for name in shares})
+    return schedule.model_copy(update=shares | {f"{name}_tokens": None for name in shares}) if shares else schedule
 
 
 class Engine(Section):
@@ -417,13 +417,21 @@ def _put(content: dict[str, Any], path: str, value: Any) -> None:
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with `{short name or dotted path: value}` put in, validated again."""
-    content = recipe.model_dump()
+    """The recipe with `{short name or dotted path: value}` put in, validated again: the sections that are touched, and what ties sections together."""
+    content: dict[str, Any] = dict(recipe)
     if "model.family" in settings:  # another family has other options
         content["model"] = recipe.model.model_dump(exclude_defaults=True)
     for path, value in settings.items():
+        table, dot, _ = _at(path).partition(".")
+        if dot and table in content and content[table] is getattr(recipe, table, None):
+            content[table] = _plain(content[table])
         _put(content, _at(path), copy.deepcopy(value))  # a later setting may reach into a table given here
     return validated(content, recipe.name)
+
+
+def _plain(value: Any) -> Any:
+    """A table of its own to put settings into."""
+    return value.model_dump() if isinstance(value, Section) else copy.deepcopy(value)
 
 
 def points(recipe: Recipe) -> list[Recipe]:

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from test_sweeping import PATIENCE, wait_for
 
-from scaletune import sweeping
+from scaletune import counting, data, sweeping
+from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.recipe import with_settings
 from scaletune.records import Store, files, glance, read_jsonl, read_trials
@@ -381,4 +382,30 @@ def test_a_sweep_that_is_recorded_is_resumed_without_writing_or_reading_it_twice
     monkeypatch.setattr(sqlite3, "connect", watched)
     monkeypatch.setattr(store_module, "write_atomically", None)
     assert len(sweeping.train_all(asked, stem)) == 30
-    assert len(statements) < 30 and sum("SELECT line" in statement for statement in statements) == 1
+    assert len(statements) < 30 and sum("SELECT id, line" in statement for statement in statements) == 1
+
+
+def test_points_of_one_shape_are_judged_and_their_corpus_looked_at_once(tmp_path, monkeypatch):
+    """Ten thousand points are of a few shapes: what is worked out a shape is not worked out a point."""
+    recipe, judged, loaded = chaos.base(tmp_path), [], []
+    points = recipes.points(with_settings(recipe, {"axes": {"lr": [1e-3, 2e-3], "seed": [0, 1, 2], "width": [32, 64]}}))
+    apart = [chaos.sweeping.tasks("main", [point])[0] for point in points]
+    monkeypatch.setattr(counting, "seconds", lambda *a, seconds=counting.seconds: judged.append(a) or seconds(*a))
+    monkeypatch.setattr(data, "load", lambda *a, load=data.load: loaded.append(a) or load(*a))
+    together = chaos.sweeping.tasks("main", points)
+    assert len(judged) == len(loaded) == 2 and len({task.id for task in together}) == 12
+    assert [(task.id, task.cost) for task in together] == [(task.id, task.cost) for task in apart]
+
+
+def test_a_driver_parses_a_recorded_trial_once(tmp_path, monkeypatch):
+    """A search looks at the record after every wave."""
+    asked, read = chaos.wanted(tmp_path, 3), []
+    store = Store(tmp_path / "sweep")
+    monkeypatch.setattr(store_module, "parsed", lambda *a, parsed=store_module.parsed: read.append(a) or parsed(*a))
+    for i, task in enumerate(asked):
+        store.put(chaos.planted(task))
+        assert len(store.trials()) == len(read) == i + 1
+    store.forget([asked[0].id])
+    store.put(replace(chaos.planted(asked[0]), loss=7.0))
+    assert sorted(trial.loss == 7 for trial in store.trials()) == [False, False, True]
+    store.close()

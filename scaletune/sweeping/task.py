@@ -25,15 +25,24 @@ class Task:
 
 
 def tasks(sweep: str, points: Sequence[Recipe]) -> list[Task]:
-    """One task a point. Reads the corpus: its digest is part of a trial's identity."""
+    """One task a point. Reads the corpus: its digest is part of a trial's identity. What points share is looked at once."""
+    judged: dict[tuple[Any, ...], tuple[str, float]] = {}
     made = []
     for point in points:
-        corpus = data.load(point.data)
-        data.fits(point, corpus)
-        counting.multipliers(point, corpus.vocab_size)  # refuses a form that cannot tie its head, before a worker dies on it
-        cost = counting.seconds(point, corpus.vocab_size)
-        made.append(Task(sweep, point, recipes.identity(point, corpus.digest), cost))
+        shape = point.model, point.parametrization, point.optimizer.rule, point.data, point.budget
+        if shape not in judged:
+            judged[shape] = _judged(point)
+        digest, cost = judged[shape]
+        made.append(Task(sweep, point, recipes.identity(point, digest), cost))
     return made
+
+
+def _judged(point: Recipe) -> tuple[str, float]:
+    """(digest of the corpus, seconds guessed); UserError on a point that no worker could train."""
+    corpus = data.load(point.data)
+    data.fits(point, corpus)
+    counting.multipliers(point, corpus.vocab_size)  # refuses a form that cannot tie its head, before a worker dies on it
+    return corpus.digest, counting.seconds(point, corpus.vocab_size)
 
 
 def failed(task: Task, message: str) -> Trial:
