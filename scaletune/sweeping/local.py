@@ -24,7 +24,7 @@ from scaletune.sweeping.memory import kernel_kills, ran_out
 from scaletune.sweeping.parting import leave_with_parent
 from scaletune.sweeping.task import Task
 
-Message = dict[str, Any]  # {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "memory": bool, "log"}
+Message = dict[str, Any]  # {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "status", "memory": bool, "log", "stack"}
 WAIT = 1.0  # seconds until the driver looks up though no worker speaks
 LOG = 1 << 16  # bytes of a log that are kept, the last ones
 
@@ -192,5 +192,11 @@ class Pool:
         status, log = worker.stop(), worker.said()
         worker.log.close()
         self._start(worker.slot)
-        lost: Message = {"lost": why, "status": status, "memory": ran_out(log, status, worker.kills), "log": log}
+        lost: Message = {
+            "lost": why,
+            "status": status,
+            "memory": ran_out(log, status, worker.kills),
+            "log": log,
+            "stack": len(worker.tasks),
+        }
         return [(task, lost) for task in worker.tasks.values()]

@@ -14,13 +14,15 @@ from scaletune.records import Trial, scrubbed
 
 @dataclass
 class Task:
-    """One trial to train: which sweep asked, the point, its id, and how often it was started."""
+    """One trial to train: which sweep asked, the point, its id, and how often its worker died of it."""
 
     sweep: str
     recipe: Recipe
     id: str
     cost: float  # seconds, guessed
     tries: int = 0
+    shrunk: int = 0  # of these, ended for want of memory and was made smaller
+    most: int | None = None  # trials of the stack it may be in, since a worker died of it
     shared: dict[str, Any] | None = None  # what trials must have in common with it to stack
 
 
