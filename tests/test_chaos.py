@@ -167,6 +167,14 @@ def test_no_secret_reaches_a_record_or_a_log(worker, tmp_path, monkeypatch):
     assert b"cannot read" in kept and b"abcdefghijkl" not in kept and b"hunter2" not in kept
 
 
+def test_no_shell_reads_what_a_recipe_says(worker, tmp_path, monkeypatch):
+    name = "a; touch hacked; $(touch hacked) `touch hacked`"
+    asked = set_engine(worker(2), runs=f"{tmp_path}/{name}")
+    monkeypatch.chdir(tmp_path)
+    assert losses(sweeping.train_all(asked, tmp_path / "sweeps" / name, 1)) == planted_losses(asked)
+    assert sweeping.status(name, out=tmp_path)["done"] == 2 and not list(tmp_path.rglob("hacked"))
+
+
 def test_runs_lie_beside_sweeps(worker, tmp_path):
     asked = worker(2)
     set_engine(asked[1:], runs=str(tmp_path / "elsewhere"))
