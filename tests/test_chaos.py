@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from test_sweeping import PATIENCE, wait_for
 
-from scaletune import counting, data, sweeping
+from scaletune import counting, data, sweeping, training
 from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.recipe import with_settings
@@ -75,6 +75,23 @@ def test_a_sweep_that_is_killed_at_random_ends_as_if_it_had_not_been(worker, tmp
     assert {trial.id: trial.loss for trial in record} == planted_losses(asked) and len(record) == 90
     assert {path.suffix for path in (tmp_path / "sweeps").iterdir()} <= {".db", ".jsonl", ".logs"}
     assert not os.listdir(tmp_path / "tmp") and set(os.listdir("/dev/shm")) <= shm
+
+
+def test_training_that_is_killed_at_random_ends_as_if_it_had_not_been(tmp_path):
+    """Alone and in stacks, with checkpoints, one that diverges among them: to the last bit."""
+    asked = chaos.real(tmp_path, 6, steps=120)
+    alone = [training.trial(task.recipe, "main", training.accelerator())[0] for task in set_engine(asked, checkpoint_every=0)]
+    shm = set(os.listdir("/dev/shm"))
+    found = chaos.disturb(tmp_path, 6, kills=2, workers=2, seed=2, pause=1.2, steps=120)
+    assert found.driver_kills + found.worker_kills and not (found.lost or found.twice or found.orphans)
+    (tmp_path / "alone/sweeps").mkdir(parents=True)
+    store = Store(tmp_path / "alone/sweeps/chaos")
+    for trial in alone:
+        store.put(trial)
+    store.export()
+    store.close()
+    assert chaos.measured(tmp_path) == chaos.measured(tmp_path / "alone") and len(alone) == 6
+    assert not chaos.leavings(tmp_path) and set(os.listdir("/dev/shm")) <= shm
 
 
 def test_a_driver_killed_while_it_records_loses_and_repeats_nothing(worker, tmp_path, monkeypatch):

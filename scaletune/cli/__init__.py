@@ -54,5 +54,6 @@ def _stop(number: int, frame: object) -> None:
     """The first interrupt: stop in good order. The kernel takes the next, even where we wait for a disk or a lock."""
     for each in STOPS:
         signal.signal(each, signal.SIG_DFL)
-    os.write(2, b"scaletune: stopping in good order; a second interrupt stops at once\n")  # print may be what was interrupted
+    said = "scaletune: stopping in good order; a second interrupt stops at once"
+    os.write(2, (f"\r{said}\r" if os.isatty(2) else f"{said}\n").encode())  # print may be what was interrupted; under a table, no line more
     raise KeyboardInterrupt
