@@ -72,7 +72,7 @@ def wanted(folder: Path, trials: int) -> list[sweeping.Task]:
 
 
 def real(folder: Path, trials: int, steps: int = 400) -> list[sweeping.Task]:
-    """Trials of a second or so that keep checkpoints; half of them train in stacks of two, and each eighth diverges."""
+    """Trials of a second or so that keep checkpoints; half of them train in stacks of two, and every fourth diverges."""
     rows: dict[str, Any] = {"budget.tokens": 256 * steps, "data.epochs": 10, "engine.checkpoint_every": max(1, steps // 8)}
     recipe, lrs = with_settings(base(folder), rows), (2e-3, 4e-3, 8e-3, 1e3)
     settings = [{"seed": i // 4, "lr": lrs[i % 4], "engine.stack": 1 + (i // 4) % 2} for i in range(trials)]
