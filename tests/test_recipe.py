@@ -1,6 +1,7 @@
 """Recipes: every mistake is one sentence with the rule and the value; points and identities are what they say."""
 
 import copy
+import functools
 
 import pytest
 from hypothesis import given
@@ -395,8 +396,9 @@ def test_settings_give_what_plain_values_validated_whole_would(settings):
     """Untouched sections are the recipe's own, and the recipe stays as it is."""
     made = validated(GOOD | {"axes": {"lr": [1e-3]}}, "good")
     before, content = made.model_dump(), made.model_dump()
-    for path, value in settings.items():
-        recipe._put(content, SHORT.get(path, path), copy.deepcopy(value))
+    for path, value in copy.deepcopy(settings).items():
+        *tables, key = SHORT.get(path, path).split(".")
+        functools.reduce(dict.__getitem__, tables, content)[key] = value
     given = with_settings(made, settings)
     assert given == validated(content, "good") and made.model_dump() == before and given.evidence is not made.evidence
     touched = {SHORT.get(path, path).split(".")[0] for path in settings}
