@@ -1,8 +1,8 @@
 """Kill -9 at random moments of a sweep's driver and its workers, and what is left of the record.
 
-`python benchmarks/chaos.py --kills 100 [--real]`; without `--real` a worker is a script that answers in 40 ms with a planted loss, so
-that the driver, the pool and the store are what is put to the test; with it, workers train. `--scale` opens 10,000 recorded trials and
-drives trivial ones. Tables in benchmarks/README.md.
+`python benchmarks/chaos.py --kills 100 [--steps 400 --trials 200]`; without `--steps` a worker is a script that answers in 40 ms with a
+planted loss, so that the driver, the pool and the store are what is put to the test; with it, workers train so long, and go on from
+checkpoints. `--scale` opens 10,000 recorded trials and drives trivial ones. Tables in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from typing import Any
 import psutil
 
 from scaletune import sweeping
-from scaletune.recipe import Recipe, validated, with_settings
+from scaletune.recipe import Recipe, points, validated, with_settings
 from scaletune.records import Store, Trial, read_jsonl
+from scaletune.sweeping import local
+from scaletune.transferring.own import toml
 
 NAMED = "scaletune.sweeping.worker"
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")  # of a trial, wherever and whenever it was trained
@@ -68,6 +71,14 @@ def wanted(folder: Path, trials: int) -> list[sweeping.Task]:
     return sweeping.tasks("main", [with_settings(recipe, {"seed": seed}) for seed in range(trials)])
 
 
+def real(folder: Path, trials: int, steps: int = 400) -> list[sweeping.Task]:
+    """Trials of a second or so that keep checkpoints; half of them train in stacks of two, and every fourth diverges."""
+    rows: dict[str, Any] = {"budget.tokens": 256 * steps, "data.epochs": 10, "engine.checkpoint_every": max(1, steps // 8)}
+    recipe, lrs = with_settings(base(folder), rows), (2e-3, 4e-3, 8e-3, 1e3)
+    settings = [{"seed": i // 4, "lr": lrs[i % 4], "engine.stack": 1 + (i // 4) % 2} for i in range(trials)]
+    return sweeping.tasks("main", [with_settings(recipe, each) for each in settings])
+
+
 def planted(task: sweeping.Task) -> Trial:
     """A done trial whose loss is drawn from its seed."""
     loss = 2 + random.Random(task.recipe.seed).random()
@@ -84,11 +95,25 @@ def plant(folder: Path, trials: int, seconds: float) -> None:
     worker.chmod(worker.stat().st_mode | stat.S_IXUSR)
 
 
-def drive(folder: Path, trials: int, workers: int) -> None:
-    """What a driver's process does."""
-    if (folder / "worker").exists():
+def drive(folder: Path, trials: int, workers: int, steps: int) -> None:
+    """What a driver's process does: `steps` of training a trial, or a planted answer."""
+    if not steps:
         sys.executable = str(folder / "worker")
-    sweeping.train_all(wanted(folder, trials), folder / "sweeps/chaos", workers)
+    else:
+        _note_orders(folder / "started")
+    sweeping.train_all(real(folder, trials, steps) if steps else wanted(folder, trials), folder / "sweeps/chaos", workers)
+
+
+def _note_orders(started: Path) -> None:
+    """Have this process write down which trials it hands to its workers."""
+    order = local.Worker.order
+
+    def noted(worker: local.Worker, tasks: Sequence[sweeping.Task]) -> None:
+        with started.open("a") as file:
+            file.write("".join(task.id + "\n" for task in tasks))
+        order(worker, tasks)
+
+    local.Worker.order = noted  # type: ignore[method-assign]
 
 
 def recorded(folder: Path) -> dict[str, str]:
@@ -117,12 +142,13 @@ class Found:
     seconds: float = 0.0
 
 
-def disturb(folder: Path, trials: int, kills: int, workers: int = 3, seed: int = 0, pause: float = 0.25) -> Found:
+def disturb(folder: Path, trials: int, kills: int, workers: int = 3, seed: int = 0, pause: float = 0.25, steps: int = 0) -> Found:
     """Carry the sweep to its end through `kills` kills; every sixth is the driver's, and it is started again."""
     drawn, found, before, starts = random.Random(seed), Found(), {}, folder / "started"
     began = time.monotonic()
     (folder / "tmp").mkdir(exist_ok=True)
     command = [sys.executable, __file__, "--drive", str(folder), "--trials", str(trials), "--workers", str(workers)]
+    command += ["--steps", str(steps)]
     while True:
         position = starts.stat().st_size if starts.exists() else 0
         with subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder / "tmp")}, stderr=subprocess.PIPE, text=True) as driver:
@@ -169,60 +195,70 @@ def _workers(pid: int) -> list[psutil.Process]:
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
-    return [{name: getattr(trial, name) for name in MEASURED} for trial in read_jsonl(folder / "sweeps/chaos.jsonl")]
+    """What of the record no disturbance may change, to the last bit; where the data lay is left out."""
+    rows = [{name: getattr(trial, name) for name in MEASURED} for trial in read_jsonl(folder / "sweeps/chaos.jsonl")]
+    return [row | {"point": row["point"] | {"data": row["point"]["data"] | {"source": ""}}} for row in rows]
 
 
-def compare(kills: int, trials: int, real: bool, seed: int) -> None:
+def compare(kills: int, trials: int, steps: int, seed: int) -> None:
     """One row of the table."""
+    workers = 2 if steps else 3
     with tempfile.TemporaryDirectory() as calm, tempfile.TemporaryDirectory() as wild:
         for folder in map(Path, (calm, wild)):
             base(folder)
-            if not real:
+            if not steps:
                 plant(folder, trials, 0.04)
         shm = set(os.listdir("/dev/shm"))
-        disturb(Path(calm), trials, 0, 2 if real else 3)
-        found = disturb(Path(wild), trials, kills, 2 if real else 3, seed, 1.0 if real else 0.25)
+        disturb(Path(calm), trials, 0, workers, steps=steps)
+        found = disturb(Path(wild), trials, kills, workers, seed, 2.5 if steps else 0.25, steps)
         shm = set(os.listdir("/dev/shm")) - shm
-        left = [path.name for path in Path(wild, "sweeps").iterdir() if path.suffix not in (".db", ".jsonl", ".logs")]
-        left += [path.name for path in Path(wild, "tmp").iterdir()]
-        for name in [*left, *shm]:
+        for name in [*(left := leavings(Path(wild))), *shm]:
             print(f"left: {name}", file=sys.stderr)
-        same = [{**row, "point": ""} for row in measured(Path(calm))] == [{**row, "point": ""} for row in measured(Path(wild))]
+        same = measured(Path(calm)) == measured(Path(wild))
+        started = Path(wild, "started").read_text().split()
         print(
-            f"| {'trained' if real else 'planted'} | {trials} | {found.driver_kills} | {found.worker_kills} | {len(found.lost)} | {len(found.twice)} |"
-            f" {'yes' if same else 'NO'} | {found.orphans} | {len(left) + len(shm)} | {found.seconds:.0f} |"
+            f"| {'trained' if steps else 'planted'} | {trials} | {found.driver_kills} | {found.worker_kills} | {len(started) - trials} |"
+            f" {len(found.lost)} | {len(found.twice)} | {'yes' if same else 'NO'} | {found.orphans} | {len(left) + len(shm)} | {found.seconds:.0f} |"
         )
 
 
+def leavings(folder: Path) -> list[str]:
+    """Files that a sweep which has ended should not have left."""
+    left = [path.name for path in Path(folder, "sweeps").iterdir() if path.suffix not in (".db", ".jsonl", ".logs")]
+    temporary = [path.name for path in Path(folder, "tmp").iterdir() if not path.name.startswith("torchinductor_")]  # torch's cache
+    return left + temporary + [path.name for path in Path(folder, "runs").rglob("*.part")]
+
+
 def scale(n: int = 10_000) -> None:
-    """Seconds and memory of opening and resuming a sweep of `n` recorded trials; milliseconds a trivial trial costs beside its own time."""
+    """Seconds and memory of `scaletune sweep` where all `n` trials are on record; milliseconds a trivial trial costs beside its own time."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        recipe = with_settings(base(folder), {"axes": {"lr": [1e-3 * 1.01**i for i in range(100)], "seed": list(range(n // 100))}})
+        (folder / "chaos.toml").write_text(toml(recipe.model_dump(exclude={"holdout", "target", "compare", "fit", "evidence"})))
         store = Store(folder / "sweeps/chaos")
         store._db.execute("PRAGMA synchronous=OFF")  # only to have them there sooner
-        for task in wanted(folder, n):
+        for task in sweeping.tasks("main", points(recipe)):
             store.put(planted(task), [1.0] * 300)
         store.close()
-        for what in ("after a crash", "resumed"):
-            command = [sys.executable, __file__, "--drive", name, "--trials", str(n), "--workers", "2", "--timed"]
-            print(f"{n} recorded trials, {what}: {subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()}")
+        for what in ("after a crash: its record is written", "resumed"):
+            print(f"{n} recorded trials, {what}: {_measured_command(folder)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plant(folder, 400, 0.0)
-        sys.executable, began = str(folder / "worker"), time.monotonic()
-        asked = wanted(folder, 400)
+        asked, sys.executable = wanted(folder, 400), str(folder / "worker")
         began = time.monotonic()
         sweeping.train_all(asked, folder / "sweeps/chaos", 1)
         print(f"400 trials that do nothing, one worker: {1000 * (time.monotonic() - began) / 400:.1f} ms each")
 
 
-def timed(folder: Path, trials: int, workers: int) -> None:
-    asked = wanted(folder, trials)
-    began, spent = time.monotonic(), time.process_time()
-    table = sweeping.train_all(asked, folder / "sweeps/chaos", workers)
-    gone, spent = time.monotonic() - began, time.process_time() - spent
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{len(table)} rows in {spent:.2f} s of CPU ({gone:.2f} s on this machine as busy as it was), {memory:.0f} MB at most")
+def _measured_command(folder: Path) -> str:
+    """What the whole command takes, its start and imports too."""
+    began, before = time.monotonic(), os.times()
+    command = [sys.executable, "-m", "scaletune", "sweep", str(folder / "chaos.toml"), "--out", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    gone, after = time.monotonic() - began, os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    return f"{gone:.2f} s, {spent:.2f} s of CPU, {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MB at most"
 
 
 def main() -> None:
@@ -231,22 +267,21 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1500)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--real", action="store_true")
+    parser.add_argument("--steps", type=int, default=0, help="of training a trial; 0: planted answers")
     parser.add_argument("--scale", action="store_true")
-    parser.add_argument("--timed", action="store_true")
     parser.add_argument("--drive", type=Path)
     args = parser.parse_args()
     if args.drive:
-        (timed if args.timed else drive)(args.drive, args.trials, args.workers)
+        drive(args.drive, args.trials, args.workers, args.steps)
     elif args.scale:
         scale()
     else:
         print(
-            "| workers | trials | driver kills | worker kills | lost | twice | same record | orphans | files left | seconds |\n"
-            + "|---" * 10
+            "| workers | trials | driver kills | worker kills | started again | lost | twice | same record | orphans | files left | seconds |\n"
+            + "|---" * 11
             + "|"
         )
-        compare(args.kills, args.trials, args.real, args.seed)
+        compare(args.kills, args.trials, args.steps, args.seed)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from test_sweeping import PATIENCE, wait_for
 
-from scaletune import sweeping
+from scaletune import counting, data, sweeping, training
+from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.recipe import with_settings
 from scaletune.records import Store, files, glance, read_jsonl, read_trials
@@ -74,6 +75,23 @@ def test_a_sweep_that_is_killed_at_random_ends_as_if_it_had_not_been(worker, tmp
     assert {trial.id: trial.loss for trial in record} == planted_losses(asked) and len(record) == 90
     assert {path.suffix for path in (tmp_path / "sweeps").iterdir()} <= {".db", ".jsonl", ".logs"}
     assert not os.listdir(tmp_path / "tmp") and set(os.listdir("/dev/shm")) <= shm
+
+
+def test_training_that_is_killed_at_random_ends_as_if_it_had_not_been(tmp_path):
+    """Alone and in stacks, with checkpoints, one that diverges among them: to the last bit."""
+    asked = chaos.real(tmp_path, 6, steps=120)
+    alone = [training.trial(task.recipe, "main", training.accelerator())[0] for task in set_engine(asked, checkpoint_every=0)]
+    shm = set(os.listdir("/dev/shm"))
+    found = chaos.disturb(tmp_path, 6, kills=2, workers=2, seed=2, pause=1.2, steps=120)
+    assert found.driver_kills + found.worker_kills and not (found.lost or found.twice or found.orphans)
+    (tmp_path / "alone/sweeps").mkdir(parents=True)
+    store = Store(tmp_path / "alone/sweeps/chaos")
+    for trial in alone:
+        store.put(trial)
+    store.export()
+    store.close()
+    assert chaos.measured(tmp_path) == chaos.measured(tmp_path / "alone") and len(alone) == 6
+    assert not chaos.leavings(tmp_path) and set(os.listdir("/dev/shm")) <= shm
 
 
 def test_a_driver_killed_while_it_records_loses_and_repeats_nothing(worker, tmp_path, monkeypatch):
@@ -164,6 +182,14 @@ def test_no_secret_reaches_a_record_or_a_log(worker, tmp_path, monkeypatch):
     assert table["message"][0].endswith("last words: cannot read s3://***@host/x with *** (exit status 1)")
     kept = b"".join(path.read_bytes() for path in (tmp_path / "sweeps").rglob("*") if path.is_file())
     assert b"cannot read" in kept and b"abcdefghijkl" not in kept and b"hunter2" not in kept
+
+
+def test_no_shell_reads_what_a_recipe_says(worker, tmp_path, monkeypatch):
+    name = "a; touch hacked; $(touch hacked) `touch hacked`"
+    asked = set_engine(worker(2), runs=f"{tmp_path}/{name}")
+    monkeypatch.chdir(tmp_path)
+    assert losses(sweeping.train_all(asked, tmp_path / "sweeps" / name, 1)) == planted_losses(asked)
+    assert sweeping.status(name, out=tmp_path)["done"] == 2 and not list(tmp_path.rglob("hacked"))
 
 
 def test_runs_lie_beside_sweeps(worker, tmp_path):
@@ -381,4 +407,30 @@ def test_a_sweep_that_is_recorded_is_resumed_without_writing_or_reading_it_twice
     monkeypatch.setattr(sqlite3, "connect", watched)
     monkeypatch.setattr(store_module, "write_atomically", None)
     assert len(sweeping.train_all(asked, stem)) == 30
-    assert len(statements) < 30 and sum("SELECT line" in statement for statement in statements) == 1
+    assert len(statements) < 30 and sum("SELECT id, line" in statement for statement in statements) == 1
+
+
+def test_points_of_one_shape_are_judged_and_their_corpus_looked_at_once(tmp_path, monkeypatch):
+    """Ten thousand points are of a few shapes: what is worked out a shape is not worked out a point."""
+    recipe, judged, loaded = chaos.base(tmp_path), [], []
+    points = recipes.points(with_settings(recipe, {"axes": {"lr": [1e-3, 2e-3], "seed": [0, 1, 2], "width": [32, 64]}}))
+    apart = [chaos.sweeping.tasks("main", [point])[0] for point in points]
+    monkeypatch.setattr(counting, "seconds", lambda *a, seconds=counting.seconds: judged.append(a) or seconds(*a))
+    monkeypatch.setattr(data, "load", lambda *a, load=data.load: loaded.append(a) or load(*a))
+    together = chaos.sweeping.tasks("main", points)
+    assert len(judged) == len(loaded) == 2 and len({task.id for task in together}) == 12
+    assert [(task.id, task.cost) for task in together] == [(task.id, task.cost) for task in apart]
+
+
+def test_a_driver_parses_a_recorded_trial_once(tmp_path, monkeypatch):
+    """A search looks at the record after every wave."""
+    asked, read = chaos.wanted(tmp_path, 3), []
+    store = Store(tmp_path / "sweep")
+    monkeypatch.setattr(store_module, "parsed", lambda *a, parsed=store_module.parsed: read.append(a) or parsed(*a))
+    for i, task in enumerate(asked):
+        store.put(chaos.planted(task))
+        assert len(store.trials()) == len(read) == i + 1
+    store.forget([asked[0].id])
+    store.put(replace(chaos.planted(asked[0]), loss=7.0))
+    assert sorted(trial.loss == 7 for trial in store.trials()) == [False, False, True]
+    store.close()

@@ -547,7 +547,8 @@ def test_a_stopped_sweep_leaves_its_record(tiny, tmp_path, stop):
 
 
 def test_main_leaves_the_signals_as_they_were(cli_at):
-    before = signal.getsignal(signal.SIGTERM)
+    stops = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(stop) for stop in stops]
     cli_at("laws")
     cli_at("frit")
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(stop) for stop in stops] == before

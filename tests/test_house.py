@@ -114,6 +114,20 @@ def test_nothing_runs_strings_or_pickles(path):
     assert not packages(path) & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
+def _called(node):
+    """`a.b(c=True)` -> ("a.b", {"c": True}); of an argument that is no constant, None."""
+    return ast.unparse(node.func), {arg.arg: getattr(arg.value, "value", None) for arg in node.keywords}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_files_are_read_as_data_and_no_shell_is_started(path):
+    calls = [_called(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    for name, named in calls:
+        assert name not in ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "pd.read_pickle")
+        assert "shell" not in named and not named.get("allow_pickle", False)
+        assert name != "torch.load" or named.get("weights_only") is True
+
+
 @pytest.mark.parametrize("name", ["recipe", "counting", "data", "transferring.granite", "sweeping"])
 def test_torch_stays_out_until_something_trains(name):
     code = f"import sys, scaletune.{name}; print('torch' in sys.modules)"

@@ -1,6 +1,7 @@
 """Recipes: every mistake is one sentence with the rule and the value; points and identities are what they say."""
 
 import copy
+import functools
 
 import pytest
 from hypothesis import given
@@ -382,6 +383,40 @@ def test_settings_leave_the_callers_tables_alone():
     table = {"width": 64}
     assert with_settings(validated(GOOD, "good"), {"model": table, "width": 128}).model.width == 128
     assert table == {"width": 64}
+
+
+SETTINGS = [
+    {"lr": 0.5}, {"width": 128, "seed": 3}, {"batch_tokens": 512, "schedule.warmup_tokens": 64}, {"axes.lr": [1.0]}, {"axes": {"lr": [2.0]}},
+    {"model": {"width": 96}, "model.depth": 3}, {"data": {"seq_len": 32}, "batch_tokens": 32},
+    {"holdout": {"set": {"width": 128}, "lr": [1.0, 2.0, 3.0]}, "holdout.set.depth": 2}, {"engine.accumulation": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_settings_give_what_plain_values_validated_whole_would(settings):
+    """Untouched sections are the recipe's own, and the recipe stays as it is."""
+    made = validated(GOOD | {"axes": {"lr": [1e-3]}}, "good")
+    before, content = made.model_dump(), made.model_dump()
+    for path, value in copy.deepcopy(settings).items():
+        *tables, key = SHORT.get(path, path).split(".")
+        functools.reduce(dict.__getitem__, tables, content)[key] = value
+    given = with_settings(made, settings)
+    assert given == validated(content, "good") and made.model_dump() == before and given.evidence is not made.evidence
+    touched = {SHORT.get(path, path).split(".")[0] for path in settings}
+    assert all(getattr(given, name) is getattr(made, name) for name in {"model", "optimizer", "data", "engine", "budget"} - touched)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"width": 65}, "width % head_dim"), ({"seq_len": 96}, "batch_tokens % seq_len"), ({"engine.processes": 3}, "accumulation"),
+        ({"modle.width": 3}, "unknown key `modle` .nearest: 'model'"), ({"target.x": 1}, "`target` is not a table"),
+        ({"optimizer.lr": "1"}, "without quotes"), ({"tokens": 1000}, "tokens % batch_tokens"),
+    ],
+)  # fmt: skip
+def test_what_ties_sections_together_is_judged_again(settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        with_settings(validated(GOOD, "good"), settings)
 
 
 def test_an_axis_may_be_the_family():

@@ -373,7 +373,34 @@ def test_what_is_no_secret_stays(monkeypatch):
     monkeypatch.setenv("API_KEY", "short")
     text = "disabled short parallelism-is-off https://host:80/a@b at 12:30"
     assert scrubbed(text) == text
+    for text in (
+        "batch_tokens=1048576, tokens: 12345678, token: 10000000", "unknown key `optimizer.learning_rate`", "KeyError: 'optimizer.weight_decay'",
+        "pad_token='<|endoftext|>'", "tokenizer=/data/tokenizer.json", "loss 3.25 at step 10 of 400", "me@example.com", "key: optimizer.lr_ratio",
+        "Expected secret to be a str", "a bearer of bad news",
+    ):  # fmt: skip
+        assert scrubbed(text) == text
     assert scrubbed("postgresql://me:pass@host/db") == "postgresql://***@host/db"
+
+
+FORMS = {  # how a library may say a secret that no variable holds -> what is left of it
+    "HF_TOKEN=hf-not-its-form-123 python": "HF_TOKEN=*** python",
+    "export AWS_SECRET_ACCESS_KEY='abc/def+ghi=='; run": "export AWS_SECRET_ACCESS_KEY='***'; run",
+    '{"api_key": "0123456789abcdef0123", "entity": "me"}': '{"api_key": "***", "entity": "me"}',
+    "GET https://host/x?token=abcdef123456&page=2 403": "GET https://host/x?token=***&page=2 403",
+    "headers: {'Authorization': 'Bearer abcdef.ghi-jkl'}": "headers: {'Authorization': 'Bearer ***'}",
+    "Authorization: Basic bWU6aHVudGVyMg== refused": "Authorization: Basic *** refused",
+    "wandb login --password correct-horse": "wandb login --password ***",
+    "s3://me:p@ss@bucket/key": "s3://***@bucket/key",
+    "redis://:hunter2pass@host:1/0": "redis://***@host:1/0",
+    "git clone https://tok3n@github.com/x": "git clone https://***@github.com/x",
+    "Invalid user token hf_abcdefghijklmnopqrst.": "Invalid user token ***.",
+    "Incorrect API key provided: sk-proj-abcdefghijklmnop1234.": "Incorrect API key provided: ***.",
+}
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_what_has_the_form_of_a_secret_is_put_out(text):
+    assert scrubbed(text) == FORMS[text]
 
 
 # --- fits ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,16 @@
 """What a user sees of a sweep: the table, the lines, `scaletune status` and `export`, and a fit of several records."""
 
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +21,8 @@ import scaletune
 from scaletune.cli import main
 from scaletune.records import Store, glance, read_jsonl, read_trials
 from scaletune.sweeping import board, standing
+
+PYTHON = sys.executable  # before a test puts another in its place
 
 
 @pytest.fixture
@@ -76,6 +87,42 @@ def test_a_terminal_gets_a_table_that_is_drawn_over_and_others_a_line(store, mon
         clock[0] += board.SAY
         shown.beat()
         assert capsys.readouterr().err.count("\n") == (4 if terminal else 1)
+
+
+def screen(text):
+    """What a terminal shows of the text: lines, "n lines up" and "clear from here"."""
+    rows, at = [""], 0
+    for part in re.findall(r"\x1b\[\d*[FJ]|\r?\n|[^\x1b\r\n]+", text):
+        if part.startswith("\x1b"):
+            at, rows = (max(0, at - int(part[2:-1])), rows) if part.endswith("F") else (at, [*rows[:at], ""])
+        elif part.endswith("\n"):
+            at += 1
+            rows += [""] * (at == len(rows))
+        else:
+            rows[at] += part
+    return rows
+
+
+def test_a_real_terminal_shows_one_table_and_no_row_wraps(worker, tmp_path):  # noqa: F811
+    """Standard output is elsewhere; the sweep is drawn on the terminal that standard error is, narrower than a row of the table."""
+    asked, wide = worker(12, seconds=0.3), 60
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, wide, 0, 0))
+    command = [PYTHON, chaos.__file__, "--drive", str(tmp_path), "--trials", "12", "--workers", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs) as driver:
+        os.close(theirs)
+        text = b""
+        with suppress(OSError):  # how Linux says that the other end was closed
+            while said := os.read(ours, 1 << 16):
+                text += said
+    os.close(ours)
+    frames = re.split(r"(?=\x1b\[\d+F)", text.decode())
+    best = min(chaos.planted(task).loss for task in asked)
+    assert driver.returncode == 0 and len(frames) > 5 and any("running 2" in frame for frame in frames)
+    assert all(len(row) < wide for row in text.decode().replace("\x1b[J", "\n").splitlines() if not row.startswith("\x1b"))
+    *lines, end = screen(text.decode())
+    assert end == "" and [line[:14] for line in lines] == ["chaos  trials ", "100% #########", f"best {best:.4f} at"]
+    assert lines[0].startswith("chaos  trials 12/12  done 12  diverged ")
 
 
 def test_clocks_say_hours_when_there_are_any():

@@ -182,6 +182,23 @@ def test_a_checkpoint_holds_tensors_and_plain_values(stopped):
     assert len(content["curve"]) == 8 and content["model"]["lm_head.weight"].shape == (1, 256, 64)
 
 
+class Planted:
+    """What unpickles into a call."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_that_would_run_code_is_left_unread(stopped, tmp_path, undisturbed, capsys):
+    recipe, path, _ = stopped
+    torch.save({"trial": Planted(tmp_path / "ran"), "model": {}, "optimizer": {}, "curve": []}, path)
+    assert trained(recipe) == undisturbed["plain"] and not (tmp_path / "ran").exists()
+    assert f"checkpoint `{path}` cannot be read (" in capsys.readouterr().err
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tiny, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"`engine\.runs` must be a folder to write to, but "):

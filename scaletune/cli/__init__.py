@@ -1,6 +1,7 @@
 """The command line: one function a command, each `(arguments) -> (plain values for --json, lines for people)`.
 
-Exits 0; 2 on the user's error, with one line on stderr; 130 when interrupted. Only the answer goes to stdout.
+Exits 0; 2 on the user's error, with one line on stderr; 130 when interrupted, in good order at the first Ctrl-C and at once, by the
+signal itself, at the second. Only the answer goes to stdout.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from collections.abc import Sequence
 from scaletune.cli.parsing import parser
 from scaletune.errors import UserError, nearest
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script: returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to stop us: as clean as Ctrl-C
+    before = {number: signal.getsignal(number) for number in STOPS}
+    if before[signal.SIGINT] is signal.default_int_handler:  # a shell's background job ignores it, and so do we
+        signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)  # a scheduler's way to stop us: as clean as Ctrl-C
     try:
         whole, known = parser()
         if argv and not argv[0].startswith("-") and argv[0] not in known:  # where argparse would list them all
@@ -39,5 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("scaletune: interrupted; what was trained is on record, the same command carries on", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
+
+
+def _stop(number: int, frame: object) -> None:
+    """The first interrupt: stop in good order. The kernel takes the next, even where we wait for a disk or a lock."""
+    for each in STOPS:
+        signal.signal(each, signal.SIG_DFL)
+    said = "scaletune: stopping in good order; a second interrupt stops at once"
+    os.write(2, (f"\r{said}\r" if os.isatty(2) else f"{said}\n").encode())  # print may be what was interrupted; under a table, no line more
+    raise KeyboardInterrupt

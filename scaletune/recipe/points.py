@@ -11,6 +11,7 @@ from scaletune.errors import UserError, nearest
 from scaletune.recipe.study import POINT, Compare, Recipe
 from scaletune.recipe.validating import SHORT, validated
 from scaletune.records import digest
+from scaletune.sections import Section
 
 READ = (  # how the data are found and read: a trial's identity has the digest of what was read
     "source", "format", "epochs", "dtype", "tokenizer", "column", "separator", "subset", "limit", "cache", "power_law",
@@ -35,13 +36,21 @@ def put(content: dict[str, Any], path: str, value: Any) -> None:
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with `{short name or dotted path: value}` put in, validated again."""
-    content = recipe.model_dump()
+    """The recipe with `{short name or dotted path: value}` put in, validated again: the sections that are touched, and what ties sections together."""
+    content: dict[str, Any] = dict(recipe)
     if "model.family" in settings:  # another family has other options
         content["model"] = recipe.model.model_dump(exclude_defaults=True)
     for path, value in settings.items():
+        table, dot, _ = at(path).partition(".")
+        if dot and table in content and content[table] is getattr(recipe, table, None):
+            content[table] = _plain(content[table])
         put(content, at(path), copy.deepcopy(value))  # a later setting may reach into a table given here
     return validated(content, recipe.name)
+
+
+def _plain(value: Any) -> Any:
+    """A table of its own to put settings into."""
+    return value.model_dump() if isinstance(value, Section) else copy.deepcopy(value)
 
 
 def points(recipe: Recipe) -> list[Recipe]:

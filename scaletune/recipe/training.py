@@ -174,4 +174,4 @@ def resolved(schedule: Schedule, budget: Budget) -> Schedule:
             f"`warmup_tokens / tokens + decay <= 1` must hold, but got warmup_tokens={schedule.warmup_tokens}, tokens={budget.tokens}"
             + (f", decay={schedule.decay}" if schedule.kind in ("wsd", "power") else "")
         )
-    return schedule.model_copy(update=shares | {f"{name}_tokens": None for name in shares})
+    return schedule.model_copy(update=shares | {f"{name}_tokens": None for name in shares}) if shares else schedule

@@ -61,6 +61,7 @@ class Store:
     def __init__(self, path: Path, *, adopt: bool = False):
         stem = stem_of(path)
         self.record, self.workbench = (stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".db"))
+        self._read: dict[str, Trial] = {}  # by id: a line is parsed once, however often a search looks
         adopted = read_jsonl(self.record) if adopt and self.record.exists() else []
         with _told(self.workbench, "a writable SQLite file"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +111,8 @@ class Store:
     def forget(self, ids: Iterable[str]) -> None:
         """Drop records that say "failed" (a crash, not a result), so that the next run tries them again."""
         gone = [(i,) for i in ids]
+        for (i,) in gone:
+            self._read.pop(i, None)
         if gone:
             with self._write():
                 self._db.executemany("DELETE FROM trials WHERE id = ?", gone)
@@ -134,7 +137,7 @@ class Store:
 
     def trials(self) -> list[Trial]:
         """Every recorded trial."""
-        return _trials(self._db, self.workbench)
+        return _trials(self._db, self.workbench, self._read)
 
     def curve(self, trial_id: str) -> list[float]:
         """Training loss of each step, nats per token; empty when none was kept."""
@@ -162,10 +165,12 @@ class Store:
         self._db.close()
 
 
-def _trials(db: sqlite3.Connection, path: Path) -> list[Trial]:
+def _trials(db: sqlite3.Connection, path: Path, read: dict[str, Trial]) -> list[Trial]:
+    """Those that are not in `read` yet are put there."""
     with _told(path, "a sweep's store"):
-        rows = db.execute("SELECT line FROM trials ORDER BY id").fetchall()
-    return [parsed(text, str(path)) for (text,) in rows]
+        rows = db.execute("SELECT id, line FROM trials ORDER BY id").fetchall()
+    read |= {i: parsed(text, str(path)) for i, text in rows if i not in read}
+    return [read[i] for i, _ in rows]
 
 
 def _stamp(path: Path) -> list[int] | None:
@@ -187,7 +192,7 @@ def glance(path: Path) -> tuple[list[Trial], dict[str, Any]]:
         raise UserError(f"a sweep's store must exist, but got `{path}`")
     with _told(path, "a sweep's store"), closing(_read_only(path)) as db:
         _require_schema(db, path)
-        return _trials(db, path), _live(db, "driver") or {}
+        return _trials(db, path, {}), _live(db, "driver") or {}
 
 
 def _read_only(path: Path) -> sqlite3.Connection:

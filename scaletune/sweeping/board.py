@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -104,7 +105,7 @@ class Board:
             print(line(self.standing()), file=sys.stderr, flush=True)
             return
         self._wipe()
-        wide, high = shutil.get_terminal_size()
+        wide, high = _size()
         rows = [row[: wide - 1] for row in table(self.standing())][: high - 1]  # a row that wraps would be two to wipe
         print("\n".join(rows), file=sys.stderr, flush=True)
         self.drawn = len(rows)
@@ -118,3 +119,11 @@ class Board:
         """The last word, and no driver any more."""
         self._show()
         self.store.tell(self.standing() | {"driver": None, "running": []})
+
+
+def _size() -> os.terminal_size:
+    """Columns and rows of the terminal we draw on: standard output may be a file."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno())
+    except OSError:
+        return shutil.get_terminal_size()

@@ -12,7 +12,7 @@ from scaletune.records import Store, Trial, scrubbed
 from scaletune.sweeping import locking
 from scaletune.sweeping.board import Board
 from scaletune.sweeping.engines import Message, Pool
-from scaletune.sweeping.memory import halved
+from scaletune.sweeping.memory import shrink
 from scaletune.sweeping.task import Task, failed
 
 LAST = 3  # lines of a lost worker's log that its trial's record repeats
@@ -80,19 +80,19 @@ class Driver:
             self.want(self.then(trial))
 
     def _lost(self, task: Task, message: Message, board: Board) -> None:
-        """Back to the queue, in smaller micro-batches when memory ran out; or on record as failed, with the last lines of the log."""
+        """Back to the queue, made smaller when memory ran out; or on record as failed, with the last lines of the log."""
         task.tries += 1
         end = f"{message['lost']}; last words: {_last_words(message['log'])} (exit status {message['status']})"
         self._log(task, message, "lost: " + message["lost"])
         board.progress(task, 0.0)
-        if task.tries > task.recipe.engine.retries:
+        if smaller := shrink(task, message.get("stack", 1)) if message["memory"] else "":
+            end = f"out of memory: tried again {smaller}"
+        elif task.tries - task.shrunk > task.recipe.engine.retries:
             said = end.replace("its worker died", f"its worker died {task.tries} times")
             self._record(task, failed(task, said), [], board)
             return
-        smaller = halved(task.recipe) if message["memory"] else None
-        if smaller:
-            task.recipe = smaller
-            end = f"out of memory: tried again with engine.accumulation = {smaller.engine.accumulation}"
+        else:
+            task.most = 1
         board.say(f"trial {task.id}, try {task.tries}: {scrubbed(end)}")
         self.queue.insert(0, task)
 

@@ -13,7 +13,7 @@ from scaletune.sweeping.task import Task
 
 Message = dict[
     str, Any
-]  # {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "status", "memory": bool, "log"} | {"refused": why}
+]  # {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "status", "memory": bool, "log", "stack": trials that were one model} | {"refused": why}
 ENGINES = {"local": "scaletune.sweeping.local"}
 
 

@@ -192,7 +192,9 @@ class Pool:
         status, log = worker.stop(), worker.said()
         worker.log.close()
         self._start(worker.slot)
-        lost: Message = {"lost": why, "status": status, "memory": ran_out(log, status, worker.kills), "log": log}
+        lost: Message = {
+            "lost": why, "status": status, "memory": ran_out(log, status, worker.kills), "log": log, "stack": len(worker.tasks),
+        }  # fmt: skip
         return [(task, lost) for task in worker.tasks.values()]
 
 

@@ -65,11 +65,9 @@ def held(stem: Path) -> Iterator[None]:
 
 def _locked(path: Path, name: str) -> IO[str]:
     for left in reversed(range(LOOKS)):
-        try:
+        with _writable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+")
-        except OSError as error:
-            raise UserError(f"`{path}` must be writable, but {error.strerror}") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -81,13 +79,26 @@ def _locked(path: Path, name: str) -> IO[str]:
             time.sleep(0.05)
             continue
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return _signed(file)
+            with _writable(path):
+                _sign(path, file)
+            return file
         file.close()
     raise refuse(name, {})
 
 
-def _signed(file: IO[str]) -> IO[str]:
-    file.truncate(0)
-    file.write(json.dumps(myself()))
-    file.flush()
-    return file
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"`{path}` must be writable, but {error.strerror}") from error
+
+
+def _sign(path: Path, file: IO[str]) -> None:
+    """Say in the file who holds its lock; on a full disk it is let go."""
+    try:
+        path.write_text(json.dumps(myself()))
+    except OSError:
+        path.unlink()
+        file.close()
+        raise

@@ -55,6 +55,8 @@ def save(run: Run) -> None:
     path, previous = _paths(run)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
+        for left in path.parent.glob("*.part"):  # by a writer that was killed
+            left.unlink(missing_ok=True)
         with part.open("wb") as file:
             torch.save(_content(run), file)
             file.flush()
