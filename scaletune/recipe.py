@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from scaletune import huggingface
 from scaletune.errors import UserError, nearest
+from scaletune.hardware import Hardware
 from scaletune.records import digest
 from scaletune.rules import FORMS
 from scaletune.sections import Count, Fraction, Positive, Section
@@ -356,6 +358,7 @@ class Recipe(Section):
     fit: Ask = Ask()
     holdout: Holdout | None = None
     target: str | None = None  # a recipe file, relative to this one
+    hardware: Hardware | None = None  # of a target: what it is to be trained on
     to: list[str] = ["granite", "recipe"]  # formats the target is emitted in
     evidence: dict[str, Any] = {}  # of an emitted recipe: the fit, the law, the interval, the assumptions
 
@@ -548,7 +551,7 @@ def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
         where, value = parse_setting(setting)
         _put(content, _at(where), value)
     try:
-        recipe = validated(_beside(content, path.parent), path.stem)
+        recipe = validated(_architecture(_beside(content, path.parent)), path.stem)
         for asked in (recipe, *(compared(recipe, other) for other in recipe.compare)):
             points(asked)  # every combination must be valid before anything is trained
         with_settings(recipe, recipe.holdout.set if recipe.holdout else {})
@@ -557,11 +560,27 @@ def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
     return recipe
 
 
+def _architecture(content: dict[str, Any]) -> dict[str, Any]:
+    """`model.hf`, a config.json of Hugging Face, as the model it describes; keys beside it go over its own, but for its vocabulary's."""
+    model, data = content.get("model"), content.get("data", {})
+    if not isinstance(model, dict) or not isinstance(model.get("hf"), str):
+        return content
+    read, vocab_size, said = huggingface.read(model["hf"])
+    own = {key: value for key, value in model.items() if key != "hf"}
+    said += [f"`model.{key}` {value!r} is the target's own, over the config's" for key, value in own.items()]
+    evidence = {"architecture": said} | content.get("evidence", {})
+    return content | {"model": read | own, "data": {"vocab_size": vocab_size} | data, "evidence": evidence}
+
+
 def _beside(content: Any, folder: Path, where: str = "") -> Any:
     """Files and folders of data that a recipe names, in its axes and comparisons too, are relative to it, else to the working folder."""
     if isinstance(content, dict):
         return {key: _beside(value, folder, f"{where}.{key}") for key, value in content.items()}
     if isinstance(content, list):
         return [_beside(value, folder, where) for value in content]
-    named = where.endswith((".data.source", ".data.tokenizer")) and isinstance(content, str) and content not in (*NAMED, "bytes")
+    named = (
+        where.endswith((".data.source", ".data.tokenizer", ".model.hf", ".hardware.calibration"))
+        and isinstance(content, str)
+        and content not in (*NAMED, "bytes")
+    )
     return str(folder / content) if named and (folder / content).exists() else content
