@@ -29,12 +29,12 @@ class Kind:
 LLAMA_NAMES = {
     "width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads", "inner": "intermediate_size", "vocab": "vocab_size",
 }  # fmt: skip
-PLAIN = {
+PLAIN: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",), "sliding_window": (None,), "use_sliding_window": (False,), "partial_rotary_factor": (1.0, None),
     "router_jitter_noise": (0.0, None),
 }  # fmt: skip
 ROTARY = {"rope_theta": 10000.0, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "attention_bias": False}
-QWEN_MOE = {**PLAIN, "decoder_sparse_step": (1,), "mlp_only_layers": ([], None), "attention_bias": (False,)}
+QWEN_MOE: dict[str, tuple[Any, ...]] = {**PLAIN, "decoder_sparse_step": (1,), "mlp_only_layers": ([], None), "attention_bias": (False,)}
 GPT2_NAMES = {"width": "n_embd", "depth": "n_layer", "heads": "n_head", "vocab": "vocab_size"}
 GPT2_FIXED = {
     "activation_function": ("gelu_new", "gelu", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
@@ -98,9 +98,9 @@ def _mapped(config: Config, path: str) -> tuple[dict[str, Any], int, list[str]]:
     if missing:
         raise UserError(f"`{missing}` must be given, but the config has none{nearest(missing, config)}")
     _refuse(config, kind)
-    got = {**kind.defaults, **config}
+    got = dict(kind.defaults) | dict(config)
     named = {name: config[key] for name, key in kind.names.items()}
-    return kind.ours | _shape(got, named) | _own(got, named), named["vocab"], _left_out(config, kind, path)
+    return dict(kind.ours) | _shape(got, named) | _own(got), named["vocab"], _left_out(config, kind, path)
 
 
 def _kind(config: Config) -> Kind:
@@ -144,12 +144,12 @@ def _shape(got: Config, named: Mapping[str, Any]) -> dict[str, Any]:
     return shape | {"kv_heads": None if kv == heads else kv, "tied": got["tie_word_embeddings"]}
 
 
-def _own(got: Config, named: Mapping[str, Any]) -> dict[str, Any]:
+def _own(got: Config) -> dict[str, Any]:
     """What one type has and another has not."""
     if got["model_type"] == "gpt2":
         return {"max_positions": got["n_positions"], "norm_eps": got["layer_norm_epsilon"]}
     rope = got.get("rope_parameters") or {}
-    found = {"norm_eps": got["rms_norm_eps"], "rope_theta": float(rope.get("rope_theta", got["rope_theta"]))}
+    found = {"norm_eps": got["rms_norm_eps"], "rope_theta": float(rope["rope_theta"] if "rope_theta" in rope else got["rope_theta"])}
     if got["model_type"] in ("mixtral", "qwen3_moe"):
         experts = got.get("num_experts") or got["num_local_experts"]  # a Qwen's on the Hub, and as transformers 5 writes it
         return found | {"n_experts": experts, "top_k": got["num_experts_per_tok"], "norm_top_k": got.get("norm_topk_prob", True)}

@@ -108,7 +108,7 @@ def test_what_the_zoo_cannot_be_is_one_clear_line(tmp_path, name):
 def test_what_is_no_config_is_one_clear_line(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match="`model.hf` must"):
+    with pytest.raises(UserError, match=r"`model\.hf` must"):
         huggingface.read(tmp_path)
 
 
@@ -131,5 +131,5 @@ def test_a_recipe_takes_its_model_from_a_config_beside_it(tmp_path):
     assert (made.model.width, made.model.depth, made.model.ffn_width, made.data.vocab_size) == (256, 5, 640, 500)
     assert made.evidence["architecture"][-1] == "`model.depth` 5 is the target's own, over the config's"
     path.write_text(TARGET.format(hf="elsewhere", own=""))
-    with pytest.raises(UserError, match="`model.hf` must name a config.json or its folder on disk, but got `elsewhere`"):
+    with pytest.raises(UserError, match=r"`model\.hf` must name a config\.json or its folder on disk, but got `elsewhere`"):
         recipe.load(path)
