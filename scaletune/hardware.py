@@ -49,7 +49,7 @@ class Hardware(Section):
     link_bandwidth: Positive | None = None  # bytes/s a GPU inside a node, both directions together
     gpus: Count = 1
     gpus_per_node: Count = 8
-    mfu: Share | Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None  # model FLOPs over peak; [low, high]: a range
+    mfu: float | list[float] | None = None  # model FLOPs over peak; [low, high]: a range
     calibration: str | None = None  # a fit of `seconds_per_step` to records of such GPUs: in place of `mfu`
     precision: Literal["mixed", "autocast", "float32"] = "mixed"  # see `scaletune.counting.memory.PRECISIONS`
     zero: Literal[0, 1] = 1  # 1: optimizer states are spread over the data-parallel GPUs (arXiv:1910.02054)
@@ -70,8 +70,9 @@ class Hardware(Section):
     def _sound(self) -> Hardware:
         if self.gpus > self.gpus_per_node and self.gpus % self.gpus_per_node:
             raise ValueError(f"`gpus % gpus_per_node == 0` must hold, but got gpus={self.gpus}, gpus_per_node={self.gpus_per_node}")
-        if isinstance(self.mfu, list) and self.mfu[0] > self.mfu[1]:
-            raise ValueError(f"`hardware.mfu` must be [low, high], but got {self.mfu}")
+        ends = self.mfu if isinstance(self.mfu, list) else [MFU if self.mfu is None else self.mfu] * 2
+        if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= 1:
+            raise ValueError(f"`hardware.mfu` must be above 0 and at most 1, or such a [low, high], but got {self.mfu}")
         if self.calibration and self.mfu is not None:
             raise ValueError("`hardware` takes `mfu` or a `calibration` that measures it, but got both")
         return self

@@ -90,20 +90,20 @@ def hours(flops: float, hardware: Hardware, utilisation: tuple[float, float, flo
 
 def floors(recipe: Recipe, vocab_size: int, placed: Placed, hardware: Hardware, mfu: float) -> list[str]:
     """Sentences where bandwidth, at its datasheet peak, would take longer than the arithmetic at this MFU: the MFU is then out of reach."""
-    gpu, split = hardware.resolved(), placed.split
+    gpu, split, parts = hardware.resolved(), placed.split, placed.memory
     compute = flops_per_token(recipe.model, vocab_size, recipe.data.seq_len) * recipe.budget.batch_tokens / hardware.gpus / gpu.peak / mfu
-    held = placed.memory["weights"] + placed.memory["gradients"] + placed.memory["optimizer_states"] + placed.memory["master_weights"]
-    said = []
-    if gpu.memory_bandwidth and (moved := 2 * held / gpu.memory_bandwidth) > compute:
-        said.append(
-            f"reading and writing weights and optimizer takes {moved:.3g} s a step, the arithmetic {compute:.3g} s: that MFU is out of reach"
-        )
-    reduced = 2 * (split.dp - 1) / split.dp * placed.memory["gradients"] / (gpu.link_bandwidth / 2) if gpu.link_bandwidth else 0.0
-    if reduced > compute:
-        said.append(
-            f"reducing gradients takes {reduced:.3g} s a step inside a node, the arithmetic {compute:.3g} s: that MFU is out of reach"
-        )
-    return said
+    held = sum(parts[name] for name in ("weights", "gradients", "optimizer_states", "master_weights"))
+    reduced = 2 * (split.dp - 1) / split.dp * parts["gradients"]  # of a ring; each direction has half a link's bandwidth
+    floor = {
+        "reading and writing weights and optimizer": 2 * held / gpu.memory_bandwidth if gpu.memory_bandwidth else 0.0,
+        "reducing gradients, were all GPUs in one node,": reduced / (gpu.link_bandwidth / 2) if gpu.link_bandwidth else 0.0,
+    }
+    total = hardware.gpus * recipe.budget.steps / 3600
+    return [
+        f"{what} takes {seconds:.3g} s a step, the arithmetic {compute:.3g} s: that MFU is out of reach, GPU-hours are {seconds * total:.3g} or more"
+        for what, seconds in floor.items()
+        if seconds > compute
+    ]
 
 
 def plain(placed: Placed) -> dict[str, Any]:
