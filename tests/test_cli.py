@@ -223,7 +223,8 @@ def test_transfer_takes_settings_and_formats(cli_at, tmp_path):
     code, out, _ = cli_at(
         "transfer", "fits/some-1.5b.json", "target.toml", "--to", "recipe", "--out", "{out}/x", "--set", "depth=4", "--json"
     )
-    assert code == 0 and json.loads(out)["files"] == [str(tmp_path / f"x/recipe/{name}") for name in ("target.toml", "plan.json")]
+    names = ("recipe/target.toml", "recipe/plan.json", "answer.json", "ANSWER.md")
+    assert code == 0 and json.loads(out)["files"] == [str(tmp_path / "x" / name) for name in names]
     assert recipe.load(tmp_path / "x/recipe/target.toml").model.depth == 4
 
 
