@@ -56,6 +56,8 @@ class Blocks(Family):
         return self
 
     def _check_base(self, base_width: int) -> None:
+        if base_width % self.head_dim:
+            raise ValueError(f"`base_width % head_dim == 0` must hold, but got base_width={base_width}, head_dim={self.head_dim}")
         if not _whole(self.ffn_ratio * base_width):
             raise ValueError(f"`ffn_ratio * base_width` must be whole, but got ffn_ratio={self.ffn_ratio}, base_width={base_width}")
 

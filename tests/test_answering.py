@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -217,3 +218,13 @@ def test_what_fits_nowhere_says_by_how_much(tiny, of_lr):
     odd = answer(of_lr, prepare(of_lr, tiny(WIDE | {"hardware": {"gpu": "L40S", "gpus": 7}}), VOCAB, force=True))
     assert odd["split"] is None and odd["cost_notes"][0].startswith("7 GPUs do not divide a batch of 8 sequences")
     assert recipe.points(crowded)[0].hardware == crowded.hardware
+
+
+def test_the_target_in_configs_is_answered(of_lr):
+    """LLaMA 2's 7B: 6,738,415,616 parameters, 184,320 A100-hours (arXiv:2307.09288, table 2)."""
+    target = recipe.load(Path(__file__).parents[1] / "configs" / "targets" / "llama-2-7b.toml")
+    found = answer(of_lr, prepare(of_lr, target, force=True))
+    low, high = found["time"]["gpu_hours_range"]
+    assert low < 184_320 < high and found["fits"] is True and found["split"]["dp"] * found["split"]["tp"] * found["split"]["pp"] == 1024
+    assert counting.params(target.model, target.data.vocab_size)["n_params_total"] == 6_738_415_616
+    assert "not read, as the parametrization says them: initializer_range" in found["assumptions"]

@@ -133,3 +133,6 @@ def test_a_recipe_takes_its_model_from_a_config_beside_it(tmp_path):
     path.write_text(TARGET.format(hf="elsewhere", own=""))
     with pytest.raises(UserError, match=r"`model\.hf` must name a config\.json or its folder on disk, but got `elsewhere`"):
         recipe.load(path)
+    path.write_text(TARGET.format(hf="config.json", own="").replace("base_width = 64", "base_width = 32"))
+    with pytest.raises(UserError, match="`base_width % head_dim == 0` must hold, but got base_width=32, head_dim=64"):
+        recipe.load(path)

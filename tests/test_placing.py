@@ -53,6 +53,21 @@ def test_states_are_the_bytes_that_torch_holds(tiny, precision):
     assert told["total"] == sum(value for name, value in told.items() if name != "total")
 
 
+WHOLE = {
+    "moe": zoo.MoE(width=64, head_dim=16, n_experts=4, n_shared_experts=1), "vit": zoo.ViT(width=64, head_dim=16),
+    "resnet": zoo.ResNet(width=16), "mlp": zoo.MLP(width=64), "transformer": zoo.Transformer(width=64, head_dim=16, kv_heads=2, depth=3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["adamw", "muon", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", WHOLE)
+def test_unsplit_in_float32_it_is_what_count_says(name, family):
+    model, seq_len = WHOLE[name], 8 if isinstance(WHOLE[name], zoo.Decoder) else 1
+    told = memory.training_memory(model, 100, seq_len, Split(micro_rows=3), family=family, precision="float32")
+    counted = counting.memory_bytes(model, 100, 3 * seq_len, seq_len, family)
+    assert sum(told[part] for part in STATES) == counted["weights_optimizer"] and told["activations"] == counted["activations"]
+
+
 def test_states_are_those_of_zeros_paper():
     """arXiv:1910.02054, figure 1: of a model with 7.5e9 weights 120 GB on each GPU, and 31.4 GB when 64 share the optimizer's."""
     model = zoo.Transformer(**LLAMA_2_7B)

@@ -66,12 +66,13 @@ def _activations(model: Model, vocab_size: int, seq_len: int, split: Split, prec
     if not isinstance(model, Blocks):
         return [float(each * tokens * activations(model, vocab_size))]
     rows, layer, layers = tokens if isinstance(model, Decoder) else tokens * model.tokens, layer_floats(model), model.depth / split.pp
+    outside = tokens * (activations(model, vocab_size) - vocab_size) - rows * layer * model.depth  # the final norm, an image
     found = []
     for stage in range(split.pp):
         flying = layers * min(split.pp - stage, split.micro_batches)
         kept = flying * model.width + layer if recompute else flying * layer
         last = stage == split.pp - 1
-        ends = 3 * rows * model.width * each + tokens * vocab_size * LOGIT if last else 0.0
+        ends = outside * each + tokens * vocab_size * LOGIT if last else 0.0
         found.append((rows * kept * each + ends) / split.tp)
     return found
 

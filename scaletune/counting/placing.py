@@ -79,8 +79,8 @@ def undivided(recipe: Recipe, hardware: Hardware) -> str:
 
 def hours(flops: float, hardware: Hardware, utilisation: tuple[float, float, float]) -> dict[str, Any]:
     """GPU-hours and days of wall clock by MFU = FLOPs / (GPU-seconds * peak) (arXiv:2204.02311, App. B), and their range over it."""
-    gpu, rated = hardware.resolved(), [flops / (gpu_share * hardware.resolved().peak) / 3600 for gpu_share in utilisation]
-    value, longest, shortest = rated
+    gpu = hardware.resolved()
+    value, longest, shortest = (flops / (share * gpu.peak) / 3600 for share in utilisation)
     return {
         "gpu_hours": value, "gpu_hours_range": [shortest, longest], "days": value / hardware.gpus / 24,
         "days_range": [hour / hardware.gpus / 24 for hour in (shortest, longest)], "mfu": utilisation[0], "mfu_range": list(utilisation[1:]),
