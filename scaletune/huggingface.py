@@ -70,6 +70,7 @@ OTHERS = (  # neither shape nor function: silence is right
     "summary_activation", "summary_proj_to_labels", "reorder_and_upcast_attn", "use_bfloat16", "chunk_size_feed_forward", "id2label",
     "label2id", "is_encoder_decoder", "problem_type", "output_router_logits", "summary_first_dropout", "bad_words_ids", "_attn_implementation",
 )  # fmt: skip
+MAY_BE_NULL = ("head_dim", "num_key_value_heads", "n_inner")
 SET_ELSEWHERE = (
     "initializer_range", "embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling", "router_aux_loss_coef",
 )  # fmt: skip
@@ -97,6 +98,10 @@ def _mapped(config: Config, path: str) -> tuple[dict[str, Any], int, list[str]]:
     missing = next((key for key in kind.names.values() if config.get(key) is None), None)
     if missing:
         raise UserError(f"`{missing}` must be given, but the config has none{nearest(missing, config)}")
+    sizes = [*kind.names.values(), *(key for key in MAY_BE_NULL if config.get(key) is not None)]
+    odd = next((key for key in sizes if type(config[key]) is not int or config[key] < 1), None)
+    if odd:
+        raise UserError(f"`{odd}` must be a whole number above 0, but got {config[odd]!r}")
     _refuse(config, kind)
     got = dict(kind.defaults) | dict(config)
     named = {name: config[key] for name, key in kind.names.items()}
@@ -125,6 +130,8 @@ def _refuse(config: Config, kind: Kind) -> None:
         mlp = config.get("mlp_bias", False)
         raise UserError(f"our models have biases everywhere or nowhere, but got attention_bias={config['attention_bias']}, mlp_bias={mlp}")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"rotary positions must be told by a table, but got {rope!r}")
     if (stretched := rope.get("rope_type", rope.get("type", "default"))) != "default":
         raise UserError(f"our models have plain rotary positions, but got rope_type={stretched!r}: pretrain with 'default'")
 

@@ -563,8 +563,10 @@ def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
 def _architecture(content: dict[str, Any]) -> dict[str, Any]:
     """`model.hf`, a config.json of Hugging Face, as the model it describes; keys beside it go over its own, but for its vocabulary's."""
     model, data = content.get("model"), content.get("data", {})
-    if not isinstance(model, dict) or not isinstance(model.get("hf"), str):
+    if not isinstance(model, dict) or "hf" not in model:
         return content
+    if not isinstance(model["hf"], str):
+        raise UserError(f"`model.hf` must be the path of a config.json, but got {model['hf']!r}")
     read, vocab_size, said = huggingface.read(model["hf"])
     own = {key: value for key, value in model.items() if key != "hf"}
     said += [f"`model.{key}` {value!r} is the target's own, over the config's" for key, value in own.items()]

@@ -91,6 +91,9 @@ REFUSED = {
     "window": (MistralConfig(), {"sliding_window": 4096}, "`sliding_window` None, but got 4096"),
     "another type": (LLAMA, {"model_type": "lama"}, r"`model_type` must be one of .* \(nearest: 'llama'\)"),
     "a neighbour": (LLAMA, {"model_type": "qwen2"}, "'qwen2' is none of our models: its queries, keys and values have biases"),
+    "quoted": (LLAMA, {"hidden_size": "256"}, "`hidden_size` must be a whole number above 0, but got '256'"),
+    "no heads": (LLAMA, {"num_key_value_heads": 0}, "`num_key_value_heads` must be a whole number above 0, but got 0"),
+    "no table": (LLAMA, {"rope_parameters": "x"}, "rotary positions must be told by a table, but got 'x'"),
     "no width": (LLAMA, {"hidden_size": None}, "`hidden_size` must be given"),
     "scaled by layer": (GPT2Config(), {"scale_attn_by_inverse_layer_idx": True}, "`scale_attn_by_inverse_layer_idx` False, but got True"),
 }  # fmt: skip
@@ -135,4 +138,7 @@ def test_a_recipe_takes_its_model_from_a_config_beside_it(tmp_path):
         recipe.load(path)
     path.write_text(TARGET.format(hf="config.json", own="").replace("base_width = 64", "base_width = 32"))
     with pytest.raises(UserError, match="`base_width % head_dim == 0` must hold, but got base_width=32, head_dim=64"):
+        recipe.load(path)
+    path.write_text(TARGET.format(hf="config.json", own="").replace('"config.json"', "3"))
+    with pytest.raises(UserError, match=r"`model\.hf` must be the path of a config\.json, but got 3"):
         recipe.load(path)
