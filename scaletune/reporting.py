@@ -12,6 +12,7 @@ import pandas as pd
 
 from scaletune import fitting
 from scaletune.records import Fit, write_atomically
+from scaletune.transferring import saying
 
 
 def _pair(interval: Sequence[float] | None) -> str:
@@ -124,11 +125,11 @@ def answer_lines(answer: Mapping[str, Any]) -> list[str]:
 
 def transfer_lines(transfer: Mapping[str, Any], level: float) -> list[str]:
     """The answer at the target: the value to set, its interval, the near-optimal band, warnings, assumptions."""
+    answer = transfer["answer"]
     lines = [f"ANSWER for {transfer['n_params']:,.0f} parameters (non-embedding) and {transfer['tokens']:,.0f} tokens"]
     lines.append(f"  set lr = {transfer['lr']:.4g}   (peak, at base width; {level:.0%} interval {_pair(transfer['interval']['lr'])})")
     lines.append(f"  near-optimal band (loss within 0.25 % of the optimum's): {_pair(transfer['band']['lr'])}")
-    if transfer["loss"] is not None:
-        lines.append(f"  expected loss {transfer['loss']:.3f} nats per token, interval {_pair(transfer['interval']['loss'])}")
+    lines += [line for line in saying.lines(answer) if not line.startswith("  lr = ")]
     lines += [f"  warning: {sentence}" for sentence in transfer["status"] if sentence != "ok"]
     return [*lines, "  assumed:", *(f"    - {sentence}" for sentence in transfer["assumptions"])]
 

@@ -13,6 +13,11 @@ from pydantic import Discriminator, Tag, model_validator
 from scaletune.sections import Count, NotNegative, Positive, Section, Whole
 
 
+def _whole(size: float) -> bool:
+    """Whether a product of a ratio is a whole number but for its rounding: 2.7 * 5120 is."""
+    return abs(size - round(size)) <= 1e-12 * size
+
+
 class Family(Section):
     """What all families share."""
 
@@ -44,14 +49,16 @@ class Blocks(Family):
     def _shapes(self) -> Blocks:
         if self.width % self.head_dim:
             raise ValueError(f"`width % head_dim == 0` must hold, but got width={self.width}, head_dim={self.head_dim}")
-        if not (self.ffn_ratio * self.width).is_integer():
+        if not _whole(self.ffn_ratio * self.width):
             raise ValueError(f"`ffn_ratio * width` must be whole, but got ffn_ratio={self.ffn_ratio}, width={self.width}")
         if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"`heads % kv_heads == 0` must hold, but got heads={self.heads} (width / head_dim), kv_heads={self.kv_heads}")
         return self
 
     def _check_base(self, base_width: int) -> None:
-        if not (self.ffn_ratio * base_width).is_integer():
+        if base_width % self.head_dim:
+            raise ValueError(f"`base_width % head_dim == 0` must hold, but got base_width={base_width}, head_dim={self.head_dim}")
+        if not _whole(self.ffn_ratio * base_width):
             raise ValueError(f"`ffn_ratio * base_width` must be whole, but got ffn_ratio={self.ffn_ratio}, base_width={base_width}")
 
     @property

@@ -223,7 +223,8 @@ def test_transfer_takes_settings_and_formats(cli_at, tmp_path):
     code, out, _ = cli_at(
         "transfer", "fits/some-1.5b.json", "target.toml", "--to", "recipe", "--out", "{out}/x", "--set", "depth=4", "--json"
     )
-    assert code == 0 and json.loads(out)["files"] == [str(tmp_path / f"x/recipe/{name}") for name in ("target.toml", "plan.json")]
+    names = ("recipe/target.toml", "recipe/plan.json", "answer.json", "ANSWER.md")
+    assert code == 0 and json.loads(out)["files"] == [str(tmp_path / "x" / name) for name in names]
     assert recipe.load(tmp_path / "x/recipe/target.toml").model.depth == 4
 
 
@@ -382,7 +383,8 @@ def test_a_mistake_in_a_recipe_is_one_line(cli_at, home, command, old, new, said
         ("words.csv", "n_params,tokens,lr,loss\n1e6,1e8,fast,2\n", "`lr` must be a number above 0 in every trial, but row 0 has nan"),
         ("minus.csv", "n_params,tokens,lr,loss\n1e6,1e8,-1,2\n", "`lr` must be a number above 0 in every trial, but row 0 has -1"),
         ("lost.csv", "n_params,tokens,lr,loss\n1e6,1e8,1e-3,\n", " at least one "),
-        ("other.jsonl", '{"a": 1}\n', "other.jsonl:1 is not a record of trials"),
+        ("other.jsonl", '{"a": 1}\n', "trials must have a column `n_params`"),
+        ("part.jsonl", '{"point": {}, "sweep": "main"}\n', "part.jsonl:1 is not a record of trials"),
         ("torn.jsonl", '{"a\n{}\n', "every line of torn.jsonl:1 must be JSON"),
         ("text.db", "no database", "`text.db` must be a sweep's store, but file is not a database"),
     ],

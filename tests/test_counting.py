@@ -229,7 +229,7 @@ def test_an_optimizer_keeps_what_its_library_does(family):
     for seed in range(3):
         weight.grad = torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))
         optimizer.step()
-    assert counting._kept(Tensor("a", "hid", (64, 32), "mlp"), family) == floats_of(dict(optimizer.state))
+    assert counting.kept_floats(Tensor("a", "hid", (64, 32), "mlp"), family) == floats_of(dict(optimizer.state))
 
 
 def test_muon_keeps_one_moment_of_hidden_matrices(tiny):

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "scaletune"
 ROWS = {
-    "shared": ("errors", "records", "rules", "sections", "zoo", "recipe", "counting"),
+    "shared": ("errors", "records", "rules", "sections", "zoo", "huggingface", "hardware", "recipe", "counting"),
     "torch": ("models", "parametrizing", "data", "optim", "training", "checking", "sweeping"),
     "numpy": ("laws", "predicting", "importing", "fitting", "planning", "transferring", "plotting", "reporting"),
     "top": ("running", "cli", "__init__", "__main__"),

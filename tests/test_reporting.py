@@ -18,9 +18,19 @@ CELL = {
     "interval": {"lr": [1e-3, 5e-3], "loss": [2.5, 2.7]}, "predicted_loss": 2.6, "measured_loss": 2.55, "loss_covered": True,
     "loss_at_predicted": 2.6, "best_loss": 2.5, "best_lr": 3.9e-3, "loss_excess": 0.04,
 }  # fmt: skip
+ANSWER = {  # as `scaletune.transferring.answering.answer` makes it
+    "settings": {"lr": {"value": 1.5e-3, "source": "fitted"}, "batch_tokens": {"value": 512, "source": "as the target asks"}},
+    "loss": {"value": 2.2, "interval": [2.0, 2.4], "unit": "nats per token", "source": "fitted: law loss_nd"},
+    "off_by_2x": {
+        "lr": {"half": 0.01, "double": 0.02, "range": None, "source": "one cell"}, "batch_tokens": {"half": None, "source": "no basin"},
+    },
+    "flops": {"total": 3e16, "exact_a_token": 3e7}, "time": None, "split": None, "memory_bytes_a_gpu": None, "fits": None,
+    "cost_notes": ["no GPUs"], "priors": [{"says": "weight decay times 2", "values": {"weight_decay": 0.2}}],
+}  # fmt: skip
 TRANSFER = {
     "n_params": 5e6, "tokens": 1e9, "lr": 1.5e-3, "interval": {"lr": [1e-3, 2e-3], "loss": [2.0, 2.4]}, "band": {"lr": [1.1e-3, 1.9e-3]},
     "loss": 2.2, "status": ["extrapolated more than 10x"], "assumptions": ["batch of 512 tokens"], "files": ["out/config.json"],
+    "answer": ANSWER,
 }  # fmt: skip
 
 
@@ -111,12 +121,19 @@ def test_the_answer_says_what_to_set_how_sure_and_what_was_assumed():
         "ANSWER for 5,000,000 parameters (non-embedding) and 1,000,000,000 tokens",
         "  set lr = 0.0015   (peak, at base width; 95% interval [0.001, 0.002])",
         "  near-optimal band (loss within 0.25 % of the optimum's): [0.0011, 0.0019]",
-        "  expected loss 2.200 nats per token, interval [2, 2.4]",
+        "  batch_tokens = 512   (as the target asks)",
+        "  expected loss 2.2 nats per token, interval [2, 2.4]   (fitted: law loss_nd)",
+        "  off by 2x in lr: loss +1.00% at half of it, +2.00% at twice it   (one cell)",
+        "  off by 2x in batch_tokens: not known, no basin",
+        "  FLOPs 3e+16, 3e+07 a token",
+        "  no GPUs",
+        "  prior, not applied: weight decay times 2: weight_decay 0.2",
         "  warning: extrapolated more than 10x",
         "  assumed:",
         "    - batch of 512 tokens",
     ]
-    calm = transfer_lines(TRANSFER | {"loss": None, "status": ["ok"]}, 0.95)
+    quiet = ANSWER | {"loss": ANSWER["loss"] | {"value": None}}
+    calm = transfer_lines(TRANSFER | {"answer": quiet, "status": ["ok"]}, 0.95)
     assert not [line for line in calm if "warning" in line or "expected loss" in line]
 
 

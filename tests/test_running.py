@@ -185,7 +185,7 @@ def test_the_answer_names_files_that_exist(finished):
     folder, answer, _ = finished
     assert answer.keys() == {"study", "path", "shift", "transfer", "pictures", "report", "fit"} and answer["study"] == "study"
     files = [answer["path"], answer["report"], *answer["pictures"], *answer["transfer"]["files"]]
-    assert len(files) == 9 and all(Path(file).is_file() for file in files)
+    assert len(files) == 11 and all(Path(file).is_file() for file in files)
     made = {path for path in (folder / "out").rglob("*") if path.is_file()} - {Path(file) for file in files}
     assert {path.name for path in made} == {"study.db", "study.jsonl"}
     assert [(row["sweep"], row["tokens"], len(row["lr"])) for row in answer["shift"]] == [("main", 8192, 2), ("sp", 8192, 2)]
@@ -214,7 +214,7 @@ def test_a_second_run_trains_nothing_and_leaves_the_same(finished, monkeypatch, 
     monkeypatch.setattr("scaletune.sweeping.local.Pool", None)  # starting a worker would raise
     assert main([*command(folder)[3:], "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == answer
-    assert contents(folder) == before and len(before) == 10
+    assert contents(folder) == before and len(before) == 12
 
 
 @pytest.mark.parametrize("moment", ["proxies", "held-out"])

@@ -414,6 +414,7 @@ def test_a_law_of_the_loss_alone_transfers_nothing(tiny):
 def test_every_format_is_written_under_its_name(tiny, tmp_path):
     answer = transfer(learned(tiny), tiny(WIDE), ["granite", "recipe"], tmp_path)
     names = ["granite/config.json", "granite/param_groups.json", "granite/loader.py", "recipe/target.toml", "recipe/plan.json"]
+    names += ["answer.json", "ANSWER.md"]
     assert answer["files"] == [str(tmp_path / name) for name in names]
     assert all((tmp_path / name).stat().st_size for name in names)
     assert recipe.load(tmp_path / "recipe/target.toml").optimizer.lr == 0.01235

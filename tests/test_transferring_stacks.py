@@ -161,7 +161,8 @@ def approx(settings):
 
 OWN_SHAPE = {  # what a stack needs the target to be
     "granitemoe": {"model.family": "moe", "model.ffn_ratio": 1.0, "model.n_shared_experts": 1},
-    **dict.fromkeys(("fairseq2", "llm_foundry"), {"schedule.kind": "linear"}),
+    "fairseq2": {"schedule.kind": "linear"},
+    "llm_foundry": {"schedule.kind": "linear"},
 }
 NATIVE = ("megatron", "megatron_bridge", "cerebras", "lm_engine", "fairseq2", "llm_foundry")  # read back in test_transferring_natively
 BIASED = {"granite", "hyperclovax", "llama", "pytorch", "recipe", "deepspeed"}

@@ -96,12 +96,12 @@ def _finite(value: Any) -> Any:
 
 
 def _vocab_size(asked: Recipe) -> tuple[int, bool]:
-    """Of the recipe's data, and whether they are here to be read; that of text otherwise."""
+    """Of the recipe's data, and whether they are here to be read; what it says itself otherwise, or that of text."""
     from scaletune import counting, data, recipe
 
     source = asked.data.source
     known = source in (recipe.DIGITS, recipe.POWER_LAW) or (source != recipe.PYTHON_STDLIB and Path(source).exists())
-    return (data.load(asked.data).vocab_size if known else counting.BYTES_TEXT_VOCAB), known
+    return (data.load(asked.data).vocab_size if known else asked.data.vocab_size or counting.BYTES_TEXT_VOCAB), known
 
 
 def plan(args: argparse.Namespace) -> Answer:

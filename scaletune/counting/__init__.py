@@ -92,7 +92,7 @@ FLOATS_A_WEIGHT = {"sgd": 1, "lion": 1, "dadapt_adam": 3, "prodigy": 4, "muon": 
 REST_TO_ADAMW = {"muon": ("hid",), "shampoo": ("emb", "hid", "out"), "adafactor": ("emb", "hid", "out")}  # roles of its own kind of state
 
 
-def _kept(tensor: Tensor, family: str) -> int:
+def kept_floats(tensor: Tensor, family: str) -> int:
     """Floats an optimizer keeps of a tensor: moments, Adafactor's rows and columns, both sides' statistics and what is made of them."""
     own = tensor.role in REST_TO_ADAMW.get(family, (tensor.role,))
     fan_in, fan_out = tensor.fans
@@ -105,7 +105,7 @@ def _kept(tensor: Tensor, family: str) -> int:
 
 def memory_bytes(model: Model, vocab_size: int, batch_tokens: int, seq_len: int, family: str = "adamw") -> dict[str, int]:
     """float32 training: weights, gradients and what the optimizer keeps; activations kept for the backward pass, roughly."""
-    kept = sum(2 * tensor.size + _kept(tensor, family) for tensor in tensors(model, vocab_size))
+    kept = sum(2 * tensor.size + kept_floats(tensor, family) for tensor in tensors(model, vocab_size))
     return {"weights_optimizer": 4 * kept, "activations": 4 * batch_tokens * activations(model, vocab_size)}
 
 
@@ -115,7 +115,7 @@ def bytes_moved(model: Model, vocab_size: int, batch_tokens: int, family: str = 
     Weights read forward and backward, gradients written; the optimizer reads gradients, reads and writes weights and what it keeps;
     activations written and read.
     """
-    each = sum(6 * tensor.size + 2 * _kept(tensor, family) for tensor in tensors(model, vocab_size))
+    each = sum(6 * tensor.size + 2 * kept_floats(tensor, family) for tensor in tensors(model, vocab_size))
     return 4 * (each + 2 * batch_tokens * activations(model, vocab_size))
 
 

@@ -157,8 +157,14 @@ def activations(model: Model, vocab_size: int) -> int:
         first, *rest = (model.width * 2**stage * (model.image_size // 2**stage) ** 2 for stage in range(model.stages))
         return model.channels * model.image_size**2 + 2 * first + 4 * model.depth * (first + sum(rest)) + sum(rest) + vocab_size
     assert isinstance(model, Blocks)
-    a_row = model.depth * (_attention_floats(model) + _mlp_floats(model)) + 3 * model.width
+    a_row = model.depth * layer_floats(model) + 3 * model.width
     return (a_row if isinstance(model, Decoder) else model.tokens * a_row + model.channels * model.image_size**2) + vocab_size
+
+
+def layer_floats(model: Blocks) -> int:
+    """Floats kept of one layer a row of attention: 32 * width of a GPT's (arXiv:2205.05198, eq. 1, without its dropout masks and attention
+    matrix) and 4 * width that norms keep which are not fused, a float a head beside."""
+    return _attention_floats(model) + _mlp_floats(model)
 
 
 def _attention_floats(model: Blocks) -> int:

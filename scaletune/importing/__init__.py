@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaletune.errors import UserError, nearest
-from scaletune.importing import others, tensorboard, wandb
+from scaletune.importing import others, tables, tensorboard, wandb
 from scaletune.records import read_trials
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CUSTOMARY: dict[str, tuple[str, ...]] = {  # a contract column -> names that trackers' users give it, the likeliest first
-    "lr": ("learning_rate", "max_lr", "peak_lr", "optimizer.lr", "config.lr", "args.learning_rate", "optim.lr"),
+    "lr": ("peak_lr_logged", "learning_rate", "max_lr", "peak_lr", "optimizer.lr", "config.lr", "args.learning_rate", "optim.lr"),
     "loss": ("val_loss", "eval_loss", "eval/loss", "val/loss", "validation/loss", "valid_loss", "test_loss", "eval/cross_entropy"),
     "n_params": ("non_embedding_params", "num_params_non_embedding", "n_params_nonembed", "params_no_embed", "model.n_params"),
     "tokens": ("n_tokens", "num_tokens", "total_tokens", "tokens_seen", "num_input_tokens_seen", "train/tokens", "token_num"),
@@ -36,6 +36,8 @@ def read(path: str | Path) -> pd.DataFrame:
         raise UserError(f"the records must exist, but got `{path}`")
     if path.suffix == ".parquet":
         return _parquet(path)
+    if path.suffix == ".jsonl":
+        return tables.of_lines(path)
     readers = {
         "W&B": (wandb.read, lambda p: p.suffix == ".wandb" or (p.is_dir() and any(p.rglob("*.wandb")))),
         "TensorBoard": (tensorboard.read, lambda p: "tfevents" in p.name or (p.is_dir() and any(p.rglob("*tfevents*")))),
@@ -52,8 +54,15 @@ def read(path: str | Path) -> pd.DataFrame:
 
 
 def _trainers(path: Path) -> list[others.Run]:
+    """A run a folder of checkpoints: that of its last one."""
     files = [path] if path.is_file() else sorted(path.rglob("trainer_state.json"))
-    return [run for file in files for run in others.trainer_state(file)]
+    runs = [run for file in files for run in others.trainer_state(file)]
+    last: dict[str, others.Run] = {}
+    for file, run in zip(files, runs, strict=True):
+        folder = str(file.parent.parent if file.parent.name.startswith("checkpoint-") else file.parent)
+        if folder not in last or run.row().get("steps", 0) >= last[folder].row().get("steps", 0):
+            last[folder] = run
+    return list(last.values())
 
 
 def _parquet(path: Path) -> pd.DataFrame:
@@ -86,13 +95,19 @@ def trials(source: str | Path | Sequence[str | Path], said: Mapping[str, str] | 
     import pandas as pd
 
     paths = [Path(source)] if isinstance(source, (str, Path)) else [Path(path) for path in source]
-    if all(map(_own, paths)):
-        return named(read_trials(paths[0] if len(paths) == 1 else paths), said)
-    return named(pd.concat([read_trials(path) if _own(path) else read(path) for path in paths], ignore_index=True), said)
+    records = [path for path in paths if _own(path) and path.suffix != ".csv"]
+    found = [(read_trials(records), False)] if records else []
+    found += [tables.tidied(read_trials(path), path.stem) for path in paths if path.suffix == ".csv"]
+    found += [(read(path), False) for path in paths if not _own(path)]
+    runs, histories = ([table for table, history in found if history is wanted] for wanted in (False, True))
+    whole = pd.concat(runs or histories, ignore_index=True)
+    return named(tables.joined(whole, pd.concat(histories)) if runs and histories else whole, said)
 
 
 def _own(path: Path) -> bool:
-    return path.suffix in (".jsonl", ".csv") or (path.suffix == ".db" and not _is_mlflow(path)) or not path.exists()
+    if path.suffix == ".jsonl":
+        return not tables.foreign_lines(path)
+    return path.suffix == ".csv" or (path.suffix == ".db" and not _is_mlflow(path)) or not path.exists()
 
 
 def named(table: pd.DataFrame, said: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, list[str]]:

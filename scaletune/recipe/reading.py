@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from scaletune import huggingface
 from scaletune.errors import UserError
 from scaletune.recipe.data import NAMED
 from scaletune.recipe.points import at, compared, points, put, with_settings
@@ -38,7 +39,7 @@ def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
         where, value = parse_setting(setting)
         put(content, at(where), value)
     try:
-        recipe = validated(_beside(content, path.parent), path.stem)
+        recipe = validated(_architecture(_beside(content, path.parent)), path.stem)
         for asked in (recipe, *(compared(recipe, other) for other in recipe.compare)):
             points(asked)  # every combination must be valid before anything is trained
         with_settings(recipe, recipe.holdout.set if recipe.holdout else {})
@@ -47,11 +48,29 @@ def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
     return recipe
 
 
+def _architecture(content: dict[str, Any]) -> dict[str, Any]:
+    """`model.hf`, a config.json of Hugging Face, as the model it describes; keys beside it go over its own, but for its vocabulary's."""
+    model, data = content.get("model"), content.get("data", {})
+    if not isinstance(model, dict) or "hf" not in model:
+        return content
+    if not isinstance(model["hf"], str):
+        raise UserError(f"`model.hf` must be the path of a config.json, but got {model['hf']!r}")
+    read, vocab_size, said = huggingface.read(model["hf"])
+    own = {key: value for key, value in model.items() if key != "hf"}
+    said += [f"`model.{key}` {value!r} is the target's own, over the config's" for key, value in own.items()]
+    evidence = {"architecture": said} | content.get("evidence", {})
+    return content | {"model": read | own, "data": {"vocab_size": vocab_size} | data, "evidence": evidence}
+
+
 def _beside(content: Any, folder: Path, where: str = "") -> Any:
     """Files and folders of data that a recipe names, in its axes and comparisons too, are relative to it, else to the working folder."""
     if isinstance(content, dict):
         return {key: _beside(value, folder, f"{where}.{key}") for key, value in content.items()}
     if isinstance(content, list):
         return [_beside(value, folder, where) for value in content]
-    named = where.endswith((".data.source", ".data.tokenizer")) and isinstance(content, str) and content not in (*NAMED, "bytes")
+    named = (
+        where.endswith((".data.source", ".data.tokenizer", ".model.hf", ".hardware.calibration"))
+        and isinstance(content, str)
+        and content not in (*NAMED, "bytes")
+    )
     return str(folder / content) if named and (folder / content).exists() else content

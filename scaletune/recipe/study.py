@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
+from scaletune.hardware import Hardware
 from scaletune.recipe.data import Data
 from scaletune.recipe.engine import Engine, Search
 from scaletune.recipe.training import Budget, Optimizer, Parametrization, Schedule, Training, resolved
@@ -70,6 +71,7 @@ class Recipe(Section):
     fit: Ask = Ask()
     holdout: Holdout | None = None
     target: str | None = None  # a recipe file, relative to this one
+    hardware: Hardware | None = None  # of a target: what it is to be trained on
     to: list[str] = ["granite", "recipe"]  # formats the target is emitted in
     evidence: dict[str, Any] = {}  # of an emitted recipe: the fit, the law, the interval, the assumptions
 

@@ -177,7 +177,7 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None, force: bool
     UserError when the target is not parametrized as the proxies were, or lies more than TOO_FAR times outside them and `force` is not set.
     """
     setting = fit.provenance.get("setting") or {}
-    vocab_size = vocab_size or setting.get("data", {}).get("vocab_size") or counting.BYTES_TEXT_VOCAB
+    vocab_size = vocab_size or target.data.vocab_size or setting.get("data", {}).get("vocab_size") or counting.BYTES_TEXT_VOCAB
     unlike = differences(target, setting)
     doubts = [f"of the rules: {caveat}" for caveat in caveats(target.parametrization.form, target.optimizer.rule)]
     n = counting.params(target.model, vocab_size)["n_params"]
@@ -194,9 +194,12 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None, force: bool
         "batch_tokens": target.budget.batch_tokens, "lr": best.lr * prior.factor, "lr_at_fitted_batch": best.lr,
         "interval": best.interval | {"lr": at_batch(best.interval["lr"])}, "level": fit.level,
         "band": best.band | {"lr": at_batch(best.band["lr"])}, "loss": best.loss, "status": best.warnings or ["ok"],
-        "assumptions": [*fit.assumptions, prior.sentence, *_depth_sentence(target, fit.ranges.get("depth", [])), *far, *unlike, *doubts],
+        "assumptions": [*target.evidence.get("architecture", []), *fit.assumptions, prior.sentence, *_depth_sentence(target, fit.ranges.get("depth", [])), *far, *unlike, *doubts],
     }  # fmt: skip
-    chosen = with_settings(target, {"lr": float(f"{best.lr * prior.factor:.4g}"), "evidence": evidence})
+    settings = {"lr": float(f"{best.lr * prior.factor:.4g}")}
+    if best.weight_decay is not None:  # the lr is the best at this one
+        settings["weight_decay"] = evidence["weight_decay"] = float(f"{best.weight_decay:.4g}")
+    chosen = with_settings(target, settings | {"evidence": evidence})
     return Transfer(chosen, vocab_size, counting.planned(chosen, vocab_size), counting.multipliers(chosen, vocab_size), evidence)
 
 
@@ -207,10 +210,14 @@ def transfer(
     out: str | Path = "configs/transferred",
     force: bool = False,
 ) -> dict[str, Any]:
-    """Emit the target in each format under `out/FORMAT/`: {"lr", "interval", "band", "assumptions", "files", ...}. Files or records."""
+    """Emit the target in each format under `out/FORMAT/`, and the whole answer beside: {"lr", "interval", "files", "answer", ...}."""
+    from scaletune.transferring import answering, saying
+
     names = known_formats(to, force)
     emitters = {name: import_module(f"scaletune.transferring.{'own' if name == 'recipe' else name}") for name in names}
     fit = fit if isinstance(fit, Fit) else Fit.read(fit)
     prepared = prepare(fit, target if isinstance(target, Recipe) else load(target), force=force)
+    answer = answering.answer(fit, prepared)
     files = [path for name in names for path in emitters[name].emit(prepared, Path(out) / name)]
-    return prepared.evidence | {"files": [str(path) for path in files]}
+    files += saying.write(answer, Path(out))
+    return prepared.evidence | {"files": [str(path) for path in files], "answer": answer}

@@ -1,0 +1,124 @@
+"""`scaletune fit` on one sweep as eight trackers leave it: the same law from each, and that of the plain table."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scaletune import importing
+from scaletune.cli import main
+from scaletune.errors import UserError
+
+SWEEP = Path(__file__).parent / "fixtures" / "sweep"  # by tests/fixtures/make.py: its losses are best at these lrs
+BEST = {1e5: 0.01, 4e5: 0.008}
+
+
+def expected():
+    """The sweep as a table of the contract, from its closed form."""
+    rows = []
+    for n_params, best in BEST.items():
+        for lr in (best * 2.0**k for k in (-2, -1, 0, 1)):
+            loss = (2 + 50 / n_params**0.3) * (1 + 0.04 * (lr / best - 1 - math.log(lr / best)))
+            rows.append({"n_params": n_params, "tokens": 204800, "batch_tokens": 1024, "lr": lr, "loss": loss})
+    return pd.DataFrame(rows)
+
+
+def foreign(path):
+    """Someone else's lines of JSON: nested settings, other names."""
+    rows = expected().to_dict("records")
+    lines = [
+        {"run": str(i), "optim": {"peak": row["lr"]}, "size": row["n_params"], "D": row["tokens"], "ce": row["loss"]}
+        for i, row in enumerate(rows)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def parquet(path):
+    pytest.importorskip("pyarrow")
+    expected().rename(columns={"lr": "learning_rate", "loss": "eval_loss"}).to_parquet(path)
+    return path
+
+
+def settings_alone(path):
+    """The table of runs as it is when no metric is among its columns."""
+    pd.read_csv(SWEEP / "runs.csv").drop(columns=["eval/loss"]).iloc[:8].to_csv(path, index=False, quoting=csv.QUOTE_ALL)
+    return path
+
+
+SOURCES = {
+    "offline wandb": lambda tmp: ([SWEEP / "wandb"], []),
+    "table of runs": lambda tmp: ([SWEEP / "runs.csv"], []),
+    "table of runs, mapped": lambda tmp: (
+        [SWEEP / "runs.csv"], ["lr=learning_rate", "loss=eval/loss", "n_params=non_embedding_params", "tokens=train/tokens"],
+    ),
+    "runs and a chart": lambda tmp: ([settings_alone(tmp / "runs.csv"), SWEEP / "chart.csv"], ["loss=eval/loss"]),
+    "tensorboard": lambda tmp: ([SWEEP / "events"], ["n_params=non_embedding_params"]),
+    "mlflow": lambda tmp: ([SWEEP / "mlflow.sqlite"], []),
+    "parquet": lambda tmp: ([parquet(tmp / "runs.parquet")], []),
+    "json lines": lambda tmp: ([foreign(tmp / "runs.jsonl")], ["lr=optim.peak", "n_params=size", "tokens=D", "loss=ce"]),
+}  # fmt: skip
+
+
+def fitted(sources, maps, capsys, *more):
+    assert main(["fit", *map(str, sources), "--law", "lr_nd", "--json", *(part for m in maps for part in ("--map", m)), *more]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def plain(tmp_path, capsys):
+    expected().to_csv(tmp_path / "plain.csv", index=False)
+    return fitted([tmp_path / "plain.csv"], [], capsys)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_tracker_gives_the_law_of_the_plain_table(name, tmp_path, capsys, plain):
+    told = fitted(*SOURCES[name](tmp_path), capsys)
+    assert told["n_used"] == plain["n_used"] == 8 and told["n_dropped"] == (1 if name.startswith("table") else 0)
+    for param, row in plain["params"].items():
+        assert told["params"][param]["value"] == pytest.approx(row["value"], rel=1e-4, abs=1e-9)
+    assert told["params"]["a"]["value"] == pytest.approx(math.log(0.8) / math.log(4), abs=0.02)  # of the two best
+
+
+def test_a_trainers_checkpoints_give_size_tokens_and_the_peak_that_was_logged(capsys, tmp_path):
+    """The last checkpoint of each run; the size from the config.json beside it, as transformers counts it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    table, guessed = importing.trials(SWEEP / "trainer")
+    assert sorted(table["id"]) == sorted(path.name for path in (SWEEP / "trainer").iterdir()) and set(table["steps"]) == {40}
+    assert "`lr` is read from `peak_lr_logged`" in guessed
+    assert set((table["lr"] / [float(name.split("lr")[1]) for name in table["id"]]).round(4)) == {0.8857}  # 31 of 35 steps still to go
+    model = LlamaForCausalLM(LlamaConfig.from_json_file(SWEEP / "trainer/w16-lr1/checkpoint-40/config.json"))
+    inside = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "head" not in name)
+    assert set(table.loc[table["width"] == 16, "n_params"]) == {inside}
+    told = fitted([SWEEP / "trainer"], [], capsys, "--out", str(tmp_path / "fit.json"))
+    assert told["n_used"] > 5 and 0.02 < json.loads((tmp_path / "fit.json").read_text())["cells"][0]["lr"] < 0.4
+
+
+def test_a_runs_own_history_is_one_run(tmp_path):
+    """As `run.history()` of the API writes it."""
+    table = pd.DataFrame({"_step": [0, 10, 20], "_runtime": [1.0, 2.0, 3.0], "eval/loss": [4.0, 3.0, None], "lr": [0.01] * 3})
+    table.to_csv(tmp_path / "one.csv", index=False)
+    (row,) = importing.trials(tmp_path / "one.csv")[0].to_dict("records")
+    assert row == {"id": "one", "steps": 20, "eval/loss": 3.0, "lr": 0.01, "loss": 3.0}
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    pd.DataFrame({"Name": ["a", "a"], "State": ["finished", "running"], "lr": [1.0, 2.0]}).to_csv(tmp_path / "runs.csv", index=False)
+    table = importing.trials(tmp_path / "runs.csv")[0]
+    assert list(table["id"]) == ["a", "a#2"] and list(table["status"]) == ["done", "failed"]
+
+
+def test_bad_exports_are_one_clear_line(tmp_path):
+    pd.DataFrame({"Name": ["a"], "State": ["resting"]}).to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(UserError, match=r"`State` must be one of finished, .* but got 'resting'"):
+        importing.trials(tmp_path / "runs.csv")
+    pd.DataFrame({"Name": ["a"], "State": ["finished"]}).to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(UserError, match=r"every run of a W&B chart must be in the table of runs, but 'n100000-lr0.0025' is not"):
+        importing.trials([tmp_path / "runs.csv", SWEEP / "chart.csv"])
+    (tmp_path / "runs.jsonl").write_text('{"lr": 1}\n[2]\n')
+    with pytest.raises(UserError, match=r"every line of .* must be an object, but got '\[2\]'"):
+        importing.trials(tmp_path / "runs.jsonl")
