@@ -59,11 +59,13 @@ class Training:
         if not self.queue:
             return
         with local.Pool(1, max(task.recipe.engine.processes for task in self.queue)) as pool:
-            while (self.queue or pool.busy) and orders.standing(self.folder):
+            while (self.queue or pool.busy) and not self.taken and orders.standing(self.folder):
                 pool.hand_out(self.queue)
                 for task, message in pool.messages():
                     self._hear(task, message)
                 self._beat(pool.workers[0].said())
+        if self.taken:
+            self._wait()
 
     def _hear(self, task: Task, message: Message) -> None:
         if "progress" in message:
@@ -72,7 +74,7 @@ class Training:
         if "lost" in message:
             time.sleep(1)  # what takes the job away may take its worker first
             if self.taken:
-                self._wait()
+                return
         if orders.standing(self.folder):
             orders.answer(self.folder, task.id, message)
 
