@@ -20,6 +20,7 @@ from scaletune.recipe import with_settings
 from scaletune.records import read_jsonl
 from scaletune.sweeping import slurm
 from scaletune.sweeping.slurm import cluster, orders, packing
+from scaletune.sweeping.slurm import job as running
 from scaletune.sweeping.slurm.cluster import Cluster, Refused, State
 from scaletune.transferring.own import toml
 
@@ -162,7 +163,7 @@ class Planted(Cluster):
 @pytest.fixture
 def pool(tmp_path, monkeypatch):
     """A pool that looks all the time, at a planted cluster."""
-    for name in ("WAIT", "LOOK", "GRACE"):
+    for name in ("WAIT", "LOOK", "GRACE", "SETTLE"):
         monkeypatch.setattr(slurm, name, 0.0)
     root = tmp_path / "sweeps/x.slurm"
     return slurm.Pool(root, 9, Planted(root))
@@ -301,6 +302,88 @@ def test_what_squeue_says_is_read(monkeypatch, tmp_path):
     assert Cluster(tmp_path, "a b").name == "scaletune-a_b"
 
 
+# --- what a job does -------------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A local pool whose worker says what a test has written down; an entry that can be called happens."""
+
+    script = ()
+
+    def __init__(self, size, processes):
+        self.left, self.workers = list(Scripted.script), [self]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    @property
+    def busy(self):
+        return bool(self.left)
+
+    def said(self):
+        return "x" * 5000 + "last words"
+
+    def hand_out(self, queue):
+        queue.clear()
+
+    def messages(self):
+        said = self.left.pop(0)
+        return said if isinstance(said, list) else said() or []
+
+
+@pytest.fixture
+def training(pool, wanted, monkeypatch):
+    """A job under way, of two trials."""
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", Scripted)
+    monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(running, "TAKEN", 0.0)
+    pool.hand_out(wanted(2, **{"slurm.minutes": 60.0}))
+    pool.cluster.known["0_0"] = RUNNING
+    return running.Training(pool.out[0].folder)
+
+
+def test_a_job_answers_and_is_heard_and_back_from_the_queue_it_begins_nothing_twice(training, pool):
+    one, two = training.queue
+    trial = {"trial": {"id": one.id}, "curve": [], "log": ""}
+    Scripted.script = [[(one, {"progress": 0.5})], [(one, trial), (two, {"progress": 0.0})]]
+    training.run()
+    beat = orders.read(training.folder / "beat.json")
+    assert beat["shares"] == {one.id: 0.5} and beat["log"].endswith("last words") and len(beat["log"]) == running.TAIL
+    assert [task.id for task in running.Training(training.folder).queue] == [two.id]
+    assert [(task.id, "trial" in message) for task, message in pool.messages()] == [(one.id, True)]
+
+
+def test_a_lost_worker_is_the_trials_fault_unless_slurm_takes_the_job(training, pool):
+    one, two = training.queue
+    lost = {"lost": "its worker died", "status": -15, "memory": False, "log": "words"}
+    Scripted.script = [[(one, lost)], training.take, [(two, lost)]]
+    with pytest.raises(SystemExit):
+        training.run()
+    assert [(task.id, message["lost"]) for task, message in pool.messages()] == [(one.id, "its worker died")]
+    training.queue, training.taken = [two], False
+    Scripted.script = [lambda: training.take() or [(two, lost)]]  # both at once
+    with pytest.raises(SystemExit):
+        training.run()
+    assert pool.messages() == [] and list(pool.out[0].tasks) == [two.id]
+
+
+def test_a_job_ends_when_its_order_is_withdrawn_or_refused(training, pool):
+    one, two = training.queue
+    Scripted.script = [[(one, {"refused": "`a > b` must hold"})], [(two, {"progress": 0.0})]]
+    with pytest.raises(SystemExit):
+        training.run()
+    assert [message["refused"] for _, message in pool.messages()] == ["`a > b` must hold"]
+    Scripted.script = [lambda: orders.withdraw(training.folder), [(two, {"trial": {"id": two.id}})], []]
+    training.queue = [two]
+    training.run()
+    assert not orders.answers(pool.root)
+    running.Job(str(training.folder))()  # starts after it was withdrawn: nothing to do
+    assert not training.folder.exists()
+
+
 # --- jobs that train: submitit's local executor ----------------------------------------------------------------------
 
 
@@ -340,9 +423,9 @@ def on_this_machine(monkeypatch):
 @pytest.fixture(scope="module")
 def asked(tiny):
     """Two trials that train, long enough to be disturbed, and one that diverges; each in a job of its own."""
-    engine = {"kind": "slurm", "checkpoint_every": 20, "workers": 2, "stack": 1, "slurm": {"minutes": 0.0}}
+    engine = {"kind": "slurm", "checkpoint_every": 50, "workers": 2, "stack": 1, "slurm": {"minutes": 0.0}}
     return tiny(
-        {"engine": engine, "data.epochs": 9, "budget.tokens": 600 * 256, "schedule.warmup": 0.1, "axes": {"lr": [2e-3, 8e-3, 1e3]}}
+        {"engine": engine, "data.epochs": 9, "budget.tokens": 400 * 256, "schedule.warmup": 0.1, "axes": {"lr": [2e-3, 8e-3, 1e3]}}
     ).model_copy(update={"name": "on slurm"})
 
 

@@ -28,7 +28,7 @@ ENDED = {
 SLOW = 30.0  # seconds that a command of Slurm's may take
 AT_ONCE = 100  # jobs that one scancel names
 LAST = 1 << 12  # bytes of a job's log that are read
-SIGNAL = 60  # seconds before its limit that a job is told
+SIGNAL = 60  # seconds before its limit that a job is told, a third of a short one's
 
 
 class State(NamedTuple):
@@ -124,7 +124,7 @@ def _parameters(engine: Engine) -> dict[str, Any]:
         "timeout_min": asked.time_minutes, "nodes": 1, "tasks_per_node": 1, "cpus_per_task": cpus,
         "gpus_per_node": asked.gpus_per_trial or None, "mem_gb": asked.mem_gb or None,
         "slurm_partition": asked.partition or None, "slurm_account": asked.account or None, "slurm_qos": asked.qos or None,
-        "slurm_constraint": asked.constraint or None, "slurm_signal_delay_s": SIGNAL,
+        "slurm_constraint": asked.constraint or None, "slurm_signal_delay_s": min(SIGNAL, 20 * asked.time_minutes),
         "slurm_srun_args": [f"--cpus-per-task={cpus}"],  # since 22.05 srun does not take it from sbatch
         "slurm_additional_parameters": {"requeue": True},
     }  # fmt: skip

@@ -38,7 +38,9 @@ class Job:
         folder = Path(self.folder)
         if orders.standing(folder):
             write_atomically(folder / "job", submitit.JobEnvironment().job_id)
-            Training(folder).run()
+            training = Training(folder)
+            signal.signal(signal.SIGTERM, training.take)
+            training.run()
 
 
 class Training:
@@ -48,10 +50,10 @@ class Training:
         self.folder, self.queue = folder, _unanswered(folder)
         self.shares: dict[str, float] = {}  # by id, of the trials begun
         self.beats, self.beaten = 0, -orders.BEAT
-        self.taken = False  # Slurm has told us to go
-        signal.signal(signal.SIGTERM, self._take)
+        self.taken = False
 
-    def _take(self, *_: object) -> None:
+    def take(self, *_: object) -> None:
+        """Slurm tells the job to go."""
         self.taken = True
 
     def run(self) -> None:
@@ -77,6 +79,8 @@ class Training:
                 return
         if orders.standing(self.folder):
             orders.answer(self.folder, task.id, message)
+        if "refused" in message:
+            raise SystemExit(1)
 
     def _wait(self) -> None:
         """Until Slurm ends the job, or sends the signal at which submitit puts it back into the queue."""
