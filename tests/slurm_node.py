@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from scaletune.sweeping.parting import leave_with_parent
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 CONF = """
@@ -98,7 +100,10 @@ def _munge(folder):
 @contextlib.contextmanager
 def _daemon(command, env, log):
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=env, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=env, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
+            preexec_fn=leave_with_parent,  # a killed test leaves no daemon
+        )  # fmt: skip
         try:
             yield
         finally:
@@ -126,4 +131,5 @@ def _until(condition, folder, seconds=30):
 if __name__ == "__main__":
     with node(sys.argv[1]) as env, contextlib.suppress(KeyboardInterrupt):
         print(f"export SLURM_CONF={env['SLURM_CONF']}", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.pause()

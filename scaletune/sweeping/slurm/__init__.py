@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scaletune.errors import UserError
+from scaletune.recipe import Engine
 from scaletune.sweeping.engines import Message
 from scaletune.sweeping.memory import SAID
 from scaletune.sweeping.slurm import cluster, orders, packing
@@ -81,14 +82,16 @@ class Pool:
         made = [orders.written(self.root, pack) for pack in packing.pack(queue, self.workers)]
         self.out += made  # before they are submitted: an interrupt takes them back
         try:
-            jobs = self.cluster.submit([order.folder for order in made], engine, free)
+            self._submit(made, engine, free)
         except Refused as error:
             queue[:0] = [task for order in made for task in order.tasks.values()]
             self._drop(made)
             self._bear(str(error))
-            return
-        self.refused = 0.0
+
+    def _submit(self, made: Sequence[Order], engine: Engine, parallel: int) -> None:
+        jobs = self.cluster.submit([order.folder for order in made], engine, parallel)
         self.jobs += jobs
+        self.refused = 0.0
         for order, job in zip(made, jobs, strict=True):
             orders.submitted(order, job)
 
@@ -140,7 +143,7 @@ class Pool:
         if states is None:
             return []
         self._say_reasons([states[order.job] for order in self.out if order.job in states])
-        self.jobs = [job for job in self.jobs if not states.get(job, GONE).ended]
+        self._running(states)
         return [said for order in self.out if order.tasks for said in self._judge(order, states.get(order.job, GONE), time.monotonic())]
 
     def _judge(self, order: Order, state: State, now: float) -> list[tuple[Task, Message]]:
@@ -188,11 +191,13 @@ class Pool:
     def _settle(self) -> None:
         """Wait until no job is left, as long as that takes one to see that its order is gone."""
         end = time.monotonic() + SETTLE
-        while self.jobs and time.monotonic() < end:
-            states = self.cluster.states()
-            if states is not None:
-                self.jobs = [job for job in self.jobs if not states.get(job, GONE).ended]
-            time.sleep(0.2 if self.jobs else 0)
+        while self._running(self.cluster.states()) and time.monotonic() < end:
+            time.sleep(0.2)
+
+    def _running(self, states: dict[str, State] | None) -> list[str]:
+        """Jobs of ours that are not known to have ended."""
+        self.jobs = [job for job in self.jobs if states is None or not states.get(job, GONE).ended]
+        return self.jobs
 
     def _bear(self, why: str) -> None:
         """A refusal may pass: while jobs of ours are out (a limit on jobs), or the controller is not to be reached."""
