@@ -422,10 +422,10 @@ def on_this_machine(monkeypatch):
 
 @pytest.fixture(scope="module")
 def asked(tiny):
-    """Two trials that train, long enough to be disturbed, and one that diverges; each in a job of its own."""
+    """Two trials that train long enough to be disturbed, each in a job of its own."""
     engine = {"kind": "slurm", "checkpoint_every": 50, "workers": 2, "stack": 1, "slurm": {"minutes": 0.0}}
     return tiny(
-        {"engine": engine, "data.epochs": 9, "budget.tokens": 400 * 256, "schedule.warmup": 0.1, "axes": {"lr": [2e-3, 8e-3, 1e3]}}
+        {"engine": engine, "data.epochs": 9, "budget.tokens": 400 * 256, "schedule.warmup": 0.1, "axes": {"lr": [2e-3, 8e-3]}}
     ).model_copy(update={"name": "on slurm"})
 
 
@@ -539,6 +539,7 @@ def marked(checkpoint):
     checkpoint.with_name("previous.pt").unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_a_real_slurm_runs_an_array_through_requeues_and_a_killed_driver(asked, undisturbed, slurm_env, tmp_path):
     """`scontrol requeue`, as for preemption, of one job, the signal before a time limit to the other; then a driver that finds both."""
     before = max([int(job.split("_")[0]) for job in jobs()], default=0)
@@ -563,8 +564,8 @@ def test_a_real_slurm_runs_an_array_through_requeues_and_a_killed_driver(asked, 
     table = sweeping.sweep(asked, out=tmp_path)
     assert sorted(map(str, measured(tmp_path / "sweeps/on slurm.jsonl"))) == sorted(map(str, undisturbed))
     resumed = {trial.id for trial in read_jsonl(tmp_path / "sweeps/on slurm.jsonl") if trial.metrics["seconds"]["train"] > 1000}
-    assert resumed == {id for id, _ in both.values()} and len(table) == 3
-    assert len(jobs(before)) == 3 and {state for state, _ in jobs(before).values()} == {"COMPLETED"}  # none submitted twice
+    assert resumed == {id for id, _ in both.values()} and len(table) == 2
+    assert len(jobs(before)) == 2 and {state for state, _ in jobs(before).values()} == {"COMPLETED"}  # none submitted twice
     assert not (tmp_path / "sweeps/on slurm.slurm").exists() and not processes("sweeping.worker", "submitit")
 
 
