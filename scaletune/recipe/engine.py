@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scaletune.sections import Count, Fraction, Positive, Section
+from scaletune.sections import Count, Fraction, NotNegative, Positive, Section, Whole
 from scaletune.sections import Whole as Seed
+
+WORD = re.compile(r"[\w.,:@+&|*()\[\]-]*")  # what sbatch's options are made of: no space, quote or line break
+
+
+class Slurm(Section):
+    """What `engine.kind` "slurm" asks of the cluster for each job; an option that is empty or 0 is left to the cluster."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    time_minutes: Count = 60  # a job's limit; one that runs into it goes back to the queue and on from its trials' checkpoints
+    timeouts: Whole = 100  # so often, before its trials count as lost
+    gpus_per_trial: Whole = 0  # none, or one for each of `engine.processes`
+    cpus_per_trial: Whole = 0  # 0: one for each of `engine.processes`
+    mem_gb: NotNegative = 0.0
+    minutes: NotNegative = 10.0  # trials share a job until it is guessed to take so long: less is not worth its time in the queue
+    max_jobs: Annotated[Count, Field(le=1000)] = 1000  # in the queue at once; 1000: what Slurm's MaxArraySize allows as it comes
+    leave: bool = False  # an interrupted driver leaves its jobs to the next one, and does not cancel them
+
+    @model_validator(mode="after")
+    def _sound(self) -> Slurm:
+        for name in ("partition", "account", "qos", "constraint"):
+            if not WORD.fullmatch(getattr(self, name)):
+                raise ValueError(
+                    f"`engine.slurm.{name}` must be of letters, digits and any of _.,:@+&|*()[]-, but got {getattr(self, name)!r}"
+                )
+        if self.minutes > self.time_minutes:
+            raise ValueError(
+                f"`engine.slurm.minutes <= time_minutes` must hold, but got minutes={self.minutes:g}, time_minutes={self.time_minutes}"
+            )
+        return self
 
 
 class Engine(Section):
     """Where and how trials run, and what is written beside the record. No part of a trial's identity."""
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local", "slurm"] = "local"
+    slurm: Slurm = Slurm()
     workers: Literal["auto"] | Count = "auto"  # auto: one a GPU, or one a core
     processes: Count = 1  # that share one trial's batch
     stack: Literal["auto"] | Count = (
@@ -35,6 +69,11 @@ class Engine(Section):
             raise ValueError(
                 "`processes * accumulation >= 2` must hold for a gradient-noise scale (it compares batches of two sizes), but got "
                 f"processes={self.processes}, accumulation={self.accumulation}"
+            )
+        if self.slurm.gpus_per_trial not in (0, self.processes):
+            raise ValueError(
+                "`engine.slurm.gpus_per_trial` must be 0 or `engine.processes` (a process trains on one), but got "
+                f"gpus_per_trial={self.slurm.gpus_per_trial}, processes={self.processes}"
             )
         return self
 

@@ -55,7 +55,7 @@ def train_all(
             if driver.queue:
                 if said := stacks.note(driver.queue):
                     print(f"trials {said}", file=sys.stderr)
-                with engines.opened(driver.queue, workers, growing=then is not None) as pool:
+                with engines.opened(driver.queue, workers, growing=then is not None, stem=stem) as pool:
                     driver.drive(pool)
             return frame(trial for trial in store.trials() if trial.id in driver.wanted)
         finally:

@@ -1,20 +1,20 @@
 """Engines: where a sweep's tasks run. A sweep and its search know a `Pool`, and never which one they have.
 
-An engine is a file here with `opened(queue, workers, growing) -> Pool`, a row of `ENGINES` and a member of `engine.kind`.
+An engine is a file here with `opened(queue, workers, growing, stem) -> Pool`, a row of `ENGINES` and a member of `engine.kind`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 from scaletune.sweeping.task import Task
 
-Message = dict[
-    str, Any
-]  # {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "status", "memory": bool, "log", "stack": trials that were one model} | {"refused": why}
-ENGINES = {"local": "scaletune.sweeping.local"}
+# {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "status", "memory", "log", "stack": trials that were one model} | {"refused": why}
+Message = dict[str, Any]
+ENGINES = {"local": "scaletune.sweeping.local", "slurm": "scaletune.sweeping.slurm"}
 
 
 class Pool(Protocol):
@@ -34,6 +34,6 @@ class Pool(Protocol):
         """Wait a second at most, and say what was heard. Each task handed out ends with one "trial" or one "lost"."""
 
 
-def opened(queue: Sequence[Task], workers: str | int, growing: bool) -> Pool:
-    """A pool of the engine that the queue's recipes ask for; `growing`: more may be asked for than is in the queue."""
-    return import_module(ENGINES[queue[0].recipe.engine.kind]).opened(queue, workers, growing)
+def opened(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> Pool:
+    """A pool of the engine that the queue's recipes ask for; `growing`: more may be asked for than is in the queue; `stem`: `sweeps/NAME`."""
+    return import_module(ENGINES[queue[0].recipe.engine.kind]).opened(queue, workers, growing, stem)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO
 
 from scaletune.errors import UserError
@@ -198,7 +199,7 @@ class Pool:
         return [(task, lost) for task in worker.tasks.values()]
 
 
-def opened(queue: Sequence[Task], workers: str | int, growing: bool) -> Pool:
+def opened(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> Pool:
     """As many workers as go round, and no more than the queue can use where it will not grow."""
     processes = max(task.recipe.engine.processes for task in queue)
     most = slots(workers, processes)
