@@ -68,7 +68,7 @@ def own_steps(points: Sequence[Recipe]) -> list[int]:
 
 
 def saving(points: Sequence[Recipe], rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """FLOPs, seconds and trunks of points trained with shared trunks; `rows`: what `counting.count` says of each alone."""
+    """FLOPs and guessed seconds of points whose horizons share trunks, and how many branch off one; `rows`: what `counting.count` says of each alone."""
     shares = [steps / point.budget.steps for steps, point in zip(own_steps(points), points, strict=True)]
     pairs = list(zip(shares, rows, strict=True))
     return {

@@ -22,6 +22,7 @@ class Task:
     cost: float  # seconds, guessed
     tries: int = 0
     shared: dict[str, Any] | None = None  # what trials must have in common with it to stack
+    trunk: str | None = None  # what horizons must have in common with it to share a trunk
 
 
 def tasks(sweep: str, points: Sequence[Recipe]) -> list[Task]:
