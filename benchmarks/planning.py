@@ -28,7 +28,8 @@ from scaletune.fitting.table import tabulate
 from scaletune.planning import TROUBLE, _candidates, _possible
 from scaletune.planning import candidates as possible
 from scaletune.planning.belief import Belief, from_priors
-from scaletune.planning.designing import Candidates, half_widths, path
+from scaletune.planning.designing import half_widths, path
+from scaletune.planning.pricing import Candidates
 
 TARGET = Path(__file__).parents[1] / "configs" / "quickstart-target.toml"
 LEVEL, STUDIES, BUDGETS = 0.9, 48, (0.01, 0.02, 0.05)
