@@ -1,15 +1,16 @@
 """Horizons on one trunk: each trial is to the bit what it is alone, and what is spent is the closed form."""
 
 import math
+import shutil
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from scaletune import counting, optim, sweeping, training
+from scaletune import counting, data, optim, sweeping, training
 from scaletune.counting import branching as counted
 from scaletune.errors import UserError
-from scaletune.recipe import Budget, Schedule, resolved
+from scaletune.recipe import Budget, Schedule, identity, resolved
 from scaletune.sweeping import stacks
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
@@ -96,6 +97,24 @@ def test_a_horizon_that_is_judged_diverged_takes_no_other_with_it(horizons, acc,
     assert {trial.tokens // (SHORT * BATCH): trial.status for trial in trials} == dict.fromkeys((1, 2, 4), "done") | {judged: "diverged"}
 
 
+def test_a_branch_that_missed_a_checkpoint_trains_by_itself(horizons, undisturbed, acc, tmp_path):
+    """Killed between the writes of a step: the middle horizon has the one before, and the shortest none."""
+    points = horizons(KILLED | {"engine.checkpoint_every": 2, "engine.runs": str(tmp_path)})
+    with pytest.raises(KeyboardInterrupt):
+        together(points, acc, progress=lambda share: interrupt(share, 0.08))  # after 4 of 32 + 4 + 8 steps
+    short, middle = (tmp_path / identity(point, data.load(point.data).digest) for point in points[:2])
+    (middle / "checkpoint.pt").unlink()
+    shutil.rmtree(short)
+    found = together(points, acc)
+    assert sorted((measured(trial, curve) for trial, curve in found), key=str) == undisturbed
+    assert [trial.provenance.get("trunk_tokens") for trial, _ in found] == [None, 2 * BATCH, None]
+
+
+def interrupt(share, stop):
+    if share > stop:
+        raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def undisturbed(horizons, acc):
     return sorted((measured(*training.trial(point, "main", acc)) for point in horizons(KILLED)), key=str)
@@ -106,12 +125,8 @@ def test_a_killed_order_goes_on_to_the_same_bits(horizons, undisturbed, acc, tmp
     """Stopped on the trunk, in a cooldown, after a branch is done; tried again together, or one by one as after a dead worker."""
     points = horizons(KILLED | {"engine.checkpoint_every": 3, "engine.runs": str(tmp_path)})
 
-    def interrupt(share):
-        if share > stop:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        together(points, acc, progress=interrupt)
+        together(points, acc, progress=lambda share: interrupt(share, stop))
     found = [training.trial(point, "main", acc) for point in points] if alone else together(points, acc)
     assert sorted((measured(trial, curve) for trial, curve in found), key=str) == undisturbed
 

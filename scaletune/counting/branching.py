@@ -55,16 +55,19 @@ def serves(longer: Recipe, shorter: Recipe) -> bool:
     return longer.budget.tokens > shorter.budget.tokens and branch_step(shorter) > 0 and trunk(longer) == trunk(shorter) != ""
 
 
+def servers(points: Sequence[Recipe]) -> list[Recipe | None]:
+    """For each point the longest horizon of its trial, if it may branch off that one's run."""
+    keys, longest = [trunk(point) for point in points], dict[str, Recipe]()
+    for key, point in sorted(zip(keys, points, strict=True), key=lambda pair: pair[1].budget.tokens):
+        longest[key] = point
+    pairs = zip(keys, points, strict=True)
+    return [longest[key] if key and serves(longest[key], point) else None for key, point in pairs]
+
+
 def own_steps(points: Sequence[Recipe]) -> list[int]:
     """Optimizer steps that each point costs when trunks are shared: all of the longest horizon, the cooldown of the others."""
-    longest: dict[str, int] = {}
-    keys = [trunk(point) for point in points]
-    for key, point in zip(keys, points, strict=True):
-        longest[key] = max(longest.get(key, 0), point.budget.tokens)
-    return [
-        point.budget.steps - (branch_step(point) if key and point.budget.tokens < longest[key] else 0)
-        for key, point in zip(keys, points, strict=True)
-    ]
+    pairs = zip(points, servers(points), strict=True)
+    return [point.budget.steps - (branch_step(point) if server else 0) for point, server in pairs]
 
 
 def saving(points: Sequence[Recipe], rows: Iterable[dict[str, Any]]) -> dict[str, float]:

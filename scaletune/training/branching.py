@@ -26,14 +26,15 @@ def started(points: Sequence[Recipe], corpus: data.Corpus, acc: Accelerator) -> 
 
     One that a checkpoint left at another step than its head, or beyond its branch point, trains by itself.
     """
-    heads: list[Run] = []
-    for point in sorted(points, key=lambda point: -point.budget.tokens):
-        head = next((head for head in heads if counted.serves(head.recipe, point)), None)
+    heads, trained = list[Run](), dict[int, Run]()  # of the recipe that a run trains
+    for point, server in sorted(zip(points, counted.servers(points), strict=True), key=lambda pair: -pair[0].budget.tokens):
+        head = trained.get(id(server))
         run = _restored(point, corpus, acc) if head is None or point.engine.checkpoint_every else _rider(head, point, Outcome())
         if head and run.step == head.step <= counted.branch_step(point):
             head.riders.append(_rider(head, point, run.outcome))
         else:
             heads.append(run)
+            trained[id(point)] = run
     return heads
 
 

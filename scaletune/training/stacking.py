@@ -108,7 +108,7 @@ def stacked(
 
 
 def _refuse(points: Sequence[Recipe]) -> None:
-    heads = [point for point in points if not any(branches.serves(other, point) for other in points)]
+    heads = [point for point, server in zip(points, branches.servers(points), strict=True) if server is None]
     for point in heads:
         if odd := counted.unlike(heads[0], point):
             names = ", ".join(f"`{name}`" for name in odd)
