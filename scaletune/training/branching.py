@@ -82,6 +82,7 @@ def _read(rider: Run, tracks: Tracks) -> None:
 
 
 def steps_left(heads: Sequence[Run]) -> int:
-    """Steps that runs at one step and their riders still take, those of one horizon together."""
+    """Steps that runs and their riders still take, those of one horizon together."""
+    left = {steps: max(head.steps - head.step for head in heads if head.steps == steps) for steps in {head.steps for head in heads}}
     own = {rider.steps: rider.steps - counted.branch_step(rider.recipe) for head in heads for rider in head.riders}
-    return max((head.steps - head.step for head in heads), default=0) + sum(own.values())
+    return sum(left.values()) + sum(own.values())

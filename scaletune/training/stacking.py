@@ -101,7 +101,10 @@ def stacked(
         tracks = {run.id: trackers.enter_context(tracking.opened(run)) for head in heads for run in (head, *head.riders)}
         asked = {identity(point, corpus.digest): sweep for point, sweep in zip(points, sweeps, strict=True)}
         rows = Counter(point.budget.tokens for point in points)
-        for run in _cohorts(heads, tracks, progress):
+        for run in (run for head in heads for run in (head, *head.riders)):
+            loop.look(run, tracks[run.id])
+        whole = branching.steps_left(heads)
+        for run in _cohorts(heads, tracks, lambda left: progress(max(0.0, 1 - left / whole))):
             loop.finish(run, tracks[run.id])
             seconds, tokens = sum(run.outcome.seconds.values()), run.recipe.budget.tokens
             yield record(run.recipe, asked[run.id], corpus, run.outcome, acc, seconds, rows[tokens]), run.outcome.curve
@@ -117,15 +120,12 @@ def _refuse(points: Sequence[Recipe]) -> None:
             raise UserError(f"a trial trains by itself with {why}")
 
 
-def _cohorts(heads: Sequence[Run], tracks: branching.Tracks, progress: Callable[[float], None]) -> Iterator[Run]:
-    """Train the runs of one horizon together, one horizon after the other: checkpoints may have left several."""
-    for run in (run for head in heads for run in (head, *head.riders)):
-        loop.look(run, tracks[run.id])
-    cohorts = [[head for head in heads if head.steps == steps] for steps in sorted({head.steps for head in heads})]
-    left = [branching.steps_left(cohort) for cohort in cohorts]
-    for i, cohort in enumerate(cohorts):
-        after = sum(left[i + 1 :])
-        yield from _stopping(cohort, tracks, lambda own, after=after: progress(1 - (own + after) / sum(left)))  # type: ignore[misc]
+def _cohorts(runs: Sequence[Run], tracks: branching.Tracks, say: Callable[[int], None]) -> Iterator[Run]:
+    """Train the runs of one horizon together, one horizon after the other; `say` is told the steps that are left."""
+    for steps in sorted({run.steps for run in runs}):
+        after = branching.steps_left([run for run in runs if run.steps > steps])
+        cohort = [run for run in runs if run.steps == steps]
+        yield from _stopping(cohort, tracks, lambda own, after=after: say(own + after))  # type: ignore[misc]
 
 
 def _stopping(runs: Sequence[Run], tracks: branching.Tracks, say: Callable[[int], None]) -> Iterator[Run]:
@@ -152,7 +152,7 @@ def _branched(heads: Sequence[Run], tracks: branching.Tracks, say: Callable[[int
     runs = list(branching.leaving(heads, tracks))
     if runs:
         waiting = branching.steps_left(heads)
-        yield from _stopping(runs, tracks, lambda own: say(own + waiting))
+        yield from _cohorts(runs, tracks, lambda own: say(own + waiting))
         runs[0].acc.free_memory()
 
 
