@@ -28,7 +28,8 @@ from scaletune.fitting.table import tabulate
 from scaletune.planning import TROUBLE, _candidates, _possible
 from scaletune.planning import candidates as possible
 from scaletune.planning.belief import Belief, from_priors
-from scaletune.planning.designing import Candidates, half_widths, path
+from scaletune.planning.designing import half_widths, path
+from scaletune.planning.pricing import Candidates
 
 TARGET = Path(__file__).parents[1] / "configs" / "quickstart-target.toml"
 LEVEL, STUDIES, BUDGETS = 0.9, 48, (0.01, 0.02, 0.05)
@@ -94,7 +95,7 @@ def ask(table: pd.DataFrame, n_params: float, tokens: float) -> tuple[Array, Arr
 
 
 def made_up(budgets: tuple[float, ...] = BUDGETS, studies: int = STUDIES) -> pd.DataFrame:
-    target = recipe.load(TARGET)
+    target = recipe.load(TARGET, ["engine.branch=false"])  # every design pays for each run by itself
     n_params = counting.params(target.model, counting.BYTES_TEXT_VOCAB)["n_params"]
     belief, table = _possible(target, counting.BYTES_TEXT_VOCAB, None, None)
     table = possible.costs(target, table, counting.BYTES_TEXT_VOCAB)
@@ -158,6 +159,7 @@ def lookup(table: pd.DataFrame, surfaces: dict[str, Smooth]) -> pd.DataFrame:
         seen = table[~table["cell_id"].isin(held)].sort_values("cell_id", kind="stable").reset_index(drop=True)
         seen["cell"] = np.unique(seen["cell_id"], return_inverse=True)[1]
         seen["flops"] = 6.0 * seen["n_params"] * seen["tokens"]
+        seen = seen.assign(trunk=range(len(seen)), stable=0.0)  # the public runs were trained one by one
         for cell in held:
             rows += [{"split": split, "cell": cell} | row for row in _looked_up(seen, surfaces[cell])]
     return pd.DataFrame(rows)

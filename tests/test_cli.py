@@ -190,6 +190,18 @@ def test_count_agrees_with_the_sum_of_its_points(cli_at):
     assert {row["params"]["n_params"] for row in answer["points"]} == {10 * w**2 + 3 * w for w in (32, 64)}
 
 
+def test_count_says_what_trunks_save_or_what_keeps_horizons_apart(cli_at):
+    """Cooldowns of half: of T and 2T the trunk of 2T is trained once, 2.5T for 3T."""
+    settings = ["--set", "axes.tokens=[4096, 8192]", "--set", "schedule.decay=0.5"]
+    answer = json.loads(cli_at("count", "some-1.5b.toml", "--json", *settings, "--set", "schedule.warmup_tokens=512")[1])["total"]
+    assert answer["branched"]["flops"] == pytest.approx(2.5 / 3 * answer["flops"])
+    assert answer["branched"]["branches"] * 2 == answer["trials"]
+    assert (
+        "branch off the trunk of a longer horizon" in cli_at("count", "some-1.5b.toml", *settings, "--set", "schedule.warmup_tokens=512")[1]
+    )
+    assert "no trunk serves several horizons: `schedule.warmup = 0.1`" in cli_at("count", "some-1.5b.toml", *settings)[1]
+
+
 def test_count_says_when_it_does_not_know_the_vocabulary(cli_at):
     known, unknown = cli_at("count", "point.toml")[1], cli_at("count", "point.toml", "--set", "data.source=elsewhere.bin")[1]
     assert "vocabulary" not in known and "`elsewhere.bin` is not here: counted with a vocabulary of 256" in unknown

@@ -20,7 +20,8 @@ from scaletune.planning import belief as believing
 from scaletune.planning import candidates as possible
 from scaletune.planning import designing
 from scaletune.planning.belief import from_joint, from_priors
-from scaletune.planning.designing import Candidates, core, criterion, half_widths, information, path
+from scaletune.planning.designing import core, criterion, half_widths, information, path
+from scaletune.planning.pricing import Candidates, added
 from scaletune.recipe import load, points, validated, with_settings
 
 CENTRE, AT = (17.0, 20.0), (math.log(2e-3), math.log(1e5))
@@ -227,6 +228,36 @@ def test_errors_at_the_target_are_as_large_as_the_plan_expects(belief, found):
     assert ((np.abs(errors) <= half / 3).mean(0) <= 0.7).all()  # 0.42 of a normal: not because it promises little
 
 
+# horizons that share a trunk
+
+
+def test_prices_are_those_of_the_longest_trunk_and_the_cooldowns(found):
+    """T, 2T, 4T with a cooldown of 0.3, in any order: 4T + 0.3 (T + 2T); another trial's trunk is no one else's."""
+    cost = np.array([1.0, 2.0, 4.0, 4.0])
+    shared = replace(found, cost=cost, trunk=np.array([0, 0, 0, 1]), stable=0.7 * cost)
+    for order in itertools.permutations(range(3)):
+        assert added(shared, np.array(order)).sum() == pytest.approx(4 + 0.3 * 3)
+    assert added(shared, np.array([2, 0, 3, 1])) == pytest.approx([4, 0.3, 4, 0.6])
+    assert added(replace(shared, trunk=None), np.arange(4)).sum() == 11
+
+
+def test_shared_trunks_leave_the_budget_more_runs(target, planned):
+    apart = planning.plan(with_settings(load(target), {"engine.branch": False}), "5%")
+    assert len(planned.runs) > len(apart.runs) and planned.total["flops_apart"] > planned.total["flops"] <= planned.budget["amount"]
+    assert apart.total["flops"] == pytest.approx(apart.total["flops_apart"]) and apart.warmup_tokens is None
+    cosine = planning.plan(with_settings(load(target), {"schedule.kind": "cosine"}), "5%")
+    assert cosine.total["flops"] == pytest.approx(cosine.total["flops_apart"]) and cosine.warmup_tokens is None
+
+
+def test_planned_proxies_have_one_warmup_that_leaves_each_a_stable_phase(target):
+    """0.1 of the geometric middle of 8192 and 2**19, and at most half of what 0.3 of decay leaves the shortest."""
+    wsd = load(target)
+    assert possible.warmup_tokens(wsd, 8192, 2**19) == min(round(0.1 * 2**16), round(0.7 * 8192 / 2))
+    assert possible.warmup_tokens(wsd, 2**16, 2**17) == round(0.1 * 2**16.5)
+    for settings in ({"schedule.kind": "cosine"}, {"engine.branch": False}, {"schedule.warmup": 0.0}):
+        assert possible.warmup_tokens(with_settings(wsd, settings), 8192, 2**19) is None
+
+
 # what is believed
 
 
@@ -381,6 +412,11 @@ def written(target, tmp_path, capsys):
     return out, json.loads(capsys.readouterr().out)
 
 
+def _ends(wanted):
+    horizons = [tokens for _, tokens, *_ in wanted]
+    return min(horizons), max(horizons)
+
+
 def test_the_written_study_holds_the_planned_runs_and_nothing_else(written, capsys):
     path, said = written
     study = load(path)
@@ -391,9 +427,13 @@ def test_the_written_study_holds_the_planned_runs_and_nothing_else(written, caps
     }  # fmt: skip
     got = [(p.model.width, p.budget.tokens, p.budget.batch_tokens, p.optimizer.lr, p.seed) for p in trained]
     assert len(got) == said["total"]["runs"] and set(got) == wanted
+    assert {p.schedule.warmup_tokens for p in trained} == {possible.warmup_tokens(load(path.parent / study.target), *_ends(wanted))}
     assert study.fit.law == "joint" and load(path.parent / study.target).model.width == 256
     assert main(["count", str(path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["total"]["flops"] == pytest.approx(said["total"]["flops"])
+    counted = json.loads(capsys.readouterr().out)["total"]
+    assert counted["flops"] == pytest.approx(said["total"]["flops_apart"])
+    assert counted["branched"]["flops"] == pytest.approx(said["total"]["flops"])
+    assert counted["branched"]["flops"] < 0.95 * counted["flops"]
 
 
 def test_a_written_study_is_swept(target, tmp_path, monkeypatch):
@@ -410,6 +450,9 @@ def test_lines_tell_the_table_the_interval_and_what_twice_buys(target, capsys):
     assert main(["plan", str(target), "--budget", "5%"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"level 0.95: lr within x/÷ [0-9.]+, batch x/÷ [0-9.]+, loss ±[0-9.]+%", said) and "twice the budget" in said
+    assert re.search(
+        r"[0-9]+ of them branch off the trunk of a longer horizon: each by itself they would be \S+ FLOPs \([0-9]+% saved\)", said
+    )
 
 
 # ragged sweeps

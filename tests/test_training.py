@@ -172,8 +172,8 @@ def test_the_guard_looks_at_the_start_after_warmup_and_at_the_end(tiny, acc, mon
 def test_a_schedule_that_writes_absolute_values_is_stopped(tiny, acc, monkeypatch, from_share, step):
     sound = optim.set_share
 
-    def absolute(opt, schedule, share):
-        sound(opt, schedule, share)
+    def absolute(opt, schedule, share, warmed):
+        sound(opt, schedule, share, warmed)
         for group in opt.param_groups if share > from_share else ():
             group["lr"] = 1e-3
 

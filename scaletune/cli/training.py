@@ -126,11 +126,14 @@ def plan(args: argparse.Namespace) -> Answer:
 
 def count(args: argparse.Namespace) -> Answer:
     from scaletune import counting, recipe
+    from scaletune.counting import branching
 
     asked = recipe.load(args.recipe, args.set)
     source, (vocab_size, known) = asked.data.source, _vocab_size(asked)
-    rows = [counting.count(point, vocab_size) for point in recipe.points(asked)]
+    points = recipe.points(asked)
+    rows = [counting.count(point, vocab_size) for point in points]
     total = {"trials": len(rows), "flops": sum(row["flops"] for row in rows), "seconds": sum(row["seconds"] for row in rows)}
+    total["branched"] = branching.saving(points, rows)
     lines = [
         f"{'width':>6} {'depth':>5} {'n_params':>12} {'total':>12} {'tokens':>12} {'steps':>8} {'FLOPs':>9} {'memory':>9} {'seconds':>8}  trials"
     ]
@@ -146,7 +149,22 @@ def count(args: argparse.Namespace) -> Answer:
     lines.append(
         f"{total['trials']} trials, {total['flops']:.3g} FLOPs, about {total['seconds']:.0f} core seconds (a guess: 60 GFLOP/s and 2.5 ms a step)"
     )
-    return {"points": rows, "total": total}, lines
+    return {"points": rows, "total": total}, lines + _branched(points, total)
+
+
+def _branched(points: Sequence[Recipe], total: dict[str, Any]) -> list[str]:
+    """What trunks that serve several horizons save; why there are none, where horizons might share one."""
+    from scaletune.counting import branching
+
+    spent, reasons = total["branched"], {branching.apart(point) for point in points}
+    if spent["branches"]:
+        share = 1 - spent["flops"] / total["flops"]
+        return [
+            f"{spent['branches']} of them branch off the trunk of a longer horizon: {spent['flops']:.3g} FLOPs ({share:.0%} saved), about"
+            f" {spent['seconds']:.0f} core seconds"
+        ]
+    several = len({point.budget.tokens for point in points}) > 1 and all(point.engine.branch is not False for point in points)
+    return [f"no trunk serves several horizons: {why}" for why in sorted(reasons - {""}) if several]
 
 
 def _first_counted(row: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ OWN = ("schedule.", "optimizer.")  # of each trial: it keeps an optimizer of its
 FIXED = ("optimizer.family", "optimizer.shape_factor")  # but these: the rule reads them, and with it the model's multipliers
 DRAWN = ("parametrization.init_std", "parametrization.init_gain")
 ACTING = tuple(f"parametrization.{name}_multiplier" for name in ("embedding", "residual", "logits"))  # [K] where the model takes them
-WHEREVER = tuple(f"engine.{name}" for name in ("kind", "workers", "stack", "runs", "trackers", "evaluate_at", "checkpoint_every"))
+WHEREVER = tuple(f"engine.{name}" for name in ("kind", "workers", "stack", "branch", "runs", "trackers", "evaluate_at", "checkpoint_every"))
 READ = (  # what decides a model's shapes, its batches and how it computes
     "model", "parametrization", "optimizer", "schedule", "training", "data", "budget", "seed", "engine",
 )  # fmt: skip

@@ -21,8 +21,10 @@ SHAPES: dict[str, Callable[[float], float]] = {  # from 1 at 0 down to 0 at 1
 }
 
 
-def multiplier(schedule: Schedule, share: float) -> float:
+def multiplier(schedule: Schedule, share: float, warmed: float | None = None) -> float:
     """Learning-rate multiplier at `share` in [0, 1] of the tokens seen: up linearly over `warmup`, then by kind down to `floor`.
+
+    `warmed`: how much of a warmup that is counted in tokens is over; share / warmup is the same but for rounding, which the horizon is in.
 
     constant: 1.  linear, cosine: from the end of warmup to the last token.  wsd: 1, then by `decay_shape` over the last `decay`
     (arXiv:2405.18392).  power: min(1, (share / knee)**-power), times that decay (arXiv:2408.13359: lr = min(lr_max, a * batch * tokens**b),
@@ -30,8 +32,8 @@ def multiplier(schedule: Schedule, share: float) -> float:
     """
     if schedule.warmup_tokens is not None or schedule.knee_tokens is not None:
         raise UserError("a schedule that counts tokens must be put as shares first: `resolved(schedule, budget)`")
-    if share < schedule.warmup:
-        return _up(schedule, share / schedule.warmup)
+    if share < schedule.warmup if warmed is None else warmed < 1:
+        return _up(schedule, share / schedule.warmup if warmed is None else warmed)
     if schedule.kind == "constant":
         return 1.0
     decays = schedule.kind in ("wsd", "power")
@@ -55,9 +57,9 @@ def _level(schedule: Schedule, share: float) -> float:
     return (share / schedule.knee) ** -schedule.power
 
 
-def set_share(opt: Optimizer, schedule: Schedule, share: float) -> None:
+def set_share(opt: Optimizer, schedule: Schedule, share: float, warmed: float | None = None) -> None:
     """Set every group's lr to its own peak times the multiplier."""
-    now = multiplier(schedule, share)
+    now = multiplier(schedule, share, warmed)
     for group in opt.param_groups:
         group["lr"] = group["initial_lr"] * now
 

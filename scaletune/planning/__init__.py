@@ -1,7 +1,7 @@
 """`plan`: which proxies to train so that the target's predicted lr, batch and loss are tightest, and what they will tell.
 
-belief.py: what is assumed. candidates.py: what could be trained. designing.py: which of it. Here: a target recipe and a
-budget in, a `Plan` out; saying.py: that as lines and as the study that `scaletune run` carries out.
+belief.py: what is assumed. candidates.py: what could be trained. pricing.py: what it costs. designing.py: which of it. Here: a
+target recipe and a budget in, a `Plan` out; saying.py: that as lines and as the study that `scaletune run` carries out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from scaletune.errors import UserError, nearest
 from scaletune.fitting.surface import Runs
 from scaletune.planning import candidates as possible
 from scaletune.planning.belief import Belief, first_guess, from_joint, from_priors
-from scaletune.planning.designing import Candidates, core, half_widths, path
+from scaletune.planning.designing import core, half_widths, path
+from scaletune.planning.pricing import Candidates, added
 from scaletune.recipe import LR_FREE, Recipe
 from scaletune.records import Fit
 
@@ -37,9 +38,10 @@ class Plan:
 
     target: Recipe
     n_params: int  # the target's
-    runs: pd.DataFrame  # width, depth, n_params, tokens, batch_tokens, lr, flops and seconds of one seed
+    runs: pd.DataFrame  # width, depth, n_params, tokens, batch_tokens, lr, flops and seconds of one seed alone, and the share that is spent
     cells: list[dict[str, Any]]  # one for each (width, tokens): its settings, cost, and what its loss would cost
     seeds: int
+    warmup_tokens: int | None  # of every proxy, where horizons share trunks
     level: float
     budget: dict[str, Any]  # asked, in which unit, used
     expected: dict[str, float]  # half an interval, in logs
@@ -48,10 +50,8 @@ class Plan:
 
     @property
     def total(self) -> dict[str, float]:
-        return {
-            "runs": len(self.runs) * self.seeds, "flops": float(self.runs["flops"].sum() * self.seeds),
-            "hours": float(self.runs["seconds"].sum() * self.seeds / 3600),
-        }  # fmt: skip
+        spent, apart = _spent(self.runs, self.seeds), float(self.runs["flops"].sum() * self.seeds)
+        return {"runs": len(self.runs) * self.seeds, **spent, "flops_apart": apart}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; an interval is told as the half of it in logs and as a factor."""
@@ -64,6 +64,14 @@ class Plan:
             "total": self.total,
         }
         return answer | {"seeds": self.seeds, "expected": told, "doubled": doubled, "cells": self.cells, "assumptions": self.said}
+
+
+def _spent(runs: pd.DataFrame, seeds: int) -> dict[str, float]:
+    """FLOPs and hours of runs, a trunk's with the longest horizon it serves."""
+    return {
+        "flops": float((runs["flops"] * runs["share"]).sum() * seeds),
+        "hours": float((runs["seconds"] * runs["share"]).sum() * seeds / 3600),
+    }
 
 
 def _told(half: float) -> dict[str, float]:
@@ -90,15 +98,23 @@ def plan(
     found = _candidates(table, belief, (n_params, target.budget.tokens), seeds, cost)
     _require_room(found, until, cost, whole)
     far = path(belief, found, until=2 * until, most=2 * MOST, trouble=TROUBLE * whole)
-    within = far[np.cumsum(found.cost[far]) <= until]
+    within = far[np.cumsum(added(found, far)) <= until]
     chosen = within[:MOST]
     half, without = half_widths(belief, found, chosen, level)
+    runs = _shared(table.loc[np.sort(chosen)])
+    warmup = possible.warmup_tokens(target, int(runs["tokens"].min()), int(runs["tokens"].max()))
     full = [f"no more than {MOST} points are planned: the rest of the budget is left"] if len(within) > MOST else []
     return Plan(
-        target, n_params, table.loc[np.sort(chosen)].reset_index(drop=True), _cells(table, chosen, without / half, seeds), seeds, level,
-        asked | {"used": float(found.cost[chosen].sum())}, _named(half), _doubled(belief, found, far, level),
-        [*belief.said, *_assumptions(target, belief), *full],
+        target, n_params, runs.reset_index(drop=True), _cells(runs, without / half, seeds), seeds, warmup, level,
+        asked | {"used": float(added(found, chosen).sum())}, _named(half), _doubled(belief, found, far, level),
+        [*belief.said, *_assumptions(target, belief, warmup), *full],
     )  # fmt: skip
+
+
+def _shared(runs: pd.DataFrame) -> pd.DataFrame:
+    """With `share`, of its own cost what each spends: all of it, but the cooldown alone where a longer one has the trunk."""
+    longest = runs.groupby("trunk")["tokens"].transform("max")
+    return runs.assign(share=1 - runs["stable"].where(runs["tokens"] < longest, 0.0))
 
 
 def _asked(target: Recipe, budget: str, vocab_size: int, flops_per_second: float | None) -> tuple[dict[str, Any], float]:
@@ -163,7 +179,8 @@ def _possible(target: Recipe, vocab_size: int, fit: Fit | str | Path | None, noi
 def _candidates(table: pd.DataFrame, belief: Belief, scale: tuple[float, float], seeds: int, cost: str) -> Candidates:
     n, d, x = possible.logs(table, belief.centre)
     target = (math.log(scale[0]) - belief.centre[0], math.log(scale[1]) - belief.centre[1])
-    return Candidates(Runs(n, d, x, np.zeros(len(n)), table["cell"].to_numpy(int)), seeds * table[cost].to_numpy(float), target, seeds)
+    runs, each = Runs(n, d, x, np.zeros(len(n)), table["cell"].to_numpy(int)), seeds * table[cost].to_numpy(float)
+    return Candidates(runs, each, target, seeds, table["trunk"].to_numpy(int), each * table["stable"].to_numpy(float))
 
 
 def _require_room(found: Candidates, until: float, cost: str, whole: float) -> None:
@@ -173,7 +190,7 @@ def _require_room(found: Candidates, until: float, cost: str, whole: float) -> N
         raise UserError(
             "no three proxy sizes at one horizon, with three horizons of one size, are left: give the target more width or tokens"
         )
-    price = float(found.cost[least].sum())
+    price = float(added(found, least).sum())
     if price > until:
         amount, asked = (
             (f"{price / 3600:.3g}h", f"{until / 3600:.3g}h")
@@ -183,25 +200,25 @@ def _require_room(found: Candidates, until: float, cost: str, whole: float) -> N
         raise UserError(f"the smallest study that can tell the exponents costs {amount}, but the budget is {asked}")
 
 
-def _cells(table: pd.DataFrame, chosen: np.ndarray, widening: np.ndarray, seeds: int) -> list[dict[str, Any]]:
+def _cells(runs: pd.DataFrame, widening: np.ndarray, seeds: int) -> list[dict[str, Any]]:
     """One row a (width, tokens): its batches with their lr, its cost, and by what factor each interval widens without it."""
     rows = []
-    for (_, part), factors in zip(table.loc[np.sort(chosen)].groupby("cell"), widening, strict=True):
+    for (_, part), factors in zip(runs.groupby("cell"), widening, strict=True):
         first, batches = part.iloc[0], part.groupby("batch_tokens")
         rows.append({
             **{name: int(first[name]) for name in ("width", "depth", "n_params", "tokens")},
             "settings": [{"batch_tokens": int(each["batch_tokens"].iloc[0]), "lr": sorted(map(float, each["lr"]))} for _, each in batches],
-            "runs": len(part) * seeds, "flops": float(part["flops"].sum() * seeds), "hours": float(part["seconds"].sum() * seeds / 3600),
+            "runs": len(part) * seeds, **_spent(part, seeds),
             "without": _named(factors),
         })  # fmt: skip
     return rows
 
 
 def _doubled(belief: Belief, found: Candidates, far: np.ndarray, level: float) -> dict[str, Any]:
-    return {"runs": len(far) * found.seeds, "used": float(found.cost[far].sum()), **_named(half_widths(belief, found, far, level)[0])}
+    return {"runs": len(far) * found.seeds, "used": float(added(found, far).sum()), **_named(half_widths(belief, found, far, level)[0])}
 
 
-def _assumptions(target: Recipe, belief: Belief) -> list[str]:
+def _assumptions(target: Recipe, belief: Belief, warmup: int | None) -> list[str]:
     s = belief.scales
     p = target.parametrization
     said = [
@@ -209,6 +226,11 @@ def _assumptions(target: Recipe, belief: Belief) -> list[str]:
         "intervals are those of a joint fit of these runs alone, and hold the target's optimum at their level over all that is believed of the law",
         "the law holds from the smallest proxy to the target: that no plan can know",
     ]
+    if warmup:
+        said += [
+            f"proxies warm up over {warmup:,} tokens at every horizon, so that they share trunks, the target as it says: taken to make no"
+            " difference (`engine.branch = false` plans without)"
+        ]
     proxy = possible.depth_of(target)
     rule = f"the rule depth**-{p.depth_alpha:g}" if p.depth_alpha else "no rule"
     return said + (

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from scaletune import counting
+from scaletune.counting import branching
 from scaletune.errors import UserError
-from scaletune.recipe import Recipe, with_settings
+from scaletune.recipe import Recipe, resolved, with_settings
 from scaletune.zoo import Blocks, ResNet
 
 WIDTHS = [2 ** (-k / 2) for k in range(2, 13)]  # of the target's: half of it and less
@@ -108,15 +109,37 @@ def _rates(lr: float) -> Iterator[float]:
 
 
 def costs(target: Recipe, runs: pd.DataFrame, vocab_size: int, flops_per_second: float | None = None) -> pd.DataFrame:
-    """`runs` with flops and (guessed) seconds of one seed."""
+    """`runs` with flops and (guessed) seconds of one seed alone, `trunk`, alike for horizons of one trial, and `stable`, the share it serves them."""
+    target, branches = bare(target), branching.apart(bare(target)) == ""
     rate = {} if flops_per_second is None else {"flops_per_second": flops_per_second}
     each = runs.drop_duplicates(["width", "tokens", "batch_tokens"])[["width", "depth", "tokens", "batch_tokens"]]
     points = [with_settings(target, row) for row in _rows(each)]
     found = each.assign(
         flops=[counting.flops_per_token(p.model, vocab_size, p.data.seq_len) * p.budget.tokens for p in points],
         seconds=[counting.seconds(p, vocab_size, **rate) for p in points],
+        stable=[branching.branch_step(p) / p.budget.steps if branches else 0.0 for p in points],
     )
-    return runs.merge(found, on=list(each.columns), how="left", sort=False)
+    made = runs.merge(found, on=list(each.columns), how="left", sort=False)
+    trial = ["width", "depth", "batch_tokens", *(["lr"] if "lr" in runs else [])]
+    return made.assign(trunk=made.groupby(trial).ngroup())
+
+
+def bare(target: Recipe) -> Recipe:
+    """The target without a warmup, which a proxy has its own of where trunks are shared."""
+    free = {"warmup": 0.0, "warmup_tokens": None} if target.engine.branch is not False else {}
+    return target.model_copy(update={"schedule": target.schedule.model_copy(update=free)})
+
+
+def warmup_tokens(target: Recipe, shortest: int, longest: int) -> int | None:
+    """One warmup for horizons that share trunks: the target's share of the middle one, at most half the shortest's stable phase.
+
+    None where they share none.
+    """
+    own = resolved(target.schedule, target.budget)
+    if target.engine.branch is False or branching.apart(bare(target)) or not own.warmup:
+        return None
+    stable = 1 - own.decay if own.kind == "wsd" else 1.0
+    return max(1, round(min(own.warmup * math.sqrt(shortest * longest), stable * shortest / 2)))
 
 
 def logs(runs: pd.DataFrame, centre: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from scaletune.fitting.basin import directions
 from scaletune.fitting.optimum import REACH
 from scaletune.fitting.surface import SCATTER_WEIGHT, Runs, expected_information, expected_weight, law_basis, model
 from scaletune.planning.belief import Belief
+from scaletune.planning.pricing import Candidates, Prices
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int_]
@@ -32,16 +32,6 @@ Indices = NDArray[np.int_]
 LOSS_WEIGHT = 5.0  # a loss missed by 1 % counts as much as 0.05 % of loss lost
 LAW = 3  # parameters of a centre
 SLOW = 2.0  # seconds from which progress is shown
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """R runs that could be trained, sorted by cell, and what each costs."""
-
-    runs: Runs  # y is not read
-    cost: Array  # (R,) FLOPs or seconds, of all its seeds
-    target: tuple[float, float]  # n, d as in `runs`
-    seeds: int = 1
 
 
 def target_slopes(belief: Belief, target: tuple[float, float], theta: Array) -> Array:
@@ -171,18 +161,18 @@ def path(belief: Belief, candidates: Candidates, *, until: float, most: int, tro
     `trouble` is put on the price of every run: a study of thousands of runs that cost nothing teaches, and is a nuisance.
     """
     state = _State(belief, candidates, most)
-    price = candidates.cost + trouble
+    prices, spent = Prices(candidates), 0.0
     order = [int(i) for i in core(candidates)]
     for i in order:
         state.take(i)
-    spent = float(candidates.cost[order].sum())
+        spent += prices.take(i)
     bar = tqdm(total=most, initial=len(order), desc="runs planned", delay=SLOW, disable=None, leave=False, file=sys.stderr)
     with bar:
         while len(order) < most:
-            i = int(np.argmax(state.gains() / price))
-            spent += float(candidates.cost[i])
-            if spent > until or state.taken[i]:
+            i = int(np.argmax(state.gains() / (prices.now + trouble)))
+            if spent + prices.now[i] > until or state.taken[i]:
                 break
+            spent += prices.take(i)
             state.take(i)
             order.append(i)
             bar.update()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scaletune.planning import Plan
+from scaletune.planning.candidates import bare
 from scaletune.recipe import with_settings
 
 PATHS = ("source", "tokenizer")  # of `data`: what is relative to the file that names it
@@ -32,10 +33,20 @@ def lines(plan: Plan) -> list[str]:
         head,
         *(_row(cell) for cell in plan.cells),
         f"{total['runs']} runs ({plan.seeds} each point), {total['flops']:.3g} FLOPs, about {total['hours']:.3g} hours (a guess): {share}",
+        *_saved(plan),
         f"expected at the target ({plan.n_params:,} parameters, {plan.target.budget.tokens:,} tokens), level {plan.level:g}: {interval(plan.expected)}",
         f"twice the budget ({doubled['runs']} runs): {interval({name: doubled[name] for name in plan.expected})}",
         *(f"! {said}" for said in plan.said),
     ]
+
+
+def _saved(plan: Plan) -> list[str]:
+    """What trunks that serve several horizons save."""
+    spent, apart = plan.total["flops"], plan.total["flops_apart"]
+    n = int((plan.runs["share"] < 1).sum()) * plan.seeds
+    return [
+        f"{n} of them branch off the trunk of a longer horizon: each by itself they would be {apart:.3g} FLOPs ({1 - spent / apart:.0%} saved)"
+    ] * (n > 0)
 
 
 def _row(cell: Mapping[str, Any]) -> str:
@@ -55,9 +66,13 @@ def study(plan: Plan, folder: str | Path, target: str | Path | None = None) -> t
         for cell in plan.cells
         for each in cell["settings"]
     ]
-    first = with_settings(plan.target, {name: value for name, value in cells[0].items() if name != "lr"})
+    first = with_settings(
+        bare(plan.target) if plan.warmup_tokens else plan.target, {name: value for name, value in cells[0].items() if name != "lr"}
+    )
     data = {name: _beside(value, Path(folder)) if name in PATHS else value for name, value in first.point()["data"].items()}
     shared = first.point() | {"data": data, "engine": plan.target.engine.model_dump(exclude_defaults=True), "fit": {"law": "joint"}}
+    if plan.warmup_tokens:
+        shared["schedule"] |= {"warmup_tokens": plan.warmup_tokens}
     if plan.seeds > 1:
         shared["axes"] = {"seed": list(range(plan.target.seed, plan.target.seed + plan.seeds))}
     return ({"target": _beside(str(target), Path(folder))} if target else {}) | shared, cells

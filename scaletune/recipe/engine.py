@@ -53,6 +53,7 @@ class Engine(Section):
     stack: Literal["auto"] | Count = (
         "auto"  # trials that train as one model, at most: on a CPU the same bits; auto: what the device is quickest with
     )
+    branch: Literal["auto"] | bool = "auto"  # horizons of one trial share a trunk, to the same bits; true: and say what keeps them apart
     accumulation: Count = 1  # micro-batches a process and step
     compile: bool = False  # torch.compile
     evaluate_at: list[Fraction] = []  # shares of the tokens, beside the end

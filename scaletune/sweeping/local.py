@@ -203,4 +203,4 @@ def opened(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path)
     """As many workers as go round, and no more than the queue can use where it will not grow."""
     processes = max(task.recipe.engine.processes for task in queue)
     most = slots(workers, processes)
-    return Pool(most if growing else min(most, len(queue)), processes)
+    return Pool(most if growing else min(most, stacks.runs(queue)), processes)

@@ -1,4 +1,4 @@
-"""Which tasks of a queue a worker is given together, to train as one model."""
+"""Which tasks of a queue a worker is given together, to train as one model, or as branches of one trunk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from scaletune.counting import stacking
+from scaletune.counting import branching, stacking
 
 if TYPE_CHECKING:
     from scaletune.sweeping import Task
@@ -19,31 +19,57 @@ def on_gpu() -> bool:
 
 
 def note(tasks: Sequence[Task]) -> str:
-    """What keeps trials apart that were asked to stack, `engine.stack` a number; empty when nothing does."""
+    """What keeps trials apart that were asked to stack, `engine.stack` a number, or to branch, true; empty when nothing does."""
+    return "; ".join([*_unstacked(tasks), *_unbranched(tasks)])
+
+
+def _unbranched(tasks: Sequence[Task]) -> list[str]:
+    """Of several horizons: one has nothing to branch from."""
+    points = [task.recipe for task in tasks if task.recipe.engine.branch is True]
+    several = len({point.budget.tokens for point in points}) > 1
+    reasons = {branching.apart(point) for point in points if several} - {""}
+    return [f"not branched: {why}" for why in sorted(reasons)]
+
+
+def _unstacked(tasks: Sequence[Task]) -> list[str]:
     points = [task.recipe for task in tasks if task.recipe.engine.stack not in ("auto", 1)]
     if not points:
-        return ""
+        return []
     lone = sorted({why for point in points if (why := stacking.alone(point))})
     odd = sorted({f"`{name}`" for point in points for name in stacking.unlike(points[0], point)})
-    return "; ".join(
-        [*(f"trained one by one: {why}" for why in lone), *([f"not stacked where they differ: {', '.join(odd)}"] if odd else [])]
-    )
+    return [*(f"trained one by one: {why}" for why in lone), *([f"not stacked where they differ: {', '.join(odd)}"] if odd else [])]
 
 
 def take(queue: list[Task], workers: int, out: int = 0) -> list[Task]:
     """Take the first task off the queue and, with it, those that it may stack with: no more than a worker's share of these and of those `out`.
 
-    A task whose worker has died trains alone, so that it fails alone; where memory ran out, in half the stack.
+    And with each of these its shorter horizons, where they can branch off its run. A task whose worker has died trains alone, so that
+    it fails alone; where memory ran out, in half the stack.
     """
     first = queue[0]
-    most = first.most or _size(first, math.ceil((len(queue) + out) / workers))
+    most = first.most or _size(first, math.ceil((runs(queue) + out) / workers))
     alike = _shared(first) if most > 1 else {}
     taken = [first]
     for task in queue[1:]:
         if len(taken) < most and task.most == first.most and _shared(task) == alike:
             taken.append(task)
+    rows = {_trunk(task): task.recipe for task in taken if not task.most}
+    taken += [task for task in queue if not task.most and _trunk(task) in rows and branching.serves(rows[_trunk(task)], task.recipe)]
     queue[:] = [task for task in queue if not any(task is other for other in taken)]
     return taken
+
+
+def runs(queue: Sequence[Task]) -> int:
+    """How many runs the tasks are when horizons share theirs."""
+    trunks = [_trunk(task) for task in queue]
+    return len({trunk for trunk in trunks if trunk}) + trunks.count("")
+
+
+def _trunk(task: Task) -> str:
+    """Worked out once a task, too; empty where it trains apart."""
+    if task.trunk is None:
+        task.trunk = branching.trunk(task.recipe)
+    return task.trunk
 
 
 def _shared(task: Task) -> dict[str, Any]:

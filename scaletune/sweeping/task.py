@@ -24,6 +24,7 @@ class Task:
     shrunk: int = 0  # of these, ended for want of memory and was made smaller
     most: int | None = None  # trials of the stack it may be in, since a worker died of it
     shared: dict[str, Any] | None = None  # what trials must have in common with it to stack
+    trunk: str | None = None  # what horizons must have in common with it to share a trunk
 
 
 def tasks(sweep: str, points: Sequence[Recipe]) -> list[Task]:

@@ -34,7 +34,8 @@ def _paths(run: Run) -> tuple[Path, Path]:
     return where / "checkpoint.pt", where / "previous.pt"
 
 
-def _content(run: Run) -> dict[str, Any]:
+def content(run: Run) -> dict[str, Any]:
+    """All that `put_back` needs to go on: tensors, which are the run's own, and plain values."""
     return {
         "trial": run.id,
         "model": run.net.state_dict(),
@@ -44,6 +45,8 @@ def _content(run: Run) -> dict[str, Any]:
         "curve": torch.tensor(run.outcome.curve, dtype=torch.float64),
         "held_out": run.outcome.held_out,
         "seconds": run.outcome.seconds,
+        "spent": run.outcome.spent,
+        "trunk": run.outcome.trunk,
     }
 
 
@@ -58,7 +61,7 @@ def save(run: Run) -> None:
         for left in path.parent.glob("*.part"):  # by a writer that was killed
             left.unlink(missing_ok=True)
         with part.open("wb") as file:
-            torch.save(_content(run), file)
+            torch.save(content(run), file)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -76,11 +79,11 @@ def restore(run: Run) -> None:
         return
     present = [path for path in _paths(run) if path.exists()]
     for path in present:
-        content = _read(path)
-        if content is not None:
-            if content["trial"] != run.id:
-                raise UserError(f"a checkpoint must be of the trial it lies with, {run.id}, but `{path}` is of {content['trial']}")
-            _put_back(run, content)
+        found = _read(path)
+        if found is not None:
+            if found["trial"] != run.id:
+                raise UserError(f"a checkpoint must be of the trial it lies with, {run.id}, but `{path}` is of {found['trial']}")
+            put_back(run, found)
             break
     else:
         if present:
@@ -93,9 +96,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             torn = archive.testzip()  # torch.load checks no checksum
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if torn is None and isinstance(content, dict) and content.keys() >= {"trial", "model", "optimizer", "curve"}:
-            return content
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if torn is None and isinstance(found, dict) and found.keys() >= {"trial", "model", "optimizer", "curve"}:
+            return found
         reason = f"the checksum of {torn} is wrong" if torn else "it is something else"
     except Exception as error:  # a damaged archive fails in many ways: zip's, the unpickler's, torch's
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
@@ -103,14 +106,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _put_back(run: Run, content: dict[str, Any]) -> None:
-    run.net.load_state_dict(content["model"])
-    run.opt.load_state_dict(content["optimizer"])
+def put_back(run: Run, found: dict[str, Any]) -> None:
+    """Make the run what another was. The optimizer keeps the tensors it is given."""
+    run.net.load_state_dict(found["model"])
+    run.opt.load_state_dict(found["optimizer"])
     if run.ema:
-        run.ema.load_state_dict(content["ema"])
-    run.outcome.noise = Noise(**content["noise"])
-    run.outcome.curve = content["curve"].tolist()
-    run.outcome.held_out, run.outcome.seconds = content["held_out"], content["seconds"]
+        run.ema.load_state_dict(found["ema"])
+    run.outcome.noise = Noise(**found["noise"])
+    run.outcome.curve = found["curve"].tolist()
+    run.outcome.held_out, run.outcome.seconds = found["held_out"], found["seconds"]
+    run.outcome.spent, run.outcome.trunk = found.get("spent", float(run.step)), found.get("trunk", {})  # none before there were branches
 
 
 def _require_same_step(run: Run) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -38,15 +39,17 @@ class Outcome:
     loss: float | None = None  # held-out
     held_out: list[list[float]] = field(default_factory=list)  # [tokens, loss] of each evaluation
     noise: Noise = field(default_factory=Noise)
+    spent: float = 0.0  # optimizer steps, each divided by the trials it served
+    trunk: dict[str, Any] = field(default_factory=dict)  # the trial whose run it rode on, and for how many tokens
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "compile": 0.0})
 
     def diverged(self, message: str) -> None:
         self.status, self.message = "diverged", message
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
-    """A trial under way."""
+    """A trial under way. A rider has its head's model, optimizer and average: until it branches the two are the same (`branching`)."""
 
     recipe: Recipe
     corpus: data.Corpus
@@ -60,6 +63,7 @@ class Run:
     id: str
     outcome: Outcome = field(default_factory=Outcome)
     unread: list[Tensor] = field(default_factory=list)  # losses that are still on the device
+    riders: list[Run] = field(default_factory=list)  # shorter horizons of the same trial, the longest first
 
     def __post_init__(self) -> None:
         self.parameters = list(self.net.parameters())
@@ -139,6 +143,11 @@ def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Calla
 def begin(run: Run, track: tracking.Track) -> None:
     """Go on from a checkpoint, or evaluate what is not trained yet, if either is asked for."""
     checkpointing.restore(run)
+    look(run, track)
+
+
+def look(run: Run, track: tracking.Track) -> None:
+    """Evaluate what is not trained yet, if that is asked for."""
     if 0 in run.evaluations and not run.step:
         _hold_out(run, track)
 
@@ -176,15 +185,22 @@ def update(run: Run) -> None:
 
 
 def clock(run: Run, seconds: float) -> None:
-    """Put down what a step took: the first one of a compiled model compiles it."""
-    compiling = run.recipe.engine.compile and not run.outcome.seconds["compile"]
-    run.outcome.seconds["compile" if compiling else "train"] += seconds
+    """Put down the step it has taken: one for all that ride, each its part of the time. The first one of a compiled model compiles it."""
+    crew = [run, *run.riders]
+    for each in crew:
+        compiling = each.recipe.engine.compile and not each.outcome.seconds["compile"]
+        each.outcome.seconds["compile" if compiling else "train"] += seconds / len(crew)
+        each.outcome.spent += 1 / len(crew)
+    for rider in run.riders:
+        rider.unread.append(run.unread[-1])
+        rider.outcome.trunk = {"trunk": run.id, "trunk_tokens": rider.step * rider.recipe.budget.batch_tokens}
 
 
 def pace(run: Run) -> None:
     """The learning rates of the step to come; UserError when they are not the plan's."""
-    step, steps = run.step, run.steps
-    optim.set_share(run.opt, run.schedule, (step + 0.5) / steps)  # the middle of its tokens: no step has a learning rate of 0
+    step, steps, warmup = run.step, run.steps, run.recipe.schedule.warmup_tokens
+    warmed = (step + 0.5) * run.recipe.budget.batch_tokens / warmup if warmup else None  # the same for every horizon, to the bit
+    optim.set_share(run.opt, run.schedule, (step + 0.5) / steps, warmed)  # the middle of its tokens: no step has a learning rate of 0
     if step in (0, min(steps - 1, math.ceil(run.schedule.warmup * steps)), steps - 1):  # the start, after warmup, the end
         optim.guard(run.opt, run.plan, f"at step {step} of {steps}")
 

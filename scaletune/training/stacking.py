@@ -8,6 +8,7 @@ thread, not compiled): what one does, or that it diverges, touches no other row.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
@@ -16,11 +17,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from scaletune import data, models
+from scaletune.counting import branching as branches
 from scaletune.counting import stacking as counted
 from scaletune.errors import UserError
-from scaletune.recipe import Recipe
+from scaletune.recipe import Recipe, identity
 from scaletune.records import Trial
-from scaletune.training import gradients, loop, tracking
+from scaletune.training import branching, gradients, loop, tracking
 from scaletune.training.loop import Run, released
 from scaletune.training.trials import forget_peak, record
 
@@ -87,49 +89,71 @@ def _own_multipliers(net: nn.Module, nets: Sequence[nn.Module]) -> None:
 def stacked(
     points: Sequence[Recipe], sweeps: Sequence[str], acc: Accelerator, progress: Callable[[float], None] = lambda share: None
 ) -> Iterator[tuple[Trial, list[float]]]:
-    """Train points as one model: what `trial` gives for each, as soon as it is done or has diverged; the others then go on without it.
+    """Train points as one model, and horizons of a trial on one trunk: what `trial` gives for each, as soon as it is done or has diverged.
 
-    UserError on points that cannot stack. Seconds of a record: its share of the common steps, and its own evaluations.
+    UserError on points that cannot train together. Seconds of a record: its share of the steps it had in common, and its own evaluations.
     """
     _refuse(points)
     corpus = data.load(points[0].data)
     forget_peak(acc)
     with released(points[0], acc), ExitStack() as trackers:
-        runs = [loop.start(point, corpus, acc) for point in points]
-        tracks = [trackers.enter_context(tracking.opened(run)) for run in runs]
-        for run, track in zip(runs, tracks, strict=True):
-            loop.begin(run, track)
-        for k in _stopping(runs, tracks, progress):
-            loop.finish(runs[k], tracks[k])
-            outcome = runs[k].outcome
-            yield record(points[k], sweeps[k], corpus, outcome, acc, sum(outcome.seconds.values()), len(runs)), outcome.curve
+        heads = branching.started(points, corpus, acc)
+        tracks = {run.id: trackers.enter_context(tracking.opened(run)) for head in heads for run in (head, *head.riders)}
+        asked = {identity(point, corpus.digest): sweep for point, sweep in zip(points, sweeps, strict=True)}
+        rows = Counter(point.budget.tokens for point in points)
+        for run in (run for head in heads for run in (head, *head.riders)):
+            loop.look(run, tracks[run.id])
+        whole = branching.steps_left(heads)
+        for run in _cohorts(heads, tracks, lambda left: progress(max(0.0, 1 - left / whole))):
+            loop.finish(run, tracks[run.id])
+            seconds, tokens = sum(run.outcome.seconds.values()), run.recipe.budget.tokens
+            yield record(run.recipe, asked[run.id], corpus, run.outcome, acc, seconds, rows[tokens]), run.outcome.curve
 
 
 def _refuse(points: Sequence[Recipe]) -> None:
-    for point in points:
-        if odd := counted.unlike(points[0], point):
+    heads = [point for point, server in zip(points, branches.servers(points), strict=True) if server is None]
+    for point in heads:
+        if odd := counted.unlike(heads[0], point):
             names = ", ".join(f"`{name}`" for name in odd)
             raise UserError(f"trials that train as one model must have the same {names}, but got others: train them apart")
-        if len(points) > 1 and (why := counted.alone(point)):
+        if len(heads) > 1 and (why := counted.alone(point)):
             raise UserError(f"a trial trains by itself with {why}")
 
 
-def _stopping(runs: Sequence[Run], tracks: Sequence[tracking.Track], progress: Callable[[float], None]) -> Iterator[int]:
-    """Train, and name each run when it stops. Those that a checkpoint left behind catch up first."""
-    left, stack = list(range(len(runs))), None
-    while True:
-        for k in [k for k in left if not runs[k].going]:
-            left.remove(k)
-            yield k
-        if not left:
-            return
-        step = min(runs[k].step for k in left)
-        now = [k for k in left if runs[k].step == step]
-        stack = _stack(stack, [runs[k] for k in now])
-        loop.update(runs[now[0]]) if stack is None else stack.update()
-        for k in now:
-            loop.after(runs[k], tracks[k])
-        progress(min((runs[k].step for k in now if runs[k].sound), default=step) / runs[0].steps)
+def _cohorts(runs: Sequence[Run], tracks: branching.Tracks, say: Callable[[int], None]) -> Iterator[Run]:
+    """Train the runs of one horizon together, one horizon after the other; `say` is told the steps that are left."""
+    for steps in sorted({run.steps for run in runs}):
+        after = branching.steps_left([run for run in runs if run.steps > steps])
+        cohort = [run for run in runs if run.steps == steps]
+        yield from _stopping(cohort, tracks, lambda own, after=after: say(own + after))  # type: ignore[misc]
+
+
+def _stopping(runs: Sequence[Run], tracks: branching.Tracks, say: Callable[[int], None]) -> Iterator[Run]:
+    """Train runs, and those that ride on them; each when it stops. Those that a checkpoint left behind catch up first."""
+    going, stack = list(runs), None
+    while going:
+        yield from _branched(going, tracks, say)
+        for run in [run for run in going if not run.going]:
+            going.remove(run)
+            going += branching.heirs(run, tracks)
+            yield run
+        able = [run for run in going if run.going]
+        step = min((run.step for run in able), default=0)
+        if now := [run for run in able if run.step == step]:
+            stack = _stack(stack, now)
+            loop.update(now[0]) if stack is None else stack.update()
+            for run in (run for head in now for run in (head, *head.riders)):
+                loop.after(run, tracks[run.id])
+            say(branching.steps_left([run for run in going if run.sound]))
+
+
+def _branched(heads: Sequence[Run], tracks: branching.Tracks, say: Callable[[int], None]) -> Iterator[Run]:
+    """Train what leaves the heads at this step to its end, and forget its models; the heads wait."""
+    runs = list(branching.leaving(heads, tracks))
+    if runs:
+        waiting = branching.steps_left(heads)
+        yield from _cohorts(runs, tracks, lambda own: say(own + waiting))
+        runs[0].acc.free_memory()
 
 
 def _stack(stack: Stack | None, now: list[Run]) -> Stack | None:

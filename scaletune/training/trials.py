@@ -28,7 +28,8 @@ def trial(
     """Train a recipe's point and put it on record: (the trial, its training loss per step).
 
     `metrics`: "seconds" by what they went to ("compile" is the first step of a compiled model), "peak_bytes", "held_out" [[tokens, loss],
-    ...], "noise" as `Noise.metrics` says, "data": unique and repeated tokens.
+    ...], "noise" as `Noise.metrics` says, "data": unique and repeated tokens, "flops_spent": of the steps it took, a step that served
+    several horizons shared among them, so that a sweep's add up to what it spent; `flops` is what the trial takes alone.
     """
     corpus = data.load(recipe.data)
     began = time.perf_counter()
@@ -45,7 +46,8 @@ def record(recipe: Recipe, sweep: str, corpus: data.Corpus, outcome: Outcome, ac
     return Trial(
         **counting.trial_fields(recipe, sweep, corpus.vocab_size, corpus.digest),
         status=outcome.status, message=outcome.message, loss=outcome.loss, train_loss=train_loss,
-        seconds=round(seconds, 3), provenance=_provenance(recipe, acc, stack), metrics=_metrics(outcome, recipe, corpus, acc),
+        seconds=round(seconds, 3), provenance=_provenance(recipe, acc, stack) | outcome.trunk,
+        metrics=_metrics(outcome, recipe, corpus, acc),
     )  # fmt: skip
 
 
@@ -64,6 +66,8 @@ def _metrics(outcome: Outcome, recipe: Recipe, corpus: data.Corpus, acc: Acceler
         "peak_bytes": _peak(acc),
         "held_out": outcome.held_out,
         "noise": outcome.noise.metrics(recipe.data.seq_len),
+        "flops_spent": counting.flops_per_token(recipe.model, corpus.vocab_size, recipe.data.seq_len)
+        * (outcome.spent * recipe.budget.batch_tokens),
         "data": corpus.seen(recipe.budget.tokens, recipe.budget.batch_tokens, recipe.data.seq_len),
     }
 
