@@ -159,7 +159,7 @@ def parser() -> tuple[argparse.ArgumentParser, list[str]]:
         "scaletune sweep configs/quickstart.toml --set model.depth=4",
     )
     c.add_argument("recipe")
-    c.add_argument("--engine", choices=["local"], default="local", help="where trials run")
+    c.add_argument("--engine", metavar="ENGINE", help="where trials run, in place of the recipe's engine.kind: local, ray")
     c.add_argument("--out", default=".", help="folder that gets sweeps/ (default: here)")
     c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
     settings(c)

@@ -14,7 +14,7 @@ from scaletune.sweeping.task import Task
 Message = dict[
     str, Any
 ]  # {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "status", "memory": bool, "log"} | {"refused": why}
-ENGINES = {"local": "scaletune.sweeping.local"}
+ENGINES = {"local": "scaletune.sweeping.local", "ray": "scaletune.sweeping.ray"}
 
 
 class Pool(Protocol):

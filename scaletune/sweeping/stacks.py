@@ -30,13 +30,13 @@ def note(tasks: Sequence[Task]) -> str:
     )
 
 
-def take(queue: list[Task], workers: int) -> list[Task]:
+def take(queue: list[Task], workers: int, gpu: bool | None = None) -> list[Task]:
     """Take the first task off the queue and, with it, those that it may stack with: no more than leaves each worker its share.
 
-    A task whose worker has died trains alone, so that it fails alone.
+    A task whose worker has died trains alone, so that it fails alone. `gpu`: whether workers have one; as this machine has, unless said.
     """
     first = queue[0]
-    most = 1 if first.tries else _size(first, math.ceil(len(queue) / workers))
+    most = 1 if first.tries else _size(first, math.ceil(len(queue) / workers), gpu)
     alike = _shared(first) if most > 1 else {}
     taken = [first]
     for task in queue[1:]:
@@ -53,7 +53,7 @@ def _shared(task: Task) -> dict[str, Any]:
     return task.shared
 
 
-def _size(task: Task, share: int) -> int:
+def _size(task: Task, share: int, gpu: bool | None) -> int:
     if share == 1:
         return 1
-    return min(share, stacking.size(task.recipe, on_gpu()))
+    return min(share, stacking.size(task.recipe, on_gpu() if gpu is None else gpu))
