@@ -112,7 +112,7 @@ def _knock(address: str) -> None:
 
 
 def _refused(address: str, error: Exception) -> str:
-    said = (str(error) or type(error).__name__).splitlines()[0]
+    said = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]  # Ray goes on for a paragraph
     if address == "local":
         return f"an instance of Ray must start here, but {said}"
     return (
