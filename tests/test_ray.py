@@ -1,6 +1,7 @@
 """The Ray engine: the records it makes are the local engine's, whoever dies; nodes may come and go; nothing is left."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -215,6 +216,8 @@ def alone(ray, tiny, tmp_path):
         family = psutil.Process(driver.pid).children(recursive=True)
         yield driver, family, lambda: set(Path("/tmp").glob("scaletune-*")) - before
         driver.kill()
+    for folder in set(Path("/tmp").glob("scaletune-*")) - before:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_an_interrupt_from_the_keyboard_leaves_nothing(alone, tmp_path):

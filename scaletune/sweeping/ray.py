@@ -42,6 +42,7 @@ WAIT = 1.0  # seconds until the driver looks up though no actor speaks
 SILENCE = 30.0  # seconds beyond a worker's patience that its actor may say nothing
 CLOSE = 5.0  # seconds that an actor has to end its worker
 STARTS = 5  # actors in a row that may die before they have started
+LAST = 3  # lines of what Ray says of that
 TAIL = 1 << 12  # bytes of a worker's log that its actor repeats, in case it dies
 
 
@@ -190,8 +191,14 @@ class Pool:
         said = str(error).strip()
         if not slot.node:
             self.stillborn += 1
-            if self.stillborn == STARTS or getattr(error, "actor_init_failed", False):
-                raise UserError(f"every node must have scaletune, but a worker could not start: {said.splitlines()[-1]}") from None
+            if getattr(error, "actor_init_failed", True):  # it ran, and raised
+                raise UserError(
+                    f"every node must have this scaletune and its Ray, but a worker could not start: {said.splitlines()[-1]}"
+                ) from None
+            if self.stillborn == STARTS:
+                raise UserError(
+                    f"a worker must live to start, but {STARTS} in a row died first: {' / '.join(said.splitlines()[-LAST:])}"
+                ) from None
         return self._lost(slot, f"its worker died: Ray lost its actor on {slot.host}", said)
 
     def _lost(self, slot: Slot, why: str, said: str) -> list[tuple[Task, Message]]:
