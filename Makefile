@@ -7,13 +7,17 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-.PHONY: quickstart test check dev gpu-evidence
+.PHONY: quickstart test test-engines check dev gpu-evidence
 
 quickstart: .venv/ready  ## the main job: proxies, fit, validation, transfer
 	$(BIN)/scaletune run configs/quickstart.toml
 
 test: .venv/ready  ## the whole suite, CPU
 	$(BIN)/python -m pytest
+
+test-engines: .venv/ready  ## the engines of several machines: 250 MB more than `test` installs
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,ray,slurm]'
+	$(BIN)/python -m pytest tests/test_ray.py tests/test_slurm.py
 
 dev: .venv/ready  ## the tools for working on the code
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,dev]'

@@ -119,7 +119,7 @@ def _check(c: argparse.ArgumentParser) -> None:
 
 def _sweep(c: argparse.ArgumentParser) -> None:
     c.add_argument("recipe")
-    c.add_argument("--engine", choices=["local", "slurm"], help="where trials run (default: the recipe's engine.kind, local)")
+    c.add_argument("--engine", metavar="ENGINE", help="where trials run, in place of the recipe's engine.kind: local, ray, slurm")
     c.add_argument("--out", default=".", help="folder that gets sweeps/ (default: here)")
     c.add_argument("--adopt", action="store_true", help="count the records of an existing .jsonl as trained here")
     _settings(c)

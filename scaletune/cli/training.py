@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> Answer:
 def sweep(args: argparse.Namespace) -> Answer:
     from scaletune import recipe, sweeping
 
-    asked = recipe.load(args.recipe, args.set + ([f"engine.kind={args.engine}"] if args.engine else []))
+    asked = recipe.load(args.recipe, [*args.set, *([f"engine.kind={args.engine}"] if args.engine else [])])
     trials = sweeping.sweep(asked, out=args.out, adopt=args.adopt)
     counts = {status: int((trials["status"] == status).sum()) for status in ("done", "diverged", "failed")}
     done = trials[trials["status"] == "done"]

@@ -43,10 +43,26 @@ class Slurm(Section):
         return self
 
 
+class Ray(Section):
+    """Of `kind = "ray"`: which cluster, and what a worker reserves there (it computes on one core a process, whatever it reserves)."""
+
+    address: str = "local"  # "local": an instance of its own, gone with the sweep; HOST:PORT or "auto": a cluster that is up
+    cpus: Count = 1  # cores of a process
+    gpus: Literal["auto"] | Fraction = "auto"  # GPUs of a process; auto: one where the cluster has any; 0.25: four workers share one
+    memory: Whole = 0  # bytes of a worker; 0: not counted
+
+    @model_validator(mode="after")
+    def _place(self) -> Ray:
+        host, _, port = self.address.rpartition(":")
+        if self.address not in ("local", "auto") and not (host and "/" not in host and port.isdigit() and int(port) < 1 << 16):
+            raise ValueError(f"`engine.ray.address` must be 'local', 'auto' or HOST:PORT, but got {self.address!r}")
+        return self
+
+
 class Engine(Section):
     """Where and how trials run, and what is written beside the record. No part of a trial's identity."""
 
-    kind: Literal["local", "slurm"] = "local"
+    kind: Literal["local", "ray", "slurm"] = "local"
     slurm: Slurm = Slurm()
     workers: Literal["auto"] | Count = "auto"  # auto: one a GPU, or one a core
     processes: Count = 1  # that share one trial's batch
@@ -63,6 +79,13 @@ class Engine(Section):
     runs: str = "runs"  # folder of checkpoints and trackers, one of its own a trial; relative to the folder that gets sweeps/
     retries: Annotated[int, Field(ge=0)] = 2  # of a trial whose worker dies, hangs or runs out of memory, before it is recorded as failed
     patience: Positive = 1800.0  # seconds a worker may say nothing before it counts as hung
+    ray: Ray = Ray()
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Engine:
+        if self.processes > 1 and self.ray.gpus not in ("auto", 0, 1):
+            raise ValueError(f"`engine.ray.gpus` must be 0 or 1 where a trial has {self.processes} processes, but got {self.ray.gpus}")
+        return self
 
     @model_validator(mode="after")
     def _parts(self) -> Engine:

@@ -114,8 +114,8 @@ def _last_words(log: str) -> str:
 
 
 def _placed(task: Task, workbench: Path) -> Task:
-    """With a relative `engine.runs` in the folder that has `sweeps/`."""
+    """With a relative `engine.runs` in the folder that has `sweeps/`, from the root: a worker may be elsewhere."""
     engine, home = task.recipe.engine, workbench.parent
     home = home.parent if home.name == "sweeps" else home
-    task.recipe = task.recipe.model_copy(update={"engine": engine.model_copy(update={"runs": str(home / engine.runs)})})
+    task.recipe = task.recipe.model_copy(update={"engine": engine.model_copy(update={"runs": str((home / engine.runs).absolute())})})
     return task

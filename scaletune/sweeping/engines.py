@@ -14,7 +14,7 @@ from scaletune.sweeping.task import Task
 
 # {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "status", "memory", "log", "stack": trials that were one model} | {"refused": why}
 Message = dict[str, Any]
-ENGINES = {"local": "scaletune.sweeping.local", "slurm": "scaletune.sweeping.slurm"}
+ENGINES = {"local": "scaletune.sweeping.local", "ray": "scaletune.sweeping.ray", "slurm": "scaletune.sweeping.slurm"}
 
 
 class Pool(Protocol):

@@ -50,11 +50,11 @@ def slots(workers: str | int, processes: int = 1) -> int:
     return workers if isinstance(workers, int) else max(1, (gpus or cores) // processes)
 
 
-def environment(slot: int, processes: int = 1) -> dict[str, str]:
-    """One thread a process (two on a shared core collapse), and its own GPU; nothing of a surrounding distributed launch."""
+def environment(slot: int, processes: int = 1, gpus: int | None = None) -> dict[str, str]:
+    """One thread a process (two on a shared core collapse), and its own of `gpus` GPUs; nothing of a surrounding distributed launch."""
     kept = {key: value for key, value in os.environ.items() if key not in INHERITED and not key.startswith("TORCHELASTIC_")}
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    gpus = _gpus()
+    gpus = _gpus() if gpus is None else gpus
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
     own = [visible[(slot * processes + i) % gpus] for i in range(processes)] if gpus else []
     return kept | HEAP | threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
@@ -63,13 +63,13 @@ def environment(slot: int, processes: int = 1) -> dict[str, str]:
 class Worker:
     """A worker process, its log, and the tasks of the order it is on."""
 
-    def __init__(self, slot: int, processes: int = 1):
+    def __init__(self, slot: int, processes: int = 1, gpus: int | None = None):
         self.slot, self.heard = slot, b""
         self.tasks: dict[str, Task] = {}  # those that it has not answered yet
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (`stop` closes it)
         command = [sys.executable, "-m", "scaletune.sweeping.worker"]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment(slot, processes),
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment(slot, processes, gpus),
             preexec_fn=leave_with_parent,
             process_group=0,  # an interrupt from the keyboard is the driver's to take; and its own processes go with it
         )  # fmt: skip
@@ -131,10 +131,10 @@ class Worker:
 
 
 class Pool:
-    """Workers, replaced when they die."""
+    """Workers, replaced when they die; `gpus`: as torch counts them, unless said."""
 
-    def __init__(self, size: int, processes: int = 1):
-        self.processes = processes  # of each worker's trials
+    def __init__(self, size: int, processes: int = 1, gpus: int | None = None):
+        self.processes, self.gpus = processes, gpus  # of each worker's trials; of all workers
         self.selector = selectors.DefaultSelector()
         self.workers: list[Worker] = []
         self.news: list[tuple[Task, Message]] = []  # that no worker needs to say
@@ -151,7 +151,7 @@ class Pool:
         self.selector.close()
 
     def _start(self, slot: int) -> None:
-        worker = Worker(slot, self.processes)
+        worker = Worker(slot, self.processes, self.gpus)
         self.workers.append(worker)
         self.selector.register(worker.answers, selectors.EVENT_READ, worker)
 

@@ -40,14 +40,14 @@ def _unstacked(tasks: Sequence[Task]) -> list[str]:
     return [*(f"trained one by one: {why}" for why in lone), *([f"not stacked where they differ: {', '.join(odd)}"] if odd else [])]
 
 
-def take(queue: list[Task], workers: int, out: int = 0) -> list[Task]:
+def take(queue: list[Task], workers: int, out: int = 0, gpu: bool | None = None) -> list[Task]:
     """Take the first task off the queue and, with it, those that it may stack with: no more than a worker's share of these and of those `out`.
 
     And with each of these its shorter horizons, where they can branch off its run. A task whose worker has died trains alone, so that
-    it fails alone; where memory ran out, in half the stack.
+    it fails alone; where memory ran out, in half the stack. `gpu`: whether workers have one; as this machine has, unless said.
     """
     first = queue[0]
-    most = first.most or _size(first, math.ceil((runs(queue) + out) / workers))
+    most = first.most or _size(first, math.ceil((runs(queue) + out) / workers), gpu)
     alike = _shared(first) if most > 1 else {}
     taken = [first]
     for task in queue[1:]:
@@ -79,7 +79,7 @@ def _shared(task: Task) -> dict[str, Any]:
     return task.shared
 
 
-def _size(task: Task, share: int) -> int:
+def _size(task: Task, share: int, gpu: bool | None) -> int:
     if share == 1:
         return 1
-    return min(share, stacking.size(task.recipe, on_gpu()))
+    return min(share, stacking.size(task.recipe, on_gpu() if gpu is None else gpu))

@@ -167,7 +167,7 @@ class Pool:
         begun = order.beat.get("shares") or order.tasks
         log = "\n".join(filter(None, (order.beat.get("log", ""), self.cluster.log(order.job))))
         memory = state.name == "OUT_OF_MEMORY" or bool(SAID.search(log))
-        lost: Message = {"lost": why, "status": state.status, "memory": memory, "log": log}
+        lost: Message = {"lost": why, "status": state.status, "memory": memory, "log": log, "stack": sum(id in begun for id in order.tasks)}
         self.back += [task for id, task in order.tasks.items() if id not in begun]
         heard = [(task, lost) for id, task in order.tasks.items() if id in begun]
         order.tasks.clear()
