@@ -21,8 +21,8 @@ from scaletune import sweeping, training
 from scaletune.errors import UserError
 from scaletune.recipe import with_settings
 from scaletune.recipe.engine import Engine
-from scaletune.sweeping import ray as ours
 from scaletune.sweeping import engines
+from scaletune.sweeping import ray as ours
 from scaletune.sweeping.ray import cluster
 from scaletune.transferring.own import toml
 

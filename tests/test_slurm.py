@@ -197,7 +197,7 @@ def test_a_job_that_has_ended_loses_what_it_began_and_gives_back_the_rest(pool, 
     pool.cluster.known["0_0"] = State("OUT_OF_MEMORY", -9, "OutOfMemory")
     ((task, lost),) = pool.messages()
     assert task is asked[1] and lost == {
-        "lost": "its job 0_0 ended as OUT_OF_MEMORY", "status": -9, "memory": True, "log": "loading\nslurmstepd: error: *** JOB 0_0 ***",
+        "lost": "its job 0_0 ended as OUT_OF_MEMORY", "status": -9, "memory": True, "log": "loading\nslurmstepd: error: *** JOB 0_0 ***", "stack": 1,
     }  # fmt: skip
     assert pool.busy and not pool.out
     pool.hand_out(queue := [])
