@@ -19,7 +19,7 @@ WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module)\.")
 
 def make_groups(model):
     """Param groups by name; every trainable parameter must match a pattern, and every pattern a parameter."""
-    groups = [{"params": [], **{k: g[k] for k in ("lr", "weight_decay", "eps")}} for g in SETTINGS["groups"]]
+    groups = [{"params": [], **{k: g[k] for k in ("family", "lr", "weight_decay", "eps")}} for g in SETTINGS["groups"]]
     patterns = [(re.compile(p), i) for i, g in enumerate(SETTINGS["groups"]) for p in g["patterns"]]
     unused = {p.pattern for p, _ in patterns}
     for name, parameter in model.named_parameters():
@@ -53,9 +53,7 @@ def make_scheduler(optimizer, steps=SETTINGS["budget"]["steps"]):
         share = min(1.0, (step + 0.5) / steps)
         if share < s["warmup"]:
             return share / s["warmup"]
-        if s["kind"] == "constant":
-            return 1.0
-        start = 1 - s["decay"] if s["kind"] == "wsd" else s["warmup"]
+        start = {"constant": 1.0, "wsd": 1 - s["decay"]}.get(s["kind"], s["warmup"])
         down = min(1.0, max(0.0, (share - start) / max(1 - start, 1e-12)))
         shape = (1 + math.cos(math.pi * down)) / 2 if s["kind"] == "cosine" else 1 - down
         return s["floor"] + (1 - s["floor"]) * shape
