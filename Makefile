@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-.PHONY: quickstart test test-engines check dev gpu-evidence
+.PHONY: quickstart test test-engines test-stacks check dev gpu-evidence
 
 quickstart: .venv/ready  ## the main job: proxies, fit, validation, transfer
 	$(BIN)/scaletune run configs/quickstart.toml
@@ -18,6 +18,12 @@ test: .venv/ready  ## the whole suite, CPU
 test-engines: .venv/ready  ## the engines of several machines: 250 MB more than `test` installs
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,ray,slurm]'
 	$(BIN)/python -m pytest tests/test_ray.py tests/test_slurm.py
+
+test-stacks:  ## the emitters whose stacks do not go with our pinned packages: 3 GB, most of it Triton
+	$(PYTHON) -m venv .venv-stacks
+	.venv-stacks/bin/pip install --quiet torch==2.13.0
+	.venv-stacks/bin/pip install --quiet --editable '.[test]' torch==2.13.0 torchtitan==0.3.0 ai2-olmo-core==3.0.0 triton
+	.venv-stacks/bin/python -m pytest -rs tests/test_transferring_stacks.py
 
 dev: .venv/ready  ## the tools for working on the code
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,dev]'

@@ -282,6 +282,7 @@ def test_a_fit_that_is_not_sure_of_its_lr_transfers_nothing(tiny, monkeypatch, i
 
 # --- stacks that group by patterns -----------------------------------------------------------------------------------
 
+THEIRS = pytest.mark.filterwarnings("ignore")  # of what they import
 PATTERNED = {"torchtitan": (torchtitan, "scaletune_torchtitan"), "olmo_core": (olmo_core, "scaletune_olmo_core")}
 
 
@@ -302,7 +303,7 @@ def expected_in(emitter, made):
     return {emitter.NAMES[kind]: row for kind, row in kinds(rows).items()}
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what they import
+@THEIRS
 @pytest.mark.parametrize("settings", [{}, EVERYTHING | SCALED | {"model.kv_heads": 2}])
 def test_torchtitan_builds_the_model_and_its_groups(transferred, tmp_path, settings):
     made = transferred(settings)
@@ -321,7 +322,7 @@ def test_torchtitan_builds_the_model_and_its_groups(transferred, tmp_path, setti
     assert seen == len(names) == len(made.plan)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what they import
+@THEIRS
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
 def test_torchtitans_schedule_keeps_the_groups_apart(transferred, tmp_path, kind):
     made = transferred({"schedule.kind": kind, "schedule.warmup": 0.25, "schedule.floor": 0.1})
@@ -337,7 +338,7 @@ def test_torchtitans_schedule_keeps_the_groups_apart(transferred, tmp_path, kind
         scheduler.step()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what they import
+@THEIRS
 @pytest.mark.parametrize("settings", [{"schedule.kind": "cosine"}, EVERYTHING | SCALED | {"model.kv_heads": 2}])
 def test_olmo_core_builds_the_model_and_its_groups(transferred, tmp_path, settings):
     made = transferred(settings)
