@@ -86,6 +86,21 @@ def test_other_decoders_stack(tiny, acc, model):
     same_as_alone([tiny({"model": {"width": 32, "depth": 1, "head_dim": 16} | model, "lr": lr}) for lr in (1e-3, 1e-2)], acc)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"engine.accumulation": 2, "model.positions": "learned", "data.order": "shuffle"},
+        {"model": {"family": "moe", "width": 32, "depth": 1, "head_dim": 16, "n_experts": 4, "top_k": 2}},
+    ],
+    ids=str,
+)
+def test_seeds_stack_each_with_its_own_batches_and_weights(tiny, acc, settings):
+    points = [tiny(settings | own) for own in ({"seed": 3}, {"seed": 4}, {"seed": 4, "lr": 1e-2}, DIVERGES | {"seed": 5})]
+    losses = [record["loss"] for record, _ in same_as_alone(points, acc).values()]
+    assert len(set(losses)) == 4
+
+
 IMAGES = {"image_size": 8, "channels": 1}
 DIGITS = {"source": "digits", "seq_len": 1}
 POWER_LAW = {"source": "power-law", "seq_len": 1, "power_law": {"inputs": 16, "examples": 2048}}
@@ -102,6 +117,20 @@ POWER_LAW = {"source": "power-law", "seq_len": 1, "power_law": {"inputs": 16, "e
 def test_models_of_examples_stack(tiny, acc, model, source):
     settings = {"model": model, "data": source, "tokens": 8 * 32, "batch_tokens": 32}
     same_as_alone([tiny(settings | {"lr": lr}) for lr in (1e-3, 1e-2)], acc)
+
+
+@pytest.mark.parametrize("model", [{"inputs": 16, "loss": "mse"}, {"inputs": 64}], ids=["values", "images"])
+def test_multilayer_perceptrons_of_other_seeds_stack(tiny, acc, model):
+    source = POWER_LAW if "loss" in model else DIGITS
+    settings = {"model": {"family": "mlp", "width": 32} | model, "data": source, "tokens": 8 * 32, "batch_tokens": 32}
+    same_as_alone([tiny(settings | {"seed": seed}) for seed in (0, 1, 2)], acc)
+
+
+def test_a_convolution_keeps_seeds_apart(tiny):
+    points = [
+        tiny({"model": {"family": "vit", "width": 32, "patch": 2, "head_dim": 16} | IMAGES, "data": DIGITS, "seed": k}) for k in (0, 1)
+    ]
+    assert counted.unlike(*points) == ["seed"]
 
 
 def test_a_grouped_convolution_stacks_to_rounding(tiny, acc):
@@ -178,7 +207,6 @@ def test_a_record_says_how_many_were_one_model_and_what_its_share_was(tiny, acc)
     ("settings", "name"),
     [
         ({"width": 64}, "model.width"),
-        ({"seed": 1}, "seed"),
         ({"tokens": 512}, "budget.tokens"),
         ({"optimizer.family": "lion", "optimizer.eps": 1e-8}, "optimizer.family"),
         ({"parametrization.attention_multiplier": 2.0}, "parametrization.attention_multiplier"),

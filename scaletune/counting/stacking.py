@@ -12,6 +12,7 @@ FIXED = ("optimizer.family", "optimizer.shape_factor")  # but these: the rule re
 DRAWN = ("parametrization.init_std", "parametrization.init_gain")
 ACTING = tuple(f"parametrization.{name}_multiplier" for name in ("embedding", "residual", "logits"))  # [K] where the model takes them
 WHEREVER = tuple(f"engine.{name}" for name in ("kind", "workers", "stack", "runs", "trackers", "evaluate_at", "checkpoint_every"))
+SEEDED = ("transformer", "moe", "mlp")  # take each trial's own batch; a convolution would sum it in another order than one trial's
 READ = (  # what decides a model's shapes, its batches and how it computes
     "model", "parametrization", "optimizer", "schedule", "training", "data", "budget", "seed", "engine",
 )  # fmt: skip
@@ -30,11 +31,13 @@ def _own(recipe: Recipe, path: str) -> bool:
     """Whether each trial of a stack may have its own value."""
     if path in ACTING:
         return recipe.model.family == "transformer" and recipe.training.precision == "float32"
+    if path == "seed":
+        return recipe.model.family in SEEDED
     return path in (*DRAWN, *WHEREVER) or (path.startswith(OWN) and path not in FIXED)
 
 
 def shared(recipe: Recipe) -> dict[str, Any]:
-    """{dotted path: value} of what trials must have in common to stack. The seed is among it: batches are a function of seed and step."""
+    """{dotted path: value} of what trials must have in common to stack."""
     return {path: value for path, value in _flat(recipe.model_dump(include=set(READ))) if not _own(recipe, path)}
 
 

@@ -2,7 +2,7 @@
 
 A trial keeps the model, the optimizer, the average and the files it would have alone; the storage of its weights is a row of the
 stack's. So all that follows the gradient is `loop`'s own, and a trial is the same to the bit whoever trains beside it (on a CPU, one
-thread, not compiled): what one does, or that it diverges, touches no other row. All read the same batches: common random numbers.
+thread, not compiled): what one does, or that it diverges, touches no other row. Trials of one seed read the same batches, common random numbers; of several, each its own.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Stack:
 
     def __init__(self, runs: Sequence[Run]):
         self.runs, first = list(runs), runs[0]
+        self.seeds = {run.recipe.seed: run for run in runs}
         self.net = models.build(first.recipe, first.corpus.vocab_size, [run.recipe.seed for run in runs]).to(first.acc.device)
         _own_multipliers(self.net, [run.net for run in runs])
         self.parameters = list(self.net.parameters())
@@ -63,10 +64,18 @@ class Stack:
         for own, p in zip(run.parameters, self.parameters, strict=True):
             own.grad = None if p.grad is None else p.grad[k : k + 1]
 
+    def _parts(self, step: int) -> list[gradients.Part]:
+        """What the trials read at `step`: a batch for all, or with a trial axis in front where their seeds differ."""
+        read = {seed: loop.batch(run, step) for seed, run in self.seeds.items()}
+        if len(read) == 1:
+            return read[self.runs[0].recipe.seed]
+        rows = zip(*(read[run.recipe.seed] for run in self.runs), strict=True)
+        return [(torch.stack([x for x, _ in row]), torch.stack([y for _, y in row])) for row in rows]
+
     def _descend(self, step: int) -> list[Tensor]:
         """Put every trial's gradient of the batch of `step` into its rows; each one's mean loss, on the device."""
         first = self.runs[0]
-        losses, parts = [], loop.batch(first, step)
+        losses, parts = [], self._parts(step)
         for part in parts:
             with gradients.precision(first.recipe.training, first.acc):
                 loss = self.model(*part)
