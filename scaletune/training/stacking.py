@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from scaletune import data, models
 from scaletune.counting import stacking as counted
 from scaletune.errors import UserError
+from scaletune.optim import vector
+from scaletune.optim.vector import VectorAdamW
 from scaletune.recipe import Recipe
 from scaletune.records import Trial
 from scaletune.training import gradients, loop, tracking
@@ -41,6 +43,7 @@ class Stack:
             p.data = torch.cat([row.detach() for row in rows])
             for row, part in zip(rows, p.data.split(1), strict=True):
                 row.data = part  # one storage: an optimizer's step on the row is the stack's
+        self.vector = self._vector()
         self.model = loop.compiled(self.net, first.acc) if first.recipe.engine.compile else self.net
 
     def update(self) -> None:
@@ -49,15 +52,27 @@ class Stack:
         for run in going:
             loop.pace(run)
         losses = self._descend(going[0].step)
+        if self.vector:
+            self.vector.read_rates()
+            self.vector.step()
         for k, run in enumerate(self.runs):
             if run.sound:
-                self._lend(run, k)
                 run.unread.append(losses[k])
-                loop.move(run)
+                if not self.vector:
+                    self._lend(run, k)
+                    loop.move(run)
                 loop.average(run)
         self.net.zero_grad()
         for run in going:
             loop.clock(run, (time.perf_counter() - began) / len(going))
+
+    def _vector(self) -> VectorAdamW | None:
+        """One update for all, where there is one; it moves the row of a run that has diverged as well, which nobody reads."""
+        opts = [run.opt for run in self.runs]
+        if not vector.applies(opts, self.parameters[0].device):
+            return None
+        clips = [run.recipe.optimizer.clip for run in self.runs]
+        return VectorAdamW(self.parameters, [run.parameters for run in self.runs], opts, clips)
 
     def _lend(self, run: Run, k: int) -> None:
         """Row k of the gradients; a tensor that no trial used has none."""
