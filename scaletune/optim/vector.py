@@ -54,21 +54,21 @@ class VectorAdamW:
         p, m, v, steps = ([each[i] for i in live] for each in (self.stack, self.m, self.v, self.steps))
         gradients = [x.grad for x in p if x.grad is not None]
         torch._foreach_add_(steps, 1)
-        t, lr, beta1, beta2 = torch.stack(steps).double(), self.lr[self.place][live], self.beta1[live], self.beta2[live]
-        debias = (1 - beta2**t).sqrt()
+        t, lr = torch.stack(self.steps).double(), self.lr[self.place]
+        debias = (1 - self.beta2**t).sqrt()
 
         def rows(values: Tensor) -> list[Tensor]:
-            """One value a tensor and trial [P, K], along the axes of each tensor."""
+            """One value a tensor and trial, [P, K], along the axes of each live tensor."""
             own = values.to(p[0].dtype).unbind()
-            return [value.view(-1, *[1] * (x.ndim - 1)) for value, x in zip(own, p, strict=True)]
+            return [own[i].view(-1, *[1] * (self.stack[i].ndim - 1)) for i in live]
 
-        torch._foreach_mul_(gradients, rows(self._shrink(gradients).expand(len(p), -1)))
-        torch._foreach_lerp_(m, gradients, rows(1 - beta1))
-        torch._foreach_lerp_(v, torch._foreach_mul(gradients, gradients), rows(1 - beta2))
+        torch._foreach_mul_(gradients, rows(self._shrink(gradients).expand(len(self.stack), -1)))
+        torch._foreach_lerp_(m, gradients, rows(1 - self.beta1))
+        torch._foreach_lerp_(v, torch._foreach_mul(gradients, gradients), rows(1 - self.beta2))
         below = torch._foreach_sqrt(v)
-        torch._foreach_add_(below, rows(self.eps[live] * debias))
-        torch._foreach_mul_(p, rows(1 - lr * self.decay[live]))
-        torch._foreach_addcdiv_(p, torch._foreach_mul(m, rows(-lr * debias / (1 - beta1**t))), below)
+        torch._foreach_add_(below, rows(self.eps * debias))
+        torch._foreach_mul_(p, rows(1 - lr * self.decay))
+        torch._foreach_addcdiv_(p, torch._foreach_mul(m, rows(-lr * debias / (1 - self.beta1**t))), below)
 
     def _shrink(self, gradients: Sequence[Tensor]) -> Tensor:
         """min(1, clip / norm), [K]: not finite for a trial whose gradient is not, and for no other."""

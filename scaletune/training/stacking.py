@@ -22,7 +22,7 @@ from scaletune.optim import vector
 from scaletune.optim.vector import VectorAdamW
 from scaletune.recipe import Recipe
 from scaletune.records import Trial
-from scaletune.training import gradients, loop, tracking
+from scaletune.training import gradients, graphing, loop, tracking
 from scaletune.training.loop import Run, released
 from scaletune.training.trials import forget_peak, record
 
@@ -43,18 +43,20 @@ class Stack:
             p.data = torch.cat([row.detach() for row in rows])
             for row, part in zip(rows, p.data.split(1), strict=True):
                 row.data = part  # one storage: an optimizer's step on the row is the stack's
-        self.vector = self._vector()
         self.model = loop.compiled(self.net, first.acc) if first.recipe.engine.compile else self.net
+        self.vector = self._vector()
+        one_launch = self.vector is not None and graphing.applies(first.recipe, first.acc.device)
+        self.replayed = graphing.Replayed() if one_launch else None
 
     def update(self) -> None:
         """One optimizer step of every run that has not diverged; a run that has keeps its row, and moves no more."""
         began, going = time.perf_counter(), [run for run in self.runs if run.sound]
         for run in going:
             loop.pace(run)
-        losses = self._descend(going[0].step)
         if self.vector:
             self.vector.read_rates()
-            self.vector.step()
+        parts = self._parts(going[0].step)
+        losses = self.replayed(self._step, parts) if self.replayed else self._step(parts)
         for k, run in enumerate(self.runs):
             if run.sound:
                 run.unread.append(losses[k])
@@ -62,7 +64,6 @@ class Stack:
                     self._lend(run, k)
                     loop.move(run)
                 loop.average(run)
-        self.net.zero_grad()
         for run in going:
             loop.clock(run, (time.perf_counter() - began) / len(going))
 
@@ -87,16 +88,23 @@ class Stack:
         rows = zip(*(read[run.recipe.seed] for run in self.runs), strict=True)
         return [(torch.stack([x for x, _ in row]), torch.stack([y for _, y in row])) for row in rows]
 
-    def _descend(self, step: int) -> list[Tensor]:
-        """Put every trial's gradient of the batch of `step` into its rows; each one's mean loss, on the device."""
-        first = self.runs[0]
-        losses, parts = [], self._parts(step)
+    def _step(self, parts: Sequence[gradients.Part]) -> Tensor:
+        """What of a step is the device's alone: gradients, and the update where it is one for all. Each trial's mean loss, [K]."""
+        self.net.zero_grad()  # before, not after: a recorded backward pass then writes, and adds to nothing
+        losses = self._descend(parts)
+        if self.vector:
+            self.vector.step()
+        return losses
+
+    def _descend(self, parts: Sequence[gradients.Part]) -> Tensor:
+        """Put every trial's gradient into its rows; each one's mean loss, [K], on the device."""
+        first, losses = self.runs[0], []
         for part in parts:
             with gradients.precision(first.recipe.training, first.acc):
                 loss = self.model(*part)
             (loss if len(parts) == 1 else loss / len(parts)).sum().backward()  # the sum: a mean would divide each by K
             losses.append(loss.detach())
-        return list(losses[0]) if len(losses) == 1 else [torch.stack(each).mean() for each in zip(*losses, strict=True)]
+        return losses[0] if len(losses) == 1 else torch.stack([torch.stack(each).mean() for each in zip(*losses, strict=True)])
 
 
 def _own_multipliers(net: nn.Module, nets: Sequence[nn.Module]) -> None:
