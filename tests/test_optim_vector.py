@@ -1,6 +1,7 @@
 """One AdamW for a stack: what torch's own does trial by trial, and their state is still theirs."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -102,6 +103,18 @@ def test_it_is_torchs_own_trial_by_trial(dtype, rel):
             torch.testing.assert_close(mine["state"][i], state, rtol=1e-3 * rel**0.5, atol=rel)
 
 
+def test_compiled_it_is_the_same():
+    """Through the compiler's graph capture, whole; not its code generation, which takes long."""
+    (params, opts), (others, their_opts) = fresh(), fresh()
+    plain, compiled = Together(params, opts), Together(others, their_opts)
+    compiled.update.step = torch.compile(compiled.update.step, backend="aot_eager", fullgraph=True)
+    for step in range(20):
+        plain.step(step)
+        compiled.step(step)
+    torch.compiler.reset()
+    assert_close(params, others, 1e-6)
+
+
 def test_a_row_that_is_not_finite_touches_no_other():
     (plain, opts), (hurt, hurt_opts) = fresh(), fresh()
     both = Together(plain, opts), Together(hurt, hurt_opts)
@@ -171,6 +184,13 @@ def test_a_stack_trains_as_its_trials_alone(tiny, by_vector):
     for point in points[:3]:
         trial, curve = training.trial(point, "a", acc())
         assert together[trial.lr][2] == pytest.approx(curve, abs=1e-5) and together[trial.lr][1] == pytest.approx(trial.loss, abs=1e-5)
+
+
+def test_a_compiled_stack_trains_as_its_trials_alone(tiny, by_vector, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    together = found([tiny(own | {"engine.compile": True}) for own in OWN])
+    for own in OWN:
+        assert together[own["lr"]][2] == pytest.approx(training.trial(tiny(own), "a", acc())[1], abs=1e-5)
 
 
 def test_the_loop_takes_it_where_the_device_and_the_family_are(tiny, by_vector, monkeypatch):

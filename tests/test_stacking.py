@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from scaletune import data, training
+from scaletune import counting, data, training
 from scaletune.counting import stacking as counted
 from scaletune.errors import UserError
 from scaletune.training import loop
@@ -238,4 +238,19 @@ def test_the_size_of_a_stack_is_the_devices(tiny):
     sizes = [counted.size(tiny(width=width)) for width in (32, 128, 256)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1 == sizes[-1]
     assert counted.size(tiny({"engine.stack": 5})) == 5
-    assert counted.size(tiny(), gpu=True) == 1 and counted.size(tiny({"engine.stack": 5}), gpu=True) == 5  # there it must be asked for
+    assert counted.size(tiny(), 8e10) == 1 and counted.size(tiny({"engine.stack": 5}), 8e10) == 5  # on a GPU it must be asked for
+
+
+def test_a_gpu_is_filled_as_far_as_its_time_and_memory_go(tiny):
+    """Where a model of an H200 puts the gain: 64 trials of width 128 and 512 tokens in bf16, about one of width 512 and 4096 tokens."""
+
+    def size(memory, **settings):
+        return counted.size(tiny({"engine.stack": "fill", "model.head_dim": 32, "data.seq_len": 64} | settings), memory)
+
+    bf16, small = {"training.precision": "bf16"}, {"model.width": 128, "batch_tokens": 512, "tokens": 2048}
+    large = {"model.width": 512, "model.depth": 4, "batch_tokens": 4096, "tokens": 4096}
+    assert size(1.4e11, **bf16, **small) == 64 and size(1.4e11, **large) == 1
+    held = sum(counting.memory_bytes(tiny(small).model, 256, 512, 64).values())
+    assert size(20 * held, **bf16, **small) == 10 and size(held, **bf16, **small) == 1
+    assert size(0, **small) == counted.size(tiny(small))  # a CPU has its own rule
+    assert size(1.4e11, **small, **{"optimizer.family": "sgd", "weight_decay": 0.0}) == 1  # K optimizers, one after the other

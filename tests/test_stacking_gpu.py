@@ -127,6 +127,7 @@ def assert_like(one, other, rel):
 
 @pytest.mark.gpu
 @no_gpu
+@pytest.mark.filterwarnings("default")  # the compiler's own
 @pytest.mark.parametrize(
     "settings",
     [

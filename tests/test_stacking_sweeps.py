@@ -4,6 +4,7 @@ import signal
 
 import psutil
 import pytest
+import torch
 
 from scaletune import recipe as recipes
 from scaletune import sweeping, training
@@ -60,6 +61,18 @@ def test_what_keeps_trials_apart_is_said_where_a_stack_was_asked_for(tiny):
     assert stacks.note(queue(*points[:2])) == "" == stacks.note(queue(tiny(width=32), tiny(width=64)))
     lone = tiny({"engine.stack": 4, "training.z_loss": 1e-4})
     assert stacks.note(queue(lone)) == "trained one by one: `training.z_loss = 0.0001`: it reads one trial's logits"
+
+
+def test_workers_share_a_gpus_memory_among_their_stacks(tiny, monkeypatch):
+    kind = type("Properties", (), {"total_memory": 4 * 10**7})
+    monkeypatch.setattr(stacks, "on_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: kind)
+    sizes = {}
+    for workers in (2, 4, 8):
+        points = [tiny({"lr": lr * 1e-4, "engine.stack": "fill", "engine.workers": workers}) for lr in range(1, 33)]
+        sizes[workers] = len(stacks.take(queue(*points), 1))
+    assert sizes[8] > 1 and sizes[4] // 2 == sizes[8] and sizes[2] // 4 == sizes[8]
 
 
 def test_a_trial_whose_worker_died_trains_alone(tiny, no_gpu):

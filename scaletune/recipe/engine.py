@@ -16,9 +16,9 @@ class Engine(Section):
     kind: Literal["local"] = "local"
     workers: Literal["auto"] | Count = "auto"  # auto: one a GPU, or one a core
     processes: Count = 1  # that share one trial's batch
-    stack: Literal["auto"] | Count = (
-        "auto"  # trials that train as one model, at most: on a CPU the same bits; auto: what the device is quickest with
-    )
+    # trials that train as one model, at most: on a CPU the same bits; auto: what a CPU is quickest with, one on a GPU; fill: what should
+    # fill a GPU, by a model of it that was never measured
+    stack: Literal["auto", "fill"] | Count = "auto"
     accumulation: Count = 1  # micro-batches a process and step
     compile: bool = False  # torch.compile
     evaluate_at: list[Fraction] = []  # shares of the tokens, beside the end

@@ -45,6 +45,7 @@ class Stack:
                 row.data = part  # one storage: an optimizer's step on the row is the stack's
         self.model = loop.compiled(self.net, first.acc) if first.recipe.engine.compile else self.net
         self.vector = self._vector()
+        self.move = self.vector and (torch.compile(self.vector.step) if first.recipe.engine.compile else self.vector.step)
         one_launch = self.vector is not None and graphing.applies(first.recipe, first.acc.device)
         self.replayed = graphing.Replayed() if one_launch else None
 
@@ -92,8 +93,8 @@ class Stack:
         """What of a step is the device's alone: gradients, and the update where it is one for all. Each trial's mean loss, [K]."""
         self.net.zero_grad()  # before, not after: a recorded backward pass then writes, and adds to nothing
         losses = self._descend(parts)
-        if self.vector:
-            self.vector.step()
+        if self.move:
+            self.move()
         return losses
 
     def _descend(self, parts: Sequence[gradients.Part]) -> Tensor:
