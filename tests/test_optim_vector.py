@@ -11,7 +11,9 @@ from torch.optim import AdamW
 
 from scaletune import data, training
 from scaletune.optim import vector
-from scaletune.optim.vector import VectorAdamW
+from scaletune.optim.families import FAMILIES
+from scaletune.optim.vector import Vector
+from scaletune.recipe import Optimizer as Settings
 from scaletune.training import loop
 from scaletune.training.stacking import Stack
 
@@ -50,7 +52,7 @@ class Together:
         for i, whole in enumerate(self.stack):
             for own, part in zip(params, whole.data.split(1), strict=True):
                 own[i].data = part
-        self.update, self.opts = VectorAdamW(self.stack, params, opts, CLIPS[: len(opts)]), opts
+        self.update, self.opts = Vector(self.stack, params, opts, CLIPS[: len(opts)]), opts
 
     def step(self, step):
         loss(self.stack, step).sum().backward()
@@ -101,6 +103,30 @@ def test_it_is_torchs_own_trial_by_trial(dtype, rel):
         for i, state in its["state"].items():
             assert mine["state"][i].keys() == state.keys() and mine["state"][i]["step"] == state["step"] == 200
             torch.testing.assert_close(mine["state"][i], state, rtol=1e-3 * rel**0.5, atol=rel)
+
+
+def muons(params):
+    """Muon for the matrices, AdamW for the rest, in one; trials differ in what each reads."""
+    made = []
+    for k, (first, second, third) in enumerate(params):
+        common = {"lr": 1e-2 * 1.5**k, "weight_decay": 0.1 * k, "eps": 1e-7 * 10**k}
+        groups = [{"params": [second], "family": "adamw", **common}, {"params": [first, third], "family": "muon", **common}]
+        asked = {"family": "muon", "lr": 1e-2, "momentum": 0.8 + 0.03 * k, "nesterov": k != 1, "shape_factor": "spectral", "eps": 1e-8}
+        made.append(FAMILIES["muon"](groups, Settings(**asked)))
+    return made
+
+
+def test_muon_of_a_stack_is_each_trials_own():
+    """Which `test_optim_families` compares with torch's; its products are in bfloat16."""
+    ours, theirs = ([[nn.Parameter(value) for value in own] for own in drawn(torch.float32)] for _ in range(2))
+    both, their_opts, before = Together(ours, muons(ours)), muons(theirs), drawn(torch.float32)
+    for step in range(5):
+        both.step(step)
+    alone(theirs, their_opts, range(5))
+    for k in range(K):
+        for mine, its, was in zip(ours[k], theirs[k], before[k], strict=True):
+            torch.testing.assert_close(mine, its, rtol=0, atol=2e-2 * (its - was).detach().abs().max().item())
+        assert both.opts[k].state_dict()["parts"][0]["state"].keys() == their_opts[k].state_dict()["parts"][0]["state"].keys()
 
 
 def test_compiled_it_is_the_same():
@@ -198,7 +224,7 @@ def test_the_loop_takes_it_where_the_device_and_the_family_are(tiny, by_vector, 
         runs = [loop.start(tiny(settings | {"lr": lr}), data.load(tiny().data), acc()) for lr in (1e-3, 2e-3)]
         return Stack(runs).vector
 
-    assert isinstance(update(), VectorAdamW) and update(**{"optimizer.family": "sgd", "weight_decay": 0.0}) is None
+    assert isinstance(update(), Vector) and update(**{"optimizer.family": "sgd", "weight_decay": 0.0}) is None
     monkeypatch.undo()
     assert update() is None
 

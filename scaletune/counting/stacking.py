@@ -78,7 +78,7 @@ def size(recipe: Recipe, gpu_bytes: float = 0, vocab_size: int = counting.BYTES_
 def _filling(recipe: Recipe, gpu_bytes: float, vocab_size: int) -> int:
     """As many as make a step of `FULL_STEP` by FLOPs and traffic, in `ROOM` of the memory; one where there is no update for all at once."""
     model, tokens, seq_len = recipe.model, recipe.budget.batch_tokens, recipe.data.seq_len
-    if recipe.optimizer.family != "adamw" or model.family not in ("transformer", "mlp", "vit"):
+    if recipe.optimizer.family not in ("adamw", "muon") or model.family not in ("transformer", "mlp", "vit"):
         return 1
     products = counting.flops_per_token(model, vocab_size, seq_len) * tokens / FULL_RATE[recipe.training.precision]
     seconds = products + counting.bytes_moved(model, vocab_size, tokens) / FULL_TRAFFIC

@@ -19,7 +19,7 @@ from scaletune import data, models
 from scaletune.counting import stacking as counted
 from scaletune.errors import UserError
 from scaletune.optim import vector
-from scaletune.optim.vector import VectorAdamW
+from scaletune.optim.vector import Vector
 from scaletune.recipe import Recipe
 from scaletune.records import Trial
 from scaletune.training import gradients, graphing, loop, tracking
@@ -68,13 +68,13 @@ class Stack:
         for run in going:
             loop.clock(run, (time.perf_counter() - began) / len(going))
 
-    def _vector(self) -> VectorAdamW | None:
+    def _vector(self) -> Vector | None:
         """One update for all, where there is one; it moves the row of a run that has diverged as well, which nobody reads."""
         opts = [run.opt for run in self.runs]
         if not vector.applies(opts, self.parameters[0].device):
             return None
         clips = [run.recipe.optimizer.clip for run in self.runs]
-        return VectorAdamW(self.parameters, [run.parameters for run in self.runs], opts, clips)
+        return Vector(self.parameters, [run.parameters for run in self.runs], opts, clips)
 
     def _lend(self, run: Run, k: int) -> None:
         """Row k of the gradients; a tensor that no trial used has none."""
