@@ -20,12 +20,12 @@ def on_gpu() -> bool:
 
 
 def gpu_bytes(workers: str | int) -> int:
-    """Memory of the smallest GPU, in parts where several workers share one."""
+    """Memory of the smallest GPU, in parts where several workers share one; 1 where GPUs are another machine's: too little for two trials."""
     import torch
 
     gpus = range(torch.cuda.device_count())
-    smallest = min(torch.cuda.get_device_properties(i).total_memory for i in gpus)
-    return smallest // math.ceil(workers / len(gpus)) if isinstance(workers, int) else smallest
+    smallest = min((torch.cuda.get_device_properties(i).total_memory for i in gpus), default=1)
+    return smallest // math.ceil(workers / len(gpus)) if gpus and isinstance(workers, int) else smallest
 
 
 def note(tasks: Sequence[Task]) -> str:
