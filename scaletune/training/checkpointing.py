@@ -47,13 +47,13 @@ def _content(run: Run) -> dict[str, Any]:
     }
 
 
-def _apart(value: Any) -> Any:
+def apart(value: Any) -> Any:
     """With tensors of their own: one that is a row of a stack would be written with the whole stack."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, dict):
-        return {key: _apart(inner) for key, inner in value.items()}
-    return [_apart(inner) for inner in value] if isinstance(value, list) else value
+        return {key: apart(inner) for key, inner in value.items()}
+    return [apart(inner) for inner in value] if isinstance(value, list) else value
 
 
 def save(run: Run) -> None:
@@ -65,7 +65,7 @@ def save(run: Run) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            torch.save(_apart(_content(run)), file)
+            torch.save(apart(_content(run)), file)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
