@@ -2,8 +2,9 @@
 
 A trial keeps the model, the optimizer, the average and the files it would have alone; the storage of its weights is a row of the
 stack's. So all that follows the gradient is `loop`'s own, and a trial is the same to the bit whoever trains beside it (on a CPU, one
-thread, not compiled): what one does, or that it diverges, touches no other row. Trials of one seed read the same batches, common random numbers; of several, each its own.
-On a GPU AdamW and Muon move all trials in one update (`optim.vector`), and the whole step is one launch (`graphing`): equal to rounding.
+thread, not compiled): what one does, or that it diverges, touches no other row. Trials of one seed read the same batches, common random
+numbers; of several, each its own. On a GPU AdamW and Muon move all trials in one update (`optim.vector`), and the whole step is one
+launch (`graphing`): equal to rounding.
 """
 
 from __future__ import annotations
