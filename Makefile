@@ -39,3 +39,4 @@ gpu-evidence:  ## what a machine with a GPU is asked: run it there, in an enviro
 	$(PYTHON) benchmarks/throughput.py
 	$(PYTHON) benchmarks/stacked_steps.py
 	$(PYTHON) -m scaletune run configs/quickstart.toml --set name=quickstart-gpu --set engine.workers=8 --out $${OUT:-gpu-evidence}
+	$(PYTHON) -m scaletune run configs/quickstart.toml --set name=quickstart-stacked --set engine.stack=fill --out $${OUT:-gpu-evidence}

@@ -4,7 +4,10 @@
 trial, eager; against it the engine's own workers (one a core, one thread each), given trials one by one or in stacks, eager and compiled.
 A rate is trials * steps over the seconds that their records say the steps took: neither start-up, evaluation nor compilation is in it.
 `--core` compares stacks of each size in one process on one thread, in CPU time: on a busy machine, the table that means something.
-With a GPU it is that table, of width 128 and 2048 tokens a step, in TF32 and bf16, by the wall clock.
+With a GPU: width 128 and 2048 tokens a step, in TF32 and bf16, by the wall clock, from an idle GPU to an idle GPU. Two yardsticks, trial by
+trial: eager as the loop is, and compiled with its whole step as one CUDA graph (a stack of one); against them stacks of 1, 4, 16 and 64 with
+one update and one graph, eager kernels and compiled. `--toy` runs that table's code at a toy size, on a CPU without graphs: its figures mean
+nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from scaletune import data, sweeping, training
 from scaletune.counting import stacking
+from scaletune.optim import vector
 from scaletune.recipe import Recipe, validated
 from scaletune.sweeping.local import HEAP, Pool, environment, slots
 from scaletune.training import loop
@@ -44,7 +49,7 @@ def recipe(width: int, lr: float, *, steps: int = STEPS, batch_tokens: int = 512
 
 def rates(count: int) -> list[float]:
     """Learning rates well below the edge of stability: every trial takes all its steps."""
-    return [1e-3 * 1.1**i for i in range(count)]
+    return [1e-3 * 4 ** (i / count) for i in range(count)]
 
 
 def one_by_one(width: int) -> Way:
@@ -88,9 +93,11 @@ def alternated(ways: dict[str, Way], rounds: int) -> dict[str, tuple[float, list
     return {name: (statistics.median(column), statistics.quantiles(ratios[name], n=4)) for name, column in found.items()}
 
 
-def show(what: str, found: dict[str, tuple[float, list[float]]]) -> None:
+def show(what: str, found: dict[str, tuple[float, list[float]]], second: str = "") -> None:
+    """A row each; with the ratio of its rate to another's, where a second yardstick is named."""
     for name, (rate, (low, middle, high)) in found.items():
-        print(f"| {what} | {name} | {rate:.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
+        beside = f" {rate / found[second][0]:.2f} |" if second else ""
+        print(f"| {what} | {name} | {rate:.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) |{beside}", flush=True)
 
 
 def on_cores(widths: Sequence[int], rounds: int) -> None:
@@ -114,29 +121,51 @@ def on_cores(widths: Sequence[int], rounds: int) -> None:
             show(str(width), alternated({name: go for name, go in ways.items() if size > 1 or "stacks of" not in name}, rounds))
 
 
-def in_process(widths: Sequence[int], sizes: Sequence[int], precisions: Sequence[str], batch_tokens: int, rounds: int) -> None:
-    """Stacks of each size in this process, eager and compiled, on one thread's CPU clock or from an idle GPU to an idle GPU."""
+def on_one_core(widths: Sequence[int], rounds: int) -> None:
+    """Stacks of each size in this process, eager and compiled, on one thread's CPU clock."""
     torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("high")
     acc = training.accelerator()
-    device = torch.cuda.get_device_name() if acc.device.type == "cuda" else "one thread, CPU time"
-    print(f"{device}, torch {torch.__version__}, depth 2, {batch_tokens} tokens a step; {rounds} alternated rounds")
-    print("| width, precision | how | trial-steps/s | ratio (quartiles) |\n|---|---|---|---|")
-    for width, precision in itertools.product(widths, precisions):
-        ways = {}
-        for compiled, size in itertools.product((False, True), sizes):
-            asked = dict(steps=10**4, batch_tokens=batch_tokens, precision=precision, compile=compiled)
-            name = f"{'stacks of ' + str(size) if size > 1 else 'trial by trial'}{', compiled' if compiled else ''}"
-            ways[name] = steps_of([recipe(width, lr, **asked) for lr in rates(size)], acc)
-        show(f"{width}, {precision}", alternated(ways, rounds))
+    print(f"one thread, CPU time, torch {torch.__version__}, depth 2, 512 tokens a step; {rounds} alternated rounds")
+    print("| width | how | trial-steps/s | ratio (quartiles) |\n|---|---|---|---|")
+    for width in widths:
+        ways = {
+            f"{'stacks of ' + str(size) if size > 1 else 'trial by trial'}{', compiled' if compiled else ''}": steps_of(
+                width, size, acc, 32, stacked=size > 1, compile=compiled
+            )
+            for compiled, size in itertools.product((False, True), (1, 2, 4, 8))
+        }
+        show(str(width), alternated(ways, rounds))
         acc.free_memory()
         torch.compiler.reset()
 
 
-def steps_of(points: Sequence[Recipe], acc: Accelerator, count: int = 32) -> Way:
-    """`count` trial-steps or more a round, as the loop takes them."""
+def on_gpu(width: int, sizes: Sequence[int], batch_tokens: int, count: int, rounds: int) -> None:
+    """The table of a GPU; TF32 is float32 with its products so rounded."""
+    torch.set_float32_matmul_precision("high")
+    acc = training.accelerator()
+    device = torch.cuda.get_device_name() if acc.device.type == "cuda" else "a toy on a CPU: no figures"
+    print(f"{device}, torch {torch.__version__}, width {width}, depth 2, {batch_tokens} tokens a step; {rounds} alternated rounds")
+    print("| precision | how | trial-steps/s | against eager (quartiles) | against compiled, one graph |\n|---|---|---|---|---|")
+    for name, precision in (("TF32", "float32"), ("bf16", "bf16")):
+        asked = {"batch_tokens": batch_tokens, "precision": precision}
+        ways = {
+            "trial by trial": steps_of(width, 1, acc, count, stacked=False, **asked),
+            "trial by trial, compiled, one graph": steps_of(width, 1, acc, count, compile=True, **asked),
+        }
+        for compiled, size in itertools.product((False, True), sizes):
+            if (size, compiled) != (1, True):  # the second yardstick
+                how = f"stack of {size}, one graph{', compiled' if compiled else ''}"
+                ways[how] = steps_of(width, size, acc, count, compile=compiled, **asked)
+        show(name, alternated(ways, rounds), "trial by trial, compiled, one graph")
+        acc.free_memory()
+        torch.compiler.reset()
+
+
+def steps_of(width: int, size: int, acc: Accelerator, count: int, *, stacked: bool = True, **asked: Any) -> Way:
+    """`count` trial-steps or more a round, as the loop takes them; `stacked`: as a stack, of one trial too."""
+    points = [recipe(width, lr, steps=10**5, **asked) for lr in rates(size)]
     runs = [loop.start(point, data.load(point.data), acc) for point in points]
-    step = Stack(runs).update if len(runs) > 1 else lambda: loop.update(runs[0])
+    step = Stack(runs).update if stacked else lambda: loop.update(runs[0])
     cuda = acc.device.type == "cuda"
 
     def clock() -> float:
@@ -145,7 +174,7 @@ def steps_of(points: Sequence[Recipe], acc: Accelerator, count: int = 32) -> Way
         return time.perf_counter() if cuda else time.process_time()
 
     def go() -> float:
-        began, steps = clock(), max(4, count // len(runs))
+        began, steps = clock(), max(16 if cuda else 4, count // len(runs))  # a GPU looks at its losses every 16
         for _ in range(steps):
             step()
             for run in runs:
@@ -160,13 +189,17 @@ def main() -> None:
     parser.add_argument("--width", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--core", action="store_true", help="stack sizes on one thread, in CPU time, which other work does not touch")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--toy", action="store_true", help="the GPU's table at a toy size, to see that it works")
     asked = parser.parse_args()
-    if torch.cuda.is_available():
-        in_process([128], (1, 4, 16, 64), ("float32", "bf16"), 2048, asked.rounds)
+    if asked.toy:
+        vector.DEVICES = ("cpu", "cuda")  # one update on a CPU too
+        on_gpu(32, (1, 2), 128, 4, 2)
+    elif torch.cuda.is_available():
+        on_gpu(128, (1, 4, 16, 64), 2048, 512, asked.rounds)
     elif asked.core:
         if not HEAP.items() <= os.environ.items():  # a worker's environment is read when a process starts
             os.execve(sys.executable, [sys.executable, *sys.argv], environment(0))
-        in_process(asked.width, (1, 2, 4, 8), ("float32",), 512, asked.rounds)
+        on_one_core(asked.width, asked.rounds)
     else:
         on_cores(asked.width, asked.rounds)
 

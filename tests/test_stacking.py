@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from scaletune import data, training
+from scaletune import counting, data, training
 from scaletune.counting import stacking as counted
 from scaletune.errors import UserError
 from scaletune.training import loop
@@ -86,6 +86,21 @@ def test_other_decoders_stack(tiny, acc, model):
     same_as_alone([tiny({"model": {"width": 32, "depth": 1, "head_dim": 16} | model, "lr": lr}) for lr in (1e-3, 1e-2)], acc)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"engine.accumulation": 2, "model.positions": "learned", "data.order": "shuffle"},
+        {"model": {"family": "moe", "width": 32, "depth": 1, "head_dim": 16, "n_experts": 4, "top_k": 2}},
+    ],
+    ids=str,
+)
+def test_seeds_stack_each_with_its_own_batches_and_weights(tiny, acc, settings):
+    points = [tiny(settings | own) for own in ({"seed": 3}, {"seed": 4}, {"seed": 4, "lr": 1e-2}, DIVERGES | {"seed": 5})]
+    losses = [record["loss"] for record, _ in same_as_alone(points, acc).values()]
+    assert len(set(losses)) == 4
+
+
 IMAGES = {"image_size": 8, "channels": 1}
 DIGITS = {"source": "digits", "seq_len": 1}
 POWER_LAW = {"source": "power-law", "seq_len": 1, "power_law": {"inputs": 16, "examples": 2048}}
@@ -102,6 +117,20 @@ POWER_LAW = {"source": "power-law", "seq_len": 1, "power_law": {"inputs": 16, "e
 def test_models_of_examples_stack(tiny, acc, model, source):
     settings = {"model": model, "data": source, "tokens": 8 * 32, "batch_tokens": 32}
     same_as_alone([tiny(settings | {"lr": lr}) for lr in (1e-3, 1e-2)], acc)
+
+
+@pytest.mark.parametrize("model", [{"inputs": 16, "loss": "mse"}, {"inputs": 64}], ids=["values", "images"])
+def test_multilayer_perceptrons_of_other_seeds_stack(tiny, acc, model):
+    source = POWER_LAW if "loss" in model else DIGITS
+    settings = {"model": {"family": "mlp", "width": 32} | model, "data": source, "tokens": 8 * 32, "batch_tokens": 32}
+    same_as_alone([tiny(settings | {"seed": seed}) for seed in (0, 1, 2)], acc)
+
+
+def test_a_convolution_keeps_seeds_apart(tiny):
+    points = [
+        tiny({"model": {"family": "vit", "width": 32, "patch": 2, "head_dim": 16} | IMAGES, "data": DIGITS, "seed": k}) for k in (0, 1)
+    ]
+    assert counted.unlike(*points) == ["seed"]
 
 
 def test_a_grouped_convolution_stacks_to_rounding(tiny, acc):
@@ -178,7 +207,6 @@ def test_a_record_says_how_many_were_one_model_and_what_its_share_was(tiny, acc)
     ("settings", "name"),
     [
         ({"width": 64}, "model.width"),
-        ({"seed": 1}, "seed"),
         ({"tokens": 512}, "budget.tokens"),
         ({"optimizer.family": "lion", "optimizer.eps": 1e-8}, "optimizer.family"),
         ({"parametrization.attention_multiplier": 2.0}, "parametrization.attention_multiplier"),
@@ -210,4 +238,19 @@ def test_the_size_of_a_stack_is_the_devices(tiny):
     sizes = [counted.size(tiny(width=width)) for width in (32, 128, 256)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1 == sizes[-1]
     assert counted.size(tiny({"engine.stack": 5})) == 5
-    assert counted.size(tiny(), gpu=True) == 1 and counted.size(tiny({"engine.stack": 5}), gpu=True) == 5  # there it must be asked for
+    assert counted.size(tiny(), 8e10) == 1 and counted.size(tiny({"engine.stack": 5}), 8e10) == 5  # on a GPU it must be asked for
+
+
+def test_a_gpu_is_filled_as_far_as_its_time_and_memory_go(tiny):
+    """Where a model of an H200 puts the gain: 64 trials of width 128 and 512 tokens in bf16, about one of width 512 and 4096 tokens."""
+
+    def size(memory, **settings):
+        return counted.size(tiny({"engine.stack": "fill", "model.head_dim": 32, "data.seq_len": 64} | settings), memory)
+
+    bf16, small = {"training.precision": "bf16"}, {"model.width": 128, "batch_tokens": 512, "tokens": 2048}
+    large = {"model.width": 512, "model.depth": 4, "batch_tokens": 4096, "tokens": 4096}
+    assert size(1.4e11, **bf16, **small) == 64 and size(1.4e11, **large) == 1
+    held = sum(counting.memory_bytes(tiny(small).model, 256, 512, 64).values())
+    assert size(20 * held, **bf16, **small) == 10 and size(held, **bf16, **small) == 1
+    assert size(0, **small) == counted.size(tiny(small))  # a CPU has its own rule
+    assert size(1.4e11, **small, **{"optimizer.family": "sgd", "weight_decay": 0.0}) == 1  # K optimizers, one after the other

@@ -4,6 +4,7 @@ import signal
 
 import psutil
 import pytest
+import torch
 
 from scaletune import recipe as recipes
 from scaletune import sweeping, training
@@ -37,7 +38,7 @@ def no_gpu(monkeypatch):
 
 def test_like_goes_with_like(tiny, no_gpu):
     points = [tiny(lr=lr, seed=seed) for seed in (0, 1) for lr in (1e-3, 2e-3)]
-    assert taken(queue(*points, tiny(lr=4e-3), tiny(lr=8e-3, width=128))) == [[1e-3, 2e-3, 4e-3], [1e-3, 2e-3], [8e-3]]
+    assert taken(queue(*points, tiny(lr=4e-3), tiny(lr=8e-3, width=128))) == [[1e-3, 2e-3, 1e-3, 2e-3, 4e-3], [8e-3]]
 
 
 def test_a_stack_is_no_larger_than_asked_and_leaves_each_worker_its_share(tiny, no_gpu):
@@ -56,10 +57,22 @@ def test_what_keeps_trials_apart_is_said_where_a_stack_was_asked_for(tiny):
     points = [
         tiny({"engine.stack": 4, "width": width, "seed": seed, "lr": lr}) for width in (32, 64) for seed in (0, 1) for lr in (1e-3, 2e-3)
     ]
-    assert stacks.note(queue(*points)) == "not stacked where they differ: `model.width`, `seed`"
+    assert stacks.note(queue(*points)) == "not stacked where they differ: `model.width`"
     assert stacks.note(queue(*points[:2])) == "" == stacks.note(queue(tiny(width=32), tiny(width=64)))
     lone = tiny({"engine.stack": 4, "training.z_loss": 1e-4})
     assert stacks.note(queue(lone)) == "trained one by one: `training.z_loss = 0.0001`: it reads one trial's logits"
+
+
+def test_workers_share_a_gpus_memory_among_their_stacks(tiny, monkeypatch):
+    kind = type("Properties", (), {"total_memory": 4 * 10**7})
+    monkeypatch.setattr(stacks, "on_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: kind)
+    sizes = {}
+    for workers in (2, 4, 8):
+        points = [tiny({"lr": lr * 1e-4, "engine.stack": "fill", "engine.workers": workers}) for lr in range(1, 33)]
+        sizes[workers] = len(stacks.take(queue(*points), 1))
+    assert sizes[8] > 1 and sizes[4] // 2 == sizes[8] and sizes[2] // 4 == sizes[8]
 
 
 def test_a_trial_whose_worker_died_trains_alone(tiny, no_gpu):

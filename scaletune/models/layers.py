@@ -68,7 +68,7 @@ class Conv(nn.Module):
 
 
 class Embedding(nn.Module):
-    """y[k, n] = W[k, entry n], W: [K, entries, width]; entries: [N], shared by the trials."""
+    """y[k, n] = W[k, entry n], W: [K, entries, width]; entries: [N], shared by the trials, or [K, N]."""
 
     def __init__(self, stack: int, entries: int, width: int):
         super().__init__()
@@ -119,10 +119,10 @@ class GroupNorm(nn.Module):
 
 
 def mean_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each trial: logits [K, N, V], targets [N] in any shape -> [K], nats per target."""
-    stack = len(logits)
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.reshape(-1).repeat(stack), reduction="none")
-    return losses.view(stack, -1).mean(1)
+    """Cross-entropy of each trial: logits [K, N, V], targets [N] shared or [K, N], in any shape -> [K], nats per target."""
+    stack, rows, _ = logits.shape
+    own = targets.reshape(-1, rows).expand(stack, rows)
+    return F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="none").view(stack, rows).mean(1)
 
 
 def rotary(positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

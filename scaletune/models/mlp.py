@@ -15,7 +15,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.
 
 
 class MLP(nn.Module):
-    """features [B, ...] of `inputs` numbers -> outputs [K, B, V]; with targets, classes [B] or values [B, V] -> mean nats, or squared error, of each trial."""
+    """features [B, inputs] or images -> outputs [K, B, V]; with targets, classes [B] or values [B, V] -> mean nats, or squared error, of each trial.
+
+    Features and targets may have a trial axis in front: each trial's own.
+    """
 
     def __init__(self, model: zoo.MLP, outputs: int, multipliers: Multipliers, stack: int = 1):
         super().__init__()
@@ -30,7 +33,8 @@ class MLP(nn.Module):
 
     def hidden(self, features: Tensor) -> list[Tensor]:
         """What the input layer and each hidden layer give, activated: [K, B, width] each."""
-        found = [self.activation(self.input(features.flatten(1).expand(self.stack, -1, -1)))]
+        rows = features.flatten(-3) if features.ndim > 3 else features  # images as rows
+        found = [self.activation(self.input(rows.expand(self.stack, -1, -1)))]
         for layer in self.layers:
             found.append(self.activation(layer(found[-1])))
         return found
@@ -39,4 +43,4 @@ class MLP(nn.Module):
         y = self.readout(self.hidden(features)[-1])
         if targets is None:
             return y
-        return (y - targets.view(y.shape[1:])).square().mean((1, 2)) if self.squared else mean_nats(y, targets)
+        return (y - targets.reshape(-1, *y.shape[1:])).square().mean((1, 2)) if self.squared else mean_nats(y, targets)

@@ -32,13 +32,14 @@ class Decoder(nn.Module):
             self.register_buffer("sin", sin.float(), persistent=False)
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        x = self.embed_tokens(tokens.flatten())
+        x = self.embed_tokens(tokens.flatten(-2))
         if self.embed_positions is not None:
-            x = x + self.embed_positions(torch.arange(tokens.shape[1], device=tokens.device).repeat(len(tokens)))
+            rows, positions = tokens.shape[-2:]
+            x = x + self.embed_positions(torch.arange(positions, device=tokens.device).repeat(rows))
         return x * self.embedding
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
-        positions = tokens.shape[1]
+        positions = tokens.shape[-1]
         turns: Turns | None = (self.cos[:positions], self.sin[:positions]) if self.embed_positions is None else None
         stream = [self._embedded(tokens)]
         for block in self.layers:
@@ -47,7 +48,7 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """tokens [B, T] -> logits [K, B, T, V]; with targets [B, T] -> mean nats per token of each trial, [K]."""
+    """tokens [B, T], or each trial's own [K, B, T] -> logits [K, B, T, V]; with targets like them -> mean nats per token of each trial, [K]."""
 
     def __init__(self, model: Model, vocab_size: int, seq_len: int, multipliers: Multipliers, stack: int = 1, mlp: type[nn.Module] = MLP):
         super().__init__()
@@ -68,4 +69,4 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         logits = self.lm_head(self.hidden(tokens)[-1]) * self.logits  # [K, N, V]
-        return logits.view(self.stack, *tokens.shape, -1) if targets is None else mean_nats(logits, targets)
+        return logits.view(self.stack, *tokens.shape[-2:], -1) if targets is None else mean_nats(logits, targets)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scaletune.rules import shape_factor
+from scaletune.rules.families import ShapeFactor
 
 Groups = list[dict[str, Any]]
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic, five rounds: https://kellerjordan.github.io/posts/muon, as torch.optim.Muon has it
@@ -140,22 +141,32 @@ class Muon(Optimizer):
         for group in self.param_groups:
             for p in (p for p in group["params"] if p.grad is not None):
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
-                update = update.flatten(2) if p.ndim > 4 else update  # kernels as `matrices` has them
-                factor = shape_factor(group["shape_factor"], update.shape[-1], update.shape[-2])
                 lr, decay = (_along(value, p) for value in (group["lr"], group["weight_decay"]))
-                p.mul_(1 - lr * decay).sub_(orthogonal(update, group["eps"]).view_as(p) * (lr * factor))
+                ahead = group["momentum"] if group["nesterov"] else 1.0
+                muon(p, buffer, lr, lr * decay, group["momentum"], ahead, group["eps"], group["shape_factor"])
         return losses
 
 
-def orthogonal(gradient: Tensor, eps: float) -> Tensor:
+Scalar = float | Tensor  # of a tensor [K, ...], or [K, 1, ...]: each trial's own
+
+
+def muon(p: Tensor, buffer: Tensor, lr: Scalar, decay: Scalar, momentum: Scalar, ahead: Scalar, eps: Scalar, factor: ShapeFactor) -> None:
+    """A step of `Muon` by the gradient p has; `decay`: share of p to lose; `ahead`: share of the buffer in the update, 1 without nesting."""
+    assert p.grad is not None
+    buffer.lerp_(p.grad, 1 - momentum)
+    update = p.grad.lerp(buffer, ahead)
+    update = update.flatten(2) if p.ndim > 4 else update  # kernels as `matrices` has them
+    eps = eps.view(-1, *[1] * (update.ndim - 1)) if isinstance(eps, Tensor) else eps
+    scale = shape_factor(factor, update.shape[-1], update.shape[-2])
+    p.mul_(1 - decay).sub_(orthogonal(update, eps).view_as(p) * (lr * scale))
+
+
+def orthogonal(gradient: Tensor, eps: Scalar) -> Tensor:
     """Nearly U V^T of gradient = U S V^T, [..., out, in]: five rounds of Newton-Schulz in bfloat16."""
     a, b, c = NEWTON_SCHULZ
     tall = gradient.shape[-2] > gradient.shape[-1]
-    x = gradient.bfloat16().flatten(0, -3)
-    x = x.mT if tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    x = gradient.bfloat16().mT if tall else gradient.bfloat16()
+    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)).flatten(0, -3)
     for _ in range(5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

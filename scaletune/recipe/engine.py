@@ -66,9 +66,9 @@ class Engine(Section):
     slurm: Slurm = Slurm()
     workers: Literal["auto"] | Count = "auto"  # auto: one a GPU, or one a core
     processes: Count = 1  # that share one trial's batch
-    stack: Literal["auto"] | Count = (
-        "auto"  # trials that train as one model, at most: on a CPU the same bits; auto: what the device is quickest with
-    )
+    # trials that train as one model, at most: on a CPU the same bits; auto: what a CPU is quickest with, one on a GPU; fill: what should
+    # fill a GPU, by a model of it that was never measured
+    stack: Literal["auto", "fill"] | Count = "auto"
     branch: Literal["auto"] | bool = "auto"  # horizons of one trial share a trunk, to the same bits; true: and say what keeps them apart
     accumulation: Count = 1  # micro-batches a process and step
     compile: bool = False  # torch.compile

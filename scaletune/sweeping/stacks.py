@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from scaletune import data
 from scaletune.counting import branching, stacking
 
 if TYPE_CHECKING:
@@ -16,6 +17,15 @@ def on_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def gpu_bytes(workers: str | int) -> int:
+    """Memory of the smallest GPU, in parts where several workers share one; 1 where GPUs are another machine's: too little for two trials."""
+    import torch
+
+    gpus = range(torch.cuda.device_count())
+    smallest = min((torch.cuda.get_device_properties(i).total_memory for i in gpus), default=1)
+    return smallest // math.ceil(workers / len(gpus)) if gpus and isinstance(workers, int) else smallest
 
 
 def note(tasks: Sequence[Task]) -> str:
@@ -82,4 +92,7 @@ def _shared(task: Task) -> dict[str, Any]:
 def _size(task: Task, share: int, gpu: bool | None) -> int:
     if share == 1:
         return 1
-    return min(share, stacking.size(task.recipe, on_gpu() if gpu is None else gpu))
+    gpu = on_gpu() if gpu is None else gpu
+    if task.recipe.engine.stack == "fill" and gpu:
+        return min(share, stacking.size(task.recipe, gpu_bytes(task.recipe.engine.workers), data.load(task.recipe.data).vocab_size))
+    return min(share, stacking.size(task.recipe, gpu))

@@ -6,7 +6,6 @@ evaluations and its own checkpoints. Where the schedules part it gets copies. So
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -60,8 +59,8 @@ def leaving(heads: Sequence[Run], tracks: Tracks) -> Iterator[Run]:
 
 def _parted(rider: Run) -> Run:
     """The same run with a model, an optimizer and an average of its own: an optimizer keeps what it is given, so that is copied."""
-    run, state = loop.start(rider.recipe, rider.corpus, rider.acc), checkpointing.content(rider)
-    checkpointing.put_back(run, state | {"optimizer": copy.deepcopy(state["optimizer"])})
+    run = loop.start(rider.recipe, rider.corpus, rider.acc)
+    checkpointing.put_back(run, checkpointing.apart(checkpointing.content(rider)))
     return run
 
 

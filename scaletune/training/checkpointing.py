@@ -50,6 +50,15 @@ def content(run: Run) -> dict[str, Any]:
     }
 
 
+def apart(value: Any) -> Any:
+    """With tensors of their own: one that is a row of a stack would be written with the whole stack."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: apart(inner) for key, inner in value.items()}
+    return [apart(inner) for inner in value] if isinstance(value, list) else value
+
+
 def save(run: Run) -> None:
     """Put the run as it is in place of its last checkpoint, which becomes the previous one. Call when no loss is unread."""
     assert not run.unread
@@ -61,7 +70,7 @@ def save(run: Run) -> None:
         for left in path.parent.glob("*.part"):  # by a writer that was killed
             left.unlink(missing_ok=True)
         with part.open("wb") as file:
-            torch.save(content(run), file)
+            torch.save(apart(content(run)), file)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():

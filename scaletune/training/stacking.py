@@ -2,7 +2,9 @@
 
 A trial keeps the model, the optimizer, the average and the files it would have alone; the storage of its weights is a row of the
 stack's. So all that follows the gradient is `loop`'s own, and a trial is the same to the bit whoever trains beside it (on a CPU, one
-thread, not compiled): what one does, or that it diverges, touches no other row. All read the same batches: common random numbers.
+thread, not compiled): what one does, or that it diverges, touches no other row. Trials of one seed read the same batches, common random
+numbers; of several, each its own. On a GPU AdamW and Muon move all trials in one update (`optim.vector`), and the whole step is one
+launch (`graphing`): equal to rounding.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from scaletune import data, models
 from scaletune.counting import branching as branches
 from scaletune.counting import stacking as counted
 from scaletune.errors import UserError
+from scaletune.optim import vector
+from scaletune.optim.vector import Vector
 from scaletune.recipe import Recipe, identity
 from scaletune.records import Trial
-from scaletune.training import branching, gradients, loop, tracking
+from scaletune.training import branching, gradients, graphing, loop, tracking
 from scaletune.training.loop import Run, released
 from scaletune.training.trials import forget_peak, record
 
@@ -34,6 +38,7 @@ class Stack:
 
     def __init__(self, runs: Sequence[Run]):
         self.runs, first = list(runs), runs[0]
+        self.seeds = {run.recipe.seed: run for run in runs}
         self.net = models.build(first.recipe, first.corpus.vocab_size, [run.recipe.seed for run in runs]).to(first.acc.device)
         _own_multipliers(self.net, [run.net for run in runs])
         self.parameters = list(self.net.parameters())
@@ -43,38 +48,68 @@ class Stack:
             for row, part in zip(rows, p.data.split(1), strict=True):
                 row.data = part  # one storage: an optimizer's step on the row is the stack's
         self.model = loop.compiled(self.net, first.acc) if first.recipe.engine.compile else self.net
+        self.vector = self._vector()
+        self.move = self.vector and (torch.compile(self.vector.step) if first.recipe.engine.compile else self.vector.step)
+        one_launch = self.vector is not None and graphing.applies(first.recipe, first.acc.device)
+        self.replayed = graphing.Replayed() if one_launch else None
 
     def update(self) -> None:
         """One optimizer step of every run that has not diverged; a run that has keeps its row, and moves no more."""
         began, going = time.perf_counter(), [run for run in self.runs if run.sound]
         for run in going:
             loop.pace(run)
-        losses = self._descend(going[0].step)
+        if self.vector:
+            self.vector.read_rates()
+        parts = self._parts(going[0].step)
+        losses = self.replayed(self._step, parts) if self.replayed else self._step(parts)
         for k, run in enumerate(self.runs):
             if run.sound:
-                self._lend(run, k)
                 run.unread.append(losses[k])
-                loop.move(run)
+                if not self.vector:
+                    self._lend(run, k)
+                    loop.move(run)
                 loop.average(run)
-        self.net.zero_grad()
         for run in going:
             loop.clock(run, (time.perf_counter() - began) / len(going))
+
+    def _vector(self) -> Vector | None:
+        """One update for all, where there is one; it moves the row of a run that has diverged as well, which nobody reads."""
+        opts = [run.opt for run in self.runs]
+        if not vector.applies(opts, self.parameters[0].device):
+            return None
+        clips = [run.recipe.optimizer.clip for run in self.runs]
+        return Vector(self.parameters, [run.parameters for run in self.runs], opts, clips)
 
     def _lend(self, run: Run, k: int) -> None:
         """Row k of the gradients; a tensor that no trial used has none."""
         for own, p in zip(run.parameters, self.parameters, strict=True):
             own.grad = None if p.grad is None else p.grad[k : k + 1]
 
-    def _descend(self, step: int) -> list[Tensor]:
-        """Put every trial's gradient of the batch of `step` into its rows; each one's mean loss, on the device."""
-        first = self.runs[0]
-        losses, parts = [], loop.batch(first, step)
+    def _parts(self, step: int) -> list[gradients.Part]:
+        """What the trials read at `step`: a batch for all, or with a trial axis in front where their seeds differ."""
+        read = {seed: loop.batch(run, step) for seed, run in self.seeds.items()}
+        if len(read) == 1:
+            return read[self.runs[0].recipe.seed]
+        rows = zip(*(read[run.recipe.seed] for run in self.runs), strict=True)
+        return [(torch.stack([x for x, _ in row]), torch.stack([y for _, y in row])) for row in rows]
+
+    def _step(self, parts: Sequence[gradients.Part]) -> Tensor:
+        """What of a step is the device's alone: gradients, and the update where it is one for all. Each trial's mean loss, [K]."""
+        self.net.zero_grad()  # before, not after: a recorded backward pass then writes, and adds to nothing
+        losses = self._descend(parts)
+        if self.move:
+            self.move()
+        return losses
+
+    def _descend(self, parts: Sequence[gradients.Part]) -> Tensor:
+        """Put every trial's gradient into its rows; each one's mean loss, [K], on the device."""
+        first, losses = self.runs[0], []
         for part in parts:
             with gradients.precision(first.recipe.training, first.acc):
                 loss = self.model(*part)
             (loss if len(parts) == 1 else loss / len(parts)).sum().backward()  # the sum: a mean would divide each by K
             losses.append(loss.detach())
-        return list(losses[0]) if len(losses) == 1 else [torch.stack(each).mean() for each in zip(*losses, strict=True)]
+        return losses[0] if len(losses) == 1 else torch.stack([torch.stack(each).mean() for each in zip(*losses, strict=True)])
 
 
 def _own_multipliers(net: nn.Module, nets: Sequence[nn.Module]) -> None:

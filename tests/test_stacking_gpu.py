@@ -1,0 +1,182 @@
+"""A stack's step as one launch: what is copied, kept and said, on a CPU with a recorder that runs the work again; and on a GPU itself."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from scaletune import data, training
+from scaletune.optim import vector
+from scaletune.training import graphing, loop
+from scaletune.training.stacking import Stack
+
+OWN = [
+    {"lr": 2e-3},
+    {"lr": 4e-3, "seed": 1, "optimizer.clip": 0.05},
+    {"lr": 1e-3, "schedule.kind": "cosine", "schedule.ema_half_life": 1024},
+]
+DIVERGES = {"lr": 3.0, "schedule.kind": "linear", "schedule.warmup": 0.5}  # after some steps
+STEPS = 24
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(scope="module")
+def acc():
+    return training.accelerator()
+
+
+def asked(tiny, *own, **settings):
+    return [tiny({"tokens": STEPS * 256} | settings | each) for each in own]
+
+
+def found(points, acc):
+    """{lr: (status, held-out loss, curve)}."""
+    return {trial.lr: (trial.status, trial.loss, curve) for trial, curve in training.stacked(points, ["a"] * len(points), acc)}
+
+
+class Again:
+    """Stands for CUDA's recorder: replaying is calling the work again, which reads what the recording read."""
+
+    def __init__(self):
+        self.made, self.replays = 0, 0
+
+    def __call__(self, work):
+        self.made += 1
+        result = []
+
+        def replay():
+            self.replays += 1
+            result[:] = [work()]
+
+        class Later:
+            def clone(_):
+                return result[0].clone()
+
+        return replay, Later()
+
+
+@pytest.fixture
+def again(monkeypatch):
+    recorder = Again()
+    monkeypatch.setattr(vector, "DEVICES", ("cpu",))
+    monkeypatch.setattr(graphing, "DEVICES", ("cpu",))
+    monkeypatch.setattr(graphing, "apart", lambda work: work())
+    monkeypatch.setattr(graphing, "recorded", recorder)
+    return recorder
+
+
+@pytest.mark.parametrize("settings", [{}, {"engine.accumulation": 2}], ids=str)
+def test_a_replayed_step_is_the_step(tiny, acc, monkeypatch, again, settings):
+    """Its batches, learning rates and losses; recorded again when one has left the stack."""
+    points = asked(tiny, *OWN, DIVERGES, **settings)
+    replayed = found(points, acc)
+    assert again.made == 2 and replayed[3.0][0] == "diverged"
+    left = len(replayed[3.0][2])  # steps of the first stack
+    assert again.replays == max(0, left - graphing.WARM) + STEPS - left - graphing.WARM
+    monkeypatch.setattr(graphing, "DEVICES", ())
+    assert found(points, acc) == replayed
+
+
+def test_steps_that_cannot_be_recorded_are_taken_one_kernel_at_a_time(tiny, acc, monkeypatch, again, capsys):
+    def refuse(work):
+        """Run it all but the update, as recording runs nothing: what it leaves in the gradients is no one's."""
+        move, stacks[1].move = stacks[1].move, lambda: None
+        work()
+        stacks[1].move = move
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    points = asked(tiny, *OWN[:2])
+    stacks = [Stack([loop.start(point, data.load(point.data), acc) for point in points]) for _ in range(2)]
+    for stack, recorder in zip(stacks, (again, refuse), strict=True):
+        monkeypatch.setattr(graphing, "recorded", recorder)
+        for _ in range(6):
+            stack.update()
+    said = capsys.readouterr().err
+    assert (
+        said
+        == "stacked steps stay a kernel at a time, as CUDA refused to record them: CUDA error: operation not permitted when stream is capturing\n"
+    )
+    for one, other in zip(*(stack.runs for stack in stacks), strict=True):
+        assert torch.equal(torch.stack(one.unread), torch.stack(other.unread))
+    acc.free_memory()
+
+
+def test_only_steps_that_read_nothing_back_are_recorded(tiny):
+    moe = tiny({"model": {"family": "moe", "width": 32, "depth": 1, "head_dim": 16, "n_experts": 4, "top_k": 2}})
+    cuda = torch.device("cuda")
+    assert graphing.applies(tiny(), cuda) and not graphing.applies(moe, cuda) and not graphing.applies(tiny(), torch.device("cpu"))
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+def on_gpu(points, acc, monkeypatch, *, one_update, one_launch):
+    monkeypatch.setattr(vector, "DEVICES", ("cuda",) if one_update else ())
+    monkeypatch.setattr(graphing, "DEVICES", ("cuda",) if one_launch else ())
+    return found(points, acc)
+
+
+def assert_like(one, other, rel):
+    for lr in (own["lr"] for own in OWN):
+        assert one[lr][0] == other[lr][0] == "done"
+        assert one[lr][2] == pytest.approx(other[lr][2], rel=rel) and one[lr][1] == pytest.approx(other[lr][1], rel=rel)
+
+
+@pytest.mark.gpu
+@no_gpu
+@pytest.mark.filterwarnings("default")  # the compiler's own
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"engine.accumulation": 2, "model.positions": "learned", "model.norm": "layer", "model.biases": True},
+        {"engine.compile": True},
+        {"training.precision": "bf16"},
+        {"optimizer.family": "muon"},
+    ],
+    ids=str,
+)
+def test_one_launch_trains_as_many(tiny, acc, monkeypatch, capsys, settings):
+    """Recorded, one update; eager, one update; eager, each trial's own: beside one that diverges and leaves."""
+    points = asked(tiny, *OWN, DIVERGES, **settings)
+    launched = on_gpu(points, acc, monkeypatch, one_update=True, one_launch=True)
+    assert "refused to record" not in capsys.readouterr().err and launched[3.0][0] == "diverged"
+    rel = 1e-2 if settings.keys() & {"training.precision", "optimizer.family"} else 1e-5  # products in bfloat16
+    assert_like(launched, on_gpu(points, acc, monkeypatch, one_update=True, one_launch=False), rel)
+    assert_like(launched, on_gpu(points, acc, monkeypatch, one_update=False, one_launch=False), rel)
+
+
+READS_BACK = """
+import torch
+from scaletune.training.graphing import Replayed
+x = torch.arange(3.0, device="cuda")
+step, work = Replayed(), lambda parts: parts[0][0] * float(parts[0][1].sum())
+print([step(work, [(x, x + i)]).tolist() for i in range(6)])
+"""
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_cuda_refuses_a_step_that_reads_back_and_it_is_taken_all_the_same():
+    """In a process of its own, lest a refusal leave anything behind."""
+    done = subprocess.run([sys.executable, "-c", READS_BACK], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [[0.0, 3.0 + 3 * i, 6.0 + 6 * i] for i in range(6)]
+    assert "refused to record them" in done.stderr
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_a_gpu_stack_goes_on_from_its_checkpoints(tiny, acc, tmp_path):
+    settings = {"engine.checkpoint_every": 8, "engine.runs": str(tmp_path)}
+    points = asked(tiny, *OWN, **settings)
+
+    def stop(share):
+        if share > 0.6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(training.stacked(points, ["a"] * 3, acc, stop))
+    resumed = found(points, acc)
+    assert_like(resumed, found(asked(tiny, *OWN), acc), 1e-5)
