@@ -319,7 +319,7 @@ def test_help_names_every_command(capsys):
             "`data.source` must be one of 'python-stdlib', 'digits', 'power-law', a file or a folder",
         ),
         ("sweep point.toml --set seq_len=4096 --set batch_tokens=4096", "`seq_len + 1 < held-out tokens` must hold"),
-        ("sweep point.toml --engine ray", "sweep: argument --engine: invalid choice: 'ray'"),
+        ("sweep point.toml --engine rya", "`engine.kind` must be 'local', 'ray' or 'slurm', but got 'rya'"),
         ("check point.toml --widths 32,x", "--widths: must be whole numbers such as 32,64,128, but got '32,x'"),
         ("check point.toml --widths 32,40", "`width % head_dim == 0` must hold, but got width=40, head_dim=16"),
         ("check point.toml --widths 32", "a slope needs two widths that differ, but got 32"),
