@@ -85,13 +85,13 @@ def undisturbed(tiny):
 def test_a_killed_trial_goes_on_to_the_same_bits(tiny, killed, undisturbed, kind, stop, monkeypatch):
     recipe = asked(tiny, killed / f"{kind}-{stop}", **KINDS[kind])
     assert os.path.exists(files(recipe)) == (stop >= EVERY)
-    restored, put_back = [], checkpointing._put_back
+    restored, put_back = [], checkpointing.put_back
 
     def watched(run, content):
         put_back(run, content)
         restored.append(run.step)
 
-    monkeypatch.setattr(checkpointing, "_put_back", watched)
+    monkeypatch.setattr(checkpointing, "put_back", watched)
     assert trained(recipe) == undisturbed[kind]
     assert restored == ([8 if stop == 8 else stop // EVERY * EVERY] if stop >= EVERY else [])
 

@@ -34,7 +34,8 @@ def _paths(run: Run) -> tuple[Path, Path]:
     return where / "checkpoint.pt", where / "previous.pt"
 
 
-def _content(run: Run) -> dict[str, Any]:
+def content(run: Run) -> dict[str, Any]:
+    """All that a run needs to go on, in tensors that are still its own."""
     return {
         "trial": run.id,
         "model": run.net.state_dict(),
@@ -56,7 +57,7 @@ def save(run: Run) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            torch.save(_content(run), file)
+            torch.save(content(run), file)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -78,7 +79,7 @@ def restore(run: Run) -> None:
         if content is not None:
             if content["trial"] != run.id:
                 raise UserError(f"a checkpoint must be of the trial it lies with, {run.id}, but `{path}` is of {content['trial']}")
-            _put_back(run, content)
+            put_back(run, content)
             break
     else:
         if present:
@@ -101,7 +102,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _put_back(run: Run, content: dict[str, Any]) -> None:
+def put_back(run: Run, content: dict[str, Any]) -> None:
+    """Go on from a run's content, in the run's own storage."""
     run.net.load_state_dict(content["model"])
     run.opt.load_state_dict(content["optimizer"])
     if run.ema:

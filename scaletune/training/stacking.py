@@ -91,7 +91,7 @@ def stacked(
 
     UserError on points that cannot stack. Seconds of a record: its share of the common steps, and its own evaluations.
     """
-    _refuse(points)
+    refuse(points)
     corpus = data.load(points[0].data)
     forget_peak(acc)
     with released(points[0], acc), ExitStack() as trackers:
@@ -105,7 +105,7 @@ def stacked(
             yield record(points[k], sweeps[k], corpus, outcome, acc, sum(outcome.seconds.values()), len(runs)), outcome.curve
 
 
-def _refuse(points: Sequence[Recipe]) -> None:
+def refuse(points: Sequence[Recipe]) -> None:
     for point in points:
         if odd := counted.unlike(points[0], point):
             names = ", ".join(f"`{name}`" for name in odd)

@@ -1,0 +1,66 @@
+"""Population-based training: a lineage is one ordinary trial, to the bit."""
+
+import math
+
+import pytest
+import torch
+
+from scaletune import training
+from scaletune.errors import UserError
+from scaletune.training.populating import Breeding, generations, population
+
+MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point", "lr")
+BASE = {"schedule.kind": "constant", "tokens": 20 * 256}
+
+
+@pytest.fixture(scope="module")
+def acc():
+    return training.accelerator()
+
+
+def measured(trial, curve):
+    return {name: getattr(trial, name) for name in MEASURED}, [x if math.isfinite(x) else None for x in curve]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"schedule.ema_half_life": 1024, "optimizer.decay": "independent"}, {"optimizer.family": "muon"}],
+    ids=["adamw", "average", "muon"],
+)
+def test_a_lineage_replayed_as_a_plain_trial_gives_the_same_bits(tiny, acc, settings):
+    """One of them diverges at once and goes on from another's weights."""
+    points = [tiny(BASE | settings | {"lr": lr}) for lr in (1e-4, 1e3, 3e-3, 1e-2, 1e-3)]
+    found = population(points, "main", Breeding(0.2, 1.5, 0), acc)
+    tables = [trial.point["schedule"] for trial, _ in found]
+    assert any(table["kind"] == "table" and len(table["shares"]) > 2 for table in tables)
+    assert all(trial.status == "done" for trial, _ in found) and len({trial.id for trial, _ in found}) == len(found) >= 4
+    by_id = {}
+    for trial, curve in found:
+        recipe = tiny(BASE | settings | {"lr": trial.lr, "schedule": trial.point["schedule"]})
+        by_id[trial.id] = measured(*training.trial(recipe, "main", acc)), measured(trial, curve)
+    for trial_id, (alone, bred) in by_id.items():
+        assert alone == bred and alone[0]["id"] == trial_id
+    assert torch.get_num_threads() == 1
+
+
+def test_it_beats_its_own_members_from_a_bad_start(tiny, acc):
+    """Learning rates that are all too low: the population climbs, and its best is under the best of the plain trials."""
+    points = [tiny(BASE | {"tokens": 60 * 256, "lr": lr}) for lr in (1e-5, 2e-5, 4e-5, 8e-5)]
+    best = min(trial.loss for trial, _ in population(points, "main", Breeding(0.1, 2.0, 0), acc))
+    assert best < min(trial.loss for trial, _ in training.stacked(points, ["main"] * 4, acc))
+
+
+def test_the_same_seed_breeds_the_same(tiny, acc):
+    points = [tiny(BASE | {"lr": lr}) for lr in (1e-3, 4e-3, 1e-2)]
+    one, same, other = ([trial.id for trial, _ in population(points, "main", Breeding(0.25, 1.5, seed), acc)] for seed in (0, 0, 5))
+    assert one == same != other
+
+
+def test_generations():
+    assert generations(0.25, 20) == [5, 10, 15]
+    assert generations(0.3, 10) == [3, 6, 9] and generations(0.01, 4) == [1, 2, 3]
+
+
+def test_points_of_other_shapes_are_no_population(tiny, acc):
+    with pytest.raises(UserError, match=r"trials that train as one model must have the same `model\.width`"):
+        population([tiny(BASE), tiny(BASE | {"width": 64})], "main", Breeding(0.2, 1.5, 0), acc)
