@@ -304,7 +304,7 @@ def test_top_k_trains_all_at_the_first_horizon_and_the_best_at_the_last(asked, p
             {"lr": LR, "weight_decay": [0.0, 0.1]},
             "an axis that is searched must have different values above 0",
         ),
-        ({"kind": "bassin"}, None, "`search.kind` must be 'grid', 'basin', 'joint', 'optuna' or 'pareto', but got 'bassin'"),
+        ({"kind": "bassin"}, None, "`search.kind` must be 'grid', 'basin', 'joint', 'optuna', 'pareto' or 'pbt', but got 'bassin'"),
     ],
 )
 def test_what_cannot_work_is_one_line_before_anything_is_trained(asked, monkeypatch, tmp_path, search, axes, said):

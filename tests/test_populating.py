@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from scaletune import training
+from scaletune import data, sweeping, training
 from scaletune.errors import UserError
+from scaletune.recipe import identity, with_settings
 from scaletune.training.populating import Breeding, generations, population
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point", "lr")
@@ -64,3 +65,41 @@ def test_generations():
 def test_points_of_other_shapes_are_no_population(tiny, acc):
     with pytest.raises(UserError, match=r"trials that train as one model must have the same `model\.width`"):
         population([tiny(BASE), tiny(BASE | {"width": 64})], "main", Breeding(0.2, 1.5, 0), acc)
+
+
+@pytest.fixture
+def asked(tiny):
+    """axes and settings of `search` -> a recipe that breeds."""
+    axes = {"width": [32, 64], "lr": [1e-4, 1e-3, 4e-3]}
+    return lambda axes=axes, **search: tiny(BASE | {"axes": axes, "search": {"kind": "pbt", "every": 0.25, "factor": 1.5, **search}})
+
+
+def test_a_sweep_records_the_lineages_and_trains_none_again(asked, tmp_path, monkeypatch):
+    """Two cells, two real workers; the record's trials are the plain trials, whatever population they came from."""
+    table = sweeping.sweep(asked(), out=tmp_path)
+    assert sorted(set(table["width"])) == [32, 64] and (table["status"] == "done").all() and 4 <= len(table) <= 6
+    recipes = [asked().model_copy(update={"axes": {}})] * len(table)
+    for recipe, (_, row) in zip(recipes, table.iterrows(), strict=True):
+        plain = with_settings(recipe, {"width": row["width"], "lr": row["lr"], "schedule": row["point"]["schedule"]})
+        assert identity(plain, data.load(plain.data).digest) == row["id"]
+    assert "3 members, " in (tmp_path / "sweeps/tiny.search.txt").read_text()
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)
+    assert sweeping.sweep(asked(), out=tmp_path).equals(table)
+
+
+@pytest.mark.parametrize(
+    ("settings", "axes", "said"),
+    [
+        ({"schedule.kind": "wsd"}, None, "`schedule.kind` must be 'constant', but got 'wsd'"),
+        ({}, {"lr": [1e-3]}, "a population is two members or more"),
+        ({}, {"width": [32]}, "`axes.lr` must be given with search.kind 'pbt'"),
+        ({"engine.checkpoint_every": 2}, None, "a population writes no files of its own"),
+        ({"search": {"kind": "basin", "every": 0.5}}, None, "`search.every` is read by search.kind 'pbt' alone, but got kind='basin'"),
+        ({"search": {"kind": "pbt", "factor": 1.0}}, None, "`search.factor` must be greater than 1"),
+    ],
+)
+def test_what_cannot_breed_is_one_line_before_anything_is_trained(asked, monkeypatch, tmp_path, settings, axes, said):
+    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)
+    with pytest.raises(UserError) as caught:
+        sweeping.sweep(with_settings(asked(axes) if axes else asked(), settings), out=tmp_path)
+    assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 def search(recipe: Recipe, stem: Path, *, adopt: bool = False) -> tuple[list[Task], pd.DataFrame]:
     """Carry the recipe's search out: what it asked for, in order, and the trials of that. Says on stderr and in `NAME.search.txt` where it grew a range."""
+    if recipe.search.kind == "pbt":
+        from scaletune.sweeping.breeding import bred
+
+        return bred(recipe, stem, adopt=adopt)
     found = cells(recipe)
     sweeping.tasks("main", points(recipe))  # all that may be asked for must be sound before anything is trained
     with contextlib.closing(Store(stem, adopt=adopt)) as store:

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 Point = tuple[float, ...]  # one value of each searched axis
 SEARCHED = {  # kind -> the axes it searches, in this order; all others make cells
     "basin": ("lr", "batch_tokens"), "joint": ("lr", "batch_tokens"), "optuna": ("lr", "batch_tokens", "weight_decay"),
+    "pbt": ("lr",),
     "pareto": (),  # all of numbers, sizes too
 }  # fmt: skip
 

@@ -33,14 +33,14 @@ def note(tasks: Sequence[Task]) -> str:
 def take(queue: list[Task], workers: int, out: int = 0) -> list[Task]:
     """Take the first task off the queue and, with it, those that it may stack with: no more than a worker's share of these and of those `out`.
 
-    A task whose worker has died trains alone, so that it fails alone.
+    A task whose worker has died trains alone, so that it fails alone; a population is a stack already.
     """
     first = queue[0]
-    most = 1 if first.tries else _size(first, math.ceil((len(queue) + out) / workers))
+    most = 1 if first.tries or first.population else _size(first, math.ceil((len(queue) + out) / workers))
     alike = _shared(first) if most > 1 else {}
     taken = [first]
     for task in queue[1:]:
-        if len(taken) < most and not task.tries and _shared(task) == alike:
+        if len(taken) < most and not task.tries and not task.population and _shared(task) == alike:
             taken.append(task)
     queue[:] = [task for task in queue if not any(task is other for other in taken)]
     return taken

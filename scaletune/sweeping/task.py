@@ -21,6 +21,7 @@ class Task:
     id: str
     cost: float  # seconds, guessed
     tries: int = 0
+    population: dict[str, Any] | None = None  # lr of each member, every, factor, seed: recorded as the lineages that are left, not as `id`
     shared: dict[str, Any] | None = None  # what trials must have in common with it to stack
 
 
