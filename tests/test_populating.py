@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from scaletune import data, sweeping, training
+from scaletune import data, running, sweeping, training
 from scaletune.errors import UserError
 from scaletune.recipe import identity, with_settings
 from scaletune.training.populating import Breeding, generations, population
+from scaletune.transferring.own import toml
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point", "lr")
 BASE = {"schedule.kind": "constant", "tokens": 20 * 256}
@@ -103,3 +104,38 @@ def test_what_cannot_breed_is_one_line_before_anything_is_trained(asked, monkeyp
     with pytest.raises(UserError) as caught:
         sweeping.sweep(with_settings(asked(axes) if axes else asked(), settings), out=tmp_path)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_population_whose_worker_is_lost_is_said_and_trained_by_the_next_run(asked, tmp_path, monkeypatch, capsys):
+    class Losing:
+        def __init__(self, size, processes):
+            self.tasks = []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        busy = property(lambda self: bool(self.tasks))
+
+        def hand_out(self, queue):
+            while queue:
+                self.tasks.append(queue.pop(0))
+
+        def messages(self):
+            return [(self.tasks.pop(), {"lost": "its worker died", "status": -9, "memory": False, "log": ""})]
+
+    recipe = asked({"lr": [1e-3, 4e-3]})
+    with monkeypatch.context() as patch:
+        patch.setattr("scaletune.sweeping.local.Pool", Losing)
+        assert sweeping.sweep(recipe, out=tmp_path).empty
+    assert "none of 2 members is left" in capsys.readouterr().err
+    assert (sweeping.sweep(recipe, out=tmp_path)["status"] == "done").all()
+
+
+def test_no_law_is_fitted_to_lineages(asked, tmp_path):
+    study = {**asked().model_dump(exclude={"target", "compare", "evidence"}), "holdout": {"set": {"width": 128}, "lr": [1e-3, 2e-3, 4e-3]}}
+    (tmp_path / "tiny.toml").write_text(toml(study))
+    with pytest.raises(UserError, match="a law is fitted to trials of one schedule"):
+        running.run(tmp_path / "tiny.toml", out=tmp_path)

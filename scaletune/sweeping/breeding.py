@@ -6,6 +6,7 @@ the recipe, so a killed driver's rerun trains a population again from its start,
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ def bred(recipe: Recipe, stem: Path, *, adopt: bool = False) -> tuple[list[Task]
         left = [[by_id[i] for i in store.lineages(task.id)] for task in populations]
     for cell, trials in zip(found, left, strict=True):
         cell.say(_told(trials, len(recipe.axes["lr"])))
+        print(f"search: {cell.notes[-1]}", file=sys.stderr)
     write_atomically(stem.with_name(stem.name + ".search.txt"), "".join(f"{note}\n" for cell in found for note in cell.notes))
     points = [
         with_settings(cell.base, {"lr": trial.lr, "schedule": trial.point["schedule"]})
