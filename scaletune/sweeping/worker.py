@@ -45,7 +45,7 @@ def serve(orders: Iterable[str], answers: IO[str]) -> None:
         asked = json.loads(line)
         points, sweeps = [recipes.validated(order["recipe"], "point") for order in asked], [order["sweep"] for order in asked]
         try:
-            if asked[0]["population"]:
+            if asked[0].get("population"):
                 found = _bred(points[0], sweeps[0], asked[0]["population"], acc, progress)
                 say({"trials": [_told(trial, curve) for trial, curve in found]})
                 continue
