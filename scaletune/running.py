@@ -53,6 +53,8 @@ def _require_sound(recipe: Recipe, target: Recipe | None) -> None:
         )
     transferring.known_formats(recipe.to)
     points = [point.point() for point in recipes.points(recipe)]
+    if recipe.search.kind == "pbt":
+        raise UserError("a law is fitted to trials of one schedule, and search.kind 'pbt' finds each its own: `scaletune sweep` trains it")
     if target:
         transferring.differences(target, common_setting(pd.DataFrame({"point": points})))
     if recipe.holdout:

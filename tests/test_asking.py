@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -103,10 +104,17 @@ def test_lr_and_batch_together(asked, pool, tmp_path):
     assert len(table) <= 14 and (best["lr"], best["batch_tokens"]) == (2.0**-8, 512)
 
 
-@pytest.mark.parametrize("kind", [{"kind": "basin"}, {"kind": "joint", "wave": 3}, {"kind": "optuna", "budget": 6, "wave": 2}])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"kind": "basin"},
+        {"kind": "joint", "wave": 3},
+        {"kind": "optuna", "budget": 6, "wave": 2},
+        {"kind": "pareto", "budget": 9, "wave": 2},
+    ],
+)
 def test_a_killed_drivers_rerun_trains_what_an_undisturbed_one_does(asked, pool, tmp_path, kind):
-    if kind["kind"] == "optuna":
-        pytest.importorskip("optuna")
+    pytest.importorskip({"optuna": "optuna", "pareto": "sklearn"}.get(kind["kind"], "numpy"))
     whole = pool()
     table = sweeping.sweep(asked(**kind), out=tmp_path / "whole")
     killed = pool(dies_after=3)
@@ -121,12 +129,13 @@ def test_a_killed_drivers_rerun_trains_what_an_undisturbed_one_does(asked, pool,
     assert sweeping.sweep(asked(**kind), out=tmp_path / "killed").equals(again) and not nothing.trained
 
 
-@pytest.mark.parametrize("kind", ["basin", "joint"])
+@pytest.mark.parametrize("kind", ["basin", "joint", "pareto"])
 def test_the_number_of_workers_changes_nothing_and_no_point_is_trained_twice(asked, pool, tmp_path, kind):
+    pytest.importorskip("sklearn" if kind == "pareto" else "numpy")
     trained = []
     for size in (1, 5):
         one = pool(size=size)
-        sweeping.sweep(asked(kind=kind, wave=4), out=tmp_path / str(size))
+        sweeping.sweep(asked(kind=kind, wave=4, **({"budget": 12} if kind == "pareto" else {})), out=tmp_path / str(size))
         assert len(set(one.trained)) == len(one.trained)
         trained.append(sorted(one.trained))
     assert trained[0] == trained[1]
@@ -243,14 +252,34 @@ def test_a_pruner_climbs_the_horizons_a_trial_each(asked, pool, tmp_path, pruner
     assert set(climbed) <= set(table[table["tokens"] == 4096]["lr"]) and 2.0**-8 in set(climbed)
 
 
-def test_halving_is_incremental_in_the_largest_budget(asked, pool, tmp_path):
+@pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
+@pytest.mark.parametrize("wave", [1, 4])
+def test_pruners_are_incremental_in_the_largest_budget(asked, pool, tmp_path, pruner, wave):
+    """What a shorter ladder trained stands, to the trial; the longer one trains its new rung and nothing else."""
     pytest.importorskip("optuna")
-    search = {"kind": "optuna", "budget": 9, "sampler": "qmc", "pruner": "halving", "reduction": 2}
+    axes = {"lr": [2.0 ** (-k / 2) for k in range(24, 7, -1)], "batch_tokens": [256, 512, 1024]}
+    search = {"kind": "optuna", "budget": 24, "sampler": "qmc", "pruner": pruner, "reduction": 2, "wave": wave}
     pool()
-    first = sweeping.sweep(asked({"tokens": [2048, 4096], "lr": LR}, **search), out=tmp_path)
+    first = sweeping.sweep(asked({"tokens": [2048, 4096], **axes}, **search), out=tmp_path)
     more = pool()
+    table = sweeping.sweep(asked({"tokens": [2048, 4096, 8192], **axes}, **search), out=tmp_path)
+    new = table[table["tokens"] == 8192]
+    assert set(table["id"]) - set(first["id"]) == set(new["id"]) == set(more.trained) and set(first["id"]) < set(table["id"])
+    assert 0 < len(new) < (first["tokens"] == 4096).sum() < 24
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "gp"])
+def test_top_k_trains_all_at_the_first_horizon_and_the_best_at_the_last(asked, pool, tmp_path, sampler):
+    pytest.importorskip("optuna")
+    search = {"kind": "optuna", "budget": 7, "sampler": sampler, "pruner": "topk", "reduction": 3, "wave": 2}
+    pool(loss=lambda point: planted(point, tall=2.0**-6))
     table = sweeping.sweep(asked({"tokens": [2048, 4096, 8192], "lr": LR}, **search), out=tmp_path)
-    assert set(first["id"]) < set(table["id"]) and len(more.trained) == (table["tokens"] == 8192).sum() > 0
+    low, high = (table[table["tokens"] == tokens] for tokens in (2048, 8192))
+    assert (len(low), len(high), len(table)) == (7, 3, 10)
+    assert set(high["lr"]) == set(low.nsmallest(3, "loss")["lr"])
+    more = pool()
+    sweeping.sweep(asked({"tokens": [2048, 4096, 16384], "lr": LR}, **search), out=tmp_path)
+    assert len(more.trained) == 3  # those that go to the new last horizon
 
 
 @pytest.mark.parametrize(
@@ -268,7 +297,14 @@ def test_halving_is_incremental_in_the_largest_budget(asked, pool, tmp_path):
         ),
         ({"kind": "optuna", "budget": 9, "sampler": "cmaes"}, None, "it needs two searched axes or more, but got one"),
         ({"kind": "optuna", "budget": 9, "pruner": "halving"}, None, "pruner 'halving' climbs the `tokens` axis"),
-        ({"kind": "bassin"}, None, "`search.kind` must be 'grid', 'basin', 'joint' or 'optuna', but got 'bassin'"),
+        ({"kind": "pareto"}, None, "`search.budget` (points) or `search.flops` must be given"),
+        ({"kind": "basin", "flops": 1e12}, None, "`search.flops` is read by search.kind 'pareto' alone, but got kind='basin'"),
+        (
+            {"kind": "pareto", "budget": 9},
+            {"lr": LR, "weight_decay": [0.0, 0.1]},
+            "an axis that is searched must have different values above 0",
+        ),
+        ({"kind": "bassin"}, None, "`search.kind` must be 'grid', 'basin', 'joint', 'optuna', 'pareto' or 'pbt', but got 'bassin'"),
     ],
 )
 def test_what_cannot_work_is_one_line_before_anything_is_trained(asked, monkeypatch, tmp_path, search, axes, said):
@@ -282,6 +318,29 @@ def test_without_optuna_the_hint_says_what_to_install(asked, monkeypatch, tmp_pa
     monkeypatch.setitem(asking.sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install 'scaletune\[search\]'"):
         sweeping.sweep(asked(kind="optuna", budget=3), out=tmp_path)
+
+
+def test_without_scikit_learn_the_hint_says_what_to_install(asked, monkeypatch, tmp_path):
+    monkeypatch.setitem(asking.sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"search.kind 'pareto' needs scikit-learn: pip install 'scaletune\[search\]'"):
+        sweeping.sweep(asked(kind="pareto", budget=3), out=tmp_path)
+
+
+def test_the_scaling_along_the_frontier_is_written_and_shown(asked, pool, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    pool()
+    monkeypatch.chdir(tmp_path)
+    recipe = asked({"width": [32, 64, 128], "tokens": [2048, 8192, 32768], "lr": LR}, kind="pareto", budget=30)
+    (tmp_path / "tiny.toml").write_text(toml(recipe.model_dump(exclude={"target", "compare", "holdout", "evidence"})))
+    assert cli.main(["sweep", "tiny.toml"]) == 0
+    shown = capsys.readouterr().out
+    [kept] = json.loads((tmp_path / "sweeps/tiny.search.json").read_text())
+    assert {law["axis"] for law in kept["scaling"]} == {"model.width", "budget.tokens", "optimizer.lr"}
+    assert all(one["loss"] > other["loss"] for one, other in pairwise(kept["frontier"]))
+    notes = (tmp_path / "sweeps/tiny.search.txt").read_text()
+    assert "lr = " in notes and "along the frontier (standard error" in notes and "lr = " in shown
+    assert cli.main(["sweep", "tiny.toml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["learnt"] == [kept]
 
 
 def test_a_study_trains_what_its_search_asks_for(asked, pool, tmp_path):

@@ -216,3 +216,27 @@ def test_schedule_free_is_judged_by_its_average(tiny):
         assert not torch.allclose(weight, y, rtol=0, atol=1e-5)
         raise KeyboardInterrupt
     torch.testing.assert_close(weight.detach(), y)
+
+
+def test_a_table_is_torchs_lambda_of_its_steps():
+    """Ten steps by hand, warmup of two; a step's share is the middle of its tokens."""
+    table = Schedule(kind="table", warmup=0.2, shares=[0, 0.5, 0.8], multipliers=[1.0, 1.5, 0.25])
+    got = [optim.multiplier(table, (step + 0.5) / 10) for step in range(10)]
+    assert got == pytest.approx([0.25, 0.75, 1, 1, 1, 1.5, 1.5, 1.5, 0.25, 0.25])
+    assert optim.multiplier(Schedule(kind="table", warmup=0.5, shares=[0, 0.25], multipliers=[1, 4.0]), 0.25) == 2.0
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"shares": [], "multipliers": []},
+        {"shares": [0.1], "multipliers": [1.0]},
+        {"shares": [0, 0.5, 0.5], "multipliers": [1.0, 2.0, 1.0]},
+        {"shares": [0, 0.5], "multipliers": [1.0]},
+    ],
+)
+def test_a_table_that_is_none_is_refused(told, tiny):
+    with pytest.raises(UserError, match="schedule 'table' needs a multiplier for each of `shares`, which start at 0 and ascend"):
+        tiny({"schedule": {"kind": "table", **told}})
+    with pytest.raises(UserError, match="is read by table alone, but got kind='wsd'"):
+        tiny({"schedule.shares": [0]})

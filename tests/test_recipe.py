@@ -91,7 +91,11 @@ MISTAKES = [  # path, value, the sentence
     ("optimizer.lr", 0, "`optimizer.lr` must be greater than 0, but got 0"),
     ("optimizer.beta1", 1.0, "`optimizer.beta1` must be less than 1, but got 1.0"),
     ("optimizer.weight_decay", -0.1, "`optimizer.weight_decay` must be greater than or equal to 0, but got -0.1"),
-    ("schedule.kind", "cosin", "`schedule.kind` must be 'constant', 'linear', 'cosine', 'wsd', 'power' or 'one_cycle', but got 'cosin'"),
+    (
+        "schedule.kind",
+        "cosin",
+        "`schedule.kind` must be 'constant', 'linear', 'cosine', 'wsd', 'power', 'one_cycle' or 'table', but got 'cosin'",
+    ),
     ("optimizer.family", "adamww", "`optimizer.family` must be one we know, but got 'adamww' (nearest: 'adamw')"),
     ("optimizer.decay", "independant", "`optimizer.decay` must be 'torch' or 'independent', but got 'independant'"),
     (
@@ -315,6 +319,7 @@ OTHER = {  # a different valid value of everything that identifies a trial
     "optimizer.momentum": 0.9, "optimizer.nesterov": False, "optimizer.shape_factor": "spectral", "optimizer.rest_ratio": 0.5,
     "optimizer.precondition_every": 5, "schedule.kind": "cosine", "schedule.warmup": 0.2, "schedule.warmup_tokens": 256,
     "schedule.decay": 0.1, "schedule.decay_shape": "1-sqrt", "schedule.floor": 0.1, "schedule.start": 0.1, "schedule.knee": 0.25,
+    "schedule.shares": [0.0, 0.25], "schedule.multipliers": [1.0, 0.25],
     "schedule.knee_tokens": 128, "schedule.power": 0.3, "schedule.ema_half_life": 512, "training.precision": "bf16",
     "training.z_loss": 1e-4, "data.seq_len": 32, "data.held_out": 0.1,
     "data.order": "shuffle", "data.vocab_size": 300, "budget.tokens": 2048,
@@ -326,6 +331,7 @@ READ_BY = {  # a setting -> the settings under which it is read
     "optimizer.precondition_every": {"optimizer.family": "soap"}, "schedule.start": {"schedule.kind": "one_cycle"},
     "schedule.power": {"schedule": {"kind": "power", "knee": 0.5}}, "schedule.knee": {"schedule": {"kind": "power", "knee": 0.5}},
     "schedule.knee_tokens": {"schedule": {"kind": "power", "knee_tokens": 64}},
+    **{f"schedule.{name}": {"schedule": {"kind": "table", "shares": [0.0, 0.5], "multipliers": [1.0, 2.0]}} for name in ("shares", "multipliers")},
 }  # fmt: skip
 
 

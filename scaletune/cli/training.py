@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> Answer:
 
 def sweep(args: argparse.Namespace) -> Answer:
     from scaletune import recipe, sweeping
+    from scaletune.sweeping.frontier import said
 
     asked = recipe.load(args.recipe, [*args.set, *([f"engine.kind={args.engine}"] if args.engine else [])])
     trials = sweeping.sweep(asked, out=args.out, adopt=args.adopt)
@@ -35,7 +36,13 @@ def sweep(args: argparse.Namespace) -> Answer:
     lines = [f"{len(trials)} trials: " + ", ".join(f"{n} {status}" for status, n in counts.items()), f"records: {path}"]
     if best:
         lines.insert(1, f"best: loss {best['loss']:.4f} at width {best['width']}, lr {best['lr']:.4g}, {best['tokens']:,} tokens")
-    return {"sweep": asked.name, "n_trials": len(trials), **counts, "best": best, "path": str(path)}, lines
+    learnt = _learnt(path.with_suffix(".search.json")) if asked.search.kind == "pareto" else {}
+    answer = {"sweep": asked.name, "n_trials": len(trials), **counts, "best": best, "path": str(path)}
+    return answer | learnt, [*lines, *(said(law) for cell in learnt.get("learnt", []) for law in cell["scaling"])]
+
+
+def _learnt(path: Path) -> dict[str, Any]:
+    return {"learnt": json.loads(path.read_text("utf-8"))} if path.exists() else {}
 
 
 def status(args: argparse.Namespace) -> Answer:

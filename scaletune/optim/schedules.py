@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,9 +30,14 @@ def multiplier(schedule: Schedule, share: float, warmed: float | None = None) ->
     constant: 1.  linear, cosine: from the end of warmup to the last token.  wsd: 1, then by `decay_shape` over the last `decay`
     (arXiv:2405.18392).  power: min(1, (share / knee)**-power), times that decay (arXiv:2408.13359: lr = min(lr_max, a * batch * tokens**b),
     so knee_tokens = (lr_max / (a * batch))**(1 / b)).  one_cycle: half a cosine up from `start`, half a cosine down (arXiv:1708.07120).
+    table: the multiplier of the last of `shares` that is passed, times warmup's.
     """
     if schedule.warmup_tokens is not None or schedule.knee_tokens is not None:
         raise UserError("a schedule that counts tokens must be put as shares first: `resolved(schedule, budget)`")
+    if schedule.kind == "table":
+        now = schedule.multipliers[bisect_right(schedule.shares, share) - 1]
+        risen = share / schedule.warmup if warmed is None and schedule.warmup else warmed
+        return now if risen is None or risen >= 1 else now * risen
     if share < schedule.warmup if warmed is None else warmed < 1:
         return _up(schedule, share / schedule.warmup if warmed is None else warmed)
     if schedule.kind == "constant":

@@ -105,27 +105,43 @@ class Engine(Section):
 BLIND = ("gp", "cmaes")  # samplers that learn from complete trials alone
 
 
+OWN = {  # read by one kind of search alone
+    "sampler": "optuna", "pruner": "optuna", "reduction": "optuna", "flops": "pareto", "every": "pbt", "factor": "pbt",
+}  # fmt: skip
+
+
 class Search(Section):
     """Which points of `axes` to train: all of them, or those a search asks for (`scaletune.sweeping.asking`). No part of a trial's identity."""
 
-    kind: Literal["grid", "basin", "joint", "optuna"] = "grid"
+    kind: Literal["grid", "basin", "joint", "optuna", "pareto", "pbt"] = "grid"
     budget: Count | None = None  # points, diverged ones too: of each cell; of "joint": of all cells together; none: until `noise`
-    noise: Positive = 0.0003  # stop when no more than this share of the loss is to be won; not read by "optuna"
+    flops: Positive | None = None  # pareto: FLOPs of a cell's points together, in place of `budget` or beside it
+    noise: Positive = 0.0003  # stop when no more than this share of the loss is to be won; not read by "optuna" and "pareto"
     wave: Count = 1  # points asked for at once: of each cell; of "joint": of all cells together
     extend: Seed = 2  # grid steps that a range may grow by at an end where the optimum sits
     seed: Seed = 0
     sampler: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"  # optuna
-    pruner: Literal["none", "median", "halving", "hyperband"] = "none"  # optuna: over the `tokens` axis, a trial of its own each rung
-    reduction: Annotated[int, Field(ge=2)] = 3  # halving, hyperband: one in so many goes on to the next rung
+    pruner: Literal["none", "median", "halving", "hyperband", "topk"] = (
+        "none"  # optuna: over the `tokens` axis, a trial of its own each rung
+    )
+    reduction: Annotated[int, Field(ge=2)] = (
+        3  # halving, hyperband: one in so many goes on to the next rung; topk: from the first to the last
+    )
+    every: Annotated[float, Field(gt=0, lt=1)] = (
+        0.2  # pbt: share of the tokens after which the worse half goes on from the better half's weights
+    )
+    factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 1.25  # pbt: which then multiplies or divides its lr
 
     @model_validator(mode="after")
     def _sound(self) -> Search:
-        for name in ("sampler", "pruner", "reduction"):
-            if self.kind != "optuna" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"`search.{name}` is read by search.kind 'optuna' alone, but got kind={self.kind!r}")
+        for name, owner in OWN.items():
+            if self.kind != owner and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"`search.{name}` is read by search.kind {owner!r} alone, but got kind={self.kind!r}")
         if self.kind == "optuna" and self.budget is None:
             raise ValueError("search.kind 'optuna' does not know when to stop: `search.budget` must say how many points a cell may have")
-        if self.pruner != "none" and self.sampler in BLIND:
+        if self.kind == "pareto" and self.budget is None and self.flops is None:
+            raise ValueError("search.kind 'pareto' does not know when to stop: `search.budget` (points) or `search.flops` must be given")
+        if self.pruner not in ("none", "topk") and self.sampler in BLIND:
             raise ValueError(
                 f"sampler {self.sampler!r} learns from complete trials alone: with a pruner it would stay at random search, but got "
                 f"pruner={self.pruner!r} (learn from pruned trials or need none: tpe, qmc, random)"

@@ -114,7 +114,7 @@ class Optimizer(Section):
 class Schedule(Section):
     """A multiplier of each group's peak learning rate, a pure function of the share of tokens seen: see `scaletune.optim.multiplier`."""
 
-    kind: Literal["constant", "linear", "cosine", "wsd", "power", "one_cycle"] = "wsd"
+    kind: Literal["constant", "linear", "cosine", "wsd", "power", "one_cycle", "table"] = "wsd"
     warmup: Fraction = 0.1  # share of the tokens
     warmup_tokens: Count | None = None  # in place of `warmup`
     decay: Fraction = 0.3  # wsd, power: share of the tokens, at the end
@@ -124,6 +124,8 @@ class Schedule(Section):
     knee: Annotated[float, Field(gt=0)] | None = None  # power: tokens at which lr starts to fall, over the budget's
     knee_tokens: Count | None = None  # in place of `knee`
     power: Positive = 0.51  # power: lr ~ tokens**-power (arXiv:2408.13359)
+    shares: list[Fraction] = []  # table: of the tokens, from where on each of `multipliers` holds; the first is 0
+    multipliers: list[Positive] = []  # table: of lr, which they may exceed; warmup multiplies them
     ema_half_life: Count | None = None  # tokens; the weights judged are then their exponential moving average
 
     @model_validator(mode="after")
@@ -135,11 +137,21 @@ class Schedule(Section):
     @model_validator(mode="after")
     def _own(self) -> Schedule:
         owners = {"decay_shape": ("wsd", "power"), "start": ("one_cycle",), **dict.fromkeys(("knee", "knee_tokens", "power"), ("power",))}
+        owners |= dict.fromkeys(("shares", "multipliers"), ("table",))
         for name, kinds in owners.items():
             if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"`schedule.{name}` is read by {' and '.join(kinds)} alone, but got kind={self.kind!r}")
         if self.kind == "power" and (self.knee is None) == (self.knee_tokens is None):
             raise ValueError("schedule 'power' needs one of `knee` and `knee_tokens`, from where lr falls")
+        return self
+
+    @model_validator(mode="after")
+    def _tabled(self) -> Schedule:
+        shares, n = self.shares, len(self.multipliers)
+        if self.kind == "table" and (not shares or shares[0] != 0 or sorted(set(shares)) != shares or len(shares) != n):
+            raise ValueError(
+                f"schedule 'table' needs a multiplier for each of `shares`, which start at 0 and ascend, but got {shares} and {n} multipliers"
+            )
         return self
 
 

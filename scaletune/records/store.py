@@ -127,6 +127,15 @@ class Store:
         """What a driver put there last."""
         return _live(self._db, "driver") or {}
 
+    def left(self, population: str, ids: Sequence[str]) -> None:
+        """Put down which trials a population left."""
+        with self._write():
+            self._keep(f"population {population}", list(ids))
+
+    def lineages(self, population: str) -> list[str]:
+        """The ids of what it left; none where it has not been trained to its end."""
+        return _live(self._db, f"population {population}") or []
+
     def _keep(self, key: str, value: Any) -> None:
         self._db.execute("INSERT OR REPLACE INTO live VALUES (?, ?)", (key, json.dumps(value, allow_nan=False)))
 

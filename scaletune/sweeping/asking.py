@@ -8,6 +8,7 @@ sweep that a search comes upon is not trained again.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 def search(recipe: Recipe, stem: Path, *, adopt: bool = False) -> tuple[list[Task], pd.DataFrame]:
     """Carry the recipe's search out: what it asked for, in order, and the trials of that. Says on stderr and in `NAME.search.txt` where it grew a range."""
+    if recipe.search.kind == "pbt":
+        from scaletune.sweeping.breeding import bred
+
+        return bred(recipe, stem, adopt=adopt)
     found = cells(recipe)
     sweeping.tasks("main", points(recipe))  # all that may be asked for must be sound before anything is trained
     with contextlib.closing(Store(stem, adopt=adopt)) as store:
@@ -37,6 +42,8 @@ def search(recipe: Recipe, stem: Path, *, adopt: bool = False) -> tuple[list[Tas
     sweeping.train_all(asker.start(), stem, recipe.engine.workers, then=asker.told)
     asker.finish()
     write_atomically(stem.with_name(stem.name + ".search.txt"), "".join(f"{note}\n" for cell in found for note in cell.notes))
+    if learnt := [cell.found for cell in found if cell.found]:
+        write_atomically(stem.with_name(stem.name + ".search.json"), json.dumps(learnt, indent=1, allow_nan=False) + "\n")
     with contextlib.closing(Store(stem)) as store:
         return list(asker.asked.values()), frame(trial for trial in store.trials() if trial.id in asker.asked)
 
@@ -52,6 +59,10 @@ def _lines(found: list[Cell], recipe: Recipe) -> list[Line]:
         from scaletune.sweeping.sampling import sampled
 
         return [Line(sampled(cell, asked)) for cell in found]
+    if asked.kind == "pareto":
+        from scaletune.sweeping.frontier import pareto
+
+        return [Line(pareto(cell, asked)) for cell in found]
     return [Line(basin(cell, asked)) for cell in found]
 
 

@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 Point = tuple[float, ...]  # one value of each searched axis
 SEARCHED = {  # kind -> the axes it searches, in this order; all others make cells
     "basin": ("lr", "batch_tokens"), "joint": ("lr", "batch_tokens"), "optuna": ("lr", "batch_tokens", "weight_decay"),
+    "pbt": ("lr",),
+    "pareto": (),  # all of numbers, sizes too
 }  # fmt: skip
 
 
@@ -38,6 +40,7 @@ class Cell:
     rungs: list[int] = field(default_factory=list)  # token horizons that a pruner goes through
     grown: dict[tuple[int, bool], int] = field(default_factory=dict)  # (axis, upper end) -> steps so far
     notes: list[str] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)  # what a search learnt beside its trials, as plain values
 
     @property
     def points(self) -> list[Point]:
@@ -62,7 +65,7 @@ class Cell:
 
     def grow(self, best: Point) -> bool:
         """Lengthen by a step every axis that has `best` at an end; whether there is anything new."""
-        return any([self._grow(i, upper) for i, upper in self.ends(best)])
+        return any([self.lengthen(i, upper) for i, upper in self.ends(best)])
 
     def spent(self, seen: Mapping[Point, float]) -> None:
         """Say that the budget is, and where that leaves the best point."""
@@ -71,7 +74,8 @@ class Cell:
         edge = f"; the best sits on an end of `{'`, `'.join(on)}`" if on else ""
         self.say(f"{len(seen)} of {len(self.points)} points, as many as `budget` allows{edge}")
 
-    def _grow(self, i: int, upper: bool) -> bool:
+    def lengthen(self, i: int, upper: bool) -> bool:
+        """By a step at one end; False, and said once, where that cannot be."""
         values, name, steps = self.axes[i], self.paths[i].split(".")[-1], self.grown.get((i, upper), 0)
         if steps > self.room:
             return False  # has been said
@@ -117,7 +121,8 @@ def _beyond(values: Sequence[float], upper: bool) -> float | None:
 def cells(recipe: Recipe) -> list[Cell]:
     """The cells of a recipe's axes; UserError where there is nothing to search in, or no rung to climb."""
     search, axes = recipe.search, {SHORT.get(path, path): values for path, values in recipe.axes.items()}
-    paths = [SHORT[name] for name in SEARCHED[search.kind] if SHORT[name] in axes]
+    searched = [SHORT[name] for name in SEARCHED[search.kind]] or [path for path in axes if path != "seed" and _numbers(axes[path])]
+    paths = [path for path in searched if path in axes]
     if SHORT["lr"] not in paths:
         raise UserError(f"a search needs the grid it picks from: `axes.lr` must be given with search.kind {search.kind!r}")
     for path in paths:
@@ -132,6 +137,10 @@ def cells(recipe: Recipe) -> list[Cell]:
     bare, outer = recipe.model_copy(update={"axes": {}}), [path for path in axes if path not in paths]
     combinations = itertools.product(*(axes[path] for path in outer))
     return [_cell(bare, dict(zip(outer, values, strict=True)), {p: sorted(axes[p]) for p in paths}, rungs) for values in combinations]
+
+
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
 
 
 def _require_grid(path: str, values: Sequence[Any]) -> None:

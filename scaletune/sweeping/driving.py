@@ -63,6 +63,8 @@ class Driver:
             self._lost(task, message, board)
         elif "refused" in message:  # what the user can mend is no fault of the worker's: said at once
             raise UserError(message["refused"])
+        elif "trials" in message:
+            self._lineages(task, message, board)
         elif "progress" in message:
             board.progress(task, message["progress"])
         else:
@@ -78,6 +80,17 @@ class Driver:
         board.finished(task, trial)
         if self.then:
             self.want(self.then(trial))
+
+    def _lineages(self, task: Task, message: Message, board: Board) -> None:
+        """Put on record what a population left, and that it was this one's."""
+        trials = [Trial(**each["trial"]) for each in message["trials"]]
+        self._log(task, message, f"{len(trials)} lineages")
+        for trial, each in zip(trials, message["trials"], strict=True):
+            self.store.put(trial, each["curve"])
+            self.known[trial.id] = trial.status
+        self.store.left(task.id, [trial.id for trial in trials])
+        board.wanted([], trials[1:])
+        board.finished(task, trials[0])
 
     def _lost(self, task: Task, message: Message, board: Board) -> None:
         """Back to the queue, made smaller when memory ran out; or on record as failed, with the last lines of the log."""

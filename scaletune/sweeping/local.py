@@ -80,7 +80,7 @@ class Worker:
 
     def order(self, tasks: Sequence[Task]) -> None:
         """Give it what to train, as one model where it is several."""
-        orders = [{"sweep": task.sweep, "recipe": task.recipe.model_dump()} for task in tasks]
+        orders = [{"sweep": task.sweep, "recipe": task.recipe.model_dump(), "population": task.population} for task in tasks]
         self.tasks = {task.id: task for task in tasks}
         self.spoke, self.kills = time.monotonic(), kernel_kills()
         with contextlib.suppress(BrokenPipeError):  # a dead worker shows as the end of its output
@@ -180,7 +180,7 @@ class Pool:
         lines, heard = worker.lines(), []
         for message in map(json.loads, lines or []):
             for task in worker.concerns(message):
-                if "trial" in message:
+                if "trial" in message or "trials" in message:
                     message["log"] = worker.said()
                     worker.answered(task)
                 heard.append((task, message))

@@ -54,14 +54,15 @@ def take(queue: list[Task], workers: int, out: int = 0, gpu: bool | None = None)
     """Take the first task off the queue and, with it, those that it may stack with: no more than a worker's share of these and of those `out`.
 
     And with each of these its shorter horizons, where they can branch off its run. A task whose worker has died trains alone, so that
-    it fails alone; where memory ran out, in half the stack. `gpu`: whether workers have one; as this machine has, unless said.
+    it fails alone; where memory ran out, in half the stack; a population is a stack already. `gpu`: whether workers have one; as this
+    machine has, unless said.
     """
     first = queue[0]
-    most = first.most or _size(first, math.ceil((runs(queue) + out) / workers), gpu)
+    most = 1 if first.population else first.most or _size(first, math.ceil((runs(queue) + out) / workers), gpu)
     alike = _shared(first) if most > 1 else {}
     taken = [first]
     for task in queue[1:]:
-        if len(taken) < most and task.most == first.most and _shared(task) == alike:
+        if len(taken) < most and task.most == first.most and not task.population and _shared(task) == alike:
             taken.append(task)
     rows = {_trunk(task): task.recipe for task in taken if not task.most}
     taken += [task for task in queue if not task.most and _trunk(task) in rows and branching.serves(rows[_trunk(task)], task.recipe)]
@@ -78,7 +79,7 @@ def runs(queue: Sequence[Task]) -> int:
 def _trunk(task: Task) -> str:
     """Worked out once a task, too; empty where it trains apart."""
     if task.trunk is None:
-        task.trunk = branching.trunk(task.recipe)
+        task.trunk = "" if task.population else branching.trunk(task.recipe)
     return task.trunk
 
 

@@ -23,6 +23,7 @@ class Task:
     tries: int = 0
     shrunk: int = 0  # of these, ended for want of memory and was made smaller
     most: int | None = None  # trials of the stack it may be in, since a worker died of it
+    population: dict[str, Any] | None = None  # lr of each member, every, factor, seed: recorded as the lineages that are left, not as `id`
     shared: dict[str, Any] | None = None  # what trials must have in common with it to stack
     trunk: str | None = None  # what horizons must have in common with it to share a trunk
 

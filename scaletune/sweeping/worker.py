@@ -45,10 +45,28 @@ def serve(orders: Iterable[str], answers: IO[str]) -> None:
         asked = json.loads(line)
         points, sweeps = [recipes.validated(order["recipe"], "point") for order in asked], [order["sweep"] for order in asked]
         try:
+            if asked[0].get("population"):
+                found = _bred(points[0], sweeps[0], asked[0]["population"], acc, progress)
+                say({"trials": [_told(trial, curve) for trial, curve in found]})
+                continue
             for trial, curve in _trained(points, sweeps, acc, progress):
-                say({"trial": asdict(trial), "curve": [x for x in curve if x == x]})
+                say(_told(trial, curve))
         except UserError as error:
             say({"refused": str(error)})
+
+
+def _told(trial: Trial, curve: Sequence[float]) -> dict[str, Any]:
+    return {"trial": asdict(trial), "curve": [x for x in curve if x == x]}
+
+
+def _bred(
+    point: Recipe, sweep: str, population: dict[str, Any], acc: Accelerator, progress: Callable[[float], None]
+) -> list[tuple[Trial, list[float]]]:
+    from scaletune.training.populating import Breeding
+    from scaletune.training.populating import population as train
+
+    how = Breeding(population["every"], population["factor"], population["seed"])
+    return train([recipes.with_settings(point, {"lr": lr}) for lr in population["lr"]], sweep, how, acc, progress)
 
 
 def _trained(

@@ -128,7 +128,7 @@ def stacked(
 
     UserError on points that cannot train together. Seconds of a record: its share of the steps it had in common, and its own evaluations.
     """
-    _refuse(points)
+    refuse(points)
     corpus = data.load(points[0].data)
     forget_peak(acc)
     with released(points[0], acc), ExitStack() as trackers:
@@ -145,7 +145,8 @@ def stacked(
             yield record(run.recipe, asked[run.id], corpus, run.outcome, acc, seconds, rows[tokens]), run.outcome.curve
 
 
-def _refuse(points: Sequence[Recipe]) -> None:
+def refuse(points: Sequence[Recipe]) -> None:
+    """UserError on points that cannot train as one model, or on one trunk."""
     heads = [point for point, server in zip(points, branches.servers(points), strict=True) if server is None]
     for point in heads:
         if odd := counted.unlike(heads[0], point):
