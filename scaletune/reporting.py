@@ -23,7 +23,7 @@ def fit_lines(fit: Fit) -> list[str]:
     """Law, parameters with intervals, what it was fitted to, how it did on what it had not seen, status."""
     lines = [f"law {fit.law}: {len(fit.used)} runs used, {len(fit.dropped)} dropped, {len(fit.cells)} cells"]
     lines += [f"  {name} = {p['value']:.4g}   {fit.level:.0%} interval {_pair(p['interval'])}" for name, p in fit.params.items()]
-    lines += held_out_lines(fit.held_out)
+    lines += held_out_lines(fit.held_out) if fit.held_out or fit.law in fitting.LAWS else []  # a relation has no cells to leave out
     return [*lines, *(f"  status: {sentence}" for sentence in fit.status)]
 
 
