@@ -138,7 +138,7 @@ def _said(made: Prediction, wide: int) -> list[str]:
             near = f"  near-optimal [{band[0]:.4g}, {band[1]:.4g}]" if band else ""
             beside = f"  {said}" if name == "lr" and (said := batch_of(made)) else ""
             lines.append(f"{made.law:24} {name:{wide}} {value:<12.5g} {unit}{sure}{near}{beside}")
-    return [*lines, *(f"{'':24} ! {warning}" for warning in made.warnings)]
+    return [*(lines or [f"{made.law:24} gives nothing here"]), *(f"{'':24} ! {warning}" for warning in made.warnings)]
 
 
 def _given(pairs: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
