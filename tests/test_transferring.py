@@ -435,3 +435,11 @@ def test_tensors_that_act_alike_keep_alike_settings_where_multipliers_are_writte
     rows, _ = folded(made.plan, made.multipliers | {"attention": 32**-0.5}, model)
     alike = {(row.lr, row.weight_decay, row.eps, row.init_std) for row in rows if re.search("layers.0.*[qkv]_proj", row.name)}
     assert 32**-0.5 * 32**0.5 != 1 and len(alike) == 1
+
+
+def test_records_that_do_not_say_their_parametrization_are_doubted(tiny):
+    """An lr of runs in standard parametrization is that of every tensor; a base width below the target's would divide it."""
+    fit = dataclasses.replace(learned(tiny), provenance={})
+    assert any("set parametrization.base_width to" in said for said in prepare(fit, tiny(WIDE), VOCAB).evidence["status"])
+    assert prepare(fit, tiny(WIDE | {"parametrization.form": "sp"}), VOCAB).evidence["status"] == ["ok"]
+    assert prepare(learned(tiny), tiny(WIDE), VOCAB).evidence["status"] == ["ok"]
