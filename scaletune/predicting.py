@@ -49,7 +49,7 @@ def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | 
     """
     if fit.law not in FITTED:
         raise UserError(
-            f"a fit of {fit.law!r} is a relation between columns of its own: ask `fitting.predict_relation`, or the command line"
+            f"a fit of {fit.law!r} is a relation between columns of its own: ask it alone, with `scaletune predict --fit` or `fitting.predict_relation`"
         )
     scale: dict[str, float | None] = {"n_params": n_params, "tokens": tokens, "batch_tokens": batch_tokens}
     for column, value in scale.items():
@@ -58,7 +58,7 @@ def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | 
     _require_whole(fit)
     warnings = [sentence for sentence in fit.status if sentence != "ok"]
     if fit.law == "joint":
-        return Prediction(law="joint", **surface.predict(fit.solution, scale), warnings=[*warnings, *_distance(fit, scale)])
+        return Prediction(law="joint", **surface.predict(fit.solution, scale), warnings=[*warnings, *distance(fit, scale)])
     lr, lr_interval, band, batch, said = None, None, None, None, list[str]()
     if fit.law not in LOSS_LAWS:
         batch, said = _batch(fit, batch_tokens)
@@ -75,7 +75,7 @@ def from_fit(fit: Fit, *, n_params: float, tokens: float, batch_tokens: float | 
         loss=loss,
         interval={"lr": lr_interval, "batch_tokens": None, "loss": loss_interval},
         band={"lr": band, "batch_tokens": None, "loss": None},
-        warnings=[*dict.fromkeys(warnings), *said, *_distance(fit, scale)],
+        warnings=[*dict.fromkeys(warnings), *said, *distance(fit, scale)],
     )
 
 
@@ -177,7 +177,7 @@ def allocation(fit: Fit, flops: float) -> dict[str, list[float]]:
     return {name: [value, *(drawn[round(q * (len(drawn) - 1))] for q in (low, high))] for name, value, drawn in found}
 
 
-def _distance(fit: Fit, scale: Mapping[str, float | None]) -> list[str]:
+def distance(fit: Fit, scale: Mapping[str, Any]) -> list[str]:
     """A sentence for each column in which the target lies more than FAR times outside the fitted range."""
     said = []
     for column, (low, high) in fit.ranges.items():

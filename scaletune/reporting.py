@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from scaletune import fitting
+from scaletune.errors import UserError
 from scaletune.records import Fit, write_atomically
 from scaletune.transferring import saying
 
@@ -23,14 +25,14 @@ def fit_lines(fit: Fit) -> list[str]:
     """Law, parameters with intervals, what it was fitted to, how it did on what it had not seen, status."""
     lines = [f"law {fit.law}: {len(fit.used)} runs used, {len(fit.dropped)} dropped, {len(fit.cells)} cells"]
     lines += [f"  {name} = {p['value']:.4g}   {fit.level:.0%} interval {_pair(p['interval'])}" for name, p in fit.params.items()]
-    lines += held_out_lines(fit.held_out)
+    lines += held_out_lines(fit.held_out) if fit.held_out or fit.law in fitting.LAWS else []  # a relation has no cells to leave out
     return [*lines, *(f"  status: {sentence}" for sentence in fit.status)]
 
 
 def held_out_lines(held_out: Mapping[str, Any]) -> list[str]:
     """How the law did on cells it had not seen: worst excess loss and coverage, and a validation cell by cell."""
     if not held_out:
-        return ["  held out: nothing (too few cells to leave one out)"]
+        return ["  held out: nothing (too few cells, or too many runs, to leave some out)"]
     if held_out["kind"] == "validation":
         lines = [line for cell in held_out["cells"] for line in validation_lines(cell)]
         return [*lines, *(held_out_lines(held_out["leave_one_cell_out"]) if held_out.get("leave_one_cell_out") else [])]
@@ -134,6 +136,7 @@ def transfer_lines(transfer: Mapping[str, Any], level: float) -> list[str]:
     return [*lines, "  assumed:", *(f"    - {sentence}" for sentence in transfer["assumptions"])]
 
 
+CELL = ("n_params", "tokens", "batch_tokens", "lr", "se", "floor", "floor_se", "n_runs", "status")
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{title}</title>
 <style>
@@ -156,18 +159,28 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     return f"<table><tr>{head}</tr>{lines}</table>"
 
 
+def _drawn(fit: Fit, folder: Path) -> list[Path]:
+    """The pictures of a fit; none where it cannot be drawn."""
+    from scaletune import plotting
+
+    try:
+        return plotting.plot(fit, folder)
+    except UserError:
+        return []
+
+
 def report(fit: Fit, path: str | Path = "report.html", answer: Mapping[str, Any] | None = None) -> Path:
     """One HTML page without outside links: the answer, the pictures, every cell, every run dropped and why."""
     path, parts = Path(path), []
     text = answer_lines({**answer, "report": path}) if answer else fit_lines(fit)
     parts.append(f"<pre>{html.escape(chr(10).join(text).strip())}</pre>")
-    for picture in (answer or {}).get("pictures", []):
-        encoded = base64.b64encode(Path(picture).read_bytes()).decode()
-        parts.append(f'<img alt="{html.escape(Path(picture).stem)}" src="data:image/png;base64,{encoded}">')
-    parts += [
-        "<h2>Cells</h2>",
-        _table(fit.cells, ("n_params", "tokens", "batch_tokens", "lr", "se", "floor", "floor_se", "n_runs", "status")),
-    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for picture in answer["pictures"] if answer else _drawn(fit, Path(folder)):
+            encoded = base64.b64encode(Path(picture).read_bytes()).decode()
+            parts.append(f'<img alt="{html.escape(Path(picture).stem)}" src="data:image/png;base64,{encoded}">')
+    scalars = [key for key, value in (fit.cells[0] if fit.cells else {}).items() if not isinstance(value, dict | list)]
+    columns = CELL if fit.law in fitting.LAWS else scalars  # a relation's cells are groups, with parameters of their own
+    parts += ["<h2>Cells</h2>", _table(fit.cells, columns)] if fit.cells else []
     dropped = [{"run": run, "reason": reason} for run, reason in fit.dropped.items()]
     parts += ["<h2>Runs left out</h2>", _table(dropped, ("run", "reason"))] if dropped else []
     write_atomically(path, PAGE.format(title=html.escape(f"scaletune: {(answer or {}).get('study', fit.law)}"), body="\n".join(parts)))

@@ -392,7 +392,7 @@ def test_a_mistake_in_a_recipe_is_one_line(cli_at, home, command, old, new, said
         ("head.csv", "n_params,tokens,lr,loss\n", "a records file must hold at least one trial, but `head.csv` is empty"),
         ("binary.csv", "\x00\x00", " at least one trial"),
         ("other.csv", "a,b\n1,2\n", "trials must have a column `n_params`"),
-        ("words.csv", "n_params,tokens,lr,loss\n1e6,1e8,fast,2\n", "`lr` must be a number above 0 in every trial, but row 0 has nan"),
+        ("words.csv", "n_params,tokens,lr,loss\n1e6,1e8,fast,2\n", "`lr` must be a number above 0 in every trial, but row 0 has 'fast'"),
         ("minus.csv", "n_params,tokens,lr,loss\n1e6,1e8,-1,2\n", "`lr` must be a number above 0 in every trial, but row 0 has -1"),
         ("lost.csv", "n_params,tokens,lr,loss\n1e6,1e8,1e-3,\n", " at least one "),
         ("other.jsonl", '{"a": 1}\n', "trials must have a column `n_params`"),

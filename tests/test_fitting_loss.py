@@ -20,6 +20,7 @@ from scaletune.fitting.losslaw import DESCRIBE, NAMES, PREDICT, Estimator, draw,
 from scaletune.fitting.overtraining import fit_overtraining
 from scaletune.fitting.robust import SQUARES, Huber, Student
 from scaletune.fitting.separable import Problem, _nonnegative
+from scaletune.fitting.table import odd_units
 from scaletune.fitting.uncertainty import covariance, influence, profile_interval
 from scaletune.predicting import from_fit
 
@@ -551,3 +552,12 @@ def test_problems_of_many_rows_and_of_one_are_the_same_problem(runs):
     batch = refit(solved, replace(solved.problem, weight=weight))
     assert isinstance(solved.problem, Problem)
     np.testing.assert_allclose(batch[:3], refit(solved, replace(solved.problem, weight=weight[:3])), rtol=1e-9)
+
+
+@pytest.mark.parametrize("column", ["tokens", "batch_tokens"])
+def test_counts_that_cannot_be_counts_are_said(column):
+    """Billions in the place of tokens, sequences in the place of a batch in tokens."""
+    table = pd.DataFrame({"n_params": [1e8, 1e9], "tokens": [2e9, 2e10], "batch_tokens": [65536.0, 65536.0]})
+    assert odd_units(table) == []
+    said = odd_units(table.assign(**{column: table[column] / (1e9 if column == "tokens" else 2048)}))
+    assert len(said) == 1 and column in said[0] and said[0].endswith("in every row?")

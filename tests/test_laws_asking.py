@@ -340,3 +340,9 @@ def test_a_fit_is_asked_by_its_columns_alone():
         ask_fit(loss=3)
     with pytest.raises(UserError, match="a fit is asked by n_params and tokens, but tokens was not given"):
         ask_fit(tokens=None)
+
+
+def test_a_law_that_gives_nothing_here_is_named_all_the_same(capsys):
+    """Kaplan's lr falls below zero at 1e13 parameters: its warnings are not left without a name."""
+    assert cli.main(["predict", "--law", "kaplan_lr", "--n-params", "1e13"]) == 0
+    assert "kaplan_lr                gives nothing here\n" in capsys.readouterr().out

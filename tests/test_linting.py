@@ -145,6 +145,21 @@ def file_of(folder, name, content):
     return path
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model_type": "granite", "logits_scaling": "x"}, {"model_type": "granite", "logits_scaling": None}, {"groups": 1}, [],
+        {"groups": [{"patterns": [[1], "^lm_head"], "lr": "x", "opts": 3}]}, {"multipliers": [], "groups": [{"lr": 1}]},
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_are_one_line(content, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    assert cli.main(["lint", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and len(err.splitlines()) == 1 and err.startswith("scaletune: ") and str(path) in err
+
+
 @pytest.mark.parametrize("name", CLEAN)
 def test_nothing_is_said_of_what_is_right(tmp_path, name):
     assert lint(file_of(tmp_path, name, CLEAN[name]))["findings"] == []

@@ -281,7 +281,7 @@ def test_plot_leaves_out_what_did_not_finish(trials, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"lr": "fast"}, "`lr` must be a number above 0 in every trial, but row 0 has nan"),
+        ({"lr": "fast"}, "`lr` must be a number above 0 in every trial, but row 0 has 'fast'"),
         ({"lr": -1.0}, "`lr` must be a number above 0 in every trial, but row 0 has -1"),
         ({"n_params": None}, "`n_params` must be a number above 0 in every trial, but row 0 has nan"),
         ({"loss": None}, "records need at least one finished trial to be drawn, but of 84 none is done"),
@@ -316,3 +316,9 @@ def test_no_global_state(fitted, trials, tmp_path):
         imported = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         imported += [f"{node.module}.{alias.name}" for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
         assert not [name for name in imported if "pyplot" in name or "pylab" in name or "rcParams" in name], path
+
+
+def test_horizons_a_rounding_apart_are_one_set():
+    """steps * batch_tokens rounds differently at each batch size: 4.000e9 and 3.999e9 tokens are one horizon of the picture."""
+    cells = [{"tokens": tokens, "n_params": 1e8, "status": "ok", "lr": 1e-3, "se": 0.1} for tokens in (4.0e9, 3.999e9, 8e9)]
+    assert [points.label for points in plotting.cell_points(cells)] == ["4B tokens", "8B tokens"]

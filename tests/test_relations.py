@@ -407,3 +407,97 @@ def test_approach_3_allocates_as_its_refit_was_published():
     assert at.loss == pytest.approx(best["loss"][0])
     around = [fit.predict(n_params=n * f, tokens=best["tokens"][0] / f).loss for f in (0.8, 1.25)]
     assert min(around) > at.loss
+
+
+# --- asked from the command line -------------------------------------------------------------------------------------
+
+
+def asked(capsys, *arguments):
+    """(exit status, the one prediction, the line on stderr)."""
+    status = cli.main(["predict", "--json", "--fit", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return status, json.loads(out)["predictions"][0] if out else None, err
+
+
+@pytest.fixture(scope="module")
+def annealed(tmp_path_factory):
+    """A fit of `annealing` to a cosine and a constant run of known constants, and those."""
+    parts = [
+        pd.DataFrame({"run_id": name, "step": (steps := np.arange(20, 2001, 20)), "lr": lr(steps / 2000)})
+        for name, lr in (("cosine", lambda u: 5e-4 * (1 + np.cos(np.pi * u))), ("constant", lambda u: 1e-3 * np.ones_like(u)))
+    ]
+    runs, truth = pd.concat(parts, ignore_index=True), {"E": 2.5, "A": 0.6, "alpha": 0.5, "C": 0.3, "forget": 0.005}
+    columns = {name: runs[name].to_numpy(float) for name in ("step", "lr")} | schedule.areas(runs)
+    path = tmp_path_factory.mktemp("annealed") / "fit.json"
+    fit_relation(runs.assign(loss=schedule.annealing(columns, truth)), RELATIONS["annealing"]).write(path)
+    return path, truth
+
+
+def test_a_schedule_law_is_asked_by_a_whole_schedule(annealed, capsys):
+    """Against the catalogue's own annealing law, which sums step by step."""
+    path, t = annealed
+    status, found, _ = asked(capsys, path, "--lr-schedule", "constant:1500:0:1e-3:1e-3")
+    assert status == 0
+    assert found["loss"] == pytest.approx(t["E"] + t["A"] * (1500 * 1e-3) ** -t["alpha"], rel=1e-3)
+    status, found, _ = asked(capsys, path, "--lr-schedule", "cosine:2000:0:1e-3:0")
+    lrs = tuple(5e-4 * (1 + np.cos(np.pi * step / 2000)) for step in range(2000))
+    open_ones = {"L0": t["E"], "A": t["A"], "alpha": t["alpha"], "C": t["C"], "lam": 1 - t["forget"]}
+    assert status == 0 and found["loss"] == pytest.approx(laws.schedule.annealing(lrs, 2000, **open_ones)["loss"], rel=2e-3)
+    status, _, err = asked(capsys, path, "--given", "step=100", "--lr", "1e-3")
+    assert status == 2 and "give --lr-schedule" in err
+
+
+@pytest.fixture
+def members(tmp_path):
+    """A fit of `asymptote_n` to two methods, nothing across them."""
+    rows = [(n, method, 3 + a * n**-0.3) for method, a in (("one", 100.0), ("many", 60.0)) for n in np.geomspace(1e7, 1e10, 8)]
+    fit_relation(pd.DataFrame(rows, columns=["n_params", "method", "loss"]), RELATIONS["asymptote_n"]).write(tmp_path / "fit.json")
+    return tmp_path / "fit.json"
+
+
+def test_groups_one_by_one_are_told_asked_and_drawn_each(members, capsys):
+    fit = Fit.read(members)
+    assert len(fit.used) == 16 and value(fit, "A at method=many") == pytest.approx(60, rel=1e-3)
+    status, found, _ = asked(capsys, members, "--n-params", "1e9", "--given", "method=many")
+    assert status == 0 and found["loss"] == pytest.approx(3 + 60 * 1e9**-0.3, rel=1e-5)
+    status, _, err = asked(capsys, members, "--n-params", "1e9")
+    assert status == 2 and "name one of them, such as method=many" in err
+    assert [panel.title for panel in fitted.relation_panels(fit)] == ["method many", "method one"]
+
+
+def test_a_relation_says_how_far_it_is_asked_beyond_its_rows(members, capsys):
+    status, found, _ = asked(capsys, members, "--n-params", "1e13", "--given", "method=one")
+    assert status == 0 and ["1000 times above the fitted range" in said for said in found["warnings"]] == [True]
+
+
+@pytest.mark.parametrize(("number", "shown"), [("-1", "-1"), ("nan", "nan"), ("0", "0")])
+def test_a_relation_is_asked_by_numbers_above_zero(members, capsys, number, shown):
+    status, _, err = asked(capsys, members, f"--n-params={number}", "--given", "method=one")
+    assert status == 2 and f"`n_params` must be a number above 0 in every row, but row 0 has {shown}" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [(["--given", "n_params=big"], "has 'big'"), (["--n-params", "1e9", "--tokens", "3"], "alone, but got tokens")]
+)
+def test_a_relation_is_asked_by_its_own_columns_alone(members, capsys, more, said):
+    status, _, err = asked(capsys, members, "--given", "method=one", *more)
+    assert status == 2 and said in err and len(err.splitlines()) == 1
+
+
+def test_an_interval_of_a_relation_is_at_the_level_of_its_fit():
+    """The scatter's part is 1.645 sd at 90 % and 1.960 at 95 %."""
+    rows = pd.DataFrame({"n_params": (n := np.geomspace(1e7, 1e10, 200)), "loss": noisy((8.8e13 / n) ** 0.076, 0.01)})
+    wide, narrow = (
+        predict_relation(fit_relation(rows, RELATIONS["kaplan_n"], level=level), RELATIONS["kaplan_n"], {"n_params": [1e9]})
+        for level in (0.95, 0.9)
+    )
+    width = [found["high"][0] - found["low"][0] for found in (wide, narrow)]
+    assert width[0] / width[1] == pytest.approx(1.960 / 1.645, rel=0.02)
+
+
+@here
+def test_the_isoflop_exponent_is_inside_its_box():
+    """Kaplan's own setting over again (Porian et al.): their c, 2e-9 and below, used to be cut at 1e-8."""
+    runs = pd.read_csv(DATA / "porian_isoflop_dev.csv")
+    fit = fit_relation(runs[runs["config_id"] == runs["config_id"].iloc[0]], RELATIONS["isoflop"])
+    assert fit.status == ["ok"] and value(fit, "p") == pytest.approx(0.90, abs=0.05)

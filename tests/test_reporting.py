@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from test_fitting import study
 
-from scaletune.fitting import fit
+from scaletune.fitting import RELATIONS, fit
+from scaletune.fitting.relations import fit_relation
 from scaletune.records import Fit
 from scaletune.reporting import answer_lines, fit_lines, held_out_lines, report, shift_lines, shifts, transfer_lines, validation_lines
 
@@ -70,7 +71,7 @@ def test_every_status_is_a_line_and_a_missing_interval_is_said(fitted):
 @pytest.mark.parametrize(
     ("held_out", "said"),
     [
-        ({}, ["  held out: nothing (too few cells to leave one out)"]),
+        ({}, ["  held out: nothing (too few cells, or too many runs, to leave some out)"]),
         ({"kind": "hold-out: tokens > 1"}, ["  hold-out: tokens > 1: no cell could be judged"]),
         ({"kind": "x", "worst_excess": 0.0123, "coverage": None}, ["  x: worst loss excess 1.23%"]),
         ({"kind": "x", "worst_excess": 0.0, "coverage": 0.0}, ["  x: worst loss excess 0.00%, interval covered 0% of cells"]),
@@ -302,3 +303,11 @@ def test_a_page_of_a_fit_read_back_is_the_same(fitted, tmp_path):
 def test_a_width_that_only_diverged_is_named_not_hidden():
     row = {"sweep": "sp", "tokens": 81920.0, "lr": [0.5, 0.125], "ratio": 4.0, "on_edge": [], "unusable": ["426624"]}
     assert shift_lines([row])[0].endswith("factor of 4.00 (426624 parameters: no usable run)")
+
+
+def test_a_report_of_a_fit_alone_has_its_picture(tmp_path):
+    rows = pd.DataFrame(
+        {"n_params": [1e7, 1e8, 1e9, 1e10] * 2, "method": ["a"] * 4 + ["b"] * 4, "loss": [4.0, 3.5, 3.25, 3.125, 3.8, 3.4, 3.2, 3.1]}
+    )
+    page = report(fit_relation(rows, RELATIONS["asymptote_n"]), tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 1 and "<th>method</th>" in page and "solution" not in page

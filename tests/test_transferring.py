@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from scaletune.errors import UserError
 from scaletune.records import Fit
 from scaletune.rules import FORMS, caveats
 from scaletune.transferring import granite, one_std, own, prepare, transfer
+from scaletune.transferring.folding import folded
 
 EVERYTHING = {  # every multiplier away from one
     "parametrization.embedding_multiplier": 3.0, "parametrization.logits_multiplier": 0.7, "parametrization.depth_alpha": 0.5,
@@ -424,3 +426,20 @@ def test_an_unknown_format_is_refused_before_anything_is_written(tiny, tmp_path)
     with pytest.raises(UserError, match=r"unknown format `granit` \(nearest: 'granite'\)"):
         transfer(learned(tiny), tiny(WIDE), ["recipe", "granit"], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_tensors_that_act_alike_keep_alike_settings_where_multipliers_are_written_into_weights(transferred):
+    """32**-0.5 * 32**0.5 is 1 + 2e-16: it must not tell queries from keys, which Megatron keeps in one tensor."""
+    made = transferred()
+    model = made.target.model.model_copy(update={"head_dim": 32})
+    rows, _ = folded(made.plan, made.multipliers | {"attention": 32**-0.5}, model)
+    alike = {(row.lr, row.weight_decay, row.eps, row.init_std) for row in rows if re.search("layers.0.*[qkv]_proj", row.name)}
+    assert 32**-0.5 * 32**0.5 != 1 and len(alike) == 1
+
+
+def test_records_that_do_not_say_their_parametrization_are_doubted(tiny):
+    """An lr of runs in standard parametrization is that of every tensor; a base width below the target's would divide it."""
+    fit = dataclasses.replace(learned(tiny), provenance={})
+    assert any("set parametrization.base_width to" in said for said in prepare(fit, tiny(WIDE), VOCAB).evidence["status"])
+    assert prepare(fit, tiny(WIDE | {"parametrization.form": "sp"}), VOCAB).evidence["status"] == ["ok"]
+    assert prepare(learned(tiny), tiny(WIDE), VOCAB).evidence["status"] == ["ok"]

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaletune.errors import UserError
+from scaletune.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from scaletune.fitting.relations import Relation
     from scaletune.predicting import Prediction
     from scaletune.records import Fit
 
@@ -84,7 +85,7 @@ def predict(args: argparse.Namespace) -> Answer:
 
 def _of_relation(path: str, given: dict[str, Any]) -> Answer | None:
     """What a fitted relation between columns says at `given`; None for a fit of another kind."""
-    from scaletune.predicting import FITTED
+    from scaletune.predicting import FITTED, distance
     from scaletune.records import Fit
 
     fit = Fit.read(path)
@@ -93,9 +94,13 @@ def _of_relation(path: str, given: dict[str, Any]) -> Answer | None:
     from scaletune import fitting
 
     fitting.known_law(fit.law)
-    relation = fitting.solved_relation(fit, fitting.RELATIONS[fit.law])
-    found = {key: value[0] for key, value in fitting.predict_relation(fit, relation, {k: [v] for k, v in given.items()}).items()}
+    own = fitting.RELATIONS[fit.law]
+    fit = fitting.of_group(fit, own, given)
+    relation = fitting.solved_relation(fit, own)
+    columns = _columns(relation, {name: value for name, value in given.items() if name not in own.groups or relation is not own}, fit.law)
+    found = {key: value[-1] for key, value in fitting.predict_relation(fit, relation, columns).items()}
     output, warnings = relation.output.name, [sentence for sentence in fit.status if sentence != "ok"]
+    warnings += distance(fit, {name: column[-1] for name, column in columns.items()})
     answer = {
         "law": fit.law, "lr": None, "batch_tokens": None, "loss": found["value"] if output == "loss" else None,
         "interval": {output: [found["low"], found["high"]]}, "band": {}, "warnings": warnings,
@@ -103,6 +108,21 @@ def _of_relation(path: str, given: dict[str, Any]) -> Answer | None:
     }  # fmt: skip
     text = f"{fit.law}: {output} {found['value']:.5g} {relation.output.means}  interval [{found['low']:.4g}, {found['high']:.4g}]"
     return {"predictions": [answer]}, [text, *(f"  ! {warning}" for warning in warnings)]
+
+
+def _columns(relation: Relation, given: dict[str, Any], law: str) -> dict[str, Any]:
+    """What a relation is asked by, as columns: a row of them, or the rows of a whole lr schedule."""
+    from scaletune.fitting.relations import schedule
+    from scaletune.laws.schedules import lr_schedule
+
+    names = [column.name for column in relation.inputs]
+    whole = {"lr_schedule": given.pop("lr_schedule")} if "lr_schedule" in given and relation.prepare else {}
+    other = next((name for name in given if name not in names), None)
+    if other and (whole or given.keys() >= set(names)):
+        raise UserError(f"a fit of {law!r} is asked by {', '.join(names)} alone, but got {other}{nearest(other, names)}")
+    if relation.prepare and not whole:
+        raise UserError(f"a fit of {law!r} is asked by the whole schedule of a run: give --lr-schedule")
+    return dict(schedule.logged(lr_schedule(whole["lr_schedule"]))) if whole else {name: [value] for name, value in given.items()}
 
 
 def _said(made: Prediction, wide: int) -> list[str]:
@@ -118,7 +138,7 @@ def _said(made: Prediction, wide: int) -> list[str]:
             near = f"  near-optimal [{band[0]:.4g}, {band[1]:.4g}]" if band else ""
             beside = f"  {said}" if name == "lr" and (said := batch_of(made)) else ""
             lines.append(f"{made.law:24} {name:{wide}} {value:<12.5g} {unit}{sure}{near}{beside}")
-    return [*lines, *(f"{'':24} ! {warning}" for warning in made.warnings)]
+    return [*(lines or [f"{made.law:24} gives nothing here"]), *(f"{'':24} ! {warning}" for warning in made.warnings)]
 
 
 def _given(pairs: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:

@@ -7,5 +7,6 @@ from scaletune.fitting.assembling import measure as measure
 from scaletune.fitting.comparing import compare_forms as compare_forms
 from scaletune.fitting.judging import compare as compare
 from scaletune.fitting.relations import RELATIONS as RELATIONS
+from scaletune.fitting.relations import of_group as of_group
 from scaletune.fitting.relations import predict_relation as predict_relation
 from scaletune.fitting.relations import solved_relation as solved_relation

@@ -22,7 +22,7 @@ from scaletune.fitting.powerlaw import fit_power_law
 from scaletune.fitting.relations import RELATIONS, fit_relation
 from scaletune.fitting.rows import fit_rows, prepare
 from scaletune.fitting.setting import common_setting, setting_sentences
-from scaletune.fitting.table import held_out_cells, main_sweep, tabulate
+from scaletune.fitting.table import held_out_cells, main_sweep, odd_units, tabulate
 from scaletune.importing import trials as records_of
 from scaletune.predicting import LOSS_LAWS, Prediction, from_fit
 from scaletune.records import Fit
@@ -168,10 +168,11 @@ def _settle(law: str, found: Measured) -> tuple[str, list[str]]:
 
 
 def _mixed(table: pd.DataFrame) -> list[str]:
-    """A sentence for each setting that differs between runs of one cell, batch size and lr: the fit would average over it unseen."""
+    """A sentence for each setting that differs between runs of one cell, batch size and lr (the fit would average over it), and for odd units."""
     groups = table.groupby(["cell", "batch_tokens", "lr"], dropna=False)
     mixed = [c for c in ("sweep", "width", "depth", "seq_len", "weight_decay") if c in table.columns and (groups[c].nunique() > 1).any()]
-    return [f"`{column}` differs between runs of the same cell and lr: they are averaged as if it did not" for column in mixed]
+    averaged = [f"`{column}` differs between runs of the same cell and lr: they are averaged as if it did not" for column in mixed]
+    return [*odd_units(table), *averaged]
 
 
 def _assemble(law: str, found: Measured, said: Sequence[str] = (), n_draws: int | None = None) -> Fit:
@@ -187,6 +188,8 @@ def _assemble(law: str, found: Measured, said: Sequence[str] = (), n_draws: int 
         "provenance": {"noise_sd": float(np.sqrt(found.noise[0])), "noise_dof": found.noise[1]},
     }
     if law in LOSS_LAWS:
+        floors = [[row["n_params"], row["tokens"], row["floor"]] for row in _lowest(usable)]
+        loss = replace(loss, solution=loss.solution | {"points": floors})
         said = [*found.said, *said, *(sentence for sentence in loss.status if sentence != "ok")]
         return replace(loss, status=said or ["ok"], **shared)
     part = fit_power_law(usable, list(LAWS[law]), found.level)
@@ -210,12 +213,15 @@ def _assumptions() -> list[str]:
 
 def _loss_law(usable: list[Row], law: str, n_draws: int | None, level: float) -> dict[str, Any]:
     """The loss law through each cell's lowest floor."""
-    lowest = [
-        min((row for row in usable if row["cell"] == cell), key=lambda row: row["floor"])
-        for cell in sorted({row["cell"] for row in usable})
-    ]
+    lowest = _lowest(usable)
     n_params, tokens, floor, se = (np.array([row[key] for row in lowest]) for key in ("n_params", "tokens", "floor", "floor_se"))
     return fit_loss_law(n_params, tokens, floor, se, level=level, n_draws=n_draws, estimator=ESTIMATORS[law])
+
+
+def _lowest(usable: list[Row]) -> list[Row]:
+    """Each cell at the batch of its lowest floor."""
+    cells = sorted({row["cell"] for row in usable})
+    return [min((row for row in usable if row["cell"] == cell), key=lambda row: row["floor"]) for cell in cells]
 
 
 def _ranges(usable: list[Row], law: str) -> dict[str, list[float]]:
@@ -245,7 +251,7 @@ def _leave_one_out(law: str, found: Measured) -> dict[str, Any]:
     """Each cell predicted from the others, when they still leave the law a degree of freedom; empty otherwise."""
     usable = found.usable
     cells = sorted({row["cell"] for row in usable})
-    if law in LOSS_LAWS or len(cells) - 1 < 1 + len(LAWS[law]) + SPARE:
+    if len(cells) - 1 < 1 + len(LAWS[law]) + SPARE:
         return {}
     judged = []
     for cell in tqdm(cells, "cells held out", disable=None, leave=False):

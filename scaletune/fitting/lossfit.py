@@ -59,7 +59,7 @@ def _params(solved: Solved, draws: Array, level: float, lowest_loss: float) -> t
             continue
         low, high = float(min(ends[0, i], vector[i])), float(max(ends[1, i], vector[i]))
         params[name] = {"value": float(vector[i]), "interval": [low, high]}
-        if i == 0 and free.shape[1] > 1 and high - low > 0.8 * lowest_loss:
+        if i == 0 and free.shape[1] > 1 and (high - low > 0.8 * lowest_loss or vector[i] < 1e-3 * lowest_loss):
             found = f"its interval is [{low:.2g}, {high:.2g}], the lowest loss {lowest_loss:.3g}"
             said.append(f"the data do not identify the irreducible loss E: {found}; larger runs trained longer would")
         if i > 2 and (high - low > 0.8 * (BOX[1] - BOX[0]) or low <= BOX[0] * 1.001 or high >= BOX[1] * 0.999):

@@ -16,7 +16,7 @@ from scaletune.fitting.comparing import judge_forms, leave_sizes_out
 from scaletune.fitting.judging import compare, summary
 from scaletune.fitting.lossfit import fit_loss_law
 from scaletune.fitting.losslaw import ESTIMATORS
-from scaletune.fitting.table import held_out_cells, tabulate
+from scaletune.fitting.table import held_out_cells, odd_units, tabulate
 from scaletune.predicting import from_fit
 from scaletune.records import Fit
 
@@ -63,7 +63,15 @@ def fit_rows(trials: pd.DataFrame, law: str, holdout: str | None, fixed: Mapping
     data = (rows["n_params"].to_numpy(float), rows["tokens"].to_numpy(float), rows["loss"].to_numpy(float))
     how: dict[str, Any] = {"estimator": ESTIMATORS[law], "fixed": fixed, "weight": _weight(rows), "cluster": cluster}
     part = fit_loss_law(*data, level=level, **how)
-    notes = [*said, *([clustered] if clustered else []), *_repeats(dropped), *part["said"], *_misfit(part), *judge_forms(*data)]
+    notes = [
+        *said,
+        *odd_units(rows),
+        *([clustered] if clustered else []),
+        *_repeats(dropped),
+        *part["said"],
+        *_misfit(part),
+        *judge_forms(*data),
+    ]
     points = {"points": [list(row) for row in zip(*(column.tolist() for column in data), strict=True)][:DRAWN]}
     result = Fit(
         law=law,

@@ -21,6 +21,8 @@ UNITS = {
     "loss": "nats/token",
     "batch_tokens": "tokens",
 }
+RATIOS = (1e-4, 1e7)  # tokens a parameter, and
+STEPS = 1e7  # steps, that nobody trains with
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt}
 STATUSES = ("done", "diverged", "failed")
 
@@ -46,9 +48,10 @@ def tabulate(trials: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
     out = trials.reset_index(drop=True).copy()
     out["status"] = _statuses(out)
     for column in needed:
-        out[column] = pd.to_numeric(out[column], errors="coerce").astype(float)
+        said = out[column]
+        out[column] = pd.to_numeric(said, errors="coerce").astype(float)
         if column != "loss":
-            _require_positive(out, column)
+            _require_positive(out[column], said)
     out["batch_tokens"] = pd.to_numeric(out["batch_tokens"], errors="coerce").astype(float) if "batch_tokens" in out else np.nan
     out["cell"] = out.groupby([_groups(out["n_params"]), _groups(out["tokens"])]).ngroup()
     out["id"] = _ids(out)
@@ -83,11 +86,24 @@ def _statuses(table: pd.DataFrame) -> pd.Series:
     return status.where((status != "done") | finite, "diverged")
 
 
-def _require_positive(table: pd.DataFrame, column: str) -> None:
-    bad = ~(np.isfinite(table[column]) & (table[column] > 0))
+def odd_units(table: pd.DataFrame) -> list[str]:
+    """What to say of columns that look as if they were not the counts of the contract."""
+    said, ratio = [], table["tokens"] / table["n_params"]
+    if ratio.min() < RATIOS[0] or ratio.max() > RATIOS[1]:
+        said.append(
+            f"tokens per parameter go from {ratio.min():.3g} to {ratio.max():.3g}: are both columns counts, not millions or billions, in every row?"
+        )
+    if (steps := (table["tokens"] / table["batch_tokens"]).max()) > STEPS:
+        said.append(f"tokens / batch_tokens comes to {steps:.3g} steps: is batch_tokens in tokens, not in sequences, in every row?")
+    return said
+
+
+def _require_positive(values: pd.Series, said: pd.Series) -> None:
+    bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        raise UserError(f"`{column}` must be a number above 0 in every trial, but row {row} has {table[column].iloc[row]:g}")
+        shown = repr(said.iloc[row]) if isinstance(said.iloc[row], str) else f"{values.iloc[row]:g}"
+        raise UserError(f"`{values.name}` must be a number above 0 in every trial, but row {row} has {shown}")
 
 
 def _groups(values: pd.Series) -> pd.Series:

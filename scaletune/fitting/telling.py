@@ -15,6 +15,7 @@ from scaletune.fitting.table import SAME, n_levels
 HARDLY = 0.8  # posterior over prior sd from which an exponent is mostly prior
 VAGUE = 0.6  # sd of a centre, in logs
 NOISY = 5e-3  # sd of ln loss at the bottom from which the form is in doubt: ten times what public sweeps show
+STRAY = 0.03  # sd of ln floor about the law from which cells look as if they were not comparable: six times what public sweeps show
 NAMED = 3  # cells that are named, the others are counted
 WORD = {"lr": "learning rate", "batch": "batch size", "wd": "weight decay"}
 
@@ -23,6 +24,10 @@ def sentences(kept: pd.DataFrame, axes: Sequence[str], solved: Solved, given: An
     """Everything there is to say of a fit."""
     said = [*_scales(cells), *_axes(kept, axes)]
     said += _exponents(axes, solved, given, bool(said)) + _centres(axes, solved) + _edges(cells, axes)
+    if len(cells) > 1 and solved.scales.scatter[-1] > STRAY:
+        said.append(
+            f"the cells' lowest losses lie {solved.scales.scatter[-1]:.1%} about the law: is loss in one unit, of one tokenizer and one data set?"
+        )
     if solved.scales.noise > NOISY:
         said.append(
             f"runs lie {solved.scales.noise:.2%} about the surface near its bottom: the form fits badly, or they differ in what is not said"

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from scaletune.errors import UserError
 from scaletune.fitting.basin import height
 from scaletune.fitting.relations import RELATIONS
-from scaletune.fitting.table import main_sweep, tabulate
+from scaletune.fitting.table import levels, main_sweep, tabulate
 from scaletune.importing import trials as records_of
 from scaletune.predicting import LOSS_LAWS, from_fit
 from scaletune.records import Fit
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # told apart by colour-blind readers too
 DPI = 130
+CROWDED = 40  # from this factor between its ends a logarithmic axis is labelled at its decades alone
 AXIS = {"lr": "optimal learning rate", "batch_tokens": "optimal batch, tokens", "loss": "loss at the optimum, nats per token"}
 HEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # % above the floor at which a basin is drawn
 
@@ -100,17 +101,33 @@ def tokens_label(tokens: float) -> str:
     return f"{tokens:g} tokens"
 
 
+def horizons_of(cells: Sequence[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    """Tokens -> the cells of that horizon, those a rounding apart together."""
+    numbers = levels(np.array([cell["tokens"] for cell in cells])).tolist() if cells else list[int]()
+    found: dict[int, list[dict[str, Any]]] = {}
+    for number, cell in sorted(zip(numbers, cells, strict=True), key=lambda pair: pair[0]):
+        found.setdefault(int(number), []).append(cell)
+    return {min(cell["tokens"] for cell in there): there for there in found.values()}
+
+
 def cell_points(cells: Sequence[dict[str, Any]], quantity: str = "lr") -> list[Points]:
     """Measured optima (or floors), one set a horizon, with intervals of 1.96 standard errors."""
     sets = []
-    for tokens in sorted({cell["tokens"] for cell in cells}):
-        rows = [cell for cell in cells if cell["tokens"] == tokens and cell["status"] == "ok"]
+    for tokens, there in horizons_of(cells).items():
+        rows = [cell for cell in there if cell["status"] == "ok"]
         y = [row["floor" if quantity == "loss" else quantity] for row in rows]
         errors = {"lr": "se", "batch_tokens": "batch_se"}
         half = [1.96 * (row[errors[quantity]] if quantity in errors else row["floor_se"] / row["floor"]) for row in rows]
         low, high = ([v * math.exp(sign * h) for v, h in zip(y, half, strict=True)] for sign in (-1, 1))
         sets.append(Points(tokens_label(tokens), [row["n_params"] for row in rows], y, low, high))
     return sets
+
+
+def plain_ticks(ax: Axes) -> None:
+    """1000 in the place of 10**3 along a logarithmic y; between the decades too, where they are few."""
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    ax.yaxis.set_minor_formatter((lambda value, _: f"{value:.3g}") if high < CROWDED * low else "")
 
 
 def _draw_points(points: Points, ax: Axes, color: str, marker: str = "o", size: float = 5, aside: float = 1.0) -> None:
@@ -154,8 +171,7 @@ def draw_law(
         _draw_points(marked, ax, *(("white", marker, size) if marker == "D" else ("gold", marker, size, 1.12)))
     ax.set_xscale("log")
     ax.set_yscale("log")
-    for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-        axis(lambda value, _: f"{value:.3g}")
+    plain_ticks(ax)
     ax.tick_params(which="both", labelsize=8)
     ax.grid(alpha=0.25, which="both")
     ax.set(xlabel="parameters (non-embedding)", ylabel=AXIS[quantity])
@@ -207,7 +223,7 @@ def basins_figure(panels: dict[str, pd.DataFrame]) -> Figure:
 def law_figure(fit: Fit) -> Figure:
     """The fitted laws, lr on the left and loss on the right, with cells and the held-out point."""
     held = _validated(fit)
-    horizons = sorted({cell["tokens"] for cell in fit.cells}) + sorted({cell["tokens"] for cell in held})
+    horizons = [*horizons_of(fit.cells), *sorted({cell["tokens"] for cell in held})]
     joint = fit.law == "joint"
     quantities = ["lr", "batch_tokens", "loss"] if joint else ["lr", "loss"] if fit.loss_law else ["lr"]
     rows, columns = (2, 2) if joint else (1, len(quantities))

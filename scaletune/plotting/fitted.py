@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from scaletune.fitting.relations import RELATIONS, Relation, predict_relation, solved_relation
-from scaletune.plotting import COLORS, Curve, Points
+from scaletune.plotting import COLORS, Curve, Points, plain_ticks
 from scaletune.predicting import from_fit
 from scaletune.records import Fit
 
@@ -29,6 +29,7 @@ class Panel:
     curves: list[Curve] = field(default_factory=list)
     points: list[Points] = field(default_factory=list)
     log_y: bool = True
+    title: str = ""
 
 
 def _spread(values: Array, n: int = SHOWN) -> Array:
@@ -54,11 +55,17 @@ def loss_panels(fit: Fit) -> list[Panel]:
 
 
 def relation_panels(fit: Fit) -> list[Panel]:
-    """The output against the input it is drawn along, a line for each of a few combinations of the others."""
+    """The output against the input it is drawn along, a line for each of a few combinations of the others; of groups one by one a panel each."""
+    if not fit.solution:
+        keys = [key for key in RELATIONS[fit.law].groups if fit.cells and key in fit.cells[0]]
+        shown = [cell for cell in fit.cells if "solution" in cell][:SHOWN]
+        panels = [relation_panels(replace(fit, solution=cell["solution"]))[0] for cell in shown]
+        titles = [", ".join(f"{key} {cell[key]}" for key in keys) for cell in shown]
+        return [replace(panel, title=title) for panel, title in zip(panels, titles, strict=True)]
     drawn = solved_relation(fit, RELATIONS[fit.law])
     columns = {name: np.array(column, float) for name, column in fit.solution["points"].items()}
     y = columns.pop(drawn.output.name)
-    panel = Panel(f"{drawn.along}", f"{drawn.output.name}, {drawn.output.means}", log_y=bool((y > 0).all()))
+    panel = Panel(f"{drawn.along}", f"{drawn.output.name}, {drawn.output.means.split(',')[0]}", log_y=bool((y > 0).all()))
     for label, rows in _groups(drawn, columns):
         order = rows[np.argsort(columns[drawn.along][rows])]
         at = _along(drawn, {name: column[order] for name, column in columns.items()})
@@ -88,7 +95,8 @@ def _along(relation: Relation, columns: Mapping[str, Array], n: int = 60) -> dic
     constant = all(np.ptp(column) == 0 for name, column in columns.items() if name != relation.along)
     if not constant or relation.prepare or (x <= 0).any():
         return dict(columns)
-    fine = np.geomspace(x.min() / 1.3, x.max() * 2, n)
+    aside = (x.max() / x.min()) ** 0.15
+    fine = np.geomspace(x.min() / aside, x.max() * aside, n)
     return {name: fine if name == relation.along else np.full(n, column[0]) for name, column in columns.items()}
 
 
@@ -105,11 +113,10 @@ def draw(panel: Panel, ax: Axes) -> Axes:
     ax.set_xscale("log" if min(ends) > 0 and max(ends) > WIDE * min(ends) else "linear")
     ax.set_yscale("log" if panel.log_y else "linear")
     if panel.log_y:
-        for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            axis(lambda value, _: f"{value:.3g}")
+        plain_ticks(ax)
     else:
         ax.axhline(0, color="black", lw=0.8)
-    ax.set(xlabel=panel.x, ylabel=panel.y)
+    ax.set(xlabel=panel.x, ylabel=panel.y, title=panel.title)
     ax.grid(alpha=0.25)
     if panel.curves:
         ax.legend(fontsize=8, frameon=False)

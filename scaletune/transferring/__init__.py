@@ -159,6 +159,17 @@ def differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> lis
     return said
 
 
+def _unsaid(target: Recipe, setting: Mapping[str, Any]) -> list[str]:
+    """A doubt where records that do not say their parametrization are taken for proxies at the target's base width."""
+    p, width = target.parametrization, target.model.width
+    if setting or p.form == "sp" or p.base_width == width:
+        return []
+    return [
+        f"the records do not say their parametrization, so lr is taken as one at base width {p.base_width} and scaled by form {p.form!r} to"
+        f" {width}: if their runs were in standard parametrization, it is the lr of every tensor: set parametrization.base_width to {width}"
+    ]
+
+
 def _predicted(fit: Fit, target: Recipe, n_params: int) -> tuple[Prediction, Prior]:
     """The fit's prediction, and the prior that takes its lr to the target's batch size (1 when the law itself has a batch exponent)."""
     batch = target.budget.batch_tokens
@@ -193,7 +204,7 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None, force: bool
         "scaletune": version("scaletune"), "fit": fit.digest, "law": fit.law, "n_params": n, "tokens": target.budget.tokens,
         "batch_tokens": target.budget.batch_tokens, "lr": best.lr * prior.factor, "lr_at_fitted_batch": best.lr,
         "interval": best.interval | {"lr": at_batch(best.interval["lr"])}, "level": fit.level,
-        "band": best.band | {"lr": at_batch(best.band["lr"])}, "loss": best.loss, "status": best.warnings or ["ok"],
+        "band": best.band | {"lr": at_batch(best.band["lr"])}, "loss": best.loss, "status": [*best.warnings, *_unsaid(target, setting)] or ["ok"],
         "assumptions": [*target.evidence.get("architecture", []), *fit.assumptions, prior.sentence, *_depth_sentence(target, fit.ranges.get("depth", [])), *far, *unlike, *doubts],
     }  # fmt: skip
     settings = {"lr": float(f"{best.lr * prior.factor:.4g}")}

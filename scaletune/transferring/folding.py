@@ -6,6 +6,7 @@ logits' into the head, a residual branch's into its last matrix, the softmax's i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -34,6 +35,7 @@ def folded(rows: Sequence[Planned], multipliers: Mapping[str, float], model: Mod
     for row in rows:
         own = next((f for part, f in _factors(multipliers, model.head_dim).items() if part in row.name), 1.0)
         own *= row.multiplier if row.role == "hid" or routes(row) else 1.0  # of emb and out it is in `multipliers` already
+        own = 1.0 if math.isclose(own, 1, rel_tol=1e-12) else own  # roundings would tell tensors apart that a stack keeps in one
         found.append(shift(replace(row, multiplier=own), 1 / own, row.family))
     return found, multipliers["logits"] / multipliers["embedding"] if model.tied else 1.0
 

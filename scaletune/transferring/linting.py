@@ -47,7 +47,7 @@ def _parsed(path: Path) -> Any:
         if path.suffix == ".toml":
             return tomllib.loads(text)
         return _assigned(text) if path.suffix == ".py" else _arguments(text)
-    except (ValueError, SyntaxError, yaml.YAMLError) as error:
+    except (RecursionError, SyntaxError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"a config must be readable as {path.suffix or 'arguments'}, but `{path}`: {str(error).splitlines()[0]}") from None
 
 
@@ -150,6 +150,16 @@ def _said(rules: Any, stack: str, config: Mapping[str, Any]) -> list[dict[str, s
     return [_one(rule.__name__, each) for rule in rules for each in rule(stack, config)]
 
 
+ODD = (
+    AttributeError,
+    KeyError,
+    OverflowError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)  # what a value of another kind than its key's raises
+
+
 def lint(path: str | Path) -> dict[str, Any]:
     """{"path", "stack", "findings": [{"rule", "at", "says", "fix"}]} of a file, or of a folder's config.json and param_groups.json."""
     path = Path(path)
@@ -163,6 +173,15 @@ def lint(path: str | Path) -> dict[str, Any]:
     content = _parsed(path)
     if not isinstance(content, Mapping | list):
         raise UserError(f"a config must hold keys or a list of groups, but `{path}` holds {type(content).__name__}")
+    try:
+        return _found(path, content)
+    except ODD as error:
+        raise UserError(f"values of a config must be of the kinds that their keys take, but in `{path}`: {error}") from None
+
+
+def _found(path: Path, content: Any) -> dict[str, Any]:
+    if isinstance(content, list) and not groups_in(content):
+        raise UserError(f"a list to lint must be one of param groups, but `{path}` holds none")
     stack = stack_of(content)
     if stack == "param groups":
         return {"path": str(path), "stack": stack, "findings": _of_groups(content, path.with_name("config.json"))}

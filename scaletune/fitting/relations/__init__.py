@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from scaletune.fitting.relations import critical, curves, downstream, repetition, schedule, trajectory
 from scaletune.fitting.relations.relation import Relation as Relation
 from scaletune.fitting.relations.solving import fit_relation as fit_relation
+from scaletune.fitting.relations.solving import of_group as of_group
 from scaletune.fitting.relations.solving import predict_relation as predict_relation
 from scaletune.fitting.relations.solving import solved_relation as solved_relation
 

@@ -47,7 +47,7 @@ def power(x_name: str, output: str, unit: str, source: str, law: str) -> Relatio
     """output = c * x**p."""
     return Relation(
         id=law, formula=f"{output} = c * {x_name}**p", source=source, inputs=(Column(x_name, "as in the runs"),), output=Column(output, unit),
-        parameters={"c": Box(1e-12, 1e18, far=True), "p": Box(-4.0, 4.0, log=False)},
+        parameters={"c": Box(1e-40, 1e40, far=True), "p": Box(-4.0, 4.0, log=False)},
         function=lambda x, p: p["c"] * x[x_name] ** p["p"], along=x_name, robust=False,
     )  # fmt: skip
 

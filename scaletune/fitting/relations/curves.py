@@ -79,7 +79,7 @@ def _parabola(x: Columns, p: Values) -> Array:
 def _allocation(law: str, output: str) -> Relation:
     return Relation(
         id=law, formula=f"{output} = c * flops**p", source="arXiv:2203.15556, approach 2", inputs=(FLOPS,),
-        output=Column(output, "parameters"), parameters={"c": Box(1e-8, 1e8, far=True), "p": Box(0.0, 1.5, log=False)},
+        output=Column(output, "parameters"), parameters={"c": Box(1e-30, 1e15, far=True), "p": Box(0.0, 1.5, log=False)},
         function=lambda x, p: p["c"] * x["flops"] ** p["p"], along="flops", robust=False,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,16 @@ from scaletune.errors import UserError
 from scaletune.fitting.relations.critical import LOSS
 from scaletune.fitting.relations.relation import Array, Box, Column, Columns, Relation, Values
 
+LOGGED = 400  # rows that a whole schedule is read at
+
 STEP = Column("step", "optimizer steps done")
 LR = Column("lr", "learning rate at that step", positive=False)
+
+
+def logged(lrs: Sequence[float]) -> dict[str, Array]:
+    """`step` and `lr` of a whole schedule, one lr a step, as a run that logs LOGGED rows of it, the last among them."""
+    steps = np.unique(np.linspace(1, len(lrs), LOGGED).round())
+    return {"step": steps, "lr": np.asarray(lrs, float)[steps.astype(int) - 1]}
 
 
 def areas(table: pd.DataFrame) -> dict[str, Any]:

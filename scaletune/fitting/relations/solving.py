@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,9 @@ def _numbers(rows: pd.DataFrame, column: Column) -> Array:
     bad = ~np.isfinite(values) | ((values <= 0) & column.positive)
     if bad.any():
         rule = "a number above 0" if column.positive else "a number"
-        raise UserError(f"`{column.name}` must be {rule} in every row, but row {int(bad.argmax())} has {values[bad.argmax()]:g}")
+        said = rows[column.name].iloc[bad.argmax()]
+        shown = repr(said) if isinstance(said, str) else f"{values[bad.argmax()]:g}"
+        raise UserError(f"`{column.name}` must be {rule} in every row, but row {int(bad.argmax())} has {shown}")
     return values
 
 
@@ -141,18 +144,48 @@ def fit_relation(table: pd.DataFrame, relation: Relation, *, level: float = 0.95
     groups = [name for name in relation.groups if name in rows]
     if not groups or len(rows[groups].drop_duplicates()) == 1:
         return _record(relation, x, y, rows, level)
-    cells = []
-    for key, part in ((tuple(k), p) for k, p in rows.groupby(groups, sort=True)):
-        at = (relation.select(part) if relation.select else part).index.to_numpy()
-        found = solve(relation, {name: column[at] for name, column in x.items()}, y[at], draws=0)
-        fitted = values(relation, found.vector)
-        cells.append(dict(zip(groups, key, strict=True)) | fitted | dict(relation.derived(fitted) if relation.derived else {}))
-    if relation.across is None or len(cells) < 3:
-        said = [f"{len(cells)} groups are fitted one by one: a relation across them needs 3"] if relation.across else []
-        return Fit(law=relation.id, params={}, solution={}, objective=0.0, cells=cells, status=said or ["ok"], level=level)
+    parts = [(tuple(key), relation.select(part) if relation.select else part) for key, part in rows.groupby(groups, sort=True)]
+    made = [
+        (dict(zip(groups, key, strict=True)), _record(relation, {name: c[part.index] for name, c in x.items()}, y[part.index], part, level))
+        for key, part in parts
+    ]
+    if relation.across is None or len(made) < 3:
+        return _one_by_one(relation, made, rows, level)
+    cells = [key | {name: p["value"] for name, p in each.params.items()} for key, each in made]
     outer = fit_relation(pd.DataFrame(cells), relation.across, level=level)
-    ids = list(rows["id"].astype(str)) if "id" in rows else [f"row{i}" for i in range(len(rows))]
-    return replace(outer, law=relation.id, cells=cells, used=ids, assumptions=[*_said_of(relation), *outer.assumptions])
+    return replace(outer, law=relation.id, cells=cells, used=_ids(rows), assumptions=[*_said_of(relation), *outer.assumptions])
+
+
+def _one_by_one(relation: Relation, made: list[tuple[dict[str, Any], Fit]], rows: pd.DataFrame, level: float) -> Fit:
+    """Groups that nothing goes across: the parameters of each as `E at method=best`, its solution in `cells`."""
+    said = [f"{len(made)} groups are fitted one by one: a relation across them needs 3"] if relation.across else []
+    said += [f"{_named(key)}: {sentence}" for key, each in made for sentence in each.status if sentence != "ok"]
+    return Fit(
+        law=relation.id, solution={}, objective=sum(each.objective for _, each in made), level=level, status=said or ["ok"],
+        params={f"{name} at {_named(key)}": p for key, each in made for name, p in each.params.items()},
+        cells=[key | {name: p["value"] for name, p in each.params.items()} | {"solution": each.solution} for key, each in made],
+        ranges={c.name: [float(f(rows[c.name])) for f in (min, max)] for c in relation.inputs if c.name in rows},
+        used=_ids(rows), assumptions=_said_of(relation),
+    )  # fmt: skip
+
+
+def _named(key: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in key.items())
+
+
+def of_group(fit: Fit, relation: Relation, given: Mapping[str, Any]) -> Fit:
+    """The fit of the one group that `given` names, of a fit of several one by one; any other as it is. UserError where there is none."""
+    if fit.solution or not any("solution" in cell for cell in fit.cells):
+        return fit
+    keys = [{name: cell[name] for name in relation.groups if name in cell} for cell in fit.cells]
+    found = next((i for i, key in enumerate(keys) if all(given.get(name) == value for name, value in key.items())), None)
+    if found is None:
+        raise UserError(f"this fit of {fit.law!r} is of {len(keys)} groups one by one: name one of them, such as {_named(keys[0])}")
+    return replace(fit, solution=fit.cells[found]["solution"])
+
+
+def _ids(rows: pd.DataFrame) -> list[str]:
+    return list(rows["id"].astype(str)) if "id" in rows else [f"row{i}" for i in range(len(rows))]
 
 
 def _said_of(relation: Relation) -> list[str]:
@@ -177,7 +210,7 @@ def _record(relation: Relation, x: Mapping[str, Array], y: Array, rows: pd.DataF
             "points": {name: column[:DRAWN].tolist() for name, column in (*x.items(), (relation.output.name, y))},
         },
         ranges={column.name: [float(x[column.name].min()), float(x[column.name].max())] for column in relation.inputs},
-        used=list(rows["id"].astype(str)) if "id" in rows else [f"row{i}" for i in range(len(rows))],
+        used=_ids(rows),
         status=_doubts(relation, found, intervals) or ["ok"], assumptions=_said_of(relation),
     )  # fmt: skip
 
@@ -226,16 +259,20 @@ def solved_relation(fit: Fit, relation: Relation) -> Relation:
 def predict_relation(fit: Fit, relation: Relation, columns: Mapping[str, Any]) -> dict[str, list[float]]:
     """{"value", "low", "high"} of the output at columns of equal length: quantiles of the resampled parameters, and the scatter about them.
 
-    UserError for a fit of several groups that no relation goes across, and for a column that is missing.
+    UserError for a fit of several groups that no relation goes across, and for a column that is missing or no number.
     """
     relation = solved_relation(fit, relation)
     if missing := next((c.name for c in relation.inputs if c.name not in columns and c.default is None), None):
         raise UserError(f"a fit of {fit.law!r} is asked by {', '.join(c.name for c in relation.inputs)}, but `{missing}` was not given")
-    x = {name: np.atleast_1d(np.asarray(column, float)) for name, column in columns.items()}
+    rows = pd.DataFrame({name: np.atleast_1d(column) for name, column in columns.items()})
+    x: dict[str, Any] = {str(name): rows[name].to_numpy() for name in rows}
+    x |= {column.name: _numbers(rows, column) for column in relation.inputs if column.name in rows}
+    if relation.prepare and "run" not in rows:
+        x |= {name: np.asarray(values) for name, values in relation.prepare(rows.assign(**x)).items()}
     names = list(fit.solution["values"])
     point = np.asarray(relation.function(x, fit.solution["values"]), float)
     drawn = np.array([relation.function(x, dict(zip(names, draw, strict=True))) for draw in fit.solution["draws"]] or [point])
     low, high = np.quantile(drawn, [(1 - fit.level) / 2, (1 + fit.level) / 2], axis=0)
-    scatter = 1.96 * fit.solution["scatter"] * (point if relation.log else 1.0)
+    scatter = NormalDist().inv_cdf((1 + fit.level) / 2) * fit.solution["scatter"] * (point if relation.log else 1.0)
     below, above = np.hypot(np.maximum(point - low, 0), scatter), np.hypot(np.maximum(high - point, 0), scatter)
     return {"value": point.tolist(), "low": (point - below).tolist(), "high": (point + above).tolist()}
