@@ -144,6 +144,13 @@ def test_fit_says_what_the_contract_says(cli_at, tmp_path):
     )
 
 
+def test_fits_help_names_every_law_that_can_be_fitted():
+    from scaletune.cli.parsing import RELATIONS
+    from scaletune.fitting import relations
+
+    assert sorted(relations.RELATIONS) == list(RELATIONS)
+
+
 def test_fit_of_a_recipe_takes_its_records_and_writes_beside_them(cli_at, home):
     """A name with a dot in it keeps what follows the dot."""
     written = (home / "fits/some-1.5b.json").read_bytes()

@@ -201,7 +201,8 @@ def lint(args: argparse.Namespace) -> Answer:
 
     made = linting.lint(args.config)
     lines = [f"{found['rule']} at {found['at']}: {found['says']}; {found['fix']}" for found in made["findings"]]
-    return made, [*lines, f"{made['path']} ({made['stack']}): {len(lines) or 'no'} known fault{'s' * (len(lines) != 1)}"]
+    known = "stack not recognised, so few rules apply" if made["stack"] == "unknown" else made["stack"]
+    return made, [*lines, f"{made['path']} ({known}): {len(lines) or 'no'} known fault{'s' * (len(lines) != 1)}"]
 
 
 def plot(args: argparse.Namespace) -> Answer:

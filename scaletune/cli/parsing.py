@@ -130,6 +130,12 @@ def _recorded(c: argparse.ArgumentParser) -> None:
     c.add_argument("--out", default=".", help="folder that has sweeps/ (default: here)")
 
 
+RELATIONS = (  # here too, as the fitter takes a second to import
+    "annealing", "asymptote_n", "broken_flops", "critical_batch", "critical_batch_loss", "critical_batch_tokens", "error_of_loss", "frontier",
+    "isoflop", "kaplan_n", "kaplan_trajectory", "learning_curve", "multi_power", "pass_rate", "repeated_tokens", "seconds_per_step",
+)  # fmt: skip
+
+
 def _fit(c: argparse.ArgumentParser) -> None:
     c.add_argument(
         "source",
@@ -142,7 +148,7 @@ def _fit(c: argparse.ArgumentParser) -> None:
     )
     c.add_argument(
         "--law",
-        help="lr_nd (default), lr_ndb, joint, loss_nd, chinchilla, or a relation between other columns: critical_batch, isoflop, ...",
+        help="lr_nd (default), lr_ndb, joint, loss_nd, chinchilla, or a relation between other columns: " + ", ".join(RELATIONS),
     )
     c.add_argument(
         "--fix",

@@ -42,9 +42,9 @@ def tabulate(trials: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
         raise UserError("a fit needs at least one trial, but the table is empty")
     for column in needed:
         if column not in trials.columns:
-            raise UserError(
-                f"trials must have a column `{column}` ({UNITS[column]}), but the columns are: {', '.join(map(str, trials.columns))}"
-            )
+            names = ", ".join(map(str, trials.columns))
+            hint = "; separate them by commas" if len(trials.columns) == 1 and set(";\t") & set(names) else ""
+            raise UserError(f"trials must have a column `{column}` ({UNITS[column]}), but the columns are: {names}{hint}")
     out = trials.reset_index(drop=True).copy()
     out["status"] = _statuses(out)
     for column in needed:
