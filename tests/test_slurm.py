@@ -126,6 +126,12 @@ def test_stacks_go_together_but_not_to_a_gpu_that_was_not_measured(tiny):
     assert packs(**{"slurm.gpus_per_trial": 1}, stack=2) == [2, 1, 1]
 
 
+def test_horizons_of_a_trunk_go_together_to_a_gpu_too(tiny):
+    settings = {"engine.slurm": {"minutes": 0.0, "gpus_per_trial": 1}, "schedule.warmup_tokens": 256}
+    points = [tiny(settings | {"lr": lr, "tokens": 256 * steps}) for lr in (1e-3, 2e-3) for steps in (16, 8)]
+    assert [len(pack) for pack in packing.pack(sweeping.tasks("main", points), 8)] == [2, 2]
+
+
 def test_an_array_has_max_jobs_and_one_kind_of_job(wanted):
     queue = wanted(5, **{"slurm.minutes": 0.0, "slurm.max_jobs": 2}) + wanted(6, **{"slurm.minutes": 0.0, "slurm.mem_gb": 8.0})[5:]
     assert [len(packing.pack(queue, 9)) for _ in range(4)] == [2, 2, 1, 1] and not queue
