@@ -376,6 +376,15 @@ def test_a_lost_worker_is_the_trials_fault_unless_slurm_takes_the_job(training, 
     assert pool.messages() == [] and list(pool.out[0].tasks) == [two.id]
 
 
+def test_a_lost_stack_is_answered_at_once(training, pool, monkeypatch):
+    """One pause, not one each: or the driver would take up its trials one by one."""
+    pauses, lost = [], {"lost": "its worker died", "status": -9, "memory": True, "log": ""}
+    monkeypatch.setattr(running.time, "sleep", pauses.append)
+    Scripted.script = [[(task, lost) for task in training.queue]]
+    training.run()
+    assert len(pauses) == 1 and len(orders.answers(pool.root)) == 2
+
+
 def test_a_job_ends_when_its_order_is_withdrawn_or_refused(training, pool):
     one, two = training.queue
     Scripted.script = [[(one, {"refused": "`a > b` must hold"})], [(two, {"progress": 0.0})]]
