@@ -12,7 +12,7 @@ from scaletune import counting, data, optim, sweeping, training
 from scaletune.counting import branching as counted
 from scaletune.errors import UserError
 from scaletune.recipe import Budget, Schedule, identity, resolved
-from scaletune.sweeping import stacks
+from scaletune.sweeping import memory, stacks
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
 BATCH, SHORT = 256, 8  # tokens a step, steps of the shortest horizon
@@ -220,6 +220,19 @@ def test_an_order_is_a_stack_of_trunks_with_their_branches(horizons, monkeypatch
     apart = [point for lr in (1e-3, 2e-3) for point in horizons(WSD | {"lr": lr, "engine.branch": False})]
     assert taken(apart) == [[(1e-3, k), (2e-3, k)] for k in (4, 2, 1)]
     assert stacks.runs(sweeping.tasks("main", points)) == 2 and stacks.runs(sweeping.tasks("main", apart)) == 6
+
+
+def test_what_an_order_without_memory_is_made_smaller_by_counts_its_models(horizons, monkeypatch):
+    """Two trunks and what leaves them are four models: half of that is the trunks alone, then one; riders go on by themselves."""
+    monkeypatch.setattr(stacks, "on_gpu", lambda: False)
+    queue = sorted(sweeping.tasks("main", [p for lr in (1e-3, 2e-3) for p in horizons(WSD | {"lr": lr})]), key=lambda task: -task.cost)
+    found = []
+    for _ in range(2):
+        order = stacks.take(queue, 1)
+        queue[:0] = order  # lost
+        found.append([len(order), stacks.models(order), {memory.shrink(task, stacks.models(order)) for task in order}])
+    assert found == [[6, 4, {"in a stack of 2, not of 4"}], [2, 2, {"in a stack of 1, not of 2"}]]
+    assert stacks.models([]) == 0 and [stacks.models(stacks.take(queue, 1)) for _ in range(2)] == [1, 1]
 
 
 def test_a_sweep_of_branches_is_the_sweep_without(horizons, tiny, tmp_path):

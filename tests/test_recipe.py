@@ -277,6 +277,12 @@ evidence = { source = "a.txt" }
     assert made.compare[0].set == {"data.source": near["b.txt"]} == made.holdout.set
 
 
+@pytest.mark.parametrize("path", ["axes.optimizer.beta2", 'axes."optimizer.beta2"', "axes.'optimizer.beta2'"])
+def test_an_axis_of_a_dotted_name_is_set_over_the_file(file, path):
+    file.write_text(FILE)
+    assert load(file, [f"{path}=[0.9, 0.95]"]).axes == {"optimizer.beta2": [0.9, 0.95]}
+
+
 def test_points_are_the_product_of_the_axes():
     made = points(built("axes", {"width": [32, 64], "optimizer.beta2": [0.9, 0.95, 0.99]}))
     assert [(p.model.width, p.optimizer.beta2) for p in made] == [(w, b) for w in (32, 64) for b in (0.9, 0.95, 0.99)]

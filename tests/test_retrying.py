@@ -14,6 +14,7 @@ from test_sweeping import PATIENCE, children, gone, wait_for
 from scaletune import recipe as recipes
 from scaletune import sweeping, training
 from scaletune.records import Store, read_jsonl
+from scaletune.sweeping import local
 from scaletune.transferring.own import toml
 
 WORKER = """
@@ -105,6 +106,16 @@ def test_a_trial_over_processes_without_memory_goes_on_from_its_checkpoint_in_sm
     assert steps(tmp_path, table) == [RETRIED] and table["loss"].tolist() == pytest.approx(alone(recipe), rel=1e-5)
     assert (table["provenance"][0]["processes"], table["provenance"][0]["accumulation"]) == (2, 2)
     assert "try 1: out of memory: tried again with engine.accumulation = 2\n" in capsys.readouterr().err
+
+
+def test_a_stopped_worker_leaves_no_semaphores_of_its_processes(tiny, tmp_path):
+    there = set(os.listdir("/dev/shm"))
+    (task,) = sweeping.tasks("main", [tiny(LONG | {"engine.processes": 2, "tokens": 256 * 10**6})])
+    with local.Pool(1, 2) as pool:
+        pool.hand_out([task])
+        wait_for(lambda: any(message["progress"] > 0 for _, message in pool.messages()))
+        left = set(os.listdir("/dev/shm")) - there
+    assert left and wait_for(lambda: not left & set(os.listdir("/dev/shm")))
 
 
 def test_what_a_killed_writer_left_of_a_checkpoint_is_swept_out(tiny, tmp_path):

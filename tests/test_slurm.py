@@ -126,6 +126,12 @@ def test_stacks_go_together_but_not_to_a_gpu_that_was_not_measured(tiny):
     assert packs(**{"slurm.gpus_per_trial": 1}, stack=2) == [2, 1, 1]
 
 
+def test_horizons_of_a_trunk_go_together_to_a_gpu_too(tiny):
+    settings = {"engine.slurm": {"minutes": 0.0, "gpus_per_trial": 1}, "schedule.warmup_tokens": 256}
+    points = [tiny(settings | {"lr": lr, "tokens": 256 * steps}) for lr in (1e-3, 2e-3) for steps in (16, 8)]
+    assert [len(pack) for pack in packing.pack(sweeping.tasks("main", points), 8)] == [2, 2]
+
+
 def test_an_array_has_max_jobs_and_one_kind_of_job(wanted):
     queue = wanted(5, **{"slurm.minutes": 0.0, "slurm.max_jobs": 2}) + wanted(6, **{"slurm.minutes": 0.0, "slurm.mem_gb": 8.0})[5:]
     assert [len(packing.pack(queue, 9)) for _ in range(4)] == [2, 2, 1, 1] and not queue
@@ -368,6 +374,15 @@ def test_a_lost_worker_is_the_trials_fault_unless_slurm_takes_the_job(training, 
     with pytest.raises(SystemExit):
         training.run()
     assert pool.messages() == [] and list(pool.out[0].tasks) == [two.id]
+
+
+def test_a_lost_stack_is_answered_at_once(training, pool, monkeypatch):
+    """One pause, not one each: or the driver would take up its trials one by one."""
+    pauses, lost = [], {"lost": "its worker died", "status": -9, "memory": True, "log": ""}
+    monkeypatch.setattr(running.time, "sleep", pauses.append)
+    Scripted.script = [[(task, lost) for task in training.queue]]
+    training.run()
+    assert len(pauses) == 1 and len(orders.answers(pool.root)) == 2
 
 
 def test_a_job_ends_when_its_order_is_withdrawn_or_refused(training, pool):

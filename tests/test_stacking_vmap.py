@@ -67,6 +67,48 @@ def test_what_vmap_refuses_is_said():
         VmapStack([Peeking(0), Peeking(1)])(*batch())
 
 
+def test_tied_weights_stay_tied_and_frozen_ones_frozen():
+    class Tied(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                self.table, self.scale, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+            self.head.weight = self.table.weight
+            self.register_buffer("cache", torch.ones(4), persistent=False)
+            self.scale.weight.requires_grad_(False)
+
+        def forward(self, ids):
+            return self.head(self.scale(self.table(ids)) * self.cache).square().mean()
+
+    nets, ids = [Tied(seed) for seed in range(2)], torch.arange(6)
+    stack = VmapStack(nets)
+    stack(ids).sum().backward()
+    for k, net in enumerate(nets):
+        net(ids).backward()
+        assert torch.allclose(stack.stacked["table/weight"].grad[k], net.table.weight.grad)
+        assert stack.trial(k).keys() == net.state_dict().keys()
+    assert stack.stacked["scale/weight"].grad is None and stack.stacked["scale/bias"].grad is not None
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 4)), "a ParametrizedLinear cannot stack, .*of the same class"),
+        (lambda: nn.ReLU(), "a ReLU cannot stack, .*at least one Tensor"),
+        (lambda: Numpy(16, 4), "a Numpy cannot stack, .*doesn't have storage"),
+    ],
+)
+def test_what_torch_says_in_other_words_is_a_refusal_too(make, said):
+    with pytest.raises(UserError, match=said):
+        VmapStack([make(), make()])(batch()[0])
+
+
+class Numpy(nn.Linear):
+    def forward(self, x):
+        return torch.from_numpy(super().forward(x).detach().numpy())
+
+
 def test_modules_that_differ_are_refused():
     with pytest.raises(UserError, match=r"the same shapes, but `inner.out.weight` is \(5, 16\) and \(5, 32\)"):
         VmapStack([Net(0), Net(1, width=32)])

@@ -61,6 +61,8 @@ def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
     assert now["best"]["id"] == best.id and now["best"]["loss"] == best.loss
     assert [(row["id"], row["share"], row["seconds"], row["try"]) for row in now["running"]] == [(tasks[3].id, 0.5, 60.0, 1)]
     assert now["share"] == (10 + 0.5 * 30) / 40 and now["elapsed"] == 60 and now["left"] == 36  # 60 s for 25 of 40
+    shown.lost(tasks[3])
+    assert shown.standing()["running"] == []
     assert standing.table(now) == [
         "some-1.5b  trials 4/5  done 3  diverged 1  failed 0  running 1  47 s of training",
         " 62% ###############......... 1:00 gone, 0:36 left",

@@ -26,8 +26,8 @@ def at(path: str) -> str:
 
 
 def put(content: dict[str, Any], path: str, value: Any) -> None:
-    """Set `content[a][b] = value` for the path `a.b`."""
-    *tables, key = path.split(".")
+    """Set `content[a][b] = value` for the path `a.b`; what follows `axes.` is one name, quoted as in a file or not."""
+    *tables, key = ["axes", path[5:].strip("\"'")] if path.startswith("axes.") else path.split(".")
     for table in tables:
         content = content.setdefault(table, {})
         if not isinstance(content, dict):

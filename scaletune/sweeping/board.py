@@ -67,6 +67,10 @@ class Board:
     def progress(self, task: Task, share: float) -> None:
         self.running.setdefault(task.id, Running(task)).share = share
 
+    def lost(self, task: Task) -> None:
+        """Not under way any more: back in the queue."""
+        self.running.pop(task.id, None)
+
     def finished(self, task: Task, trial: Trial) -> None:
         self.running.pop(task.id, None)
         self.gained += task.cost
@@ -98,7 +102,8 @@ class Board:
         """A line that stays."""
         self._wipe()
         print(text, file=sys.stderr, flush=True)
-        self._show()
+        if self.terminal:
+            self._show()
 
     def _show(self) -> None:
         if not self.terminal:

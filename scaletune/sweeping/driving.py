@@ -97,7 +97,7 @@ class Driver:
         task.tries += 1
         end = f"{message['lost']}; last words: {_last_words(message['log'])} (exit status {message['status']})"
         self._log(task, message, "lost: " + message["lost"])
-        board.progress(task, 0.0)
+        board.lost(task)
         if smaller := shrink(task, message.get("stack", 1)) if message["memory"] else "":
             end = f"out of memory: tried again {smaller}"
         elif task.tries - task.shrunk > task.recipe.engine.retries:

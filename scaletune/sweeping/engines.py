@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from scaletune.sweeping.task import Task
 
-# {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "status", "memory", "log", "stack": trials that were one model} | {"refused": why}
+# {"progress": share} | {"trial", "curve", "log"} | {"lost": why, "status", "memory", "log", "stack": models that it was at once} | {"refused": why}
 Message = dict[str, Any]
 ENGINES = {"local": "scaletune.sweeping.local", "ray": "scaletune.sweeping.ray", "slurm": "scaletune.sweeping.slurm"}
 

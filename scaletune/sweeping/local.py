@@ -190,13 +190,13 @@ class Pool:
         """Start another in its place; what it was on is lost."""
         self.selector.unregister(worker.answers)
         self.workers.remove(worker)
-        status, log = worker.stop(), worker.said()
+        status, log, tasks = worker.stop(), worker.said(), list(worker.tasks.values())
         worker.log.close()
         self._start(worker.slot)
         lost: Message = {
-            "lost": why, "status": status, "memory": ran_out(log, status, worker.kills), "log": log, "stack": len(worker.tasks),
+            "lost": why, "status": status, "memory": ran_out(log, status, worker.kills), "log": log, "stack": stacks.models(tasks),
         }  # fmt: skip
-        return [(task, lost) for task in worker.tasks.values()]
+        return [(task, lost) for task in tasks]
 
 
 def opened(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> Pool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scaletune import data
@@ -74,6 +75,12 @@ def runs(queue: Sequence[Task]) -> int:
     """How many runs the tasks are when horizons share theirs."""
     trunks = [_trunk(task) for task in queue]
     return len({trunk for trunk in trunks if trunk}) + trunks.count("")
+
+
+def models(tasks: Iterable[Task]) -> int:
+    """How many models the tasks of one order are at once: as many as its widest horizon has trials, twice that when some leave a trunk."""
+    widths = Counter(task.recipe.budget.tokens for task in tasks)
+    return max(widths.values(), default=0) * (2 if len(widths) > 1 else 1)
 
 
 def _trunk(task: Task) -> str:

@@ -6,6 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -45,6 +47,7 @@ def launched(recipe: Recipe, sweep: str, progress: Callable[[float], None] = lam
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"scaletune-{os.getpid()}", max_restarts=0,
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="spawn", monitor_interval=0.1,
     )  # fmt: skip
+    _clean_up_after_us()
     shares = torch.multiprocessing.get_context("spawn").SimpleQueue()
     listener = threading.Thread(target=_tell, args=(shares, progress), daemon=True)
     listener.start()
@@ -59,6 +62,18 @@ def launched(recipe: Recipe, sweep: str, progress: Callable[[float], None] = lam
     finally:
         shares.put(None)
         listener.join()
+
+
+def _clean_up_after_us() -> None:
+    """Start what unlinks the semaphores of processes that are killed: outside the group that we lead, whose kill would take it too."""
+    leads = os.getpgrp() == os.getpid()
+    with suppress(OSError):  # a session's leader stays where it is
+        if leads:
+            os.setpgid(0, os.getpgid(os.getppid()))
+    resource_tracker.ensure_running()
+    with suppress(OSError):
+        if leads:
+            os.setpgid(0, 0)
 
 
 def _tell(shares: Any, progress: Callable[[float], None]) -> None:

@@ -12,6 +12,8 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from scaletune.errors import UserError
 
+REFUSALS = ("vmap", "batch", "doesn't have storage")  # the last is `.numpy()`'s
+
 
 class VmapStack(nn.Module):
     """Modules of one kind as one: `stack(*inputs)` is what each gives for the same inputs, [K, ...].
@@ -31,20 +33,25 @@ class VmapStack(nn.Module):
             raise UserError(f"the modules of a stack must be of one kind, but got {', '.join(sorted(kinds)) or 'none'}")
         for module in modules[1:]:
             _same_shapes(modules[0], module)
-        parameters, buffers = stack_module_state(list(modules))
-        self.__dict__["template"] = copy.deepcopy(modules[0]).to("meta")  # hidden from the module tree: it holds no weights
-        self.stacked = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(value.detach()) for name, value in parameters.items()})
+        parameters, buffers = _stacked(modules)
+        self.__dict__["template"] = copy.deepcopy(modules[0]).to("meta")  # hidden from the module tree: it holds no weights, and ties none
+        self.ties = _ties(modules[0])
+        self.stacked = nn.ParameterDict(
+            {name.replace(".", "/"): nn.Parameter(value.detach(), value.requires_grad) for name, value in parameters.items()}
+        )
         for name, value in buffers.items():
             self.register_buffer(f"buffer/{name.replace('.', '/')}", value)
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers under the names they have in one module, [K, ...] each."""
+        """Parameters and buffers under the names they have in one module, a tied one under each of its own, [K, ...] each."""
         own = dict(self.stacked.items()) | {name.removeprefix("buffer/"): value for name, value in self.named_buffers()}
-        return {name.replace("/", "."): value for name, value in own.items()}
+        state = {name.replace("/", "."): value for name, value in own.items()}
+        return state | {name: state[first] for name, first in self.ties.items()}
 
     def trial(self, k: int) -> dict[str, Tensor]:
         """One trial's state dict."""
-        return {name: value[k].detach().clone() for name, value in self.state().items()}
+        state = self.state()
+        return {name: state[name][k].detach().clone() for name in self.template.state_dict()}
 
     def forward(self, *inputs: Any) -> Tensor:
         def one(state: dict[str, Tensor]) -> Any:
@@ -53,13 +60,31 @@ class VmapStack(nn.Module):
         self.template.train(self.training)
         try:
             return vmap(one, randomness="different")(self.state())
-        except (RuntimeError, torch._dynamo.exc.Unsupported) as error:
-            if "vmap" not in str(error) and "batch" not in str(error).lower():
+        except (RuntimeError, ValueError, torch._dynamo.exc.Unsupported) as error:
+            if not any(sign in str(error).lower() for sign in REFUSALS):
                 raise
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"a {type(self.template).__name__} cannot stack, as vmap refuses it ({reason}): train its trials apart"
-            ) from error
+            raise _refused(self.template, error) from error
+
+
+def _refused(module: nn.Module, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(f"a {type(module).__name__} cannot stack, as vmap refuses it ({reason}): train its trials apart")
+
+
+def _stacked(modules: Sequence[nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        return stack_module_state(list(modules))
+    except (RuntimeError, ValueError) as error:  # of parametrized modules each has a class of its own; some are frozen, others not
+        raise _refused(modules[0], error) from error
+
+
+def _ties(module: nn.Module) -> dict[str, str]:
+    """The further names of a tensor that has several -> its first."""
+    firsts, ties = dict[Tensor, str](), {}
+    for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+        if firsts.setdefault(tensor, name) != name:
+            ties[name] = firsts[tensor]
+    return ties
 
 
 def _same_shapes(one: nn.Module, other: nn.Module) -> None:

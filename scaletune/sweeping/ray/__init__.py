@@ -210,7 +210,8 @@ class Pool:
         self.slots.remove(slot)
         self.cluster.ray.kill(slot.actor)  # that one was out of reach must not mean that two train a trial
         log = f"{said}\n{slot.log}".strip()
-        lost: Message = {"lost": why, "status": "unknown", "memory": bool(SAID.search(log)), "log": log, "stack": len(slot.tasks)}
+        memory, models = bool(SAID.search(log)), stacks.models(slot.tasks.values())
+        lost: Message = {"lost": why, "status": "unknown", "memory": memory, "log": log, "stack": models}
         return [(task, lost) for task in slot.tasks.values()]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from scaletune.errors import UserError
 from scaletune.recipe import Engine
+from scaletune.sweeping import stacks
 from scaletune.sweeping.engines import Message
 from scaletune.sweeping.memory import SAID
 from scaletune.sweeping.slurm import cluster, orders, packing
@@ -167,9 +168,10 @@ class Pool:
         begun = order.beat.get("shares") or order.tasks
         log = "\n".join(filter(None, (order.beat.get("log", ""), self.cluster.log(order.job))))
         memory = state.name == "OUT_OF_MEMORY" or bool(SAID.search(log))
-        lost: Message = {"lost": why, "status": state.status, "memory": memory, "log": log, "stack": sum(id in begun for id in order.tasks)}
+        gone = [task for id, task in order.tasks.items() if id in begun]
+        lost: Message = {"lost": why, "status": state.status, "memory": memory, "log": log, "stack": stacks.models(gone)}
         self.back += [task for id, task in order.tasks.items() if id not in begun]
-        heard = [(task, lost) for id, task in order.tasks.items() if id in begun]
+        heard = [(task, lost) for task in gone]
         order.tasks.clear()
         return heard
 

@@ -63,7 +63,10 @@ class Training:
         with local.Pool(1, max(task.recipe.engine.processes for task in self.queue)) as pool:
             while (self.queue or pool.busy) and not self.taken and orders.standing(self.folder):
                 pool.hand_out(self.queue)
-                for task, message in pool.messages():
+                heard = pool.messages()
+                if any("lost" in message for _, message in heard):
+                    time.sleep(1)  # what takes the job away may take its worker first
+                for task, message in heard:  # answered together: what was a stack is taken up as one
                     self._hear(task, message)
                 self._beat(pool.workers[0].said())
         if self.taken:
@@ -73,10 +76,8 @@ class Training:
         if "progress" in message:
             self.shares[task.id] = message["progress"]
             return
-        if "lost" in message:
-            time.sleep(1)  # what takes the job away may take its worker first
-            if self.taken:
-                return
+        if "lost" in message and self.taken:
+            return
         if orders.standing(self.folder):
             orders.answer(self.folder, task.id, message)
         if "refused" in message:

@@ -36,6 +36,5 @@ def _order(queue: list[Task], jobs: int, seconds: float) -> list[Task]:
 
 
 def _stack(queue: list[Task], jobs: int) -> list[Task]:
-    """What would train as one model where the job runs: this machine may have no GPU, or another."""
-    engine = queue[0].recipe.engine
-    return [queue.pop(0)] if engine.slurm.gpus_per_trial and engine.stack == "auto" else stacks.take(queue, jobs)
+    """What would train as one model, or off one trunk, where the job runs: this machine may have no GPU, or another."""
+    return stacks.take(queue, jobs, gpu=queue[0].recipe.engine.slurm.gpus_per_trial > 0)
