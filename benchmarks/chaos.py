@@ -68,7 +68,7 @@ def base(folder: Path) -> Recipe:
 
 def wanted(folder: Path, trials: int) -> list[sweeping.Task]:
     recipe = base(folder)
-    return sweeping.tasks("main", [with_settings(recipe, {"seed": seed}) for seed in range(trials)])
+    return sweeping.tasks("main", [with_settings(recipe, {"seed": seed, "engine.stack": 1}) for seed in range(trials)])
 
 
 def real(folder: Path, trials: int, steps: int = 400) -> list[sweeping.Task]:

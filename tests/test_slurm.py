@@ -91,10 +91,10 @@ def test_a_folder_that_slurm_reads_as_a_pattern_is_refused(tmp_path, monkeypatch
 
 @pytest.fixture
 def wanted(tiny):
-    """n tasks of 120 guessed seconds each that cannot stack: seeds differ."""
+    """n tasks of 120 guessed seconds each that do not stack."""
 
     def made(n, **engine):
-        settings = {"engine.kind": "slurm"} | {f"engine.{name}": value for name, value in engine.items()}
+        settings = {"engine.kind": "slurm", "engine.stack": 1} | {f"engine.{name}": value for name, value in engine.items()}
         tasks = sweeping.tasks("main", [tiny(settings | {"seed": seed}) for seed in range(n)])
         for task in tasks:
             task.cost = 120.0

@@ -87,8 +87,11 @@ def test_a_workers_refusal_ends_the_sweep_at_once_and_loses_nothing(home, capsys
     shutil.copy(f"runs/{first}/checkpoint.pt", f"runs/{second}/checkpoint.pt")
     adopted = ["sweep", "point.toml", "--adopt", *(part for setting in keep for part in ("--set", setting))]
     for sentence, damage in (
-        (f"scaletune: a checkpoint must be of the trial it lies with, {second}, but `runs/{second}/checkpoint.pt` is of {first}", None),
-        ("scaletune: a checkpoint must be one we wrote, whole, but `runs/", "torn"),
+        (
+            f"scaletune: a checkpoint must be of the trial it lies with, {second}, but `{home}/runs/{second}/checkpoint.pt` is of {first}",
+            None,
+        ),
+        (f"scaletune: a checkpoint must be one we wrote, whole, but `{home}/runs/", "torn"),
     ):
         if damage:
             for name in os.listdir(f"runs/{second}"):
