@@ -262,7 +262,7 @@ def test_their_rules_make_the_plan_of_the_files(transferred, tmp_path, monkeypat
         for key, value in values.items():
             assert got[name][key] == pytest.approx(value, rel=drawn if key == "init_std" else 1e-9), (name, key)
     assert read(tmp_path, made.target.model) == {name: pytest.approx(values, rel=1e-12) for name, values in expected.items()}
-    assert [found for path in tmp_path.iterdir() if path.suffix != ".py" for found in lint(path)["findings"]] == []
+    assert [found for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".py" for found in lint(path)["findings"]] == []
 
 
 @pytest.mark.parametrize("stack", STACKS)
