@@ -34,12 +34,11 @@ def multiplier(schedule: Schedule, share: float, warmed: float | None = None) ->
     """
     if schedule.warmup_tokens is not None or schedule.knee_tokens is not None:
         raise UserError("a schedule that counts tokens must be put as shares first: `resolved(schedule, budget)`")
+    risen = warmed if warmed is not None else share / schedule.warmup if schedule.warmup else 1.0
     if schedule.kind == "table":
-        now = schedule.multipliers[bisect_right(schedule.shares, share) - 1]
-        risen = share / schedule.warmup if warmed is None and schedule.warmup else warmed
-        return now if risen is None or risen >= 1 else now * risen
-    if share < schedule.warmup if warmed is None else warmed < 1:
-        return _up(schedule, share / schedule.warmup if warmed is None else warmed)
+        return schedule.multipliers[bisect_right(schedule.shares, share) - 1] * min(risen, 1.0)
+    if risen < 1:
+        return _up(schedule, risen)
     if schedule.kind == "constant":
         return 1.0
     decays = schedule.kind in ("wsd", "power")
