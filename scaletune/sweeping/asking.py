@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from scaletune import counting, data, sweeping
 from scaletune.recipe import Recipe, Search, points, with_settings
 from scaletune.records import Store, Trial, frame, write_atomically
-from scaletune.sweeping.cells import Cell, Point, Waves, cells, lowest
+from scaletune.sweeping.cells import Cell, Point, Waves, cells, lowest, write_notes
 from scaletune.sweeping.searching import propose
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def search(recipe: Recipe, stem: Path, *, adopt: bool = False) -> tuple[list[Tas
     asker = Asker(found, _lines(found, recipe), known)
     sweeping.train_all(asker.start(), stem, recipe.engine.workers, then=asker.told)
     asker.finish()
-    write_atomically(stem.with_name(stem.name + ".search.txt"), "".join(f"{note}\n" for cell in found for note in cell.notes))
+    write_notes(found, stem)
     if learnt := [cell.found for cell in found if cell.found]:
         write_atomically(stem.with_name(stem.name + ".search.json"), json.dumps(learnt, indent=1, allow_nan=False) + "\n")
     with contextlib.closing(Store(stem)) as store:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from scaletune import sweeping
 from scaletune.errors import UserError
 from scaletune.recipe import Recipe, with_settings
-from scaletune.records import Store, Trial, digest, frame, write_atomically
-from scaletune.sweeping.cells import Cell, cells
+from scaletune.records import Store, Trial, digest, frame
+from scaletune.sweeping.cells import Cell, cells, write_notes
 from scaletune.sweeping.task import Task
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def bred(recipe: Recipe, stem: Path, *, adopt: bool = False) -> tuple[list[Task]
     for cell, trials in zip(found, left, strict=True):
         cell.say(_told(trials, len(recipe.axes["lr"])))
         print(f"search: {cell.notes[-1]}", file=sys.stderr)
-    write_atomically(stem.with_name(stem.name + ".search.txt"), "".join(f"{note}\n" for cell in found for note in cell.notes))
+    write_notes(found, stem)
     points = [
         with_settings(cell.base, {"lr": trial.lr, "schedule": trial.point["schedule"]})
         for cell, trials in zip(found, left, strict=True)

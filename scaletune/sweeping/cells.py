@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from scaletune import counting, data
 from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.recipe import SHORT, Recipe
+from scaletune.records import write_atomically
 
 Array = NDArray[np.float64]
 Point = tuple[float, ...]  # one value of each searched axis
@@ -155,3 +157,8 @@ def _cell(bare: Recipe, settings: dict[str, Any], axes: dict[str, list[float]], 
     flops = counting.flops_per_token(base.model, corpus.vocab_size, base.data.seq_len) * base.budget.tokens
     name = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in settings.items())
     return Cell(name, base, list(axes), list(axes.values()), bare.search.extend, n_params, base.budget.tokens, flops, rungs)
+
+
+def write_notes(found: Sequence[Cell], stem: Path) -> None:
+    """What was said of the cells, in `NAME.search.txt`."""
+    write_atomically(stem.with_name(stem.name + ".search.txt"), "".join(f"{note}\n" for cell in found for note in cell.notes))
