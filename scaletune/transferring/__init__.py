@@ -170,11 +170,16 @@ def _unsaid(target: Recipe, setting: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def at_batch(fit: Fit, n_params: float, tokens: float, batch_tokens: float) -> Prediction:
+    """The fit's prediction, at this batch size where its law has one."""
+    own = {"batch_tokens": float(batch_tokens)} if fit.law in ("lr_ndb", "joint") else {}
+    return fit.predict(n_params=n_params, tokens=tokens, **own)
+
+
 def _predicted(fit: Fit, target: Recipe, n_params: int) -> tuple[Prediction, Prior]:
     """The fit's prediction, and the prior that takes its lr to the target's batch size (1 when the law itself has a batch exponent)."""
     batch = target.budget.batch_tokens
-    own = {"batch_tokens": float(batch)} if fit.law in ("lr_ndb", "joint") else {}
-    best = fit.predict(n_params=n_params, tokens=target.budget.tokens, **own)
+    best = at_batch(fit, n_params, target.budget.tokens, batch)
     if best.lr is None or not math.isfinite(best.lr):
         raise UserError(f"a transfer needs a law that gives a learning rate, but `{fit.law}` gives none")
     if best.batch_tokens is None:
@@ -197,14 +202,14 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None, force: bool
     far = _far(fit, scale, force)
     assert best.lr is not None
 
-    def at_batch(pair: list[float] | None) -> list[float] | None:
+    def moved(pair: list[float] | None) -> list[float] | None:
         return [value * prior.factor for value in pair] if pair else None
 
     evidence = {
         "scaletune": version("scaletune"), "fit": fit.digest, "law": fit.law, "n_params": n, "tokens": target.budget.tokens,
         "batch_tokens": target.budget.batch_tokens, "lr": best.lr * prior.factor, "lr_at_fitted_batch": best.lr,
-        "interval": best.interval | {"lr": at_batch(best.interval["lr"])}, "level": fit.level,
-        "band": best.band | {"lr": at_batch(best.band["lr"])}, "loss": best.loss, "status": [*best.warnings, *_unsaid(target, setting)] or ["ok"],
+        "interval": best.interval | {"lr": moved(best.interval["lr"])}, "level": fit.level,
+        "band": best.band | {"lr": moved(best.band["lr"])}, "loss": best.loss, "status": [*best.warnings, *_unsaid(target, setting)] or ["ok"],
         "assumptions": [*target.evidence.get("architecture", []), *fit.assumptions, prior.sentence, *_depth_sentence(target, fit.ranges.get("depth", [])), *far, *unlike, *doubts],
     }  # fmt: skip
     settings = {"lr": float(f"{best.lr * prior.factor:.4g}")}

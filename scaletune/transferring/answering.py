@@ -12,7 +12,7 @@ from scaletune.errors import UserError
 from scaletune.recipe import READS, resolved
 from scaletune.records import Fit
 from scaletune.rules import Change, prior
-from scaletune.transferring import Transfer
+from scaletune.transferring import Transfer, at_batch
 from scaletune.transferring.costing import cost
 from scaletune.transferring.straying import straying
 
@@ -143,8 +143,7 @@ def _change(fit: Fit, made: Transfer, scale: dict[str, float]) -> Change | None:
     if not batches or not {"n_params", "tokens"} <= fit.ranges.keys():
         return None
     n_params, tokens = fit.ranges["n_params"][1], fit.ranges["tokens"][1]
-    own = {"batch_tokens": float(batches[-1])} if fit.law in ("lr_ndb", "joint") else {}
-    there = fit.predict(n_params=n_params, tokens=tokens, **own).lr
+    there = at_batch(fit, n_params, tokens, batches[-1]).lr
     assert there is not None
     optimizer = made.target.optimizer
     return Change(
