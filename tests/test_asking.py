@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from test_sweeping import Stub
 
 from scaletune import cli, counting, data, running, sweeping
 from scaletune.errors import UserError
@@ -29,19 +30,13 @@ def planted(point, optimum=2.0**-8, curvature=0.03, tall=math.inf):
     return floor * math.exp(curvature * dx**2 / 2 + 0.02 * dy**2 / 2)
 
 
-class Planted:
+class Planted(Stub):
     """A pool that looks losses up, last handed out first done; `dies_after` trials the driver is killed."""
 
     loss, trained, size, dies_after, fails = staticmethod(planted), [], 2, None, ()
 
     def __init__(self, size, processes=1):
         self.tasks = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
 
     @property
     def busy(self):

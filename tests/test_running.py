@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 from matplotlib.image import imread
-from test_sweeping import PATIENCE, InProcess, children, wait_for
+from test_sweeping import PATIENCE, InProcess, Stub, children, wait_for
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from scaletune import recipe as recipes
@@ -266,17 +266,11 @@ def planted(trial):
     return floor + 0.03 * float(phi(off, 1.0)) + 1e-4 * random.Random(trial.id).gauss(0, 1)
 
 
-class Planted:
+class Planted(Stub):
     """A pool that gives each trial the loss `of` says, None for a divergence, and trains nothing."""
 
     def __init__(self, of, trained):
         self.of, self.trained, self.task = of, trained, None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
 
     @property
     def busy(self):

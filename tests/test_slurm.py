@@ -11,7 +11,7 @@ import psutil
 import pytest
 import slurm_node
 import torch
-from test_sweeping import measured, wait_for
+from test_sweeping import Stub, measured, wait_for
 
 from scaletune import sweeping
 from scaletune.cli import main
@@ -311,19 +311,13 @@ def test_what_squeue_says_is_read(monkeypatch, tmp_path):
 # --- what a job does -------------------------------------------------------------------------------------------------
 
 
-class Scripted:
+class Scripted(Stub):
     """A local pool whose worker says what a test has written down; an entry that can be called happens."""
 
     script = ()
 
     def __init__(self, size, processes):
         self.left, self.workers = list(Scripted.script), [self]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
 
     @property
     def busy(self):

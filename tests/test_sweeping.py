@@ -32,18 +32,22 @@ def measured(record):
     return [{name: getattr(trial, name) for name in MEASURED} for trial in read_jsonl(record)]
 
 
-class InProcess:
-    """A pool that trains in this process, so that a test of the record need not start another."""
-
-    def __init__(self, size, processes=1):
-        self.acc, self.task, self.trained = training.accelerator(), None, []
-        InProcess.last = self
+class Stub:
+    """A pool's `with`, of one that has nothing to end."""
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         pass
+
+
+class InProcess(Stub):
+    """A pool that trains in this process, so that a test of the record need not start another."""
+
+    def __init__(self, size, processes=1):
+        self.acc, self.task, self.trained = training.accelerator(), None, []
+        InProcess.last = self
 
     @property
     def busy(self):
