@@ -19,7 +19,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +31,7 @@ from scaletune.counting import stacking
 from scaletune.optim import vector
 from scaletune.recipe import Recipe, validated
 from scaletune.sweeping.local import HEAP, Pool, environment, slots
-from scaletune.training import loop
+from scaletune.training import loop, multiplying
 from scaletune.training.stacking import Stack
 
 SEQ_LEN, STEPS, ROUNDS = 64, 200, 5
@@ -52,12 +54,18 @@ def rates(count: int) -> list[float]:
     return [1e-3 * 4 ** (i / count) for i in range(count)]
 
 
+def as_torch_comes() -> AbstractContextManager:
+    """Products by torch's own choice of library, as in a loop that knows nothing of `training.multiplying`."""
+    return mock.patch.object(multiplying, "applies", lambda *_: False)
+
+
 def one_by_one(width: int) -> Way:
-    """The yardstick: this process, two threads."""
+    """The yardstick: this process, two threads, products as torch comes."""
     acc = training.accelerator()
 
     def go() -> float:
-        trial, curve = training.trial(recipe(width, 1e-3), "main", acc)
+        with as_torch_comes():
+            trial, curve = training.trial(recipe(width, 1e-3), "main", acc)
         return len(curve) / trial.metrics["seconds"]["train"]
 
     return go

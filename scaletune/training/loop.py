@@ -22,7 +22,7 @@ from scaletune import counting, data, models, optim
 from scaletune.errors import UserError
 from scaletune.recipe import Recipe, Schedule, identity
 from scaletune.rules import Planned
-from scaletune.training import checkpointing, gradients, tracking
+from scaletune.training import checkpointing, gradients, multiplying, tracking
 from scaletune.training.evaluating import evaluate
 from scaletune.training.noise import Noise
 
@@ -115,9 +115,10 @@ def compiled(model: nn.Module, acc: Accelerator) -> Callable[..., Tensor]:
 
 @contextmanager
 def released(recipe: Recipe, acc: Accelerator) -> Iterator[None]:
-    """Keep nothing of what trains in the block: one process trains hundreds of trials."""
+    """Train in the block, by the quicker products; keep nothing of it, as one process trains hundreds of trials."""
     try:
-        yield
+        with multiplying.quick(recipe, acc.device):
+            yield
     finally:
         acc.free_memory()  # Accelerate keeps every model it has prepared
         if recipe.engine.compile:
