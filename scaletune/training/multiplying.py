@@ -8,12 +8,13 @@ whole products, quadratic in memory: sequences are short where this applies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scaletune import zoo
@@ -73,11 +74,15 @@ def _able() -> bool:
     """A 512-bit AMD processor, whose products under "medium" are float32's."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not CPUINFO.exists() or "AuthenticAMD" not in CPUINFO.read_text():
         return False
-    a, b = (torch.linspace(-1.0, 1.0, 256 * 256).mul(rate).sin().view(256, 256) for rate in (1e3, 7e3))
     torch.set_float32_matmul_precision("medium")
     try:
-        found = a @ b
+        return exact(lambda a, b: torch.bmm(a[None], b[None])[0])
     finally:
         torch.set_float32_matmul_precision("highest")
-    exact = a.double() @ b.double()
-    return bool((found - exact).abs().max() < ROUNDING * exact.abs().max())
+
+
+def exact(product: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether the product of float32 matrices is float32's, not rounded to bfloat16 on the way."""
+    a, b = (torch.linspace(-rate, rate, 256 * 256).sin().view(256, 256) for rate in (1e3, 7e3))
+    true = a.double() @ b.double()
+    return bool((product(a, b) - true).abs().max() < ROUNDING * true.abs().max())
