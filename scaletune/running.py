@@ -66,10 +66,10 @@ def _require_sound(recipe: Recipe, target: Recipe | None) -> None:
 
 def _asked(recipe: Recipe, stem: Path, adopt: bool) -> list[Task]:
     """The study's proxies (of a search: those it asked for, then trained) and, beside them, each comparison's."""
-    wanted = asking.search(recipe, stem, adopt=adopt)[0] if recipe.search.kind != "grid" else tasks("main", recipes.points(recipe))
-    for other in recipe.compare:
-        wanted += tasks(other.name, recipes.points(recipes.compared(recipe, other)))
-    return wanted
+    beside = [task for other in recipe.compare for task in tasks(other.name, recipes.points(recipes.compared(recipe, other)))]
+    if recipe.search.kind == "grid":
+        return tasks("main", recipes.points(recipe)) + beside
+    return asking.search(recipe, stem, adopt=adopt, beside=beside)[0] + beside
 
 
 def _train(wanted: list[Task], stem: Path, recipe: Recipe, what: str, adopt: bool = False) -> pd.DataFrame:

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from scaletune.sweeping import Task
 
 
-def search(recipe: Recipe, stem: Path, *, adopt: bool = False) -> tuple[list[Task], pd.DataFrame]:
-    """Carry the recipe's search out: what it asked for, in order, and the trials of that. Says on stderr and in `NAME.search.txt` where it grew a range."""
+def search(recipe: Recipe, stem: Path, *, adopt: bool = False, beside: Sequence[Task] = ()) -> tuple[list[Task], pd.DataFrame]:
+    """Carry the recipe's search out: what it asked for, in order, and the trials of that. Says on stderr and in `NAME.search.txt` where it grew a range.
+
+    `beside`: tasks to train as well, which keep workers busy while a wave waits for its last trial.
+    """
     if recipe.search.kind == "pbt":
         from scaletune.sweeping.breeding import bred
 
@@ -39,7 +42,7 @@ def search(recipe: Recipe, stem: Path, *, adopt: bool = False) -> tuple[list[Tas
     with contextlib.closing(Store(stem, adopt=adopt)) as store:
         known = {trial.id: trial for trial in store.trials() if trial.status != "failed"}
     asker = Asker(found, _lines(found, recipe), known)
-    sweeping.train_all(asker.start(), stem, recipe.engine.workers, then=asker.told)
+    sweeping.train_all([*asker.start(), *beside], stem, recipe.engine.workers, then=asker.told)
     asker.finish()
     write_notes(found, stem)
     if learnt := [cell.found for cell in found if cell.found]:
