@@ -354,6 +354,19 @@ def test_settings_mixed_within_a_cell_are_said(trials):
     ]
 
 
+def test_runs_of_one_cell_under_two_schedules_are_said(trials):
+    """As of a population's lineages, or of two sweeps put together."""
+
+    def asked(kinds):
+        points = [{"optimizer": {"lr": lr, "beta1": 0.9}, "schedule": {"kind": kind}} for lr, kind in zip(trials["lr"], kinds, strict=True)]
+        return [sentence for sentence in fit(trials.assign(point=points)).status if "not alike" in sentence]
+
+    mixed = asked(np.where(trials["lr"] > trials["lr"].median(), "wsd", "cosine"))
+    assert mixed == ["`schedule.kind` differs between runs of one cell: its optimum is read off runs that are not alike"]
+    assert asked(["wsd"] * len(trials)) == []
+    assert asked(np.where(trials["tokens"] > trials["tokens"].median(), "wsd", "cosine")) == []  # a cell's own
+
+
 def test_a_better_batch_whose_optimum_is_on_the_edge_is_said():
     runs = several_batches(single=False)
     cut = runs[(runs["batch_tokens"] > 5000) | (runs["lr"] < 2.1e-3) | (runs["n_params"] < 3e6)]

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import tomllib
 
 import pytest
 from hypothesis import given
@@ -281,6 +282,15 @@ evidence = { source = "a.txt" }
 def test_an_axis_of_a_dotted_name_is_set_over_the_file(file, path):
     file.write_text(FILE)
     assert load(file, [f"{path}=[0.9, 0.95]"]).axes == {"optimizer.beta2": [0.9, 0.95]}
+
+
+@pytest.mark.parametrize(
+    "axes", ['"model.width" = [32, 64]\n"data.power_law.dim" = [1]', "model.width = [32, 64]\ndata.power_law.dim = [1]"]
+)
+def test_an_axis_needs_no_quotes(axes):
+    """TOML reads `model.width` without quotes as a table; it is the same axis."""
+    made = validated(tomllib.loads(f"{FILE}[axes]\nlr = [1e-3]\n{axes}"), "r")
+    assert made.axes == {"lr": [1e-3], "model.width": [32, 64], "data.power_law.dim": [1]}
 
 
 def test_points_are_the_product_of_the_axes():

@@ -65,7 +65,10 @@ def test_only_where_it_pays(able, tiny):
     assert not applies(tiny(LARGE | {"data.seq_len": 2 * POSITIONS}), CPU)
     assert not applies(tiny(LARGE | {"engine.accumulation": 4}), CPU)
     rows = PAYS // 64
-    assert [applies(tiny(LARGE | {"budget.batch_tokens": size, "budget.tokens": 10 * size}), CPU) for size in (rows, rows // 2)] == [True, False]
+    assert [applies(tiny(LARGE | {"budget.batch_tokens": size, "budget.tokens": 10 * size}), CPU) for size in (rows, rows // 2)] == [
+        True,
+        False,
+    ]
 
 
 def test_a_users_own_precision_stays(able, tiny):

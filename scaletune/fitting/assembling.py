@@ -21,7 +21,7 @@ from scaletune.fitting.optimum import BAND, MISFIT
 from scaletune.fitting.powerlaw import fit_power_law
 from scaletune.fitting.relations import RELATIONS, fit_relation
 from scaletune.fitting.rows import fit_rows, prepare
-from scaletune.fitting.setting import common_setting, setting_sentences
+from scaletune.fitting.setting import common_setting, differing, setting_sentences
 from scaletune.fitting.table import held_out_cells, main_sweep, odd_units, tabulate
 from scaletune.importing import trials as records_of
 from scaletune.predicting import LOSS_LAWS, Prediction, from_fit
@@ -168,11 +168,12 @@ def _settle(law: str, found: Measured) -> tuple[str, list[str]]:
 
 
 def _mixed(table: pd.DataFrame) -> list[str]:
-    """A sentence for each setting that differs between runs of one cell, batch size and lr (the fit would average over it), and for odd units."""
+    """A sentence for each setting that differs between runs of one cell and batch size, which the fit does not see, and for odd units."""
     groups = table.groupby(["cell", "batch_tokens", "lr"], dropna=False)
     mixed = [c for c in ("sweep", "width", "depth", "seq_len", "weight_decay") if c in table.columns and (groups[c].nunique() > 1).any()]
     averaged = [f"`{column}` differs between runs of the same cell and lr: they are averaged as if it did not" for column in mixed]
-    return [*odd_units(table), *averaged]
+    own = [f"`{name}` differs between runs of one cell: its optimum is read off runs that are not alike" for name in differing(table)]
+    return [*odd_units(table), *averaged, *own]
 
 
 def _assemble(law: str, found: Measured, said: Sequence[str] = (), n_draws: int | None = None) -> Fit:

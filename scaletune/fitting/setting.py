@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 SECTIONS = ("model", "parametrization", "optimizer", "schedule", "training", "data")
+CHOSEN = ("parametrization", "optimizer", "schedule", "training")  # sections whose settings make a loss another, at any scale
 VARIED = {"optimizer": {"lr"}, "model": {"width", "depth"}}  # what a law is about is no setting
 
 
@@ -25,6 +26,17 @@ def common_setting(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
         ]
         found[section] = {key: first[key] for key in keys}
     return found
+
+
+def differing(table: pd.DataFrame) -> list[str]:
+    """The settings, by dotted path, in which runs of one cell and batch size differ; lr and weight decay, which laws have as axes, aside."""
+    if "point" not in table:
+        return []
+    points = pd.json_normalize([{section: point.get(section, {}) for section in CHOSEN} for point in table["point"]]).astype(str)
+    groups = points.drop(columns=["optimizer.lr", "optimizer.weight_decay"], errors="ignore").groupby(
+        [table["cell"].to_numpy(), table["batch_tokens"].to_numpy()], dropna=False
+    )
+    return [str(name) for name, most in groups.nunique().max().items() if most > 1]
 
 
 def setting_sentences(setting: Mapping[str, Mapping[str, Any]]) -> list[str]:

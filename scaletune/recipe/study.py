@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from scaletune.hardware import Hardware
 from scaletune.recipe.data import Data
@@ -25,12 +25,24 @@ def _stem(value: str) -> str:
 Name = Annotated[str, AfterValidator(_stem)]
 
 
+def _dotted(axes: Any) -> Any:
+    """Axes by their dotted paths; `model.width = [...]` without quotes is a table `model` to TOML."""
+    if not isinstance(axes, dict):
+        return axes
+    tables = {name: _dotted(table) for name, table in axes.items() if isinstance(table, dict)}
+    plain = {name: values for name, values in axes.items() if name not in tables}
+    return plain | {f"{name}.{key}": values for name, table in tables.items() for key, values in table.items()}
+
+
+Axes = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_dotted)]
+
+
 class Compare(Section):
     """The same sweep under other settings, to be shown beside it; never fitted."""
 
     name: Name
     set: dict[str, Any]
-    axes: dict[str, list[Any]] = {}  # these replace the sweep's own axes of that name
+    axes: Axes = {}  # these replace the sweep's own axes of that name
 
 
 class Holdout(Section):
@@ -61,7 +73,7 @@ class Recipe(Section):
     data: Data = Data()
     budget: Budget
     seed: Seed = 0
-    axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    axes: Axes = {}
     cells: list[
         dict[str, Any]
     ] = []  # a ragged sweep: tables of settings, a list being several values; each under every combination of `axes`

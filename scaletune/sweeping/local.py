@@ -163,7 +163,7 @@ class Pool:
         """Give each idle worker the next task, and what may train as one model with it."""
         for worker in [worker for worker in self.workers if not worker.tasks]:
             if queue:
-                taken = stacks.take(queue, len(self.workers), sum(len(other.tasks) for other in self.workers))
+                taken = stacks.take(queue, len(self.workers), sum(stacks.runs(other.tasks.values()) for other in self.workers))
                 worker.order(taken)
                 self.news += [(task, {"progress": 0.0}) for task in taken]
 

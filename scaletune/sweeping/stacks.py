@@ -52,7 +52,7 @@ def _unstacked(tasks: Sequence[Task]) -> list[str]:
 
 
 def take(queue: list[Task], workers: int, out: int = 0, gpu: bool | None = None) -> list[Task]:
-    """Take the first task off the queue and, with it, those that it may stack with: no more than a worker's share of these and of those `out`.
+    """Take the first task off the queue and, with it, those that it may stack with: no more than a worker's share of the runs here and of those `out`.
 
     And with each of these its shorter horizons, where they can branch off its run. A task whose worker has died trains alone, so that
     it fails alone; where memory ran out, in half the stack; a population is a stack already. `gpu`: whether workers have one; as this
@@ -71,7 +71,7 @@ def take(queue: list[Task], workers: int, out: int = 0, gpu: bool | None = None)
     return taken
 
 
-def runs(queue: Sequence[Task]) -> int:
+def runs(queue: Iterable[Task]) -> int:
     """How many runs the tasks are when horizons share theirs."""
     trunks = [_trunk(task) for task in queue]
     return len({trunk for trunk in trunks if trunk}) + trunks.count("")

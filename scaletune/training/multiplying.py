@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def quick(recipe: Recipe, device: torch.device) -> Iterator[None]:
 
 def _own_graphs() -> AbstractContextManager:
     """The compiler's cache knows a model's code, not which attention it was compiled with: a key of our own beside the user's."""
-    config = torch.compiler.config
+    config: Any = torch.compiler.config
     return config.patch(cache_key_tag=f"{config.cache_key_tag}whole") if hasattr(config, "cache_key_tag") else nullcontext()
 
 

@@ -135,10 +135,8 @@ class Pool:
             self._start()
         for slot in [slot for slot in self.slots if slot.asked is None]:
             if queue:
-                self._order(
-                    slot,
-                    stacks.take(queue, len(self.slots), sum(len(other.tasks) for other in self.slots), gpu=self.cluster.need["GPU"] > 0),
-                )
+                out = sum(stacks.runs(other.tasks.values()) for other in self.slots)
+                self._order(slot, stacks.take(queue, len(self.slots), out, gpu=self.cluster.need["GPU"] > 0))
 
     def _start(self) -> None:
         gpus = math.ceil(self.cluster.need["GPU"])  # a share of one is one to see
