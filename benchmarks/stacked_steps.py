@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -136,12 +136,11 @@ def on_one_core(widths: Sequence[int], rounds: int) -> None:
     print(f"one thread, CPU time, torch {torch.__version__}, depth 2, 512 tokens a step; {rounds} alternated rounds")
     print("| width | how | trial-steps/s | ratio (quartiles) |\n|---|---|---|---|")
     for width in widths:
-        ways = {
-            f"{'stacks of ' + str(size) if size > 1 else 'trial by trial'}{', compiled' if compiled else ''}": steps_of(
-                width, size, acc, 32, stacked=size > 1, compile=compiled
-            )
-            for compiled, size in itertools.product((False, True), (1, 2, 4, 8))
-        }
+        with as_torch_comes():
+            ways = {"trial by trial, products as torch comes": steps_of(width, 1, acc, 32, stacked=False)}
+        for compiled, size in itertools.product((False, True), (1, 2, 4, 8)):
+            how = f"{'stacks of ' + str(size) if size > 1 else 'trial by trial'}{', compiled' if compiled else ''}"
+            ways[how] = steps_of(width, size, acc, 32, stacked=size > 1, compile=compiled)
         show(str(width), alternated(ways, rounds))
         acc.free_memory()
         torch.compiler.reset()
@@ -174,7 +173,7 @@ def steps_of(width: int, size: int, acc: Accelerator, count: int, *, stacked: bo
     points = [recipe(width, lr, steps=10**5, **asked) for lr in rates(size)]
     runs = [loop.start(point, data.load(point.data), acc) for point in points]
     step = Stack(runs).update if stacked else lambda: loop.update(runs[0])
-    cuda = acc.device.type == "cuda"
+    cuda, quick = acc.device.type == "cuda", multiplying.applies(points[0], acc.device)
 
     def clock() -> float:
         if cuda:
@@ -182,12 +181,14 @@ def steps_of(width: int, size: int, acc: Accelerator, count: int, *, stacked: bo
         return time.perf_counter() if cuda else time.process_time()
 
     def go() -> float:
-        began, steps = clock(), max(16 if cuda else 4, count // len(runs))  # a GPU looks at its losses every 16
-        for _ in range(steps):
-            step()
-            for run in runs:
-                loop.after(run, lambda values, step: None)
-        return len(runs) * steps / (clock() - began)
+        steps = max(16 if cuda else 4, count // len(runs))  # a GPU looks at its losses every 16
+        with multiplying.quick(points[0], acc.device) if quick else nullcontext():
+            began = clock()
+            for _ in range(steps):
+                step()
+                for run in runs:
+                    loop.after(run, lambda values, step: None)
+            return len(runs) * steps / (clock() - began)
 
     return go
 

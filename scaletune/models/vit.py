@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from scaletune import zoo
 from scaletune.models.blocks import Block, Multipliers, norm
-from scaletune.models.layers import Conv, Embedding, Linear, mean_nats
+from scaletune.models.layers import Conv, Embedding, Linear, mean_nats, times
+
+
+class Projection(Conv):
+    """The convolution whose stride is its side, as a product: images [B, channels, H, W] -> [K, B, patches, width].
+
+    Its sums are a trial's own, bias included, however many there are: a convolution's gradients come in another order for each stack.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = F.unfold(images, self.stride, stride=self.stride).transpose(1, 2).flatten(0, 1)  # [B * patches, channels * side**2]
+        y = times(torch.bmm(pixels.expand(len(self.weight), -1, -1), self.weight.flatten(2).transpose(1, 2)), self.multiplier)
+        y = y if self.bias is None else y + self.bias[:, None]
+        return y.unflatten(1, (len(images), -1))
 
 
 class Patches(nn.Module):
-    """images [B, channels, H, W] -> [K, B, patches, width], by a convolution whose stride is its side."""
+    """images [B, channels, H, W] -> [K, B, patches, width]."""
 
     def __init__(self, stack: int, model: zoo.ViT, name: str, multipliers: Multipliers):
         super().__init__()
-        self.stack = stack
         multiplier = multipliers[f"{name}.projection.weight"]
-        self.projection = Conv(
+        self.projection = Projection(
             stack, model.channels, model.width, model.patch, multiplier, stride=model.patch, bias=model.biases, shared=True
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.projection(images)
-        return x.view(len(x), self.stack, x.shape[1] // self.stack, -1).permute(1, 0, 3, 2)
+        return self.projection(images)
 
 
 class Embeddings(nn.Module):

@@ -81,8 +81,9 @@ def uses(model: nn.Module) -> dict[str, list[Use]]:
 def _axes(module: nn.Module, tensor: str, ndim: int) -> Axes:
     """(fan-in axis, fan-out axis) of a module's tensor with `ndim` dimensions; fan-in None: a vector; None: a layout we do not know."""
     zoo = {layers.Linear: (2, 1), layers.Embedding: (1, 2), layers.Conv: (2, 1), layers.ExpertLinear: (3, 2)}  # axis 0 is the trials'
-    if type(module) in zoo or type(module) in (layers.RMSNorm, layers.LayerNorm, layers.GroupNorm):
-        return zoo[type(module)] if ndim > 2 else (None, 1)
+    kind = next((kind for kind in zoo if isinstance(module, kind)), None)
+    if kind or isinstance(module, (layers.RMSNorm, layers.LayerNorm, layers.GroupNorm)):
+        return zoo[kind] if kind and ndim > 2 else (None, 1)
     if ndim < 2 or "weight" not in tensor:
         return (None, 0) if ndim == 1 else None
     transformers_conv1d = type(module).__name__ == "Conv1D"  # a linear layer
