@@ -44,7 +44,7 @@ def quick(recipe: Recipe, device: torch.device) -> Iterator[None]:
 
 def _own_graphs() -> AbstractContextManager:
     """The compiler's cache knows a model's code, not which attention it was compiled with: a key of our own beside the user's."""
-    config: Any = torch.compiler.config
+    config: Any = getattr(torch.compiler, "config", None)  # not in every version
     return config.patch(cache_key_tag=f"{config.cache_key_tag}whole") if hasattr(config, "cache_key_tag") else nullcontext()
 
 
