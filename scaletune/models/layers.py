@@ -15,6 +15,12 @@ def times(y: Tensor, multiplier: float | Tensor) -> Tensor:
     return y if isinstance(multiplier, float) and multiplier == 1.0 else y * multiplier
 
 
+def product(x: Tensor, weight: Tensor, multiplier: float | Tensor, bias: Tensor | None) -> Tensor:
+    """y[k] = multiplier[k] * x[k] @ weight[k].T + bias[k]; x: [K, N, fan_in], weight: [K, fan_out, fan_in], bias: [K, fan_out]."""
+    y = times(torch.bmm(x, weight.transpose(1, 2)), multiplier)
+    return y if bias is None else y + bias[:, None]
+
+
 class Linear(nn.Module):
     """y[k] = multiplier[k] * x[k] @ W[k].T + b[k], W: [K, fan_out, fan_in], b: [K, fan_out]; x: [K, N, fan_in].
 
@@ -28,8 +34,7 @@ class Linear(nn.Module):
         self.multiplier = multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        y = times(torch.bmm(x, self.weight.transpose(1, 2)), self.multiplier)
-        return y if self.bias is None else y + self.bias[:, None]
+        return product(x, self.weight, self.multiplier, self.bias)
 
 
 class ExpertLinear(nn.Module):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from scaletune import zoo
 from scaletune.models.blocks import Block, Multipliers, norm
-from scaletune.models.layers import Conv, Embedding, Linear, mean_nats, times
+from scaletune.models.layers import Conv, Embedding, Linear, mean_nats, product
 
 
 class Projection(Conv):
@@ -19,8 +19,7 @@ class Projection(Conv):
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = F.unfold(images, self.stride, stride=self.stride).transpose(1, 2).flatten(0, 1)  # [B * patches, channels * side**2]
-        y = times(torch.bmm(pixels.expand(len(self.weight), -1, -1), self.weight.flatten(2).transpose(1, 2)), self.multiplier)
-        y = y if self.bias is None else y + self.bias[:, None]
+        y = product(pixels.expand(len(self.weight), -1, -1), self.weight.flatten(2), self.multiplier, self.bias)
         return y.unflatten(1, (len(images), -1))
 
 

@@ -33,13 +33,18 @@ def quick(recipe: Recipe, device: torch.device) -> Iterator[None]:
     if not applies(recipe, device):
         yield
         return
-    before = torch.get_float32_matmul_precision()
+    with _by_onednn(), sdpa_kernel(SDPBackend.MATH), _own_graphs():
+        yield
+
+
+@contextmanager
+def _by_onednn() -> Iterator[None]:
+    """Ask for oneDNN in the block, where torch's precision is as it comes."""
     torch.set_float32_matmul_precision("medium")
     try:
-        with sdpa_kernel(SDPBackend.MATH), _own_graphs():
-            yield
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision("highest")
 
 
 def _own_graphs() -> AbstractContextManager:
@@ -75,11 +80,8 @@ def _able() -> bool:
     """A 512-bit AMD processor, whose products under "medium" are float32's."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not CPUINFO.exists() or "AuthenticAMD" not in CPUINFO.read_text():
         return False
-    torch.set_float32_matmul_precision("medium")
-    try:
+    with _by_onednn():
         return exact(lambda a, b: torch.bmm(a[None], b[None])[0])
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 def exact(product: Callable[[Tensor, Tensor], Tensor]) -> bool:
