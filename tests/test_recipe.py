@@ -293,6 +293,11 @@ def test_an_axis_needs_no_quotes(axes):
     assert made.axes == {"lr": [1e-3], "model.width": [32, 64], "data.power_law.dim": [1]}
 
 
+def test_a_setting_goes_over_an_axis_without_quotes(file):
+    file.write_text(file.read_text() + "[axes]\nmodel.width = [32, 64]\n")
+    assert load(file, ["axes.model.width=[96]"]).axes == {"model.width": [96]}
+
+
 def test_points_are_the_product_of_the_axes():
     made = points(built("axes", {"width": [32, 64], "optimizer.beta2": [0.9, 0.95, 0.99]}))
     assert [(p.model.width, p.optimizer.beta2) for p in made] == [(w, b) for w in (32, 64) for b in (0.9, 0.95, 0.99)]

@@ -30,8 +30,8 @@ def _dotted(axes: Any) -> Any:
     if not isinstance(axes, dict):
         return axes
     tables = {name: _dotted(table) for name, table in axes.items() if isinstance(table, dict)}
-    plain = {name: values for name, values in axes.items() if name not in tables}
-    return plain | {f"{name}.{key}": values for name, table in tables.items() for key, values in table.items()}
+    inner = {f"{name}.{key}": values for name, table in tables.items() for key, values in table.items()}
+    return inner | {name: values for name, values in axes.items() if name not in tables}  # `--set` writes the path: it goes over a table
 
 
 Axes = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_dotted)]
