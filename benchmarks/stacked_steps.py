@@ -19,7 +19,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -54,18 +53,22 @@ def rates(count: int) -> list[float]:
     return [1e-3 * 4 ** (i / count) for i in range(count)]
 
 
-def as_torch_comes() -> AbstractContextManager:
-    """Products by torch's own choice of library, as in a loop that knows nothing of `training.multiplying`."""
-    return mock.patch.object(multiplying, "applies", lambda *_: False)
+def as_torch_comes(go: Way) -> Way:
+    """The same with products by torch's own choice of library, as in a loop that knows nothing of `training.multiplying`."""
+
+    def gone() -> float:
+        with mock.patch.object(multiplying, "applies", lambda *_: False):
+            return go()
+
+    return gone
 
 
 def one_by_one(width: int) -> Way:
-    """The yardstick: this process, two threads, products as torch comes."""
+    """The yardstick, but for its products: this process, two threads."""
     acc = training.accelerator()
 
     def go() -> float:
-        with as_torch_comes():
-            trial, curve = training.trial(recipe(width, 1e-3), "main", acc)
+        trial, curve = training.trial(recipe(width, 1e-3), "main", acc)
         return len(curve) / trial.metrics["seconds"]["train"]
 
     return go
@@ -120,7 +123,7 @@ def on_cores(widths: Sequence[int], rounds: int) -> None:
             size = stacking.size(recipe(width, 1e-3))
             trials = workers * max(size, 2)
             ways = {
-                f"one process, {workers} threads, trial by trial": one_by_one(width),
+                f"one process, {workers} threads, trial by trial": as_torch_comes(one_by_one(width)),
                 f"{workers} workers, trial by trial": engine(pool, width, trials, stack=1),
                 f"{workers} workers, as they come (stacks of {size})": engine(pool, width, trials),
                 f"{workers} workers, trial by trial, compiled": engine(pool, width, trials, stack=1, compile=True),
@@ -136,8 +139,7 @@ def on_one_core(widths: Sequence[int], rounds: int) -> None:
     print(f"one thread, CPU time, torch {torch.__version__}, depth 2, 512 tokens a step; {rounds} alternated rounds")
     print("| width | how | trial-steps/s | ratio (quartiles) |\n|---|---|---|---|")
     for width in widths:
-        with as_torch_comes():
-            ways = {"trial by trial, products as torch comes": steps_of(width, 1, acc, 32, stacked=False)}
+        ways = {"trial by trial, products as torch comes": as_torch_comes(steps_of(width, 1, acc, 32, stacked=False))}
         for compiled, size in itertools.product((False, True), (1, 2, 4, 8)):
             how = f"{'stacks of ' + str(size) if size > 1 else 'trial by trial'}{', compiled' if compiled else ''}"
             ways[how] = steps_of(width, size, acc, 32, stacked=size > 1, compile=compiled)
@@ -173,7 +175,7 @@ def steps_of(width: int, size: int, acc: Accelerator, count: int, *, stacked: bo
     points = [recipe(width, lr, steps=10**5, **asked) for lr in rates(size)]
     runs = [loop.start(point, data.load(point.data), acc) for point in points]
     step = Stack(runs).update if stacked else lambda: loop.update(runs[0])
-    cuda, quick = acc.device.type == "cuda", multiplying.applies(points[0], acc.device)
+    cuda = acc.device.type == "cuda"
 
     def clock() -> float:
         if cuda:
@@ -182,7 +184,7 @@ def steps_of(width: int, size: int, acc: Accelerator, count: int, *, stacked: bo
 
     def go() -> float:
         steps = max(16 if cuda else 4, count // len(runs))  # a GPU looks at its losses every 16
-        with multiplying.quick(points[0], acc.device) if quick else nullcontext():
+        with multiplying.quick(points[0], acc.device):
             began = clock()
             for _ in range(steps):
                 step()
