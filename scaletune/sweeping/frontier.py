@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
+from scipy.stats import linregress
 
 from scaletune import counting, data
 from scaletune.errors import UserError
@@ -205,16 +206,15 @@ def scaling(paths: Sequence[str], front: Sequence[Point], cost: Sequence[float])
     """
     if len(front) < ENOUGH or len(set(cost)) < 3:
         return []
-    x = np.log(np.array(cost))
-    away, found = x - x.mean(), []
-    for path, values in zip(paths, np.log(np.array(front, float)).T, strict=True):
-        if np.ptp(values):
-            slope = float(away @ values / (away @ away))
-            left = values - values.mean() - slope * away
-            error = math.sqrt(float(left @ left) / (len(x) - 2) / float(away @ away))
-            intercept = float(values.mean() - slope * x.mean())
-            found.append({"axis": path, "slope": slope, "slope_se": error, "intercept": intercept, "n": len(x)})
-    return found
+    lines = {
+        path: linregress(np.log(cost), values)
+        for path, values in zip(paths, np.log(np.array(front, float)).T, strict=True)
+        if np.ptp(values)
+    }
+    return [
+        {"axis": path, "slope": float(line.slope), "slope_se": float(line.stderr), "intercept": float(line.intercept), "n": len(cost)}
+        for path, line in lines.items()
+    ]
 
 
 def said(law: Mapping[str, Any]) -> str:
