@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from scaletune import counting, recipe, sweeping, training
-from scaletune.counting import branching
+from scaletune.counting import branches
 from scaletune.recipe import Recipe
 from scaletune.sweeping import stacks
 
@@ -56,7 +56,7 @@ def main() -> None:
         seconds = {branch: [each[branch][0] for each in rounds] for branch in ways}
         ratios = [b / a for a, b in zip(seconds[False], seconds[True], strict=True)]
         rows = [counting.count(point) for point in ways[True]]
-        flops = branching.saving(ways[True], rows)["flops"] / sum(row["flops"] for row in rows)
+        flops = branches.saving(ways[True], rows)["flops"] / sum(row["flops"] for row in rows)
         same = sum(each[True][1][i] == loss for each in rounds for i, loss in each[False][1].items())
         print(
             f"| {width} | {len(rows)} | {statistics.median(seconds[False]):.1f} | {statistics.median(seconds[True]):.1f}"

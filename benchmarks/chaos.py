@@ -29,10 +29,10 @@ import psutil
 from scaletune import sweeping
 from scaletune.recipe import Recipe, points, validated, with_settings
 from scaletune.records import Store, Trial, read_jsonl
-from scaletune.sweeping import local
-from scaletune.transferring.own import toml
+from scaletune.sweeping.engines import local
+from scaletune.transferring.formats.recipe import toml
 
-NAMED = "scaletune.sweeping.worker"
+NAMED = "scaletune.sweeping.engines.worker"
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")  # of a trial, wherever and whenever it was trained
 WORKER = """#!{python} -IS
 import json, os, sys, time

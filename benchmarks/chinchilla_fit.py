@@ -25,7 +25,8 @@ import pandas as pd
 from scipy import optimize
 from scipy.special import logsumexp
 
-from scaletune.fitting import losslaw, resampling
+from scaletune.fitting.loss import law
+from scaletune.fitting.stats import resampling
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "chinchilla_epoch.csv"
 GRID = list(itertools.product(np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5), np.arange(-1, 1.5, 0.5), range(0, 30, 5), range(0, 30, 5)))
@@ -86,14 +87,14 @@ def soft_l1(data: tuple[np.ndarray, ...], n_starts: int) -> tuple[float, float]:
     return seconds, objective(min(ends, key=lambda end: end.cost).x, *data)
 
 
-def reference_draws(solved: losslaw.Solved, weight: np.ndarray, data: tuple[np.ndarray, ...]) -> tuple[float, np.ndarray]:
+def reference_draws(solved: law.Solved, weight: np.ndarray, data: tuple[np.ndarray, ...]) -> tuple[float, np.ndarray]:
     """Each resample as published, BFGS with numerical gradients from the optimum: seconds and ends."""
     e, a, b, alpha, beta = solved.vector
     start = np.array([np.log(e), np.log(a), np.log(b), alpha, beta])
     return timed(lambda: np.array([optimize.minimize(objective, start, args=(*data, row), method="BFGS").x for row in weight]))
 
 
-def converged_draws(solved: losslaw.Solved, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def converged_draws(solved: law.Solved, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each resample to convergence: BFGS with gradients, restarted, from the optimum and four places about it; objectives and parameters."""
     rng, values, ends = np.random.default_rng(9), [], []
     for row in weight:
@@ -115,12 +116,12 @@ def converged_draws(solved: losslaw.Solved, weight: np.ndarray) -> tuple[np.ndar
     return np.array(values), solved.problem.parameters(np.array(ends))
 
 
-def bootstrap_lines(solved: losslaw.Solved, data: tuple[np.ndarray, ...], n: int) -> list[str]:
-    ours, drawn = timed(lambda: losslaw.CHINCHILLA.natural(losslaw.draw(solved, 4000), solved.centre))
+def bootstrap_lines(solved: law.Solved, data: tuple[np.ndarray, ...], n: int) -> list[str]:
+    ours, drawn = timed(lambda: law.CHINCHILLA.natural(law.draw(solved, 4000), solved.centre))
     weight = resampling.pairs(np.random.default_rng(1), n, solved.cluster)
     theirs, their_ends = reference_draws(solved, weight, data)
     value, ends = converged_draws(solved, weight)
-    again = losslaw.refit(solved, replace(solved.problem, weight=weight))
+    again = law.refit(solved, replace(solved.problem, weight=weight))
     reached = np.array(
         [replace(solved.problem, weight=w[None]).objective(p[None], solved.estimator.cost)[0] for w, p in zip(weight, again, strict=True)]
     )
@@ -133,7 +134,7 @@ def bootstrap_lines(solved: losslaw.Solved, data: tuple[np.ndarray, ...], n: int
         f"| BFGS from the optimum, as published: {n} run, scaled | {theirs * 4000 / n:.0f} | {(published - value).max():.1e} |",
         "",
         f"On the same {n} resamples, standard errors of (ln E, ln A', ln B', alpha, beta) differ from the converged reference's by {off:.1e} at most.",
-        "Standard errors: " + ", ".join(f"{k} {s:.4g} (printed {SE[k]:g})" for k, s in zip(losslaw.NAMES, drawn.std(0), strict=True)) + ".",
+        "Standard errors: " + ", ".join(f"{k} {s:.4g} (printed {SE[k]:g})" for k, s in zip(law.NAMES, drawn.std(0), strict=True)) + ".",
     ]
 
 
@@ -146,7 +147,7 @@ def main() -> None:
         raise SystemExit(f"needs {DATA}")
     table = pd.read_csv(DATA)
     data = tuple(table[column].to_numpy(float) for column in ("n_params", "tokens", "loss"))
-    rounds = [timed(lambda: losslaw.solve(*data)) for _ in range(21)]
+    rounds = [timed(lambda: law.solve(*data)) for _ in range(21)]
     ours, solved = statistics.median(r[0] for r in rounds), rounds[-1][1]
     rows = [("scaletune: no start given", ours, solved.objective)]
     seconds, value = published_fit(data, args.starts)
@@ -161,7 +162,7 @@ def main() -> None:
     print("|---|---|---|---|")
     for name, seconds, value in rows:
         print(f"| {name} | {seconds:.3g} | {value:.10f} | {seconds / ours:.0f} |")
-    print("\n" + ", ".join(f"{name} {value:.6g}" for name, value in zip(losslaw.NAMES, solved.vector, strict=True)) + "\n")
+    print("\n" + ", ".join(f"{name} {value:.6g}" for name, value in zip(law.NAMES, solved.vector, strict=True)) + "\n")
     print("\n".join(bootstrap_lines(solved, data, args.draws)))
 
 

@@ -16,8 +16,8 @@ import sys
 import numpy as np
 
 from scaletune.recipe import Recipe, Search, validated
-from scaletune.sweeping.cells import Cell, Point, cells
-from scaletune.sweeping.frontier import TALL, best, costs, pareto, scaling
+from scaletune.sweeping.search.pareto import TALL, best, costs, pareto, scaling
+from scaletune.sweeping.search.space import Cell, Point, cells
 
 POINTS = (30, 60, 90)
 FLOOR, A, POWER = 2.0, 220.0, 0.17  # E, A, a

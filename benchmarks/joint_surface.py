@@ -23,8 +23,8 @@ from scipy.optimize import minimize
 
 from scaletune import laws
 from scaletune.errors import UserError
-from scaletune.fitting import assembling
-from scaletune.fitting.joint import fit_joint
+from scaletune.fitting import fit
+from scaletune.fitting.joint.fit import fit_joint
 from scaletune.fitting.table import tabulate
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "steplaw_dense_dev.csv"
@@ -134,10 +134,10 @@ def published(n_params: float, tokens: float) -> Point:
 
 def by_cell(table: pd.DataFrame) -> Callable[[float, float], Point]:
     """lr_nd: each cell's best batch size, its optimum in lr there, a power law through those; batch by least squares on those batches."""
-    found = assembling._measure(tabulate(table, ["n_params", "tokens", "lr", "loss"]), level=LEVEL)
+    found = fit._measure(tabulate(table, ["n_params", "tokens", "lr", "loss"]), level=LEVEL)
     if not found.usable:
         raise UserError("no cell has an optimum inside its grid")
-    made = assembling._assemble("lr_nd", found, n_draws=100)  # `fit` without its own leave-one-out
+    made = fit._assemble("lr_nd", found, n_draws=100)  # `fit` without its own leave-one-out
     kept = pd.DataFrame([{**row, "lr": math.exp(row["x"])} for row in found.usable])
 
     def at(n_params: float, tokens: float) -> Point:

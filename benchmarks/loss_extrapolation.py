@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scaletune.fitting import losslaw
-from scaletune.fitting.lossfit import solution
-from scaletune.fitting.losslaw import CHINCHILLA, DESCRIBE, PREDICT, Estimator
-from scaletune.fitting.robust import SQUARES
+from scaletune.fitting.loss import law as law_module
+from scaletune.fitting.loss.law import CHINCHILLA, DESCRIBE, PREDICT, Estimator
+from scaletune.fitting.loss.record import solution
+from scaletune.fitting.stats.robust import SQUARES
 from scaletune.predicting import loss_at
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -67,8 +67,8 @@ def predict(
     way: tuple[Estimator, dict[str, float | str] | None], seen: pd.DataFrame, unseen: pd.DataFrame, n_draws: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Errors, and with `n_draws` the ends of the 90 % interval (R, 2), without the discrepancy and with it."""
-    solved = losslaw.solve(*(seen[column].to_numpy(float) for column in COLUMNS), estimator=way[0], fixed=way[1])
-    draws = CHINCHILLA.natural(losslaw.draw(solved, n_draws), solved.centre) if n_draws else solved.vector[None]
+    solved = law_module.solve(*(seen[column].to_numpy(float) for column in COLUMNS), estimator=way[0], fixed=way[1])
+    draws = CHINCHILLA.natural(law_module.draw(solved, n_draws), solved.centre) if n_draws else solved.vector[None]
     law = solution(solved, draws, LEVEL)
     bare = {key: law[key] for key in ("vector", "draws", "scatter")}  # as if residuals were independent
     at = unseen[["n_params", "tokens"]].to_numpy(float).tolist()

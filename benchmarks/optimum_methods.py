@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from scaletune.fitting import fit
-from scaletune.fitting.optimum import REACH, Basin, locate, noise_of, phi
-from scaletune.fitting.powerlaw import fit_power_law
+from scaletune.fitting.optimum.lr_basin import REACH, Basin, locate, noise_of, phi
+from scaletune.fitting.optimum.power_law import fit_power_law
 from scaletune.predicting import from_fit
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "steplaw_dense_dev.csv"
@@ -72,7 +72,7 @@ def linex(p: dict[str, Any], variance: float, dof: int) -> Estimate:
 
 
 def ours(p: dict[str, Any], variance: float, dof: int) -> Estimate:
-    """What the package does: scaletune/fitting/optimum.py."""
+    """What the package does: scaletune/fitting/optimum/lr_basin.py."""
     found = locate(p, variance, dof)
     return found["x"], found["se"]
 

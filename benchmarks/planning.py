@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from scaletune import counting, recipe
 from scaletune.errors import UserError
-from scaletune.fitting.joint import fit_joint
-from scaletune.fitting.surface import STUDENT, Runs, law_basis, model
+from scaletune.fitting.joint.fit import fit_joint
+from scaletune.fitting.joint.surface import STUDENT, Runs, law_basis, model
 from scaletune.fitting.table import tabulate
 from scaletune.planning import TROUBLE, _candidates, _possible
 from scaletune.planning import candidates as possible
-from scaletune.planning.belief import Belief, from_priors
-from scaletune.planning.designing import half_widths, path
-from scaletune.planning.pricing import Candidates
+from scaletune.planning.cost import Candidates
+from scaletune.planning.optimal_design import half_widths, path
+from scaletune.planning.prior import Belief, from_priors
 
 TARGET = Path(__file__).parents[1] / "configs" / "quickstart-target.toml"
 LEVEL, STUDIES, BUDGETS = 0.9, 48, (0.01, 0.02, 0.05)

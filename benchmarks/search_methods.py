@@ -19,7 +19,7 @@ import optuna
 import pandas as pd
 from numpy.typing import NDArray
 
-from scaletune.sweeping.searching import propose
+from scaletune.sweeping.search.lr_basin import propose
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "steplaw_dense_dev.csv"
 WITHIN = (0.0025, 0.001)

@@ -26,12 +26,12 @@ import torch
 from accelerate import Accelerator
 
 from scaletune import data, sweeping, training
-from scaletune.counting import stacking
-from scaletune.optim import vector
+from scaletune.counting import stacks
+from scaletune.optim import fused_stack
 from scaletune.recipe import Recipe, validated
-from scaletune.sweeping.local import HEAP, Pool, environment, slots
-from scaletune.training import loop, multiplying
-from scaletune.training.stacking import Stack
+from scaletune.sweeping.engines.local import HEAP, Pool, environment, slots
+from scaletune.training import loop, onednn_matmul
+from scaletune.training.stacked_loop import Stack
 
 SEQ_LEN, STEPS, ROUNDS = 64, 200, 5
 Way = Callable[[], float]  # trains a round's trials; trial-steps a second
@@ -57,7 +57,7 @@ def as_torch_comes(go: Way) -> Way:
     """The same with products by torch's own choice of library, as in a loop that knows nothing of `training.multiplying`."""
 
     def gone() -> float:
-        with mock.patch.object(multiplying, "applies", lambda *_: False):
+        with mock.patch.object(onednn_matmul, "applies", lambda *_: False):
             return go()
 
     return gone
@@ -120,7 +120,7 @@ def on_cores(widths: Sequence[int], rounds: int) -> None:
     print("| width | how | trial-steps/s | ratio (quartiles) |\n|---|---|---|---|")
     with Pool(workers) as pool:
         for width in widths:
-            size = stacking.size(recipe(width, 1e-3))
+            size = stacks.size(recipe(width, 1e-3))
             trials = workers * max(size, 2)
             ways = {
                 f"one process, {workers} threads, trial by trial": as_torch_comes(one_by_one(width)),
@@ -184,7 +184,7 @@ def steps_of(width: int, size: int, acc: Accelerator, count: int, *, stacked: bo
 
     def go() -> float:
         steps = max(16 if cuda else 4, count // len(runs))  # a GPU looks at its losses every 16
-        with multiplying.quick(points[0], acc.device):
+        with onednn_matmul.quick(points[0], acc.device):
             began = clock()
             for _ in range(steps):
                 step()
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="the GPU's table at a toy size, to see that it works")
     asked = parser.parse_args()
     if asked.toy:
-        vector.DEVICES = ("cpu", "cuda")  # one update on a CPU too
+        fused_stack.DEVICES = ("cpu", "cuda")  # one update on a CPU too
         on_gpu(32, (1, 2), 128, 4, 2)
     elif torch.cuda.is_available():
         on_gpu(128, (1, 4, 16, 64), 2048, 512, asked.rounds)

@@ -20,7 +20,7 @@ import pandas as pd
 from joint_surface import Array, Smooth, joint, runs, smooth
 
 from scaletune.errors import UserError
-from scaletune.sweeping.borrowing import Place, believe, next_wave
+from scaletune.sweeping.search.joint_design import Place, believe, next_wave
 
 WITHIN, WATCHED = 0.15, 0.05  # % of loss; share of the full grid's FLOPs
 SEEDS = 3

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from scaletune.checking import check_model as check_model
     from scaletune.counting import count as count
     from scaletune.errors import UserError as UserError
-    from scaletune.fitting import fit as fit
+    from scaletune.fitting.fit import fit as fit
+    from scaletune.linting import lint as lint
     from scaletune.parametrizing import parametrize as parametrize
     from scaletune.planning import plan as plan
     from scaletune.plotting import plot as plot
@@ -25,16 +26,15 @@ if TYPE_CHECKING:
     from scaletune.records import Trial as Trial
     from scaletune.records import read_trials as read_trials
     from scaletune.reporting import report as report
-    from scaletune.running import run as run
+    from scaletune.study import run as run
     from scaletune.sweeping import export as export
-    from scaletune.sweeping import status as status
     from scaletune.sweeping import sweep as sweep
+    from scaletune.sweeping.status import status as status
     from scaletune.transferring import transfer as transfer
-    from scaletune.transferring.linting import lint as lint
 
 _HOME = {
     "check": "checking", "count": "counting", "fit": "fitting", "parametrize": "parametrizing", "plan": "planning", "plot": "plotting", "predict": "predicting",
-    "report": "reporting", "run": "running", "sweep": "sweeping", "status": "sweeping", "export": "sweeping", "transfer": "transferring", "lint": "transferring.linting",
+    "report": "reporting", "run": "study", "sweep": "sweeping", "status": "sweeping", "export": "sweeping", "transfer": "transferring", "lint": "linting",
     "check_model": "checking", "Fit": "records", "Recipe": "recipe", "Trial": "records", "UserError": "errors", "read_trials": "records",
 }  # fmt: skip
 __all__ = [*_HOME, "laws"]

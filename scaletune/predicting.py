@@ -19,7 +19,7 @@ FAR = 10  # times outside the fitted range from which a prediction says so
 POINTS = {"lr": "peak", "batch_tokens": "tokens a step", "loss": "nats per token"}  # what every prediction may hold, and its unit
 QUANTITIES = tuple(POINTS)
 FITTED = ("lr_nd", "lr_ndb", "joint", "loss_nd", "chinchilla")  # laws of `fitting.LAWS`: asked by n_params and tokens
-LOSS_LAWS = ("loss_nd", "chinchilla")  # fits of the loss alone: one form, two estimators (scaletune/fitting/losslaw.py)
+LOSS_LAWS = ("loss_nd", "chinchilla")  # fits of the loss alone: one form, two estimators (scaletune/fitting/loss/law.py)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def loss_at(solution: Mapping[str, Any], level: float, n_params: float, tokens: 
 
 
 def _missed(solution: Mapping[str, Any], n: float, d: float) -> float:
-    """What near runs show the law to miss, in ln L, at ln n_params and ln tokens: their weights, by how alike they are (fitting/discrepancy.py)."""
+    """What near runs show the law to miss, in ln L, at ln n_params and ln tokens: their weights, by how alike they are (fitting/loss/discrepancy.py)."""
     of_ratio, of_scale = solution.get("lengths", (1.0, 1.0))
     runs = ([float(v) for v in line.split()] for line in solution.get("near", []))
     return math.fsum(w * math.exp(-abs(d - b - n + a) / of_ratio - abs(d - b + n - a) / 2 / of_scale) for a, b, w in runs)

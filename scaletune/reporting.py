@@ -14,7 +14,7 @@ import pandas as pd
 from scaletune import fitting
 from scaletune.errors import UserError
 from scaletune.records import Fit, write_atomically
-from scaletune.transferring import saying
+from scaletune.transferring.answer import text as answer_text
 
 
 def _pair(interval: Sequence[float] | None) -> str:
@@ -131,7 +131,7 @@ def transfer_lines(transfer: Mapping[str, Any], level: float) -> list[str]:
     lines = [f"ANSWER for {transfer['n_params']:,.0f} parameters (non-embedding) and {transfer['tokens']:,.0f} tokens"]
     lines.append(f"  set lr = {transfer['lr']:.4g}   (peak, at base width; {level:.0%} interval {_pair(transfer['interval']['lr'])})")
     lines.append(f"  near-optimal band (loss within 0.25 % of the optimum's): {_pair(transfer['band']['lr'])}")
-    lines += [line for line in saying.lines(answer) if not line.startswith("  lr = ")]
+    lines += [line for line in answer_text.lines(answer) if not line.startswith("  lr = ")]
     lines += [f"  warning: {sentence}" for sentence in transfer["status"] if sentence != "ok"]
     return [*lines, "  assumed:", *(f"    - {sentence}" for sentence in transfer["assumptions"])]
 

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from scaletune.sweeping.parting import leave_with_parent
+from scaletune.sweeping.engines.parent_death import leave_with_parent
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])

@@ -9,10 +9,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scaletune import counting, data, optim, sweeping, training
-from scaletune.counting import branching as counted
+from scaletune.counting import branches as counted
 from scaletune.errors import UserError
 from scaletune.recipe import Budget, Schedule, identity, resolved
-from scaletune.sweeping import memory, stacks
+from scaletune.sweeping import out_of_memory, stacks
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
 BATCH, SHORT = 256, 8  # tokens a step, steps of the shortest horizon
@@ -230,7 +230,7 @@ def test_what_an_order_without_memory_is_made_smaller_by_counts_its_models(horiz
     for _ in range(2):
         order = stacks.take(queue, 1)
         queue[:0] = order  # lost
-        found.append([len(order), stacks.models(order), {memory.shrink(task, stacks.models(order)) for task in order}])
+        found.append([len(order), stacks.models(order), {out_of_memory.shrink(task, stacks.models(order)) for task in order}])
     assert found == [[6, 4, {"in a stack of 2, not of 4"}], [2, 2, {"in a stack of 1, not of 2"}]]
     assert stacks.models([]) == 0 and [stacks.models(stacks.take(queue, 1)) for _ in range(2)] == [1, 1]
 

@@ -23,7 +23,7 @@ from scaletune.errors import UserError
 from scaletune.recipe import with_settings
 from scaletune.records import Store, files, glance, read_jsonl, read_trials
 from scaletune.records import store as store_module
-from scaletune.sweeping import board, locking, memory
+from scaletune.sweeping import lockfile, out_of_memory, progress
 
 spec = spec_from_file_location("chaos", Path(__file__).parent.parent / "benchmarks/chaos.py")
 sys.modules["chaos"] = chaos = module_from_spec(spec)
@@ -111,9 +111,7 @@ def test_a_driver_killed_while_it_records_loses_and_repeats_nothing(worker, tmp_
 
 def test_a_stopped_worker_goes_with_its_killed_driver(worker, tmp_path, monkeypatch):
     """It cannot read the end of its input: the kernel has to."""
-    code = (
-        "import time; from scaletune.sweeping.parting import leave_with_parent; leave_with_parent(); print(1, flush=True); time.sleep(600)"
-    )
+    code = "import time; from scaletune.sweeping.engines.parent_death import leave_with_parent; leave_with_parent(); print(1, flush=True); time.sleep(600)"
     parent = (
         f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {code!r}]); print(p.pid, flush=True); time.sleep(600)"
     )
@@ -163,14 +161,14 @@ def test_out_of_memory_halves_the_micro_batch_and_says_so(worker, tmp_path, caps
 
 def test_only_the_kernel_makes_a_kill_a_lack_of_memory(monkeypatch):
     """A -9 of anyone's is tried again as it was, to the same bits; where the kernel counts a kill, memory ran out."""
-    assert not memory.ran_out("", -9, memory.kernel_kills())
-    monkeypatch.setattr(memory, "kernel_kills", lambda: 8)
-    assert memory.ran_out("", -9, 7) and not memory.ran_out("", -9, 8) and not memory.ran_out("", 1, 7)
+    assert not out_of_memory.ran_out("", -9, out_of_memory.kernel_kills())
+    monkeypatch.setattr(out_of_memory, "kernel_kills", lambda: 8)
+    assert out_of_memory.ran_out("", -9, 7) and not out_of_memory.ran_out("", -9, 8) and not out_of_memory.ran_out("", 1, 7)
 
 
 def test_micro_batches_are_halved_while_rows_halve(tiny):
     found, recipe = [], tiny()  # 8 rows
-    while recipe := memory.halved(recipe):
+    while recipe := out_of_memory.halved(recipe):
         found.append(recipe.engine.accumulation)
     assert found == [2, 4, 8]
 
@@ -266,7 +264,7 @@ def test_of_two_drivers_at_once_one_trains(worker, tmp_path):
 def test_the_lock_of_the_dead_is_taken_over(tmp_path):
     stem = tmp_path / "sweep"
     stem.with_suffix(".lock").write_text(json.dumps({"pid": 1, "host": "here", "since": "2020"}))
-    with locking.held(stem), pytest.raises(UserError, match=f"process {os.getpid()} on "), locking.held(stem):
+    with lockfile.held(stem), pytest.raises(UserError, match=f"process {os.getpid()} on "), lockfile.held(stem):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -278,7 +276,7 @@ def test_a_driver_of_another_machine_is_known_by_its_heartbeat(tmp_path):
     with pytest.raises(UserError, match="process 7 on elsewhere has driven it since 2026-11-20"):
         sweeping.train_all([], tmp_path / "sweep")
     store = Store(tmp_path / "sweep")
-    store.tell({"driver": {"pid": 7, "host": "elsewhere", "since": "2026-11-20"}, "beat": time.time() - 2 * locking.SILENT})
+    store.tell({"driver": {"pid": 7, "host": "elsewhere", "since": "2026-11-20"}, "beat": time.time() - 2 * lockfile.SILENT})
     store.close()
     assert sweeping.train_all([], tmp_path / "sweep").empty
 
@@ -287,7 +285,7 @@ def test_a_clock_that_jumps_changes_nothing(worker, tmp_path, monkeypatch):
     """Years on, and back: patience, progress and time left go by the clock that no one sets."""
     asked, jumps = worker(4), iter([1e9, -1e9] * 1000)
     monkeypatch.setattr(time, "time", lambda: 1.8e9 + next(jumps))
-    monkeypatch.setattr(board, "BEAT", 0.0)
+    monkeypatch.setattr(progress, "BEAT", 0.0)
     assert losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 2)) == planted_losses(asked)
     assert len((tmp_path / "started").read_text().split()) == 4
     assert sweeping.train_all(asked, tmp_path / "sweeps/chaos", 2)["status"].tolist() == ["done"] * 4

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaletune import checking, counting, optim, rules
-from scaletune.checking import watching
-from scaletune.checking.subject import of_recipe
+from scaletune.checking import hooks
+from scaletune.checking.target import of_recipe
 from scaletune.errors import UserError
 
 WIDTHS, SEEDS = (32, 64, 128), (0, 1)
@@ -184,7 +184,7 @@ def test_no_depth_rule_is_named(deepened):
 def test_the_depth_check_starts_from_an_embedding_of_rms_one(tiny):
     subject = of_recipe(tiny(SETTINGS | {"form": "mup_t9"}))
     run, batch = subject.start(128, 2, 0), subject.batch(0)
-    watching.normalise(subject, run, batch)
+    hooks.normalise(subject, run, batch)
     stream = run.model.hidden(batch[0])[0]
     assert float(stream.detach().square().mean().sqrt()) == pytest.approx(1)
 
@@ -193,7 +193,7 @@ def test_hooks_see_what_the_model_computes(tiny):
     """The stream that the zoo's Transformer itself returns, multipliers of the form included; no hook stays behind."""
     subject = of_recipe(tiny(SETTINGS | {"form": "mup_t9"}))
     run, (inputs, _) = subject.start(64, 2, 0), subject.batch(0)
-    seen = watching.activations(watching.look(subject, run, subject.batch(0)))
+    seen = hooks.activations(hooks.look(subject, run, subject.batch(0)))
     stream = run.model.hidden(inputs)
     for name, expected in (("embedding", stream[0]), ("residual", stream[-2]), ("final", stream[-1]), ("logits", run.model(inputs))):
         assert seen[name].equal(expected), name

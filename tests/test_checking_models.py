@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 
 from scaletune import checking, parametrizing
-from scaletune.checking import watching
-from scaletune.checking.subject import of_model
+from scaletune.checking import hooks as hooks_module
+from scaletune.checking.target import of_model
 from scaletune.errors import UserError
 from scaletune.optim import families
 from scaletune.recipe import LR_FREE, MUON, READS, Optimizer
@@ -215,7 +215,7 @@ def test_what_is_held_still_is_what_does_not_grow():
     """A readout's bias would add the same to the logits at every width."""
     subject = of_model(MLP, batch=BATCHES[MLP], loss=loss, base_width=32, other_width=64, lr=1e-3)
     run = subject.start(64, 1, 0)
-    watching.hold(run, "fin")
+    hooks_module.hold(run, "fin")
     assert [name for name, parameter in run.model.named_parameters() if not parameter.requires_grad] == ["head.bias"]
 
 
@@ -223,7 +223,7 @@ def test_hooks_see_what_a_model_computes_and_go():
     subject = of_model(MLP, batch=BATCHES[MLP], loss=loss, base_width=32, other_width=64, form="mean_field", lr=1e-3)
     run = subject.start(64, 1, 0)
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in run.model.modules())
-    seen = watching.activations(watching.look(subject, run, BATCHES[MLP]))
+    seen = hooks_module.activations(hooks_module.look(subject, run, BATCHES[MLP]))
     assert hooks == sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in run.model.modules())
     x = F.relu(run.model.inp(BATCHES[MLP][0]))
     for layer in run.model.hid[:-1]:
@@ -244,7 +244,7 @@ def test_dropout_and_the_callers_random_state_are_left_alone():
     before = torch.random.get_rng_state()
     subject = of_model(Dropped, batch=BATCHES[MLP], loss=loss, base_width=32, other_width=64, lr=1e-30)
     run = subject.start(32, 1, 0)
-    one, two = (watching.look(subject, run, BATCHES[MLP]).logits for _ in range(2))
+    one, two = (hooks_module.look(subject, run, BATCHES[MLP]).logits for _ in range(2))
     assert one.equal(two) and torch.random.get_rng_state().equal(before)
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adafactor, AdamW
 
 from scaletune import checking
-from scaletune.checking import alignment, regime, sharpness, weighing
-from scaletune.checking.subject import Run, Subject, of_model, of_recipe
+from scaletune.checking import alignment, preconditioner, regime, sharpness
+from scaletune.checking.target import Run, Subject, of_model, of_recipe
 
 WIDTHS, SEEDS = (64, 128, 256), (0, 1)
 BATCH = (torch.randn(32, 16, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 10)
@@ -115,7 +115,7 @@ def spectral_radius(beta, rate, ema, nesterov=False):
 def test_the_threshold_is_where_a_quadratic_diverges(made, ema, nesterov, known):
     """38 / lr for Adam at beta1 = 0.9 (arXiv:2207.14484), 2 / lr for gradient descent; momentum by the map's own eigenvalues."""
     opt = made([nn.Parameter(torch.zeros(1))])
-    limit = weighing.threshold(Run(nn.Linear(1, 1), [opt], {}))
+    limit = preconditioner.threshold(Run(nn.Linear(1, 1), [opt], {}))
     assert known is None or limit == pytest.approx(known)
     beta = 0.9 if known != 2.0 else 0.0
     assert spectral_radius(beta, limit * 0.999, ema, nesterov) < 1 < spectral_radius(beta, limit * 1.001, ema, nesterov)

@@ -19,7 +19,7 @@ import scaletune
 from scaletune import checking, cli, laws, recipe
 from scaletune.errors import UserError
 from scaletune.records import Fit, Store, read_jsonl
-from scaletune.transferring.own import toml
+from scaletune.transferring.formats.recipe import toml
 
 COMMANDS = ("run", "plan", "sweep", "status", "export", "fit", "predict", "transfer", "lint", "plot", "report", "check", "count", "laws")
 RECIPE = """
@@ -44,7 +44,7 @@ def home(words, tmp_path_factory):
     (folder / "far.toml").write_text(TARGET.replace("width = 128", "width = 256").replace("tokens = 40960", "tokens = 524288"))
     study().to_csv(folder / "runs.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scaletune.sweeping.local.Pool", InProcess)
+        patch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
         scaletune.run(folder / "some-1.5b.toml", out=folder)
     scaletune.fit(folder / "runs.csv").write(folder / "runs.json")
     return folder
@@ -54,7 +54,7 @@ def home(words, tmp_path_factory):
 def cli_at(home, tmp_path, monkeypatch, capsys):
     """arguments -> (exit status, stdout, stderr), in that folder, with nothing to be trained; {out} is a fresh folder."""
     monkeypatch.chdir(home)
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
 
     def call(*arguments):
         capsys.readouterr()
@@ -145,7 +145,7 @@ def test_fit_says_what_the_contract_says(cli_at, tmp_path):
 
 
 def test_fits_help_names_every_law_that_can_be_fitted():
-    from scaletune.cli.parsing import RELATIONS
+    from scaletune.cli.arguments import RELATIONS
     from scaletune.fitting import relations
 
     assert sorted(relations.RELATIONS) == list(RELATIONS)

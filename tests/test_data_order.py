@@ -10,7 +10,7 @@ from scipy.stats import chi2, spearmanr
 
 from scaletune import data, sweeping
 from scaletune.data import Text
-from scaletune.data.ordering import permuted
+from scaletune.data.batch_order import permuted
 from scaletune.errors import UserError
 
 seeds, orders = st.integers(0, 2**32), st.sampled_from(["random", "shuffle"])
@@ -155,7 +155,7 @@ def test_repetition_that_is_asked_for_is_allowed():
 
 
 def test_a_sweep_refuses_a_horizon_beyond_its_data_before_it_trains(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
     with pytest.raises(UserError, match=r"`tokens <= epochs \* train tokens` must hold, but got tokens=2560000, epochs=1"):
         sweeping.sweep(tiny(tokens=256 * 10**4), out=tmp_path)
     assert len(sweeping.tasks("main", [tiny({"tokens": 256 * 10**4, "data.epochs": 100})])) == 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scaletune import data
-from scaletune.data import digesting, files, tokenizing
+from scaletune.data import files, hashing, tokenization
 from scaletune.errors import UserError
 from scaletune.recipe import Data, validated
 
@@ -51,7 +51,7 @@ def test_tokens_are_never_held(tmp_path, monkeypatch, name):
     """A file of 64 MiB is read, judged, digested and drawn from in a few MiB."""
     tokens = np.arange(2**25, dtype=np.uint16)
     tokens.tofile(tmp_path / name) if name.endswith(".bin") else np.save(tmp_path / name, tokens)
-    monkeypatch.setattr(digesting, "CHUNK", 2**20)
+    monkeypatch.setattr(hashing, "CHUNK", 2**20)
     tracemalloc.start()
     corpus = files.tokens(Data(source=str(tmp_path / name)))
     corpus.batch(0, 0, 8, 64)
@@ -64,17 +64,17 @@ def test_the_digest_is_sha256_whatever_the_chunks(monkeypatch):
     array = np.random.default_rng(0).integers(0, 99, 10007)
     expected = hashlib.sha256(b"int64 10007 " + array.tobytes()).hexdigest()[:16]
     for size in (8, 999, 2**24):
-        monkeypatch.setattr(digesting, "CHUNK", size)
-        assert digesting.digest(array) == expected
+        monkeypatch.setattr(hashing, "CHUNK", size)
+        assert hashing.digest(array) == expected
 
 
 def test_samples_stand_for_a_large_array(monkeypatch):
     array = np.arange(10**6)
-    monkeypatch.setattr(digesting, "LARGE", 10**6)
-    whole = digesting.digest(array)
+    monkeypatch.setattr(hashing, "LARGE", 10**6)
+    whole = hashing.digest(array)
     for changed in (np.append(array, 0), array.astype(np.int32), np.where(array < 10, 0, array), np.where(array > 10**6 - 10, 0, array)):
-        assert digesting.digest(changed) != whole
-    assert digesting.digest(array.copy()) == whole
+        assert hashing.digest(changed) != whole
+    assert hashing.digest(array.copy()) == whole
 
 
 def test_a_vocabulary_is_padded_and_never_cut(tmp_path, read):
@@ -110,7 +110,7 @@ def test_a_text_files_tokens_are_the_tokenizers(tmp_path, read, tokenizer, monke
 
     text = "\n".join(DOCUMENTS) + "\nnaïve — ünïcode\r\n"
     (tmp_path / "text.txt").write_text(text, newline="")
-    monkeypatch.setattr(tokenizing, "PIECE", 1000)
+    monkeypatch.setattr(tokenization, "PIECE", 1000)
     corpus = read(tmp_path / "text.txt", tokenizer=str(tokenizer), held_out=0.2)
     assert tokenizers.Tokenizer.from_file(str(tokenizer)).decode(both(corpus).tolist()) == text
     assert corpus.vocab_size == 300 and corpus.train.dtype == np.uint16 and isinstance(corpus.train, np.memmap)
@@ -145,15 +145,15 @@ def test_text_is_tokenised_without_being_held(tmp_path):
     for name, line in (("lines.txt", "some text\n"), ("line.txt", "some text ")):
         (tmp_path / name).write_text(line * (24 * 2**20 // len(line)))
         tracemalloc.start()
-        tokenizing.tokenized(Data(source=str(tmp_path / name), tokenizer="bytes", cache=str(tmp_path / "cache")))
+        tokenization.tokenized(Data(source=str(tmp_path / name), tokenizer="bytes", cache=str(tmp_path / "cache")))
         assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
         tracemalloc.stop()
 
 
 def test_text_is_tokenised_once_and_again_when_it_changes(tmp_path, read, monkeypatch):
     source, made = tmp_path / "text.txt", []
-    fill = tokenizing._fill
-    monkeypatch.setattr(tokenizing, "_fill", lambda *given: made.append(1) or fill(*given))
+    fill = tokenization._fill
+    monkeypatch.setattr(tokenization, "_fill", lambda *given: made.append(1) or fill(*given))
     source.write_text("before " * 100)
     for _ in range(2):
         data._load.cache_clear()
@@ -173,7 +173,7 @@ def test_tokenising_that_fails_leaves_nothing(tmp_path, read, monkeypatch):
     def full(*given):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokenizing, "_fill", full)
+    monkeypatch.setattr(tokenization, "_fill", full)
     with pytest.raises(OSError, match="No space"):
         read(tmp_path / "text.txt", tokenizer="bytes")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -182,17 +182,17 @@ def test_tokenising_that_fails_leaves_nothing(tmp_path, read, monkeypatch):
 def test_of_two_writers_one_wins(tmp_path, read, monkeypatch):
     """The other finished while this one was writing."""
     (tmp_path / "text.txt").write_text("text " * 100)
-    fill, said = tokenizing._fill, Data(source=str(tmp_path / "text.txt"), tokenizer="bytes", cache=str(tmp_path / "cache"))
+    fill, said = tokenization._fill, Data(source=str(tmp_path / "text.txt"), tokenizer="bytes", cache=str(tmp_path / "cache"))
     inner = []
 
     def slow(*given):
         if not inner:
             inner.append(1)
-            inner.append(tokenizing.tokenized(said))
+            inner.append(tokenization.tokenized(said))
         return fill(*given)
 
-    monkeypatch.setattr(tokenizing, "_fill", slow)
-    corpus = tokenizing.tokenized(said)
+    monkeypatch.setattr(tokenization, "_fill", slow)
+    corpus = tokenization.tokenized(said)
     assert np.array_equal(corpus.train, inner[1].train) and len(list((tmp_path / "cache").iterdir())) == 1
 
 

@@ -16,9 +16,9 @@ from scipy import optimize, stats
 
 from scaletune.errors import UserError
 from scaletune.fitting import compare, fit, measure
-from scaletune.fitting.lossfit import fit_loss_law
-from scaletune.fitting.optimum import SKEWS, Basin, phi
-from scaletune.fitting.powerlaw import regress
+from scaletune.fitting.loss.record import fit_loss_law
+from scaletune.fitting.optimum.lr_basin import SKEWS, Basin, phi
+from scaletune.fitting.optimum.power_law import regress
 from scaletune.predicting import Prediction, from_fit
 from scaletune.records import Fit
 

@@ -13,15 +13,17 @@ from scipy import linalg, optimize, stats
 
 from scaletune.cli import main
 from scaletune.errors import UserError
-from scaletune.fitting import compare_forms, fit, forms, resampling
-from scaletune.fitting.discrepancy import SHARES, alike, scales
-from scaletune.fitting.lossfit import fit_loss_law
-from scaletune.fitting.losslaw import DESCRIBE, NAMES, PREDICT, Estimator, draw, refit, solve
-from scaletune.fitting.overtraining import fit_overtraining
-from scaletune.fitting.robust import SQUARES, Huber, Student
-from scaletune.fitting.separable import Problem, _nonnegative
+from scaletune.fitting import compare_forms, fit
+from scaletune.fitting.loss import functional_forms
+from scaletune.fitting.loss.discrepancy import SHARES, alike, scales
+from scaletune.fitting.loss.law import DESCRIBE, NAMES, PREDICT, Estimator, draw, refit, solve
+from scaletune.fitting.loss.overtraining import fit_overtraining
+from scaletune.fitting.loss.record import fit_loss_law
+from scaletune.fitting.loss.uncertainty import covariance, influence, profile_interval
+from scaletune.fitting.loss.variable_projection import Problem, _nonnegative
+from scaletune.fitting.stats import resampling
+from scaletune.fitting.stats.robust import SQUARES, Huber, Student
 from scaletune.fitting.table import odd_units
-from scaletune.fitting.uncertainty import covariance, influence, profile_interval
 from scaletune.predicting import from_fit
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -89,12 +91,12 @@ def test_students_cost_is_minus_the_log_density_up_to_a_constant():
 
 
 @pytest.mark.parametrize("power", [1.0, 0.3])
-@pytest.mark.parametrize("form", [forms.CHINCHILLA, forms.INTERACTION])
+@pytest.mark.parametrize("form", [functional_forms.CHINCHILLA, functional_forms.INTERACTION])
 def test_derivatives_are_those_of_finite_differences(form, power, runs):
     n, d, loss = runs
     columns = {"n_params": n, "tokens": d}
     size = len(form.names)
-    problem = forms.pose(form, forms.shape(form, form.centre(columns)), columns, loss)
+    problem = functional_forms.pose(form, functional_forms.shape(form, form.centre(columns)), columns, loss)
     problem = replace(problem, power=power, weight=np.linspace(1, 2, len(n))[None], prior=(np.full(size, 0.1), 0.3 * np.eye(size)))
     phi = np.random.default_rng(2).uniform(0.1, 0.5, (3, size))
     _, gradient, hessian = problem.derivatives(phi, Huber(0.5))
@@ -208,7 +210,7 @@ def test_every_resample_is_at_the_minimum_that_scipy_finds_from_several_starts(e
 
 def test_bootstrap_standard_errors_are_the_published_ones(epoch):
     solved = solve(*epoch)
-    table = forms.CHINCHILLA.natural(draw(solved, 1500), solved.centre)
+    table = functional_forms.CHINCHILLA.natural(draw(solved, 1500), solved.centre)
     assert table.std(0)[[0, 3, 4]] == pytest.approx([0.02566, 0.0154, 0.0206], rel=0.08)  # arXiv:2404.10102, 4000 resamples
     assert np.quantile(table[:, 3], [0.025, 0.975]) == pytest.approx([0.317, 0.373], abs=0.004)
 

@@ -17,9 +17,9 @@ from scaletune import plotting
 from scaletune.cli import main
 from scaletune.errors import UserError
 from scaletune.fitting import fit
-from scaletune.fitting.basin import directions, height, knee, phi_slopes
-from scaletune.fitting.joint import axes_of, fit_joint, gather, usable
-from scaletune.fitting.surface import Scales, _blocks, _weight, model, names, prior, solve
+from scaletune.fitting.joint.basin import directions, height, knee, phi_slopes
+from scaletune.fitting.joint.fit import axes_of, fit_joint, gather, usable
+from scaletune.fitting.joint.surface import Scales, _blocks, _weight, model, names, prior, solve
 from scaletune.fitting.table import tabulate
 from scaletune.laws.surface import height as height_at
 from scaletune.records import Fit

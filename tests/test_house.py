@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "scaletune"
 ROWS = {
     "shared": ("errors", "records", "rules", "sections", "zoo", "huggingface", "hardware", "recipe", "counting"),
     "torch": ("models", "parametrizing", "data", "optim", "training", "checking", "sweeping"),
-    "numpy": ("laws", "predicting", "importing", "fitting", "planning", "transferring", "plotting", "reporting"),
-    "top": ("running", "cli", "__init__", "__main__"),
+    "numpy": ("laws", "predicting", "importing", "fitting", "planning", "transferring", "linting", "plotting", "reporting"),
+    "top": ("study", "cli", "__init__", "__main__"),
 }
 ROW = {name: row for row, names in ROWS.items() for name in names}
 HANDS_OVER = {("records", "predicting")}  # `Fit.predict` hands over to the numpy row: the one method that does
@@ -128,7 +128,7 @@ def test_files_are_read_as_data_and_no_shell_is_started(path):
         assert name != "torch.load" or named.get("weights_only") is True
 
 
-@pytest.mark.parametrize("name", ["recipe", "counting", "data", "transferring.granite", "sweeping"])
+@pytest.mark.parametrize("name", ["recipe", "counting", "data", "transferring.formats.granite", "sweeping"])
 def test_torch_stays_out_until_something_trains(name):
     code = f"import sys, scaletune.{name}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

@@ -7,12 +7,13 @@ from test_transferring import EVERYTHING, EVIDENCE, VOCAB, WIDE
 
 from scaletune import cli, counting
 from scaletune.errors import UserError
+from scaletune.linting.config_rules import RULES
+from scaletune.linting.group_rules import RULES as GROUP_RULES
+from scaletune.linting.lint import lint
+from scaletune.linting.stack_rules import RULES as STACK_RULES
 from scaletune.rules import FORMS
-from scaletune.transferring import Transfer, granite, hyperclovax, llama, own, pytorch
-from scaletune.transferring.faults import RULES
-from scaletune.transferring.group_faults import RULES as GROUP_RULES
-from scaletune.transferring.linting import lint
-from scaletune.transferring.stack_faults import RULES as STACK_RULES
+from scaletune.transferring import Transfer
+from scaletune.transferring.formats import granite, hyperclovax, llama, pytorch, recipe
 
 GRANITE = {  # of width 1024, base 256, sigma 0.02: m = 4
     "model_type": "granite", "hidden_size": 1024, "num_attention_heads": 16, "attention_multiplier": 0.125, "initializer_range": 0.01,
@@ -205,7 +206,7 @@ def test_what_we_emit_is_clean(tiny, tmp_path, form, settings):
     for emitter in (granite, hyperclovax, llama, pytorch):
         emitter.emit(made, tmp_path / emitter.__name__)
         assert lint(tmp_path / emitter.__name__)["findings"] == []
-    assert lint(own.emit(made, tmp_path)[0])["findings"] == []
+    assert lint(recipe.emit(made, tmp_path)[0])["findings"] == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from scaletune import counting, models
-from scaletune.models.building import generator
+from scaletune.models.build import generator
 
 VOCAB = 61
 WIDE = {"parametrization.base_width": 64, "parametrization.init_std": 0.15}  # four heads, and no multipliers

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import scaletune as st
 from scaletune import UserError, counting, models, rules
 from scaletune.parametrizing import Plan
-from scaletune.parametrizing.applying import Multiply
+from scaletune.parametrizing.apply import Multiply
 
 DECAYED = {"*": {"weight_decay": 0.1}}  # mup decays vectors too
 

@@ -15,13 +15,13 @@ from scaletune import counting, planning, recipe, sweeping
 from scaletune.cli import main
 from scaletune.errors import UserError
 from scaletune.fitting import fit
-from scaletune.fitting.surface import STUDENT, Runs, expected_information, expected_weight, model, names
-from scaletune.planning import belief as believing
+from scaletune.fitting.joint.surface import STUDENT, Runs, expected_information, expected_weight, model, names
 from scaletune.planning import candidates as possible
-from scaletune.planning import designing
-from scaletune.planning.belief import from_joint, from_priors
-from scaletune.planning.designing import core, criterion, half_widths, information, path
-from scaletune.planning.pricing import Candidates, added
+from scaletune.planning import optimal_design
+from scaletune.planning import prior as believing
+from scaletune.planning.cost import Candidates, added
+from scaletune.planning.optimal_design import core, criterion, half_widths, information, path
+from scaletune.planning.prior import from_joint, from_priors
 from scaletune.recipe import load, points, validated, with_settings
 
 CENTRE, AT = (17.0, 20.0), (math.log(2e-3), math.log(1e5))
@@ -77,7 +77,7 @@ def planned(target):
 
 
 def test_the_information_of_cells_is_that_of_the_dense_matrix_with_their_deviations(belief, found):
-    theta, scales, runs = belief.draws[0], belief.scales, designing.part(found.runs, np.arange(0, len(found.cost), 7))
+    theta, scales, runs = belief.draws[0], belief.scales, optimal_design.part(found.runs, np.arange(0, len(found.cost), 7))
     _, to_theta, to_delta, tall = model(theta, np.zeros((runs.n_cells, 3)), runs)
     n_theta = len(theta)
     jacobian = np.zeros((len(runs.n), n_theta + 3 * runs.n_cells))
@@ -110,7 +110,7 @@ def test_slopes_of_the_target_are_those_of_finite_differences(belief, found):
 
     steps = h * np.eye(len(theta))
     numeric = np.column_stack([(at(theta + s) - at(theta - s)) / (2 * h) for s in steps])
-    assert designing.target_slopes(belief, found.target, theta) == pytest.approx(numeric, abs=1e-7)
+    assert optimal_design.target_slopes(belief, found.target, theta) == pytest.approx(numeric, abs=1e-7)
 
 
 def test_weights_are_half_the_curvature_of_the_loss_at_the_target(belief, found):
@@ -121,7 +121,7 @@ def test_weights_are_half_the_curvature_of_the_loss_at_the_target(belief, found)
         x = theta[:6].reshape(2, 3) @ np.array([1.0, n[0], d[0] - n[0]]) + [u, v]
         return float(model(theta, np.zeros((1, 3)), Runs(n, d, x[None], n, np.zeros(1, int)))[0][0])
 
-    weights = designing.weights_of(belief, found.target, theta)
+    weights = optimal_design.weights_of(belief, found.target, theta)
     for i, (u, v) in enumerate(((h, 0), (0, h))):
         assert weights[i, i] == pytest.approx((ln_loss(u, v) + ln_loss(-u, -v) - 2 * ln_loss(0, 0)) / (2 * h * h), rel=1e-3)
     mixed = (ln_loss(h, h) - ln_loss(h, -h) - ln_loss(-h, h) + ln_loss(-h, -h)) / (8 * h * h)
@@ -134,7 +134,7 @@ def test_weights_are_half_the_curvature_of_the_loss_at_the_target(belief, found)
 def test_runs_taken_one_by_one_are_worth_what_the_whole_is(belief, found):
     """The path's own bookkeeping, a pivoted Cholesky factor, against the covariance computed afresh from surface.py's blocks."""
     chosen = path(belief, found, until=60.0, most=40)
-    state = designing._State(belief, found, 60)
+    state = optimal_design._State(belief, found, 60)
     for i in chosen:
         state.take(int(i))
     j = int(np.argmax(state.gains()))
@@ -197,7 +197,7 @@ def made_up(belief, found, chosen, seed):
     """A surface of the belief's prior, its runs fitted: (error, expected half width) of ln lr, ln batch, ln loss at the target."""
     rng = np.random.default_rng(seed)
     theta = belief.guess + belief.root @ rng.standard_normal(len(belief.guess))
-    runs = designing.part(found.runs, chosen)
+    runs = optimal_design.part(found.runs, chosen)
     delta = belief.scales.scatter * rng.standard_normal((runs.n_cells, 3))
     value, _, _, tall = model(theta, delta, runs)
     y = value + np.hypot(belief.scales.noise, belief.scales.misfit * tall) * rng.standard_t(STUDENT, len(value))
@@ -214,7 +214,7 @@ def made_up(belief, found, chosen, seed):
 
 def fit_joint(table):
     """`fit` without cells held out, which a hundred studies need not have."""
-    from scaletune.fitting.joint import fit_joint as fitted
+    from scaletune.fitting.joint.fit import fit_joint as fitted
     from scaletune.fitting.table import tabulate
 
     return fitted(tabulate(table, ["n_params", "tokens", "batch_tokens", "lr", "loss"]), [], 0.9)
@@ -437,7 +437,7 @@ def test_the_written_study_holds_the_planned_runs_and_nothing_else(written, caps
 
 
 def test_a_written_study_is_swept(target, tmp_path, monkeypatch):
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
     out = tmp_path / "study.toml"
     assert main(["plan", str(target), "--budget", "5%", "--out", str(out)]) == 0
     study = load(out)

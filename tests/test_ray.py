@@ -21,12 +21,12 @@ from scaletune import sweeping, training
 from scaletune.errors import UserError
 from scaletune.recipe import with_settings
 from scaletune.recipe.engine import Engine
-from scaletune.sweeping import engines
-from scaletune.sweeping import ray as ours
-from scaletune.sweeping.ray import cluster
-from scaletune.transferring.own import toml
+from scaletune.sweeping.engines import pool
+from scaletune.sweeping.engines import ray as ours
+from scaletune.sweeping.engines.ray import cluster
+from scaletune.transferring.formats.recipe import toml
 
-WORKER = "scaletune.sweeping.worker"
+WORKER = "scaletune.sweeping.engines.worker"
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_the_record_is_the_local_engines(tiny, nodes, tmp_path):
 
 @pytest.mark.parametrize("search", [{"kind": "basin", "budget": 4}, {"kind": "joint", "budget": 5, "wave": 2}], ids=lambda s: s["kind"])
 def test_a_search_never_knows_which_engine_it_has(tiny, nodes, tmp_path, search, monkeypatch):
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", InProcess)  # of this process: the actors' are their own
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)  # of this process: the actors' are their own
     asked = tiny({"axes": {"lr": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], "width": [16, 32]}, "search": search, "engine.workers": 1})
     for kind in ("local", "ray"):
         sweeping.sweep(with_settings(asked, {"engine.kind": kind}), out=tmp_path / kind)
@@ -255,7 +255,7 @@ def test_without_ray_it_says_what_to_install(on_ray, tmp_path, monkeypatch):
 
 
 def test_kinds_are_the_engines():
-    assert set(get_args(Engine.model_fields["kind"].annotation)) == set(engines.ENGINES)
+    assert set(get_args(Engine.model_fields["kind"].annotation)) == set(pool.ENGINES)
 
 
 @pytest.mark.parametrize("address", ["ray://host:10001", "host", ":6379", "host:66000", "http://host:1"])

@@ -19,7 +19,7 @@ CELL = {
     "interval": {"lr": [1e-3, 5e-3], "loss": [2.5, 2.7]}, "predicted_loss": 2.6, "measured_loss": 2.55, "loss_covered": True,
     "loss_at_predicted": 2.6, "best_loss": 2.5, "best_lr": 3.9e-3, "loss_excess": 0.04,
 }  # fmt: skip
-ANSWER = {  # as `scaletune.transferring.answering.answer` makes it
+ANSWER = {  # as `scaletune.transferring.answer.settings.answer` makes it
     "settings": {"lr": {"value": 1.5e-3, "source": "fitted"}, "batch_tokens": {"value": 512, "source": "as the target asks"}},
     "loss": {"value": 2.2, "interval": [2.0, 2.4], "unit": "nats per token", "source": "fitted: law loss_nd"},
     "off_by_2x": {

@@ -18,11 +18,11 @@ from scaletune.cli import main
 from scaletune.errors import UserError
 from scaletune.recipe import with_settings
 from scaletune.records import read_jsonl
-from scaletune.sweeping import slurm
-from scaletune.sweeping.slurm import cluster, orders, packing
-from scaletune.sweeping.slurm import job as running
-from scaletune.sweeping.slurm.cluster import Cluster, Refused, State
-from scaletune.transferring.own import toml
+from scaletune.sweeping.engines import slurm
+from scaletune.sweeping.engines.slurm import cluster, job_messages, job_size
+from scaletune.sweeping.engines.slurm import job as running
+from scaletune.sweeping.engines.slurm.cluster import Cluster, Refused, State
+from scaletune.transferring.formats.recipe import toml
 
 pytest.importorskip("submitit")
 
@@ -75,13 +75,13 @@ def test_the_engine_is_no_part_of_a_trials_identity(tiny):
     ],
 )
 def test_what_is_missing_is_one_sentence(tiny, tmp_path, monkeypatch, capsys, patch, said):
-    monkeypatch.setattr(f"scaletune.sweeping.slurm.cluster.{patch[0]}", patch[1])
+    monkeypatch.setattr(f"scaletune.sweeping.engines.slurm.cluster.{patch[0]}", patch[1])
     with pytest.raises(UserError, match=said):
         sweeping.sweep(tiny({"engine.kind": "slurm"}), out=tmp_path)
 
 
 def test_a_folder_that_slurm_reads_as_a_pattern_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("scaletune.sweeping.slurm.cluster.shutil.which", lambda name: name)
+    monkeypatch.setattr("scaletune.sweeping.engines.slurm.cluster.shutil.which", lambda name: name)
     with pytest.raises(UserError, match="must be named without '%', but got"):
         cluster.require(tmp_path / "50%j")
 
@@ -106,21 +106,21 @@ def wanted(tiny):
 @pytest.mark.parametrize(("minutes", "workers", "sizes"), [(0.0, 1000, [1] * 7), (4.0, 1000, [2, 2, 2, 1]), (60.0, 4, [7])])
 def test_trials_share_a_job_until_it_is_worth_its_time_in_the_queue(wanted, minutes, workers, sizes):
     queue = wanted(7, **{"slurm.minutes": minutes})
-    assert [len(pack) for pack in packing.pack(queue, workers)] == sizes and queue == []
+    assert [len(pack) for pack in job_size.pack(queue, workers)] == sizes and queue == []
 
 
 def test_a_trial_whose_job_was_lost_goes_alone(wanted):
     queue = wanted(4, **{"slurm.minutes": 60.0})
     queue[1].tries = 1
     first, second, third = list(queue[:1]), queue[1], queue[2:]
-    assert packing.pack(queue, 8) == [first, [second], third]
+    assert job_size.pack(queue, 8) == [first, [second], third]
 
 
 def test_stacks_go_together_but_not_to_a_gpu_that_was_not_measured(tiny):
     def packs(**engine):
         settings = {f"engine.{name}": value for name, value in engine.items()} | {"engine.slurm.minutes": 0.0}
         points = [tiny(settings | {"optimizer.lr": lr}) for lr in (1e-3, 2e-3, 3e-3, 4e-3)]
-        return [len(pack) for pack in packing.pack(sweeping.tasks("main", points), 2)]
+        return [len(pack) for pack in job_size.pack(sweeping.tasks("main", points), 2)]
 
     assert packs() == [2, 1, 1] and packs(**{"slurm.gpus_per_trial": 1}) == [1, 1, 1, 1]
     assert packs(**{"slurm.gpus_per_trial": 1}, stack=2) == [2, 1, 1]
@@ -129,12 +129,12 @@ def test_stacks_go_together_but_not_to_a_gpu_that_was_not_measured(tiny):
 def test_horizons_of_a_trunk_go_together_to_a_gpu_too(tiny):
     settings = {"engine.slurm": {"minutes": 0.0, "gpus_per_trial": 1}, "schedule.warmup_tokens": 256}
     points = [tiny(settings | {"lr": lr, "tokens": 256 * steps}) for lr in (1e-3, 2e-3) for steps in (16, 8)]
-    assert [len(pack) for pack in packing.pack(sweeping.tasks("main", points), 8)] == [2, 2]
+    assert [len(pack) for pack in job_size.pack(sweeping.tasks("main", points), 8)] == [2, 2]
 
 
 def test_an_array_has_max_jobs_and_one_kind_of_job(wanted):
     queue = wanted(5, **{"slurm.minutes": 0.0, "slurm.max_jobs": 2}) + wanted(6, **{"slurm.minutes": 0.0, "slurm.mem_gb": 8.0})[5:]
-    assert [len(packing.pack(queue, 9)) for _ in range(4)] == [2, 2, 1, 1] and not queue
+    assert [len(job_size.pack(queue, 9)) for _ in range(4)] == [2, 2, 1, 1] and not queue
 
 
 # --- what is believed of jobs ----------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def pool(tmp_path, monkeypatch):
 
 def answer(pool, task, message):
     order = next(order for order in pool.out if task.id in order.tasks)
-    orders.answer(order.folder, task.id, message)
+    job_messages.answer(order.folder, task.id, message)
 
 
 def test_answers_are_files_and_stay_until_they_are_on_record(pool, wanted):
@@ -186,7 +186,7 @@ def test_answers_are_files_and_stay_until_they_are_on_record(pool, wanted):
     assert queue == [] and pool.cluster.arrays == [(2, 9)] and pool.busy and pool.messages() == []
     answer(pool, asked[0], {"trial": {"id": asked[0].id}, "curve": [1.0], "log": ""})
     ((task, message),) = pool.messages()
-    path = orders.answer_path(pool.root, asked[0].id)
+    path = job_messages.answer_path(pool.root, asked[0].id)
     assert task is asked[0] and message["curve"] == [1.0] and path.exists()
     assert pool.messages() == [] and not path.exists() and pool.busy
     pool.__exit__(KeyboardInterrupt)
@@ -197,7 +197,7 @@ def test_a_job_that_has_ended_loses_what_it_began_and_gives_back_the_rest(pool, 
     asked = wanted(3, **{"slurm.minutes": 60.0})
     pool.hand_out(list(asked))
     pool.cluster.known["0_0"] = RUNNING
-    orders.beat(pool.out[0].folder, {"shares": {asked[0].id: 1.0, asked[1].id: 0.25}, "log": "loading", "beats": 1})
+    job_messages.beat(pool.out[0].folder, {"shares": {asked[0].id: 1.0, asked[1].id: 0.25}, "log": "loading", "beats": 1})
     answer(pool, asked[0], {"trial": {"id": asked[0].id}, "curve": [], "log": ""})
     assert [(task, message.get("progress")) for task, message in pool.messages()] == [(asked[0], None), (asked[1], 0.25)]
     pool.cluster.known["0_0"] = State("OUT_OF_MEMORY", -9, "OutOfMemory")
@@ -226,7 +226,7 @@ def test_a_job_that_never_began_loses_all_and_a_controller_that_is_away_loses_no
 def test_a_job_back_in_the_queue_is_not_lost_and_one_that_says_nothing_is(pool, wanted):
     (asked,) = wanted(1, patience=0.2)
     pool.hand_out([asked])
-    orders.beat(pool.out[0].folder, {"shares": {asked.id: 0.5}, "log": "", "beats": 1})
+    job_messages.beat(pool.out[0].folder, {"shares": {asked.id: 0.5}, "log": "", "beats": 1})
     for state in (RUNNING, State("REQUEUED", 0, "None"), PENDING, State("PENDING", 0, "BeginTime")):
         pool.cluster.known["0_0"] = state
         pool.messages()
@@ -240,9 +240,9 @@ def test_the_next_driver_takes_over_and_submits_nothing_twice(pool, wanted, caps
     asked = wanted(4, **{"slurm.minutes": 0.0})
     pool.hand_out(list(asked[:3]))
     answer(pool, asked[0], {"trial": {"id": asked[0].id}, "curve": [], "log": ""})
-    unborn = orders.written(pool.root, asked[3:])  # its driver was killed before it knew the job
+    unborn = job_messages.written(pool.root, asked[3:])  # its driver was killed before it knew the job
     after = slurm.Pool(pool.root, 9, pool.cluster)
-    assert not orders.standing(unborn.folder) and "3 jobs of an earlier driver are taken over" in capsys.readouterr().err
+    assert not job_messages.standing(unborn.folder) and "3 jobs of an earlier driver are taken over" in capsys.readouterr().err
     after.hand_out(list(asked))
     assert pool.cluster.arrays == [(3, 9), (1, 7)] and [order.job for order in after.out] == ["0_1", "0_2", "1_0"]
     assert [task for task, _ in after.messages()] == [asked[0]]
@@ -255,7 +255,7 @@ def test_an_interrupt_may_leave_the_jobs_to_the_next_driver(pool, wanted, capsys
     pool.leave = True
     pool.hand_out(wanted(2, **{"slurm.minutes": 0.0}))
     pool.__exit__(KeyboardInterrupt)
-    assert not pool.cluster.cancelled and len(orders.left(pool.root)) == 2
+    assert not pool.cluster.cancelled and len(job_messages.left(pool.root)) == 2
     assert "2 jobs stay in Slurm's hands" in capsys.readouterr().err
 
 
@@ -290,16 +290,16 @@ def test_a_lost_try_is_heard_once_and_an_older_one_not_at_all(pool, wanted):
     (asked,) = wanted(1)
     pool.hand_out([asked])
     old = pool.out[0].folder.with_name("older")
-    orders.answer(old, asked.id, {"lost": "its worker died", "status": 1, "memory": False, "log": ""})
-    assert pool.messages() == [] and orders.answers(pool.root) == set()
+    job_messages.answer(old, asked.id, {"lost": "its worker died", "status": 1, "memory": False, "log": ""})
+    assert pool.messages() == [] and job_messages.answers(pool.root) == set()
     answer(pool, asked, {"lost": "its worker died", "status": 1, "memory": False, "log": "words"})
-    assert [message["log"] for _, message in pool.messages()] == ["words"] and not pool.busy and not orders.answers(pool.root)
+    assert [message["log"] for _, message in pool.messages()] == ["words"] and not pool.busy and not job_messages.answers(pool.root)
 
 
 def test_what_squeue_says_is_read(monkeypatch, tmp_path):
     said = "12_3      PENDING     0     JobArrayTaskLimit   \n12_0   FAILED   768  NonZeroExitCode \n13   OUT_OF_MEMORY  9   OutOfMemory\n"
     monkeypatch.setattr(
-        "scaletune.sweeping.slurm.cluster.subprocess.run", lambda *command, **named: subprocess.CompletedProcess([], 0, said)
+        "scaletune.sweeping.engines.slurm.cluster.subprocess.run", lambda *command, **named: subprocess.CompletedProcess([], 0, said)
     )
     assert Cluster(tmp_path, "a b").states() == {
         "12_3": State("PENDING", 0, "JobArrayTaskLimit"), "12_0": State("FAILED", 3, "NonZeroExitCode"),
@@ -337,7 +337,7 @@ class Scripted(Stub):
 @pytest.fixture
 def training(pool, wanted, monkeypatch):
     """A job under way, of two trials."""
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", Scripted)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", Scripted)
     monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(running, "TAKEN", 0.0)
     pool.hand_out(wanted(2, **{"slurm.minutes": 60.0}))
@@ -350,7 +350,7 @@ def test_a_job_answers_and_is_heard_and_back_from_the_queue_it_begins_nothing_tw
     trial = {"trial": {"id": one.id}, "curve": [], "log": ""}
     Scripted.script = [[(one, {"progress": 0.5})], [(one, trial), (two, {"progress": 0.0})]]
     training.run()
-    beat = orders.read(training.folder / "beat.json")
+    beat = job_messages.read(training.folder / "beat.json")
     assert beat["shares"] == {one.id: 0.5} and beat["log"].endswith("last words") and len(beat["log"]) == running.TAIL
     assert [task.id for task in running.Training(training.folder).queue] == [two.id]
     assert [(task.id, "trial" in message) for task, message in pool.messages()] == [(one.id, True)]
@@ -376,7 +376,7 @@ def test_a_lost_stack_is_answered_at_once(training, pool, monkeypatch):
     monkeypatch.setattr(running.time, "sleep", pauses.append)
     Scripted.script = [[(task, lost) for task in training.queue]]
     training.run()
-    assert len(pauses) == 1 and len(orders.answers(pool.root)) == 2
+    assert len(pauses) == 1 and len(job_messages.answers(pool.root)) == 2
 
 
 def test_a_job_ends_when_its_order_is_withdrawn_or_refused(training, pool):
@@ -385,10 +385,10 @@ def test_a_job_ends_when_its_order_is_withdrawn_or_refused(training, pool):
     with pytest.raises(SystemExit):
         training.run()
     assert [message["refused"] for _, message in pool.messages()] == ["`a > b` must hold"]
-    Scripted.script = [lambda: orders.withdraw(training.folder), [(two, {"trial": {"id": two.id}})], []]
+    Scripted.script = [lambda: job_messages.withdraw(training.folder), [(two, {"trial": {"id": two.id}})], []]
     training.queue = [two]
     training.run()
-    assert not orders.answers(pool.root)
+    assert not job_messages.answers(pool.root)
     running.Job(str(training.folder))()  # starts after it was withdrawn: nothing to do
     assert not training.folder.exists()
 
@@ -422,7 +422,7 @@ def on_this_machine(monkeypatch):
     monkeypatch.setattr(slurm, "Cluster", OnThisMachine)
     monkeypatch.setattr(slurm, "LOOK", 0.5)
     monkeypatch.setattr(slurm, "GRACE", 1.0)
-    monkeypatch.setattr("scaletune.sweeping.slurm.cluster.shutil.which", lambda name: name)
+    monkeypatch.setattr("scaletune.sweeping.engines.slurm.cluster.shutil.which", lambda name: name)
     yield OnThisMachine.jobs
     for job in OnThisMachine.jobs:
         assert job._process.poll() is not None, "a job was left"
@@ -452,7 +452,7 @@ def under_way(out):
     for folder in out.glob("sweeps/*.slurm/orders/*"):
         id = folder.name.split("-")[0]
         checkpoint = out / "runs" / id / "checkpoint.pt"
-        if (folder / "job").exists() and checkpoint.exists() and not orders.answered(folder, id):
+        if (folder / "job").exists() and checkpoint.exists() and not job_messages.answered(folder, id):
             found[(folder / "job").read_text()] = (id, checkpoint)
     return found
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scaletune import counting, data, training
-from scaletune.counting import stacking as counted
+from scaletune.counting import stacks as counted
 from scaletune.errors import UserError
 from scaletune.training import loop
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from scaletune import data, training
-from scaletune.optim import vector
-from scaletune.training import graphing, loop
-from scaletune.training.stacking import Stack
+from scaletune.optim import fused_stack
+from scaletune.training import cuda_graph, loop
+from scaletune.training.stacked_loop import Stack
 
 OWN = [
     {"lr": 2e-3},
@@ -60,10 +60,10 @@ class Again:
 @pytest.fixture
 def again(monkeypatch):
     recorder = Again()
-    monkeypatch.setattr(vector, "DEVICES", ("cpu",))
-    monkeypatch.setattr(graphing, "DEVICES", ("cpu",))
-    monkeypatch.setattr(graphing, "apart", lambda work: work())
-    monkeypatch.setattr(graphing, "recorded", recorder)
+    monkeypatch.setattr(fused_stack, "DEVICES", ("cpu",))
+    monkeypatch.setattr(cuda_graph, "DEVICES", ("cpu",))
+    monkeypatch.setattr(cuda_graph, "apart", lambda work: work())
+    monkeypatch.setattr(cuda_graph, "recorded", recorder)
     return recorder
 
 
@@ -74,8 +74,8 @@ def test_a_replayed_step_is_the_step(tiny, acc, monkeypatch, again, settings):
     replayed = found(points, acc)
     assert again.made == 2 and replayed[3.0][0] == "diverged"
     left = len(replayed[3.0][2])  # steps of the first stack
-    assert again.replays == max(0, left - graphing.WARM) + STEPS - left - graphing.WARM
-    monkeypatch.setattr(graphing, "DEVICES", ())
+    assert again.replays == max(0, left - cuda_graph.WARM) + STEPS - left - cuda_graph.WARM
+    monkeypatch.setattr(cuda_graph, "DEVICES", ())
     assert found(points, acc) == replayed
 
 
@@ -90,7 +90,7 @@ def test_steps_that_cannot_be_recorded_are_taken_one_kernel_at_a_time(tiny, acc,
     points = asked(tiny, *OWN[:2])
     stacks = [Stack([loop.start(point, data.load(point.data), acc) for point in points]) for _ in range(2)]
     for stack, recorder in zip(stacks, (again, refuse), strict=True):
-        monkeypatch.setattr(graphing, "recorded", recorder)
+        monkeypatch.setattr(cuda_graph, "recorded", recorder)
         for _ in range(6):
             stack.update()
     said = capsys.readouterr().err
@@ -106,15 +106,15 @@ def test_steps_that_cannot_be_recorded_are_taken_one_kernel_at_a_time(tiny, acc,
 def test_only_steps_that_read_nothing_back_are_recorded(tiny):
     moe = tiny({"model": {"family": "moe", "width": 32, "depth": 1, "head_dim": 16, "n_experts": 4, "top_k": 2}})
     cuda = torch.device("cuda")
-    assert graphing.applies(tiny(), cuda) and not graphing.applies(moe, cuda) and not graphing.applies(tiny(), torch.device("cpu"))
+    assert cuda_graph.applies(tiny(), cuda) and not cuda_graph.applies(moe, cuda) and not cuda_graph.applies(tiny(), torch.device("cpu"))
 
 
 # --- on a GPU --------------------------------------------------------------------------------------------------------
 
 
 def on_gpu(points, acc, monkeypatch, *, one_update, one_launch):
-    monkeypatch.setattr(vector, "DEVICES", ("cuda",) if one_update else ())
-    monkeypatch.setattr(graphing, "DEVICES", ("cuda",) if one_launch else ())
+    monkeypatch.setattr(fused_stack, "DEVICES", ("cuda",) if one_update else ())
+    monkeypatch.setattr(cuda_graph, "DEVICES", ("cuda",) if one_launch else ())
     return found(points, acc)
 
 

@@ -9,8 +9,8 @@ import torch
 from scaletune import recipe as recipes
 from scaletune import sweeping, training
 from scaletune.records import read_jsonl
-from scaletune.sweeping import memory, stacks
-from scaletune.sweeping.board import Board
+from scaletune.sweeping import out_of_memory, stacks
+from scaletune.sweeping.progress import Board
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
 
@@ -83,20 +83,20 @@ def test_a_trial_whose_worker_died_trains_alone(tiny, no_gpu):
 
 def test_trials_that_lacked_memory_train_in_half_the_stack(tiny, no_gpu):
     tasks = queue(*[tiny({"lr": lr, "engine.stack": 4}) for lr in (1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3)])
-    assert [memory.shrink(task, 4) for task in tasks[:4]] == ["in a stack of 2, not of 4"] * 4
+    assert [out_of_memory.shrink(task, 4) for task in tasks[:4]] == ["in a stack of 2, not of 4"] * 4
     assert taken(tasks) == [[1e-3, 2e-3], [3e-3, 4e-3], [5e-3, 6e-3]]
 
 
 @pytest.mark.parametrize(("stack", "said", "most"), [(3, "in a stack of 1, not of 3", 1), (1, "with engine.accumulation = 2", 1)])
 def test_a_trial_is_made_smaller_by_its_stack_first(tiny, stack, said, most):
     (task,) = queue(tiny())
-    assert memory.shrink(task, stack) == said and (task.shrunk, task.most) == (1, most)
+    assert out_of_memory.shrink(task, stack) == said and (task.shrunk, task.most) == (1, most)
     assert task.recipe.engine.accumulation == (2 if stack == 1 else 1)
 
 
 def test_one_row_does_not_halve(tiny):
     (task,) = queue(tiny(batch_tokens=32))
-    assert memory.shrink(task, 1) == "" and task.shrunk == 0
+    assert out_of_memory.shrink(task, 1) == "" and task.shrunk == 0
 
 
 def test_the_record_is_the_one_of_trial_by_trial(tiny, tmp_path):
@@ -117,7 +117,7 @@ def test_a_killed_worker_costs_its_stack_and_no_more(tiny, tmp_path, monkeypatch
         finished(board, task, trial)
         if not killed:
             killed.append(trial)
-            worker = next(child for child in psutil.Process().children() if "scaletune.sweeping.worker" in child.cmdline())
+            worker = next(child for child in psutil.Process().children() if "scaletune.sweeping.engines.worker" in child.cmdline())
             worker.send_signal(signal.SIGKILL)
 
     monkeypatch.setattr(Board, "finished", watched)

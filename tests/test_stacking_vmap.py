@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from scaletune.errors import UserError
-from scaletune.training.vmapping import VmapStack
+from scaletune.training.vmap_stack import VmapStack
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # of CPU attention, which vmap has no rule for
 

@@ -20,9 +20,9 @@ from scaletune import data, sweeping, training
 from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.records import Store, read_jsonl
-from scaletune.sweeping import local
-from scaletune.sweeping.board import Board
-from scaletune.transferring.own import toml
+from scaletune.sweeping.engines import local
+from scaletune.sweeping.progress import Board
+from scaletune.transferring.formats.recipe import toml
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")  # of a trial, wherever and whenever it was trained
 PATIENCE = 60  # seconds until a test that waits has failed
@@ -65,7 +65,7 @@ class InProcess(Stub):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +83,7 @@ def undisturbed(asked, tmp_path_factory):
 
 
 def children(process=None):
-    return [child for child in psutil.Process(process).children(recursive=True) if "scaletune.sweeping.worker" in child.cmdline()]
+    return [child for child in psutil.Process(process).children(recursive=True) if "scaletune.sweeping.engines.worker" in child.cmdline()]
 
 
 def wait_for(condition):
@@ -118,7 +118,7 @@ def test_workers_train_what_a_trial_alone_is(asked, undisturbed):
 def test_a_second_sweep_trains_nothing(asked, undisturbed, monkeypatch):
     out, table, record = undisturbed
     before = record.read_bytes()
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)  # starting a worker would raise
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)  # starting a worker would raise
     again = sweeping.sweep(asked, out=out)
     assert again.equals(table) and record.read_bytes() == before
 
@@ -158,7 +158,7 @@ def test_adopt_takes_a_record_as_our_own(tiny, monkeypatch, tmp_path, undisturbe
     record = tmp_path / "sweeps/some-1.5b.jsonl"
     record.parent.mkdir()
     record.write_bytes(undisturbed[2].read_bytes())
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
     assert sweeping.sweep(asked, out=tmp_path, adopt=True).equals(undisturbed[1])
 
 
@@ -178,14 +178,14 @@ def test_a_record_we_cannot_keep_is_refused_before_anything_is_trained(tiny, mon
     row = json.loads(undisturbed[2].read_text().splitlines()[0]) | change
     record.write_text(json.dumps(row) + "\n")
     started = []
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", lambda *size: started.append(size))
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", lambda *size: started.append(size))
     with pytest.raises(UserError, match=r"tiny\.jsonl:1 "):
         sweeping.sweep(tiny(), out=tmp_path)
     assert json.loads(record.read_text()) == row and not started
 
 
 def test_a_form_that_cannot_tie_is_refused_before_anything_is_trained(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
     with pytest.raises(UserError, match="a tied head needs a form"):
         sweeping.sweep(tiny({"model.tied": True, "form": "sp", "width": 64}), out=tmp_path)
 
@@ -266,7 +266,7 @@ def test_a_killed_driver_leaves_no_orphan_and_its_rerun_the_same_record(asked, u
 
 def test_a_worker_whose_driver_is_gone_leaves_in_the_middle_of_its_trial(tiny):
     order = [{"sweep": "main", "recipe": tiny(tokens=256 * 10**6).model_dump()}]  # an hour
-    with subprocess.Popen([sys.executable, "-m", "scaletune.sweeping.worker"], stdin=PIPE, stdout=PIPE, text=True) as worker:
+    with subprocess.Popen([sys.executable, "-m", "scaletune.sweeping.engines.worker"], stdin=PIPE, stdout=PIPE, text=True) as worker:
         worker.stdin.write(json.dumps(order) + "\n")
         worker.stdin.flush()
         assert 0 < json.loads(worker.stdout.readline())["progress"] < 0.01
@@ -325,7 +325,7 @@ def test_a_trial_whose_worker_always_dies_is_recorded_and_tried_next_time(tiny, 
     assert table["status"].tolist() == ["failed", "failed"] and table["loss"].isna().all()
     assert set(table["message"]) == {"its worker died 3 times; last words: some words (exit status 3)"}
     assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["failed", "failed"]
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
     assert sweeping.sweep(recipe, out=tmp_path)["status"].tolist() == ["done", "done"]
     assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["done", "done"]
 

@@ -20,7 +20,7 @@ from test_chaos import chaos, under_way, worker  # noqa: F401
 import scaletune
 from scaletune.cli import main
 from scaletune.records import Store, glance, read_jsonl, read_trials
-from scaletune.sweeping import board, standing
+from scaletune.sweeping import progress, status
 
 PYTHON = sys.executable  # before a test puts another in its place
 
@@ -50,7 +50,7 @@ def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
     made, tasks, trials = store
     for task, cost in zip(tasks, (0, 0, 0, 30.0, 10.0), strict=True):
         task.cost = cost
-    shown = board.Board(made, tasks[3:], trials[:3])
+    shown = progress.Board(made, tasks[3:], trials[:3])
     shown.progress(tasks[3], 0.5)
     shown.progress(tasks[4], 0.0)
     clock[0] += 60
@@ -63,14 +63,14 @@ def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
     assert now["share"] == (10 + 0.5 * 30) / 40 and now["elapsed"] == 60 and now["left"] == 36  # 60 s for 25 of 40
     shown.lost(tasks[3])
     assert shown.standing()["running"] == []
-    assert standing.table(now) == [
+    assert status.table(now) == [
         "some-1.5b  trials 4/5  done 3  diverged 1  failed 0  running 1  47 s of training",
         " 62% ###############......... 1:00 gone, 0:36 left",
         f"best {best.loss:.4f} at width 32, lr 0.005",
         "   width depth        tokens     batch        lr seed  done      for  try",
         "      32     1         2,048       256     0.005    3   50%     1:00  1",
     ]
-    assert standing.line(now) == (
+    assert status.line(now) == (
         f"trials 4/5  62%, 1:00 gone, 0:36 left, 47 s of training, 1 running, 1 diverged; best {best.loss:.4f} at width 32, lr 0.005"
     )
 
@@ -78,15 +78,15 @@ def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
 def test_a_terminal_gets_a_table_that_is_drawn_over_and_others_a_line(store, monkeypatch, capsys, clock):
     made, tasks, _ = store
     for terminal in (True, False):
-        monkeypatch.setattr(board.sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
-        shown = board.Board(made, tasks[3:], [])
+        monkeypatch.setattr(progress.sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        shown = progress.Board(made, tasks[3:], [])
         for _ in range(2):
             clock[0] += 1
             shown.progress(tasks[3], 0.5)
             shown.beat()
         said = capsys.readouterr().err
         assert said.count("trials 0/2") == (2 if terminal else 0) and said.count("\x1b[4F\x1b[J") == (1 if terminal else 0)
-        clock[0] += board.SAY
+        clock[0] += progress.SAY
         shown.beat()
         assert capsys.readouterr().err.count("\n") == (4 if terminal else 1)
 
@@ -128,7 +128,7 @@ def test_a_real_terminal_shows_one_table_and_no_row_wraps(worker, tmp_path):  # 
 
 
 def test_clocks_say_hours_when_there_are_any():
-    assert [standing.clock(seconds) for seconds in (None, 7.9, 187, 3727)] == ["?", "0:07", "3:07", "1:02:07"]
+    assert [status.clock(seconds) for seconds in (None, 7.9, 187, 3727)] == ["?", "0:07", "3:07", "1:02:07"]
 
 
 def test_status_of_a_sweep_nobody_drives(store, tmp_path, capsys):

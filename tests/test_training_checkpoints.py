@@ -12,7 +12,7 @@ import torch
 from scaletune import training
 from scaletune.errors import UserError
 from scaletune.recipe import with_settings
-from scaletune.training import checkpointing
+from scaletune.training import checkpoints
 
 EVERY = 3
 STOPS = [1, 3, 5, 6, 8]  # steps taken when the process is killed: before the first checkpoint, on one, between, at the end
@@ -85,13 +85,13 @@ def undisturbed(tiny):
 def test_a_killed_trial_goes_on_to_the_same_bits(tiny, killed, undisturbed, kind, stop, monkeypatch):
     recipe = asked(tiny, killed / f"{kind}-{stop}", **KINDS[kind])
     assert os.path.exists(files(recipe)) == (stop >= EVERY)
-    restored, put_back = [], checkpointing.put_back
+    restored, put_back = [], checkpoints.put_back
 
     def watched(run, content):
         put_back(run, content)
         restored.append(run.step)
 
-    monkeypatch.setattr(checkpointing, "put_back", watched)
+    monkeypatch.setattr(checkpoints, "put_back", watched)
     assert trained(recipe) == undisturbed[kind]
     assert restored == ([8 if stop == 8 else stop // EVERY * EVERY] if stop >= EVERY else [])
 

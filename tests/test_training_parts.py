@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from scaletune import counting, data, models, optim, training
 from scaletune.errors import UserError
-from scaletune.training import gradients, ranging
+from scaletune.training import gradients, lr_range_test
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_a_range_test_is_read_as_numpy_would():
     losses = 5 - 3 / (1 + np.exp(-2 * (x - math.log(0.01)))) + np.maximum(0, x - math.log(1.0)) ** 2 * 3
     weights = 0.9 ** np.arange(80)[::-1]
     smooth = [np.average(losses[: i + 1], weights=weights[-i - 1 :]) for i in range(80)]
-    found = ranging.summary(lrs.tolist(), losses.tolist())
+    found = lr_range_test.summary(lrs.tolist(), losses.tolist())
     assert [row["smooth"] for row in found["records"]] == pytest.approx(smooth, rel=1e-12)
     lowest = int(np.argmin(smooth))
     assert found["lowest"] == lrs[lowest] and found["steepest"] == lrs[np.gradient(smooth, x)[: lowest + 1].argmin()]
@@ -261,7 +261,7 @@ def test_a_range_test_is_read_as_numpy_would():
     [([5.0, math.nan], 2.0), ([5.0, 4.0, 3.0, 12.0], 4.0), ([5.0, 5.1, 5.2, 5.3], 2.0), ([5.0, 4.0, 3.0, 2.0], None)],
 )
 def test_a_range_test_says_where_it_diverged(losses, diverged):
-    found = ranging.summary([1.0, 2.0, 3.0, 4.0][: len(losses)], losses, 11.0)
+    found = lr_range_test.summary([1.0, 2.0, 3.0, 4.0][: len(losses)], losses, 11.0)
     assert found["diverged_at"] == diverged
     assert (found["suggestion"] is None) == (min(losses) == losses[0])
     json.dumps(found, allow_nan=False)

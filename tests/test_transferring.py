@@ -17,8 +17,10 @@ from scaletune import counting, models, optim, recipe
 from scaletune.errors import UserError
 from scaletune.records import Fit
 from scaletune.rules import FORMS, caveats
-from scaletune.transferring import granite, one_std, own, prepare, transfer
-from scaletune.transferring.folding import folded
+from scaletune.transferring import one_std, prepare, transfer
+from scaletune.transferring.fold_multipliers import folded
+from scaletune.transferring.formats import granite
+from scaletune.transferring.formats import recipe as recipe_module
 
 EVERYTHING = {  # every multiplier away from one
     "parametrization.embedding_multiplier": 3.0, "parametrization.logits_multiplier": 0.7, "parametrization.depth_alpha": 0.5,
@@ -324,7 +326,7 @@ def without_none(value):
 @pytest.mark.parametrize("settings", [{}, EVERYTHING, {"model.tied": True, "optimizer.eps": 1e-12, "budget.tokens": 256 * 10**12}])
 def test_the_emitted_recipe_is_the_target(made, tmp_path, settings):
     transferred = made(settings)
-    path, _ = own.emit(transferred, tmp_path)
+    path, _ = recipe_module.emit(transferred, tmp_path)
     read = recipe.load(path)
     expected = transferred.target
     assert read == expected.model_copy(update={"evidence": without_none(expected.evidence)})
@@ -332,7 +334,7 @@ def test_the_emitted_recipe_is_the_target(made, tmp_path, settings):
 
 def test_the_neutral_plan_holds_every_tensor(made, tmp_path):
     transferred = made(EVERYTHING)
-    plan = json.loads(own.emit(transferred, tmp_path)[1].read_text())
+    plan = json.loads(recipe_module.emit(transferred, tmp_path)[1].read_text())
     assert plan["schema"] == "scaletune.plan/1" and plan["base"] == {"width": 32, "depth": 1}
     assert [row["name"] for row in plan["tensors"]] == [t.name for t in counting.tensors(transferred.target.model, VOCAB)]
     assert plan["multipliers"] == transferred.multipliers

@@ -8,7 +8,7 @@ from test_transferring import learned
 
 from scaletune import cli
 from scaletune.transferring import FORMATS
-from scaletune.transferring.own import toml
+from scaletune.transferring.formats.recipe import toml
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 import pytest
 import torch
 from test_transferring import WIDE, learned
-from test_transferring_natively import (
+from test_transferring_native import (
     COSINE,
     DECLARED,
     FEW,
@@ -26,8 +26,9 @@ from test_transferring_natively import (
 
 from scaletune import optim
 from scaletune.errors import UserError
-from scaletune.transferring import FORMATS, cerebras, fairseq2, llm_foundry, lm_engine, megatron, megatron_bridge, transfer
-from scaletune.transferring.linting import lint
+from scaletune.linting.lint import lint
+from scaletune.transferring import FORMATS, transfer
+from scaletune.transferring.formats import cerebras, fairseq2, llm_foundry, lm_engine, megatron, megatron_bridge
 
 SHARES = {"schedule.warmup": 0.25, "schedule.floor": 0.1}
 WSD = {"schedule.kind": "wsd", "schedule.decay": 0.25}

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from scaletune import optim
 from scaletune.errors import UserError
+from scaletune.linting.lint import lint
 from scaletune.recipe import LR_FREE, READS
-from scaletune.transferring import granite, pytorch
-from scaletune.transferring.attaching import LOADED, WHY_NOT
-from scaletune.transferring.linting import lint
-from scaletune.transferring.reading import plain, read
+from scaletune.transferring.formats import granite, pytorch
+from scaletune.transferring.param_groups import LOADED, WHY_NOT
+from scaletune.transferring.read_back import plain, read
 
 FAMILY = {  # family -> settings that train in eight steps
     "adamw": {}, "sgd": {"lr": 0.05, "optimizer.momentum": 0.9}, "lion": {"lr": 1e-3}, "adafactor": {"lr": 0.02},

@@ -8,15 +8,15 @@ from types import ModuleType
 import pytest
 import torch
 from test_transferring import EVERYTHING, VOCAB, drawn, trained
-from test_transferring_natively import FEW, RESIDUAL, SCALED, WIDTH, Tracker, imported, transferred  # noqa: F401
+from test_transferring_native import FEW, RESIDUAL, SCALED, WIDTH, Tracker, imported, transferred  # noqa: F401
 from torch.nn import functional as F
 
 from scaletune import models, optim
 from scaletune.errors import UserError
-from scaletune.transferring import megatron, megatron_bridge
-from scaletune.transferring.attaching import by_name
-from scaletune.transferring.linting import lint
-from scaletune.transferring.reading import plain, read
+from scaletune.linting.lint import lint
+from scaletune.transferring.formats import megatron, megatron_bridge
+from scaletune.transferring.param_groups import by_name
+from scaletune.transferring.read_back import plain, read
 
 pytest.importorskip("megatron.core")
 pytestmark = [

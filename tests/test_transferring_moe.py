@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from scaletune import models, optim
 from scaletune.errors import UserError
-from scaletune.transferring import granite, granitemoe, llama, one_std, own, pytorch
-from scaletune.transferring.linting import lint
-from scaletune.transferring.reading import plain, read
+from scaletune.linting.lint import lint
+from scaletune.transferring import one_std
+from scaletune.transferring.formats import granite, granitemoe, llama, pytorch, recipe
+from scaletune.transferring.read_back import plain, read
 
 MOE = {"model.family": "moe", "model.ffn_ratio": 1.0, "model.n_experts": 4}
 SHARED = {"model.n_shared_experts": 2, "model.kv_heads": 2}
@@ -123,7 +124,7 @@ def test_each_multiplier_changes_the_logits(transferred, tmp_path, key):
 @pytest.mark.parametrize("settings", [{}, EVERYTHING | SHARED, EVERYTHING | {"model.router": "hid"}, {"model.tied": True}])
 def test_what_is_read_back_is_the_plan(transferred, tmp_path, settings):
     made = transferred(MOE | settings)
-    for emitter in (granitemoe, own) if made.target.model.tied else (granitemoe, own, pytorch):
+    for emitter in (granitemoe, recipe) if made.target.model.tied else (granitemoe, recipe, pytorch):
         emitter.emit(made, tmp_path / emitter.__name__)
         got = read(tmp_path / emitter.__name__, made.target.model)
         assert got == {name: pytest.approx(values, rel=1e-12) for name, values in plain(made).items()}

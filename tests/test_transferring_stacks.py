@@ -16,27 +16,24 @@ from torch.nn import functional as F
 
 from scaletune import models, optim
 from scaletune.errors import UserError
+from scaletune.linting.lint import lint
 from scaletune.records import Fit
-from scaletune.transferring import (
-    FORMATS,
+from scaletune.transferring import FORMATS, one_std, prepare, transfer
+from scaletune.transferring.fold_multipliers import folded
+from scaletune.transferring.formats import (  # fmt: skip
     deepspeed,
     granite,
     hyperclovax,
     llama,
     nanogpt_mup,
     olmo_core,
-    one_std,
-    own,
-    prepare,
     pytorch,
+    recipe,
     torchtitan,
-    transfer,
-)  # fmt: skip
-from scaletune.transferring.attaching import kinds
-from scaletune.transferring.folding import folded
-from scaletune.transferring.linting import lint
-from scaletune.transferring.reading import UNREAD, plain, read
-from scaletune.transferring.refused import REFUSED
+)
+from scaletune.transferring.formats.unsupported import REFUSED
+from scaletune.transferring.param_groups import kinds
+from scaletune.transferring.read_back import UNREAD, plain, read
 
 CONFIGS = {
     "granite": (granite, "GraniteConfig", "GraniteForCausalLM"),
@@ -164,7 +161,7 @@ OWN_SHAPE = {  # what a stack needs the target to be
     "fairseq2": {"schedule.kind": "linear"},
     "llm_foundry": {"schedule.kind": "linear"},
 }
-NATIVE = ("megatron", "megatron_bridge", "cerebras", "lm_engine", "fairseq2", "llm_foundry")  # read back in test_transferring_natively
+NATIVE = ("megatron", "megatron_bridge", "cerebras", "lm_engine", "fairseq2", "llm_foundry")  # read back in test_transferring_native
 BIASED = {"granite", "hyperclovax", "llama", "pytorch", "recipe", "deepspeed"}
 KINDS = [{}, EVERYTHING | SCALED | {"model.kv_heads": 2}, {"form": "mup_t3"}, {"form": "ntk"}, {"width": 32}]
 
@@ -207,7 +204,7 @@ def test_at_the_base_size_every_tensor_has_the_base_values(transferred, tmp_path
         assert content["multipliers"] == {"embedding": 1.0, "attention": 0.25, "residual": 1.0, "logits": 1.0}
 
 
-@pytest.mark.parametrize("emitter", [granite, hyperclovax, own], ids=lambda module: module.__name__.split(".")[-1])
+@pytest.mark.parametrize("emitter", [granite, hyperclovax, recipe], ids=lambda module: module.__name__.split(".")[-1])
 def test_a_tied_plan_is_read_back_with_what_multiplies_its_logits(transferred, tmp_path, emitter):
     made = transferred(EVERYTHING | {"model.tied": True})
     emitter.emit(made, tmp_path)

@@ -75,7 +75,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_family_goes_from_recipe_to_report(name, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
     monkeypatch.chdir(tmp_path)
     settings = [part for setting in SMALL[name] for part in ("--set", setting.format(words=words))]
     path, record = ROOT / "configs" / "examples" / f"{name}.toml", Path("sweeps") / f"{name}.jsonl"

@@ -12,7 +12,7 @@ from test_sweeping import InProcess
 
 from scaletune import cli
 from scaletune.records import read_jsonl
-from scaletune.sweeping import local
+from scaletune.sweeping.engines import local
 
 RECIPE = """
 [model]
@@ -76,7 +76,7 @@ def test_a_workers_refusal_ends_the_sweep_at_once_and_loses_nothing(home, capsys
     """Real workers. Checkpoints of another recipe, then of no recipe: one line; what was trained before is on record."""
     keep = ["engine.checkpoint_every=2", 'axes={seed=[0, 1]}']  # fmt: skip
     with monkeypatch.context() as here:
-        here.setattr("scaletune.sweeping.local.Pool", InProcess)
+        here.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
         assert swept(capsys, *keep)[0] == 0
     (first, second), record = os.listdir("runs"), Path("sweeps/point.jsonl")
     before = record.read_text()
@@ -106,7 +106,7 @@ def test_nan_from_the_first_step_is_a_record(home, capsys, monkeypatch):
     recipe = Path("point.toml").read_text().replace("head_dim = 16", 'family = "mlp"\nloss = "mse"').replace("seq_len = 32", "seq_len = 1")
     recipe = recipe.replace('"words.txt"', '"power-law"\npower_law = { inputs = 64, examples = 4096 }')
     Path("point.toml").write_text(recipe)
-    monkeypatch.setattr("scaletune.sweeping.local.Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
     status, out, _ = swept(capsys, "parametrization.init_std=1e30")
     (trial,) = read_jsonl(Path("sweeps/point.jsonl"))
     assert status == 0 and "1 diverged" in out and (trial.status, trial.loss) == ("diverged", None)

@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from scaletune.checking import alignment, coordinates, exponents, regime, sharpness
-from scaletune.checking import subject as subjects
+from scaletune.checking import alignment, coordinates, regime, sharpness, slope_fit
+from scaletune.checking import target as subjects
+from scaletune.checking.bug_signatures import BUGS as BUGS
+from scaletune.checking.bug_signatures import diagnose as diagnose
 from scaletune.checking.coordinates import Slope as Slope
-from scaletune.checking.exponents import DEPTHS as DEPTHS
-from scaletune.checking.exponents import SEEDS as SEEDS
-from scaletune.checking.exponents import WIDTHS as WIDTHS
-from scaletune.checking.naming import BUGS as BUGS
-from scaletune.checking.naming import diagnose as diagnose
-from scaletune.checking.subject import Subject as Subject
+from scaletune.checking.slope_fit import DEPTHS as DEPTHS
+from scaletune.checking.slope_fit import SEEDS as SEEDS
+from scaletune.checking.slope_fit import WIDTHS as WIDTHS
+from scaletune.checking.target import Subject as Subject
 from scaletune.errors import UserError, nearest
 from scaletune.parametrizing import Plan
 from scaletune.recipe import Recipe, with_settings
@@ -38,7 +38,7 @@ def check(
     if what == "coordinate" and getattr(recipe.model, "tied", False):
         recipe = with_settings(recipe, {"model.tied": False})  # a zeroed head must not be the embedding
     own = (recipe.model.width, recipe.model.depth)
-    asked = exponents.asked(over, widths, depths, _seeds(what, seeds), own)
+    asked = slope_fit.asked(over, widths, depths, _seeds(what, seeds), own)
     return _checked(subjects.of_recipe(recipe), asked, what)
 
 
@@ -59,7 +59,7 @@ def check_model(
         raise UserError("a check needs a width, but got none")
     base_width = base_width or min(widths)
     deep = (base_depth or min(depths)) if over == "depth" and depths else base_depth
-    asked = exponents.asked(over, widths, depths, _seeds(what, seeds), (widths[0], deep or 1))
+    asked = slope_fit.asked(over, widths, depths, _seeds(what, seeds), (widths[0], deep or 1))
     other = next((width for width in widths if width != base_width), 2 * base_width)
     made = subjects.of_model(
         build, batch=batch, loss=loss, base_width=base_width, other_width=other, base_depth=deep, form=form, optimizer=optimizer,
@@ -78,6 +78,6 @@ def _known(what: str) -> None:
         raise UserError(f"`what` must be a check we know, but got {what!r}{nearest(what, CHECKS)}")
 
 
-def _checked(subject: Subject, asked: exponents.Asked, what: str) -> dict[str, Any]:
+def _checked(subject: Subject, asked: slope_fit.Asked, what: str) -> dict[str, Any]:
     shared = {"what": what, "over": asked.over, "widths": asked.widths, "depths": asked.depths, "seeds": asked.seeds}
     return shared | CHECKS[what](subject, asked)

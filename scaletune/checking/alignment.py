@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scaletune.checking import exponents
-from scaletune.checking.exponents import Asked
-from scaletune.checking.subject import Run, Subject, trained
-from scaletune.checking.watching import look
+from scaletune.checking import slope_fit
+from scaletune.checking.hooks import look
+from scaletune.checking.slope_fit import Asked
+from scaletune.checking.target import Run, Subject, trained
 from scaletune.errors import UserError
 from scaletune.parametrizing import shapes
-from scaletune.parametrizing.applying import takes_multiplier
+from scaletune.parametrizing.apply import takes_multiplier
 
 STEPS = (1, 4, 10, 20)
 NEAR = 0.15  # of 1/2 or 1, for an exponent to fit an assumption
@@ -100,7 +100,7 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
     if asked.over != "width":
         raise UserError("alignment is an exponent of the fan-in, which grows with width: over='depth' has none")
     fans: dict[str, dict[int, int]] = {}
-    sizes = exponents.over_seeds(asked, lambda *point: _measured(subject, fans, *point), "alignment")
+    sizes = slope_fit.over_seeds(asked, lambda *point: _measured(subject, fans, *point), "alignment")
     rows = [_row(key, [fans[key[0]][width] for width in asked.widths], ratios) for key, ratios in sizes.items()]
     updates = [row for row in rows if row["term"] == "dW x0" and row["step"] == STEPS[-1] and row["fits"] != "-"]
     return {"verdict": _verdict(updates), "tensors": rows, "finding": _finding(updates), "caveats": subject.caveats}
@@ -108,7 +108,7 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
 
 def _row(key: Key, fans: Sequence[int], ratios: list[float]) -> dict[str, Any]:
     tensor, term, step = key
-    exponent = exponents.slope(fans, ratios)
+    exponent = slope_fit.slope(fans, ratios)
     return {"tensor": tensor, "term": term, "step": step, "ratios": ratios, "exponent": exponent, "fits": fits(exponent)}
 
 

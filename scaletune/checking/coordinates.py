@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from scaletune.checking import exponents
-from scaletune.checking.exponents import Asked
-from scaletune.checking.naming import STEPS, diagnose
-from scaletune.checking.subject import Run, Subject, trained
-from scaletune.checking.watching import activations, hold, look, normalise, zero_head
+from scaletune.checking import slope_fit
+from scaletune.checking.bug_signatures import STEPS, diagnose
+from scaletune.checking.hooks import activations, hold, look, normalise, zero_head
+from scaletune.checking.slope_fit import Asked
+from scaletune.checking.target import Run, Subject, trained
 from scaletune.errors import UserError
 from scaletune.rules.families import family_named
 from scaletune.rules.forms import form_named
@@ -69,14 +69,14 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
     """{"verdict", "over", "widths", "depths", "slopes": [Slope as a dict], "sizes", "diagnosis", "caveats"}; the verdict is the worst
     slope's at steps 4 and 10. It cannot see weight decay, batch, horizon or late-training effects, nor a schedule's: `guard` can.
     """
-    sizes = exponents.over_seeds(asked, lambda *point: changes(subject, asked.over, *point), "coordinate check")
+    sizes = slope_fit.over_seeds(asked, lambda *point: changes(subject, asked.over, *point), "coordinate check")
     table = [{"activation": name, "step": step, "rms": size} for (name, step), size in sizes.items()]
-    slopes = [vars(_judged(name, step, exponents.slope(asked.sizes, size))) for (name, step), size in sizes.items()]
+    slopes = [vars(_judged(name, step, slope_fit.slope(asked.sizes, size))) for (name, step), size in sizes.items()]
     return {
-        "verdict": exponents.worst([row["verdict"] for row in slopes]), "slopes": slopes, "sizes": table,
+        "verdict": slope_fit.worst([row["verdict"] for row in slopes]), "slopes": slopes, "sizes": table,
         "diagnosis": diagnose(slopes, asked.over, subject.family), "caveats": _caveats(subject),
     }  # fmt: skip
 
 
 def _judged(activation: str, step: int, slope: float) -> Slope:
-    return Slope(activation, step, slope, "-" if step == STEPS[0] else exponents.verdict(slope))
+    return Slope(activation, step, slope, "-" if step == STEPS[0] else slope_fit.verdict(slope))

@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from scaletune.checking import exponents, weighing
-from scaletune.checking.exponents import Asked
-from scaletune.checking.subject import Run, Subject, scalar_loss, steady, trained
-from scaletune.checking.watching import activations, look
+from scaletune.checking import preconditioner, slope_fit
+from scaletune.checking.hooks import activations, look
+from scaletune.checking.slope_fit import Asked
+from scaletune.checking.target import Run, Subject, scalar_loss, steady, trained
 
 STEPS = (0, 10, 20)  # the first is what the others are compared with
 INPUTS = 8  # of the kernel: outputs on that many rows, each projected on one random direction
-LEARNS, KERNEL = -exponents.PASS, -0.3  # slopes of the features' change: from the first on they are learned, up to the second they are not
+LEARNS, KERNEL = -slope_fit.PASS, -0.3  # slopes of the features' change: from the first on they are learned, up to the second they are not
 
 
 def _weights(subject: Subject, run: Run, batch: Any) -> dict[int, float]:
     """id of a parameter -> what its gradients count in the kernel, at initialisation."""
     normalised = {id(p) for opt in run.optimizers if not isinstance(opt, SGD) for group in opt.param_groups for p in group["params"]}
-    rates = weighing.rates(run)
+    rates = preconditioner.rates(run)
     parameters = [p for p in run.model.parameters() if id(p) in rates]
     with steady(run.model, 0):
         gradients = torch.autograd.grad(scalar_loss(subject, run.model, batch), parameters, materialize_grads=True)
@@ -80,9 +80,9 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
     """{"verdict": "feature learning" | "kernel regime" | "between" | "unstable", "changes": [{"of", "step", "relative", "slope"}], "finding",
     "caveats"}; the verdict is by the slope of the last features' relative change at the last step.
     """
-    sizes = exponents.over_seeds(asked, lambda *point: _measured(subject, *point), "regime")
+    sizes = slope_fit.over_seeds(asked, lambda *point: _measured(subject, *point), "regime")
     rows: list[dict[str, Any]] = [
-        {"of": of, "step": step, "relative": relative, "slope": exponents.slope(asked.sizes, relative)}
+        {"of": of, "step": step, "relative": relative, "slope": slope_fit.slope(asked.sizes, relative)}
         for (of, step), relative in sizes.items()
     ]
     last = {row["of"]: row["slope"] for row in rows if row["step"] == STEPS[-1]}
@@ -93,6 +93,6 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
 
 def regime(slope: float) -> str:
     """By the exponent over width of how far features move, relative to their size."""
-    if slope > exponents.PASS:
+    if slope > slope_fit.PASS:
         return "unstable"
     return "feature learning" if slope >= LEARNS else "kernel regime" if slope <= KERNEL else "between"

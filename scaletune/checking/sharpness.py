@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD
 
-from scaletune.checking import exponents, weighing
-from scaletune.checking.exponents import Asked
-from scaletune.checking.subject import Run, Subject, scalar_loss, steady, trained
+from scaletune.checking import preconditioner, slope_fit
+from scaletune.checking.slope_fit import Asked
+from scaletune.checking.target import Run, Subject, scalar_loss, steady, trained
 
 STEPS = (4, 10, 20)  # Adam's divisor has seen a few gradients by then
 TOLERANCE, VECTORS, RESTARTS = 1e-2, 8, 100  # relative, of the eigenvalue; that Lanczos keeps; before it gives up
@@ -68,7 +68,7 @@ KINDS = ("raw", "preconditioned", "scaled")
 
 def sharpness(subject: Subject, run: Run, batch: Any, kind: str) -> float:
     """Of the loss on a batch, over every parameter that is trained; `kind` is one of KINDS."""
-    weights = weighing.weights(run, by_tensor=kind == "scaled")
+    weights = preconditioner.weights(run, by_tensor=kind == "scaled")
     parameters = [p for p in run.model.parameters() if id(p) in weights and p.requires_grad]
     scales = [torch.ones_like(p) if kind == "raw" else weights[id(p)].sqrt() for p in parameters]
     with steady(run.model, 0), sdpa_kernel(SDPBackend.MATH):  # a fused attention's backward pass has no derivative
@@ -82,11 +82,11 @@ def _measured(subject: Subject, seen: list[float], width: int, depth: int, seed:
     found: dict[tuple[str, int], float] = {}
     for step in trained(subject, run, batch, STEPS):
         found["raw", step] = sharpness(subject, run, batch, "raw")
-        if weighing.known(run):
+        if preconditioner.known(run):
             found["scaled", step] = sharpness(subject, run, batch, "scaled")
             plain = all(isinstance(opt, SGD) for opt in run.optimizers)
             found["preconditioned", step] = found["scaled", step] if plain else sharpness(subject, run, batch, "preconditioned")
-            seen.append(weighing.threshold(run))
+            seen.append(preconditioner.threshold(run))
     return found
 
 
@@ -96,12 +96,12 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
     SGD nor Adam and has no diagonal to scale by. The verdict is on the mean |slope| over steps.
     """
     seen: list[float] = []
-    sizes = exponents.over_seeds(asked, lambda *point: _measured(subject, seen, *point), "sharpness")
+    sizes = slope_fit.over_seeds(asked, lambda *point: _measured(subject, seen, *point), "sharpness")
     rows = [_row(step, asked.sizes, {kind: sizes.get((kind, step)) for kind in KINDS}) for step in STEPS]
     slope = sum(abs(row["slope"]) for row in rows) / len(rows)
     raw = [] if seen else ["an optimizer other than SGD and Adam has no diagonal to scale by: the raw Hessian is judged"]
     return {
-        "verdict": exponents.verdict(slope), "slope": slope, "threshold": min(seen, default=None), "steps": rows,
+        "verdict": slope_fit.verdict(slope), "slope": slope, "threshold": min(seen, default=None), "steps": rows,
         "finding": _finding(slope, rows, asked.over), "caveats": subject.caveats + raw,
     }  # fmt: skip
 
@@ -109,12 +109,12 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
 def _row(step: int, sizes: Sequence[int], found: dict[str, list[float] | None]) -> dict[str, Any]:
     judged = found["scaled"] or found["raw"]
     assert judged is not None and found["raw"] is not None
-    slope = exponents.slope(sizes, judged)
+    slope = slope_fit.slope(sizes, judged)
     spread = max(judged) / min(judged) if math.isfinite(slope) else math.inf
-    return {"step": step, **found, "slope": slope, "slope_raw": exponents.slope(sizes, found["raw"]), "spread": spread}
+    return {"step": step, **found, "slope": slope, "slope_raw": slope_fit.slope(sizes, found["raw"]), "spread": spread}
 
 
 def _finding(slope: float, rows: Sequence[dict[str, Any]], over: str) -> str:
-    said = {"pass": "consistent across", "warn": "drifts with", "fail": "answers to"}[exponents.verdict(slope)]
+    said = {"pass": "consistent across", "warn": "drifts with", "fail": "answers to"}[slope_fit.verdict(slope)]
     spread = max(row["spread"] for row in rows)
     return f"sharpness {said} {over}: mean |slope| {slope:.2f}, largest over smallest at most {spread:.2g}"

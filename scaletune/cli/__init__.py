@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from scaletune.cli.parsing import parser
+from scaletune.cli.arguments import parser
 from scaletune.errors import UserError, nearest
 
 STOPS = (signal.SIGINT, signal.SIGTERM)

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from scaletune.data import files, synthetic, tokenizing, vision
+from scaletune.data import files, synthetic, tokenization, vision
 from scaletune.data.corpus import Batch, Corpus, Examples, Text
 from scaletune.errors import UserError
 from scaletune.recipe import DIGITS, HUB, NAMED, POWER_LAW, PYTHON_STDLIB, Data, Recipe
@@ -21,7 +21,7 @@ from scaletune.recipe import DIGITS, HUB, NAMED, POWER_LAW, PYTHON_STDLIB, Data,
 __all__ = ["Batch", "Corpus", "Examples", "Text", "check_room", "fits", "load", "matches"]
 READERS: dict[str, Callable[[Data], Corpus]] = {
     DIGITS: vision.digits, POWER_LAW: synthetic.power_law,
-    "text": files.text, "tokens": files.tokens, "dataset": tokenizing.tokenized, **dict.fromkeys(vision.CIFAR, vision.cifar),
+    "text": files.text, "tokens": files.tokens, "dataset": tokenization.tokenized, **dict.fromkeys(vision.CIFAR, vision.cifar),
 }  # fmt: skip
 
 
@@ -108,4 +108,4 @@ def _format(data: Data) -> str:
         return data.format
     if path.suffix in (".bin", ".npy") or files.is_token_folder(path):
         return "tokens"
-    return "dataset" if tokenizing.is_dataset(path) else "text"
+    return "dataset" if tokenization.is_dataset(path) else "text"

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletune.data import ordering
-from scaletune.data.ordering import Places
+from scaletune.data import batch_order
+from scaletune.data.batch_order import Places
 
 Tokens = NDArray[np.integer]
 Batch = tuple[NDArray[Any], NDArray[Any]]  # what a model reads, and what it should say of it
@@ -32,8 +32,8 @@ class Corpus(ABC):
     def batch(self, seed: int, step: int, rows: int, seq_len: int) -> Batch:
         """(inputs, targets) of the whole step, over all processes; process r of w takes the rows [r::w]."""
         if self.order == "random":
-            return self._train(ordering.drawn(seed, step, rows, self._starts(seq_len)), seq_len)
-        return self._train(ordering.shuffled(seed, step, rows, self._windows(seq_len)) * seq_len, seq_len)
+            return self._train(batch_order.drawn(seed, step, rows, self._starts(seq_len)), seq_len)
+        return self._train(batch_order.shuffled(seed, step, rows, self._windows(seq_len)) * seq_len, seq_len)
 
     @property
     def regression(self) -> bool:
@@ -52,7 +52,7 @@ class Corpus(ABC):
         tokens -= tokens % batch_tokens
         unique = float(min(tokens, self.room(seq_len)))
         if self.order == "random":
-            unique = ordering.expected_unique(tokens // seq_len, self._starts(seq_len), seq_len)
+            unique = batch_order.expected_unique(tokens // seq_len, self._starts(seq_len), seq_len)
         return {"unique_tokens": unique, "repeated_tokens": tokens - unique, "epochs": tokens / self.room(seq_len)}
 
     @abstractmethod

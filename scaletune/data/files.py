@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaletune.data import digesting
+from scaletune.data import hashing
 from scaletune.data.corpus import Text, Tokens
 from scaletune.errors import UserError
 from scaletune.recipe import PYTHON_STDLIB, Data
@@ -40,7 +40,7 @@ def tokens(data: Data) -> Text:
         train, held_out = (_mapped(path / name, data.dtype) for name in ("train.bin", "val.bin"))
     else:
         train, held_out = tail(_mapped(path, data.dtype), data.held_out)
-    return _text(train, held_out, max(digesting.extremes(split)[1] for split in (train, held_out) if len(split)) + 1)
+    return _text(train, held_out, max(hashing.extremes(split)[1] for split in (train, held_out) if len(split)) + 1)
 
 
 def is_token_folder(path: Path) -> bool:
@@ -75,7 +75,7 @@ def tail(tokens: Tokens, share: float) -> tuple[Tokens, Tokens]:
 
 
 def _text(train: Tokens, held_out: Tokens, vocab_size: int) -> Text:
-    return Text(train=train, held_out=held_out, vocab_size=vocab_size, digest=digesting.digest(train, held_out))
+    return Text(train=train, held_out=held_out, vocab_size=vocab_size, digest=hashing.digest(train, held_out))
 
 
 def _mapped(path: Path, dtype: str) -> Tokens:
@@ -83,7 +83,7 @@ def _mapped(path: Path, dtype: str) -> Tokens:
     found = _npy(path) if path.suffix == ".npy" else _bin(path, np.dtype(dtype))
     if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
         raise UserError(f"`data.source` must hold one row of integers, but `{path}` holds {found.dtype} {found.shape}")
-    smallest = digesting.extremes(found)[0] if len(found) else None
+    smallest = hashing.extremes(found)[0] if len(found) else None
     if smallest is None or smallest < 0:
         raise UserError(f"`data.source` must hold tokens of 0 and above, but `{path}` holds {'none' if smallest is None else smallest}")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletune.data import digesting
+from scaletune.data import hashing
 from scaletune.data.corpus import Examples, Table
 from scaletune.recipe import Data, PowerLaw
 
@@ -22,7 +22,7 @@ def power_law(data: Data) -> Examples:
     targets = (inputs @ teacher(law) + noise).astype(np.float32)[:, None]
     train, held_out = Table(((inputs, targets),)).tails(data.held_out)
     return Examples(
-        train=train, held_out=held_out, vocab_size=1, digest=digesting.digest(inputs, targets), features=(law.inputs,),
+        train=train, held_out=held_out, vocab_size=1, digest=hashing.digest(inputs, targets), features=(law.inputs,),
         mean=np.zeros(()), std=np.ones(()),
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletune.data import digesting
+from scaletune.data import hashing
 from scaletune.data.corpus import Examples, Table
 from scaletune.errors import UserError
 from scaletune.recipe import Data
@@ -62,7 +62,7 @@ def _joined(tables: Iterable[Table]) -> Table:
 
 def _images(train: Table, held_out: Table, classes: int) -> Examples:
     mean, std = _channels(train)
-    digest = digesting.digest(*(array for table in (train, held_out) for part in table.parts for array in part))
+    digest = hashing.digest(*(array for table in (train, held_out) for part in table.parts for array in part))
     return Examples(
         train=train, held_out=held_out, vocab_size=classes, digest=digest, features=train.parts[0][0].shape[1:], mean=mean, std=std
     )
@@ -72,7 +72,7 @@ def _channels(table: Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(mean, standard deviation) of each channel, [channels, 1, 1], in one pass over what may lie on disk."""
     total = squares = count = np.float64(0)
     for inputs, _ in table.parts:
-        for chunk in digesting.chunks(inputs):
+        for chunk in hashing.chunks(inputs):
             values = chunk.astype(np.float64)
             total, squares = total + values.sum((0, 2, 3)), squares + (values**2).sum((0, 2, 3))
             count += values[:, 0].size

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaletune.errors import UserError, nearest
-from scaletune.importing import others, tables, tensorboard, wandb
+from scaletune.importing import tables, tensorboard, trainer_mlflow, wandb
 from scaletune.records import read_trials
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def read(path: str | Path) -> pd.DataFrame:
         "W&B": (wandb.read, lambda p: p.suffix == ".wandb" or (p.is_dir() and any(p.rglob("*.wandb")))),
         "TensorBoard": (tensorboard.read, lambda p: "tfevents" in p.name or (p.is_dir() and any(p.rglob("*tfevents*")))),
         "Trainer": (_trainers, lambda p: p.name == "trainer_state.json" or (p.is_dir() and any(p.rglob("trainer_state.json")))),
-        "MLflow": (others.mlflow, lambda p: p.suffix in (".db", ".sqlite") and _is_mlflow(p)),
+        "MLflow": (trainer_mlflow.mlflow, lambda p: p.suffix in (".db", ".sqlite") and _is_mlflow(p)),
     }
     reader = next((reader for reader, knows in readers.values() if knows(path)), None)
     if reader is None:
@@ -53,11 +53,11 @@ def read(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame([run.row() for run in reader(path)])
 
 
-def _trainers(path: Path) -> list[others.Run]:
+def _trainers(path: Path) -> list[trainer_mlflow.Run]:
     """A run a folder of checkpoints: that of its last one."""
     files = [path] if path.is_file() else sorted(path.rglob("trainer_state.json"))
-    runs = [run for file in files for run in others.trainer_state(file)]
-    last: dict[str, others.Run] = {}
+    runs = [run for file in files for run in trainer_mlflow.trainer_state(file)]
+    last: dict[str, trainer_mlflow.Run] = {}
     for file, run in zip(files, runs, strict=True):
         folder = str(file.parent.parent if file.parent.name.startswith("checkpoint-") else file.parent)
         if folder not in last or run.row().get("steps", 0) >= last[folder].row().get("steps", 0):

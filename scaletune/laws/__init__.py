@@ -15,7 +15,7 @@ from scaletune.laws import (
     learning_rate_moe,
     loss,
     loss_compute,
-    loss_overtraining,
+    loss_overtrained,
     loss_size,
     loss_steps,
     loss_wide,
@@ -24,15 +24,15 @@ from scaletune.laws import (
     precision,
     repetition,
     schedule,
-    showing,
+    text,
     transfer,
     weight_decay,
 )
 from scaletune.laws.columns import COLUMNS
 from scaletune.laws.columns import QUANTITIES as UNITS
-from scaletune.laws.consulting import answers, batch_of, consult, pairing
 from scaletune.laws.entry import Input, Law
-from scaletune.laws.showing import describe
+from scaletune.laws.query import answers, batch_of, consult, pairing
+from scaletune.laws.text import describe
 
 __all__ = [
     "CATALOGUE",
@@ -53,7 +53,7 @@ __all__ = [
 
 FILES = (
     learning_rate, learning_rate_moe, batch, transfer, parametrization, critical_batch, weight_decay, compute, allocation, allocation_loss,
-    loss, loss_wide, loss_overtraining, loss_size, loss_compute, loss_steps, repetition, moe, precision, downstream, schedule, forms,
+    loss, loss_wide, loss_overtrained, loss_size, loss_compute, loss_steps, repetition, moe, precision, downstream, schedule, forms,
 )  # fmt: skip
 CATALOGUE: dict[str, Law] = {entry.id: entry for file in FILES for entry in file.LAWS}
 KINDS = tuple(dict.fromkeys(entry.kind for entry in CATALOGUE.values()))
@@ -84,4 +84,4 @@ def select(*, kind: str | None = None, gives: str | None = None, text: str | Non
 
 def listing(entries: list[Law] | None = None) -> str:
     """The whole catalogue or a choice of it as a table, one line a law."""
-    return showing.listing(CATALOGUE.values() if entries is None else entries)
+    return text.listing(CATALOGUE.values() if entries is None else entries)

@@ -4,7 +4,7 @@
 
 in shares of the floor, x in logs of the settings. Directions are those in which training goes wrong for a reason of its
 own: lr (instability), batch (too few steps), lr / batch (gradient noise, arXiv:1711.00489), weight decay, lr * weight decay
-(how long weights remember, arXiv:2405.13698). lr / batch is what makes the best lr rise with the batch. fitting/surface.py fits it.
+(how long weights remember, arXiv:2405.13698). lr / batch is what makes the best lr rise with the batch. fitting/joint/surface.py fits it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def optimum(
 
 
 def height(value: Mapping[str, float], offset: list[float]) -> tuple[float, float]:
-    """Height of the basin in shares of the floor, and its slope in ln lr: fitting/basin.py, without arrays."""
+    """Height of the basin in shares of the floor, and its slope in ln lr: fitting/joint/basin.py, without arrays."""
     skew, reach = value["skew.lr"], exp(value["reach.lr"])
     p = offset[0] / reach - math.sinh(skew)
     root, ch, th, bend = math.hypot(1.0, p), math.cosh(skew), math.tanh(skew), exp(value["curvature.lr"])

@@ -1,6 +1,6 @@
 """The zoo: models whose every parameter carries a leading trial axis K; K = 1 is the ordinary model."""
 
-from scaletune.models.building import build, plain_state
+from scaletune.models.build import build, plain_state
 from scaletune.models.mlp import MLP
 from scaletune.models.moe import MoE
 from scaletune.models.resnet import ResNet

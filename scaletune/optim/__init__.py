@@ -14,7 +14,7 @@ from scaletune.optim.schedules import ema as ema
 from scaletune.optim.schedules import judged as judged
 from scaletune.optim.schedules import multiplier as multiplier
 from scaletune.optim.schedules import set_share as set_share
-from scaletune.parametrizing.guarding import Held, hold
+from scaletune.parametrizing.guard import Held, hold
 from scaletune.recipe import Optimizer as Settings
 from scaletune.recipe import resolved as resolved
 from scaletune.rules import Planned

@@ -17,13 +17,13 @@ from torch import nn
 
 from scaletune.errors import UserError, nearest
 from scaletune.parametrizing import attention, roles, shapes
-from scaletune.parametrizing.applying import branches, own_multiplier, takes_multiplier
+from scaletune.parametrizing.apply import branches, own_multiplier, takes_multiplier
 from scaletune.parametrizing.attention import Queries
-from scaletune.parametrizing.guarding import guard
+from scaletune.parametrizing.guard import guard
+from scaletune.parametrizing.init import started
 from scaletune.parametrizing.plan import Plan, Row
 from scaletune.parametrizing.roles import Declared, Read
 from scaletune.parametrizing.shapes import Dims, Use
-from scaletune.parametrizing.starting import started
 from scaletune.rules import Planned, Scale, scale, shift
 from scaletune.rules import depth as depth_rule
 from scaletune.rules.families import family_named

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from scaletune.errors import UserError
-from scaletune.parametrizing import applying
+from scaletune.parametrizing import apply
 from scaletune.parametrizing.attention import Queries
 from scaletune.parametrizing.shapes import Dims, named, skeleton
 from scaletune.records import digest, write_atomically
@@ -92,12 +92,12 @@ class Plan:
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Hook every multiplier to the module that owns its tensor, by name; again is the same. Returns the model."""
-        applying.attach(self, model)
+        apply.attach(self, model)
         return model
 
     def initialise(self, model: nn.Module, seed: int = 0) -> nn.Module:
         """Draw N(0, init_std**2) from a generator seeded by `seed` and name, put constants back, or rescale, once, what the model drew."""
-        applying.initialise(self, model, seed)
+        apply.initialise(self, model, seed)
         return model
 
     def param_groups(self, model: nn.Module, roles: Collection[str] = ROLES) -> list[dict[str, Any]]:
@@ -105,7 +105,7 @@ class Plan:
 
         roles: those tensors only, where two optimizers share a model: Muon takes "hid", AdamW the others.
         """
-        return applying.param_groups(self, model, roles)
+        return apply.param_groups(self, model, roles)
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "digest": self.digest, **asdict(self)}

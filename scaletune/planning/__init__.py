@@ -17,11 +17,11 @@ import pandas as pd
 
 from scaletune import counting, recipe
 from scaletune.errors import UserError, nearest
-from scaletune.fitting.surface import Runs
+from scaletune.fitting.joint.surface import Runs
 from scaletune.planning import candidates as possible
-from scaletune.planning.belief import Belief, first_guess, from_joint, from_priors
-from scaletune.planning.designing import core, half_widths, path
-from scaletune.planning.pricing import Candidates, added
+from scaletune.planning.cost import Candidates, added
+from scaletune.planning.optimal_design import core, half_widths, path
+from scaletune.planning.prior import Belief, first_guess, from_joint, from_priors
 from scaletune.recipe import LR_FREE, Recipe
 from scaletune.records import Fit
 

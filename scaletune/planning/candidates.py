@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scaletune import counting
-from scaletune.counting import branching
+from scaletune.counting import branches as branches_module
 from scaletune.errors import UserError
 from scaletune.recipe import Recipe, resolved, with_settings
 from scaletune.zoo import Blocks, ResNet
@@ -110,14 +110,14 @@ def _rates(lr: float) -> Iterator[float]:
 
 def costs(target: Recipe, runs: pd.DataFrame, vocab_size: int, flops_per_second: float | None = None) -> pd.DataFrame:
     """`runs` with flops and (guessed) seconds of one seed alone, `trunk`, alike for horizons of one trial, and `stable`, the share it serves them."""
-    target, branches = bare(target), branching.apart(bare(target)) == ""
+    target, branches = bare(target), branches_module.apart(bare(target)) == ""
     rate = {} if flops_per_second is None else {"flops_per_second": flops_per_second}
     each = runs.drop_duplicates(["width", "tokens", "batch_tokens"])[["width", "depth", "tokens", "batch_tokens"]]
     points = [with_settings(target, row) for row in _rows(each)]
     found = each.assign(
         flops=[counting.flops_per_token(p.model, vocab_size, p.data.seq_len) * p.budget.tokens for p in points],
         seconds=[counting.seconds(p, vocab_size, **rate) for p in points],
-        stable=[branching.branch_step(p) / p.budget.steps if branches else 0.0 for p in points],
+        stable=[branches_module.branch_step(p) / p.budget.steps if branches else 0.0 for p in points],
     )
     made = runs.merge(found, on=list(each.columns), how="left", sort=False)
     trial = ["width", "depth", "batch_tokens", *(["lr"] if "lr" in runs else [])]
@@ -136,7 +136,7 @@ def warmup_tokens(target: Recipe, shortest: int, longest: int) -> int | None:
     None where they share none.
     """
     own = resolved(target.schedule, target.budget)
-    if target.engine.branch is False or branching.apart(bare(target)) or not own.warmup:
+    if target.engine.branch is False or branches_module.apart(bare(target)) or not own.warmup:
         return None
     stable = 1 - own.decay if own.kind == "wsd" else 1.0
     return max(1, round(min(own.warmup * math.sqrt(shortest * longest), stable * shortest / 2)))

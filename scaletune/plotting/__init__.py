@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from scaletune.errors import UserError
-from scaletune.fitting.basin import height
+from scaletune.fitting.joint.basin import height
 from scaletune.fitting.relations import RELATIONS
 from scaletune.fitting.table import levels, main_sweep, tabulate
 from scaletune.importing import trials as records_of

@@ -6,11 +6,11 @@ the whole study that `scaletune run` carries out.
 
 from scaletune.recipe.data import DIGITS, HUB, NAMED, POWER_LAW, PYTHON_STDLIB, Data, PowerLaw
 from scaletune.recipe.engine import Engine, Search
+from scaletune.recipe.optimization import LR_FREE, MUON, READS, Budget, Optimizer, Parametrization, Schedule, Training, resolved
 from scaletune.recipe.points import READ, compared, identity, points, with_settings
-from scaletune.recipe.reading import load, parse_setting
 from scaletune.recipe.study import POINT, Ask, Compare, Holdout, Recipe
-from scaletune.recipe.training import LR_FREE, MUON, READS, Budget, Optimizer, Parametrization, Schedule, Training, resolved
-from scaletune.recipe.validating import SHORT, validated
+from scaletune.recipe.toml_file import load, parse_setting
+from scaletune.recipe.validation import SHORT, validated
 from scaletune.zoo import Model
 
 __all__ = [

@@ -111,7 +111,7 @@ OWN = {  # read by one kind of search alone
 
 
 class Search(Section):
-    """Which points of `axes` to train: all of them, or those a search asks for (`scaletune.sweeping.asking`). No part of a trial's identity."""
+    """Which points of `axes` to train: all of them, or those a search asks for (`scaletune.sweeping.search.loop`). No part of a trial's identity."""
 
     kind: Literal["grid", "basin", "joint", "optuna", "pareto", "pbt"] = "grid"
     budget: Count | None = None  # points, diverged ones too: of each cell; of "joint": of all cells together; none: until `noise`

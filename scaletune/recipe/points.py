@@ -9,7 +9,7 @@ from typing import Any
 
 from scaletune.errors import UserError, nearest
 from scaletune.recipe.study import POINT, Compare, Recipe
-from scaletune.recipe.validating import SHORT, validated
+from scaletune.recipe.validation import SHORT, validated
 from scaletune.records import digest
 from scaletune.sections import Section
 

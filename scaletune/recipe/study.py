@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from scaletune.hardware import Hardware
 from scaletune.recipe.data import Data
 from scaletune.recipe.engine import Engine, Search
-from scaletune.recipe.training import Budget, Optimizer, Parametrization, Schedule, Training, resolved
+from scaletune.recipe.optimization import Budget, Optimizer, Parametrization, Schedule, Training, resolved
 from scaletune.sections import Positive, Section
 from scaletune.sections import Whole as Seed
 from scaletune.zoo import Model

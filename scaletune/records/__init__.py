@@ -6,8 +6,8 @@ record, written from it atomically at every stop. Readers take either, and sever
 
 from scaletune.records.files import digest, write_atomically
 from scaletune.records.fit import Fit
-from scaletune.records.reading import read_trials
-from scaletune.records.scrubbing import scrubbed
+from scaletune.records.readers import read_trials
+from scaletune.records.redaction import scrubbed
 from scaletune.records.store import Store, glance
 from scaletune.records.trial import COLUMNS, SCHEMA, Trial, frame, merged, read_jsonl
 

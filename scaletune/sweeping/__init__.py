@@ -15,9 +15,10 @@ import pandas as pd
 from scaletune import recipe as recipes
 from scaletune.recipe import Recipe
 from scaletune.records import Store, Trial, frame
-from scaletune.sweeping import engines, locking, stacks
-from scaletune.sweeping.driving import Driver
-from scaletune.sweeping.standing import export, status
+from scaletune.sweeping import lockfile, stacks
+from scaletune.sweeping.driver import Driver
+from scaletune.sweeping.engines import pool as pool_module
+from scaletune.sweeping.status import export, status
 from scaletune.sweeping.task import Task, failed, tasks
 
 __all__ = ["Task", "export", "failed", "status", "sweep", "tasks", "train_all"]
@@ -33,9 +34,9 @@ def sweep(source: str | Path | Recipe, *, out: str | Path = ".", adopt: bool = F
     recipe = source if isinstance(source, Recipe) else recipes.load(source, settings)
     stem = Path(out) / "sweeps" / recipe.name
     if recipe.search.kind != "grid":
-        from scaletune.sweeping import asking
+        from scaletune.sweeping.search import loop
 
-        return asking.search(recipe, stem, adopt=adopt)[1]
+        return loop.search(recipe, stem, adopt=adopt)[1]
     return train_all(tasks("main", recipes.points(recipe)), stem, recipe.engine.workers, adopt=adopt)
 
 
@@ -47,7 +48,7 @@ def train_all(
     `then` is told of each wanted trial as soon as it is on record (of those that already are, at the start) and may want more.
     `engine.runs`, where relative, is put beside `sweeps/`. UserError when another driver is at this sweep.
     """
-    with locking.held(stem), closing(Store(stem, adopt=adopt)) as store:
+    with lockfile.held(stem), closing(Store(stem, adopt=adopt)) as store:
         store.export()  # a record that could not be kept is refused before anything is trained
         try:
             driver = Driver(store, then)
@@ -55,7 +56,7 @@ def train_all(
             if driver.queue:
                 if said := stacks.note(driver.queue):
                     print(f"trials {said}", file=sys.stderr)
-                with engines.opened(driver.queue, workers, growing=then is not None, stem=stem) as pool:
+                with pool_module.opened(driver.queue, workers, growing=then is not None, stem=stem) as pool:
                     driver.drive(pool)
             return frame(trial for trial in store.trials() if trial.id in driver.wanted)
         finally:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scaletune import data
-from scaletune.counting import branching, stacking
+from scaletune.counting import branches, stacks
 
 if TYPE_CHECKING:
     from scaletune.sweeping import Task
@@ -38,7 +38,7 @@ def _unbranched(tasks: Sequence[Task]) -> list[str]:
     """Of several horizons: one has nothing to branch from."""
     points = [task.recipe for task in tasks if task.recipe.engine.branch is True]
     several = len({point.budget.tokens for point in points}) > 1
-    reasons = {branching.apart(point) for point in points if several} - {""}
+    reasons = {branches.apart(point) for point in points if several} - {""}
     return [f"not branched: {why}" for why in sorted(reasons)]
 
 
@@ -46,8 +46,8 @@ def _unstacked(tasks: Sequence[Task]) -> list[str]:
     points = [task.recipe for task in tasks if task.recipe.engine.stack not in ("auto", 1)]
     if not points:
         return []
-    lone = sorted({why for point in points if (why := stacking.alone(point))})
-    odd = sorted({f"`{name}`" for point in points for name in stacking.unlike(points[0], point)})
+    lone = sorted({why for point in points if (why := stacks.alone(point))})
+    odd = sorted({f"`{name}`" for point in points for name in stacks.unlike(points[0], point)})
     return [*(f"trained one by one: {why}" for why in lone), *([f"not stacked where they differ: {', '.join(odd)}"] if odd else [])]
 
 
@@ -66,7 +66,7 @@ def take(queue: list[Task], workers: int, out: int = 0, gpu: bool | None = None)
         if len(taken) < most and task.most == first.most and not task.population and _shared(task) == alike:
             taken.append(task)
     rows = {_trunk(task): task.recipe for task in taken if not task.most}
-    taken += [task for task in queue if not task.most and _trunk(task) in rows and branching.serves(rows[_trunk(task)], task.recipe)]
+    taken += [task for task in queue if not task.most and _trunk(task) in rows and branches.serves(rows[_trunk(task)], task.recipe)]
     queue[:] = [task for task in queue if not any(task is other for other in taken)]
     return taken
 
@@ -86,14 +86,14 @@ def models(tasks: Iterable[Task]) -> int:
 def _trunk(task: Task) -> str:
     """Worked out once a task, too; empty where it trains apart."""
     if task.trunk is None:
-        task.trunk = "" if task.population else branching.trunk(task.recipe)
+        task.trunk = "" if task.population else branches.trunk(task.recipe)
     return task.trunk
 
 
 def _shared(task: Task) -> dict[str, Any]:
     """Worked out once a task: a long queue is looked through at every order."""
     if task.shared is None:
-        task.shared = stacking.shared(task.recipe)
+        task.shared = stacks.shared(task.recipe)
     return task.shared
 
 
@@ -102,5 +102,5 @@ def _size(task: Task, share: int, gpu: bool | None) -> int:
         return 1
     gpu = on_gpu() if gpu is None else gpu
     if task.recipe.engine.stack == "fill" and gpu:
-        return min(share, stacking.size(task.recipe, gpu_bytes(task.recipe.engine.workers), data.load(task.recipe.data).vocab_size))
-    return min(share, stacking.size(task.recipe, gpu))
+        return min(share, stacks.size(task.recipe, gpu_bytes(task.recipe.engine.workers), data.load(task.recipe.data).vocab_size))
+    return min(share, stacks.size(task.recipe, gpu))

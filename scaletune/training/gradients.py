@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scaletune.data import Batch
 from scaletune.errors import UserError
 from scaletune.recipe import Training
-from scaletune.training.noise import Noise
+from scaletune.training.gradient_noise import Noise
 
 Part = tuple[Tensor, Tensor]  # inputs, targets
 

@@ -22,9 +22,9 @@ from scaletune import counting, data, models, optim
 from scaletune.errors import UserError
 from scaletune.recipe import Recipe, Schedule, identity
 from scaletune.rules import Planned
-from scaletune.training import checkpointing, gradients, multiplying, tracking
-from scaletune.training.evaluating import evaluate
-from scaletune.training.noise import Noise
+from scaletune.training import checkpoints, gradients, onednn_matmul, trackers
+from scaletune.training.evaluation import evaluate
+from scaletune.training.gradient_noise import Noise
 
 LOOK = {"cpu": 1, "cuda": 16}  # steps between looks at the losses: each look makes the host wait for the device
 
@@ -117,7 +117,7 @@ def compiled(model: nn.Module, acc: Accelerator) -> Callable[..., Tensor]:
 def released(recipe: Recipe, acc: Accelerator) -> Iterator[None]:
     """Train in the block, by the quicker products; keep nothing of it, as one process trains hundreds of trials."""
     try:
-        with multiplying.quick(recipe, acc.device):
+        with onednn_matmul.quick(recipe, acc.device):
             yield
     finally:
         acc.free_memory()  # Accelerate keeps every model it has prepared
@@ -131,7 +131,7 @@ def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Calla
     With `engine.checkpoint_every` it goes on from where a killed run of the same trial was, to the same bits on a CPU.
     """
     run = start(recipe, corpus, acc)
-    with tracking.opened(run) as track:
+    with trackers.opened(run) as track:
         begin(run, track)
         while run.going:
             update(run)
@@ -141,25 +141,25 @@ def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Calla
     return run.outcome
 
 
-def begin(run: Run, track: tracking.Track) -> None:
+def begin(run: Run, track: trackers.Track) -> None:
     """Go on from a checkpoint, or evaluate what is not trained yet, if either is asked for."""
-    checkpointing.restore(run)
+    checkpoints.restore(run)
     look(run, track)
 
 
-def look(run: Run, track: tracking.Track) -> None:
+def look(run: Run, track: trackers.Track) -> None:
     """Evaluate what is not trained yet, if that is asked for."""
     if 0 in run.evaluations and not run.step:
         _hold_out(run, track)
 
 
-def finish(run: Run, track: tracking.Track) -> None:
+def finish(run: Run, track: trackers.Track) -> None:
     """The held-out loss of a trial that has not diverged."""
     if run.sound:
         run.outcome.loss = _hold_out(run, track)
 
 
-def after(run: Run, track: tracking.Track) -> None:
+def after(run: Run, track: trackers.Track) -> None:
     """What a step is followed by: a look at the losses, an evaluation, a checkpoint, each when it is time."""
     evaluates, saves, last = run.step in run.evaluations, _saves(run), run.step == run.steps
     if evaluates or saves or last or len(run.unread) >= LOOK.get(run.acc.device.type, 1):
@@ -167,7 +167,7 @@ def after(run: Run, track: tracking.Track) -> None:
     if evaluates and run.sound:
         _hold_out(run, track)
     if saves and run.sound:
-        checkpointing.save(run)
+        checkpoints.save(run)
 
 
 def _saves(run: Run) -> bool:
@@ -234,7 +234,7 @@ def move(run: Run) -> None:
     run.opt.zero_grad()
 
 
-def read(run: Run, track: tracking.Track) -> None:
+def read(run: Run, track: trackers.Track) -> None:
     """Fetch the unread losses, the mean over processes; the curve ends with the first that is a divergence."""
     began = time.perf_counter()
     losses = torch.stack(run.unread)
@@ -259,7 +259,7 @@ def _why(loss: float, what: str, good: list[float], run: Run) -> str:
     )
 
 
-def _hold_out(run: Run, track: tracking.Track) -> float | None:
+def _hold_out(run: Run, track: trackers.Track) -> float | None:
     """Evaluate, the averaged weights where there are any; a loss that is not finite or above the ceiling is a divergence."""
     began = time.perf_counter()
     with optim.judged(run.net, run.opt, run.ema):

@@ -19,7 +19,7 @@ from scaletune.predicting import Prediction
 from scaletune.recipe import Recipe, load, with_settings
 from scaletune.records import Fit
 from scaletune.rules import Planned, Prior, batch_rule, caveats, shift
-from scaletune.transferring.refused import REFUSED, UNPROVEN
+from scaletune.transferring.formats.unsupported import REFUSED, UNPROVEN
 
 
 @dataclass(frozen=True)
@@ -227,13 +227,14 @@ def transfer(
     force: bool = False,
 ) -> dict[str, Any]:
     """Emit the target in each format under `out/FORMAT/`, and the whole answer beside: {"lr", "interval", "files", "answer", ...}."""
-    from scaletune.transferring import answering, saying
+    from scaletune.transferring.answer import settings as settings_module
+    from scaletune.transferring.answer import text as answer_text
 
     names = known_formats(to, force)
-    emitters = {name: import_module(f"scaletune.transferring.{'own' if name == 'recipe' else name}") for name in names}
+    emitters = {name: import_module(f"scaletune.transferring.formats.{name}") for name in names}
     fit = fit if isinstance(fit, Fit) else Fit.read(fit)
     prepared = prepare(fit, target if isinstance(target, Recipe) else load(target), force=force)
-    answer = answering.answer(fit, prepared)
+    answer = settings_module.answer(fit, prepared)
     files = [path for name in names for path in emitters[name].emit(prepared, Path(out) / name)]
-    files += saying.write(answer, Path(out))
+    files += answer_text.write(answer, Path(out))
     return prepared.evidence | {"files": [str(path) for path in files], "answer": answer}

@@ -1,0 +1,1 @@
+"""The optimum of each setting and power laws through the optima."""

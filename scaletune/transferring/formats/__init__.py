@@ -1,0 +1,1 @@
+"""Writers of training configs: one module per training stack."""

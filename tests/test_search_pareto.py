@@ -1,0 +1,123 @@
+"""Along the frontier of loss against cost: the parts against outside references, the whole against a planted problem in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+from scipy.stats import linregress, norm
+
+from scaletune.sweeping.search.pareto import best, costs, frontier, improvement, pareto, scaling
+from scaletune.sweeping.search.space import cells
+
+pytest.importorskip("sklearn")
+
+LR = [2.0 ** (-k / 2) for k in range(24, 7, -1)]
+SLOPE, FLOOR, A, POWER = -0.15, 2.0, 220.0, 0.17
+AXES = {"width": [32, 64, 128, 256], "tokens": [2**k for k in range(13, 20)], "batch_tokens": [256, 512, 1024, 2048, 4096], "lr": LR}
+
+
+def test_the_frontier_by_hand():
+    """Dominated, as dear but worse, and diverged points are not on it."""
+    assert frontier([1, 2, 2, 4, 3, 8, 9], [3.0, 2.5, 2.4, 2.4, 2.6, math.nan, 2.0]) == [0, 2, 6]
+    assert frontier([], []) == []
+
+
+@pytest.mark.parametrize(("mean", "sd", "level"), [(1.0, 0.3, 1.2), (1.0, 0.01, 0.95), (2.0, 1.0, -1.0)])
+def test_expected_improvement_is_its_integral(mean, sd, level):
+    got = improvement(np.array([mean]), np.array([sd]), np.array([level]))[0]
+    expected, _ = quad(lambda y: (level - y) * norm.pdf(y, mean, sd), mean - 12 * sd, level, epsabs=1e-13)
+    assert got == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_scaling_is_an_ordinary_regression():
+    rng = np.random.default_rng(0)
+    cost = np.exp(np.linspace(20, 30, 9))
+    lr, width = np.exp(rng.normal(size=9)), np.exp(rng.normal(size=9))
+    found = scaling(["optimizer.lr", "model.width", "model.depth"], list(zip(lr, width, [2] * 9, strict=True)), cost)
+    assert [law["axis"] for law in found] == ["optimizer.lr", "model.width"]  # one depth does not scale
+    for law, values in zip(found, (lr, width), strict=True):
+        by = linregress(np.log(cost), np.log(values))
+        assert (law["slope"], law["slope_se"], law["intercept"]) == pytest.approx((by.slope, by.stderr, by.intercept))
+
+
+def world(tiny, **search):
+    """A cell, the search in it, and the planted loss: E + A C**-a, times a parabola about an lr that falls and a batch that rises with C."""
+    recipe = tiny({"data.epochs": 100, "axes": AXES, "search": {"kind": "pareto", **search}})
+    cell = cells(recipe)[0]
+    cost = costs(cell)
+    grid = sorted({cost(point) for point in cell.points})
+
+    def loss(point):
+        value, c = dict(zip(cell.paths, point, strict=True)), cost(point)
+        away = math.log(c) - (math.log(grid[0]) + math.log(grid[-1])) / 2
+        dx = math.log(value["optimizer.lr"] * 2**8) - SLOPE * away
+        dy = math.log(value["budget.batch_tokens"] / 1024) - 0.25 * away
+        return (FLOOR + A * c**-POWER) * math.exp(0.015 * dx**2 + 0.01 * dy**2)
+
+    return cell, recipe.search, cost, loss
+
+
+def told(waves, loss):
+    """{point: loss} of a search, in the order asked."""
+    seen, losses = {}, None
+    while True:
+        try:
+            points = [point for _, point, _ in waves.send(losses)]
+        except StopIteration:
+            return seen
+        losses = [loss(point) for point in points]
+        seen |= zip(points, losses, strict=True)
+
+
+def gap(cost, seen, grid):
+    """Mean over the grid's costs of ln lowest loss at no more, over the planted one; 0.3 at most, and where nothing is as cheap."""
+    front = best(cost, seen)
+    lowest = np.array([math.inf, *(seen[p] for p in front)])[np.searchsorted([cost(p) for p in front], grid, side="right")]
+    return np.minimum(np.log(lowest / (FLOOR + A * grid**-POWER)), 0.3).mean()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_planted_frontier_and_its_scaling_are_found_for_fewer_flops_than_at_random(tiny, seed):
+    cell, asked, cost, loss = world(tiny, budget=60, seed=seed)
+    seen = told(pareto(cell, asked), loss)
+    grid = np.array(sorted({cost(point) for point in cell.points}))
+    near, spent = gap(cost, seen, grid), sum(map(cost, seen))
+    law = next(law for law in cell.found["scaling"] if law["axis"] == "optimizer.lr")
+    assert abs(law["slope"] - SLOPE) < 2.5 * law["slope_se"] < 0.15
+    assert near < 0.06 and cell.found["flops"] == pytest.approx(spent)
+    points, drawn, paid = cell.points, {}, 0.0
+    for i in np.random.default_rng(seed).permutation(len(points)):
+        drawn[points[i]] = loss(points[i])
+        paid += cost(points[i])
+        if gap(cost, drawn, grid) <= near:
+            break
+    assert spent < paid / 4
+
+
+def test_flops_are_a_budget(tiny):
+    cell, asked, cost, loss = world(tiny, flops=1e11)
+    spent = sum(map(cost, told(pareto(cell, asked), loss)))
+    assert 0.9e11 < spent <= 1e11
+    cell, asked, cost, loss = world(tiny, flops=1.0)
+    assert told(pareto(cell, asked), loss) == {}
+
+
+def test_diverged_points_steer_away_and_none_is_on_the_frontier(tiny):
+    cell, asked, _, loss = world(tiny, budget=40)
+    fallen = {"lr": 2.0**-7}
+    seen = told(pareto(cell, asked), lambda point: math.nan if point[cell.paths.index("optimizer.lr")] > fallen["lr"] else loss(point))
+    off = [math.isnan(value) for value in seen.values()]
+    assert sum(off[:10]) >= sum(off[-10:]) and sum(off) < 15
+    assert all(row["optimizer.lr"] <= fallen["lr"] for row in cell.found["frontier"])
+
+
+def test_a_range_that_the_frontier_leans_on_grows(tiny):
+    cell, asked, _, _ = world(tiny, budget=40)
+    told(
+        pareto(cell, asked),
+        lambda point: point[cell.paths.index("optimizer.lr")] ** -0.05 / point[cell.paths.index("budget.tokens")] ** 0.1,
+    )
+    lr = cell.axes[cell.paths.index("optimizer.lr")]
+    assert lr[-1] == pytest.approx(2.0**-3) and cell.axes[cell.paths.index("budget.tokens")] == AXES["tokens"]
+    assert any("is the largest of its range: the range grows" in note for note in cell.notes)

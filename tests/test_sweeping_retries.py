@@ -1,0 +1,169 @@
+"""Trials whose worker dies go on from their last checkpoint, alone, in a stack and over processes; what lacks memory is made smaller."""
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+from test_sweeping import PATIENCE, children, gone, wait_for
+
+from scaletune import recipe as recipes
+from scaletune import sweeping, training
+from scaletune.records import Store, read_jsonl
+from scaletune.sweeping.engines import local
+from scaletune.transferring.formats.recipe import toml
+
+WORKER = """
+import os, signal, sys
+from scaletune.sweeping import worker
+from scaletune.training import loop
+
+after = loop.after
+
+def watched(run, track):
+    "Writes down each step that was trained, and ends the first worker at step 5."
+    after(run, track)
+    if not run.acc.is_main_process:
+        return
+    with open({folder!r} + "/" + run.id, "a") as file:
+        file.write(f"{{run.step}} ")
+    if run.step == 5 and not os.path.exists({folder!r} + "/ended"):
+        open({folder!r} + "/ended", "w").close()
+        {end}
+
+loop.after = watched
+if __name__ == "__main__":
+    worker.main()
+"""
+KILLED, NO_MEMORY = "os.kill(os.getpid(), signal.SIGKILL)", "raise MemoryError"
+ALONE, RETRIED, BEHIND = "1 2 3 4 5 6 7 8 ", "1 2 3 4 5 5 6 7 8 ", "1 2 3 4 5 6 7 8 "  # steps, checkpoints after 2, 4, 6 and 8
+
+
+@pytest.fixture
+def worker_ends(tmp_path, monkeypatch):
+    """Have the first worker end at step 5 of a trial."""
+
+    def planted(end):
+        (tmp_path / "steps").mkdir()
+        (tmp_path / "worker.py").write_text(WORKER.format(folder=str(tmp_path / "steps"), end=end))
+        (tmp_path / "worker").write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/worker.py\n")
+        (tmp_path / "worker").chmod(stat.S_IRWXU)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "worker"))
+
+    return planted
+
+
+def steps(folder, table):
+    """Of each trial, in the order of their learning rates: the steps that were trained, by all workers together."""
+    return [(folder / "steps" / i).read_text() for i in table.sort_values("lr")["id"]]
+
+
+def asked(tiny, lrs, **settings):
+    return tiny({"axes": {"lr": lrs}, "engine.workers": 1, "engine.checkpoint_every": 2} | settings)
+
+
+def alone(recipe):
+    """Losses of the points, trained here with nothing in their way."""
+    apart = {"engine.checkpoint_every": 0, "engine.processes": 1}
+    points = [recipes.with_settings(point, apart) for point in recipes.points(recipe)]
+    return [training.trial(point, "main", training.accelerator())[0].loss for point in points]
+
+
+def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(tiny, tmp_path, worker_ends):
+    recipe = asked(tiny, [4e-3])
+    worker_ends(KILLED)
+    table = sweeping.sweep(recipe, out=tmp_path)
+    assert steps(tmp_path, table) == [RETRIED] and table["loss"].tolist() == alone(recipe)
+
+
+def test_trials_of_a_killed_stack_go_on_from_their_checkpoints_alone(tiny, tmp_path, worker_ends, capsys):
+    recipe = asked(tiny, [2e-3, 4e-3], **{"engine.stack": 2})
+    worker_ends(KILLED)
+    table = sweeping.sweep(recipe, out=tmp_path)
+    assert sorted(steps(tmp_path, table)) == sorted([RETRIED, BEHIND])  # the other's fifth step was not written down
+    assert table["loss"].tolist() == alone(recipe) and [row["stack"] for row in table["provenance"]] == [1, 1]
+    assert capsys.readouterr().err.count(", try 1: its worker died") == 2
+
+
+def test_a_stack_without_memory_is_halved_and_goes_on_from_its_checkpoints(tiny, tmp_path, worker_ends, capsys):
+    """Not the micro-batches: the trials stay the same to the bit."""
+    recipe = asked(tiny, [1e-3, 2e-3, 4e-3, 8e-3], **{"engine.stack": 4, "engine.retries": 0})
+    worker_ends(NO_MEMORY)
+    table = sweeping.sweep(recipe, out=tmp_path)
+    assert table["loss"].tolist() == alone(recipe) and sorted(steps(tmp_path, table)) == sorted([RETRIED, *[BEHIND] * 3])
+    assert [(row["stack"], row["accumulation"]) for row in table["provenance"]] == [(2, 1)] * 4
+    assert capsys.readouterr().err.count("try 1: out of memory: tried again in a stack of 2, not of 4\n") == 4
+
+
+def test_a_trial_over_processes_without_memory_goes_on_from_its_checkpoint_in_smaller_parts(tiny, tmp_path, worker_ends, capsys):
+    recipe = asked(tiny, [4e-3], **{"engine.processes": 2, "engine.retries": 0})
+    worker_ends(NO_MEMORY)
+    table = sweeping.sweep(recipe, out=tmp_path)
+    assert steps(tmp_path, table) == [RETRIED] and table["loss"].tolist() == pytest.approx(alone(recipe), rel=1e-5)
+    assert (table["provenance"][0]["processes"], table["provenance"][0]["accumulation"]) == (2, 2)
+    assert "try 1: out of memory: tried again with engine.accumulation = 2\n" in capsys.readouterr().err
+
+
+def test_a_stopped_worker_leaves_no_semaphores_of_its_processes(tiny, tmp_path):
+    there = set(os.listdir("/dev/shm"))
+    (task,) = sweeping.tasks("main", [tiny(LONG | {"engine.processes": 2, "tokens": 256 * 10**6})])
+    with local.Pool(1, 2) as pool:
+        pool.hand_out([task])
+        wait_for(lambda: any(message["progress"] > 0 for _, message in pool.messages()))
+        left = set(os.listdir("/dev/shm")) - there
+    assert left and wait_for(lambda: not left & set(os.listdir("/dev/shm")))
+
+
+def test_what_a_killed_writer_left_of_a_checkpoint_is_swept_out(tiny, tmp_path):
+    recipe = tiny({"engine.checkpoint_every": 4, "engine.runs": str(tmp_path)})
+    trial, _ = training.trial(recipe, "main", training.accelerator())
+    (tmp_path / trial.id / "checkpoint.4711.part").write_bytes(b"half")
+    (tmp_path / trial.id / "checkpoint.pt").unlink()  # that of step 4 is there
+    assert training.trial(recipe, "main", training.accelerator())[0].loss == trial.loss
+    assert {path.name for path in (tmp_path / trial.id).iterdir()} == {"checkpoint.pt", "previous.pt"}
+
+
+# --- interrupts ------------------------------------------------------------------------------------------------------
+
+DRIVER = """
+import signal, sys
+from scaletune.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and what it starts inherits that
+sys.exit(main(sys.argv[1:]))
+"""
+LONG = {"axes": {"tokens": [256 * 8, 256 * 10**6]}, "data.epochs": 10**4, "engine.workers": 2}  # a trial of eight steps, and one of an hour
+
+
+def recorded(folder):
+    """Trials in the workbench of a driver that runs."""
+    if not (folder / "sweeps/long.db").exists():
+        return []
+    store = Store(folder / "sweeps/long")
+    found = store.trials()
+    store.close()
+    return found
+
+
+def test_a_second_interrupt_stops_at_once(tiny, tmp_path):
+    """Ctrl-C goes to the whole foreground group. The first waits here for the store, which another holds: the second does not."""
+    (tmp_path / "long.toml").write_text(toml(tiny(LONG).model_dump(include={*recipes.POINT, "axes", "engine"})))
+    command = [sys.executable, "-c", DRIVER, "sweep", str(tmp_path / "long.toml"), "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
+        (trial,) = wait_for(lambda: recorded(tmp_path))
+        workers = children(driver.pid)
+        held = sqlite3.connect(tmp_path / "sweeps/long.db", timeout=PATIENCE, isolation_level=None)
+        held.execute("BEGIN IMMEDIATE")
+        os.killpg(driver.pid, signal.SIGINT)
+        assert wait_for(driver.stderr.readline) == "scaletune: stopping in good order; a second interrupt stops at once\n"
+        time.sleep(0.2)
+        assert driver.poll() is None
+        os.killpg(driver.pid, signal.SIGINT)
+        assert driver.wait(PATIENCE / 4) == -signal.SIGINT and gone(workers) and "Traceback" not in driver.stderr.read()
+        held.close()
+    assert recorded(tmp_path) == [trial] and not read_jsonl(tmp_path / "sweeps/long.jsonl")  # in the store; the record is written next time
+    assert sweeping.status("long", out=tmp_path)["driver"] is None
+    assert sweeping.export("long", out=tmp_path) and read_jsonl(tmp_path / "sweeps/long.jsonl") == [trial]
