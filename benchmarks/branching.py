@@ -26,7 +26,12 @@ WARMUP = 4096  # tokens: the shortest horizon's own tenth
 
 
 def points(width: int, branch: bool) -> list[Recipe]:
-    asked = {"axes.width": f"[{width}]", "axes.seed": "[0]", "schedule.warmup_tokens": WARMUP, "engine.branch": str(branch).lower()}
+    asked = {
+        "axes.width": f"[{width}]",
+        "axes.seed": "[0]",
+        "schedule.warmup_tokens": WARMUP,
+        "engine.branch": str(branch).lower(),
+    }
     return recipe.points(recipe.load(STUDY, [f"{name}={value}" for name, value in asked.items()]))
 
 
@@ -36,7 +41,10 @@ def trained(asked: list[Recipe], acc: Accelerator) -> tuple[float, dict[str, flo
     losses, began = {}, time.process_time()
     while queue:
         order = stacks.take(queue, 1)
-        losses |= {trial.id: trial.loss for trial, _ in training.stacked([t.recipe for t in order], ["main"] * len(order), acc)}
+        losses |= {
+            trial.id: trial.loss
+            for trial, _ in training.stacked([t.recipe for t in order], ["main"] * len(order), acc)
+        }
     return time.process_time() - began, losses
 
 
@@ -48,16 +56,25 @@ def main() -> None:
     torch.set_num_threads(1)
     acc = training.accelerator()
     gc.freeze()  # as a worker does
-    print(f"torch {torch.__version__}, one thread, CPU time, {args.rounds} alternated rounds, load {os.getloadavg()[0]:.1f}")
-    print("| width | trials | apart, s | branched, s | ratio (range) | FLOPs ratio | same losses |\n|---|---|---|---|---|---|---|")
+    print(
+        f"torch {torch.__version__}, one thread, CPU time, {args.rounds} alternated rounds, load {os.getloadavg()[0]:.1f}"
+    )
+    print(
+        "| width | trials | apart, s | branched, s | ratio (range) | FLOPs ratio | same losses |\n|---|---|---|---|---|---|---|"
+    )
     for width in args.widths:
         ways = {branch: points(width, branch) for branch in (False, True)}
-        rounds = [{branch: trained(asked, acc) for branch, asked in ways.items()} for _ in range(args.rounds)]
+        rounds = [
+            {branch: trained(asked, acc) for branch, asked in ways.items()}
+            for _ in range(args.rounds)
+        ]
         seconds = {branch: [each[branch][0] for each in rounds] for branch in ways}
         ratios = [b / a for a, b in zip(seconds[False], seconds[True], strict=True)]
         rows = [counting.count(point) for point in ways[True]]
         flops = branches.saving(ways[True], rows)["flops"] / sum(row["flops"] for row in rows)
-        same = sum(each[True][1][i] == loss for each in rounds for i, loss in each[False][1].items())
+        same = sum(
+            each[True][1][i] == loss for each in rounds for i, loss in each[False][1].items()
+        )
         print(
             f"| {width} | {len(rows)} | {statistics.median(seconds[False]):.1f} | {statistics.median(seconds[True]):.1f}"
             f" | {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) | {flops:.3f} | {same} of {len(rows) * len(rounds)} |",

@@ -33,7 +33,16 @@ from scaletune.sweeping.engines import local
 from scaletune.transferring.formats.recipe import toml
 
 NAMED = "scaletune.sweeping.engines.worker"
-MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")  # of a trial, wherever and whenever it was trained
+MEASURED = (
+    "id",
+    "sweep",
+    "status",
+    "loss",
+    "train_loss",
+    "message",
+    "flops",
+    "point",
+)  # of a trial, wherever and whenever it was trained
 WORKER = """#!{python} -IS
 import json, os, sys, time
 answers = json.load(open("{folder}/answers.json"))
@@ -68,21 +77,31 @@ def base(folder: Path) -> Recipe:
 
 def wanted(folder: Path, trials: int) -> list[sweeping.Task]:
     recipe = base(folder)
-    return sweeping.tasks("main", [with_settings(recipe, {"seed": seed, "engine.stack": 1}) for seed in range(trials)])
+    return sweeping.tasks(
+        "main", [with_settings(recipe, {"seed": seed, "engine.stack": 1}) for seed in range(trials)]
+    )
 
 
 def real(folder: Path, trials: int, steps: int = 400) -> list[sweeping.Task]:
     """Trials of a second or so that keep checkpoints; half of them train in stacks of two, and every fourth diverges."""
-    rows: dict[str, Any] = {"budget.tokens": 256 * steps, "data.epochs": 10, "engine.checkpoint_every": max(1, steps // 8)}
+    rows: dict[str, Any] = {
+        "budget.tokens": 256 * steps,
+        "data.epochs": 10,
+        "engine.checkpoint_every": max(1, steps // 8),
+    }
     recipe, lrs = with_settings(base(folder), rows), (2e-3, 4e-3, 8e-3, 1e3)
-    settings = [{"seed": i // 4, "lr": lrs[i % 4], "engine.stack": 1 + (i // 4) % 2} for i in range(trials)]
+    settings = [
+        {"seed": i // 4, "lr": lrs[i % 4], "engine.stack": 1 + (i // 4) % 2} for i in range(trials)
+    ]
     return sweeping.tasks("main", [with_settings(recipe, each) for each in settings])
 
 
 def planted(task: sweeping.Task) -> Trial:
     """A done trial whose loss is drawn from its seed."""
     loss = 2 + random.Random(task.recipe.seed).random()
-    return replace(sweeping.failed(task, ""), status="done", loss=loss, train_loss=loss, seconds=0.04)
+    return replace(
+        sweeping.failed(task, ""), status="done", loss=loss, train_loss=loss, seconds=0.04
+    )
 
 
 def plant(folder: Path, trials: int, seconds: float) -> None:
@@ -101,7 +120,11 @@ def drive(folder: Path, trials: int, workers: int, steps: int) -> None:
         sys.executable = str(folder / "worker")
     else:
         _note_orders(folder / "started")
-    sweeping.train_all(real(folder, trials, steps) if steps else wanted(folder, trials), folder / "sweeps/chaos", workers)
+    sweeping.train_all(
+        real(folder, trials, steps) if steps else wanted(folder, trials),
+        folder / "sweeps/chaos",
+        workers,
+    )
 
 
 def _note_orders(started: Path) -> None:
@@ -142,16 +165,38 @@ class Found:
     seconds: float = 0.0
 
 
-def disturb(folder: Path, trials: int, kills: int, workers: int = 3, seed: int = 0, pause: float = 0.25, steps: int = 0) -> Found:
+def disturb(
+    folder: Path,
+    trials: int,
+    kills: int,
+    workers: int = 3,
+    seed: int = 0,
+    pause: float = 0.25,
+    steps: int = 0,
+) -> Found:
     """Carry the sweep to its end through `kills` kills; every sixth is the driver's, and it is started again."""
     drawn, found, before, starts = random.Random(seed), Found(), {}, folder / "started"
     began = time.monotonic()
     (folder / "tmp").mkdir(exist_ok=True)
-    command = [sys.executable, __file__, "--drive", str(folder), "--trials", str(trials), "--workers", str(workers)]
+    command = [
+        sys.executable,
+        __file__,
+        "--drive",
+        str(folder),
+        "--trials",
+        str(trials),
+        "--workers",
+        str(workers),
+    ]
     command += ["--steps", str(steps)]
     while True:
         position = starts.stat().st_size if starts.exists() else 0
-        with subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder / "tmp")}, stderr=subprocess.PIPE, text=True) as driver:
+        with subprocess.Popen(
+            command,
+            env=os.environ | {"TMPDIR": str(folder / "tmp")},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as driver:
             family = _kill_at_random(driver, drawn, found, kills, pause)
             said = driver.communicate()[1]
         found.orphans += len(psutil.wait_procs(family, timeout=10)[1])
@@ -166,7 +211,9 @@ def disturb(folder: Path, trials: int, kills: int, workers: int = 3, seed: int =
             return found
 
 
-def _kill_at_random(driver: subprocess.Popen[str], drawn: random.Random, found: Found, kills: int, pause: float) -> list[psutil.Process]:
+def _kill_at_random(
+    driver: subprocess.Popen[str], drawn: random.Random, found: Found, kills: int, pause: float
+) -> list[psutil.Process]:
     """Until the driver has ended, or was killed; all its workers that were seen."""
     family: set[psutil.Process] = set()
     while driver.poll() is None:
@@ -196,8 +243,14 @@ def _workers(pid: int) -> list[psutil.Process]:
 
 def measured(folder: Path) -> list[dict[str, Any]]:
     """What of the record no disturbance may change, to the last bit; where the data lay is left out."""
-    rows = [{name: getattr(trial, name) for name in MEASURED} for trial in read_jsonl(folder / "sweeps/chaos.jsonl")]
-    return [row | {"point": row["point"] | {"data": row["point"]["data"] | {"source": ""}}} for row in rows]
+    rows = [
+        {name: getattr(trial, name) for name in MEASURED}
+        for trial in read_jsonl(folder / "sweeps/chaos.jsonl")
+    ]
+    return [
+        row | {"point": row["point"] | {"data": row["point"]["data"] | {"source": ""}}}
+        for row in rows
+    ]
 
 
 def compare(kills: int, trials: int, steps: int, seed: int) -> None:
@@ -224,8 +277,16 @@ def compare(kills: int, trials: int, steps: int, seed: int) -> None:
 
 def leavings(folder: Path) -> list[str]:
     """Files that a sweep which has ended should not have left."""
-    left = [path.name for path in Path(folder, "sweeps").iterdir() if path.suffix not in (".db", ".jsonl", ".logs")]
-    temporary = [path.name for path in Path(folder, "tmp").iterdir() if not path.name.startswith("torchinductor_")]  # torch's cache
+    left = [
+        path.name
+        for path in Path(folder, "sweeps").iterdir()
+        if path.suffix not in (".db", ".jsonl", ".logs")
+    ]
+    temporary = [
+        path.name
+        for path in Path(folder, "tmp").iterdir()
+        if not path.name.startswith("torchinductor_")
+    ]  # torch's cache
     return left + temporary + [path.name for path in Path(folder, "runs").rglob("*.part")]
 
 
@@ -233,8 +294,13 @@ def scale(n: int = 10_000) -> None:
     """Seconds and memory of `scaletune sweep` where all `n` trials are on record; milliseconds a trivial trial costs beside its own time."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = with_settings(base(folder), {"axes": {"lr": [1e-3 * 1.01**i for i in range(100)], "seed": list(range(n // 100))}})
-        (folder / "chaos.toml").write_text(toml(recipe.model_dump(exclude={"holdout", "target", "compare", "fit", "evidence"})))
+        recipe = with_settings(
+            base(folder),
+            {"axes": {"lr": [1e-3 * 1.01**i for i in range(100)], "seed": list(range(n // 100))}},
+        )
+        (folder / "chaos.toml").write_text(
+            toml(recipe.model_dump(exclude={"holdout", "target", "compare", "fit", "evidence"}))
+        )
         store = Store(folder / "sweeps/chaos")
         store._db.execute("PRAGMA synchronous=OFF")  # only to have them there sooner
         for task in sweeping.tasks("main", points(recipe)):
@@ -248,16 +314,28 @@ def scale(n: int = 10_000) -> None:
         asked, sys.executable = wanted(folder, 400), str(folder / "worker")
         began = time.monotonic()
         sweeping.train_all(asked, folder / "sweeps/chaos", 1)
-        print(f"400 trials that do nothing, one worker: {1000 * (time.monotonic() - began) / 400:.1f} ms each")
+        print(
+            f"400 trials that do nothing, one worker: {1000 * (time.monotonic() - began) / 400:.1f} ms each"
+        )
 
 
 def _measured_command(folder: Path) -> str:
     """What the whole command takes, its start and imports too."""
     began, before = time.monotonic(), os.times()
-    command = [sys.executable, "-m", "scaletune", "sweep", str(folder / "chaos.toml"), "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "scaletune",
+        "sweep",
+        str(folder / "chaos.toml"),
+        "--out",
+        str(folder),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     gone, after = time.monotonic() - began, os.times()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    spent = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
     return f"{gone:.2f} s, {spent:.2f} s of CPU, {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MB at most"
 
 
@@ -267,7 +345,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1500)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=0, help="of training a trial; 0: planted answers")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="of training a trial; 0: planted answers"
+    )
     parser.add_argument("--scale", action="store_true")
     parser.add_argument("--drive", type=Path)
     args = parser.parse_args()

@@ -29,13 +29,34 @@ from scaletune.fitting.loss import law
 from scaletune.fitting.stats import resampling
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "chinchilla_epoch.csv"
-GRID = list(itertools.product(np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5), np.arange(-1, 1.5, 0.5), range(0, 30, 5), range(0, 30, 5)))
-SE = {"E": 0.02566, "A": 124.52, "B": 1293.28, "alpha": 0.0154, "beta": 0.0206}  # printed in arXiv:2404.10102
+GRID = list(
+    itertools.product(
+        np.arange(0, 2.5, 0.5),
+        np.arange(0, 2.5, 0.5),
+        np.arange(-1, 1.5, 0.5),
+        range(0, 30, 5),
+        range(0, 30, 5),
+    )
+)
+SE = {
+    "E": 0.02566,
+    "A": 124.52,
+    "B": 1293.28,
+    "alpha": 0.0154,
+    "beta": 0.0206,
+}  # printed in arXiv:2404.10102
 
 
-def objective(x: np.ndarray, n: np.ndarray, d: np.ndarray, loss: np.ndarray, weight: np.ndarray | float = 1.0) -> float:
+def objective(
+    x: np.ndarray, n: np.ndarray, d: np.ndarray, loss: np.ndarray, weight: np.ndarray | float = 1.0
+) -> float:
     """Sum of Huber(1e-3) over residuals of ln L; x = (e, a, b, alpha, beta), logs of coefficients."""
-    r = np.abs(np.log(loss) - logsumexp([x[1] - x[3] * np.log(n), x[2] - x[4] * np.log(d), np.full(len(n), x[0])], axis=0))
+    r = np.abs(
+        np.log(loss)
+        - logsumexp(
+            [x[1] - x[3] * np.log(n), x[2] - x[4] * np.log(d), np.full(len(n), x[0])], axis=0
+        )
+    )
     return float((weight * np.where(r <= 1e-3, r * r / 2, 1e-3 * (r - 5e-4))).sum())
 
 
@@ -49,7 +70,10 @@ def published_fit(data: tuple[np.ndarray, ...], n_starts: int) -> tuple[float, f
     """Seconds of BFGS from some of the 4500 starts and the lowest objective."""
     chosen = [GRID[i] for i in np.linspace(0, len(GRID) - 1, n_starts).astype(int)]
     seconds, ends = timed(
-        lambda: [optimize.minimize(objective, [e, a, b, al, be], args=data, method="BFGS").fun for al, be, e, a, b in chosen]
+        lambda: [
+            optimize.minimize(objective, [e, a, b, al, be], args=data, method="BFGS").fun
+            for al, be, e, a, b in chosen
+        ]
     )
     return seconds, float(np.nanmin(ends))
 
@@ -63,9 +87,16 @@ def package_fit(data: tuple[np.ndarray, ...], n: int = 16) -> tuple[float, float
 
     grid = {"e": [0.0, 1.0], "a": [5.0, 10.0], "b": [5.0, 10.0], "alpha": [0.0, 0.5], "beta": [0.5]}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        made = Chinchilla(folder, param_grid=grid, loss_fn=lambda y, p: log_huber(y, p, delta=1e-3), log_level=50)
+        made = Chinchilla(
+            folder, param_grid=grid, loss_fn=lambda y, p: log_huber(y, p, delta=1e-3), log_level=50
+        )
         for n_params, tokens, loss in zip(*data, strict=True):
-            made.database.df.loc[len(made.database.df)] = {"C": 6 * n_params * tokens, "N": n_params, "D": tokens, "loss": loss}
+            made.database.df.loc[len(made.database.df)] = {
+                "C": 6 * n_params * tokens,
+                "N": n_params,
+                "D": tokens,
+                "loss": loss,
+            }
         seconds, _ = timed(lambda: made.fit(parallel=False))
     x = np.array([np.log(made.E), np.log(made.A), np.log(made.B), made.alpha, made.beta], float)
     return seconds, objective(x, *data)
@@ -76,22 +107,36 @@ def soft_l1(data: tuple[np.ndarray, ...], n_starts: int) -> tuple[float, float]:
 
     def residual(x: np.ndarray) -> np.ndarray:
         n, d, loss = data
-        return np.log(loss) - logsumexp([x[1] - x[3] * np.log(n), x[2] - x[4] * np.log(d), np.full(len(n), x[0])], axis=0)
+        return np.log(loss) - logsumexp(
+            [x[1] - x[3] * np.log(n), x[2] - x[4] * np.log(d), np.full(len(n), x[0])], axis=0
+        )
 
     chosen = [GRID[i] for i in np.linspace(0, len(GRID) - 1, n_starts).astype(int)]
     seconds, ends = timed(
         lambda: [
-            optimize.least_squares(residual, [e, a, b, al, be], loss="soft_l1", f_scale=1e-3, x_scale="jac") for al, be, e, a, b in chosen
+            optimize.least_squares(
+                residual, [e, a, b, al, be], loss="soft_l1", f_scale=1e-3, x_scale="jac"
+            )
+            for al, be, e, a, b in chosen
         ]
     )
     return seconds, objective(min(ends, key=lambda end: end.cost).x, *data)
 
 
-def reference_draws(solved: law.Solved, weight: np.ndarray, data: tuple[np.ndarray, ...]) -> tuple[float, np.ndarray]:
+def reference_draws(
+    solved: law.Solved, weight: np.ndarray, data: tuple[np.ndarray, ...]
+) -> tuple[float, np.ndarray]:
     """Each resample as published, BFGS with numerical gradients from the optimum: seconds and ends."""
     e, a, b, alpha, beta = solved.vector
     start = np.array([np.log(e), np.log(a), np.log(b), alpha, beta])
-    return timed(lambda: np.array([optimize.minimize(objective, start, args=(*data, row), method="BFGS").x for row in weight]))
+    return timed(
+        lambda: np.array(
+            [
+                optimize.minimize(objective, start, args=(*data, row), method="BFGS").x
+                for row in weight
+            ]
+        )
+    )
 
 
 def converged_draws(solved: law.Solved, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +153,9 @@ def converged_draws(solved: law.Solved, weight: np.ndarray) -> tuple[np.ndarray,
         for k in range(5):
             x = solved.phi + (k > 0) * rng.standard_normal(5) * [0.05, 0.3, 0.3, 0.05, 0.05]
             for _ in range(2):
-                x = optimize.minimize(value, x, jac=True, method="BFGS", options={"gtol": 1e-10, "maxiter": 3000}).x
+                x = optimize.minimize(
+                    value, x, jac=True, method="BFGS", options={"gtol": 1e-10, "maxiter": 3000}
+                ).x
             tries.append((value(x)[0] / 1e3, x))
         best = min(tries, key=lambda pair: pair[0])
         values.append(best[0])
@@ -123,7 +170,10 @@ def bootstrap_lines(solved: law.Solved, data: tuple[np.ndarray, ...], n: int) ->
     value, ends = converged_draws(solved, weight)
     again = law.refit(solved, replace(solved.problem, weight=weight))
     reached = np.array(
-        [replace(solved.problem, weight=w[None]).objective(p[None], solved.estimator.cost)[0] for w, p in zip(weight, again, strict=True)]
+        [
+            replace(solved.problem, weight=w[None]).objective(p[None], solved.estimator.cost)[0]
+            for w, p in zip(weight, again, strict=True)
+        ]
     )
     off = np.abs(again.std(0) / ends.std(0) - 1).max()
     published = np.array([objective(x, *data, w) for x, w in zip(their_ends, weight, strict=True)])
@@ -134,7 +184,11 @@ def bootstrap_lines(solved: law.Solved, data: tuple[np.ndarray, ...], n: int) ->
         f"| BFGS from the optimum, as published: {n} run, scaled | {theirs * 4000 / n:.0f} | {(published - value).max():.1e} |",
         "",
         f"On the same {n} resamples, standard errors of (ln E, ln A', ln B', alpha, beta) differ from the converged reference's by {off:.1e} at most.",
-        "Standard errors: " + ", ".join(f"{k} {s:.4g} (printed {SE[k]:g})" for k, s in zip(law.NAMES, drawn.std(0), strict=True)) + ".",
+        "Standard errors: "
+        + ", ".join(
+            f"{k} {s:.4g} (printed {SE[k]:g})" for k, s in zip(law.NAMES, drawn.std(0), strict=True)
+        )
+        + ".",
     ]
 
 
@@ -151,18 +205,42 @@ def main() -> None:
     ours, solved = statistics.median(r[0] for r in rounds), rounds[-1][1]
     rows = [("scaletune: no start given", ours, solved.objective)]
     seconds, value = published_fit(data, args.starts)
-    rows.append((f"BFGS, 4500 starts as published: {args.starts} run, scaled", seconds * 4500 / args.starts, value))
+    rows.append(
+        (
+            f"BFGS, 4500 starts as published: {args.starts} run, scaled",
+            seconds * 4500 / args.starts,
+            value,
+        )
+    )
     seconds, value = soft_l1(data, args.starts)
-    rows.append((f"scipy least_squares soft_l1, 4500 starts: {args.starts} run, scaled", seconds * 4500 / args.starts, value))
+    rows.append(
+        (
+            f"scipy least_squares soft_l1, 4500 starts: {args.starts} run, scaled",
+            seconds * 4500 / args.starts,
+            value,
+        )
+    )
     seconds, value = soft_l1(data, 1)
     rows.append(("scipy least_squares soft_l1, one start (all zeros and -1)", seconds, value))
     if (package := package_fit(data)) is not None:
-        rows.append(("PyPI chinchilla, 4500 starts on one core: 16 run, scaled", package[0] * 4500 / 16, package[1]))
+        rows.append(
+            (
+                "PyPI chinchilla, 4500 starts on one core: 16 run, scaled",
+                package[0] * 4500 / 16,
+                package[1],
+            )
+        )
     print("| 240 runs | seconds | objective (sum of Huber 1e-3 over ln L) | times ours |")
     print("|---|---|---|---|")
     for name, seconds, value in rows:
         print(f"| {name} | {seconds:.3g} | {value:.10f} | {seconds / ours:.0f} |")
-    print("\n" + ", ".join(f"{name} {value:.6g}" for name, value in zip(law.NAMES, solved.vector, strict=True)) + "\n")
+    print(
+        "\n"
+        + ", ".join(
+            f"{name} {value:.6g}" for name, value in zip(law.NAMES, solved.vector, strict=True)
+        )
+        + "\n"
+    )
     print("\n".join(bootstrap_lines(solved, data, args.draws)))
 
 

@@ -30,7 +30,9 @@ def round_of(kind: str, folder: Path) -> tuple[float, list[float], list[float], 
     """(seconds to the first record; of each later trial, ms since the record before, and ms its own; MB that all processes hold alone)."""
     point = {"engine.kind": kind, "engine.stack": 1, "tokens": 256, "budget.eval_tokens": 64}
     recipe = with_settings(base(folder), point)
-    asked = sweeping.tasks("main", [with_settings(recipe, {"seed": seed}) for seed in range(TRIALS)])
+    asked = sweeping.tasks(
+        "main", [with_settings(recipe, {"seed": seed}) for seed in range(TRIALS)]
+    )
     at, own, memory = [time.monotonic()], list[float](), 0.0
 
     def then(trial: Trial) -> list[sweeping.Task]:
@@ -39,7 +41,13 @@ def round_of(kind: str, folder: Path) -> tuple[float, list[float], list[float], 
         at.append(time.monotonic())
         own.append(1000 * trial.seconds)
         if len(own) == TRIALS:
-            memory = sum(child.memory_full_info().uss for child in psutil.Process().children(recursive=True)) / 2**20
+            memory = (
+                sum(
+                    child.memory_full_info().uss
+                    for child in psutil.Process().children(recursive=True)
+                )
+                / 2**20
+            )
         return []
 
     sweeping.train_all(asked, folder / f"sweeps/{kind}", 1, then=then)
@@ -49,7 +57,9 @@ def round_of(kind: str, folder: Path) -> tuple[float, list[float], list[float], 
 def row(kind: str, rounds: list[tuple[float, list[float], list[float], float]]) -> str:
     first, memory = (statistics.median(found[i] for found in rounds) for i in (0, 3))
     gaps, own = ([ms for found in rounds for ms in found[i]] for i in (1, 2))
-    low, middle, high = statistics.quantiles([gap - its for gap, its in zip(gaps, own, strict=True)], n=4)
+    low, middle, high = statistics.quantiles(
+        [gap - its for gap, its in zip(gaps, own, strict=True)], n=4
+    )
     return (
         f"| {kind} | {statistics.median(gaps):.1f} | {statistics.median(own):.1f} | {middle:.1f} ({low:.1f} to {high:.1f}) |"
         f" {first:.1f} | {memory:.0f} |"
@@ -60,13 +70,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args().rounds
-    found = {kind: list[tuple[float, list[float], list[float], float]]() for kind, package in NEEDS.items() if find_spec(package)}
+    found = {
+        kind: list[tuple[float, list[float], list[float], float]]()
+        for kind, package in NEEDS.items()
+        if find_spec(package)
+    }
     for _ in range(asked):
         for kind, rounds in found.items():
             with tempfile.TemporaryDirectory() as name:
                 rounds.append(round_of(kind, Path(name)))
-    print(f"{TRIALS} trials of one step, one worker, {asked} alternated rounds; medians (and quartiles) over trials")
-    print("| engine | ms a trial | of it its own | overhead, ms | first record, s | MB of the processes started |")
+    print(
+        f"{TRIALS} trials of one step, one worker, {asked} alternated rounds; medians (and quartiles) over trials"
+    )
+    print(
+        "| engine | ms a trial | of it its own | overhead, ms | first record, s | MB of the processes started |"
+    )
     print("|---|---|---|---|---|---|")
     for kind, rounds in found.items():
         print(row(kind, rounds))

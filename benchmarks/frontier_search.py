@@ -45,7 +45,10 @@ def space(seed: int, points: int) -> Recipe:
 def planted(cost: float, lr: float, batch: float, middle: float) -> float:
     """The middle of the costs has its best lr at 2**-8 and its best batch at 2**13."""
     away = math.log(cost / middle)
-    dx, dy = math.log(lr) + 8 * math.log(2) - LR * away, math.log(batch) - 13 * math.log(2) - BATCH * away
+    dx, dy = (
+        math.log(lr) + 8 * math.log(2) - LR * away,
+        math.log(batch) - 13 * math.log(2) - BATCH * away,
+    )
     return (FLOOR + A * cost**-POWER) * math.exp(CURVED[0] * dx**2 / 2 + CURVED[1] * dy**2 / 2)
 
 
@@ -63,7 +66,9 @@ class World:
     def loss(self, point: Point) -> float:
         rng = np.random.default_rng([int(1e6 * abs(math.log(value))) for value in point])
         value = dict(zip([path.split(".")[-1] for path in self.cell.paths], point, strict=True))
-        return planted(self.cost(point), value["lr"], value["batch_tokens"], self.middle) * (1 + self.noise * rng.normal())
+        return planted(self.cost(point), value["lr"], value["batch_tokens"], self.middle) * (
+            1 + self.noise * rng.normal()
+        )
 
     def gap(self, seen: dict[Point, float]) -> float:
         """Mean over the grid's costs of ln lowest loss so far at no more, over the planted one: TALL at most, and where nothing is as cheap."""
@@ -114,7 +119,14 @@ def main() -> None:
                 seen = searched(world, world.asked.search)
                 gap, spent = world.gap(seen), sum(world.cost(point) for point in seen)
                 front = best(world.cost, seen)
-                law = next((x for x in scaling(world.cell.paths, front, [world.cost(p) for p in front]) if x["axis"].endswith("lr")), None)
+                law = next(
+                    (
+                        x
+                        for x in scaling(world.cell.paths, front, [world.cost(p) for p in front])
+                        if x["axis"].endswith("lr")
+                    ),
+                    None,
+                )
                 slope, se = (law["slope"], law["slope_se"]) if law else (math.nan, math.nan)
                 others = [at_random(world, seed, gap, power) / spent for power in (0.0, 1.0)]
                 rows.append((spent / whole, gap, slope, se, (slope - LR) / se, *others))

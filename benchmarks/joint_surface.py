@@ -70,7 +70,10 @@ def kernel(a: Array, b: Array, hyper: Array) -> Array:
 def smooth(cell: pd.DataFrame) -> Smooth:
     """By maximum likelihood, with noise near 0.1 % as the sweep's replicas have, and more of it higher up."""
     cell = cell[cell["loss"] <= (1 + REACH) * cell["loss"].min()]
-    x, y = np.log(cell[["lr", "batch_tokens"]].to_numpy(float)), np.log(cell["loss"].to_numpy(float))
+    x, y = (
+        np.log(cell[["lr", "batch_tokens"]].to_numpy(float)),
+        np.log(cell["loss"].to_numpy(float)),
+    )
     base, centre, spread = y.min(), x.mean(0), x.std(0)
     q, y = (x - centre) / spread, y - base
 
@@ -80,13 +83,32 @@ def smooth(cell: pd.DataFrame) -> Smooth:
     def cost(hyper: Array) -> float:
         factor = np.linalg.cholesky(kernel(q, q, hyper) + noise(hyper))
         half = np.linalg.solve(factor, y)
-        known = 2 * (hyper[:2] ** 2).sum() + ((hyper[3] - math.log(1e-3)) / 0.3) ** 2 / 2 + hyper[4] ** 2
+        known = (
+            2 * (hyper[:2] ** 2).sum()
+            + ((hyper[3] - math.log(1e-3)) / 0.3) ** 2 / 2
+            + hyper[4] ** 2
+        )
         return float(half @ half / 2 + np.log(np.diag(factor)).sum() + known)
 
-    hyper = minimize(cost, [0, 0, math.log(5e-3), math.log(1e-3), 0], method="Nelder-Mead", options={"maxiter": 800}).x
+    hyper = minimize(
+        cost,
+        [0, 0, math.log(5e-3), math.log(1e-3), 0],
+        method="Nelder-Mead",
+        options={"maxiter": 800},
+    ).x
     weights = np.linalg.solve(kernel(q, q, hyper) + noise(hyper), y)
-    made = Smooth(float(cell["n_params"].median()), float(cell["tokens"].median()), q, weights, centre, spread, hyper)
-    grid = np.stack(np.meshgrid(*(np.linspace(a, b, 81) for a, b in zip(x.min(0), x.max(0), strict=True))), -1).reshape(-1, 2)
+    made = Smooth(
+        float(cell["n_params"].median()),
+        float(cell["tokens"].median()),
+        q,
+        weights,
+        centre,
+        spread,
+        hyper,
+    )
+    grid = np.stack(
+        np.meshgrid(*(np.linspace(a, b, 81) for a, b in zip(x.min(0), x.max(0), strict=True))), -1
+    ).reshape(-1, 2)
     values = made(grid)
     made.best, made.lowest = grid[values.argmin()], float(values.min())
     made.floor = math.exp(base + made.lowest)
@@ -96,7 +118,9 @@ def smooth(cell: pd.DataFrame) -> Smooth:
 def runs() -> pd.DataFrame:
     table = pd.read_csv(DATA).drop(columns="lr").rename(columns={"lr_grid": "lr", "run_id": "id"})
     status = np.where(table["diverged"], "diverged", "done")
-    return table[["id", "cell_id", "n_params", "tokens", "tokens_nominal", "batch_tokens", "lr", "loss"]].assign(status=status)
+    return table[
+        ["id", "cell_id", "n_params", "tokens", "tokens_nominal", "batch_tokens", "lr", "loss"]
+    ].assign(status=status)
 
 
 def splits(table: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
@@ -104,16 +128,34 @@ def splits(table: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
     cells = table.groupby("cell_id")[["n_params", "tokens_nominal"]].first()
     yield from (("each cell", [cell]) for cell in cells.index)
     yield "largest n_params", list(cells.index[cells["n_params"] == cells["n_params"].max()])
-    yield "largest tokens", list(cells.index[cells["tokens_nominal"] == cells.groupby("n_params")["tokens_nominal"].transform("max")])
+    yield (
+        "largest tokens",
+        list(
+            cells.index[
+                cells["tokens_nominal"]
+                == cells.groupby("n_params")["tokens_nominal"].transform("max")
+            ]
+        ),
+    )
 
 
 def log_log(kept: pd.DataFrame, n_params: float, tokens: float) -> Point:
     """ln lr on ln n_params and ln tokens, ln batch on ln tokens, by least squares over rows: the authors' form."""
-    logs = {c: np.log(kept[c].to_numpy(float)) for c in ("n_params", "tokens", "lr", "batch_tokens")}
+    logs = {
+        c: np.log(kept[c].to_numpy(float)) for c in ("n_params", "tokens", "lr", "batch_tokens")
+    }
     one = np.ones(len(kept))
-    lr = np.linalg.lstsq(np.column_stack([one, logs["n_params"], logs["tokens"]]), logs["lr"], rcond=None)[0]
-    batch = np.linalg.lstsq(np.column_stack([one, logs["tokens"]]), logs["batch_tokens"], rcond=None)[0]
-    return math.exp(lr @ [1, math.log(n_params), math.log(tokens)]), math.exp(batch @ [1, math.log(tokens)]), {}
+    lr = np.linalg.lstsq(
+        np.column_stack([one, logs["n_params"], logs["tokens"]]), logs["lr"], rcond=None
+    )[0]
+    batch = np.linalg.lstsq(
+        np.column_stack([one, logs["tokens"]]), logs["batch_tokens"], rcond=None
+    )[0]
+    return (
+        math.exp(lr @ [1, math.log(n_params), math.log(tokens)]),
+        math.exp(batch @ [1, math.log(tokens)]),
+        {},
+    )
 
 
 def authors(table: pd.DataFrame) -> Callable[[float, float], Point]:
@@ -142,13 +184,19 @@ def by_cell(table: pd.DataFrame) -> Callable[[float, float], Point]:
 
     def at(n_params: float, tokens: float) -> Point:
         best = made.predict(n_params=n_params, tokens=tokens)
-        return best.lr, log_log(kept, n_params, tokens)[1], {"loss": best.loss, "interval": best.interval}
+        return (
+            best.lr,
+            log_log(kept, n_params, tokens)[1],
+            {"loss": best.loss, "interval": best.interval},
+        )
 
     return at
 
 
 def joint(table: pd.DataFrame) -> Callable[[float, float], Point]:
-    made = fit_joint(tabulate(table, ["n_params", "tokens", "batch_tokens", "lr", "loss"]), [], LEVEL)
+    made = fit_joint(
+        tabulate(table, ["n_params", "tokens", "batch_tokens", "lr", "loss"]), [], LEVEL
+    )
 
     def at(n_params: float, tokens: float) -> Point:
         best = made.predict(n_params=n_params, tokens=tokens)
@@ -172,8 +220,16 @@ def score(surface: Smooth, point: Point) -> dict[str, float]:
     row = {"gap": 100 * math.expm1(float(surface(np.log([lr, batch]))[0]) - surface.lowest)}
     if said:
         row["loss error"] = 100 * abs(said["loss"] / surface.floor - 1)
-        truth = {"lr": math.exp(surface.best[0]), "batch_tokens": math.exp(surface.best[1]), "loss": surface.floor}
-        row |= {f"{name} covered": float(ends[0] <= truth[name] <= ends[1]) for name, ends in said["interval"].items() if ends}
+        truth = {
+            "lr": math.exp(surface.best[0]),
+            "batch_tokens": math.exp(surface.best[1]),
+            "loss": surface.floor,
+        }
+        row |= {
+            f"{name} covered": float(ends[0] <= truth[name] <= ends[1])
+            for name, ends in said["interval"].items()
+            if ends
+        }
     return row
 
 
@@ -187,12 +243,20 @@ def results(table: pd.DataFrame, surfaces: dict[str, Smooth]) -> pd.DataFrame:
                     seen = part[~part["cell_id"].isin(held)]
                     try:
                         says = method(seen)
-                        points = [says(surfaces[cell].n_params, surfaces[cell].tokens) for cell in held]
+                        points = [
+                            says(surfaces[cell].n_params, surfaces[cell].tokens) for cell in held
+                        ]
                     except UserError:
                         rows.append({"share": share, "method": name, "split": split, "failed": 1.0})
                         continue
-                    scored = [score(surfaces[cell], point) for cell, point in zip(held, points, strict=True)]
-                    rows += [{"share": share, "method": name, "split": split, "failed": 0.0, **row} for row in scored]
+                    scored = [
+                        score(surfaces[cell], point)
+                        for cell, point in zip(held, points, strict=True)
+                    ]
+                    rows += [
+                        {"share": share, "method": name, "split": split, "failed": 0.0, **row}
+                        for row in scored
+                    ]
     return pd.DataFrame(rows)
 
 
@@ -200,14 +264,24 @@ def markdown(found: pd.DataFrame, split: str) -> str:
     """Mean (largest) gap by method and share of the runs."""
     here = found[found["split"] == split]
     shares = list(SHARES)
-    lines = [f"**{split}**: mean gap (largest), %", "", "| method | " + " | ".join(f"{share:.0%} of runs" for share in shares) + " |"]
+    lines = [
+        f"**{split}**: mean gap (largest), %",
+        "",
+        "| method | " + " | ".join(f"{share:.0%} of runs" for share in shares) + " |",
+    ]
     lines.append("|---" * (1 + len(shares)) + "|")
     for name in METHODS:
         cells = []
         for share in shares:
             gaps = here[(here["method"] == name) & (here["share"] == share)]
-            some = "" if gaps["failed"].all() else f"{gaps['gap'].mean():.3f} ({gaps['gap'].max():.2f})"
-            cells.append(some + (f" {gaps['failed'].mean():.0%} failed" if gaps["failed"].any() else ""))
+            some = (
+                ""
+                if gaps["failed"].all()
+                else f"{gaps['gap'].mean():.3f} ({gaps['gap'].max():.2f})"
+            )
+            cells.append(
+                some + (f" {gaps['failed'].mean():.0%} failed" if gaps["failed"].any() else "")
+            )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -221,16 +295,22 @@ def sureness(found: pd.DataFrame) -> str:
         "| method | split | share | loss error, % (mean, largest) | lr | batch | loss |",
         "|---" * 7 + "|",
     ]
-    for (name, split, share), rows in found[found["loss error"].notna()].groupby(["method", "split", "share"], sort=False):
+    for (name, split, share), rows in found[found["loss error"].notna()].groupby(
+        ["method", "split", "share"], sort=False
+    ):
         mean = rows[columns].mean()
         covered = " | ".join("" if np.isnan(mean[c]) else f"{mean[c]:.0%}" for c in columns[1:])
-        lines.append(f"| {name} | {split} | {share:.0%} | {mean['loss error']:.2f}, {rows['loss error'].max():.2f} | {covered} |")
+        lines.append(
+            f"| {name} | {split} | {share:.0%} | {mean['loss error']:.2f}, {rows['loss error'].max():.2f} | {covered} |"
+        )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     start, table = time.perf_counter(), runs()
-    surfaces = {cell: smooth(rows) for cell, rows in table[table["status"] == "done"].groupby("cell_id")}
+    surfaces = {
+        cell: smooth(rows) for cell, rows in table[table["status"] == "done"].groupby("cell_id")
+    }
     found = results(table, surfaces)
     for split in found["split"].unique():
         print(markdown(found, split))

@@ -24,7 +24,9 @@ from scaletune.fitting.optimum.power_law import fit_power_law
 from scaletune.predicting import from_fit
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "steplaw_dense_dev.csv"
-Estimate = tuple[float, float] | None  # ln lr of the optimum and its standard error; None when the method gives none
+Estimate = (
+    tuple[float, float] | None
+)  # ln lr of the optimum and its standard error; None when the method gives none
 Method = Callable[[dict[str, Any], float, int], Estimate]
 
 
@@ -33,7 +35,14 @@ def point(x: np.ndarray, y: np.ndarray, reach: float = REACH) -> dict[str, Any]:
     best = int(np.argmin(y))
     keep = y <= (1 + reach) * y[best]
     keep[max(best - 1, 0) : best + 2] = True
-    return {"x": x[keep], "y": y[keep], "n": np.ones(int(keep.sum())), "ss": 0.0, "dof": 0, "shared": 0.0}
+    return {
+        "x": x[keep],
+        "y": y[keep],
+        "n": np.ones(int(keep.sum())),
+        "ss": 0.0,
+        "dof": 0,
+        "shared": 0.0,
+    }
 
 
 def argmin(p: dict[str, Any], variance: float, dof: int) -> Estimate:
@@ -87,14 +96,20 @@ def _vertex(x: np.ndarray, y: np.ndarray, degree: int, variance: float) -> Estim
     roots = [
         r.real
         for r in np.roots(np.polyder(c))
-        if abs(r.imag) < 1e-9 and np.polyval(np.polyder(c, 2), r.real) > 0 and t[0] <= r.real <= t[-1]
+        if abs(r.imag) < 1e-9
+        and np.polyval(np.polyder(c, 2), r.real) > 0
+        and t[0] <= r.real <= t[-1]
     ]
     if not roots:
         return None
     root = min(roots, key=lambda r: float(np.polyval(c, r)))
     powers = np.arange(degree, -1, -1)
-    slope = np.where(powers > 0, powers * np.power(root, np.maximum(powers - 1, 0)), 0.0) / np.polyval(np.polyder(c, 2), root)
-    return float(x.mean() + root), math.sqrt(variance * float(slope @ np.linalg.inv(design.T @ design) @ slope))
+    slope = np.where(
+        powers > 0, powers * np.power(root, np.maximum(powers - 1, 0)), 0.0
+    ) / np.polyval(np.polyder(c, 2), root)
+    return float(x.mean() + root), math.sqrt(
+        variance * float(slope @ np.linalg.inv(design.T @ design) @ slope)
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -116,13 +131,19 @@ def halves(table: pd.DataFrame, extra: float = 0.0, seed: int = 0) -> pd.DataFra
     rng = np.random.default_rng(seed)
     pairs = []
     for _, group in table.groupby(["cell_id", "batch_tokens"]):
-        x, y = np.log(group["lr_grid"].to_numpy()), group["loss"].to_numpy() + extra * rng.standard_normal(len(group))
+        x, y = (
+            np.log(group["lr_grid"].to_numpy()),
+            group["loss"].to_numpy() + extra * rng.standard_normal(len(group)),
+        )
         if all(bracketed(y[i::2]) for i in (0, 1)) and bracketed(y):
             pairs.append((point(x, y), point(x[::2], y[::2]), point(x[1::2], y[1::2])))
     variance, dof = noise_of([half for _, *both in pairs for half in both])
     rows = []
     for name, method in METHODS.items():
-        found = [(method(a, variance, dof), method(b, variance, dof), ours(full, variance, dof)) for full, a, b in pairs]
+        found = [
+            (method(a, variance, dof), method(b, variance, dof), ours(full, variance, dof))
+            for full, a, b in pairs
+        ]
         both = [(a, b, full) for a, b, full in found if a and b and full]
         difference = np.array([a[0] - b[0] for a, b, _ in both])
         claimed = np.array([math.hypot(a[1], b[1]) for a, b, _ in both])
@@ -152,29 +173,56 @@ def law(table: pd.DataFrame) -> pd.DataFrame:
             for number, (_, group) in enumerate(at_batch.groupby("cell_id")):
                 x, y = np.log(group["lr_grid"].to_numpy()), group["loss"].to_numpy()
                 if bracketed(y) and bracketed(y[offset::2]):
-                    scale = {"n_params": group["n_params"].iloc[0], "tokens": group["tokens_nominal"].iloc[0], "cell": number}
-                    cells.append({**scale, "full": (x, y), "half": point(x[offset::2], y[offset::2])})
+                    scale = {
+                        "n_params": group["n_params"].iloc[0],
+                        "tokens": group["tokens_nominal"].iloc[0],
+                        "cell": number,
+                    }
+                    cells.append(
+                        {**scale, "full": (x, y), "half": point(x[offset::2], y[offset::2])}
+                    )
             if len(cells) >= 6:
                 for name, method in METHODS.items():
                     judged[name] += leave_out(cells, method)
     return pd.DataFrame([{"method": name, **_summary(rows)} for name, rows in judged.items()])
 
 
-def leave_out(cells: list[dict[str, Any]], method: Method) -> list[tuple[float, float, bool, float]]:
+def leave_out(
+    cells: list[dict[str, Any]], method: Method
+) -> list[tuple[float, float, bool, float]]:
     """(excess on the basin, excess on the losses, covered, half-width in ln lr) of each cell predicted from the others."""
     noise = noise_of([c["half"] for c in cells])
-    optima = [{**c, "x": e[0], "se": e[1], "half_width": [1.0, 1.0]} for c in cells if (e := method(c["half"], *noise))]
+    optima = [
+        {**c, "x": e[0], "se": e[1], "half_width": [1.0, 1.0]}
+        for c in cells
+        if (e := method(c["half"], *noise))
+    ]
     out = []
     for i, left in enumerate(optima):
         solution = fit_power_law(optima[:i] + optima[i + 1 :], ["n_params", "tokens"])["solution"]
-        at = np.array([1.0] + [math.log(left[c]) - m for c, m in zip(solution["columns"], solution["centre"], strict=True)])
+        at = np.array(
+            [1.0]
+            + [
+                math.log(left[c]) - m
+                for c, m in zip(solution["columns"], solution["centre"], strict=True)
+            ]
+        )
         predicted = float(at @ solution["vector"])
-        half = solution["quantile"] * math.sqrt(at @ np.array(solution["covariance"]) @ at + solution["scatter"] ** 2)
+        half = solution["quantile"] * math.sqrt(
+            at @ np.array(solution["covariance"]) @ at + solution["scatter"] ** 2
+        )
         x, y = left["full"]
         found = locate(point(x, y), *noise)
         on_basin = float(Basin(**found["basin"])(math.exp(predicted))) / found["basin"]["floor"] - 1
         on_losses = float(np.interp(predicted, x, y)) / y.min() - 1
-        out.append((on_basin, on_losses, abs(predicted - found["x"]) < math.hypot(half, 1.96 * found["se"]), half))
+        out.append(
+            (
+                on_basin,
+                on_losses,
+                abs(predicted - found["x"]) < math.hypot(half, 1.96 * found["se"]),
+                half,
+            )
+        )
     return out
 
 
@@ -191,13 +239,17 @@ def _summary(rows: list[tuple[float, float, bool, float]]) -> dict[str, float]:
     }
 
 
-SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # height over the floor, nats/token, t = ln(lr / optimum)
+SHAPES: dict[
+    str, Callable[[np.ndarray], np.ndarray]
+] = {  # height over the floor, nats/token, t = ln(lr / optimum)
     "parabola": lambda t: 0.015 * t**2,
     "s = 1": lambda t: 0.03 * (np.exp(t) - 1 - t),
     "s = 2": lambda t: 0.03 * (np.exp(2 * t) - 1 - 2 * t) / 4,
     "two sides": lambda t: np.where(t < 0, 0.012, 0.05) * t**2,
     "quartic": lambda t: 0.015 * t**2 + 0.006 * np.maximum(t, 0) ** 4,
-    "flat left": lambda t: np.where(t < 0, 0.05 * (np.sqrt(1 + t**2) - 1), 0.025 * t**2 + 0.02 * np.maximum(t, 0) ** 3),
+    "flat left": lambda t: np.where(
+        t < 0, 0.05 * (np.sqrt(1 + t**2) - 1), 0.025 * t**2 + 0.02 * np.maximum(t, 0) ** 3
+    ),
     "shallow": lambda t: 0.008 * (np.exp(t) - 1 - t),
 }
 
@@ -215,18 +267,27 @@ def synthetic(noise: float = 0.004, studies: int = 60, seeds: int = 2) -> pd.Dat
                 clean = 3.0 + height(x - optimum)
                 runs = clean + noise * (1 + 3 * (clean - 3.0)) * rng.standard_normal((seeds, 7))
                 left = runs - runs.mean(0) - runs.mean(1, keepdims=True) + runs.mean()
-                points.append(point(x, runs.mean(0)) | {"ss": float((left**2).sum()), "dof": 6 * (seeds - 1), "n": None})
+                points.append(
+                    point(x, runs.mean(0))
+                    | {"ss": float((left**2).sum()), "dof": 6 * (seeds - 1), "n": None}
+                )
             for p in points:
                 p["n"] = np.full(len(p["x"]), float(seeds))
             variance, dof = noise_of(points)
             for name, method in METHODS.items():
                 for p, optimum in zip(points, optima, strict=True):
-                    if bracketed(p["y"]) and (found := method(p, variance if name == "ours" else variance / seeds, dof)):
-                        hits[name].append((found[0] - optimum, abs(found[0] - optimum) < 1.96 * found[1]))
+                    if bracketed(p["y"]) and (
+                        found := method(p, variance if name == "ours" else variance / seeds, dof)
+                    ):
+                        hits[name].append(
+                            (found[0] - optimum, abs(found[0] - optimum) < 1.96 * found[1])
+                        )
         row: dict[str, Any] = {"shape": shape}
         for name, found_all in hits.items():
             errors = np.array([e for e, _ in found_all])
-            row[name] = f"{np.sqrt(np.mean(errors**2)):.3f} {np.mean(errors):+.3f} {np.mean([c for _, c in found_all]):.2f}"
+            row[name] = (
+                f"{np.sqrt(np.mean(errors**2)):.3f} {np.mean(errors):+.3f} {np.mean([c for _, c in found_all]):.2f}"
+            )
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -248,8 +309,13 @@ def studies(n: int = 40) -> pd.DataFrame:
         judged = []
         for seed in range(n):
             rng = np.random.default_rng(seed)
-            found = from_fit(fit(study(rng, **case), holdout="n_params > 1e7"), n_params=1.6e7, tokens=3e8)
-            x, loss = true_optimum(1.6e7, 3e8) + case.get("scatter", 0.0) * rng.standard_normal(), true_floor(1.6e7, 3e8)
+            found = from_fit(
+                fit(study(rng, **case), holdout="n_params > 1e7"), n_params=1.6e7, tokens=3e8
+            )
+            x, loss = (
+                true_optimum(1.6e7, 3e8) + case.get("scatter", 0.0) * rng.standard_normal(),
+                true_floor(1.6e7, 3e8),
+            )
             assert found.lr and found.loss and found.interval["lr"] and found.interval["loss"]
             (low, high), (least, most) = np.log(found.interval["lr"]), found.interval["loss"]
             judged.append(
@@ -262,7 +328,9 @@ def studies(n: int = 40) -> pd.DataFrame:
                     least < loss < most,
                 )
             )
-        error, half, covered, off, wide, loss_covered = (np.array(column, float) for column in zip(*judged, strict=True))
+        error, half, covered, off, wide, loss_covered = (
+            np.array(column, float) for column in zip(*judged, strict=True)
+        )
         rows.append(
             {
                 "study": name,
@@ -302,15 +370,32 @@ def study(
             luck = 0.01 * rng.standard_normal()
             for x in math.log(4e-3) + math.log(2) * np.arange(-3, 4):
                 height = 0.03 * float(phi(x - best, skew))
-                loss = true_floor(n_params, tokens) + height + luck + noise * (1 + 5 * height) * rng.standard_normal()
-                rows.append({"n_params": n_params, "tokens": tokens, "lr": math.exp(x), "seed": seed, "loss": loss})
+                loss = (
+                    true_floor(n_params, tokens)
+                    + height
+                    + luck
+                    + noise * (1 + 5 * height) * rng.standard_normal()
+                )
+                rows.append(
+                    {
+                        "n_params": n_params,
+                        "tokens": tokens,
+                        "lr": math.exp(x),
+                        "seed": seed,
+                        "loss": loss,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
 def whole(table: pd.DataFrame) -> pd.DataFrame:
     """`fit` on the full grids: every batch size by itself, then each cell's best; leave one cell out, and the largest size held out."""
     runs = table.assign(lr=table["lr_grid"], id=table["run_id"])
-    groups: dict[str, pd.DataFrame] = {f"{size:g}": group for size, group in runs.groupby("batch_tokens") if group["cell_id"].nunique() > 5}
+    groups: dict[str, pd.DataFrame] = {
+        f"{size:g}": group
+        for size, group in runs.groupby("batch_tokens")
+        if group["cell_id"].nunique() > 5
+    }
     rows = []
     for name, group in (groups | {"best": runs}).items():
         for holdout in (None, "n_params > 4e8"):
@@ -318,9 +403,23 @@ def whole(table: pd.DataFrame) -> pd.DataFrame:
             if found.held_out:
                 judged = {
                     key: found.held_out[key]
-                    for key in ("kind", "median_excess", "worst_excess", "coverage", "worst_loss_error", "loss_coverage")
+                    for key in (
+                        "kind",
+                        "median_excess",
+                        "worst_excess",
+                        "coverage",
+                        "worst_loss_error",
+                        "loss_coverage",
+                    )
                 }
-                rows.append({"batch": name, "b": found.params["b"]["value"], "scatter": found.solution["scatter"], **judged})
+                rows.append(
+                    {
+                        "batch": name,
+                        "b": found.params["b"]["value"],
+                        "scatter": found.solution["scatter"],
+                        **judged,
+                    }
+                )
     return pd.DataFrame(rows)
 
 

@@ -35,7 +35,9 @@ def optimizers() -> dict[str, torch.optim.Optimizer]:
     planned = torch.optim.AdamW(plan.param_groups(ours), fused=True)
     plain = mlp(WIDTH)
     tensors = iter(plain.parameters())
-    groups = [{"params": [next(tensors) for _ in group["params"]]} for group in planned.param_groups]
+    groups = [
+        {"params": [next(tensors) for _ in group["params"]]} for group in planned.param_groups
+    ]
     single = torch.optim.AdamW(mlp(WIDTH).parameters(), lr=1e-3, fused=True)
     made = {
         "plain, same groups": torch.optim.AdamW(groups, lr=1e-3, fused=True),
@@ -61,14 +63,18 @@ def main() -> None:
     torch.set_num_threads(1)
     made = optimizers()
     rounds = [{name: seconds(optimizer) for name, optimizer in made.items()} for _ in range(ROUNDS)]
-    print(f"width {WIDTH} over base {BASE}, {DEPTH + 2} layers; torch {torch.__version__}, one thread, {ROUNDS} rounds of {STEPS} steps")
+    print(
+        f"width {WIDTH} over base {BASE}, {DEPTH + 2} layers; torch {torch.__version__}, one thread, {ROUNDS} rounds of {STEPS} steps"
+    )
     print("| optimizer | groups | ms a step | ratio to plain, same groups (quartiles) |")
     print("|---|---|---|---|")
     for name, optimizer in made.items():
         ratios = [r[name] / r["plain, same groups"] for r in rounds[1:]]
         low, middle, high = statistics.quantiles(ratios, n=4)
         each = statistics.median(r[name] for r in rounds[1:]) / STEPS * 1e3
-        print(f"| {name} | {len(optimizer.param_groups)} | {each:.3f} | {middle:.3f} ({low:.3f} to {high:.3f}) |")
+        print(
+            f"| {name} | {len(optimizer.param_groups)} | {each:.3f} | {middle:.3f} ({low:.3f} to {high:.3f}) |"
+        )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,13 @@ def grid(table: pd.DataFrame, cost: Array, until: float) -> Indices:
                 continue
             of_lr = cells.groupby("cell")["lr"].rank("dense").between(2, 6)
             of_batch = cells.groupby("cell")["batch_tokens"].rank("dense")
-            chosen = cells.index[of_lr & (of_batch.sub(of_batch.groupby(cells["cell"]).transform("max") / 2 + 0.5).abs() <= 1)].to_numpy()
+            chosen = cells.index[
+                of_lr
+                & (
+                    of_batch.sub(of_batch.groupby(cells["cell"]).transform("max") / 2 + 0.5).abs()
+                    <= 1
+                )
+            ].to_numpy()
             if best[0] < cost[chosen].sum() <= until:
                 best = (float(cost[chosen].sum()), chosen)
     return best[1]
@@ -65,7 +71,9 @@ def at_random(cost: Array, until: float, seed: int) -> Indices:
     return np.array(chosen, int)
 
 
-def simulate(table: pd.DataFrame, found: Candidates, belief: Belief, theta: Array, seed: int) -> tuple[pd.DataFrame, Array]:
+def simulate(
+    table: pd.DataFrame, found: Candidates, belief: Belief, theta: Array, seed: int
+) -> tuple[pd.DataFrame, Array]:
     """Losses of every candidate under one surface, and (ln lr*, ln batch*, ln floor) of the target with its own deviation."""
     rng, k = np.random.default_rng(seed), 2
     delta = belief.scales.scatter * rng.standard_normal((found.runs.n_cells, k + 1))
@@ -82,32 +90,45 @@ def optimum(theta: Array, target: tuple[float, float]) -> Array:
 
 
 def gap(theta: Array, target: tuple[float, float], truth: Array, named: Array) -> float:
-    at = Runs(np.array([target[0]]), np.array([target[1]]), named[None], np.zeros(1), np.zeros(1, int))
-    return float(model(theta, np.append(truth[:2] - optimum(theta, target)[:2], 0.0)[None], at)[3][0])
+    at = Runs(
+        np.array([target[0]]), np.array([target[1]]), named[None], np.zeros(1), np.zeros(1, int)
+    )
+    return float(
+        model(theta, np.append(truth[:2] - optimum(theta, target)[:2], 0.0)[None], at)[3][0]
+    )
 
 
 def ask(table: pd.DataFrame, n_params: float, tokens: float) -> tuple[Array, Array]:
     """(ln lr, ln batch, ln loss) that a joint fit of these runs says, and half its intervals."""
-    made = fit_joint(tabulate(table, ["n_params", "tokens", "batch_tokens", "lr", "loss"]), [], LEVEL)
+    made = fit_joint(
+        tabulate(table, ["n_params", "tokens", "batch_tokens", "lr", "loss"]), [], LEVEL
+    )
     said = made.predict(n_params=n_params, tokens=tokens)
     ends = np.log([said.interval[name] for name in ("lr", "batch_tokens", "loss")])
     return np.log([said.lr, said.batch_tokens, said.loss]), (ends[:, 1] - ends[:, 0]) / 2
 
 
 def made_up(budgets: tuple[float, ...] = BUDGETS, studies: int = STUDIES) -> pd.DataFrame:
-    target = recipe.load(TARGET, ["engine.branch=false"])  # every design pays for each run by itself
+    target = recipe.load(
+        TARGET, ["engine.branch=false"]
+    )  # every design pays for each run by itself
     n_params = counting.params(target.model, counting.BYTES_TEXT_VOCAB)["n_params"]
     belief, table = _possible(target, counting.BYTES_TEXT_VOCAB, None, None)
     table = possible.costs(target, table, counting.BYTES_TEXT_VOCAB)
     table["level"] = np.round(np.log2(target.budget.tokens / table["tokens"]))
     found = _candidates(table, belief, (n_params, target.budget.tokens), 1, "flops")
     whole = counting.count(target)["flops"]
-    truths = belief.guess + np.random.default_rng(1).standard_normal((studies, len(belief.guess))) @ belief.root.T
+    truths = (
+        belief.guess
+        + np.random.default_rng(1).standard_normal((studies, len(belief.guess))) @ belief.root.T
+    )
     rows = []
     for budget in budgets:
         until = budget * whole
         designs: dict[str, Callable[[int], Indices]] = {
-            "planned": lambda _, until=until: path(belief, found, until=until, most=300, trouble=TROUBLE * whole),
+            "planned": lambda _, until=until: path(
+                belief, found, until=until, most=300, trouble=TROUBLE * whole
+            ),
             "full grid": lambda _, until=until: grid(table, found.cost, until),
             "random": lambda seed, until=until: at_random(found.cost, until, seed),
         }
@@ -136,7 +157,11 @@ def simulated_markdown(found: pd.DataFrame) -> str:
     ]
     for (budget, design), rows in found.groupby(["budget", "design"], sort=False):
         error = {q: math.sqrt((rows[f"error {q}"] ** 2).mean()) for q in ("lr", "batch", "loss")}
-        held = [f"{(rows[f'error {q}'].abs() <= rows[f'{kind} {q}']).mean():.0%}" for kind in ("expected", "told") for q in error]
+        held = [
+            f"{(rows[f'error {q}'].abs() <= rows[f'{kind} {q}']).mean():.0%}"
+            for kind in ("expected", "told")
+            for q in error
+        ]
         half = {q: rows[f"expected {q}"].mean() for q in error}
         lines.append(
             f"| {rows['cost'].mean():.2%} of {budget:.1%} | {design} | {rows['runs'].mean():.0f} | {100 * rows['gap'].mean():.3f}, {100 * rows['gap'].median():.3f} "
@@ -149,19 +174,31 @@ def simulated_markdown(found: pd.DataFrame) -> str:
 def splits(table: pd.DataFrame) -> dict[str, list[str]]:
     """{name: cells held out}: the largest horizon of every size, and the one cell of the largest horizon alone."""
     cells = table.groupby("cell_id")[["n_params", "tokens_nominal"]].first()
-    ends = list(cells.index[cells["tokens_nominal"] == cells.groupby("n_params")["tokens_nominal"].transform("max")])
+    ends = list(
+        cells.index[
+            cells["tokens_nominal"] == cells.groupby("n_params")["tokens_nominal"].transform("max")
+        ]
+    )
     return {"largest of every size": ends, "largest alone": [cells["tokens_nominal"].idxmax()]}
 
 
 def lookup(table: pd.DataFrame, surfaces: dict[str, Smooth]) -> pd.DataFrame:
     rows = []
     for split, held in splits(table).items():
-        seen = table[~table["cell_id"].isin(held)].sort_values("cell_id", kind="stable").reset_index(drop=True)
+        seen = (
+            table[~table["cell_id"].isin(held)]
+            .sort_values("cell_id", kind="stable")
+            .reset_index(drop=True)
+        )
         seen["cell"] = np.unique(seen["cell_id"], return_inverse=True)[1]
         seen["flops"] = 6.0 * seen["n_params"] * seen["tokens"]
-        seen = seen.assign(trunk=range(len(seen)), stable=0.0)  # the public runs were trained one by one
+        seen = seen.assign(
+            trunk=range(len(seen)), stable=0.0
+        )  # the public runs were trained one by one
         for cell in held:
-            rows += [{"split": split, "cell": cell} | row for row in _looked_up(seen, surfaces[cell])]
+            rows += [
+                {"split": split, "cell": cell} | row for row in _looked_up(seen, surfaces[cell])
+            ]
     return pd.DataFrame(rows)
 
 
@@ -174,15 +211,27 @@ def _looked_up(seen: pd.DataFrame, surface: Smooth) -> list[dict]:
     whole, rows = found.cost.sum(), []
     designs = {("full grid", 1.0): [np.arange(len(seen))]}
     for share in SHARES:
-        designs["planned", share] = [path(belief, found, until=share * whole, most=len(seen)) for belief in beliefs]
-        designs["random", share] = [at_random(found.cost, share * whole, seed) for seed in range(SUBSETS)]
+        designs["planned", share] = [
+            path(belief, found, until=share * whole, most=len(seen)) for belief in beliefs
+        ]
+        designs["random", share] = [
+            at_random(found.cost, share * whole, seed) for seed in range(SUBSETS)
+        ]
     for (name, share), choices in designs.items():
         for chosen in choices:
-            row = {"design": name, "share": share, "runs": len(chosen), "cost": found.cost[chosen].sum() / whole}
+            row = {
+                "design": name,
+                "share": share,
+                "runs": len(chosen),
+                "cost": found.cost[chosen].sum() / whole,
+            }
             try:
                 said, _ = ask(seen.loc[np.sort(chosen)], surface.n_params, surface.tokens)
                 missed = 100 * math.expm1(float(surface(said[:2])[0]) - surface.lowest)
-                row |= {"gap": missed, "loss error": 100 * abs(math.exp(said[2]) / surface.floor - 1)}
+                row |= {
+                    "gap": missed,
+                    "loss error": 100 * abs(math.exp(said[2]) / surface.floor - 1),
+                }
             except UserError:
                 row |= {"gap": math.nan}
             rows.append(row)
@@ -194,7 +243,9 @@ def lookup_markdown(found: pd.DataFrame) -> str:
         "| held out | judged at | design | FLOPs of the full grid, % | runs | gap, % (mean, largest) | loss error, % |",
         "|---" * 7 + "|",
     ]
-    for (split, cell, design, _), rows in found.groupby(["split", "cell", "design", "share"], sort=False):
+    for (split, cell, design, _), rows in found.groupby(
+        ["split", "cell", "design", "share"], sort=False
+    ):
         lines.append(
             f"| {split} | {cell} | {design} | {100 * rows['cost'].mean():.1f} | {rows['runs'].mean():.0f} | {rows['gap'].mean():.3f}, {rows['gap'].max():.3f} | {rows['loss error'].mean():.2f} |"
         )
@@ -205,7 +256,9 @@ if __name__ == "__main__":
     start = time.perf_counter()
     print(simulated_markdown(made_up()), "\n", flush=True)
     table = runs()
-    surfaces = {cell: smooth(rows) for cell, rows in table[table["status"] == "done"].groupby("cell_id")}
+    surfaces = {
+        cell: smooth(rows) for cell, rows in table[table["status"] == "done"].groupby("cell_id")
+    }
     done = table[table["status"] == "done"]
     print(lookup_markdown(lookup(done, surfaces)))
     print(f"\n{time.perf_counter() - start:.0f} s")

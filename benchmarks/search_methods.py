@@ -34,7 +34,12 @@ def grids(path: Path) -> list[Cell]:
     found = []
     for _, rows in pd.read_csv(path).groupby("cell_id"):
         best = rows.groupby(["lr_grid", "batch_tokens"], as_index=False)["loss"].min()
-        found.append((np.log(best[["lr_grid", "batch_tokens"]].to_numpy(float)), best["loss"].to_numpy(float)))
+        found.append(
+            (
+                np.log(best[["lr_grid", "batch_tokens"]].to_numpy(float)),
+                best["loss"].to_numpy(float),
+            )
+        )
     return found
 
 
@@ -48,7 +53,9 @@ def crop(cell: Cell, seed: int) -> Cell:
             values = np.unique(points[:, axis])
             size = int(rng.integers(least, len(values) + 1))
             first = int(rng.integers(0, len(values) - size + 1))
-            keep &= (points[:, axis] >= values[first]) & (points[:, axis] <= values[first + size - 1])
+            keep &= (points[:, axis] >= values[first]) & (
+                points[:, axis] <= values[first + size - 1]
+            )
         if keep.sum() >= 20:
             return points[keep], losses[keep]
 
@@ -72,8 +79,13 @@ def by_optuna(make: Callable[[int], optuna.samplers.BaseSampler]) -> Search:
         study = optuna.create_study(sampler=make(seed))
         for _ in range(6 * MOST):
             trial = study.ask()
-            wanted = [values[trial.suggest_int(f"axis{axis}", 0, len(values) - 1)] for axis, values in enumerate(axes)]
-            index = int(np.abs(points - wanted).sum(1).argmin())  # a grid with holes: the nearest run
+            wanted = [
+                values[trial.suggest_int(f"axis{axis}", 0, len(values) - 1)]
+                for axis, values in enumerate(axes)
+            ]
+            index = int(
+                np.abs(points - wanted).sum(1).argmin()
+            )  # a grid with holes: the nearest run
             study.tell(trial, float(losses[index]))
             yield index
 
@@ -106,7 +118,9 @@ def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA
     trials = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     if not path.exists():
-        raise SystemExit(f"{path} is not here: the grids of arXiv:2503.04715, its dense runs, are what this reads")
+        raise SystemExit(
+            f"{path} is not here: the grids of arXiv:2503.04715, its dense runs, are what this reads"
+        )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")  # Optuna's own, of experimental samplers
     cells = grids(path)
@@ -117,9 +131,15 @@ def main() -> None:
     for name, method in METHODS.items():
         shown = []
         for cut in (False, True):
-            asked = [(crop(cell, 100 * seed + i) if cut else cell, seed) for i, cell in enumerate(cells) for seed in range(trials)]
+            asked = [
+                (crop(cell, 100 * seed + i) if cut else cell, seed)
+                for i, cell in enumerate(cells)
+                for seed in range(trials)
+            ]
             needed = np.array([runs_until(method(cell, seed), cell[1]) for cell, seed in asked])
-            shown += [f"{np.median(column):g} ({np.percentile(column, 90):g})" for column in needed.T]
+            shown += [
+                f"{np.median(column):g} ({np.percentile(column, 90):g})" for column in needed.T
+            ]
         print(f"| {name} | {' | '.join(shown)} |", flush=True)
 
 

@@ -37,7 +37,15 @@ SEQ_LEN, STEPS, ROUNDS = 64, 200, 5
 Way = Callable[[], float]  # trains a round's trials; trial-steps a second
 
 
-def recipe(width: int, lr: float, *, steps: int = STEPS, batch_tokens: int = 512, precision: str = "float32", **engine: object) -> Recipe:
+def recipe(
+    width: int,
+    lr: float,
+    *,
+    steps: int = STEPS,
+    batch_tokens: int = 512,
+    precision: str = "float32",
+    **engine: object,
+) -> Recipe:
     return validated(
         {
             "model": {"width": width}, "parametrization": {"base_width": 32, "init_std": 0.125}, "optimizer": {"lr": lr},
@@ -100,15 +108,23 @@ def alternated(ways: dict[str, Way], rounds: int) -> dict[str, tuple[float, list
         for name, go in ways.items():
             found[name].append(go())
     first = next(iter(found.values()))
-    ratios = {name: [a / b for a, b in zip(column, first, strict=True)] for name, column in found.items()}
-    return {name: (statistics.median(column), statistics.quantiles(ratios[name], n=4)) for name, column in found.items()}
+    ratios = {
+        name: [a / b for a, b in zip(column, first, strict=True)] for name, column in found.items()
+    }
+    return {
+        name: (statistics.median(column), statistics.quantiles(ratios[name], n=4))
+        for name, column in found.items()
+    }
 
 
 def show(what: str, found: dict[str, tuple[float, list[float]]], second: str = "") -> None:
     """A row each; with the ratio of its rate to another's, where a second yardstick is named."""
     for name, (rate, (low, middle, high)) in found.items():
         beside = f" {rate / found[second][0]:.2f} |" if second else ""
-        print(f"| {what} | {name} | {rate:.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) |{beside}", flush=True)
+        print(
+            f"| {what} | {name} | {rate:.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) |{beside}",
+            flush=True,
+        )
 
 
 def on_cores(widths: Sequence[int], rounds: int) -> None:
@@ -123,23 +139,41 @@ def on_cores(widths: Sequence[int], rounds: int) -> None:
             size = stacks.size(recipe(width, 1e-3))
             trials = workers * max(size, 2)
             ways = {
-                f"one process, {workers} threads, trial by trial": as_torch_comes(one_by_one(width)),
+                f"one process, {workers} threads, trial by trial": as_torch_comes(
+                    one_by_one(width)
+                ),
                 f"{workers} workers, trial by trial": engine(pool, width, trials, stack=1),
                 f"{workers} workers, as they come (stacks of {size})": engine(pool, width, trials),
-                f"{workers} workers, trial by trial, compiled": engine(pool, width, trials, stack=1, compile=True),
-                f"{workers} workers, stacks of {size}, compiled": engine(pool, width, trials, compile=True),
+                f"{workers} workers, trial by trial, compiled": engine(
+                    pool, width, trials, stack=1, compile=True
+                ),
+                f"{workers} workers, stacks of {size}, compiled": engine(
+                    pool, width, trials, compile=True
+                ),
             }
-            show(str(width), alternated({name: go for name, go in ways.items() if size > 1 or "stacks of" not in name}, rounds))
+            show(
+                str(width),
+                alternated(
+                    {name: go for name, go in ways.items() if size > 1 or "stacks of" not in name},
+                    rounds,
+                ),
+            )
 
 
 def on_one_core(widths: Sequence[int], rounds: int) -> None:
     """Stacks of each size in this process, eager and compiled, on one thread's CPU clock."""
     torch.set_num_threads(1)
     acc = training.accelerator()
-    print(f"one thread, CPU time, torch {torch.__version__}, depth 2, 512 tokens a step; {rounds} alternated rounds")
+    print(
+        f"one thread, CPU time, torch {torch.__version__}, depth 2, 512 tokens a step; {rounds} alternated rounds"
+    )
     print("| width | how | trial-steps/s | ratio (quartiles) |\n|---|---|---|---|")
     for width in widths:
-        ways = {"trial by trial, products as torch comes": as_torch_comes(steps_of(width, 1, acc, 32, stacked=False))}
+        ways = {
+            "trial by trial, products as torch comes": as_torch_comes(
+                steps_of(width, 1, acc, 32, stacked=False)
+            )
+        }
         for compiled, size in itertools.product((False, True), (1, 2, 4, 8)):
             how = f"{'stacks of ' + str(size) if size > 1 else 'trial by trial'}{', compiled' if compiled else ''}"
             ways[how] = steps_of(width, size, acc, 32, stacked=size > 1, compile=compiled)
@@ -152,14 +186,22 @@ def on_gpu(width: int, sizes: Sequence[int], batch_tokens: int, count: int, roun
     """The table of a GPU; TF32 is float32 with its products so rounded."""
     torch.set_float32_matmul_precision("high")
     acc = training.accelerator()
-    device = torch.cuda.get_device_name() if acc.device.type == "cuda" else "a toy on a CPU: no figures"
-    print(f"{device}, torch {torch.__version__}, width {width}, depth 2, {batch_tokens} tokens a step; {rounds} alternated rounds")
-    print("| precision | how | trial-steps/s | against eager (quartiles) | against compiled, one graph |\n|---|---|---|---|---|")
+    device = (
+        torch.cuda.get_device_name() if acc.device.type == "cuda" else "a toy on a CPU: no figures"
+    )
+    print(
+        f"{device}, torch {torch.__version__}, width {width}, depth 2, {batch_tokens} tokens a step; {rounds} alternated rounds"
+    )
+    print(
+        "| precision | how | trial-steps/s | against eager (quartiles) | against compiled, one graph |\n|---|---|---|---|---|"
+    )
     for name, precision in (("TF32", "float32"), ("bf16", "bf16")):
         asked = {"batch_tokens": batch_tokens, "precision": precision}
         ways = {
             "trial by trial": steps_of(width, 1, acc, count, stacked=False, **asked),
-            "trial by trial, compiled, one graph": steps_of(width, 1, acc, count, compile=True, **asked),
+            "trial by trial, compiled, one graph": steps_of(
+                width, 1, acc, count, compile=True, **asked
+            ),
         }
         for compiled, size in itertools.product((False, True), sizes):
             if (size, compiled) != (1, True):  # the second yardstick
@@ -170,7 +212,9 @@ def on_gpu(width: int, sizes: Sequence[int], batch_tokens: int, count: int, roun
         torch.compiler.reset()
 
 
-def steps_of(width: int, size: int, acc: Accelerator, count: int, *, stacked: bool = True, **asked: Any) -> Way:
+def steps_of(
+    width: int, size: int, acc: Accelerator, count: int, *, stacked: bool = True, **asked: Any
+) -> Way:
     """`count` trial-steps or more a round, as the loop takes them; `stacked`: as a stack, of one trial too."""
     points = [recipe(width, lr, steps=10**5, **asked) for lr in rates(size)]
     runs = [loop.start(point, data.load(point.data), acc) for point in points]
@@ -196,11 +240,19 @@ def steps_of(width: int, size: int, acc: Accelerator, count: int, *, stacked: bo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--width", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--core", action="store_true", help="stack sizes on one thread, in CPU time, which other work does not touch")
+    parser.add_argument(
+        "--core",
+        action="store_true",
+        help="stack sizes on one thread, in CPU time, which other work does not touch",
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--toy", action="store_true", help="the GPU's table at a toy size, to see that it works")
+    parser.add_argument(
+        "--toy", action="store_true", help="the GPU's table at a toy size, to see that it works"
+    )
     asked = parser.parse_args()
     if asked.toy:
         fused_stack.DEVICES = ("cpu", "cuda")  # one update on a CPU too
@@ -208,7 +260,9 @@ def main() -> None:
     elif torch.cuda.is_available():
         on_gpu(128, (1, 4, 16, 64), 2048, 512, asked.rounds)
     elif asked.core:
-        if not HEAP.items() <= os.environ.items():  # a worker's environment is read when a process starts
+        if (
+            not HEAP.items() <= os.environ.items()
+        ):  # a worker's environment is read when a process starts
             os.execve(sys.executable, [sys.executable, *sys.argv], environment(0))
         on_one_core(asked.width, asked.rounds)
     else:

@@ -22,7 +22,11 @@ from scaletune.recipe import Recipe, validated
 from scaletune.training import gradients, loop
 
 ROUNDS, STEPS, WARM = 12, 10, 10
-PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16 FLOP/s, SXM, as NVIDIA's data sheets give them
+PEAK = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}  # dense bf16 FLOP/s, SXM, as NVIDIA's data sheets give them
 
 
 class Block(nn.Module):
@@ -32,13 +36,24 @@ class Block(nn.Module):
         super().__init__()
         self.heads = width // head_dim
         self.norm_1, self.norm_2 = nn.RMSNorm(width, 1e-5), nn.RMSNorm(width, 1e-5)
-        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        self.gate_up, self.down = nn.Linear(width, 2 * ffn, bias=False), nn.Linear(ffn, width, bias=False)
+        self.qkv, self.out = (
+            nn.Linear(width, 3 * width, bias=False),
+            nn.Linear(width, width, bias=False),
+        )
+        self.gate_up, self.down = (
+            nn.Linear(width, 2 * ffn, bias=False),
+            nn.Linear(ffn, width, bias=False),
+        )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rows, positions, width = x.shape
-        q, k, v = (part.view(rows, positions, self.heads, -1).transpose(1, 2) for part in self.qkv(self.norm_1(x)).chunk(3, -1))
-        y = F.scaled_dot_product_attention(self._turned(q, cos, sin), self._turned(k, cos, sin), v, is_causal=True)
+        q, k, v = (
+            part.view(rows, positions, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(self.norm_1(x)).chunk(3, -1)
+        )
+        y = F.scaled_dot_product_attention(
+            self._turned(q, cos, sin), self._turned(k, cos, sin), v, is_causal=True
+        )
         x = x + self.out(y.transpose(1, 2).reshape(rows, positions, width))
         gate, up = self.gate_up(self.norm_2(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
@@ -80,9 +95,13 @@ class HandWritten(nn.Module):
         self.head.weight.copy_(plain["lm_head.weight"])
         for i, block in enumerate(self.blocks):
             at = f"model.layers.{i}"
-            block.qkv.weight.copy_(torch.cat([plain[f"{at}.self_attn.{name}_proj.weight"] for name in "qkv"]))
+            block.qkv.weight.copy_(
+                torch.cat([plain[f"{at}.self_attn.{name}_proj.weight"] for name in "qkv"])
+            )
             block.out.weight.copy_(plain[f"{at}.self_attn.o_proj.weight"])
-            block.gate_up.weight.copy_(torch.cat([plain[f"{at}.mlp.{name}_proj.weight"] for name in ("gate", "up")]))
+            block.gate_up.weight.copy_(
+                torch.cat([plain[f"{at}.mlp.{name}_proj.weight"] for name in ("gate", "up")])
+            )
             block.down.weight.copy_(plain[f"{at}.mlp.down_proj.weight"])
         return self
 
@@ -119,16 +138,27 @@ def theirs(run: loop.Run, compiled: bool) -> Callable[[], list[float]]:
     plain = HandWritten(asked, corpus.vocab_size).to(device).copy(run.net)
     model = torch.compile(plain) if compiled else plain
     o = asked.optimizer
-    opt = torch.optim.AdamW(plain.parameters(), lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay, fused=True)
+    opt = torch.optim.AdamW(
+        plain.parameters(),
+        lr=o.lr,
+        betas=(o.beta1, o.beta2),
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        fused=True,
+    )
     rows, taken = asked.budget.batch_tokens // asked.data.seq_len, 0
 
     def go() -> list[float]:
         nonlocal taken
         losses = []
         for _ in range(STEPS):
-            inputs, targets = gradients.parts(corpus.batch(asked.seed, taken, rows, asked.data.seq_len), run.acc, 1)[0]
+            inputs, targets = gradients.parts(
+                corpus.batch(asked.seed, taken, rows, asked.data.seq_len), run.acc, 1
+            )[0]
             for group in opt.param_groups:
-                group["lr"] = o.lr * optim.multiplier(asked.schedule, (taken + 0.5) / asked.budget.steps)
+                group["lr"] = o.lr * optim.multiplier(
+                    asked.schedule, (taken + 0.5) / asked.budget.steps
+                )
             with torch.autocast(device.type, torch.bfloat16):
                 loss = model(inputs, targets)
             loss.backward()
@@ -159,17 +189,32 @@ def measured(width: int, toy: bool, compiled: bool, rounds: int) -> str:
     corpus = data.load(asked.data)
     with loop.released(asked, acc):
         run = loop.start(asked, corpus, acc)
-        pair = theirs(run, compiled), ours(run)  # theirs first: it copies our weights before any step
+        pair = (
+            theirs(run, compiled),
+            ours(run),
+        )  # theirs first: it copies our weights before any step
         first = [go() for go in pair]
-        assert all(abs(a - b) < 2e-2 * b for a, b in zip(*first, strict=True)), f"one function, but {first}"
+        assert all(abs(a - b) < 2e-2 * b for a, b in zip(*first, strict=True)), (
+            f"one function, but {first}"
+        )
         for _ in range(0 if toy else WARM // STEPS):
             for go in pair:
                 go()
         found = [[seconds(go, acc.device) for go in pair] for _ in range(rounds)]
-    rates = [statistics.median(STEPS * asked.budget.batch_tokens / spent for spent in column) for column in zip(*found, strict=True)]
+    rates = [
+        statistics.median(STEPS * asked.budget.batch_tokens / spent for spent in column)
+        for column in zip(*found, strict=True)
+    ]
     low, middle, high = statistics.quantiles([their / our for their, our in found], n=4)
     flops = counting.flops_per_token(asked.model, corpus.vocab_size, asked.data.seq_len)
-    peak = next((peak for name, peak in PEAK.items() if acc.device.type == "cuda" and name in torch.cuda.get_device_name()), None)
+    peak = next(
+        (
+            peak
+            for name, peak in PEAK.items()
+            if acc.device.type == "cuda" and name in torch.cuda.get_device_name()
+        ),
+        None,
+    )
     mfu = [f"{100 * rate * flops / peak:.1f} %" if peak else "no known peak" for rate in rates]
     return (
         f"| {width} | {'yes' if compiled else 'no'} | {rates[1]:.0f} | {mfu[1]} | {rates[0]:.0f} | {mfu[0]} "
@@ -178,17 +223,26 @@ def measured(width: int, toy: bool, compiled: bool, rounds: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--toy", action="store_true", help="a toy size without compiling, to see that it runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--toy", action="store_true", help="a toy size without compiling, to see that it runs"
+    )
     toy = parser.parse_args().toy
     if not (toy or torch.cuda.is_available()):
-        raise SystemExit("throughput needs a CUDA device; `--toy` runs anywhere and measures nothing")
+        raise SystemExit(
+            "throughput needs a CUDA device; `--toy` runs anywhere and measures nothing"
+        )
     torch.set_float32_matmul_precision("high")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
-        f"{device}, torch {torch.__version__}, bf16; {2 if toy else ROUNDS} rounds of {STEPS} steps, alternated" + (", TOY" if toy else "")
+        f"{device}, torch {torch.__version__}, bf16; {2 if toy else ROUNDS} rounds of {STEPS} steps, alternated"
+        + (", TOY" if toy else "")
     )
-    print("| width | compiled | ours, tokens/s | MFU | hand-written, tokens/s | MFU | ours over theirs (quartiles) |")
+    print(
+        "| width | compiled | ours, tokens/s | MFU | hand-written, tokens/s | MFU | ours over theirs (quartiles) |"
+    )
     print("|---|---|---|---|---|---|---|")
     for width in (32, 64) if toy else (512, 1024):
         for compiled in (False,) if toy else (False, True):

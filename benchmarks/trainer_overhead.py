@@ -35,13 +35,17 @@ class HandWritten:
     def __init__(self, asked: Recipe, corpus: data.Corpus):
         self.asked, self.corpus, self.step = asked, corpus, 0
         self.model = models.build(asked, corpus.vocab_size)
-        self.opt = optim.optimizer(self.model, counting.planned(asked, corpus.vocab_size), asked.optimizer)
+        self.opt = optim.optimizer(
+            self.model, counting.planned(asked, corpus.vocab_size), asked.optimizer
+        )
         self.curve: list[float] = []
 
     def __call__(self) -> None:
         asked, steps = self.asked, self.asked.budget.steps
         rows, seq_len = asked.budget.batch_tokens // asked.data.seq_len, asked.data.seq_len
-        inputs, targets = map(torch.from_numpy, self.corpus.batch(asked.seed, self.step, rows, seq_len))
+        inputs, targets = map(
+            torch.from_numpy, self.corpus.batch(asked.seed, self.step, rows, seq_len)
+        )
         now = optim.multiplier(asked.schedule, (self.step + 0.5) / steps)
         for group in self.opt.param_groups:
             group["lr"] = group["initial_lr"] * now
@@ -74,20 +78,30 @@ def rounds(asked: Recipe, acc: Accelerator) -> list[tuple[float, float]]:
     assert outcome.curve == theirs.curve, "the loops must train the same bits"
     kept = spent[WARM:]
     chunks = [kept[i : i + ROUND] for i in range(0, len(kept), ROUND)]
-    return [(statistics.median(o for o, _ in chunk), statistics.median(t for _, t in chunk)) for chunk in chunks]
+    return [
+        (statistics.median(o for o, _ in chunk), statistics.median(t for _, t in chunk))
+        for chunk in chunks
+    ]
 
 
 def main() -> None:
     torch.set_num_threads(1)
     acc = training.accelerator()
-    print(f"depth 2, torch {torch.__version__}, one thread, {STEPS - WARM} steps each, alternated; medians of rounds of {ROUND}")
-    print("| width | batch tokens | ours, ms a step | hand-written | ratio (quartiles over rounds) |")
+    print(
+        f"depth 2, torch {torch.__version__}, one thread, {STEPS - WARM} steps each, alternated; medians of rounds of {ROUND}"
+    )
+    print(
+        "| width | batch tokens | ours, ms a step | hand-written | ratio (quartiles over rounds) |"
+    )
     print("|---|---|---|---|---|")
     for width, batch_tokens in SIZES.items():
         found = rounds(recipe(width, batch_tokens), acc)
         low, middle, high = statistics.quantiles([ours / theirs for ours, theirs in found], n=4)
         ours, theirs = (statistics.median(column) for column in zip(*found, strict=True))
-        print(f"| {width} | {batch_tokens} | {ours:.2f} | {theirs:.2f} | {middle:.3f} ({low:.3f} to {high:.3f}) |", flush=True)
+        print(
+            f"| {width} | {batch_tokens} | {ours:.2f} | {theirs:.2f} | {middle:.3f} ({low:.3f} to {high:.3f}) |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

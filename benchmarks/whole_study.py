@@ -25,14 +25,22 @@ from scaletune.sweeping.search.joint_design import Place, believe, next_wave
 WITHIN, WATCHED = 0.15, 0.05  # % of loss; share of the full grid's FLOPs
 SEEDS = 3
 Run = tuple[int, int]  # cell, index of its grid
-Study = tuple[list[Place], list[Array], pd.DataFrame]  # cells, their losses (NaN: diverged), the same as a table with `cell` and `index`
+Study = tuple[
+    list[Place], list[Array], pd.DataFrame
+]  # cells, their losses (NaN: diverged), the same as a table with `cell` and `index`
 
 
 def study(table: pd.DataFrame) -> Study:
     """The cells; of runs that share a point the lowest loss."""
     places, losses, rows = [], [], []
-    for cell, (_, found) in enumerate(table.assign(loss=table["loss"].where(table["status"] == "done")).groupby("cell_id")):
-        best = found.sort_values("loss").drop_duplicates(["lr", "batch_tokens"]).sort_values(["lr", "batch_tokens"])
+    for cell, (_, found) in enumerate(
+        table.assign(loss=table["loss"].where(table["status"] == "done")).groupby("cell_id")
+    ):
+        best = (
+            found.sort_values("loss")
+            .drop_duplicates(["lr", "batch_tokens"])
+            .sort_values(["lr", "batch_tokens"])
+        )
         n, d = float(best["n_params"].median()), float(best["tokens_nominal"].median())
         places.append(Place(n, d, 6 * n * d, np.log(best[["lr", "batch_tokens"]].to_numpy(float))))
         losses.append(best["loss"].to_numpy(float))
@@ -70,7 +78,14 @@ def fitted(known: Study, trained: list[Run], target: Place) -> Array | None:
     return np.log([lr, batch])
 
 
-def needed(waves: Iterator[list[Run]], known: Study, target: Place, surface: Smooth, predict, watched: float) -> tuple[float, float]:
+def needed(
+    waves: Iterator[list[Run]],
+    known: Study,
+    target: Place,
+    surface: Smooth,
+    predict,
+    watched: float,
+) -> tuple[float, float]:
     """(share of FLOPs from which the gap stays within, the gap in % at the end); infinite when it does not."""
     full = sum(place.flops * len(place.grid) for place in known[0])
     trained: list[Run] = []
@@ -86,23 +101,47 @@ def needed(waves: Iterator[list[Run]], known: Study, target: Place, surface: Smo
 
 def main() -> None:
     table = runs()
-    surfaces = {cell: smooth(rows) for cell, rows in table[table["status"] == "done"].groupby("cell_id")}
-    methods = {
-        "joint, own belief": (lambda known, target, seed: by_search(known, target), believed, WATCHED, 1),
-        "joint, fitted surface": (lambda known, target, seed: by_search(known, target), fitted, WATCHED, 1),
-        "random order, fitted surface": (lambda known, target, seed: at_random(known, seed), fitted, 4 * WATCHED, SEEDS),
+    surfaces = {
+        cell: smooth(rows) for cell, rows in table[table["status"] == "done"].groupby("cell_id")
     }
-    print("| method | median | largest | reached | mean gap at the end, % |\n|---|---|---|---|---|", flush=True)
+    methods = {
+        "joint, own belief": (
+            lambda known, target, seed: by_search(known, target),
+            believed,
+            WATCHED,
+            1,
+        ),
+        "joint, fitted surface": (
+            lambda known, target, seed: by_search(known, target),
+            fitted,
+            WATCHED,
+            1,
+        ),
+        "random order, fitted surface": (
+            lambda known, target, seed: at_random(known, seed),
+            fitted,
+            4 * WATCHED,
+            SEEDS,
+        ),
+    }
+    print(
+        "| method | median | largest | reached | mean gap at the end, % |\n|---|---|---|---|---|",
+        flush=True,
+    )
     for name, (order, predict, watched, seeds) in methods.items():
         found = []
         for cell, surface in surfaces.items():
             known = study(table[table["cell_id"] != cell])
             target = Place(surface.n_params, surface.tokens, 1.0, np.empty((0, 2)))
-            found += [needed(order(known, target, seed), known, target, surface, predict, watched) for seed in range(seeds)]
+            found += [
+                needed(order(known, target, seed), known, target, surface, predict, watched)
+                for seed in range(seeds)
+            ]
         shares, gaps = np.array(found).T
         most = f"{shares.max():.1%}" if np.isfinite(shares).all() else f"not within {watched:.0%}"
         print(
-            f"| {name} | {np.median(shares):.1%} | {most} | {np.isfinite(shares).sum()} of {len(shares)} | {gaps.mean():.3f} |", flush=True
+            f"| {name} | {np.median(shares):.1%} | {most} | {np.isfinite(shares).sum()} of {len(shares)} | {gaps.mean():.3f} |",
+            flush=True,
         )
 
 

@@ -33,8 +33,18 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",), "sliding_window": (None,), "use_sliding_window": (False,), "partial_rotary_factor": (1.0, None),
     "router_jitter_noise": (0.0, None),
 }  # fmt: skip
-ROTARY = {"rope_theta": 10000.0, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "attention_bias": False}
-QWEN_MOE: dict[str, tuple[Any, ...]] = {**PLAIN, "decoder_sparse_step": (1,), "mlp_only_layers": ([], None), "attention_bias": (False,)}
+ROTARY = {
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+}
+QWEN_MOE: dict[str, tuple[Any, ...]] = {
+    **PLAIN,
+    "decoder_sparse_step": (1,),
+    "mlp_only_layers": ([], None),
+    "attention_bias": (False,),
+}
 GPT2_NAMES = {"width": "n_embd", "depth": "n_layer", "heads": "n_head", "vocab": "vocab_size"}
 GPT2_FIXED = {
     "activation_function": ("gelu_new", "gelu", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
@@ -82,11 +92,17 @@ def read(path: str | Path) -> tuple[dict[str, Any], int, list[str]]:
     try:
         config = json.loads(path.read_text("utf-8"))
     except OSError:
-        raise UserError(f"`model.hf` must name a config.json or its folder on disk, but got `{path}`") from None
+        raise UserError(
+            f"`model.hf` must name a config.json or its folder on disk, but got `{path}`"
+        ) from None
     except ValueError as error:
-        raise UserError(f"`model.hf` must be JSON as Hugging Face writes it, but `{path}`: {error}") from None
+        raise UserError(
+            f"`model.hf` must be JSON as Hugging Face writes it, but `{path}`: {error}"
+        ) from None
     if not isinstance(config, dict):
-        raise UserError(f"`model.hf` must hold one object, but `{path}` holds a {type(config).__name__}")
+        raise UserError(
+            f"`model.hf` must hold one object, but `{path}` holds a {type(config).__name__}"
+        )
     try:
         return _mapped(config, str(path))
     except UserError as error:
@@ -97,7 +113,9 @@ def _mapped(config: Config, path: str) -> tuple[dict[str, Any], int, list[str]]:
     kind = _kind(config)
     missing = next((key for key in kind.names.values() if config.get(key) is None), None)
     if missing:
-        raise UserError(f"`{missing}` must be given, but the config has none{nearest(missing, config)}")
+        raise UserError(
+            f"`{missing}` must be given, but the config has none{nearest(missing, config)}"
+        )
     sizes = [*kind.names.values(), *(key for key in MAY_BE_NULL if config.get(key) is not None)]
     odd = next((key for key in sizes if type(config[key]) is not int or config[key] < 1), None)
     if odd:
@@ -105,7 +123,11 @@ def _mapped(config: Config, path: str) -> tuple[dict[str, Any], int, list[str]]:
     _refuse(config, kind)
     got = dict(kind.defaults) | dict(config)
     named = {name: config[key] for name, key in kind.names.items()}
-    return dict(kind.ours) | _shape(got, named) | _own(got), named["vocab"], _left_out(config, kind, path)
+    return (
+        dict(kind.ours) | _shape(got, named) | _own(got),
+        named["vocab"],
+        _left_out(config, kind, path),
+    )
 
 
 def _kind(config: Config) -> Kind:
@@ -113,7 +135,9 @@ def _kind(config: Config) -> Kind:
     if told in BESIDE:
         raise UserError(f"`model_type` {told!r} is none of our models: {BESIDE[told]}")
     if told not in KINDS:
-        raise UserError(f"`model_type` must be one of {', '.join(KINDS)}, but got {told!r}{nearest(str(told), KINDS)}")
+        raise UserError(
+            f"`model_type` must be one of {', '.join(KINDS)}, but got {told!r}{nearest(str(told), KINDS)}"
+        )
     return KINDS[told]
 
 
@@ -121,19 +145,27 @@ def _refuse(config: Config, kind: Kind) -> None:
     """UserError on the first value that no model of the zoo has."""
     for key, values in kind.fixed.items():
         if config.get(key, values[0]) not in values:
-            off = key == "sliding_window" and config.get("use_sliding_window") is False  # a Qwen keeps its size and does not use it
+            off = (
+                key == "sliding_window" and config.get("use_sliding_window") is False
+            )  # a Qwen keeps its size and does not use it
             if not off:
-                raise UserError(f"our models have `{key}` {values[0]!r}, but got {config[key]!r}: set it so, or train another model")
-    if config.get("attention_bias", False) != config.get("mlp_bias", config.get("attention_bias", False)) or (
-        config.get("attention_bias") and "mlp_bias" not in config
-    ):
+                raise UserError(
+                    f"our models have `{key}` {values[0]!r}, but got {config[key]!r}: set it so, or train another model"
+                )
+    if config.get("attention_bias", False) != config.get(
+        "mlp_bias", config.get("attention_bias", False)
+    ) or (config.get("attention_bias") and "mlp_bias" not in config):
         mlp = config.get("mlp_bias", False)
-        raise UserError(f"our models have biases everywhere or nowhere, but got attention_bias={config['attention_bias']}, mlp_bias={mlp}")
+        raise UserError(
+            f"our models have biases everywhere or nowhere, but got attention_bias={config['attention_bias']}, mlp_bias={mlp}"
+        )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise UserError(f"rotary positions must be told by a table, but got {rope!r}")
     if (stretched := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        raise UserError(f"our models have plain rotary positions, but got rope_type={stretched!r}: pretrain with 'default'")
+        raise UserError(
+            f"our models have plain rotary positions, but got rope_type={stretched!r}: pretrain with 'default'"
+        )
 
 
 def _shape(got: Config, named: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +179,12 @@ def _shape(got: Config, named: Mapping[str, Any]) -> dict[str, Any]:
         )
     inner = named.get("inner") or got.get("n_inner") or 4 * width
     kv = got.get("num_key_value_heads") or heads
-    shape = {"width": width, "depth": named["depth"], "head_dim": head_dim, "ffn_ratio": inner / width}
+    shape = {
+        "width": width,
+        "depth": named["depth"],
+        "head_dim": head_dim,
+        "ffn_ratio": inner / width,
+    }
     return shape | {"kv_heads": None if kv == heads else kv, "tied": got["tie_word_embeddings"]}
 
 
@@ -156,21 +193,44 @@ def _own(got: Config) -> dict[str, Any]:
     if got["model_type"] == "gpt2":
         return {"max_positions": got["n_positions"], "norm_eps": got["layer_norm_epsilon"]}
     rope = got.get("rope_parameters") or {}
-    found = {"norm_eps": got["rms_norm_eps"], "rope_theta": float(rope["rope_theta"] if "rope_theta" in rope else got["rope_theta"])}
+    found = {
+        "norm_eps": got["rms_norm_eps"],
+        "rope_theta": float(rope["rope_theta"] if "rope_theta" in rope else got["rope_theta"]),
+    }
     if got["model_type"] in ("mixtral", "qwen3_moe"):
-        experts = got.get("num_experts") or got["num_local_experts"]  # a Qwen's on the Hub, and as transformers 5 writes it
-        return found | {"n_experts": experts, "top_k": got["num_experts_per_tok"], "norm_top_k": got.get("norm_topk_prob", True)}
+        experts = (
+            got.get("num_experts") or got["num_local_experts"]
+        )  # a Qwen's on the Hub, and as transformers 5 writes it
+        return found | {
+            "n_experts": experts,
+            "top_k": got["num_experts_per_tok"],
+            "norm_top_k": got.get("norm_topk_prob", True),
+        }
     return found | {"biases": bool(got["attention_bias"])}
 
 
 def _left_out(config: Config, kind: Kind, path: str) -> list[str]:
     """A sentence for what the config says and our model does not take from it."""
     said = [f"the architecture is that of {path} ({config['model_type']})"]
-    drops = [key for key in config if ("dropout" in key or key.endswith("_pdrop")) and not key.startswith("summary")]
-    said += [f"`{key}` {config[key]} is left out: our models have no dropout" for key in drops if config[key]]
+    drops = [
+        key
+        for key in config
+        if ("dropout" in key or key.endswith("_pdrop")) and not key.startswith("summary")
+    ]
+    said += [
+        f"`{key}` {config[key]} is left out: our models have no dropout"
+        for key in drops
+        if config[key]
+    ]
     elsewhere = [key for key in SET_ELSEWHERE if key in config]
-    said += [f"not read, as the parametrization says them: {', '.join(elsewhere)}"] if elsewhere else []
-    said += ["its GELU is the tanh approximation, ours the exact one"] if config.get("activation_function", "") in ("gelu_new",) else []
+    said += (
+        [f"not read, as the parametrization says them: {', '.join(elsewhere)}"] if elsewhere else []
+    )
+    said += (
+        ["its GELU is the tanh approximation, ours the exact one"]
+        if config.get("activation_function", "") in ("gelu_new",)
+        else []
+    )
     known = {*OTHERS, *drops, *SET_ELSEWHERE, *kind.names.values(), *kind.fixed, *kind.defaults}
     known |= {
         "head_dim",
@@ -183,4 +243,6 @@ def _left_out(config: Config, kind: Kind, path: str) -> list[str]:
         "intermediate_size",
     }
     unknown = sorted(set(config) - known)
-    return said + ([f"not read, as no model of ours has it: {', '.join(unknown)}"] if unknown else [])
+    return said + (
+        [f"not read, as no model of ours has it: {', '.join(unknown)}"] if unknown else []
+    )

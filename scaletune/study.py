@@ -21,7 +21,9 @@ from scaletune.sweeping import Task, tasks, train_all
 from scaletune.sweeping.search import loop
 
 
-def run(study: str | Path, *, out: str | Path = ".", adopt: bool = False, settings: Sequence[str] = ()) -> dict[str, Any]:
+def run(
+    study: str | Path, *, out: str | Path = ".", adopt: bool = False, settings: Sequence[str] = ()
+) -> dict[str, Any]:
     """Carry out a study file: what is on record is not trained again. Returns the answer and writes it with all it rests on.
 
     `out/sweeps/NAME.jsonl` the trials, `out/fits/NAME.json` the fit, `out/fits/NAME/` pictures and report,
@@ -37,9 +39,16 @@ def run(study: str | Path, *, out: str | Path = ".", adopt: bool = False, settin
     fit_path = fit.write(out / "fits" / f"{recipe.name}.json")
     if recipe.holdout:
         fit = _validated(fit, recipe, vocab_size, stem, fit_path)
-    answer: dict[str, Any] = {"study": recipe.name, "fit": fit, "path": fit_path, "shift": reporting.shifts(trials)}
+    answer: dict[str, Any] = {
+        "study": recipe.name,
+        "fit": fit,
+        "path": fit_path,
+        "shift": reporting.shifts(trials),
+    }
     if target:
-        answer["transfer"] = transferring.transfer(fit, target, recipe.to, out / "configs" / recipe.name, force=True)
+        answer["transfer"] = transferring.transfer(
+            fit, target, recipe.to, out / "configs" / recipe.name, force=True
+        )
     answer["pictures"] = _pictures(trials, fit, recipe, out / "fits" / recipe.name)
     answer["report"] = reporting.report(fit, out / "fits" / recipe.name / "report.html", answer)
     return answer
@@ -55,27 +64,45 @@ def _require_sound(recipe: Recipe, target: Recipe | None) -> None:
     transferring.known_formats(recipe.to)
     points = [point.point() for point in recipes.points(recipe)]
     if recipe.search.kind == "pbt":
-        raise UserError("a law is fitted to trials of one schedule, and search.kind 'pbt' finds each its own: `scaletune sweep` trains it")
+        raise UserError(
+            "a law is fitted to trials of one schedule, and search.kind 'pbt' finds each its own: `scaletune sweep` trains it"
+        )
     if target:
         transferring.differences(target, common_setting(pd.DataFrame({"point": points})))
     if recipe.holdout:
-        held = recipes.with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set).point()
-        if any(point["model"] == held["model"] and point["budget"]["tokens"] == held["budget"]["tokens"] for point in points):
+        held = recipes.with_settings(
+            recipe.model_copy(update={"axes": {}}), recipe.holdout.set
+        ).point()
+        if any(
+            point["model"] == held["model"]
+            and point["budget"]["tokens"] == held["budget"]["tokens"]
+            for point in points
+        ):
             width, tokens = held["model"]["width"], held["budget"]["tokens"]
-            raise UserError(f"a held-out cell must be one that no proxy trains, but `axes` has width {width} and tokens {tokens}")
+            raise UserError(
+                f"a held-out cell must be one that no proxy trains, but `axes` has width {width} and tokens {tokens}"
+            )
 
 
 def _asked(recipe: Recipe, stem: Path, adopt: bool) -> list[Task]:
     """The study's proxies (of a search: those it asked for, then trained) and, beside them, each comparison's."""
-    beside = [task for other in recipe.compare for task in tasks(other.name, recipes.points(recipes.compared(recipe, other)))]
+    beside = [
+        task
+        for other in recipe.compare
+        for task in tasks(other.name, recipes.points(recipes.compared(recipe, other)))
+    ]
     if recipe.search.kind == "grid":
         return tasks("main", recipes.points(recipe)) + beside
     return loop.search(recipe, stem, adopt=adopt, beside=beside)[0] + beside
 
 
-def _train(wanted: list[Task], stem: Path, recipe: Recipe, what: str, adopt: bool = False) -> pd.DataFrame:
+def _train(
+    wanted: list[Task], stem: Path, recipe: Recipe, what: str, adopt: bool = False
+) -> pd.DataFrame:
     print(f"{recipe.name}: {len(wanted)} {what}, recorded in {stem}.jsonl", file=sys.stderr)
-    asked = {task.id: task.sweep for task in reversed(wanted)}  # a trial may be on record for another sweep: last time's validation
+    asked = {
+        task.id: task.sweep for task in reversed(wanted)
+    }  # a trial may be on record for another sweep: last time's validation
     trials = train_all(wanted, stem, recipe.engine.workers, adopt=adopt)
     return trials.assign(sweep=trials["id"].map(asked))
 
@@ -85,13 +112,25 @@ def _validated(fit: Fit, recipe: Recipe, vocab_size: int, stem: Path, path: Path
     assert recipe.holdout
     cell = recipes.with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set)
     n_params = counting.params(cell.model, vocab_size)["n_params"]
-    predicted = fit.predict(n_params=n_params, tokens=cell.budget.tokens, batch_tokens=cell.budget.batch_tokens)
+    predicted = fit.predict(
+        n_params=n_params, tokens=cell.budget.tokens, batch_tokens=cell.budget.batch_tokens
+    )
     assert predicted.lr is not None
-    chosen = float(f"{predicted.lr:.3g}")  # three digits: the same point on every machine, so that a second run trains nothing
-    before = {"kind": "predicted, not trained yet", "prediction": predicted.to_dict(), "leave_one_cell_out": fit.held_out}
+    chosen = float(
+        f"{predicted.lr:.3g}"
+    )  # three digits: the same point on every machine, so that a second run trains nothing
+    before = {
+        "kind": "predicted, not trained yet",
+        "prediction": predicted.to_dict(),
+        "leave_one_cell_out": fit.held_out,
+    }
     replace(fit, held_out=before).write(path)
-    points = [recipes.with_settings(cell, {"lr": lr}) for lr in sorted({*recipe.holdout.lr, chosen})]
-    trials = _train(tasks("validation", points), stem, recipe, f"held-out trials, predicted lr {chosen:g}")
+    points = [
+        recipes.with_settings(cell, {"lr": lr}) for lr in sorted({*recipe.holdout.lr, chosen})
+    ]
+    trials = _train(
+        tasks("validation", points), stem, recipe, f"held-out trials, predicted lr {chosen:g}"
+    )
     judged = replace(fit, held_out=judge(fit, predicted, chosen, trials))
     judged.write(path)
     return judged
@@ -119,8 +158,15 @@ def _pictures(trials: pd.DataFrame, fit: Fit, recipe: Recipe, out: Path) -> list
     panels = {}
     for other in recipe.compare:
         rows = trials[trials["sweep"] == other.name]
-        panels[f"{other.name}, {plotting.tokens_label(rows['tokens'].max())}"] = rows[rows["tokens"] == rows["tokens"].max()]
-    shared = max({rows["tokens"].max() for rows in panels.values()} & set(main["tokens"]), default=main["tokens"].max())
-    panels[f"{recipe.parametrization.form}, {plotting.tokens_label(shared)}"] = main[main["tokens"] == shared]
+        panels[f"{other.name}, {plotting.tokens_label(rows['tokens'].max())}"] = rows[
+            rows["tokens"] == rows["tokens"].max()
+        ]
+    shared = max(
+        {rows["tokens"].max() for rows in panels.values()} & set(main["tokens"]),
+        default=main["tokens"].max(),
+    )
+    panels[f"{recipe.parametrization.form}, {plotting.tokens_label(shared)}"] = main[
+        main["tokens"] == shared
+    ]
     figures = {"basins.png": plotting.basins_figure(panels), "law.png": plotting.law_figure(fit)}
     return [plotting.save(figure, out / name) for name, figure in figures.items()]

@@ -40,26 +40,40 @@ class Blocks(Family):
     ffn_ratio: Positive = 3.0  # the MLP's inner width over `width`
     norm: Literal["rms", "layer"] = "rms"
     mlp: Literal["swiglu", "gelu"] = "swiglu"
-    kv_heads: Count | None = None  # grouped-query attention (arXiv:2305.13245): heads of keys and values; None: as many as of queries
+    kv_heads: Count | None = (
+        None  # grouped-query attention (arXiv:2305.13245): heads of keys and values; None: as many as of queries
+    )
     qk_norm: bool = False  # a norm over each head's queries and keys, gain shared by the heads (arXiv:2302.05442)
-    biases: bool = False  # of every linear layer (a decoder has none in its head), and of a LayerNorm
+    biases: bool = (
+        False  # of every linear layer (a decoder has none in its head), and of a LayerNorm
+    )
     norm_eps: Positive = 1e-5
 
     @model_validator(mode="after")
     def _shapes(self) -> Blocks:
         if self.width % self.head_dim:
-            raise ValueError(f"`width % head_dim == 0` must hold, but got width={self.width}, head_dim={self.head_dim}")
+            raise ValueError(
+                f"`width % head_dim == 0` must hold, but got width={self.width}, head_dim={self.head_dim}"
+            )
         if not _whole(self.ffn_ratio * self.width):
-            raise ValueError(f"`ffn_ratio * width` must be whole, but got ffn_ratio={self.ffn_ratio}, width={self.width}")
+            raise ValueError(
+                f"`ffn_ratio * width` must be whole, but got ffn_ratio={self.ffn_ratio}, width={self.width}"
+            )
         if self.kv_heads and self.heads % self.kv_heads:
-            raise ValueError(f"`heads % kv_heads == 0` must hold, but got heads={self.heads} (width / head_dim), kv_heads={self.kv_heads}")
+            raise ValueError(
+                f"`heads % kv_heads == 0` must hold, but got heads={self.heads} (width / head_dim), kv_heads={self.kv_heads}"
+            )
         return self
 
     def _check_base(self, base_width: int) -> None:
         if base_width % self.head_dim:
-            raise ValueError(f"`base_width % head_dim == 0` must hold, but got base_width={base_width}, head_dim={self.head_dim}")
+            raise ValueError(
+                f"`base_width % head_dim == 0` must hold, but got base_width={base_width}, head_dim={self.head_dim}"
+            )
         if not _whole(self.ffn_ratio * base_width):
-            raise ValueError(f"`ffn_ratio * base_width` must be whole, but got ffn_ratio={self.ffn_ratio}, base_width={base_width}")
+            raise ValueError(
+                f"`ffn_ratio * base_width` must be whole, but got ffn_ratio={self.ffn_ratio}, base_width={base_width}"
+            )
 
     @property
     def heads(self) -> int:
@@ -85,7 +99,9 @@ class Decoder(Blocks):
     @model_validator(mode="after")
     def _pairs(self) -> Decoder:
         if self.positions == "rotary" and self.head_dim % 2:
-            raise ValueError(f"`head_dim % 2 == 0` must hold (rotary positions turn pairs), but got head_dim={self.head_dim}")
+            raise ValueError(
+                f"`head_dim % 2 == 0` must hold (rotary positions turn pairs), but got head_dim={self.head_dim}"
+            )
         return self
 
     def check(self, seq_len: int, base_width: int, depth_alpha: float) -> None:
@@ -113,19 +129,25 @@ class MoE(Decoder):
     top_k: Count = 2
     n_shared_experts: Whole = 0  # every token goes through these as well (arXiv:2401.06066), as one MLP of their joint width
     norm_top_k: bool = True  # the chosen experts' weights sum to 1
-    router: Literal["out", "hid"] = "out"  # its role: a readout, as its fan-out does not grow; or a matrix, as lm-engine has it
-    balance_coef: NotNegative = (
-        0.01  # of the load-balance loss (arXiv:2101.03961, eq. 4), which is in the gradient and not in the loss told
+    router: Literal["out", "hid"] = (
+        "out"  # its role: a readout, as its fan-out does not grow; or a matrix, as lm-engine has it
     )
+    balance_coef: NotNegative = 0.01  # of the load-balance loss (arXiv:2101.03961, eq. 4), which is in the gradient and not in the loss told
 
     @model_validator(mode="after")
     def _routed(self) -> MoE:
         if self.biases:
-            raise ValueError("`biases` must be false for `model.family` 'moe', whose experts have none, but got True")
+            raise ValueError(
+                "`biases` must be false for `model.family` 'moe', whose experts have none, but got True"
+            )
         if self.top_k > self.n_experts:
-            raise ValueError(f"`top_k <= n_experts` must hold, but got top_k={self.top_k}, n_experts={self.n_experts}")
+            raise ValueError(
+                f"`top_k <= n_experts` must hold, but got top_k={self.top_k}, n_experts={self.n_experts}"
+            )
         if self.top_k == 1 and self.norm_top_k:
-            raise ValueError("`norm_top_k` must be false for top_k=1: a lone weight of 1 gives the router no gradient")
+            raise ValueError(
+                "`norm_top_k` must be false for top_k=1: a lone weight of 1 gives the router no gradient"
+            )
         return self
 
 
@@ -142,7 +164,9 @@ class MLP(Family):
         """ValueError where a depth rule is asked for that has no branch to multiply."""
         super().check(seq_len, base_width, depth_alpha)
         if depth_alpha:
-            raise ValueError(f"`depth_alpha` must be 0 for `model.family` 'mlp', which has no residual branches, but got {depth_alpha}")
+            raise ValueError(
+                f"`depth_alpha` must be 0 for `model.family` 'mlp', which has no residual branches, but got {depth_alpha}"
+            )
 
 
 class ResNet(Family):
@@ -154,15 +178,21 @@ class ResNet(Family):
     channels: Count = 3
     stages: Count = 3
     groups: Count = 8  # of each norm: their number stays, their size grows
-    readout: Literal["linear", "conv"] = "linear"  # after or before the average over places: the same function, by a matrix or a 1x1 kernel
+    readout: Literal["linear", "conv"] = (
+        "linear"  # after or before the average over places: the same function, by a matrix or a 1x1 kernel
+    )
     norm_eps: Positive = 1e-5
 
     @model_validator(mode="after")
     def _shapes(self) -> ResNet:
         if self.width % self.groups:
-            raise ValueError(f"`width % groups == 0` must hold, but got width={self.width}, groups={self.groups}")
+            raise ValueError(
+                f"`width % groups == 0` must hold, but got width={self.width}, groups={self.groups}"
+            )
         if self.image_size % 2 ** (self.stages - 1):
-            raise ValueError(f"`image_size % 2**(stages - 1) == 0` must hold, but got image_size={self.image_size}, stages={self.stages}")
+            raise ValueError(
+                f"`image_size % 2**(stages - 1) == 0` must hold, but got image_size={self.image_size}, stages={self.stages}"
+            )
         return self
 
 
@@ -182,7 +212,9 @@ class ViT(Blocks):
     @model_validator(mode="after")
     def _patches(self) -> ViT:
         if self.image_size % self.patch:
-            raise ValueError(f"`image_size % patch == 0` must hold, but got image_size={self.image_size}, patch={self.patch}")
+            raise ValueError(
+                f"`image_size % patch == 0` must hold, but got image_size={self.image_size}, patch={self.patch}"
+            )
         return self
 
     def check(self, seq_len: int, base_width: int, depth_alpha: float) -> None:
@@ -200,7 +232,13 @@ class ViT(Blocks):
         return self.patches + (self.pool == "class")
 
 
-FAMILIES: dict[str, type[Family]] = {"transformer": Transformer, "moe": MoE, "mlp": MLP, "resnet": ResNet, "vit": ViT}
+FAMILIES: dict[str, type[Family]] = {
+    "transformer": Transformer,
+    "moe": MoE,
+    "mlp": MLP,
+    "resnet": ResNet,
+    "vit": ViT,
+}
 
 
 def _tag(value: Any) -> str:

@@ -8,9 +8,15 @@ import sys
 import pytest
 from hypothesis import settings
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two busy workers on a shared core collapse; and bitwise tests need one thread
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores interrupts, and so would the drivers we interrupt
-sys.modules["torchvision"] = None  # nothing of ours needs it, and one built for another torch breaks transformers' import
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two busy workers on a shared core collapse; and bitwise tests need one thread
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a background job ignores interrupts, and so would the drivers we interrupt
+sys.modules["torchvision"] = (
+    None  # nothing of ours needs it, and one built for another torch breaks transformers' import
+)
 
 collect_ignore = ["fixtures"]  # what wrote the fixtures needs libraries that the tests do not
 
@@ -62,6 +68,12 @@ def transferred(tiny):
 
     def make(settings=()):
         target = tiny(WIDE | dict(settings) | {"evidence": EVIDENCE})
-        return Transfer(target, VOCAB, counting.planned(target, VOCAB), counting.multipliers(target, VOCAB), EVIDENCE)
+        return Transfer(
+            target,
+            VOCAB,
+            counting.planned(target, VOCAB),
+            counting.multipliers(target, VOCAB),
+            EVIDENCE,
+        )
 
     return make

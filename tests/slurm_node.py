@@ -80,11 +80,21 @@ def node(folder, cpus=2):
     _key(folder / "munge.key")
     host = platform.node().split(".")[0]
     (folder / "slurm.conf").write_text(
-        CONF.format(folder=folder, host=host, ports=_ports(2), user=getpass.getuser(), cpus=min(cpus, os.cpu_count()))
+        CONF.format(
+            folder=folder,
+            host=host,
+            ports=_ports(2),
+            user=getpass.getuser(),
+            cpus=min(cpus, os.cpu_count()),
+        )
     )
     env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": SEARCHED}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_daemon(["munged", "--foreground", "--force", *_munge(folder)], env, folder / "munge.out"))
+        stack.enter_context(
+            _daemon(
+                ["munged", "--foreground", "--force", *_munge(folder)], env, folder / "munge.out"
+            )
+        )
         _until((folder / "munge.socket").exists, folder)
         for name in ("slurmctld", "slurmd"):
             stack.enter_context(_daemon([name, "-D"], env, folder / f"{name}.out"))
@@ -93,7 +103,13 @@ def node(folder, cpus=2):
 
 
 def _munge(folder):
-    where = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
+    where = {
+        "socket": "munge.socket",
+        "key-file": "munge.key",
+        "pid-file": "munge.pid",
+        "log-file": "munge.log",
+        "seed-file": "munge.seed",
+    }
     return [f"--{name}={folder / file}" for name, file in where.items()]
 
 
@@ -123,7 +139,10 @@ def _until(condition, folder, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            logs = "\n".join(f"{path}:\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(folder.glob("*.out")))
+            logs = "\n".join(
+                f"{path}:\n{path.read_text(errors='replace')[-2000:]}"
+                for path in sorted(folder.glob("*.out"))
+            )
             raise RuntimeError(f"no Slurm after {seconds} s\n{logs}")
         time.sleep(0.1)
 

@@ -41,7 +41,9 @@ def worker(tmp_path, monkeypatch):
         chaos.plant(tmp_path, trials, seconds)
         script = (tmp_path / "worker").read_text()
         mark = "    os.write(started"
-        (tmp_path / "worker").write_text(script.replace(mark, "    " + body.replace("\n", "\n    ") + "\n" + mark))
+        (tmp_path / "worker").write_text(
+            script.replace(mark, "    " + body.replace("\n", "\n    ") + "\n" + mark)
+        )
         monkeypatch.setattr(sys, "executable", str(tmp_path / "worker"))
         return chaos.wanted(tmp_path, trials)
 
@@ -58,7 +60,9 @@ def losses(table):
 
 def set_engine(asked, **settings):
     for task in asked:
-        task.recipe = with_settings(task.recipe, {f"engine.{name}": value for name, value in settings.items()})
+        task.recipe = with_settings(
+            task.recipe, {f"engine.{name}": value for name, value in settings.items()}
+        )
     return asked
 
 
@@ -80,10 +84,15 @@ def test_a_sweep_that_is_killed_at_random_ends_as_if_it_had_not_been(worker, tmp
 def test_training_that_is_killed_at_random_ends_as_if_it_had_not_been(tmp_path):
     """Alone and in stacks, with checkpoints, one that diverges among them: to the last bit."""
     asked = chaos.real(tmp_path, 6, steps=120)
-    alone = [training.trial(task.recipe, "main", training.accelerator())[0] for task in set_engine(asked, checkpoint_every=0)]
+    alone = [
+        training.trial(task.recipe, "main", training.accelerator())[0]
+        for task in set_engine(asked, checkpoint_every=0)
+    ]
     shm = set(os.listdir("/dev/shm"))
     found = chaos.disturb(tmp_path, 6, kills=2, workers=2, seed=2, pause=1.2, steps=120)
-    assert found.driver_kills + found.worker_kills and not (found.lost or found.twice or found.orphans)
+    assert found.driver_kills + found.worker_kills and not (
+        found.lost or found.twice or found.orphans
+    )
     (tmp_path / "alone/sweeps").mkdir(parents=True)
     store = Store(tmp_path / "alone/sweeps/chaos")
     for trial in alone:
@@ -97,7 +106,16 @@ def test_training_that_is_killed_at_random_ends_as_if_it_had_not_been(tmp_path):
 def test_a_driver_killed_while_it_records_loses_and_repeats_nothing(worker, tmp_path, monkeypatch):
     asked = worker(100, seconds=0.01)
     monkeypatch.undo()
-    command = [sys.executable, chaos.__file__, "--drive", str(tmp_path), "--trials", "100", "--workers", "2"]
+    command = [
+        sys.executable,
+        chaos.__file__,
+        "--drive",
+        str(tmp_path),
+        "--trials",
+        "100",
+        "--workers",
+        "2",
+    ]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as driver:
         wait_for(lambda: len(chaos.recorded(tmp_path)) >= 5)
         driver.kill()
@@ -112,12 +130,12 @@ def test_a_driver_killed_while_it_records_loses_and_repeats_nothing(worker, tmp_
 def test_a_stopped_worker_goes_with_its_killed_driver(worker, tmp_path, monkeypatch):
     """It cannot read the end of its input: the kernel has to."""
     code = "import time; from scaletune.sweeping.engines.parent_death import leave_with_parent; leave_with_parent(); print(1, flush=True); time.sleep(600)"
-    parent = (
-        f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {code!r}]); print(p.pid, flush=True); time.sleep(600)"
-    )
+    parent = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {code!r}]); print(p.pid, flush=True); time.sleep(600)"
     import psutil
 
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as driver:
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True
+    ) as driver:
         child = psutil.Process(int(driver.stdout.readline()))
         driver.stdout.readline()
         child.send_signal(signal.SIGSTOP)
@@ -141,29 +159,48 @@ def test_a_worker_that_hangs_is_replaced_and_its_trial_trained(worker, tmp_path,
 
 def test_a_worker_that_always_hangs_is_a_failed_trial(worker, tmp_path):
     asked = set_engine(
-        worker(1, "sys.stderr.write('loading\\nnearly there\\n'); sys.stderr.flush(); time.sleep(600)"), patience=0.3, retries=1
+        worker(
+            1, "sys.stderr.write('loading\\nnearly there\\n'); sys.stderr.flush(); time.sleep(600)"
+        ),
+        patience=0.3,
+        retries=1,
     )
     (trial,) = sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1).itertuples()
     assert trial.status == "failed" and trial.message.startswith("its worker said nothing for ")
     assert trial.message.endswith("; last words: loading / nearly there (exit status -9)")
     log = (tmp_path / f"sweeps/chaos.logs/{trial.id}.log").read_text()
-    assert log.count("nearly there") == 2 and "try 1: lost: its worker said" in log and "try 2: lost" in log
+    assert (
+        log.count("nearly there") == 2
+        and "try 1: lost: its worker said" in log
+        and "try 2: lost" in log
+    )
 
 
-@pytest.mark.parametrize("words", ["MemoryError", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"])
+@pytest.mark.parametrize(
+    "words", ["MemoryError", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"]
+)
 def test_out_of_memory_halves_the_micro_batch_and_says_so(worker, tmp_path, capsys, words):
     seen = "open(flag + 'seen', 'a').write(str(json.loads(line)['recipe']['engine']['accumulation']) + ' ')"
-    asked = worker(1, f"flag = {str(tmp_path / 'flag')!r}\n{seen}\n" + once(tmp_path, f"sys.exit({words!r})"))
+    asked = worker(
+        1, f"flag = {str(tmp_path / 'flag')!r}\n{seen}\n" + once(tmp_path, f"sys.exit({words!r})")
+    )
     assert losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)) == planted_losses(asked)
     assert (tmp_path / "flagseen").read_text() == "1 2 "
-    assert f"trial {asked[0].id}, try 1: out of memory: tried again with engine.accumulation = 2" in capsys.readouterr().err
+    assert (
+        f"trial {asked[0].id}, try 1: out of memory: tried again with engine.accumulation = 2"
+        in capsys.readouterr().err
+    )
 
 
 def test_only_the_kernel_makes_a_kill_a_lack_of_memory(monkeypatch):
     """A -9 of anyone's is tried again as it was, to the same bits; where the kernel counts a kill, memory ran out."""
     assert not out_of_memory.ran_out("", -9, out_of_memory.kernel_kills())
     monkeypatch.setattr(out_of_memory, "kernel_kills", lambda: 8)
-    assert out_of_memory.ran_out("", -9, 7) and not out_of_memory.ran_out("", -9, 8) and not out_of_memory.ran_out("", 1, 7)
+    assert (
+        out_of_memory.ran_out("", -9, 7)
+        and not out_of_memory.ran_out("", -9, 8)
+        and not out_of_memory.ran_out("", 1, 7)
+    )
 
 
 def test_micro_batches_are_halved_while_rows_halve(tiny):
@@ -177,8 +214,12 @@ def test_no_secret_reaches_a_record_or_a_log(worker, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijkl")
     says = "sys.exit('cannot read s3://me:hunter2pass@host/x with ' + os.environ['HF_TOKEN'])"
     table = sweeping.train_all(set_engine(worker(1, says), retries=0), tmp_path / "sweeps/chaos", 1)
-    assert table["message"][0].endswith("last words: cannot read s3://***@host/x with *** (exit status 1)")
-    kept = b"".join(path.read_bytes() for path in (tmp_path / "sweeps").rglob("*") if path.is_file())
+    assert table["message"][0].endswith(
+        "last words: cannot read s3://***@host/x with *** (exit status 1)"
+    )
+    kept = b"".join(
+        path.read_bytes() for path in (tmp_path / "sweeps").rglob("*") if path.is_file()
+    )
     assert b"cannot read" in kept and b"abcdefghijkl" not in kept and b"hunter2" not in kept
 
 
@@ -194,7 +235,10 @@ def test_runs_lie_beside_sweeps(worker, tmp_path):
     asked = worker(2)
     set_engine(asked[1:], runs=str(tmp_path / "elsewhere"))
     sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)
-    assert [task.recipe.engine.runs for task in asked] == [str(tmp_path / "runs"), str(tmp_path / "elsewhere")]
+    assert [task.recipe.engine.runs for task in asked] == [
+        str(tmp_path / "runs"),
+        str(tmp_path / "elsewhere"),
+    ]
 
 
 def test_a_search_is_told_of_every_trial_and_may_want_more(worker, tmp_path):
@@ -205,9 +249,13 @@ def test_a_search_is_told_of_every_trial_and_may_want_more(worker, tmp_path):
         return asked[len(told) : len(told) + 1]
 
     table = sweeping.train_all(asked[:1], tmp_path / "sweeps/chaos", 2, then=then)
-    assert losses(table) == planted_losses(asked) and sorted(told) == sorted(task.id for task in asked)
+    assert losses(table) == planted_losses(asked) and sorted(told) == sorted(
+        task.id for task in asked
+    )
     again, told[:] = told[:], []
-    assert sweeping.train_all(asked[:1], tmp_path / "sweeps/chaos", 2, then=then).equals(table) and sorted(told) == sorted(again)
+    assert sweeping.train_all(asked[:1], tmp_path / "sweeps/chaos", 2, then=then).equals(
+        table
+    ) and sorted(told) == sorted(again)
 
 
 # --- interrupts, two drivers, other terminals ------------------------------------------------------------------------
@@ -218,7 +266,16 @@ def under_way(worker, tmp_path, monkeypatch):
     """A driver of its own process that has recorded a trial and is at others."""
     worker(40, seconds=0.4)
     monkeypatch.undo()
-    command = [sys.executable, chaos.__file__, "--drive", str(tmp_path), "--trials", "40", "--workers", "2"]
+    command = [
+        sys.executable,
+        chaos.__file__,
+        "--drive",
+        str(tmp_path),
+        "--trials",
+        "40",
+        "--workers",
+        "2",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as driver:
         wait_for(lambda: chaos.recorded(tmp_path))
         yield driver
@@ -226,20 +283,50 @@ def under_way(worker, tmp_path, monkeypatch):
 
 
 def test_a_second_driver_is_refused_and_the_first_one_unharmed(under_way, tmp_path):
-    with pytest.raises(UserError, match=rf"^sweep `chaos` must have one driver, but process {under_way.pid} on \S+ has driven it since 20"):
+    with pytest.raises(
+        UserError,
+        match=rf"^sweep `chaos` must have one driver, but process {under_way.pid} on \S+ has driven it since 20",
+    ):
         sweeping.train_all([], tmp_path / "sweeps/chaos")
-    now = wait_for(lambda: (now := sweeping.status(tmp_path / "sweeps/chaos.db"))["running"] and now["recorded"] and now)
-    assert now["driver"]["pid"] == under_way.pid and now["wanted"] == 40 and now["recorded"] == now["done"] >= 1
-    assert {row["id"] for row in now["running"]} <= {task.id for task in chaos.wanted(tmp_path, 40)} and len(now["running"]) <= 2
-    recorded = [trial.loss for trial in glance(tmp_path / "sweeps/chaos.db")[0]]  # a moment later: there may be more
-    assert now["best"]["loss"] in recorded and sum(loss < now["best"]["loss"] for loss in recorded) <= len(recorded) - now["recorded"]
+    now = wait_for(
+        lambda: (
+            (now := sweeping.status(tmp_path / "sweeps/chaos.db"))["running"]
+            and now["recorded"]
+            and now
+        )
+    )
+    assert (
+        now["driver"]["pid"] == under_way.pid
+        and now["wanted"] == 40
+        and now["recorded"] == now["done"] >= 1
+    )
+    assert {row["id"] for row in now["running"]} <= {
+        task.id for task in chaos.wanted(tmp_path, 40)
+    } and len(now["running"]) <= 2
+    recorded = [
+        trial.loss for trial in glance(tmp_path / "sweeps/chaos.db")[0]
+    ]  # a moment later: there may be more
+    assert (
+        now["best"]["loss"] in recorded
+        and sum(loss < now["best"]["loss"] for loss in recorded) <= len(recorded) - now["recorded"]
+    )
     workers = chaos._workers(under_way.pid)
-    under_way.send_signal(signal.SIGINT)  # the first interrupt: the record is written, the workers are gone
+    under_way.send_signal(
+        signal.SIGINT
+    )  # the first interrupt: the record is written, the workers are gone
     under_way.wait(PATIENCE)
-    assert under_way.returncode == -signal.SIGINT and not [worker for worker in workers if worker.is_running()]
-    assert {trial.id for trial in read_jsonl(tmp_path / "sweeps/chaos.jsonl")} == chaos.recorded(tmp_path).keys()
+    assert under_way.returncode == -signal.SIGINT and not [
+        worker for worker in workers if worker.is_running()
+    ]
+    assert {trial.id for trial in read_jsonl(tmp_path / "sweeps/chaos.jsonl")} == chaos.recorded(
+        tmp_path
+    ).keys()
     now = sweeping.status(tmp_path / "sweeps/chaos.db")
-    assert now["driver"] is None and now["running"] == [] and not (tmp_path / "sweeps/chaos.lock").exists()
+    assert (
+        now["driver"] is None
+        and now["running"] == []
+        and not (tmp_path / "sweeps/chaos.lock").exists()
+    )
 
 
 def test_of_two_drivers_at_once_one_trains(worker, tmp_path):
@@ -264,19 +351,30 @@ def test_of_two_drivers_at_once_one_trains(worker, tmp_path):
 def test_the_lock_of_the_dead_is_taken_over(tmp_path):
     stem = tmp_path / "sweep"
     stem.with_suffix(".lock").write_text(json.dumps({"pid": 1, "host": "here", "since": "2020"}))
-    with lockfile.held(stem), pytest.raises(UserError, match=f"process {os.getpid()} on "), lockfile.held(stem):
+    with (
+        lockfile.held(stem),
+        pytest.raises(UserError, match=f"process {os.getpid()} on "),
+        lockfile.held(stem),
+    ):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_a_driver_of_another_machine_is_known_by_its_heartbeat(tmp_path):
     store = Store(tmp_path / "sweep")
-    store.tell({"driver": {"pid": 7, "host": "elsewhere", "since": "2026-11-20"}, "beat": time.time() - 5})
+    store.tell(
+        {"driver": {"pid": 7, "host": "elsewhere", "since": "2026-11-20"}, "beat": time.time() - 5}
+    )
     store.close()
     with pytest.raises(UserError, match="process 7 on elsewhere has driven it since 2026-11-20"):
         sweeping.train_all([], tmp_path / "sweep")
     store = Store(tmp_path / "sweep")
-    store.tell({"driver": {"pid": 7, "host": "elsewhere", "since": "2026-11-20"}, "beat": time.time() - 2 * lockfile.SILENT})
+    store.tell(
+        {
+            "driver": {"pid": 7, "host": "elsewhere", "since": "2026-11-20"},
+            "beat": time.time() - 2 * lockfile.SILENT,
+        }
+    )
     store.close()
     assert sweeping.train_all([], tmp_path / "sweep").empty
 
@@ -288,7 +386,9 @@ def test_a_clock_that_jumps_changes_nothing(worker, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "BEAT", 0.0)
     assert losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 2)) == planted_losses(asked)
     assert len((tmp_path / "started").read_text().split()) == 4
-    assert sweeping.train_all(asked, tmp_path / "sweeps/chaos", 2)["status"].tolist() == ["done"] * 4
+    assert (
+        sweeping.train_all(asked, tmp_path / "sweeps/chaos", 2)["status"].tolist() == ["done"] * 4
+    )
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------
@@ -303,26 +403,44 @@ def test_a_disk_that_is_full_is_one_sentence_and_costs_one_trial(worker, tmp_pat
     asked, stem = worker(6), tmp_path / "sweeps/chaos"
     sweeping.train_all(asked[:2], stem, 1)
     store = Store(stem)
-    store._db.execute(f"PRAGMA max_page_count = {store._db.execute('PRAGMA page_count').fetchone()[0]}")
-    with pytest.raises(UserError, match=r"`.*chaos.db` must be a writable SQLite file, but database or disk is full"):
+    store._db.execute(
+        f"PRAGMA max_page_count = {store._db.execute('PRAGMA page_count').fetchone()[0]}"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"`.*chaos.db` must be a writable SQLite file, but database or disk is full",
+    ):
         for task in asked[2:]:
             store.put(chaos.planted(task), [i / 7 for i in range(5000)])
     store.close()
     before = chaos.recorded(tmp_path)
     assert len(before) >= 2
-    assert losses(sweeping.train_all(asked, stem, 1)) == planted_losses(asked) and before.items() <= chaos.recorded(tmp_path).items()
+    assert (
+        losses(sweeping.train_all(asked, stem, 1)) == planted_losses(asked)
+        and before.items() <= chaos.recorded(tmp_path).items()
+    )
 
 
 def test_a_record_that_cannot_be_written_stays_as_it_was(worker, tmp_path, monkeypatch):
     asked, stem = worker(2), tmp_path / "sweeps/chaos"
     sweeping.train_all(asked[:1], stem, 1)
     before = (tmp_path / "sweeps/chaos.jsonl").read_bytes()
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"chaos.jsonl` must be writable, but No space left on device"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(
+            UserError, match=r"chaos.jsonl` must be writable, but No space left on device"
+        ),
+    ):
         patch.setattr(files.os, "fsync", full)
         sweeping.train_all(asked, stem, 1)
-    assert (tmp_path / "sweeps/chaos.jsonl").read_bytes() == before and len(chaos.recorded(tmp_path)) == 2
+    assert (tmp_path / "sweeps/chaos.jsonl").read_bytes() == before and len(
+        chaos.recorded(tmp_path)
+    ) == 2
     assert {path.name for path in (tmp_path / "sweeps").iterdir()} == {"chaos.db", "chaos.jsonl"}
-    assert len(read_jsonl(tmp_path / "sweeps/chaos.jsonl")) == 1 and len(sweeping.train_all(asked, stem, 1)) == 2
+    assert (
+        len(read_jsonl(tmp_path / "sweeps/chaos.jsonl")) == 1
+        and len(sweeping.train_all(asked, stem, 1)) == 2
+    )
     assert len(read_jsonl(tmp_path / "sweeps/chaos.jsonl")) == 2
 
 
@@ -352,7 +470,9 @@ def test_a_read_only_folder_is_read_and_not_driven(read_only, tmp_path):
     store.export()
     store.close()
     close()
-    assert len(read_trials(folder / "sweep.db")) == sweeping.status(folder / "sweep.db")["done"] == 1
+    assert (
+        len(read_trials(folder / "sweep.db")) == sweeping.status(folder / "sweep.db")["done"] == 1
+    )
     with pytest.raises(UserError, match=r"sweep.lock` must be writable, but Permission denied"):
         sweeping.train_all([task], folder / "sweep")
     with pytest.raises(UserError, match=r"sweep.db` must be a writable SQLite file, but "):
@@ -364,13 +484,21 @@ def test_a_truncated_store_is_one_sentence_and_the_record_the_way_out(worker, tm
     table = sweeping.train_all(asked, stem, 2)
     path = tmp_path / "sweeps/chaos.db"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    for act in (lambda: sweeping.train_all(asked, stem, 2), lambda: read_trials(path), lambda: sweeping.status(path)):
+    for act in (
+        lambda: sweeping.train_all(asked, stem, 2),
+        lambda: read_trials(path),
+        lambda: sweeping.status(path),
+    ):
         with pytest.raises(
-            UserError, match=r"chaos.db` must be .*malformed; `chaos.jsonl` is whole: move the .db away and go on from it with"
+            UserError,
+            match=r"chaos.db` must be .*malformed; `chaos.jsonl` is whole: move the .db away and go on from it with",
         ):
             act()
     path.unlink()
-    assert sweeping.train_all(asked, stem, 2, adopt=True).equals(table) and len((tmp_path / "started").read_text().split()) == 40
+    assert (
+        sweeping.train_all(asked, stem, 2, adopt=True).equals(table)
+        and len((tmp_path / "started").read_text().split()) == 40
+    )
 
 
 def test_a_torn_record_is_said_and_mended_at_the_next_stop(worker, tmp_path, capsys):
@@ -379,7 +507,9 @@ def test_a_torn_record_is_said_and_mended_at_the_next_stop(worker, tmp_path, cap
     whole = record.read_bytes()
     record.write_bytes(whole[:-100])
     assert len(read_jsonl(record)) == 2
-    assert capsys.readouterr().err.endswith(f"the last line of `{record}` is torn and was left out; the 2 before it are whole\n")
+    assert capsys.readouterr().err.endswith(
+        f"the last line of `{record}` is torn and was left out; the 2 before it are whole\n"
+    )
     sweeping.train_all(asked, stem, 1)
     assert record.read_bytes() == whole
 
@@ -387,7 +517,9 @@ def test_a_torn_record_is_said_and_mended_at_the_next_stop(worker, tmp_path, cap
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_that_is_recorded_is_resumed_without_writing_or_reading_it_twice(worker, tmp_path, monkeypatch):
+def test_a_sweep_that_is_recorded_is_resumed_without_writing_or_reading_it_twice(
+    worker, tmp_path, monkeypatch
+):
     """The work is one parse a wanted trial, whatever the size: no export, no transaction a trial."""
     asked, stem = worker(30), tmp_path / "sweeps/chaos"
     store = Store(stem)
@@ -405,15 +537,22 @@ def test_a_sweep_that_is_recorded_is_resumed_without_writing_or_reading_it_twice
     monkeypatch.setattr(sqlite3, "connect", watched)
     monkeypatch.setattr(store_module, "write_atomically", None)
     assert len(sweeping.train_all(asked, stem)) == 30
-    assert len(statements) < 30 and sum("SELECT id, line" in statement for statement in statements) == 1
+    assert (
+        len(statements) < 30
+        and sum("SELECT id, line" in statement for statement in statements) == 1
+    )
 
 
 def test_points_of_one_shape_are_judged_and_their_corpus_looked_at_once(tmp_path, monkeypatch):
     """Ten thousand points are of a few shapes: what is worked out a shape is not worked out a point."""
     recipe, judged, loaded = chaos.base(tmp_path), [], []
-    points = recipes.points(with_settings(recipe, {"axes": {"lr": [1e-3, 2e-3], "seed": [0, 1, 2], "width": [32, 64]}}))
+    points = recipes.points(
+        with_settings(recipe, {"axes": {"lr": [1e-3, 2e-3], "seed": [0, 1, 2], "width": [32, 64]}})
+    )
     apart = [chaos.sweeping.tasks("main", [point])[0] for point in points]
-    monkeypatch.setattr(counting, "seconds", lambda *a, seconds=counting.seconds: judged.append(a) or seconds(*a))
+    monkeypatch.setattr(
+        counting, "seconds", lambda *a, seconds=counting.seconds: judged.append(a) or seconds(*a)
+    )
     monkeypatch.setattr(data, "load", lambda *a, load=data.load: loaded.append(a) or load(*a))
     together = chaos.sweeping.tasks("main", points)
     assert len(judged) == len(loaded) == 2 and len({task.id for task in together}) == 12
@@ -424,7 +563,9 @@ def test_a_driver_parses_a_recorded_trial_once(tmp_path, monkeypatch):
     """A search looks at the record after every wave."""
     asked, read = chaos.wanted(tmp_path, 3), []
     store = Store(tmp_path / "sweep")
-    monkeypatch.setattr(store_module, "parsed", lambda *a, parsed=store_module.parsed: read.append(a) or parsed(*a))
+    monkeypatch.setattr(
+        store_module, "parsed", lambda *a, parsed=store_module.parsed: read.append(a) or parsed(*a)
+    )
     for i, task in enumerate(asked):
         store.put(chaos.planted(task))
         assert len(store.trials()) == len(read) == i + 1

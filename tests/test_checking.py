@@ -21,7 +21,11 @@ def slopes(result, step=None):
     """activation -> its slope at a step, or the largest |slope| at the judged ones."""
     judged = [row for row in result["slopes"] if (row["step"] == step if step else row["step"] > 1)]
     return {
-        row["activation"]: max((other["slope"] for other in judged if other["activation"] == row["activation"]), key=abs) for row in judged
+        row["activation"]: max(
+            (other["slope"] for other in judged if other["activation"] == row["activation"]),
+            key=abs,
+        )
+        for row in judged
     }
 
 
@@ -38,10 +42,14 @@ def checked(tiny):
     return check
 
 
-@pytest.mark.parametrize("form", ["mup", "mup_t3", "mup_t8", "mup_t9", "mean_field", "sp_per_layer", "ntk"])
+@pytest.mark.parametrize(
+    "form", ["mup", "mup_t3", "mup_t8", "mup_t9", "mean_field", "sp_per_layer", "ntk"]
+)
 def test_per_tensor_rates_hold(checked, form):
     assert checked(form)["verdict"] == "pass", slopes(checked(form))
-    assert checked(form)["diagnosis"] == [] and checked(form)["caveats"] == rules.caveats(form, "adamw")
+    assert checked(form)["diagnosis"] == [] and checked(form)["caveats"] == rules.caveats(
+        form, "adamw"
+    )
 
 
 def test_one_rate_for_all_does_not(checked):
@@ -55,7 +63,9 @@ def test_forms_of_mup_are_one_algorithm(checked):
     """The same slopes to rounding; eps is far below the gradients here, and there is no clipping in the check."""
     expected = [row["slope"] for row in checked("mup")["slopes"]]
     for form in ("mup_t3", "mup_t9", "mean_field"):
-        assert [row["slope"] for row in checked(form)["slopes"]] == pytest.approx(expected, abs=0.02)
+        assert [row["slope"] for row in checked(form)["slopes"]] == pytest.approx(
+            expected, abs=0.02
+        )
 
 
 def only(role, change):
@@ -98,9 +108,17 @@ def planted(tiny, monkeypatch):
 
     def check(change, multipliers=(), **settings):
         monkeypatch.setattr(
-            counting, "planned", lambda recipe, vocab: [change(row, recipe.model.width / 32) for row in sound(recipe, vocab)]
+            counting,
+            "planned",
+            lambda recipe, vocab: [
+                change(row, recipe.model.width / 32) for row in sound(recipe, vocab)
+            ],
         )
-        monkeypatch.setattr(counting, "multipliers", lambda recipe, vocab: forward(recipe, vocab) | dict(multipliers))
+        monkeypatch.setattr(
+            counting,
+            "multipliers",
+            lambda recipe, vocab: forward(recipe, vocab) | dict(multipliers),
+        )
         return checking.check(tiny(SETTINGS | settings), WIDE, SEEDS)
 
     return check
@@ -116,7 +134,10 @@ def test_a_planted_bug_is_named_by_its_slopes(planted, bug):
     result = planted(change, multipliers)
     assert result["verdict"] == "fail" and named(result) == [name]
     for (activation, step), (about, within) in expected.items():
-        assert slopes(result, step)[activation] == pytest.approx(about, abs=within), (activation, step)
+        assert slopes(result, step)[activation] == pytest.approx(about, abs=within), (
+            activation,
+            step,
+        )
 
 
 @pytest.mark.parametrize("form", ["mup_t3", "mup_t9", "mean_field"])
@@ -128,13 +149,19 @@ def test_a_bug_has_one_name_in_every_form(planted, form, bug):
 
 def test_one_global_lr_is_named(checked, planted):
     """Table 3 has no multiplier to keep the readout in place: overwritten learning rates are standard practice there."""
-    assert named(checked("sp")) == ["standard parametrization with one global lr"] == named(planted(overwritten, form="mup_t3"))
+    assert (
+        named(checked("sp"))
+        == ["standard parametrization with one global lr"]
+        == named(planted(overwritten, form="mup_t3"))
+    )
 
 
 @pytest.mark.parametrize("eps", [1e-3, 1e-2])
 def test_an_eps_that_scales_with_the_gradients_is_no_bug(tiny, planted, eps):
     result = checking.check(tiny(SETTINGS | {"optimizer.eps": eps}), WIDE, SEEDS)
-    assert result["verdict"] == "pass" and max(abs(slope) for slope in slopes(result).values()) < 0.1
+    assert (
+        result["verdict"] == "pass" and max(abs(slope) for slope in slopes(result).values()) < 0.1
+    )
     assert named(planted(lambda row, m: replace(row, eps=eps))) == ["eps large and unscaled"]
 
 
@@ -153,7 +180,9 @@ def test_a_scheduler_in_the_optimizer_shows_as_well(tiny, monkeypatch):
 
 
 def test_two_bugs_are_two_sentences(planted):
-    result = planted(lambda row, m: replace(row, lr=row.lr / m) if row.role in ("emb", "out") else row)
+    result = planted(
+        lambda row, m: replace(row, lr=row.lr / m) if row.role in ("emb", "out") else row
+    )
     assert named(result) == ["readout lr divided by m twice", "embedding lr divided by m"]
 
 
@@ -162,7 +191,9 @@ def deepened(tiny):
     """alpha -> the check over depth."""
     settings = {"parametrization.base_depth": 2, "model.width": 32}
     return lambda alpha, **others: checking.check(
-        tiny(SETTINGS | settings | {"parametrization.depth_alpha": alpha} | others), seeds=SEEDS, over="depth"
+        tiny(SETTINGS | settings | {"parametrization.depth_alpha": alpha} | others),
+        seeds=SEEDS,
+        over="depth",
     )
 
 
@@ -195,30 +226,48 @@ def test_hooks_see_what_the_model_computes(tiny):
     run, (inputs, _) = subject.start(64, 2, 0), subject.batch(0)
     seen = hooks.activations(hooks.look(subject, run, subject.batch(0)))
     stream = run.model.hidden(inputs)
-    for name, expected in (("embedding", stream[0]), ("residual", stream[-2]), ("final", stream[-1]), ("logits", run.model(inputs))):
+    for name, expected in (
+        ("embedding", stream[0]),
+        ("residual", stream[-2]),
+        ("final", stream[-1]),
+        ("logits", run.model(inputs)),
+    ):
         assert seen[name].equal(expected), name
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in run.model.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in run.model.modules()
+    )
 
 
 def table(**late):
     """A table of slopes: zero but for what is given, which counts at steps 4 and 10 (and the logits' at 1)."""
     return [
-        vars(checking.Slope(name, step, slope, "-" if step == 1 else checking.exponents.verdict(slope)))
+        vars(
+            checking.Slope(
+                name, step, slope, "-" if step == 1 else checking.slope_fit.verdict(slope)
+            )
+        )
         for name in ("embedding", "residual", "final", "logits")
-        for step in checking.naming.STEPS
+        for step in checking.bug_signatures.STEPS
         for slope in [late.get(name, 0.0) if step > 1 or name == "logits" else 0.0]
     ]
 
 
-within = st.floats(-checking.exponents.PASS, checking.exponents.PASS)
+within = st.floats(-checking.slope_fit.PASS, checking.slope_fit.PASS)
 
 
-@given(st.fixed_dictionaries({name: within for name in ("embedding", "residual", "final", "logits")}), st.sampled_from(["width", "depth"]))
+@given(
+    st.fixed_dictionaries({name: within for name in ("embedding", "residual", "final", "logits")}),
+    st.sampled_from(["width", "depth"]),
+)
 def test_what_passes_has_no_diagnosis(late, over):
     assert checking.diagnose(table(**late), over) == []
 
 
-@given(st.fixed_dictionaries({name: st.floats(-3, 3) for name in ("embedding", "residual", "final", "logits")}))
+@given(
+    st.fixed_dictionaries(
+        {name: st.floats(-3, 3) for name in ("embedding", "residual", "final", "logits")}
+    )
+)
 def test_what_fails_has_one(late):
     rows = table(**late)
     told = checking.diagnose(rows)
@@ -227,8 +276,12 @@ def test_what_fails_has_one(late):
 
 
 def test_what_is_like_no_bug_says_so():
-    assert checking.diagnose(table(final=0.5)) == ["no known bug fits (final at step 4: slope +0.50 over width)"]
-    assert checking.diagnose(table(residual=-0.5), "depth") == ["no known bug fits (residual at step 4: slope -0.50 over depth)"]
+    assert checking.diagnose(table(final=0.5)) == [
+        "no known bug fits (final at step 4: slope +0.50 over width)"
+    ]
+    assert checking.diagnose(table(residual=-0.5), "depth") == [
+        "no known bug fits (residual at step 4: slope -0.50 over depth)"
+    ]
 
 
 def test_an_activation_that_blew_up_tells_nothing_of_exponents():
@@ -256,25 +309,47 @@ def test_what_is_reported_is_what_was_judged(checked):
     result = checked("mup")
     assert (result["over"], result["widths"], result["depths"]) == ("width", list(WIDTHS), [2])
     assert {(row["activation"], row["step"]) for row in result["slopes"]} == {
-        (name, step) for name in ("embedding", "residual", "final", "logits") for step in checking.naming.STEPS
+        (name, step)
+        for name in ("embedding", "residual", "final", "logits")
+        for step in checking.bug_signatures.STEPS
     }
     for row in result["slopes"]:
-        sizes = next(s["rms"] for s in result["sizes"] if (s["activation"], s["step"]) == (row["activation"], row["step"]))
-        ends = math.log(sizes[-1] / sizes[0]) / math.log(WIDTHS[-1] / WIDTHS[0])  # of three widths spaced evenly in ln: the slope itself
+        sizes = next(
+            s["rms"]
+            for s in result["sizes"]
+            if (s["activation"], s["step"]) == (row["activation"], row["step"])
+        )
+        ends = math.log(sizes[-1] / sizes[0]) / math.log(
+            WIDTHS[-1] / WIDTHS[0]
+        )  # of three widths spaced evenly in ln: the slope itself
         assert row["slope"] == pytest.approx(ends)
-        assert row["verdict"] == ("-" if row["step"] == 1 else "pass" if abs(ends) <= 0.2 else "warn" if abs(ends) <= 0.4 else "fail")
+        assert row["verdict"] == (
+            "-"
+            if row["step"] == 1
+            else "pass"
+            if abs(ends) <= 0.2
+            else "warn"
+            if abs(ends) <= 0.4
+            else "fail"
+        )
 
 
 def test_each_seed_is_another_run(tiny):
-    one, other, both = (checking.check(tiny(SETTINGS), (32, 64), seeds)["sizes"] for seeds in ((0,), (1,), (0, 1)))
+    one, other, both = (
+        checking.check(tiny(SETTINGS), (32, 64), seeds)["sizes"] for seeds in ((0,), (1,), (0, 1))
+    )
     for a, b, mean in zip(one, other, both, strict=True):
-        assert a["rms"] != b["rms"] or a["step"] == 1  # the first step moves the zeroed readout alone
-        assert mean["rms"] == pytest.approx([math.sqrt(x * y) for x, y in zip(a["rms"], b["rms"], strict=True)])
+        assert (
+            a["rms"] != b["rms"] or a["step"] == 1
+        )  # the first step moves the zeroed readout alone
+        assert mean["rms"] == pytest.approx(
+            [math.sqrt(x * y) for x, y in zip(a["rms"], b["rms"], strict=True)]
+        )
 
 
 def test_an_activation_that_blew_up_fails():
-    assert checking.exponents.slope((32, 64, 128), (1.0, 2.0, float("nan"))) == math.inf
-    assert checking.exponents.verdict(math.inf) == "fail"
+    assert checking.slope_fit.slope((32, 64, 128), (1.0, 2.0, float("nan"))) == math.inf
+    assert checking.slope_fit.verdict(math.inf) == "fail"
 
 
 def test_a_tied_recipe_is_checked_untied(tiny):

@@ -70,9 +70,14 @@ OWN = {
 def test_all_is_one_document_of_four(kept):
     answer, folder = kept
     assert answer["what"] == "all" and set(WHATS) <= answer.keys()
-    assert answer["files"] == [str(folder / f"{what}{kind}") for what in WHATS for kind in (".png", ".json")]
+    assert answer["files"] == [
+        str(folder / f"{what}{kind}") for what in WHATS for kind in (".png", ".json")
+    ]
     for what in WHATS:
-        assert answer[what].keys() >= {"verdict", "over", "widths", "depths", "seeds", "caveats"} | OWN[what]
+        assert (
+            answer[what].keys()
+            >= {"verdict", "over", "widths", "depths", "seeds", "caveats"} | OWN[what]
+        )
         assert json.loads((folder / f"{what}.json").read_text()) == answer[what]
         assert (folder / f"{what}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -87,10 +92,24 @@ def test_one_check_is_its_own_document_and_speaks_to_people(home, capsys, what):
 
 
 def test_all_over_depth_leaves_alignment_out(home, capsys):
-    asked = ["check", str(home / "point.toml"), "--what", "all", "--over", "depth", "--depths", "1,2", "--seeds", "1", "--json"]
+    asked = [
+        "check",
+        str(home / "point.toml"),
+        "--what",
+        "all",
+        "--over",
+        "depth",
+        "--depths",
+        "1,2",
+        "--seeds",
+        "1",
+        "--json",
+    ]
     assert cli.main(asked) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert set(WHATS) & answer.keys() == set(WHATS) - {"alignment"} and answer["regime"]["depths"] == [1, 2]
+    assert set(WHATS) & answer.keys() == set(WHATS) - {"alignment"} and answer["regime"][
+        "depths"
+    ] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +119,10 @@ def test_all_over_depth_leaves_alignment_out(home, capsys):
         ("--widths 32,0", "widths must be whole numbers above 0, but got 0"),
         ("--widths 32", "a slope needs two widths that differ, but got 32"),
         ("--seeds 0", "a slope needs a seed, but got none"),
-        ("--what alignment --over depth", "alignment is an exponent of the fan-in, which grows with width: over='depth' has none"),
+        (
+            "--what alignment --over depth",
+            "alignment is an exponent of the fan-in, which grows with width: over='depth' has none",
+        ),
         ("--what regime --set form=mupp", "`form` must be one we know, but got 'mupp'"),
         ("--widths 32,64 --seeds 1 --out {home}/point.toml", "point.toml"),
     ],
@@ -108,7 +130,12 @@ def test_all_over_depth_leaves_alignment_out(home, capsys):
 def test_bad_input_is_one_line_and_exit_2(home, capsys, asked, sentence):
     assert cli.main(["check", str(home / "point.toml"), *asked.format(home=home).split()]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and sentence in err and err.startswith("scaletune: ") and len(err.splitlines()) == 1
+    assert (
+        out == ""
+        and sentence in err
+        and err.startswith("scaletune: ")
+        and len(err.splitlines()) == 1
+    )
 
 
 # --- the pictures' data ----------------------------------------------------------------------------------------------
@@ -117,17 +144,30 @@ def test_bad_input_is_one_line_and_exit_2(home, capsys, asked, sentence):
 def test_a_panel_shows_what_was_measured(kept):
     answer, _ = kept
     step = checks.panels(answer["coordinate"])[1]
-    rows = {row["activation"]: row["rms"] for row in answer["coordinate"]["sizes"] if row["step"] == 4}
-    assert step.title == "step 4" and [list(curve.y) for curve in step.curves] == list(rows.values())
+    rows = {
+        row["activation"]: row["rms"] for row in answer["coordinate"]["sizes"] if row["step"] == 4
+    }
+    assert step.title == "step 4" and [list(curve.y) for curve in step.curves] == list(
+        rows.values()
+    )
     assert all(list(curve.x) == [32, 64] for curve in step.curves)
     raw, preconditioned, scaled = checks.panels(answer["sharpness"])
-    assert preconditioned.held == [("limit of stability", pytest.approx(38.0))] and raw.held == scaled.held == []
-    assert [list(curve.y) for curve in scaled.curves] == [[row["scaled"][i] for row in answer["sharpness"]["steps"]] for i in (0, 1)]
+    assert (
+        preconditioned.held == [("limit of stability", pytest.approx(38.0))]
+        and raw.held == scaled.held == []
+    )
+    assert [list(curve.y) for curve in scaled.curves] == [
+        [row["scaled"][i] for row in answer["sharpness"]["steps"]] for i in (0, 1)
+    ]
     terms = checks.panels(answer["alignment"])
-    assert [panel.title for panel in terms] == ["W x", "dW x0", "W0 dx", "dW dx"] and terms[0].held == [("full", 1.0), ("none", 0.5)]
+    assert [panel.title for panel in terms] == ["W x", "dW x0", "W0 dx", "dW dx"] and terms[
+        0
+    ].held == [("full", 1.0), ("none", 0.5)]
     features, kernel = checks.panels(answer["regime"])
     for panel, of in ((features, "features"), (kernel, "kernel")):
-        assert [list(curve.y) for curve in panel.curves] == [row["relative"] for row in answer["regime"]["changes"] if row["of"] == of]
+        assert [list(curve.y) for curve in panel.curves] == [
+            row["relative"] for row in answer["regime"]["changes"] if row["of"] == of
+        ]
 
 
 def test_a_panel_is_drawn_as_it_is(kept):
@@ -135,19 +175,30 @@ def test_a_panel_is_drawn_as_it_is(kept):
         for panel in checks.panels(kept[0][what]):
             ax = checks.draw(panel, Figure().subplots())
             for curve, line in zip(panel.curves, ax.lines, strict=False):
-                assert np.array_equal(line.get_xdata(), curve.x) and np.array_equal(line.get_ydata(), curve.y, equal_nan=True)
-            assert [line.get_ydata()[0] for line in ax.lines[len(panel.curves) :]] == [y for _, y in panel.held]
+                assert np.array_equal(line.get_xdata(), curve.x) and np.array_equal(
+                    line.get_ydata(), curve.y, equal_nan=True
+                )
+            assert [line.get_ydata()[0] for line in ax.lines[len(panel.curves) :]] == [
+                y for _, y in panel.held
+            ]
             low, high = ax.get_ylim()
             assert ax.get_title() == panel.title and (not panel.log or high / low > 9.99)
 
 
 def test_noise_does_not_fill_an_axis_and_what_blew_up_leaves_a_gap():
     curve = checks.Curve("c", np.array([32.0, 64.0]), np.array([1.0, 1.01]))
-    low, high = checks.draw(checks.Panel("t", "width", "y", [curve]), Figure().subplots()).get_ylim()
+    low, high = checks.draw(
+        checks.Panel("t", "width", "y", [curve]), Figure().subplots()
+    ).get_ylim()
     assert high / low == pytest.approx(10)
     assert np.isnan(checks._array([1.0, None])[1]) and checks._sloped("x", None) == "x, slope +inf"
 
 
 def test_an_optimizer_without_a_diagonal_has_the_raw_sharpness_alone():
     row = {"step": 4, "raw": [1.0, 2.0], "preconditioned": None, "scaled": None}
-    assert [panel.title for panel in checks.panels({"what": "sharpness", "over": "width", "widths": [32, 64], "steps": [row]})] == ["raw"]
+    assert [
+        panel.title
+        for panel in checks.panels(
+            {"what": "sharpness", "over": "width", "widths": [32, 64], "steps": [row]}
+        )
+    ] == ["raw"]

@@ -70,8 +70,16 @@ def loss(model, batch):
 
 
 def checked(net, **settings):
-    asked = {"widths": WIDTHS[net], "seeds": SEEDS, "batch": BATCHES[net], "loss": loss, "lr": 3e-3} | settings
-    return checking.check_model(settings.pop("build", net), **{k: v for k, v in asked.items() if k != "build"})
+    asked = {
+        "widths": WIDTHS[net],
+        "seeds": SEEDS,
+        "batch": BATCHES[net],
+        "loss": loss,
+        "lr": 3e-3,
+    } | settings
+    return checking.check_model(
+        settings.pop("build", net), **{k: v for k, v in asked.items() if k != "build"}
+    )
 
 
 def slopes(result, step):
@@ -83,7 +91,9 @@ def named(result):
 
 
 @NETS
-@pytest.mark.parametrize("form", ["mup", "mup_t3", "mup_t8", "mup_t9", "mean_field", "sp_per_layer", "ntk"])
+@pytest.mark.parametrize(
+    "form", ["mup", "mup_t3", "mup_t8", "mup_t9", "mean_field", "sp_per_layer", "ntk"]
+)
 def test_correct_forms_pass(net, form):
     result = checked(net, form=form)
     assert result["verdict"] == "pass" and result["diagnosis"] == [], result["slopes"]
@@ -92,7 +102,9 @@ def test_correct_forms_pass(net, form):
 @NETS
 @pytest.mark.parametrize("form", ["mup", "mup_t3"])
 def test_correct_forms_pass_under_sgd(net, form):
-    widths = {MLP: (64, 128, 256, 512), Conv: (32, 64, 128)}[net]  # a narrow ReLU net's own fluctuations show under SGD
+    widths = {MLP: (64, 128, 256, 512), Conv: (32, 64, 128)}[
+        net
+    ]  # a narrow ReLU net's own fluctuations show under SGD
     assert checked(net, form=form, optimizer="sgd", lr=0.1, widths=widths)["verdict"] == "pass"
 
 
@@ -102,21 +114,36 @@ def test_correct_forms_pass_under_muon(form):
     assert checked(MLP, form="sp", optimizer="muon", lr=1e-2)["verdict"] == "fail"
 
 
-FAMILIES = [*(family for family in READS if family not in ("adamw", "sgd")), "muon_match_rms", "muon_spectral"]
+FAMILIES = [
+    *(family for family in READS if family not in ("adamw", "sgd")),
+    "muon_match_rms",
+    "muon_spectral",
+]
 
 
 @pytest.mark.parametrize("rule", FAMILIES)
 def test_every_family_trains_a_module_of_the_users(rule):
     """Its plain tensors move as a stack of one does under the recipe's family, which its own library is held against; all of them move."""
     pytest.importorskip(PACKAGES.get(rule, "torch"))
-    subject = of_model(Conv, batch=BATCHES[Conv], loss=loss, base_width=16, other_width=32, optimizer=rule, lr=1e-3)
+    subject = of_model(
+        Conv, batch=BATCHES[Conv], loss=loss, base_width=16, other_width=32, optimizer=rule, lr=1e-3
+    )
     run = subject.start(32, 1, 0)
-    (opt,), before = run.optimizers, {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    (opt,), before = (
+        run.optimizers,
+        {name: p.detach().clone() for name, p in run.model.named_parameters()},
+    )
     stack = {p: nn.Parameter(p.detach()[None].clone()) for p in run.model.parameters()}
     family = rule.partition("_")[0] if rule.startswith("muon") else rule
-    factor = {"shape_factor": {name: factor for factor, name in MUON.items()}[rule]} if family == "muon" else {}
+    factor = (
+        {"shape_factor": {name: factor for factor, name in MUON.items()}[rule]}
+        if family == "muon"
+        else {}
+    )
     settings = Optimizer(family=family, lr=1.0 if family in LR_FREE else 1e-3, **factor)
-    groups = [{**group, "params": [stack[p] for p in group["params"]]} for group in opt.param_groups]
+    groups = [
+        {**group, "params": [stack[p] for p in group["params"]]} for group in opt.param_groups
+    ]
     reference = families.FAMILIES[family](groups, settings)
     for _ in range(12):
         value = loss(run.model, BATCHES[Conv])
@@ -143,14 +170,19 @@ def planting(change):
     """An AdamW whose groups are those of a plan changed row by row."""
 
     def make(plan, model):
-        return AdamW(replace(plan, rows=tuple(change(row) for row in plan.rows)).param_groups(model))
+        return AdamW(
+            replace(plan, rows=tuple(change(row) for row in plan.rows)).param_groups(model)
+        )
 
     return make
 
 
 def muted(plan, model):
     """The readout's multiplier is not there."""
-    replace(plan, rows=tuple(replace(row, multiplier=1.0) if row.role == "out" else row for row in plan.rows)).attach(model)
+    replace(
+        plan,
+        rows=tuple(replace(row, multiplier=1.0) if row.role == "out" else row for row in plan.rows),
+    ).attach(model)
     return AdamW(plan.param_groups(model))
 
 
@@ -184,7 +216,9 @@ def test_a_planted_bug_is_named(net, bug):
 
 
 @NETS
-@pytest.mark.parametrize(("alpha", "verdict", "names"), [(0.5, "pass", []), (0, "fail", ["depth rule missing"])])
+@pytest.mark.parametrize(
+    ("alpha", "verdict", "names"), [(0.5, "pass", []), (0, "fail", ["depth rule missing"])]
+)
 def test_depth_on_residual_nets(net, alpha, verdict, names):
     result = checked(
         net, build=lambda width, depth: net(width, depth, residual=True), widths=(32,), over="depth", depths=(2, 4, 8, 16),
@@ -200,7 +234,9 @@ def test_the_base_is_the_narrowest_or_as_said():
     def build(width):
         model = MLP(width)
         for name, parameter in model.named_parameters():
-            parameter.data.mul_("bias" not in name)  # whose start answers to the base by PyTorch's own law
+            parameter.data.mul_(
+                "bias" not in name
+            )  # whose start answers to the base by PyTorch's own law
         return model
 
     narrow, as_said = checked(MLP, build=build), checked(MLP, build=build, base_width=32)
@@ -216,21 +252,43 @@ def test_what_is_held_still_is_what_does_not_grow():
     subject = of_model(MLP, batch=BATCHES[MLP], loss=loss, base_width=32, other_width=64, lr=1e-3)
     run = subject.start(64, 1, 0)
     hooks_module.hold(run, "fin")
-    assert [name for name, parameter in run.model.named_parameters() if not parameter.requires_grad] == ["head.bias"]
+    assert [
+        name for name, parameter in run.model.named_parameters() if not parameter.requires_grad
+    ] == ["head.bias"]
 
 
 def test_hooks_see_what_a_model_computes_and_go():
-    subject = of_model(MLP, batch=BATCHES[MLP], loss=loss, base_width=32, other_width=64, form="mean_field", lr=1e-3)
+    subject = of_model(
+        MLP,
+        batch=BATCHES[MLP],
+        loss=loss,
+        base_width=32,
+        other_width=64,
+        form="mean_field",
+        lr=1e-3,
+    )
     run = subject.start(64, 1, 0)
-    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in run.model.modules())
+    hooks = sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in run.model.modules()
+    )
     seen = hooks_module.activations(hooks_module.look(subject, run, BATCHES[MLP]))
-    assert hooks == sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in run.model.modules())
+    assert hooks == sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in run.model.modules()
+    )
     x = F.relu(run.model.inp(BATCHES[MLP][0]))
     for layer in run.model.hid[:-1]:
         x = F.relu(layer(x))
     last = F.relu(run.model.hid[-1](x))
-    assert seen["residual"].equal(last) and seen["final"].equal(last) and seen["logits"].equal(run.model(BATCHES[MLP][0]))
-    assert seen["embedding"].equal(F.relu(run.model.inp(BATCHES[MLP][0])))  # before the next layer's own multiplier
+    assert (
+        seen["residual"].equal(last)
+        and seen["final"].equal(last)
+        and seen["logits"].equal(run.model(BATCHES[MLP][0]))
+    )
+    assert seen["embedding"].equal(
+        F.relu(run.model.inp(BATCHES[MLP][0]))
+    )  # before the next layer's own multiplier
 
 
 def test_dropout_and_the_callers_random_state_are_left_alone():
@@ -242,7 +300,9 @@ def test_dropout_and_the_callers_random_state_are_left_alone():
 
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    subject = of_model(Dropped, batch=BATCHES[MLP], loss=loss, base_width=32, other_width=64, lr=1e-30)
+    subject = of_model(
+        Dropped, batch=BATCHES[MLP], loss=loss, base_width=32, other_width=64, lr=1e-30
+    )
     run = subject.start(32, 1, 0)
     one, two = (hooks_module.look(subject, run, BATCHES[MLP]).logits for _ in range(2))
     assert one.equal(two) and torch.random.get_rng_state().equal(before)
@@ -268,15 +328,26 @@ def test_a_hugging_face_model_is_checked(transformers):
         "loss": lambda model, batch: model(**batch).loss, "lr": 3e-3,
     }  # fmt: skip
     assert checking.check_model(build, **asked)["verdict"] == "pass"
-    assert named(checking.check_model(build, form="sp", **asked)) == ["standard parametrization with one global lr"]
+    assert named(checking.check_model(build, form="sp", **asked)) == [
+        "standard parametrization with one global lr"
+    ]
     for what in ("sharpness", "alignment", "regime"):
-        assert checking.check_model(build, what=what, **asked | {"widths": (16, 32), "seeds": (0,)})["what"] == what
+        assert (
+            checking.check_model(build, what=what, **asked | {"widths": (16, 32), "seeds": (0,)})[
+                "what"
+            ]
+            == what
+        )
 
 
 class Tied(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.emb, self.hid, self.head = nn.Embedding(10, width), nn.Linear(width, width), nn.Linear(width, 10, bias=False)
+        self.emb, self.hid, self.head = (
+            nn.Embedding(10, width),
+            nn.Linear(width, width),
+            nn.Linear(width, 10, bias=False),
+        )
         self.head.weight = self.emb.weight
 
     def forward(self, x):
@@ -342,10 +413,15 @@ def test_bad_input_is_one_sentence(case):
 def test_logits_of_the_users_own_are_what_is_looked_at():
     """What a model does to its readout's output is not the readout's: halved, they move half as far."""
     asked = {"widths": (64, 128), "seeds": (0,)}
-    plain, halved = (checked(MLP, logits=lambda model, batch, c=c: c * model(batch[0]), **asked) for c in (1.0, 0.5))
+    plain, halved = (
+        checked(MLP, logits=lambda model, batch, c=c: c * model(batch[0]), **asked)
+        for c in (1.0, 0.5)
+    )
     assert plain["sizes"] == checked(MLP, **asked)["sizes"]
     for one, two in zip(plain["sizes"], halved["sizes"], strict=True):
-        assert two["rms"] == pytest.approx([x / 2 if one["activation"] == "logits" else x for x in one["rms"]])
+        assert two["rms"] == pytest.approx(
+            [x / 2 if one["activation"] == "logits" else x for x in one["rms"]]
+        )
 
 
 def test_several_models_seeds_and_widths_are_all_trained():
@@ -356,7 +432,10 @@ def test_several_models_seeds_and_widths_are_all_trained():
         return MLP(width)
 
     checked(MLP, build=build, widths=(32, 64), seeds=(0, 1, 2))
-    assert {width: made.count(width) for width in (32, 64)} == {32: 3 + 6, 64: 3 + 3}  # a base beside each; its wider twin at the base
+    assert {width: made.count(width) for width in (32, 64)} == {
+        32: 3 + 6,
+        64: 3 + 3,
+    }  # a base beside each; its wider twin at the base
 
 
 # --- the guard -------------------------------------------------------------------------------------------------------
@@ -371,7 +450,9 @@ def planned():
 def test_schedulers_that_multiply_pass_the_guard(planned):
     model, plan = planned
     opt = AdamW(plan.param_groups(model))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: min(1.0, step / 4) * (1 - step / 12))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        opt, lambda step: min(1.0, step / 4) * (1 - step / 12)
+    )
     for step in range(12):
         parametrizing.guard(opt, plan, model, f"at step {step}")
         opt.step()
@@ -394,7 +475,10 @@ def test_torchs_one_cycle_wipes_the_ratios_and_is_caught(planned):
 
 def test_two_optimizers_may_follow_two_schedules(planned):
     model, plan = planned
-    pair = [AdamW(plan.param_groups(model, ["hid"])), AdamW(plan.param_groups(model, ["emb", "out", "vec", "fin"]))]
+    pair = [
+        AdamW(plan.param_groups(model, ["hid"])),
+        AdamW(plan.param_groups(model, ["emb", "out", "vec", "fin"])),
+    ]
     for group in pair[0].param_groups:
         group["lr"] *= 0.1
     parametrizing.guard(pair, plan, model, "now")
@@ -403,9 +487,14 @@ def test_two_optimizers_may_follow_two_schedules(planned):
         parametrizing.guard(pair, plan, model, "now")
 
 
-@pytest.mark.parametrize(("roles", "times"), [((["hid"],), 0), ((["hid"], ["emb", "out", "vec", "fin", "hid"]), 2)])
+@pytest.mark.parametrize(
+    ("roles", "times"), [((["hid"],), 0), ((["hid"], ["emb", "out", "vec", "fin", "hid"]), 2)]
+)
 def test_each_tensor_is_trained_once(planned, roles, times):
     model, plan = planned
     made = [AdamW(plan.param_groups(model, each)) for each in roles]
-    with pytest.raises(UserError, match=rf"^the optimizer must train every tensor of the plan once, but `\S+` {times} times at the end$"):
+    with pytest.raises(
+        UserError,
+        match=rf"^the optimizer must train every tensor of the plan once, but `\S+` {times} times at the end$",
+    ):
         parametrizing.guard(made, plan, model, "at the end")

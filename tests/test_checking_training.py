@@ -26,29 +26,51 @@ class Small(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.inp, self.hid, self.head = (nn.Linear(*fans, dtype=torch.float64) for fans in ((4, width), (width, width), (width, 3)))
+        self.inp, self.hid, self.head = (
+            nn.Linear(*fans, dtype=torch.float64)
+            for fans in ((4, width), (width, width), (width, 3))
+        )
 
     def forward(self, x):
         return self.head(torch.tanh(self.hid(torch.tanh(self.inp(x)))))
 
 
-SMALL = (torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(12) % 3)
+SMALL = (
+    torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    torch.arange(12) % 3,
+)
 
 
 def small(optimizer, steps=6, **settings):
     """A trained run of `Small` of width 6."""
-    subject = of_model(Small, batch=SMALL, loss=loss, base_width=3, other_width=6, optimizer=optimizer, **{"lr": 1e-2} | settings)
+    subject = of_model(
+        Small,
+        batch=SMALL,
+        loss=loss,
+        base_width=3,
+        other_width=6,
+        optimizer=optimizer,
+        **{"lr": 1e-2} | settings,
+    )
     run = subject.start(6, 1, 0)
-    assert list(checking.subject.trained(subject, run, SMALL, (steps,))) == [steps]
+    assert list(checking.target.trained(subject, run, SMALL, (steps,))) == [steps]
     return subject, run
 
 
 def dense(run):
     """The Hessian over all parameters flattened in order, by torch.func."""
     values = {name: parameter.detach() for name, parameter in run.model.named_parameters()}
-    blocks = jacrev(jacrev(lambda values: F.cross_entropy(functional_call(run.model, values, (SMALL[0],)), SMALL[1])))(values)
+    blocks = jacrev(
+        jacrev(
+            lambda values: F.cross_entropy(
+                functional_call(run.model, values, (SMALL[0],)), SMALL[1]
+            )
+        )
+    )(values)
     sizes = {name: value.numel() for name, value in values.items()}
-    return torch.cat([torch.cat([blocks[a][b].reshape(sizes[a], sizes[b]) for b in values], 1) for a in values])
+    return torch.cat(
+        [torch.cat([blocks[a][b].reshape(sizes[a], sizes[b]) for b in values], 1) for a in values]
+    )
 
 
 def adams_divisor(opt, parameter):
@@ -66,7 +88,9 @@ def test_sharpness_is_the_dense_hessians_top_eigenvalue(optimizer, kind):
     scales = []
     for group in run.optimizers[0].param_groups:
         for p in group["params"]:
-            divisor = adams_divisor(run.optimizers[0], p) if optimizer == "adamw" else torch.ones_like(p)
+            divisor = (
+                adams_divisor(run.optimizers[0], p) if optimizer == "adamw" else torch.ones_like(p)
+            )
             divisor = divisor.square().mean().sqrt().expand_as(p) if kind == "scaled" else divisor
             scales.append((id(p), group["lr"] / divisor if kind != "raw" else torch.ones_like(p)))
     by_id = dict(scales)
@@ -118,7 +142,11 @@ def test_the_threshold_is_where_a_quadratic_diverges(made, ema, nesterov, known)
     limit = preconditioner.threshold(Run(nn.Linear(1, 1), [opt], {}))
     assert known is None or limit == pytest.approx(known)
     beta = 0.9 if known != 2.0 else 0.0
-    assert spectral_radius(beta, limit * 0.999, ema, nesterov) < 1 < spectral_radius(beta, limit * 1.001, ema, nesterov)
+    assert (
+        spectral_radius(beta, limit * 0.999, ema, nesterov)
+        < 1
+        < spectral_radius(beta, limit * 1.001, ema, nesterov)
+    )
 
 
 def check(what, **settings):
@@ -128,25 +156,42 @@ def check(what, **settings):
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 3e-3)])
 def test_sharpness_is_consistent_in_mup_and_answers_to_width_in_sp(optimizer, lr):
     """arXiv:2402.17457: with muP through training; SP's grows, at one learning rate, as width does or its root."""
-    held, drifting = (check("sharpness", form=form, optimizer=optimizer, lr=lr, seeds=(0,)) for form in ("mup", "sp"))
+    held, drifting = (
+        check("sharpness", form=form, optimizer=optimizer, lr=lr, seeds=(0,))
+        for form in ("mup", "sp")
+    )
     assert held["verdict"] == "pass" and max(row["spread"] for row in held["steps"]) < 1.6
-    assert drifting["verdict"] == "fail" and all(row["slope"] > 0.3 for row in drifting["steps"][:2])  # then some have diverged
+    assert drifting["verdict"] == "fail" and all(
+        row["slope"] > 0.3 for row in drifting["steps"][:2]
+    )  # then some have diverged
     assert held["threshold"] == pytest.approx(2.0 if optimizer == "sgd" else 38.0)
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 3e-3)])
 def test_equivalent_forms_have_one_sharpness_but_for_the_raw_one(optimizer, lr):
-    rows = [check("sharpness", form=form, optimizer=optimizer, lr=lr, widths=(64, 128), seeds=(0,))["steps"] for form in ("mup", "mup_t3")]
+    rows = [
+        check("sharpness", form=form, optimizer=optimizer, lr=lr, widths=(64, 128), seeds=(0,))[
+            "steps"
+        ]
+        for form in ("mup", "mup_t3")
+    ]
     for one, two in zip(*rows, strict=True):
         assert one["scaled"] == pytest.approx(two["scaled"], rel=0.01)
-        assert one["raw"][0] == pytest.approx(two["raw"][0], rel=0.01) and abs(one["raw"][1] / two["raw"][1] - 1) > 0.1
+        assert (
+            one["raw"][0] == pytest.approx(two["raw"][0], rel=0.01)
+            and abs(one["raw"][1] / two["raw"][1] - 1) > 0.1
+        )
 
 
 def test_an_optimizer_without_a_diagonal_is_judged_by_the_raw_hessian():
     def make(plan, model):
-        return Adafactor([{key: group[key] for key in ("params", "lr")} for group in plan.param_groups(model)])
+        return Adafactor(
+            [{key: group[key] for key in ("params", "lr")} for group in plan.param_groups(model)]
+        )
 
-    result = check("sharpness", optimizer="adafactor", make=make, lr=1e-2, widths=(64, 128), seeds=(0,))
+    result = check(
+        "sharpness", optimizer="adafactor", make=make, lr=1e-2, widths=(64, 128), seeds=(0,)
+    )
     assert result["threshold"] is None and all(row["scaled"] is None for row in result["steps"])
     assert any("raw Hessian is judged" in caveat for caveat in result["caveats"])
 
@@ -165,12 +210,22 @@ def test_the_ratio_of_what_is_aligned_and_of_what_is_not():
     for n in (64, 256, 1024):
         x, u = torch.randn(1, n, generator=drawn), torch.randn(32, 1, generator=drawn)
         assert ratio(u @ x, x) == pytest.approx(n, rel=1e-4)
-        assert ratio(torch.randn(512, n, generator=drawn), torch.randn(64, n, generator=drawn)) == pytest.approx(math.sqrt(n), rel=0.05)
+        assert ratio(
+            torch.randn(512, n, generator=drawn), torch.randn(64, n, generator=drawn)
+        ) == pytest.approx(math.sqrt(n), rel=0.05)
     assert math.isnan(ratio(torch.zeros(4, 4), torch.ones(1, 4)))
 
 
 @pytest.mark.parametrize(
-    ("exponent", "name"), [(0.98, "full"), (0.5, "none"), (0.75, "between"), (0.2, "neither"), (1.3, "neither"), (math.inf, "-")]
+    ("exponent", "name"),
+    [
+        (0.98, "full"),
+        (0.5, "none"),
+        (0.75, "between"),
+        (0.2, "neither"),
+        (1.3, "neither"),
+        (math.inf, "-"),
+    ],
 )
 def test_what_an_exponent_fits(exponent, name):
     assert alignment.fits(exponent) == name
@@ -181,17 +236,30 @@ def test_an_mlps_updates_line_up_fully_and_its_first_weights_do_not(optimizer, l
     """One batch, trained on over and over: the update meets the inputs it was made of."""
     result = check("alignment", optimizer=optimizer, lr=lr)
     assert result["verdict"] == "full" and "exponent" in result["finding"]
-    hidden = [row for row in result["tensors"] if row["tensor"].startswith("hid") and row["step"] == 1]
+    hidden = [
+        row for row in result["tensors"] if row["tensor"].startswith("hid") and row["step"] == 1
+    ]
     for row in hidden:
         if row["term"] in ("W x", "dW x0"):
-            assert row["exponent"] == pytest.approx({"W x": 0.5, "dW x0": 1.0}[row["term"]], abs=0.15), row
-    assert {row["tensor"] for row in result["tensors"]} == {"hid.0.weight", "hid.1.weight", "head.weight"}
+            assert row["exponent"] == pytest.approx(
+                {"W x": 0.5, "dW x0": 1.0}[row["term"]], abs=0.15
+            ), row
+    assert {row["tensor"] for row in result["tensors"]} == {
+        "hid.0.weight",
+        "hid.1.weight",
+        "head.weight",
+    }
 
 
 def test_a_recipes_multipliers_are_no_part_of_alignment(tiny):
     """mean_field writes the same algorithm with multipliers in every hidden layer: the same ratios."""
     rows = [
-        checking.check(tiny({"form": form, "lr": 3e-3, "optimizer.weight_decay": 0.0}), (32, 64), (0,), what="alignment")["tensors"]
+        checking.check(
+            tiny({"form": form, "lr": 3e-3, "optimizer.weight_decay": 0.0}),
+            (32, 64),
+            (0,),
+            what="alignment",
+        )["tensors"]
         for form in ("mup", "mean_field")
     ]
     for one, two in zip(*rows, strict=True):
@@ -205,10 +273,17 @@ def test_the_kernel_is_that_of_the_jacobian():
     subject, run = small("sgd", steps=1)
     weights = regime._weights(subject, run, SMALL)
     values = {name: parameter.detach() for name, parameter in run.model.named_parameters()}
-    jacobian = jacrev(lambda values: regime._projected(functional_call(run.model, values, (SMALL[0],))))(values)
-    rates = {id(p): group["lr"] for group in run.optimizers[0].param_groups for p in group["params"]}
+    jacobian = jacrev(
+        lambda values: regime._projected(functional_call(run.model, values, (SMALL[0],)))
+    )(values)
+    rates = {
+        id(p): group["lr"] for group in run.optimizers[0].param_groups for p in group["params"]
+    }
     parameters = dict(run.model.named_parameters())
-    expected = sum(rates[id(parameters[name])] * (rows := block.flatten(1)) @ rows.T for name, block in jacobian.items())
+    expected = sum(
+        rates[id(parameters[name])] * (rows := block.flatten(1)) @ rows.T
+        for name, block in jacobian.items()
+    )
     assert torch.allclose(regime.kernel(subject, run, SMALL, weights), expected, rtol=1e-10)
 
 
@@ -225,7 +300,11 @@ def test_the_classic_kernel_limit_is_named():
     assert last["features"] == pytest.approx(-0.5, abs=0.12) and -1.2 < last["kernel"] < -0.4
 
 
-@pytest.mark.parametrize("settings", [{"optimizer": "sgd", "lr": 0.1}, {"optimizer": "adamw", "lr": 3e-3}], ids=["sgd", "adamw"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "sgd", "lr": 0.1}, {"optimizer": "adamw", "lr": 3e-3}],
+    ids=["sgd", "adamw"],
+)
 @pytest.mark.parametrize("form", ["mup", "mup_t3"])
 def test_mup_learns_features(form, settings):
     assert check("regime", form=form, **settings)["verdict"] == "feature learning"
@@ -241,7 +320,13 @@ def test_one_lr_for_all_of_adam_is_unstable():
 
 @pytest.mark.parametrize(
     ("slope", "name"),
-    [(0.0, "feature learning"), (-0.2, "feature learning"), (-0.25, "between"), (-0.5, "kernel regime"), (0.5, "unstable")],
+    [
+        (0.0, "feature learning"),
+        (-0.2, "feature learning"),
+        (-0.25, "between"),
+        (-0.5, "kernel regime"),
+        (0.5, "unstable"),
+    ],
 )
 def test_the_regime_of_a_slope(slope, name):
     assert regime.regime(slope) == name
@@ -263,5 +348,7 @@ def test_what_varies_is_trained_at_every_point_and_seed():
 
     subject = Subject(start, lambda seed: None, loss, (32, 2), "mup", "adamw", [])
     with pytest.raises(KeyboardInterrupt):
-        regime.check(subject, SimpleNamespace(points=[(32, 2)], seeds=[7], sizes=[32], over="width"))
+        regime.check(
+            subject, SimpleNamespace(points=[(32, 2)], seeds=[7], sizes=[32], over="width")
+        )
     assert made == [(32, 2, 7)]

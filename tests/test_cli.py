@@ -21,7 +21,22 @@ from scaletune.errors import UserError
 from scaletune.records import Fit, Store, read_jsonl
 from scaletune.transferring.formats.recipe import toml
 
-COMMANDS = ("run", "plan", "sweep", "status", "export", "fit", "predict", "transfer", "lint", "plot", "report", "check", "count", "laws")
+COMMANDS = (
+    "run",
+    "plan",
+    "sweep",
+    "status",
+    "export",
+    "fit",
+    "predict",
+    "transfer",
+    "lint",
+    "plot",
+    "report",
+    "check",
+    "count",
+    "laws",
+)
 RECIPE = """
 data = { source = "words.txt", seq_len = 32 }
 model = { width = 32, depth = 1, head_dim = 16, ffn_ratio = 2.0 }
@@ -30,7 +45,9 @@ budget = { tokens = 4096, batch_tokens = 256, eval_tokens = 1024 }
 engine = { workers = 2 }
 """
 AXES = "[axes]\nwidth = [32, 64]\nlr = [0.004, 0.016, 0.064]\n"
-TARGET = RECIPE.replace("width = 32, depth", "width = 128, depth").replace("tokens = 4096", "tokens = 40960")
+TARGET = RECIPE.replace("width = 32, depth", "width = 128, depth").replace(
+    "tokens = 4096", "tokens = 40960"
+)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +58,9 @@ def home(words, tmp_path_factory):
     (folder / "point.toml").write_text(RECIPE)
     (folder / "some-1.5b.toml").write_text('target = "target.toml"\n' + RECIPE + AXES)
     (folder / "target.toml").write_text(TARGET)
-    (folder / "far.toml").write_text(TARGET.replace("width = 128", "width = 256").replace("tokens = 40960", "tokens = 524288"))
+    (folder / "far.toml").write_text(
+        TARGET.replace("width = 128", "width = 256").replace("tokens = 40960", "tokens = 524288")
+    )
     study().to_csv(folder / "runs.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
@@ -67,14 +86,24 @@ def cli_at(home, tmp_path, monkeypatch, capsys):
 def refused(said):
     """Exit 2, nothing on stdout, one line on stderr: gives the line."""
     code, out, err = said
-    assert code == 2 and out == "" and err.startswith("scaletune: ") and err.endswith("\n") and err.count("\n") == 1, said
+    assert (
+        code == 2
+        and out == ""
+        and err.startswith("scaletune: ")
+        and err.endswith("\n")
+        and err.count("\n") == 1
+    ), said
     return err
 
 
 # --- every command on small real input -------------------------------------------------------------------------------
 
 USES = {  # command -> (arguments, keys under --json, a line for people)
-    "run": ("some-1.5b.toml", {"study", "path", "shift", "transfer", "pictures", "report", "fit"}, "study some-1.5b"),
+    "run": (
+        "some-1.5b.toml",
+        {"study", "path", "shift", "transfer", "pictures", "report", "fit"},
+        "study some-1.5b",
+    ),
     "sweep": (
         "some-1.5b.toml",
         {"sweep", "n_trials", "done", "diverged", "failed", "best", "path"},
@@ -82,7 +111,19 @@ USES = {  # command -> (arguments, keys under --json, a line for people)
     ),
     "status": (
         "some-1.5b",
-        {"sweep", "driver", "running", "wanted", "recorded", "done", "diverged", "failed", "best", "seconds", "left"},
+        {
+            "sweep",
+            "driver",
+            "running",
+            "wanted",
+            "recorded",
+            "done",
+            "diverged",
+            "failed",
+            "best",
+            "seconds",
+            "left",
+        },
         "some-1.5b  trials 6/6  done 6  diverged 0  failed 0  running 0",
     ),
     "export": ("some-1.5b", {"path", "n_trials"}, "6 trials: sweeps/some-1.5b.jsonl"),
@@ -91,17 +132,33 @@ USES = {  # command -> (arguments, keys under --json, a line for people)
         {"law", "status", "params", "objective", "n_used", "n_dropped", "held_out", "path"},
         "written to {out}/fit.json",
     ),
-    "predict": ("--n-params 1e7 --tokens 1e9 --fit runs.json", {"predictions"}, "at 1e+07 parameters (non-embedding) and 1e+09 tokens"),
+    "predict": (
+        "--n-params 1e7 --tokens 1e9 --fit runs.json",
+        {"predictions"},
+        "at 1e+07 parameters (non-embedding) and 1e+09 tokens",
+    ),
     "transfer": (
         "fits/some-1.5b.json target.toml --out {out}",
         {"lr", "interval", "band", "assumptions", "files", "fit", "law", "status"},
         "  {out}/granite/config.json",
     ),
-    "lint": ("configs/some-1.5b/granite", {"path", "stack", "findings"}, "configs/some-1.5b/granite (granite): no known faults"),
+    "lint": (
+        "configs/some-1.5b/granite",
+        {"path", "stack", "findings"},
+        "configs/some-1.5b/granite (granite): no known faults",
+    ),
     "plot": ("runs.json --out {out}", {"files"}, "{out}/law.png"),
     "report": ("runs.json --out {out}/report.html", {"path"}, "{out}/report.html"),
-    "check": ("point.toml --widths 32,64 --seeds 1", {"verdict", "widths", "slopes", "sizes"}, "coordinate check over widths 32, 64: "),
-    "plan": ("far.toml --budget 10% --out {out}/study.toml", {"cells", "expected", "doubled", "total"}, "expected at the target ("),
+    "check": (
+        "point.toml --widths 32,64 --seeds 1",
+        {"verdict", "widths", "slopes", "sizes"},
+        "coordinate check over widths 32, 64: ",
+    ),
+    "plan": (
+        "far.toml --budget 10% --out {out}/study.toml",
+        {"cells", "expected", "doubled", "total"},
+        "expected at the target (",
+    ),
     "count": ("some-1.5b.toml", {"points", "total"}, "6 trials, "),
     "laws": ("steplaw_lr_bs", {"id", "name", "formula", "source"}, "steplaw_lr_bs: "),
 }
@@ -124,23 +181,43 @@ def test_people_get_lines(cli_at, tmp_path, command):
     arguments, _, line = USES[command]
     code, out, err = cli_at(command, *arguments.split())
     assert code == 0 and "Traceback" not in err
-    assert any(said.startswith(line.replace("{out}", str(tmp_path))) for said in out.splitlines()), out
+    assert any(
+        said.startswith(line.replace("{out}", str(tmp_path))) for said in out.splitlines()
+    ), out
     assert not out.startswith("{")
 
 
 def test_fit_says_what_the_contract_says(cli_at, tmp_path):
-    _, out, _ = cli_at("fit", "runs.csv", "--json", "--out", "{out}/new/fit.json", "--law", "lr_nd", "--holdout", "n_params > 2e6")
+    _, out, _ = cli_at(
+        "fit",
+        "runs.csv",
+        "--json",
+        "--out",
+        "{out}/new/fit.json",
+        "--law",
+        "lr_nd",
+        "--holdout",
+        "n_params > 2e6",
+    )
     answer = json.loads(out)
     fitted = Fit.read(tmp_path / "new/fit.json")
-    assert answer["path"] == str(tmp_path / "new/fit.json") and answer["law"] == "lr_nd" == fitted.law
+    assert (
+        answer["path"] == str(tmp_path / "new/fit.json") and answer["law"] == "lr_nd" == fitted.law
+    )
     assert (answer["n_used"], answer["n_dropped"]) == (len(fitted.used), len(fitted.dropped))
-    assert answer["n_used"] + answer["n_dropped"] == 4 * 7 * 2  # cells x lrs x seeds of the sizes that were not held out
-    assert answer["held_out"]["kind"] == "hold-out: n_params > 2e6" and len(answer["held_out"]["cells"]) == 2
+    assert (
+        answer["n_used"] + answer["n_dropped"] == 4 * 7 * 2
+    )  # cells x lrs x seeds of the sizes that were not held out
+    assert (
+        answer["held_out"]["kind"] == "hold-out: n_params > 2e6"
+        and len(answer["held_out"]["cells"]) == 2
+    )
     assert all(set(param) >= {"value", "interval"} for param in answer["params"].values())
     low, high = answer["params"]["a"]["interval"]
     assert low < -0.2 < high  # the exponent that the runs were made with
     assert (
-        "path" in json.loads(cli_at("fit", "runs.csv", "--json")[1]) and json.loads(cli_at("fit", "runs.csv", "--json")[1])["path"] is None
+        "path" in json.loads(cli_at("fit", "runs.csv", "--json")[1])
+        and json.loads(cli_at("fit", "runs.csv", "--json")[1])["path"] is None
     )
 
 
@@ -165,28 +242,66 @@ def test_fit_says_where_nothing_is_written(cli_at):
 
 
 def test_predict_says_what_the_contract_says(cli_at):
-    _, out, _ = cli_at("predict", "--n-params", "1e7", "--tokens", "1e9", "--fit", "runs.json", "--law", "steplaw_lr_bs", "--json")
+    _, out, _ = cli_at(
+        "predict",
+        "--n-params",
+        "1e7",
+        "--tokens",
+        "1e9",
+        "--fit",
+        "runs.json",
+        "--law",
+        "steplaw_lr_bs",
+        "--json",
+    )
     ours, published = json.loads(out)["predictions"]
     for made in (ours, published):
         assert made.keys() == {"law", "lr", "batch_tokens", "loss", "interval", "band", "warnings"}
         assert made["interval"].keys() == made["band"].keys() == {"lr", "batch_tokens", "loss"}
-    assert (ours["law"], published["law"]) == ("lr_nd", "steplaw_lr_bs") and published["loss"] is None
+    assert (ours["law"], published["law"]) == ("lr_nd", "steplaw_lr_bs") and published[
+        "loss"
+    ] is None
     assert ours["lr"] == pytest.approx(optimal(1e7, 1e9), rel=0.25)
     assert ours["interval"]["lr"][0] < optimal(1e7, 1e9) < ours["interval"]["lr"][1]
     assert ours["batch_tokens"] == 4096 and "above the fitted range" in " ".join(ours["warnings"])
 
 
 def test_predict_without_a_law_asks_all_that_give_a_learning_rate(cli_at):
-    _, out, _ = cli_at("predict", "--n-params", "1e9", "--tokens", "1e11", "--batch-tokens", "1e6", "--flops", "6e20", "--json")
+    _, out, _ = cli_at(
+        "predict",
+        "--n-params",
+        "1e9",
+        "--tokens",
+        "1e11",
+        "--batch-tokens",
+        "1e6",
+        "--flops",
+        "6e20",
+        "--json",
+    )
     asked = {made["law"] for made in json.loads(out)["predictions"]}
-    assert asked == {law.id for law in laws.CATALOGUE.values() if law.kind == "learning_rate" and not law.unknown} and len(asked) > 5
+    assert (
+        asked
+        == {
+            law.id
+            for law in laws.CATALOGUE.values()
+            if law.kind == "learning_rate" and not law.unknown
+        }
+        and len(asked) > 5
+    )
 
 
 def test_predict_shows_interval_band_and_warnings(cli_at):
     _, out, _ = cli_at("predict", "--n-params", "1e7", "--tokens", "1e9", "--fit", "runs.json")
     (line,) = [line for line in out.splitlines() if " lr " in line]
-    assert re.fullmatch(r"lr_nd +lr +\S+ +peak +interval \[\S+, \S+\] +near-optimal \[\S+, \S+\]", line)
-    assert [line for line in out.splitlines() if line.strip().startswith("! tokens 1e+09 is 16.67 times above the fitted range")]
+    assert re.fullmatch(
+        r"lr_nd +lr +\S+ +peak +interval \[\S+, \S+\] +near-optimal \[\S+, \S+\]", line
+    )
+    assert [
+        line
+        for line in out.splitlines()
+        if line.strip().startswith("! tokens 1e+09 is 16.67 times above the fitted range")
+    ]
 
 
 def test_count_agrees_with_the_sum_of_its_points(cli_at):
@@ -194,24 +309,40 @@ def test_count_agrees_with_the_sum_of_its_points(cli_at):
     answer = json.loads(out)
     assert len(answer["points"]) == answer["total"]["trials"] == 12
     assert answer["total"]["flops"] == pytest.approx(sum(row["flops"] for row in answer["points"]))
-    assert {row["params"]["n_params"] for row in answer["points"]} == {10 * w**2 + 3 * w for w in (32, 64)}
+    assert {row["params"]["n_params"] for row in answer["points"]} == {
+        10 * w**2 + 3 * w for w in (32, 64)
+    }
 
 
 def test_count_says_what_trunks_save_or_what_keeps_horizons_apart(cli_at):
     """Cooldowns of half: of T and 2T the trunk of 2T is trained once, 2.5T for 3T."""
     settings = ["--set", "axes.tokens=[4096, 8192]", "--set", "schedule.decay=0.5"]
-    answer = json.loads(cli_at("count", "some-1.5b.toml", "--json", *settings, "--set", "schedule.warmup_tokens=512")[1])["total"]
+    answer = json.loads(
+        cli_at(
+            "count", "some-1.5b.toml", "--json", *settings, "--set", "schedule.warmup_tokens=512"
+        )[1]
+    )["total"]
     assert answer["branched"]["flops"] == pytest.approx(2.5 / 3 * answer["flops"])
     assert answer["branched"]["branches"] * 2 == answer["trials"]
     assert (
-        "branch off the trunk of a longer horizon" in cli_at("count", "some-1.5b.toml", *settings, "--set", "schedule.warmup_tokens=512")[1]
+        "branch off the trunk of a longer horizon"
+        in cli_at("count", "some-1.5b.toml", *settings, "--set", "schedule.warmup_tokens=512")[1]
     )
-    assert "no trunk serves several horizons: `schedule.warmup = 0.1`" in cli_at("count", "some-1.5b.toml", *settings)[1]
+    assert (
+        "no trunk serves several horizons: `schedule.warmup = 0.1`"
+        in cli_at("count", "some-1.5b.toml", *settings)[1]
+    )
 
 
 def test_count_says_when_it_does_not_know_the_vocabulary(cli_at):
-    known, unknown = cli_at("count", "point.toml")[1], cli_at("count", "point.toml", "--set", "data.source=elsewhere.bin")[1]
-    assert "vocabulary" not in known and "`elsewhere.bin` is not here: counted with a vocabulary of 256" in unknown
+    known, unknown = (
+        cli_at("count", "point.toml")[1],
+        cli_at("count", "point.toml", "--set", "data.source=elsewhere.bin")[1],
+    )
+    assert (
+        "vocabulary" not in known
+        and "`elsewhere.bin` is not here: counted with a vocabulary of 256" in unknown
+    )
 
 
 def test_laws_lists_the_catalogue(cli_at):
@@ -225,22 +356,42 @@ def test_sweep_names_the_best_trial_and_the_record(cli_at, home):
     _, out, _ = cli_at("sweep", "some-1.5b.toml", "--json")
     answer, trials = json.loads(out), read_jsonl(home / "sweeps/some-1.5b.jsonl")
     best = min(trials, key=lambda trial: trial.loss)
-    assert answer["path"] == "sweeps/some-1.5b.jsonl" and answer["n_trials"] == answer["done"] == len(trials) == 6
-    assert (answer["best"]["id"], answer["best"]["loss"], answer["best"]["lr"]) == (best.id, best.loss, best.lr)
+    assert (
+        answer["path"] == "sweeps/some-1.5b.jsonl"
+        and answer["n_trials"] == answer["done"] == len(trials) == 6
+    )
+    assert (answer["best"]["id"], answer["best"]["loss"], answer["best"]["lr"]) == (
+        best.id,
+        best.loss,
+        best.lr,
+    )
 
 
 def test_check_writes_an_activation_that_blew_up_as_null(cli_at, monkeypatch):
     """JSON has no infinity."""
-    monkeypatch.setattr(checking.exponents, "slope", lambda widths, sizes: math.inf)
+    monkeypatch.setattr(checking.slope_fit, "slope", lambda widths, sizes: math.inf)
     code, out, _ = cli_at("check", "point.toml", "--widths", "32,64", "--seeds", "1", "--json")
     answer = json.loads(out)
-    assert code == 0 and answer["verdict"] == "fail" and {row["slope"] for row in answer["slopes"]} == {None}
+    assert (
+        code == 0
+        and answer["verdict"] == "fail"
+        and {row["slope"] for row in answer["slopes"]} == {None}
+    )
     assert "slope +inf" in cli_at("check", "point.toml", "--widths", "32,64", "--seeds", "1")[1]
 
 
 def test_transfer_takes_settings_and_formats(cli_at, tmp_path):
     code, out, _ = cli_at(
-        "transfer", "fits/some-1.5b.json", "target.toml", "--to", "recipe", "--out", "{out}/x", "--set", "depth=4", "--json"
+        "transfer",
+        "fits/some-1.5b.json",
+        "target.toml",
+        "--to",
+        "recipe",
+        "--out",
+        "{out}/x",
+        "--set",
+        "depth=4",
+        "--json",
     )
     names = ("recipe/target.toml", "recipe/plan.json", "answer.json", "ANSWER.md")
     assert code == 0 and json.loads(out)["files"] == [str(tmp_path / "x" / name) for name in names]
@@ -248,8 +399,14 @@ def test_transfer_takes_settings_and_formats(cli_at, tmp_path):
 
 
 def test_out_folders_are_made(cli_at, tmp_path):
-    assert cli_at("plot", "runs.csv", "--out", "{out}/a/b")[0] == 0 and (tmp_path / "a/b/basins.png").is_file()
-    assert cli_at("report", "runs.json", "--out", "{out}/c/d.html")[0] == 0 and (tmp_path / "c/d.html").is_file()
+    assert (
+        cli_at("plot", "runs.csv", "--out", "{out}/a/b")[0] == 0
+        and (tmp_path / "a/b/basins.png").is_file()
+    )
+    assert (
+        cli_at("report", "runs.json", "--out", "{out}/c/d.html")[0] == 0
+        and (tmp_path / "c/d.html").is_file()
+    )
 
 
 # --- help ------------------------------------------------------------------------------------------------------------
@@ -270,7 +427,9 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["--help"])
     shown = capsys.readouterr().out
-    assert left.value.code == 0 and all(re.search(rf"^    {command} ", shown, re.MULTILINE) for command in COMMANDS)
+    assert left.value.code == 0 and all(
+        re.search(rf"^    {command} ", shown, re.MULTILINE) for command in COMMANDS
+    )
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
@@ -285,20 +444,44 @@ def test_help_names_every_command(capsys):
         ("predit --n-params 1", "unknown command `predit` (nearest: 'predict')"),
         ("predict", "predict: the following arguments are required: --n-params, --tokens"),
         ("predict --n-params 1e9", "predict: the following arguments are required: --tokens"),
-        ("predict --n-params 1e9 --tokens 1e11x", "--tokens: must be a number such as 1e9, but got '1e11x'"),
-        ("predict --n-params -1 --tokens 1e11", "`n_params` must be a positive, finite number, but got -1.0"),
-        ("predict --n-params nan --tokens 1e11 --fit runs.json", "`n_params` must be a number above 0, but got nan"),
-        ("predict --n-params 1e9 --tokens inf", "`tokens` must be a positive, finite number, but got inf"),
-        ("predict --n-params 1e9 --tokens 1e11 --law steplaw", "there is no law 'steplaw' (nearest: 'steplaw_lr_bs')"),
-        ("predict --n-params 1e9 --tokens 1e11 --fit no.json", "the fit file must exist, but got `no.json`"),
+        (
+            "predict --n-params 1e9 --tokens 1e11x",
+            "--tokens: must be a number such as 1e9, but got '1e11x'",
+        ),
+        (
+            "predict --n-params -1 --tokens 1e11",
+            "`n_params` must be a positive, finite number, but got -1.0",
+        ),
+        (
+            "predict --n-params nan --tokens 1e11 --fit runs.json",
+            "`n_params` must be a number above 0, but got nan",
+        ),
+        (
+            "predict --n-params 1e9 --tokens inf",
+            "`tokens` must be a positive, finite number, but got inf",
+        ),
+        (
+            "predict --n-params 1e9 --tokens 1e11 --law steplaw",
+            "there is no law 'steplaw' (nearest: 'steplaw_lr_bs')",
+        ),
+        (
+            "predict --n-params 1e9 --tokens 1e11 --fit no.json",
+            "the fit file must exist, but got `no.json`",
+        ),
         ("predict --n-params 1e9 --tokens 1e11 --fit words.txt", "a fit file must be JSON"),
         ("predict --n-params 1e9 --tokens 1e11 --extra", "unrecognized arguments: --extra"),
         ("laws steplw_lr_bs", "there is no law 'steplw_lr_bs' (nearest: 'steplaw_lr_bs')"),
         ("fit", "fit: the following arguments are required: RECIPE.toml | RECORDS"),
         ("fit no.csv", "the records file must exist, but got `no.csv`"),
         ("fit words.txt", "`words.txt` must be .jsonl, .db, .csv or .parquet, or logs of W&B"),
-        ("fit runs.csv --law lr_n", "a law must be one that can be fitted, but got 'lr_n' (nearest: 'lr_nd')"),
-        ("fit runs.csv --holdout n_parms>2e6", "a hold-out must name a column of the records, but got 'n_parms' (nearest: 'n_params')"),
+        (
+            "fit runs.csv --law lr_n",
+            "a law must be one that can be fitted, but got 'lr_n' (nearest: 'lr_nd')",
+        ),
+        (
+            "fit runs.csv --holdout n_parms>2e6",
+            "a hold-out must name a column of the records, but got 'n_parms' (nearest: 'n_params')",
+        ),
         ("fit runs.csv --holdout big", "a hold-out must read `COLUMN OP NUMBER`"),
         ("fit runs.csv --out .", "--out: must name a file, but got '.'"),
         ("fit runs.csv --out words.txt/fit.json", "`words.txt/fit.json` must be writable"),
@@ -308,27 +491,54 @@ def test_help_names_every_command(capsys):
         ("plot runs.json --out words.txt", "`words.txt`: File exists"),
         ("plot runs.json --out words.txt/plots", "`words.txt/plots`: Not a directory"),
         ("report runs.csv", "a fit file must be JSON"),
-        ("report runs.json --out words.txt/report.html", "`words.txt/report.html` must be writable"),
+        (
+            "report runs.json --out words.txt/report.html",
+            "`words.txt/report.html` must be writable",
+        ),
         ("report runs.json --out .", "--out: must name a file, but got '.'"),
         ("transfer runs.json", "transfer: the following arguments are required: TARGET.toml"),
         ("transfer runs.json no.toml", "the recipe file must exist, but got `no.toml`"),
-        ("transfer runs.json target.toml --to granit", "unknown format `granit` (nearest: 'granite')"),
-        ("transfer runs.json target.toml --force --out words.txt", "`words.txt/granite/config.json` must be writable"),
-        ("transfer fits/some-1.5b.json target.toml --set form=sp", "`parametrization.form` is 'sp' and theirs 'mup'"),
+        (
+            "transfer runs.json target.toml --to granit",
+            "unknown format `granit` (nearest: 'granite')",
+        ),
+        (
+            "transfer runs.json target.toml --force --out words.txt",
+            "`words.txt/granite/config.json` must be writable",
+        ),
+        (
+            "transfer fits/some-1.5b.json target.toml --set form=sp",
+            "`parametrization.form` is 'sp' and theirs 'mup'",
+        ),
         (
             "transfer fits/some-1.5b.json target.toml --set parametrization.base_width=64",
             "`parametrization.base_width` is 64 and theirs 32",
         ),
         ("sweep no.toml", "the recipe file must exist, but got `no.toml`"),
-        ("sweep point.toml --out words.txt", "`words.txt/sweeps/point.lock` must be writable, but Not a directory"),
+        (
+            "sweep point.toml --out words.txt",
+            "`words.txt/sweeps/point.lock` must be writable, but Not a directory",
+        ),
         (
             "sweep point.toml --set data.source=wrods.txt",
             "`data.source` must be one of 'python-stdlib', 'digits', 'power-law', a file or a folder",
         ),
-        ("sweep point.toml --set seq_len=4096 --set batch_tokens=4096", "`seq_len + 1 < held-out tokens` must hold"),
-        ("sweep point.toml --engine rya", "`engine.kind` must be 'local', 'ray' or 'slurm', but got 'rya'"),
-        ("check point.toml --widths 32,x", "--widths: must be whole numbers such as 32,64,128, but got '32,x'"),
-        ("check point.toml --widths 32,40", "`width % head_dim == 0` must hold, but got width=40, head_dim=16"),
+        (
+            "sweep point.toml --set seq_len=4096 --set batch_tokens=4096",
+            "`seq_len + 1 < held-out tokens` must hold",
+        ),
+        (
+            "sweep point.toml --engine rya",
+            "`engine.kind` must be 'local', 'ray' or 'slurm', but got 'rya'",
+        ),
+        (
+            "check point.toml --widths 32,x",
+            "--widths: must be whole numbers such as 32,64,128, but got '32,x'",
+        ),
+        (
+            "check point.toml --widths 32,40",
+            "`width % head_dim == 0` must hold, but got width=40, head_dim=16",
+        ),
         ("check point.toml --widths 32", "a slope needs two widths that differ, but got 32"),
         ("check point.toml --widths 32,64 --seeds 0", "a slope needs a seed, but got none"),
         (
@@ -337,7 +547,10 @@ def test_help_names_every_command(capsys):
         ),
         ("run no.toml", "the recipe file must exist, but got `no.toml`"),
         ("run some-1.5b.toml --set to=['granit']", "unknown format `granit` (nearest: 'granite')"),
-        ("run some-1.5b.toml --set target=no.toml", "the recipe file must exist, but got `no.toml`"),
+        (
+            "run some-1.5b.toml --set target=no.toml",
+            "the recipe file must exist, but got `no.toml`",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(cli_at, line, said):
@@ -369,16 +582,40 @@ def test_a_setting_that_cannot_be_put_is_one_line(cli_at, setting, said):
     [
         ("depth = 1", "dpeth = 1", "unknown key `model.dpeth` (nearest: 'depth')"),
         ("[axes]", "[axis]", "unknown key `axis` (nearest: 'axes')"),
-        ("[0.004, 0.016, 0.064]", '["3e-4"]', "`optimizer.lr` must be a valid number, but got '3e-4'; write the number without quotes"),
-        ("init_std = 0.1", 'init_std = "3e-4"', "`parametrization.init_std` must be a valid number, but got '3e-4'; write the number"),
+        (
+            "[0.004, 0.016, 0.064]",
+            '["3e-4"]',
+            "`optimizer.lr` must be a valid number, but got '3e-4'; write the number without quotes",
+        ),
+        (
+            "init_std = 0.1",
+            'init_std = "3e-4"',
+            "`parametrization.init_std` must be a valid number, but got '3e-4'; write the number",
+        ),
         ("width = [32, 64]", "width = [-32]", "`model.width` must be greater than 0, but got -32"),
-        ("tokens = 4096", "tokens = 4097", "`tokens % batch_tokens == 0` must hold, but got tokens=4097, batch_tokens=256"),
-        ("head_dim = 16", "head_dim = 24", "`width % head_dim == 0` must hold, but got width=32, head_dim=24"),
+        (
+            "tokens = 4096",
+            "tokens = 4097",
+            "`tokens % batch_tokens == 0` must hold, but got tokens=4097, batch_tokens=256",
+        ),
+        (
+            "head_dim = 16",
+            "head_dim = 24",
+            "`width % head_dim == 0` must hold, but got width=32, head_dim=24",
+        ),
         ("base_width = 32, ", "", "`parametrization.base_width` must be given"),
         ("[axes]", "[axes", "must be TOML, but "),
         ("budget", 'parametrization.form = "mupp"\nbudget', "must be TOML, but "),
-        ("init_std = 0.1", 'form = "mupp"', "`form` must be one we know, but got 'mupp' (nearest: 'mup')"),
-        ("[axes]", 'name = "../up"\n[axes]', "`name` must be a file's name without its ending, but got '../up'"),
+        (
+            "init_std = 0.1",
+            'form = "mupp"',
+            "`form` must be one we know, but got 'mupp' (nearest: 'mup')",
+        ),
+        (
+            "[axes]",
+            'name = "../up"\n[axes]',
+            "`name` must be a file's name without its ending, but got '../up'",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["count", "sweep", "run"])
@@ -394,16 +631,36 @@ def test_a_mistake_in_a_recipe_is_one_line(cli_at, home, command, old, new, said
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("empty.jsonl", "", "a records file must hold at least one trial, but `empty.jsonl` is empty"),
+        (
+            "empty.jsonl",
+            "",
+            "a records file must hold at least one trial, but `empty.jsonl` is empty",
+        ),
         ("empty.csv", "", "a records file must hold at least one trial, but `empty.csv` is empty"),
-        ("head.csv", "n_params,tokens,lr,loss\n", "a records file must hold at least one trial, but `head.csv` is empty"),
+        (
+            "head.csv",
+            "n_params,tokens,lr,loss\n",
+            "a records file must hold at least one trial, but `head.csv` is empty",
+        ),
         ("binary.csv", "\x00\x00", " at least one trial"),
         ("other.csv", "a,b\n1,2\n", "trials must have a column `n_params`"),
-        ("words.csv", "n_params,tokens,lr,loss\n1e6,1e8,fast,2\n", "`lr` must be a number above 0 in every trial, but row 0 has 'fast'"),
-        ("minus.csv", "n_params,tokens,lr,loss\n1e6,1e8,-1,2\n", "`lr` must be a number above 0 in every trial, but row 0 has -1"),
+        (
+            "words.csv",
+            "n_params,tokens,lr,loss\n1e6,1e8,fast,2\n",
+            "`lr` must be a number above 0 in every trial, but row 0 has 'fast'",
+        ),
+        (
+            "minus.csv",
+            "n_params,tokens,lr,loss\n1e6,1e8,-1,2\n",
+            "`lr` must be a number above 0 in every trial, but row 0 has -1",
+        ),
         ("lost.csv", "n_params,tokens,lr,loss\n1e6,1e8,1e-3,\n", " at least one "),
         ("other.jsonl", '{"a": 1}\n', "trials must have a column `n_params`"),
-        ("part.jsonl", '{"point": {}, "sweep": "main"}\n', "part.jsonl:1 is not a record of trials"),
+        (
+            "part.jsonl",
+            '{"point": {}, "sweep": "main"}\n',
+            "part.jsonl:1 is not a record of trials",
+        ),
         ("torn.jsonl", '{"a\n{}\n', "every line of torn.jsonl:1 must be JSON"),
         ("text.db", "no database", "`text.db` must be a sweep's store, but file is not a database"),
     ],
@@ -414,12 +671,17 @@ def test_records_that_are_none_are_one_line(cli_at, home, command, name, content
     (home / name).unlink()
 
 
-@pytest.mark.parametrize("command", ["predict --n-params 1e9 --tokens 1e11 --fit", "plot", "transfer"])
+@pytest.mark.parametrize(
+    "command", ["predict --n-params 1e9 --tokens 1e11 --fit", "plot", "transfer"]
+)
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (r"[1]", "a fit file must hold one object, but `cut.json` holds a list"),
-        ("{}", "a fit file must hold the fields of a Fit, but got no law, no params, no solution, no objective"),
+        (
+            "{}",
+            "a fit file must hold the fields of a Fit, but got no law, no params, no solution, no objective",
+        ),
         (
             '{"law": "lr_nd", "params": {}, "solution": {}, "objective": 0, "colour": "red"}',
             "must hold the fields of a Fit, but got colour",
@@ -436,10 +698,19 @@ def test_records_that_are_none_are_one_line(cli_at, home, command, name, content
 )
 def test_a_fit_file_that_is_cut_is_one_line(cli_at, home, command, content, said):
     (home / "cut.json").write_text(content)
-    assert re.search(said, refused(cli_at(*command.split(), "cut.json", *(["target.toml"] if command == "transfer" else []))))
+    assert re.search(
+        said,
+        refused(
+            cli_at(
+                *command.split(), "cut.json", *(["target.toml"] if command == "transfer" else [])
+            )
+        ),
+    )
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that root cannot write to either")
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="needs a folder that root cannot write to either"
+)
 @pytest.mark.parametrize(
     "line",
     [
@@ -453,7 +724,9 @@ def test_a_fit_file_that_is_cut_is_one_line(cli_at, home, command, content, said
 )
 def test_a_folder_that_cannot_be_written_is_one_line(cli_at, line):
     code, out, err = cli_at(*line.split())
-    assert code == 2 and out == "" and "/proc/none" in err.splitlines()[-1] and "Traceback" not in err
+    assert (
+        code == 2 and out == "" and "/proc/none" in err.splitlines()[-1] and "Traceback" not in err
+    )
     if not line.startswith("run"):  # which first says what it is about to do
         assert err.count("\n") == 1
 
@@ -486,23 +759,43 @@ sys.exit(code)
 
 
 def process(*arguments, code=WATCHED, **options):
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE, **options)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        **options,
+    )
 
 
 def test_predict_by_a_published_law_imports_nothing_heavy():
     """arXiv:2503.04715: lr = 1.79 N**-0.713 D**0.307, batch = 0.58 D**0.571 tokens."""
-    done = process("predict", "--n-params", "1e9", "--tokens", "1e11", "--law", "steplaw_lr_bs", "--json")
+    done = process(
+        "predict", "--n-params", "1e9", "--tokens", "1e11", "--law", "steplaw_lr_bs", "--json"
+    )
     (made,) = json.loads(done.stdout)["predictions"]
-    assert made["lr"] == pytest.approx(1.79 * 1e9**-0.713 * 1e11**0.307, rel=1e-9) == pytest.approx(0.001632499, rel=1e-6)
-    assert made["batch_tokens"] == pytest.approx(0.58 * 1e11**0.571, rel=1e-9) == pytest.approx(1107714.9, rel=1e-6)
+    assert (
+        made["lr"]
+        == pytest.approx(1.79 * 1e9**-0.713 * 1e11**0.307, rel=1e-9)
+        == pytest.approx(0.001632499, rel=1e-6)
+    )
+    assert (
+        made["batch_tokens"]
+        == pytest.approx(0.58 * 1e11**0.571, rel=1e-9)
+        == pytest.approx(1107714.9, rel=1e-6)
+    )
     assert done.returncode == 0 and done.stderr == "[]\n"
 
 
 def test_predict_by_a_fit_imports_nothing_heavy(home):
     """And says to the last digit what the fit in memory says."""
-    done = process("predict", "--n-params", "1e7", "--tokens", "1e9", "--fit", home / "runs.json", "--json")
+    done = process(
+        "predict", "--n-params", "1e7", "--tokens", "1e9", "--fit", home / "runs.json", "--json"
+    )
     (made,) = json.loads(done.stdout)["predictions"]
-    assert made == json.loads(json.dumps(scaletune.fit(home / "runs.csv").predict(n_params=1e7, tokens=1e9).to_dict()))
+    assert made == json.loads(
+        json.dumps(scaletune.fit(home / "runs.csv").predict(n_params=1e7, tokens=1e9).to_dict())
+    )
     assert done.returncode == 0 and done.stderr == "[]\n"
 
 
@@ -524,12 +817,24 @@ def test_the_verbs_are_the_commands():
 
 
 def test_python_m_is_the_console_script():
-    done = subprocess.run([sys.executable, "-m", "scaletune", "frit"], capture_output=True, text=True, timeout=PATIENCE)
-    assert (done.returncode, done.stdout) == (2, "") and done.stderr == "scaletune: unknown command `frit` (nearest: 'fit')\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "scaletune", "frit"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (
+        2,
+        "",
+    ) and done.stderr == "scaletune: unknown command `frit` (nearest: 'fit')\n"
 
 
 def test_a_reader_who_leaves_is_no_error():
-    with subprocess.Popen([sys.executable, "-m", "scaletune", "laws", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+    with subprocess.Popen(
+        [sys.executable, "-m", "scaletune", "laws", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as reader:
         reader.stdout.close()
         assert reader.wait(PATIENCE) == 0 and reader.stderr.read() == b""
 
@@ -540,14 +845,29 @@ from scaletune.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, and what they start inherits that
 sys.exit(main(sys.argv[1:]))
 """
-LONG = {"axes": {"tokens": [256 * 8, 256 * 10**6]}, "data.epochs": 10**4, "engine.workers": 2}  # a trial of eight steps, and one of an hour
+LONG = {
+    "axes": {"tokens": [256 * 8, 256 * 10**6]},
+    "data.epochs": 10**4,
+    "engine.workers": 2,
+}  # a trial of eight steps, and one of an hour
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
 def test_a_stopped_sweep_leaves_its_record(tiny, tmp_path, stop):
     """Exit 130, nothing on stdout, one sentence on stderr; the trial that was done is on record, no worker is left."""
-    (tmp_path / "long.toml").write_text(toml(tiny(LONG).model_dump(include={*recipe.POINT, "axes", "engine"})))
-    command = [sys.executable, "-c", HEARING, "sweep", str(tmp_path / "long.toml"), "--out", str(tmp_path), "--json"]
+    (tmp_path / "long.toml").write_text(
+        toml(tiny(LONG).model_dump(include={*recipe.POINT, "axes", "engine"}))
+    )
+    command = [
+        sys.executable,
+        "-c",
+        HEARING,
+        "sweep",
+        str(tmp_path / "long.toml"),
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
 
     def one_done():
         if not (tmp_path / "sweeps/long.db").exists():
@@ -557,13 +877,21 @@ def test_a_stopped_sweep_leaves_its_record(tiny, tmp_path, stop):
         store.close()
         return found
 
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as driver:
         (trial,) = wait_for(one_done)
         workers = children(driver.pid)
         os.kill(driver.pid, stop)
         out, err = driver.communicate(timeout=PATIENCE)
     assert (driver.returncode, out) == (130, "") and len(workers) == 2 and gone(workers)
-    assert err.count("scaletune: interrupted; what was trained is on record, the same command carries on\n") == 1 and "Traceback" not in err
+    assert (
+        err.count(
+            "scaletune: interrupted; what was trained is on record, the same command carries on\n"
+        )
+        == 1
+        and "Traceback" not in err
+    )
     assert read_jsonl(tmp_path / "sweeps/long.jsonl") == [trial] and trial.status == "done"
 
 

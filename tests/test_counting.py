@@ -15,13 +15,28 @@ choices = {
     "norm": st.sampled_from(["rms", "layer"]), "kv_heads": st.sampled_from([None, 1]), "qk_norm": st.booleans(),
     "ffn_ratio": st.sampled_from([1.0, 2.0, 3.0]),
 }  # fmt: skip
-decoding = {"tied": st.booleans(), "positions": st.sampled_from(["rotary", "learned"]), "max_positions": st.integers(32, 40)}
-mixtures = {"n_experts": st.integers(2, 5), "top_k": st.integers(1, 2), "n_shared_experts": st.integers(0, 2), "norm_top_k": st.just(False)}
+decoding = {
+    "tied": st.booleans(),
+    "positions": st.sampled_from(["rotary", "learned"]),
+    "max_positions": st.integers(32, 40),
+}
+mixtures = {
+    "n_experts": st.integers(2, 5),
+    "top_k": st.integers(1, 2),
+    "n_shared_experts": st.integers(0, 2),
+    "norm_top_k": st.just(False),
+}
 ffns = {"mlp": st.sampled_from(["swiglu", "gelu"]), "biases": st.booleans()}
 blocks = {
     zoo.Transformer: choices | decoding | ffns,
     zoo.MoE: choices | decoding | mixtures,
-    zoo.ViT: choices | ffns | {"image_size": st.just(8), "patch": st.sampled_from([2, 4]), "pool": st.sampled_from(["class", "mean"])},
+    zoo.ViT: choices
+    | ffns
+    | {
+        "image_size": st.just(8),
+        "patch": st.sampled_from([2, 4]),
+        "pool": st.sampled_from(["class", "mean"]),
+    },
 }
 others = {
     zoo.MLP: {"inputs": st.integers(1, 9), "biases": st.booleans()},
@@ -36,20 +51,33 @@ others = {
 
 def built(section, options, width):
     """Models of a family: `width` drawn, or heads times a head size."""
-    return st.builds(lambda depth, kept, size: section(**kept | size, depth=depth), depths, st.fixed_dictionaries(options), width)
+    return st.builds(
+        lambda depth, kept, size: section(**kept | size, depth=depth),
+        depths,
+        st.fixed_dictionaries(options),
+        width,
+    )
 
 
-of_heads = st.builds(lambda n, head_dim: {"width": n * head_dim, "head_dim": head_dim}, heads, head_dims)
+of_heads = st.builds(
+    lambda n, head_dim: {"width": n * head_dim, "head_dim": head_dim}, heads, head_dims
+)
 shapes = st.one_of(
     *(built(section, options, of_heads) for section, options in blocks.items()),
-    *(built(section, options, st.sampled_from([{"width": 4}, {"width": 8}])) for section, options in others.items()),
+    *(
+        built(section, options, st.sampled_from([{"width": 4}, {"width": 8}]))
+        for section, options in others.items()
+    ),
 )
 
 
 def recipe_of(tiny, model, **settings):
     """Base and target alike; a vision or feature model sees one example a token."""
     seq_len = 32 if isinstance(model, zoo.Decoder) else 1
-    return tiny({"model": model.model_dump(), "parametrization.base_width": model.width, "seq_len": seq_len} | settings)
+    return tiny(
+        {"model": model.model_dump(), "parametrization.base_width": model.width, "seq_len": seq_len}
+        | settings
+    )
 
 
 def real(tiny, model, vocab_size):
@@ -61,14 +89,20 @@ def batch_of(model, rows=4, seq_len=32):
     """(inputs, targets)."""
     if isinstance(model, zoo.Decoder):
         return (torch.arange(rows * seq_len).view(rows, -1) % 7,) * 2
-    shape = (model.inputs,) if isinstance(model, zoo.MLP) else (model.channels, model.image_size, model.image_size)
+    shape = (
+        (model.inputs,)
+        if isinstance(model, zoo.MLP)
+        else (model.channels, model.image_size, model.image_size)
+    )
     return torch.ones(rows, *shape), torch.zeros(rows, dtype=torch.long)
 
 
 @given(model=shapes, vocab_size=st.integers(2, 50))
 def test_tensors_are_those_of_the_model(tiny, model, vocab_size):
     told = [(tensor.name, tensor.shape) for tensor in counting.tensors(model, vocab_size)]
-    assert sorted(told) == sorted((name, tuple(p.shape[1:])) for name, p in real(tiny, model, vocab_size).named_parameters())
+    assert sorted(told) == sorted(
+        (name, tuple(p.shape[1:])) for name, p in real(tiny, model, vocab_size).named_parameters()
+    )
 
 
 @given(model=shapes, vocab_size=st.integers(2, 50))
@@ -76,10 +110,22 @@ def test_params_are_those_of_the_model(tiny, model, vocab_size):
     counted = counting.params(model, vocab_size)
     sizes = {name: p.numel() for name, p in real(tiny, model, vocab_size).named_parameters()}
     assert counted["n_params_total"] == sum(sizes.values())
-    outside = {"embed_tokens", "embed_positions", "lm_head", "embeddings", "classifier", "input", "readout"}
+    outside = {
+        "embed_tokens",
+        "embed_positions",
+        "lm_head",
+        "embeddings",
+        "classifier",
+        "input",
+        "readout",
+    }
     stem = "embedder.convolution.weight"  # whose norm is a norm
-    assert counted["n_params"] == sum(size for name, size in sizes.items() if not outside & set(name.split(".")) and name != stem)
-    assert counted["n_params_total"] == sum(size for group, size in counted.items() if not group.startswith("n_params"))
+    assert counted["n_params"] == sum(
+        size for name, size in sizes.items() if not outside & set(name.split(".")) and name != stem
+    )
+    assert counted["n_params_total"] == sum(
+        size for group, size in counted.items() if not group.startswith("n_params")
+    )
     assert (counted["head"] == 0) == getattr(model, "tied", False)
     assert counted["n_params_active"] <= counted["n_params"]
     assert counted["n_params_active"] == counted["n_params"] or isinstance(model, zoo.MoE)
@@ -90,9 +136,14 @@ def test_flops_are_what_torch_counts(tiny, model, vocab_size):
     """The matrices exactly; attention twice what is needed, as arXiv:2204.02311 counts it: without the causal mask."""
     inputs, targets = batch_of(model)
     made = real(tiny, model, vocab_size)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         made(inputs, targets).sum().backward()
-    assert counting.flops_per_token(model, vocab_size, 32) * targets.numel() == pytest.approx(counter.get_total_flops(), rel=1e-12)
+    assert counting.flops_per_token(model, vocab_size, 32) * targets.numel() == pytest.approx(
+        counter.get_total_flops(), rel=1e-12
+    )
 
 
 @given(model=shapes, vocab_size=st.integers(2, 50), seq_len=st.integers(1, 40))
@@ -104,7 +155,9 @@ def test_flops_come_in_parts(model, vocab_size, seq_len):
     assert (parts["attention"] > 0) == isinstance(model, zoo.Blocks)
 
 
-@pytest.mark.parametrize("ffn", [{"mlp": "gelu", "ffn_ratio": 4.0}, {"mlp": "swiglu", "ffn_ratio": 8 / 3}], ids=str)
+@pytest.mark.parametrize(
+    "ffn", [{"mlp": "gelu", "ffn_ratio": 4.0}, {"mlp": "swiglu", "ffn_ratio": 8 / 3}], ids=str
+)
 def test_shorthands_are_exact_where_they_are_meant_to_be(ffn):
     """A block of 12 * width**2 without norms is DeepSeek's M to the digit, and 6N without attention and head (arXiv:2401.02954)."""
     model = zoo.Transformer(width=3 * 32, depth=5, **ffn)
@@ -117,19 +170,33 @@ def test_shorthands_are_exact_where_they_are_meant_to_be(ffn):
 def test_m_of_deepseek_7b_is_the_printed_one():
     """30 layers of width 4096 at 4096 tokens (arXiv:2401.02954, eq. 2)."""
     model = zoo.Transformer(width=4096, depth=30, head_dim=128)
-    assert counting.flops(model, 102400, 4096)["deepseek_m"] == pytest.approx(42278580000.0, rel=1e-5)
+    assert counting.flops(model, 102400, 4096)["deepseek_m"] == pytest.approx(
+        42278580000.0, rel=1e-5
+    )
 
 
 def test_params_are_those_of_published_models():
     """LLaMA-7B (6,738,415,616 weights), Mixtral-8x7B (46.7 G, of which 12.9 G a token meets), GPT-2 small (124,439,808), ViT-B/16 (86.6 M)."""
     llama = zoo.Transformer(width=4096, depth=32, head_dim=128, ffn_ratio=11008 / 4096)
     assert counting.params(llama, 32000)["n_params_total"] == 6738415616
-    mixtral = zoo.MoE(width=4096, depth=32, head_dim=128, ffn_ratio=3.5, kv_heads=8, n_experts=8, top_k=2)
+    mixtral = zoo.MoE(
+        width=4096, depth=32, head_dim=128, ffn_ratio=3.5, kv_heads=8, n_experts=8, top_k=2
+    )
     counted = counting.params(mixtral, 32000)
     assert counted["n_params_total"] == 46702792704
-    assert counted["n_params_active"] + counted["embedding"] + counted["head"] == pytest.approx(12.9e9, rel=2e-3)
+    assert counted["n_params_active"] + counted["embedding"] + counted["head"] == pytest.approx(
+        12.9e9, rel=2e-3
+    )
     gpt2 = zoo.Transformer(
-        width=768, depth=12, head_dim=64, ffn_ratio=4.0, norm="layer", mlp="gelu", positions="learned", biases=True, tied=True
+        width=768,
+        depth=12,
+        head_dim=64,
+        ffn_ratio=4.0,
+        norm="layer",
+        mlp="gelu",
+        positions="learned",
+        biases=True,
+        tied=True,
     )
     assert counting.params(gpt2, 50257)["n_params_total"] == 124439808
     vit = zoo.ViT(width=768, depth=12, head_dim=64, image_size=224, patch=16)
@@ -142,14 +209,21 @@ def test_a_tied_head_needs_a_form_that_treats_both_alike(tiny, form):
     if form in ("mup", "mup_t8", "mup_t9", "mean_field", "u_mup"):
         assert counting.multipliers(wide, 64)["logits"] < 1
     else:
-        with pytest.raises(UserError, match=f"a tied head needs a form whose embedding and readout share std and lr .* got form='{form}'"):
+        with pytest.raises(
+            UserError,
+            match=f"a tied head needs a form whose embedding and readout share std and lr .* got form='{form}'",
+        ):
             counting.multipliers(wide, 64)
-    assert counting.multipliers(tiny({"form": form, "model.tied": True}), 64)["logits"] == 1  # at the base width any form may tie
+    assert (
+        counting.multipliers(tiny({"form": form, "model.tied": True}), 64)["logits"] == 1
+    )  # at the base width any form may tie
 
 
 @given(alpha=st.sampled_from([0.0, 0.5, 1.0]), depth=st.integers(1, 8), base=st.integers(1, 8))
 def test_residual_branches_shrink_with_depth(tiny, alpha, depth, base):
-    recipe = tiny({"depth": depth, "parametrization.base_depth": base, "parametrization.depth_alpha": alpha})
+    recipe = tiny(
+        {"depth": depth, "parametrization.base_depth": base, "parametrization.depth_alpha": alpha}
+    )
     assert counting.multipliers(recipe, 64)["residual"] == pytest.approx((depth / base) ** -alpha)
     lr = {row.name: row.lr for row in counting.planned(recipe, 64)}
     inside = lr["model.layers.0.input_layernorm.weight"] / lr["model.norm.weight"]
@@ -157,7 +231,14 @@ def test_residual_branches_shrink_with_depth(tiny, alpha, depth, base):
 
 
 def test_a_plan_reaches_layers_that_the_base_model_lacks(tiny):
-    recipe = tiny({"depth": 12, "width": 64, "parametrization.base_depth": 2, "parametrization.depth_alpha": 1.0})
+    recipe = tiny(
+        {
+            "depth": 12,
+            "width": 64,
+            "parametrization.base_depth": 2,
+            "parametrization.depth_alpha": 1.0,
+        }
+    )
     rows = {row.name: row for row in counting.planned(recipe, 64)}
     one, last = (rows[f"model.layers.{i}.mlp.down_proj.weight"] for i in (1, 11))
     assert (one.m_in, one.lr, one.eps) == (last.m_in, last.lr, last.eps)
@@ -183,7 +264,9 @@ def saved_floats(model, inputs, targets):
     "model",
     [
         zoo.Transformer(width=128, depth=3),
-        zoo.Transformer(width=128, depth=3, mlp="gelu", norm="layer", biases=True, positions="learned"),
+        zoo.Transformer(
+            width=128, depth=3, mlp="gelu", norm="layer", biases=True, positions="learned"
+        ),
         zoo.Transformer(width=128, depth=3, qk_norm=True, kv_heads=1),
         zoo.MoE(width=128, n_shared_experts=1, top_k=4),
         zoo.MLP(width=128, depth=3),
@@ -206,37 +289,62 @@ def test_memory_and_traffic_follow_the_optimizers_moments(family, moments):
     n = counting.params(model, 50)["n_params_total"]
     memory = counting.memory_bytes(model, 50, 256, 64, family)
     assert memory["weights_optimizer"] == 4 * n * (2 + moments)
-    assert counting.bytes_moved(model, 50, 256, family) == 4 * n * (6 + 2 * moments) + 2 * memory["activations"]
+    assert (
+        counting.bytes_moved(model, 50, 256, family)
+        == 4 * n * (6 + 2 * moments) + 2 * memory["activations"]
+    )
 
 
 def floats_of(state):
     """Entries of the tensors in an optimizer's state, counters aside."""
     if isinstance(state, torch.Tensor):
         return state.numel() if state.numel() > 1 else 0
-    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    parts = (
+        state.values()
+        if isinstance(state, dict)
+        else state
+        if isinstance(state, list | tuple)
+        else ()
+    )
     return sum(map(floats_of, parts))
 
 
-@pytest.mark.parametrize("family", ["adamw", "sgd", "adafactor", "muon", "lion", "shampoo", "soap", "prodigy", "dadapt_adam"])
+@pytest.mark.parametrize(
+    "family",
+    ["adamw", "sgd", "adafactor", "muon", "lion", "shampoo", "soap", "prodigy", "dadapt_adam"],
+)
 def test_an_optimizer_keeps_what_its_library_does(family):
     """Of one hidden matrix."""
     weight = torch.nn.Parameter(torch.ones(64, 32))
     torchs = {"adamw": torch.optim.AdamW, "sgd": lambda p: torch.optim.SGD(p, 1e-3, 0.9), "adafactor": torch.optim.Adafactor,
               "muon": getattr(torch.optim, "Muon", None)}  # fmt: skip
-    others = {"lion": "Lion", "shampoo": "Shampoo", "soap": "SOAP", "prodigy": "Prodigy", "dadapt_adam": "DAdaptAdam"}
-    make = torchs.get(family) or getattr(pytest.importorskip("pytorch_optimizer"), others.get(family, "Muon"))
+    others = {
+        "lion": "Lion",
+        "shampoo": "Shampoo",
+        "soap": "SOAP",
+        "prodigy": "Prodigy",
+        "dadapt_adam": "DAdaptAdam",
+    }
+    make = torchs.get(family) or getattr(
+        pytest.importorskip("pytorch_optimizer"), others.get(family, "Muon")
+    )
     optimizer = make([weight])
     for seed in range(3):
         weight.grad = torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))
         optimizer.step()
-    assert counting.kept_floats(Tensor("a", "hid", (64, 32), "mlp"), family) == floats_of(dict(optimizer.state))
+    assert counting.kept_floats(Tensor("a", "hid", (64, 32), "mlp"), family) == floats_of(
+        dict(optimizer.state)
+    )
 
 
 def test_muon_keeps_one_moment_of_hidden_matrices(tiny):
     model = zoo.Transformer(width=64)
     counted = counting.params(model, 50)
     saved = 4 * (counted["attention"] + counted["mlp"])
-    with_adam, with_muon = (counting.memory_bytes(model, 50, 1, 64, family)["weights_optimizer"] for family in ("adamw", "muon"))
+    with_adam, with_muon = (
+        counting.memory_bytes(model, 50, 1, 64, family)["weights_optimizer"]
+        for family in ("adamw", "muon")
+    )
     assert with_adam - with_muon == saved
 
 
@@ -246,7 +354,9 @@ def test_count_is_consistent_with_its_parts(tiny):
     assert counted["flops"] == counted["flops_per_token"] * counted["tokens"]
     assert counted["steps"] * counted["batch_tokens"] == counted["tokens"]
     model = models.build(recipe, 256)
-    assert counted["memory_bytes"]["weights_optimizer"] == 4 * sum(p.numel() * p.element_size() for p in model.parameters())
+    assert counted["memory_bytes"]["weights_optimizer"] == 4 * sum(
+        p.numel() * p.element_size() for p in model.parameters()
+    )
 
 
 @given(factor=st.integers(2, 10))

@@ -32,7 +32,9 @@ def target(model, gpu="A100-80", **hardware):
 
 def held_by_torch(tiny, precision):
     """Bytes of parameters, gradients, optimizer states and float32 masters after one step of AdamW."""
-    model = models.build(tiny(), VOCAB).to(torch.bfloat16 if precision == "mixed" else torch.float32)
+    model = models.build(tiny(), VOCAB).to(
+        torch.bfloat16 if precision == "mixed" else torch.float32
+    )
     own = list(model.parameters())
     masters = [torch.nn.Parameter(p.detach().float()) for p in own] if precision == "mixed" else own
     optimizer = torch.optim.AdamW(masters)
@@ -40,9 +42,16 @@ def held_by_torch(tiny, precision):
     for master, p in zip(masters, own, strict=True):
         master.grad = p.grad.float()
     optimizer.step()
-    moments = [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
+    moments = [
+        value for state in optimizer.state.values() for key, value in state.items() if key != "step"
+    ]
     size = lambda tensors: sum(t.nbytes for t in tensors)  # noqa: E731
-    parts = size(own), size(p.grad for p in own), size(moments), size(masters) if precision == "mixed" else 0
+    parts = (
+        size(own),
+        size(p.grad for p in own),
+        size(moments),
+        size(masters) if precision == "mixed" else 0,
+    )
     return dict(zip(STATES, parts, strict=True))
 
 
@@ -63,9 +72,14 @@ WHOLE = {
 @pytest.mark.parametrize("name", WHOLE)
 def test_unsplit_in_float32_it_is_what_count_says(name, family):
     model, seq_len = WHOLE[name], 8 if isinstance(WHOLE[name], zoo.Decoder) else 1
-    told = memory.training_memory(model, 100, seq_len, Split(micro_rows=3), family=family, precision="float32")
+    told = memory.training_memory(
+        model, 100, seq_len, Split(micro_rows=3), family=family, precision="float32"
+    )
     counted = counting.memory_bytes(model, 100, 3 * seq_len, seq_len, family)
-    assert sum(told[part] for part in STATES) == counted["weights_optimizer"] and told["activations"] == counted["activations"]
+    assert (
+        sum(told[part] for part in STATES) == counted["weights_optimizer"]
+        and told["activations"] == counted["activations"]
+    )
 
 
 def test_states_are_those_of_zeros_paper():
@@ -74,22 +88,40 @@ def test_states_are_those_of_zeros_paper():
     scale = 7.5e9 / counting.params(model, 32000)["n_params_total"]
     for zero, gigabytes in ((0, 120), (1, 31.4)):
         parts = memory.training_memory(model, 32000, 4096, Split(dp=64), zero=zero)
-        assert sum(parts[name] for name in STATES) * scale / 1e9 == pytest.approx(gigabytes, rel=2e-3)
+        assert sum(parts[name] for name in STATES) * scale / 1e9 == pytest.approx(
+            gigabytes, rel=2e-3
+        )
 
 
 def test_activations_are_those_of_the_published_count():
     """arXiv:2205.05198, eq. 1: s b h (34 + 5 a s / h) bytes a layer: without 2 of dropout masks and the scores; 4 more of unfused norms."""
-    model = zoo.Transformer(width=1024, head_dim=64, ffn_ratio=4.0, norm="layer", mlp="gelu", positions="learned", biases=True, depth=4)
+    model = zoo.Transformer(
+        width=1024,
+        head_dim=64,
+        ffn_ratio=4.0,
+        norm="layer",
+        mlp="gelu",
+        positions="learned",
+        biases=True,
+        depth=4,
+    )
     assert 2 * (layer_floats(model) - model.heads) == (34 - 2 + 4) * 1024
-    one, four = (memory.training_memory(model, VOCAB, 128, Split(tp=tp))["activations"] for tp in (1, 4))
+    one, four = (
+        memory.training_memory(model, VOCAB, 128, Split(tp=tp))["activations"] for tp in (1, 4)
+    )
     assert one == 4 * four  # eq. 4
     piped = memory.training_memory(model, VOCAB, 128, Split(pp=4, micro_batches=8))["activations"]
-    assert piped == 4 * 128 * layer_floats(model) * 2  # the first stage holds what all layers would: section 4.2.3
+    assert (
+        piped == 4 * 128 * layer_floats(model) * 2
+    )  # the first stage holds what all layers would: section 4.2.3
 
 
 def test_recomputed_layers_keep_their_input_and_one_is_whole():
     model = zoo.Transformer(**LLAMA_2_7B)
-    kept, whole = (memory.training_memory(model, 1, 4096, Split(), recompute=on)["activations"] for on in (True, False))
+    kept, whole = (
+        memory.training_memory(model, 1, 4096, Split(), recompute=on)["activations"]
+        for on in (True, False)
+    )
     layer, ends = 2 * 4096 * layer_floats(model), 4096 * (3 * 4096 * 2 + 4)
     assert whole == 32 * layer + ends and kept == 4096 * 4096 * 2 * 32 + layer + ends
 
@@ -100,15 +132,25 @@ def test_what_a_split_holds_is_the_whole_model(tp, pp, tied):
     stages = memory._held(model, 100, "adamw", Split(tp, pp))
     gains = sum(t.size for t in counting.tensors(model, 100) if t.role == "vec")
     copies = 100 * 64 if tied and pp > 1 else 0  # on the first stage and on the last
-    assert tp * sum(weights for weights, _ in stages) == counting.params(model, 100)["n_params_total"] + copies + (tp - 1) * gains
+    assert (
+        tp * sum(weights for weights, _ in stages)
+        == counting.params(model, 100)["n_params_total"] + copies + (tp - 1) * gains
+    )
 
 
 # --- splits ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_small_model_is_split_by_its_data_alone():
-    placed = parallelism.place(target(LLAMA_2_7B, gpus=64), 32000, hardware.Hardware(gpu="H200", gpus=64))
-    assert placed.fits and (placed.split.tp, placed.split.pp, placed.split.dp, placed.split.micro_batches) == (1, 1, 64, 16)
+    placed = parallelism.place(
+        target(LLAMA_2_7B, gpus=64), 32000, hardware.Hardware(gpu="H200", gpus=64)
+    )
+    assert placed.fits and (
+        placed.split.tp,
+        placed.split.pp,
+        placed.split.dp,
+        placed.split.micro_batches,
+    ) == (1, 1, 64, 16)
 
 
 def test_a_large_one_takes_the_smallest_tp_then_the_smallest_pp_that_fits():
@@ -160,18 +202,32 @@ def test_published_hours_lie_within_the_range(name):
     model, published = RUNS[name]
     recipe = target(model, gpus=1024)
     flops = counting.flops_per_token(recipe.model, 32000, 4096) * recipe.budget.tokens
-    assert counting.flops(recipe.model, 32000, 4096)["six_n"] == 6 * counting.params(recipe.model, 32000)["n_params"]
+    assert (
+        counting.flops(recipe.model, 32000, 4096)["six_n"]
+        == 6 * counting.params(recipe.model, 32000)["n_params"]
+    )
     found = parallelism.hours(flops, recipe.hardware, recipe.hardware.utilisation()[:3])
     low, high = found["gpu_hours_range"]
     assert low <= published <= high
     implied = flops / (published * 3600 * 312e12)
     assert 0.38 < implied < 0.47  # 0.445 and 0.460
-    assert parallelism.hours(flops, recipe.hardware, (implied,) * 3)["gpu_hours"] == pytest.approx(published)
+    assert parallelism.hours(flops, recipe.hardware, (implied,) * 3)["gpu_hours"] == pytest.approx(
+        published
+    )
 
 
 def test_six_n_of_gpt_3_is_its_published_compute():
     """arXiv:2005.14165, table D.1: 3.14e23 FLOPs for 174,600M parameters and 300B tokens."""
-    gpt3 = zoo.Transformer(width=12288, depth=96, head_dim=128, ffn_ratio=4.0, norm="layer", mlp="gelu", positions="learned", biases=True)
+    gpt3 = zoo.Transformer(
+        width=12288,
+        depth=96,
+        head_dim=128,
+        ffn_ratio=4.0,
+        norm="layer",
+        mlp="gelu",
+        positions="learned",
+        biases=True,
+    )
     assert counting.flops(gpt3, 50257, 2048)["six_n"] * 300e9 == pytest.approx(3.14e23, rel=5e-3)
     assert counting.params(gpt3, 50257)["n_params_total"] == pytest.approx(174.6e9, rel=6e-3)
 
@@ -184,7 +240,12 @@ def test_where_bandwidth_is_slower_than_arithmetic_it_is_said(tiny):
         "reading and writing weights and optimizer", "reducing gradients, were all GPUs in one node,",
     ]  # fmt: skip
     recipe = target(LLAMA_2_7B, gpus=64)
-    assert parallelism.floors(recipe, 32000, parallelism.place(recipe, 32000, recipe.hardware), recipe.hardware, 0.4) == []
+    assert (
+        parallelism.floors(
+            recipe, 32000, parallelism.place(recipe, 32000, recipe.hardware), recipe.hardware, 0.4
+        )
+        == []
+    )
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -192,20 +253,49 @@ def test_where_bandwidth_is_slower_than_arithmetic_it_is_said(tiny):
 
 def test_numbers_go_over_the_tables():
     gpu = hardware.Hardware(gpu="H100", memory_gb=94.0).resolved()
-    assert gpu.memory == 94e9 and gpu.peak == hardware.GPUS["H100"].peak and "memory_gb as given" in gpu.source
+    assert (
+        gpu.memory == 94e9
+        and gpu.peak == hardware.GPUS["H100"].peak
+        and "memory_gb as given" in gpu.source
+    )
     assert hardware.Hardware(memory_gb=24.0, peak_flops=1e14).resolved().memory_bandwidth == 0
-    assert hardware.Hardware(gpu="H100", mfu=[0.2, 0.5]).utilisation()[:3] == (pytest.approx(0.1**0.5), 0.2, 0.5)
+    assert hardware.Hardware(gpu="H100", mfu=[0.2, 0.5]).utilisation()[:3] == (
+        pytest.approx(0.1**0.5),
+        0.2,
+        0.5,
+    )
 
 
 BAD = {
-    "unknown": ({"gpu": "H10"}, r"`hardware.gpu` must be one we know, or numbers in its place, but got 'H10' \(nearest: 'H100'\)"),
+    "unknown": (
+        {"gpu": "H10"},
+        r"`hardware.gpu` must be one we know, or numbers in its place, but got 'H10' \(nearest: 'H100'\)",
+    ),
     "nothing": ({"gpus": 8}, "`hardware` needs `gpu` .*, or `memory_gb` and `peak_flops`"),
-    "half a node": ({"gpu": "H100", "gpus": 12}, "`gpus % gpus_per_node == 0` must hold, but got gpus=12, gpus_per_node=8"),
-    "float32": ({"gpu": "H100", "precision": "float32"}, "`hardware.peak_flops` must say the peak of precision 'float32'"),
-    "a range upside down": ({"gpu": "H100", "mfu": [0.5, 0.2]}, r"`hardware.mfu` must be above 0 and at most 1, .* but got \[0.5, 0.2\]"),
-    "twice": ({"gpu": "H100", "mfu": 0.4, "calibration": "x.json"}, "takes `mfu` or a `calibration` that measures it, but got both"),
-    "over one": ({"gpu": "H100", "mfu": 1.4}, "`hardware.mfu` must be above 0 and at most 1, .* but got 1.4"),
-    "a typo": ({"gpu": "H100", "gpu_per_node": 8}, r"unknown key `hardware.gpu_per_node` \(nearest: 'gpus_per_node'\)"),
+    "half a node": (
+        {"gpu": "H100", "gpus": 12},
+        "`gpus % gpus_per_node == 0` must hold, but got gpus=12, gpus_per_node=8",
+    ),
+    "float32": (
+        {"gpu": "H100", "precision": "float32"},
+        "`hardware.peak_flops` must say the peak of precision 'float32'",
+    ),
+    "a range upside down": (
+        {"gpu": "H100", "mfu": [0.5, 0.2]},
+        r"`hardware.mfu` must be above 0 and at most 1, .* but got \[0.5, 0.2\]",
+    ),
+    "twice": (
+        {"gpu": "H100", "mfu": 0.4, "calibration": "x.json"},
+        "takes `mfu` or a `calibration` that measures it, but got both",
+    ),
+    "over one": (
+        {"gpu": "H100", "mfu": 1.4},
+        "`hardware.mfu` must be above 0 and at most 1, .* but got 1.4",
+    ),
+    "a typo": (
+        {"gpu": "H100", "gpu_per_node": 8},
+        r"unknown key `hardware.gpu_per_node` \(nearest: 'gpus_per_node'\)",
+    ),
 }
 
 

@@ -63,7 +63,9 @@ def test_windows_start_everywhere_alike():
     starts = places(16 + 100).batch(0, 0, 20000, 16)[0][:, 0]
     counts = np.bincount(starts, minlength=100)
     assert len(counts) == 100
-    assert ((counts - 200) ** 2 / 200).sum() < 160  # chi squared of 99 degrees: this or more in 1 of 10000
+    assert (
+        (counts - 200) ** 2 / 200
+    ).sum() < 160  # chi squared of 99 degrees: this or more in 1 of 10000
 
 
 @given(tokens=st.integers(1, 10**5), seq_len=st.integers(1, 64), length=st.integers(70, 3000))
@@ -75,7 +77,9 @@ def test_held_out_windows_are_inside_and_no_more_than_asked(tokens, seq_len, len
     assert len(set(targets)) == len(targets)  # no token is judged twice
 
 
-FILES = {f"part{i}/{name}.txt": f"{name} {i} " * 40 for i in range(6) for name in ("one", "two", "three")}
+FILES = {
+    f"part{i}/{name}.txt": f"{name} {i} " * 40 for i in range(6) for name in ("one", "two", "three")
+}
 
 
 def write(folder, files):
@@ -115,14 +119,20 @@ def test_the_digest_is_of_what_is_held(tmp_path):
     folders = {
         "same": FILES, "again": FILES, "changed": FILES | {"part0/one.txt": "changed " * 40}, "moved": FILES | {"part9/one.txt": "one 9"},
     }  # fmt: skip
-    digests = {name: source(write(tmp_path / name, files), held_out=0.3).digest for name, files in folders.items()}
+    digests = {
+        name: source(write(tmp_path / name, files), held_out=0.3).digest
+        for name, files in folders.items()
+    }
     assert digests["same"] == digests["again"]
     assert len(set(digests.values())) == 3
 
 
 def test_the_digest_sees_where_the_split_is(tmp_path):
     (tmp_path / "text.txt").write_text("text " * 100)
-    assert source(tmp_path / "text.txt", held_out=0.1).digest != source(tmp_path / "text.txt", held_out=0.2).digest
+    assert (
+        source(tmp_path / "text.txt", held_out=0.1).digest
+        != source(tmp_path / "text.txt", held_out=0.2).digest
+    )
 
 
 def test_a_text_file_holds_out_its_tail(tmp_path):
@@ -155,15 +165,30 @@ def test_tokens_of_npy_and_bin_are_read_as_they_are(tmp_path, dtype):
 BAD = {
     "floats.npy": (np.ones(100), "`data.source` must hold one row of integers"),
     "rows.npy": (np.ones((10, 10), int), "`data.source` must hold one row of integers"),
-    "negative.npy": (np.arange(-1, 100), "`data.source` must hold tokens of 0 and above, but .* holds -1"),
+    "negative.npy": (
+        np.arange(-1, 100),
+        "`data.source` must hold tokens of 0 and above, but .* holds -1",
+    ),
     "none.npy": (np.arange(0), "`data.source` must hold tokens of 0 and above, but .* holds none"),
-    "short.npy": (np.arange(9), "`seq_len [+] 1 < train tokens` must hold, but got seq_len=8 and 8 train tokens"),
-    "few.npy": (np.arange(100), "`seq_len [+] 1 < held-out tokens` must hold, but got seq_len=8 and 5 held-out tokens"),
-    "odd.bin": (b"odd", "`data.source` must hold tokens of `data.dtype` uint16, 2 bytes each, but `.*` has 3 bytes"),
+    "short.npy": (
+        np.arange(9),
+        "`seq_len [+] 1 < train tokens` must hold, but got seq_len=8 and 8 train tokens",
+    ),
+    "few.npy": (
+        np.arange(100),
+        "`seq_len [+] 1 < held-out tokens` must hold, but got seq_len=8 and 5 held-out tokens",
+    ),
+    "odd.bin": (
+        b"odd",
+        "`data.source` must hold tokens of `data.dtype` uint16, 2 bytes each, but `.*` has 3 bytes",
+    ),
     "text.npy": (b"no array", "`data.source` must hold tokens"),
     "nothing.npy": (b"", "`data.source` must hold tokens"),
     "objects.npy": (np.array([{}], object), "`data.source` must hold tokens"),
-    "empty.txt": (b"", "`seq_len [+] 1 < train tokens` must hold, but got seq_len=8 and 0 train tokens"),
+    "empty.txt": (
+        b"",
+        "`seq_len [+] 1 < train tokens` must hold, but got seq_len=8 and 0 train tokens",
+    ),
     "empty.bin": (b"", "`data.source` must hold tokens of .*, but `.*` has 0 bytes"),
 }
 
@@ -172,7 +197,9 @@ BAD = {
 def test_a_bad_file_is_one_sentence(tmp_path, name):
     content, sentence = BAD[name]
     path = tmp_path / name
-    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content, allow_pickle=True)
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(
+        path, content, allow_pickle=True
+    )
     with pytest.raises(UserError, match=f"^{sentence}"):
         source(path)
 

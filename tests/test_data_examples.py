@@ -18,13 +18,22 @@ def write(path, n, labels, classes, seed=0):
     """CIFAR's records of made-up images whose channels differ: (the images, their labels)."""
     stream = np.random.default_rng(seed)
     marks = stream.integers(0, classes, (n, labels)).astype(np.uint8)
-    images = (stream.integers(0, 100, (n, 3, 1024)) + np.array([0, 50, 150])[:, None]).astype(np.uint8)
-    path.write_bytes(b"".join(mark.tobytes() + image.tobytes() for mark, image in zip(marks, images, strict=True)))
+    images = (stream.integers(0, 100, (n, 3, 1024)) + np.array([0, 50, 150])[:, None]).astype(
+        np.uint8
+    )
+    path.write_bytes(
+        b"".join(
+            mark.tobytes() + image.tobytes() for mark, image in zip(marks, images, strict=True)
+        )
+    )
     return images.reshape(n, 3, 32, 32), marks
 
 
 def normalised(images, train):
-    mean, std = train.mean((0, 2, 3), keepdims=True, dtype=float), train.std((0, 2, 3), keepdims=True, dtype=float)
+    mean, std = (
+        train.mean((0, 2, 3), keepdims=True, dtype=float),
+        train.std((0, 2, 3), keepdims=True, dtype=float),
+    )
     return (images - mean) / std
 
 
@@ -60,34 +69,59 @@ def test_a_shuffled_epoch_of_images_has_each_once(tmp_path_factory, seed, rows):
     path = tmp_path_factory.mktemp("cifar") / "data.bin"
     images, _ = write(path, 20, 1, 10)
     corpus = cifar(path, held_out=0.1, order="shuffle")
-    seen = np.concatenate([corpus.batch(seed, step, rows, 1)[0] for step in range(-(-18 // rows))])[:18]
+    seen = np.concatenate([corpus.batch(seed, step, rows, 1)[0] for step in range(-(-18 // rows))])[
+        :18
+    ]
     expected = normalised(images[:18], images[:18])
-    assert np.allclose(np.sort(seen.reshape(18, -1).sum(1)), np.sort(expected.reshape(18, -1).sum(1)), atol=1e-2)
+    assert np.allclose(
+        np.sort(seen.reshape(18, -1).sum(1)), np.sort(expected.reshape(18, -1).sum(1)), atol=1e-2
+    )
     assert seen.dtype == np.float32 and corpus.batch(seed, 0, rows, 1)[1].dtype == np.int64
 
 
 def test_bad_records_are_one_sentence(tmp_path):
     (tmp_path / "odd.bin").write_bytes(b"x" * 3074)
-    with pytest.raises(UserError, match=r"^`data.source` must hold records of 1 \+ 3072 bytes, but `.*odd.bin` has 3074 bytes$"):
+    with pytest.raises(
+        UserError,
+        match=r"^`data.source` must hold records of 1 \+ 3072 bytes, but `.*odd.bin` has 3074 bytes$",
+    ):
         cifar(tmp_path / "odd.bin")
     write(tmp_path / "many.bin", 40, 2, 100)
     with pytest.raises(UserError, match=r"^labels must be below 20, but `.*many.bin` holds \d+$"):
         cifar(tmp_path / "many.bin", "cifar100-coarse")
-    with pytest.raises(UserError, match=r"^`data.source` must be a .bin file or a folder of them for `data.format` cifar10"):
+    with pytest.raises(
+        UserError,
+        match=r"^`data.source` must be a .bin file or a folder of them for `data.format` cifar10",
+    ):
         (tmp_path / "none").mkdir()
         cifar(tmp_path / "none")
     write(tmp_path / "few.bin", 3, 1, 10)
-    with pytest.raises(UserError, match=r"^`data.held_out` must leave examples in both splits, but got 0.99 and no train ones$"):
+    with pytest.raises(
+        UserError,
+        match=r"^`data.held_out` must leave examples in both splits, but got 0.99 and no train ones$",
+    ):
         cifar(tmp_path / "few.bin", held_out=0.99)
     assert len(cifar(tmp_path / "few.bin", held_out=0.4).held_out) == 2
-    with pytest.raises(UserError, match=r"`data.vocab_size` pads a vocabulary of tokens, but '.*few.bin' holds images of 3 x 32 x 32"):
+    with pytest.raises(
+        UserError,
+        match=r"`data.vocab_size` pads a vocabulary of tokens, but '.*few.bin' holds images of 3 x 32 x 32",
+    ):
         cifar(tmp_path / "few.bin", held_out=0.4, vocab_size=16)
 
 
-@pytest.mark.parametrize("section", [{"source": "digits"}, {"source": "power-law"}, {"source": "x", "format": "cifar10"}])
+@pytest.mark.parametrize(
+    "section", [{"source": "digits"}, {"source": "power-law"}, {"source": "x", "format": "cifar10"}]
+)
 def test_an_example_counts_as_one_token(section):
-    point = {"model": {"width": 32}, "parametrization": {"base_width": 32}, "budget": {"tokens": 64, "batch_tokens": 64}}
-    with pytest.raises(UserError, match=r"^`seq_len == 1` must hold where an example counts as one token, but got seq_len=64$"):
+    point = {
+        "model": {"width": 32},
+        "parametrization": {"base_width": 32},
+        "budget": {"tokens": 64, "batch_tokens": 64},
+    }
+    with pytest.raises(
+        UserError,
+        match=r"^`seq_len == 1` must hold where an example counts as one token, but got seq_len=64$",
+    ):
         validated(point | {"data": section}, "examples")
 
 
@@ -96,20 +130,29 @@ def test_digits_are_scikit_learns():
     images, targets = sklearn.load_digits(return_X_y=True)
     corpus = data.load(Data(source="digits", seq_len=1, held_out=0.2))
     found, labels = corpus.train.take(np.arange(len(corpus.train)))
-    assert np.array_equal(found.reshape(-1, 64), images[:1437]) and np.array_equal(labels, targets[:1437])
+    assert np.array_equal(found.reshape(-1, 64), images[:1437]) and np.array_equal(
+        labels, targets[:1437]
+    )
     batch, _ = corpus.batch(0, 0, 20000, 1)
-    assert batch.shape == (20000, 1, 8, 8) and abs(batch.mean()) < 0.01 and abs(batch.std() - 1) < 0.01
+    assert (
+        batch.shape == (20000, 1, 8, 8) and abs(batch.mean()) < 0.01 and abs(batch.std() - 1) < 0.01
+    )
     assert corpus.vocab_size == 10 and corpus.lengths() == {"train": 1437, "held-out": 360}
 
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(UserError, match=r"needs the package scikit-learn: pip install 'scaletune\[vision\]'$"):
+    with pytest.raises(
+        UserError, match=r"needs the package scikit-learn: pip install 'scaletune\[vision\]'$"
+    ):
         data.load(Data(source="digits", seq_len=1, held_out=0.3))
 
 
 def test_a_channel_that_never_changes_is_only_centred():
-    flat = vision._images(*vision.Table(((np.full((10, 1, 2, 2), 7, np.uint8), np.zeros(10, np.int64)),)).tails(0.2), 2)
+    flat = vision._images(
+        *vision.Table(((np.full((10, 1, 2, 2), 7, np.uint8), np.zeros(10, np.int64)),)).tails(0.2),
+        2,
+    )
     assert (flat.batch(0, 0, 4, 1)[0] == 0).all()
 
 
@@ -125,14 +168,20 @@ def task():
 
 def test_features_and_target_have_the_spectra_that_are_asked_for(task):
     inputs, targets = task.train.take(np.arange(18000))
-    np.testing.assert_allclose(inputs.astype(float).var(0), np.arange(1, 401) ** -1.4, rtol=6 * np.sqrt(2 / 18000))
+    np.testing.assert_allclose(
+        inputs.astype(float).var(0), np.arange(1, 401) ** -1.4, rtol=6 * np.sqrt(2 / 18000)
+    )
     parts = (inputs * inputs * synthetic.teacher(LAW) ** 2).mean(0)
     np.testing.assert_allclose(parts / parts[0], np.arange(1, 401) ** -1.8, rtol=0.1)
     assert abs(targets.var() - 1) < 0.05
     correlation = np.corrcoef(inputs[:, :20].T)
     assert abs(correlation - np.eye(20)).max() < 5 / np.sqrt(18000)
     batch = task.batch(3, 5, 16, 1)
-    assert batch[0].shape == (16, 400) and batch[1].shape == (16, 1) and batch[0].dtype == batch[1].dtype == np.float32
+    assert (
+        batch[0].shape == (16, 400)
+        and batch[1].shape == (16, 1)
+        and batch[0].dtype == batch[1].dtype == np.float32
+    )
     assert task.vocab_size == 1 and task.features == (400,)
 
 
@@ -149,7 +198,9 @@ def test_the_loss_falls_with_width_as_published():
         stream = np.random.default_rng(int(width))
         rests = []
         for _ in range(4):
-            seen = scaled[:, None] * stream.standard_normal((law.inputs, width))  # the projections, in whitened coordinates
+            seen = scaled[:, None] * stream.standard_normal(
+                (law.inputs, width)
+            )  # the projections, in whitened coordinates
             target = scaled * w
             rest = target - seen @ np.linalg.lstsq(seen, target, rcond=None)[0]
             rests.append(rest @ rest)
@@ -185,9 +236,21 @@ def test_the_loss_falls_with_time_as_published():
 
 def test_the_task_is_a_pure_function_of_its_settings():
     def digest(**settings):
-        return data.load(Data(source="power-law", seq_len=1, power_law=PowerLaw(inputs=8, examples=100, **settings))).digest
+        return data.load(
+            Data(
+                source="power-law",
+                seq_len=1,
+                power_law=PowerLaw(inputs=8, examples=100, **settings),
+            )
+        ).digest
 
-    assert digest() == digest() and len({digest(), digest(seed=1), digest(noise=0.1), digest(task=2.0), digest(spectrum=2.0)}) == 5
+    assert (
+        digest() == digest()
+        and len(
+            {digest(), digest(seed=1), digest(noise=0.1), digest(task=2.0), digest(spectrum=2.0)}
+        )
+        == 5
+    )
 
 
 # --- what a model asks for --------------------------------------------------------------------------------------------
@@ -195,15 +258,27 @@ def test_the_task_is_a_pure_function_of_its_settings():
 IMAGES = "images of 3 x 32 x 32 (channels, height, width)"
 MODELS = [
     ((), {"family": "transformer"}, None),
-    ((), {"family": "vit", "image_size": 32, "channels": 3}, "tokens, but got family='vit', image_size=32, channels=3"),
+    (
+        (),
+        {"family": "vit", "image_size": 32, "channels": 3},
+        "tokens, but got family='vit', image_size=32, channels=3",
+    ),
     ((), {"family": "mlp", "inputs": 64}, "tokens, but got family='mlp', inputs=64"),
     ((3, 32, 32), {"family": "resnet", "image_size": 32, "channels": 3}, None),
-    ((3, 32, 32), {"family": "resnet", "image_size": 28, "channels": 1}, f"{IMAGES}, but got family='resnet', image_size=28, channels=1"),
+    (
+        (3, 32, 32),
+        {"family": "resnet", "image_size": 28, "channels": 1},
+        f"{IMAGES}, but got family='resnet', image_size=28, channels=1",
+    ),
     ((3, 32, 32), {"family": "transformer"}, f"{IMAGES}, but got family='transformer'"),
     ((1, 8, 8), {"family": "mlp", "inputs": 64}, None),
     ((128,), {"family": "mlp", "inputs": 128}, None),
     ((128,), {"family": "mlp", "inputs": 64}, "128 features, but got family='mlp', inputs=64"),
-    ((128,), {"family": "vit", "image_size": 32, "channels": 3}, "128 features, but got family='vit', image_size=32, channels=3"),
+    (
+        (128,),
+        {"family": "vit", "image_size": 32, "channels": 3},
+        "128 features, but got family='vit', image_size=32, channels=3",
+    ),
 ]
 
 

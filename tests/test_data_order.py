@@ -18,10 +18,23 @@ seeds, orders = st.integers(0, 2**32), st.sampled_from(["random", "shuffle"])
 
 def places(length, **settings):
     """A corpus whose every token is its own place."""
-    return Text(train=np.arange(length), held_out=np.arange(length), vocab_size=length, digest="", **settings)
+    return Text(
+        train=np.arange(length),
+        held_out=np.arange(length),
+        vocab_size=length,
+        digest="",
+        **settings,
+    )
 
 
-@given(seed=seeds, step=st.integers(0, 10**6), order=orders, world=st.integers(1, 8), share=st.integers(1, 4), seq_len=st.integers(1, 32))
+@given(
+    seed=seeds,
+    step=st.integers(0, 10**6),
+    order=orders,
+    world=st.integers(1, 8),
+    share=st.integers(1, 4),
+    seq_len=st.integers(1, 32),
+)
 def test_a_step_is_the_same_for_any_number_of_processes(seed, step, order, world, share, seq_len):
     """Each process cuts its rows out of a batch that it makes by itself, from another corpus object and in any order of steps."""
     rows = world * share
@@ -51,17 +64,27 @@ def test_the_permutation_of_a_huge_range_stays_inside_and_apart(seed, epoch, n):
 
 
 @settings(max_examples=40)
-@given(length=st.integers(40, 600), seq_len=st.integers(1, 16), rows=st.integers(1, 7), seed=seeds, epochs=st.integers(1, 3))
+@given(
+    length=st.integers(40, 600),
+    seq_len=st.integers(1, 16),
+    rows=st.integers(1, 7),
+    seed=seeds,
+    epochs=st.integers(1, 3),
+)
 def test_a_shuffle_sees_every_window_once_an_epoch(length, seq_len, rows, seed, epochs):
     corpus, n = places(length, order="shuffle"), (length - 1) // seq_len
     steps = -(-epochs * n // rows)
-    starts = np.concatenate([corpus.batch(seed, step, rows, seq_len)[0][:, 0] for step in range(steps)])[: epochs * n]
+    starts = np.concatenate(
+        [corpus.batch(seed, step, rows, seq_len)[0][:, 0] for step in range(steps)]
+    )[: epochs * n]
     for epoch in starts.reshape(epochs, n):
         assert np.array_equal(np.sort(epoch), np.arange(n) * seq_len)
 
 
 def test_a_shuffled_epoch_predicts_every_token_once():
-    targets = np.concatenate([places(97, order="shuffle").batch(0, step, 4, 8)[1].ravel() for step in range(3)])
+    targets = np.concatenate(
+        [places(97, order="shuffle").batch(0, step, 4, 8)[1].ravel() for step in range(3)]
+    )
     assert np.array_equal(np.sort(targets), np.arange(1, 97))
 
 
@@ -69,8 +92,13 @@ def test_a_shuffled_epoch_predicts_every_token_once():
 def test_epochs_and_seeds_have_orders_of_their_own(seed, epoch):
     n = 200
     first = permuted(np.arange(n), n, seed, epoch)
-    for other in (permuted(np.arange(n), n, seed, epoch + 1), permuted(np.arange(n), n, seed + 1, epoch)):
-        assert (first == other).sum() < 12  # of two random permutations about one: 12 or more has the chance 1e-9
+    for other in (
+        permuted(np.arange(n), n, seed, epoch + 1),
+        permuted(np.arange(n), n, seed + 1, epoch),
+    ):
+        assert (
+            first == other
+        ).sum() < 12  # of two random permutations about one: 12 or more has the chance 1e-9
         assert abs(spearmanr(first, other).statistic) < 5 / np.sqrt(n - 1)
 
 
@@ -104,19 +132,31 @@ def test_a_shuffle_holds_nothing_of_the_datas_length():
     tracemalloc.stop()
 
 
-@given(length=st.integers(20, 200), seq_len=st.integers(1, 12), rows=st.integers(1, 8), steps=st.integers(1, 12))
+@given(
+    length=st.integers(20, 200),
+    seq_len=st.integers(1, 12),
+    rows=st.integers(1, 8),
+    steps=st.integers(1, 12),
+)
 def test_a_shuffles_tokens_are_counted_exactly(length, seq_len, rows, steps):
     corpus = places(length, order="shuffle")
-    targets = np.concatenate([corpus.batch(1, step, rows, seq_len)[1].ravel() for step in range(steps)])
+    targets = np.concatenate(
+        [corpus.batch(1, step, rows, seq_len)[1].ravel() for step in range(steps)]
+    )
     seen = corpus.seen(steps * rows * seq_len, rows * seq_len, seq_len)
     if seen["epochs"] <= 1:
         assert seen["unique_tokens"] == len(set(targets.tolist()))
     else:
-        assert seen["unique_tokens"] == (length - 1) // seq_len * seq_len  # the second epoch may begin before the first was seen whole
+        assert (
+            seen["unique_tokens"] == (length - 1) // seq_len * seq_len
+        )  # the second epoch may begin before the first was seen whole
     assert seen["unique_tokens"] + seen["repeated_tokens"] == targets.size
 
 
-@pytest.mark.parametrize(("length", "seq_len", "rows", "steps"), [(60, 1, 4, 9), (200, 16, 4, 5), (40, 30, 2, 3), (30, 28, 3, 2)])
+@pytest.mark.parametrize(
+    ("length", "seq_len", "rows", "steps"),
+    [(60, 1, 4, 9), (200, 16, 4, 5), (40, 30, 2, 3), (30, 28, 3, 2)],
+)
 def test_random_draws_see_what_is_expected_of_them(length, seq_len, rows, steps):
     """Against the mean over 400 seeds; its own standard error is the measure."""
     corpus, unique = places(length), []
@@ -128,7 +168,11 @@ def test_random_draws_see_what_is_expected_of_them(length, seq_len, rows, steps)
 
 
 def test_only_whole_steps_are_seen():
-    assert places(1001, order="shuffle").seen(250, 100, 10) == {"unique_tokens": 200, "repeated_tokens": 0, "epochs": 0.2}
+    assert places(1001, order="shuffle").seen(250, 100, 10) == {
+        "unique_tokens": 200,
+        "repeated_tokens": 0,
+        "epochs": 0.2,
+    }
 
 
 ROOM = {
@@ -156,6 +200,9 @@ def test_repetition_that_is_asked_for_is_allowed():
 
 def test_a_sweep_refuses_a_horizon_beyond_its_data_before_it_trains(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
-    with pytest.raises(UserError, match=r"`tokens <= epochs \* train tokens` must hold, but got tokens=2560000, epochs=1"):
+    with pytest.raises(
+        UserError,
+        match=r"`tokens <= epochs \* train tokens` must hold, but got tokens=2560000, epochs=1",
+    ):
         sweeping.sweep(tiny(tokens=256 * 10**4), out=tmp_path)
     assert len(sweeping.tasks("main", [tiny({"tokens": 256 * 10**4, "data.epochs": 100})])) == 1

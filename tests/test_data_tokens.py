@@ -14,13 +14,17 @@ from scaletune.data import files, hashing, tokenization
 from scaletune.errors import UserError
 from scaletune.recipe import Data, validated
 
-DOCUMENTS = [f"document {i}: " + " ".join(f"word{i * j % 17}" for j in range(i % 23)) for i in range(600)]
+DOCUMENTS = [
+    f"document {i}: " + " ".join(f"word{i * j % 17}" for j in range(i % 23)) for i in range(600)
+]
 
 
 @pytest.fixture
 def read(tmp_path):
     """settings -> a corpus with its cache in the test's folder."""
-    return lambda source, **settings: data.load(Data(**{"source": str(source), "seq_len": 4, "cache": str(tmp_path / "cache")} | settings))
+    return lambda source, **settings: data.load(
+        Data(**{"source": str(source), "seq_len": 4, "cache": str(tmp_path / "cache")} | settings)
+    )
 
 
 def both(corpus):
@@ -41,7 +45,10 @@ def test_uint32_tokens_and_a_folder_of_train_and_val(tmp_path, read):
     corpus = read(tmp_path, dtype="uint32")
     assert np.array_equal(corpus.train, tokens) and np.array_equal(corpus.held_out, tokens[:200])
     assert corpus.vocab_size == tokens.max() + 1
-    with pytest.raises(UserError, match=r"must hold tokens of `data.dtype` uint32, 4 bytes each, but `.*odd.bin` has 6 bytes"):
+    with pytest.raises(
+        UserError,
+        match=r"must hold tokens of `data.dtype` uint32, 4 bytes each, but `.*odd.bin` has 6 bytes",
+    ):
         (tmp_path / "odd.bin").write_bytes(b"123456")
         read(tmp_path / "odd.bin", dtype="uint32")
 
@@ -72,7 +79,12 @@ def test_samples_stand_for_a_large_array(monkeypatch):
     array = np.arange(10**6)
     monkeypatch.setattr(hashing, "LARGE", 10**6)
     whole = hashing.digest(array)
-    for changed in (np.append(array, 0), array.astype(np.int32), np.where(array < 10, 0, array), np.where(array > 10**6 - 10, 0, array)):
+    for changed in (
+        np.append(array, 0),
+        array.astype(np.int32),
+        np.where(array < 10, 0, array),
+        np.where(array > 10**6 - 10, 0, array),
+    ):
         assert hashing.digest(changed) != whole
     assert hashing.digest(array.copy()) == whole
 
@@ -81,7 +93,9 @@ def test_a_vocabulary_is_padded_and_never_cut(tmp_path, read):
     np.save(tmp_path / "tokens.npy", np.arange(500))
     assert read(tmp_path / "tokens.npy").vocab_size == 500
     assert read(tmp_path / "tokens.npy", vocab_size=512).vocab_size == 512
-    with pytest.raises(UserError, match=r"^`data.vocab_size` must hold every token, 500 or more here, but got 499$"):
+    with pytest.raises(
+        UserError, match=r"^`data.vocab_size` must hold every token, 500 or more here, but got 499$"
+    ):
         read(tmp_path / "tokens.npy", vocab_size=499)
 
 
@@ -96,7 +110,9 @@ def tokenizer(tmp_path_factory):
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
     made.train_from_iterator(DOCUMENTS, trainer)
     made.enable_truncation(5)
     made.enable_padding(length=50)
@@ -113,11 +129,17 @@ def test_a_text_files_tokens_are_the_tokenizers(tmp_path, read, tokenizer, monke
     monkeypatch.setattr(tokenization, "PIECE", 1000)
     corpus = read(tmp_path / "text.txt", tokenizer=str(tokenizer), held_out=0.2)
     assert tokenizers.Tokenizer.from_file(str(tokenizer)).decode(both(corpus).tolist()) == text
-    assert corpus.vocab_size == 300 and corpus.train.dtype == np.uint16 and isinstance(corpus.train, np.memmap)
+    assert (
+        corpus.vocab_size == 300
+        and corpus.train.dtype == np.uint16
+        and isinstance(corpus.train, np.memmap)
+    )
     assert len(corpus.train) == int(0.8 * len(both(corpus)))
 
 
-def test_a_folder_of_texts_is_split_by_file_and_separated_by_a_special_token(tmp_path, read, tokenizer):
+def test_a_folder_of_texts_is_split_by_file_and_separated_by_a_special_token(
+    tmp_path, read, tokenizer
+):
     import tokenizers
 
     (tmp_path / "texts").mkdir()
@@ -127,9 +149,13 @@ def test_a_folder_of_texts_is_split_by_file_and_separated_by_a_special_token(tmp
     made = tokenizers.Tokenizer.from_file(str(tokenizer))
     made.no_truncation(), made.no_padding()
     for split, held_out in ((corpus.train, False), (corpus.held_out, True)):
-        names = sorted(f"{i}.txt" for i in range(40) if files.is_held_out(f"{i}.txt", 0.3) == held_out)
+        names = sorted(
+            f"{i}.txt" for i in range(40) if files.is_held_out(f"{i}.txt", 0.3) == held_out
+        )
         texts = [DOCUMENTS[int(name[:-4])] for name in names]
-        assert split.tolist() == [token for text in texts for token in [*made.encode(text).ids, made.token_to_id("<end>")]]
+        assert split.tolist() == [
+            token for text in texts for token in [*made.encode(text).ids, made.token_to_id("<end>")]
+        ]
 
 
 def test_bytes_go_through_the_cache_too(tmp_path, read):
@@ -145,7 +171,9 @@ def test_text_is_tokenised_without_being_held(tmp_path):
     for name, line in (("lines.txt", "some text\n"), ("line.txt", "some text ")):
         (tmp_path / name).write_text(line * (24 * 2**20 // len(line)))
         tracemalloc.start()
-        tokenization.tokenized(Data(source=str(tmp_path / name), tokenizer="bytes", cache=str(tmp_path / "cache")))
+        tokenization.tokenized(
+            Data(source=str(tmp_path / name), tokenizer="bytes", cache=str(tmp_path / "cache"))
+        )
         assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
         tracemalloc.stop()
 
@@ -182,7 +210,10 @@ def test_tokenising_that_fails_leaves_nothing(tmp_path, read, monkeypatch):
 def test_of_two_writers_one_wins(tmp_path, read, monkeypatch):
     """The other finished while this one was writing."""
     (tmp_path / "text.txt").write_text("text " * 100)
-    fill, said = tokenization._fill, Data(source=str(tmp_path / "text.txt"), tokenizer="bytes", cache=str(tmp_path / "cache"))
+    fill, said = (
+        tokenization._fill,
+        Data(source=str(tmp_path / "text.txt"), tokenizer="bytes", cache=str(tmp_path / "cache")),
+    )
     inner = []
 
     def slow(*given):
@@ -193,16 +224,28 @@ def test_of_two_writers_one_wins(tmp_path, read, monkeypatch):
 
     monkeypatch.setattr(tokenization, "_fill", slow)
     corpus = tokenization.tokenized(said)
-    assert np.array_equal(corpus.train, inner[1].train) and len(list((tmp_path / "cache").iterdir())) == 1
+    assert (
+        np.array_equal(corpus.train, inner[1].train)
+        and len(list((tmp_path / "cache").iterdir())) == 1
+    )
 
 
 def test_the_standard_library_is_tokenised_as_it_is_split(read, monkeypatch):
     """Three of its files stand for all."""
     top, found = files.listed("python-stdlib")
-    few = [path for path in found if path.name in ("abc.py", "ast.py", "bisect.py", "cmd.py") and path.parent == top]
+    few = [
+        path
+        for path in found
+        if path.name in ("abc.py", "ast.py", "bisect.py", "cmd.py") and path.parent == top
+    ]
     monkeypatch.setattr(files, "listed", lambda source: (top, few))
-    plain, made = read("python-stdlib", held_out=0.4), read("python-stdlib", held_out=0.4, tokenizer="bytes", separator="")
-    assert len(few) == 4 and len(plain.train) and len(plain.held_out) and made.digest == plain.digest
+    plain, made = (
+        read("python-stdlib", held_out=0.4),
+        read("python-stdlib", held_out=0.4, tokenizer="bytes", separator=""),
+    )
+    assert (
+        len(few) == 4 and len(plain.train) and len(plain.held_out) and made.digest == plain.digest
+    )
 
 
 def test_a_cache_that_lost_its_end_is_one_sentence(tmp_path, read):
@@ -211,14 +254,20 @@ def test_a_cache_that_lost_its_end_is_one_sentence(tmp_path, read):
     (kept,) = (tmp_path / "cache").glob("*/tokens.bin")
     kept.write_bytes(kept.read_bytes()[:100])
     data._load.cache_clear()
-    with pytest.raises(UserError, match=r"^tokenised text must be whole, but `.*` has 100 of 500 tokens: remove the folder$"):
+    with pytest.raises(
+        UserError,
+        match=r"^tokenised text must be whole, but `.*` has 100 of 500 tokens: remove the folder$",
+    ):
         read(tmp_path / "text.txt", tokenizer="bytes")
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "power-law"])
 def test_what_is_no_text_has_no_tokenizer(tmp_path, read, name):
     np.save(tmp_path / "tokens.npy", np.arange(100))
-    with pytest.raises(UserError, match=r"^`data.tokenizer` turns text into tokens, but '.*' was read as (tokens|power-law)$"):
+    with pytest.raises(
+        UserError,
+        match=r"^`data.tokenizer` turns text into tokens, but '.*' was read as (tokens|power-law)$",
+    ):
         read(tmp_path / name if "." in name else name, tokenizer="bytes", seq_len=1)
 
 
@@ -231,17 +280,27 @@ def test_the_default_cache_is_the_users(tmp_path, monkeypatch):
 
 def test_a_limit_is_kept(tmp_path, read):
     (tmp_path / "text.txt").write_text("abcdefghij" * 100)
-    assert text_of(read(tmp_path / "text.txt", tokenizer="bytes", limit=123)) == ("abcdefghij" * 13)[:123]
+    assert (
+        text_of(read(tmp_path / "text.txt", tokenizer="bytes", limit=123))
+        == ("abcdefghij" * 13)[:123]
+    )
 
 
-def test_bad_tokenizers_and_missing_packages_are_one_sentence(tmp_path, read, tokenizer, monkeypatch):
+def test_bad_tokenizers_and_missing_packages_are_one_sentence(
+    tmp_path, read, tokenizer, monkeypatch
+):
     (tmp_path / "text.txt").write_text("text " * 100)
     (tmp_path / "bad.json").write_text("{}")
     for name in ("bad.json", "none.json"):
-        with pytest.raises(UserError, match=r"^`data.tokenizer` must be 'bytes' or a tokenizer.json, but `.*json`: "):
+        with pytest.raises(
+            UserError,
+            match=r"^`data.tokenizer` must be 'bytes' or a tokenizer.json, but `.*json`: ",
+        ):
             read(tmp_path / "text.txt", tokenizer=str(tmp_path / name))
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match=r"needs the package tokenizers: pip install 'scaletune\[data\]'$"):
+    with pytest.raises(
+        UserError, match=r"needs the package tokenizers: pip install 'scaletune\[data\]'$"
+    ):
         read(tmp_path / "text.txt", tokenizer=str(tokenizer))
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(UserError, match="must hold text, but there is none"):
@@ -251,13 +310,22 @@ def test_bad_tokenizers_and_missing_packages_are_one_sentence(tmp_path, read, to
 def test_a_dataset_without_the_package_says_what_to_install(tmp_path, read, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "rows.jsonl").write_text('{"text": "some"}\n')
-    with pytest.raises(UserError, match=r"needs the package datasets: pip install 'scaletune\[data\]'$"):
+    with pytest.raises(
+        UserError, match=r"needs the package datasets: pip install 'scaletune\[data\]'$"
+    ):
         read(tmp_path / "rows.jsonl")
 
 
 def test_a_stream_needs_a_limit():
-    point = {"model": {"width": 32}, "parametrization": {"base_width": 32}, "budget": {"tokens": 64, "batch_tokens": 64}}
-    with pytest.raises(UserError, match=r"^`data.limit` must say how many tokens to take of a stream, but got none for 'hub:some/corpus'$"):
+    point = {
+        "model": {"width": 32},
+        "parametrization": {"base_width": 32},
+        "budget": {"tokens": 64, "batch_tokens": 64},
+    }
+    with pytest.raises(
+        UserError,
+        match=r"^`data.limit` must say how many tokens to take of a stream, but got none for 'hub:some/corpus'$",
+    ):
         validated(point | {"data": {"source": "hub:some/corpus"}}, "stream")
 
 
@@ -281,7 +349,9 @@ def joined(documents):
     return "".join(text + "\n\n" for text in documents)
 
 
-@pytest.mark.parametrize("form", ["arrow", "parquet", "jsonl", "parquet folder", "jsonl folder", "hub"])
+@pytest.mark.parametrize(
+    "form", ["arrow", "parquet", "jsonl", "parquet folder", "jsonl folder", "hub"]
+)
 def test_a_dataset_is_its_documents(tmp_path, read, datasets, form):
     made, source = table(datasets, text=DOCUMENTS), tmp_path / "source"
     half = len(DOCUMENTS) // 2
@@ -294,7 +364,9 @@ def test_a_dataset_is_its_documents(tmp_path, read, datasets, form):
         source.mkdir()
         for i, rows in enumerate((range(half), range(half, len(DOCUMENTS)))):
             part = table(datasets, text=[DOCUMENTS[i] for i in rows])
-            part.to_json(source / f"{i}.jsonl") if "jsonl" in form else part.to_parquet(source / f"{i}.parquet")
+            part.to_json(source / f"{i}.jsonl") if "jsonl" in form else part.to_parquet(
+                source / f"{i}.parquet"
+            )
     settings = {"limit": 1000} if form == "hub" else {}
     corpus = read(f"hub:{source}" if form == "hub" else source, **settings)
     assert text_of(corpus) == joined(DOCUMENTS)[: settings.get("limit")]
@@ -304,7 +376,9 @@ def test_a_dataset_is_its_documents(tmp_path, read, datasets, form):
 @pytest.mark.parametrize("form", ["arrow", "parquet"])
 def test_a_datasets_own_validation_split_is_held_out(tmp_path, read, datasets, form):
     splits = {"train": DOCUMENTS[:500], "validation": DOCUMENTS[500:]}
-    made = datasets.DatasetDict({name: table(datasets, body=texts) for name, texts in splits.items()})
+    made = datasets.DatasetDict(
+        {name: table(datasets, body=texts) for name, texts in splits.items()}
+    )
     if form == "arrow":
         made.save_to_disk(str(tmp_path / "source"))
     else:
@@ -317,11 +391,21 @@ def test_a_datasets_own_validation_split_is_held_out(tmp_path, read, datasets, f
 
 
 def test_a_bad_dataset_is_one_sentence(tmp_path, read, datasets):
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"txet": "some"}) + "\n" + json.dumps({"txet": "more"}) + "\n")
-    with pytest.raises(UserError, match=r"^`data.column` must be a column of '.*rows.jsonl', but got 'text' \(nearest: 'txet'\)$"):
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"txet": "some"}) + "\n" + json.dumps({"txet": "more"}) + "\n"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"^`data.column` must be a column of '.*rows.jsonl', but got 'text' \(nearest: 'txet'\)$",
+    ):
         read(tmp_path / "rows.jsonl")
     (tmp_path / "numbers.jsonl").write_text('{"text": 1}\n')
-    with pytest.raises(UserError, match=r"^`data.column` must hold text, but 'text' of '.*numbers.jsonl' holds int$"):
+    with pytest.raises(
+        UserError,
+        match=r"^`data.column` must hold text, but 'text' of '.*numbers.jsonl' holds int$",
+    ):
         read(tmp_path / "numbers.jsonl")
-    with pytest.raises(UserError, match=r"^`data.source` must be a dataset that can be read, but 'hub:.*none'"):
+    with pytest.raises(
+        UserError, match=r"^`data.source` must be a dataset that can be read, but 'hub:.*none'"
+    ):
         read(f"hub:{tmp_path}/none", limit=100)

@@ -22,7 +22,9 @@ def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={MIB}", "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={MIB}", "tmpfs", folder],
+        capture_output=True,
+        check=False,
     )
     if not mount or mount.returncode:
         pytest.skip("this process may not mount a disk")
@@ -46,16 +48,23 @@ def test_a_full_disk_under_the_store_costs_one_trial(worker, tmp_path, disk):  #
     asked, stem = worker(40), disk / "sweeps/chaos"
     store = Store(stem)
     kept = []
-    with pytest.raises(UserError, match=r"^`.*chaos.db` must be a writable SQLite file, but (database or disk is full|disk I/O error)"):
+    with pytest.raises(
+        UserError,
+        match=r"^`.*chaos.db` must be a writable SQLite file, but (database or disk is full|disk I/O error)",
+    ):
         for task in asked:
             store.put(chaos.planted(task), [i / 7 for i in range(20_000)])
             kept.append(task.id)
     assert 2 <= len(kept) < len(asked) and [trial.id for trial in store.trials()] == sorted(kept)
     store.close()
-    assert sweeping.status(stem.with_suffix(".db"))["done"] == len(kept)  # to be read while it is full
+    assert sweeping.status(stem.with_suffix(".db"))["done"] == len(
+        kept
+    )  # to be read while it is full
     subprocess.run(["mount", "-o", f"remount,size={8 * MIB}", disk], check=True)  # room again
     assert losses(sweeping.train_all(asked, stem, 2)) == planted_losses(asked)
-    assert not set(kept) & set((tmp_path / "started").read_text().split())  # what was on record was not trained again
+    assert not set(kept) & set(
+        (tmp_path / "started").read_text().split()
+    )  # what was on record was not trained again
 
 
 def test_a_full_disk_leaves_the_record_as_it_was(worker, disk):  # noqa: F811
@@ -65,12 +74,19 @@ def test_a_full_disk_leaves_the_record_as_it_was(worker, disk):  # noqa: F811
     store = Store(stem)
     store.put(chaos.planted(asked[2]))
     filler = fill(disk)
-    with pytest.raises(UserError, match=r"^`.*chaos.(jsonl|db)` must be (writable|a writable SQLite file), but "):
+    with pytest.raises(
+        UserError, match=r"^`.*chaos.(jsonl|db)` must be (writable|a writable SQLite file), but "
+    ):
         store.export()
     store.close()
-    assert (disk / "sweeps/chaos.jsonl").read_bytes() == before and not list((disk / "sweeps").glob(".*"))
+    assert (disk / "sweeps/chaos.jsonl").read_bytes() == before and not list(
+        (disk / "sweeps").glob(".*")
+    )
     filler.unlink()
-    assert sweeping.export(disk / "sweeps/chaos.db") and len(read_jsonl(disk / "sweeps/chaos.jsonl")) == 3
+    assert (
+        sweeping.export(disk / "sweeps/chaos.db")
+        and len(read_jsonl(disk / "sweeps/chaos.jsonl")) == 3
+    )
 
 
 def test_a_sweep_does_not_begin_on_a_full_disk(worker, tmp_path, disk):  # noqa: F811
@@ -97,11 +113,17 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tiny, disk, monke
     with pytest.raises(UserError, match=r"^`.*checkpoint.pt` must be writable, but "):
         training.trial(recipe, "main", training.accelerator())
     (folder,) = (disk / "runs").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "previous.pt"}  # of steps 4 and 2
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoint.pt",
+        "previous.pt",
+    }  # of steps 4 and 2
     saved[0].unlink()
     subprocess.run(["mount", "-o", f"remount,size={8 * MIB}", disk], check=True)
     monkeypatch.setattr(checkpoints, "save", save)
-    again, alone = training.trial(recipe, "main", training.accelerator())[0], training.trial(tiny(), "main", training.accelerator())[0]
+    again, alone = (
+        training.trial(recipe, "main", training.accelerator())[0],
+        training.trial(tiny(), "main", training.accelerator())[0],
+    )
     assert (again.id, again.loss) == (alone.id, alone.loss)
 
 
@@ -109,6 +131,8 @@ def test_a_fit_that_finds_no_room_leaves_the_one_before(disk):
     fit = Fit(law="lr_nd", params={}, solution={}, objective=0.0)
     path = fit.write(disk / "fits/name.json")
     fill(disk)
-    with pytest.raises(UserError, match=r"^`.*name.json` must be writable, but No space left on device$"):
+    with pytest.raises(
+        UserError, match=r"^`.*name.json` must be writable, but No space left on device$"
+    ):
         Fit(law="lr_nd", params={}, solution={"long": "x" * 10_000}, objective=0.0).write(path)
     assert Fit.read(path) == fit and os.listdir(path.parent) == ["name.json"]

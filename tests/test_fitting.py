@@ -36,7 +36,18 @@ def floor(n_params, tokens):
     return 1.5 + 30 / n_params**0.3 + 60 / tokens**0.25
 
 
-def study(seed=0, *, noise=0.003, shared=0.01, sizes=SIZES, horizons=HORIZONS, n_lrs=7, seeds=2, skew=1.0, height=0.03):
+def study(
+    seed=0,
+    *,
+    noise=0.003,
+    shared=0.01,
+    sizes=SIZES,
+    horizons=HORIZONS,
+    n_lrs=7,
+    seeds=2,
+    skew=1.0,
+    height=0.03,
+):
     """Runs on a factor-2 grid of lrs; every seed has luck of its own that it keeps over a cell's lrs."""
     rng, rows = np.random.default_rng(seed), []
     for n_params in sizes:
@@ -50,7 +61,17 @@ def study(seed=0, *, noise=0.003, shared=0.01, sizes=SIZES, horizons=HORIZONS, n
                         + luck
                         + noise * rng.standard_normal()
                     )
-                    rows.append(dict(n_params=n_params, tokens=tokens, batch_tokens=4096, lr=lr, seed=run, loss=float(loss), status="done"))
+                    rows.append(
+                        dict(
+                            n_params=n_params,
+                            tokens=tokens,
+                            batch_tokens=4096,
+                            lr=lr,
+                            seed=run,
+                            loss=float(loss),
+                            status="done",
+                        )
+                    )
     return pd.DataFrame(rows).assign(id=lambda table: [f"run{i}" for i in range(len(table))])
 
 
@@ -72,7 +93,11 @@ def test_phi_is_flat_at_the_optimum_and_is_a_parabola_near_it(t, s):
     h = 1e-4
     assert phi(0.0, s) == 0
     assert (phi(h, s) + phi(-h, s)) / h**2 == pytest.approx(1, rel=1e-6)
-    exact = (math.exp(s * t) - 1 - s * t) / s**2 if abs(s * t) > 1e-2 else t * t / 2 * (1 + s * t / 3 + (s * t) ** 2 / 12)
+    exact = (
+        (math.exp(s * t) - 1 - s * t) / s**2
+        if abs(s * t) > 1e-2
+        else t * t / 2 * (1 + s * t / 3 + (s * t) ** 2 / 12)
+    )
     assert phi(t, s) == pytest.approx(exact, rel=1e-4, abs=1e-15)
 
 
@@ -98,7 +123,9 @@ def test_noiseless_basins_are_recovered(skew):
 def test_units_of_lr_do_not_matter(factor):
     one, two = measure(study()), measure(study().assign(lr=lambda table: table["lr"] * factor))
     for a, b in zip(one, two, strict=True):
-        assert b["lr"] == pytest.approx(a["lr"] * factor, rel=1e-9) and b["se"] == pytest.approx(a["se"], rel=1e-6)
+        assert b["lr"] == pytest.approx(a["lr"] * factor, rel=1e-9) and b["se"] == pytest.approx(
+            a["se"], rel=1e-6
+        )
 
 
 def test_luck_a_seed_has_at_every_lr_moves_no_optimum(trials):
@@ -112,7 +139,9 @@ SHAPES = {
     "parabola": lambda t: 0.015 * t**2,
     "skewed": lambda t: 0.03 * phi(t, 1.0),
     "steep right": lambda t: 0.015 * t**2 + 0.006 * np.maximum(t, 0) ** 4,
-    "flat left": lambda t: np.where(t < 0, 0.05 * (np.sqrt(1 + t**2) - 1), 0.025 * t**2 + 0.02 * np.maximum(t, 0) ** 3),
+    "flat left": lambda t: np.where(
+        t < 0, 0.05 * (np.sqrt(1 + t**2) - 1), 0.025 * t**2 + 0.02 * np.maximum(t, 0) ** 3
+    ),
 }
 
 
@@ -149,9 +178,13 @@ def test_intervals_of_optima_and_floors_cover_the_truth(shape):
 def test_without_scatter_the_regression_is_that_of_numpy():
     rng = np.random.default_rng(1)
     x, se = rng.standard_normal((9, 2)), rng.uniform(0.5, 2, 9)
-    y = x @ [0.3, -0.7] + 0.05 * rng.standard_normal(9)  # far less than se: no scatter is left to find
+    y = x @ [0.3, -0.7] + 0.05 * rng.standard_normal(
+        9
+    )  # far less than se: no scatter is left to find
     found = regress(x, y, se)
-    curve, covariance = optimize.curve_fit(lambda x, *v: v[0] + x @ np.array(v[1:]), x, y, p0=[0, 0, 0], sigma=se, absolute_sigma=True)
+    curve, covariance = optimize.curve_fit(
+        lambda x, *v: v[0] + x @ np.array(v[1:]), x, y, p0=[0, 0, 0], sigma=se, absolute_sigma=True
+    )
     assert found["scatter"] == 0 and found["dof"] == 6
     np.testing.assert_allclose(found["vector"], curve, rtol=1e-5)
     np.testing.assert_allclose(found["covariance"], covariance, rtol=1e-4)
@@ -176,8 +209,13 @@ def test_prediction_intervals_cover_new_cells(scatter):
     for _ in range(400):
         y = x @ [-0.5, 0.3] + np.hypot(scatter, 0.09) * rng.standard_normal(6)
         found = regress(x, y, np.full(6, 0.09))
-        half = stats.t.ppf(0.975, found["dof"]) * math.sqrt(at @ found["covariance"] @ at + found["scatter"] ** 2)
-        hits.append(abs(at @ found["vector"] - at[1:] @ [-0.5, 0.3] - scatter * rng.standard_normal()) < half)
+        half = stats.t.ppf(0.975, found["dof"]) * math.sqrt(
+            at @ found["covariance"] @ at + found["scatter"] ** 2
+        )
+        hits.append(
+            abs(at @ found["vector"] - at[1:] @ [-0.5, 0.3] - scatter * rng.standard_normal())
+            < half
+        )
     assert np.mean(hits) >= 0.92
 
 
@@ -186,10 +224,14 @@ def test_the_law_of_a_study_is_recovered(fitted):
         low, high = fitted.params[name]["interval"]
         assert low < truth < high and abs(fitted.params[name]["value"] - truth) < 0.1
     assert fitted.status == ["ok"] and fitted.solution["dof"] == 3
-    assert fitted.solution["quantile"] == pytest.approx(3.182446, rel=1e-6)  # Student's t, 3 degrees of freedom
+    assert fitted.solution["quantile"] == pytest.approx(
+        3.182446, rel=1e-6
+    )  # Student's t, 3 degrees of freedom
     noise = fitted.provenance["noise_sd"]
     assert noise == pytest.approx(0.003, rel=0.3) and fitted.provenance["noise_dof"] >= 20
-    assert fitted.held_out["kind"] == "leave-one-cell-out" and fitted.held_out["worst_excess"] < 2e-3
+    assert (
+        fitted.held_out["kind"] == "leave-one-cell-out" and fitted.held_out["worst_excess"] < 2e-3
+    )
 
 
 def test_parameters_and_prediction_agree(fitted):
@@ -197,13 +239,18 @@ def test_parameters_and_prediction_agree(fitted):
     found = from_fit(fitted, n_params=2e6, tokens=5e7)
     assert found.lr == pytest.approx(p["c"] * 2e6 ** p["a"] * 5e7 ** p["b"], rel=1e-9)
     e = {name: row["value"] for name, row in fitted.loss_law.params.items()}
-    assert found.loss == pytest.approx(e["E"] + e["A"] / 2e6 ** e["alpha"] + e["B"] / 5e7 ** e["beta"], rel=1e-9)
+    assert found.loss == pytest.approx(
+        e["E"] + e["A"] / 2e6 ** e["alpha"] + e["B"] / 5e7 ** e["beta"], rel=1e-9
+    )
 
 
 def test_the_answer_depends_on_neither_the_order_of_rows_nor_the_run(trials, fitted):
     again = fit(trials.sample(frac=1, random_state=0))
     assert again.digest == fitted.digest
-    assert Fit.from_dict(json.loads(json.dumps(fitted.to_dict(), allow_nan=False))).digest == fitted.digest
+    assert (
+        Fit.from_dict(json.loads(json.dumps(fitted.to_dict(), allow_nan=False))).digest
+        == fitted.digest
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,7 +268,9 @@ def test_exponents_that_the_runs_cannot_give_are_fixed_and_said(sizes, horizons,
     assert {name for name in ("a", "b") if found.params[name].get("fixed")} == fixed
     for name in fixed:
         column = {"a": "n_params", "b": "tokens"}[name]
-        assert any(f"`{column}` is the same in every fitted cell" in sentence for sentence in found.status)
+        assert any(
+            f"`{column}` is the same in every fitted cell" in sentence for sentence in found.status
+        )
         assert found.params[name] == {"value": 0.0, "interval": None, "fixed": True}
     predicted = from_fit(found, n_params=2e6, tokens=5e7)
     assert predicted.interval["lr"][0] < predicted.lr < predicted.interval["lr"][1]
@@ -234,7 +283,9 @@ def test_tokens_in_proportion_to_size_are_not_told_apart():
     diagonal = runs[np.isclose(runs["tokens"] / runs["n_params"], 60, rtol=0.2)]
     found = fit(diagonal.assign(tokens=diagonal["n_params"] * 60))
     assert any("`tokens` follows from `n_params`" in sentence for sentence in found.status)
-    assert found.params["b"].get("fixed") and found.params["a"]["value"] == pytest.approx(-0.1, abs=0.1)  # -0.2 + 0.1
+    assert found.params["b"].get("fixed") and found.params["a"]["value"] == pytest.approx(
+        -0.1, abs=0.1
+    )  # -0.2 + 0.1
 
 
 # what is left out, and what is said of it
@@ -249,7 +300,12 @@ def test_an_optimum_on_the_edge_is_named_and_not_used(trials):
     edge = trials[~((trials["n_params"] == 4e6) & (trials["lr"] < 3.9e-3))]
     found = fit(edge)
     said = [sentence for sentence in found.status if "lowest lr of its grid" in sentence]
-    assert len(said) == 2 and "4e+06 parameters" in said[0] and "0.004" in said[0] and "below" in said[0]
+    assert (
+        len(said) == 2
+        and "4e+06 parameters" in said[0]
+        and "0.004" in said[0]
+        and "below" in said[0]
+    )
     assert len(found.used) == 4 * 14 and accounted(found, edge)
     assert [cell["status"] == "ok" for cell in found.cells] == [True] * 4 + [False] * 2
 
@@ -262,9 +318,12 @@ def test_diverged_and_failed_runs_are_dropped_with_a_reason(trials):
     runs.loc[trials.index[0], "status"] = "failed"
     found = fit(runs)
     assert found.dropped[runs.loc[one, "id"]] == "diverged" and found.dropped["run0"] == "failed"
-    twin = runs[(runs["lr"] == runs.loc[one, "lr"]) & (runs["seed"] == 1) & (runs["n_params"] == 3e5) & (runs["tokens"] == 2e7)][
-        "id"
-    ].item()
+    twin = runs[
+        (runs["lr"] == runs.loc[one, "lr"])
+        & (runs["seed"] == 1)
+        & (runs["n_params"] == 3e5)
+        & (runs["tokens"] == 2e7)
+    ]["id"].item()
     assert found.dropped[twin] == "another run at this lr diverged"
     assert accounted(found, runs)
 
@@ -273,14 +332,19 @@ def test_an_optimum_beside_divergence_says_so(trials):
     runs = trials.copy()
     runs.loc[(runs["n_params"] == 4e6) & (runs["lr"] > 2.9e-3), "status"] = "diverged"
     found = fit(runs)
-    assert any("highest usable lr" in sentence and "0.004, diverged" in sentence for sentence in found.status)
+    assert any(
+        "highest usable lr" in sentence and "0.004, diverged" in sentence
+        for sentence in found.status
+    )
 
 
 def test_a_cell_that_diverged_whole_is_said_and_all_cells_is_an_error(trials):
     runs = trials.copy()
     runs.loc[runs["n_params"] == 4e6, "status"] = "diverged"
     found = fit(runs)
-    assert any("no usable run: 14 of 14 diverged" in sentence for sentence in found.status) and accounted(found, runs)
+    assert any(
+        "no usable run: 14 of 14 diverged" in sentence for sentence in found.status
+    ) and accounted(found, runs)
     with pytest.raises(UserError, match=r"at least one usable cell, but .*14 of 14 diverged"):
         fit(trials.assign(status="diverged"))
     with pytest.raises(UserError, match="2 usable learning rates"):
@@ -328,7 +392,10 @@ def several_batches(single, slope=0.3):
         part = study(seed=batch)
         parts.append(
             part.assign(
-                batch_tokens=batch, lr=part["lr"] * (batch / 4096) ** slope, loss=part["loss"] * factor, id=part["id"] + f"/{batch}"
+                batch_tokens=batch,
+                lr=part["lr"] * (batch / 4096) ** slope,
+                loss=part["loss"] * factor,
+                id=part["id"] + f"/{batch}",
             )
         )
     runs = pd.concat(parts)
@@ -338,13 +405,19 @@ def several_batches(single, slope=0.3):
 
 def test_of_several_batches_the_best_is_taken_and_one_each_gets_an_exponent():
     chosen = fit(several_batches(single=False))
-    assert chosen.law == "lr_nd" and chosen.solution["batch_tokens"] == [4096] and "lowest floor" in chosen.status[0]
+    assert (
+        chosen.law == "lr_nd"
+        and chosen.solution["batch_tokens"] == [4096]
+        and "lowest floor" in chosen.status[0]
+    )
     assert accounted(chosen, several_batches(single=False))
     ndb = fit(several_batches(single=True))
     assert ndb.law == "lr_ndb" and "batch exponent" in ndb.status[0]
     assert ndb.params["d"]["interval"][0] < 0.3 < ndb.params["d"]["interval"][1]
     every = fit(several_batches(single=False), "lr_ndb")
-    assert every.params["d"]["value"] == pytest.approx(0.3, abs=0.1) and len(every.used) > len(chosen.used)
+    assert every.params["d"]["value"] == pytest.approx(0.3, abs=0.1) and len(every.used) > len(
+        chosen.used
+    )
 
 
 def test_settings_mixed_within_a_cell_are_said(trials):
@@ -358,21 +431,38 @@ def test_runs_of_one_cell_under_two_schedules_are_said(trials):
     """As of a population's lineages, or of two sweeps put together."""
 
     def asked(kinds):
-        points = [{"optimizer": {"lr": lr, "beta1": 0.9}, "schedule": {"kind": kind}} for lr, kind in zip(trials["lr"], kinds, strict=True)]
-        return [sentence for sentence in fit(trials.assign(point=points)).status if "not alike" in sentence]
+        points = [
+            {"optimizer": {"lr": lr, "beta1": 0.9}, "schedule": {"kind": kind}}
+            for lr, kind in zip(trials["lr"], kinds, strict=True)
+        ]
+        return [
+            sentence
+            for sentence in fit(trials.assign(point=points)).status
+            if "not alike" in sentence
+        ]
 
     mixed = asked(np.where(trials["lr"] > trials["lr"].median(), "wsd", "cosine"))
-    assert mixed == ["`schedule.kind` differs between runs of one cell: its optimum is read off runs that are not alike"]
+    assert mixed == [
+        "`schedule.kind` differs between runs of one cell: its optimum is read off runs that are not alike"
+    ]
     assert asked(["wsd"] * len(trials)) == []
-    assert asked(np.where(trials["tokens"] > trials["tokens"].median(), "wsd", "cosine")) == []  # a cell's own
+    assert (
+        asked(np.where(trials["tokens"] > trials["tokens"].median(), "wsd", "cosine")) == []
+    )  # a cell's own
 
 
 def test_a_better_batch_whose_optimum_is_on_the_edge_is_said():
     runs = several_batches(single=False)
     cut = runs[(runs["batch_tokens"] > 5000) | (runs["lr"] < 2.1e-3) | (runs["n_params"] < 3e6)]
-    said = [sentence for sentence in fit(cut).status if "though its loss is below that of the batch size used, 16384" in sentence]
+    said = [
+        sentence
+        for sentence in fit(cut).status
+        if "though its loss is below that of the batch size used, 16384" in sentence
+    ]
     assert len(said) == 2 and all(
-        "4e+06 parameters" in sentence and "at batch 4096 has its lowest loss at the highest lr" in sentence for sentence in said
+        "4e+06 parameters" in sentence
+        and "at batch 4096 has its lowest loss at the highest lr" in sentence
+        for sentence in said
     )
 
 
@@ -386,20 +476,36 @@ def test_a_prediction_carries_the_fits_doubts_its_distance_and_its_batch(fitted)
     assert near.warnings == [] and near.batch_tokens == 4096 and near.loss is None
     assert near.band["lr"][0] < near.lr < near.band["lr"][1]
     far = from_fit(fitted, n_params=4e8, tokens=3e7)
-    assert len(far.warnings) == 1 and "n_params" in far.warnings[0] and "100 times above" in far.warnings[0]
+    assert (
+        len(far.warnings) == 1
+        and "n_params" in far.warnings[0]
+        and "100 times above" in far.warnings[0]
+    )
     below = from_fit(fitted, n_params=1e6, tokens=1e6)
     assert "20 times below" in below.warnings[0] and "tokens" in below.warnings[0]
     width = [math.log(p.interval["lr"][1] / p.interval["lr"][0]) for p in (near, far)]
     assert width[1] > width[0]
     other = from_fit(fitted, n_params=1e6, tokens=3e7, batch_tokens=16384)
     assert other.lr == near.lr and other.batch_tokens == 4096
-    assert "4096" in other.warnings[0] and "2205.10287" in other.warnings[0] and "by 2," in other.warnings[0]
+    assert (
+        "4096" in other.warnings[0]
+        and "2205.10287" in other.warnings[0]
+        and "by 2," in other.warnings[0]
+    )
     doubtful = replace(
         fitted,
         status=["a sentence"],
-        loss_law=replace(fitted, law="loss_nd", status=said, solution={"vector": [1, 0, 0, 1, 1], "draws": ["1 0 0 1 1"], "scatter": 0.0}),
+        loss_law=replace(
+            fitted,
+            law="loss_nd",
+            status=said,
+            solution={"vector": [1, 0, 0, 1, 1], "draws": ["1 0 0 1 1"], "scatter": 0.0},
+        ),
     )
-    assert from_fit(doubtful, n_params=1e6, tokens=3e7).warnings == ["a sentence", *said] and said != ["ok"]
+    assert from_fit(doubtful, n_params=1e6, tokens=3e7).warnings == [
+        "a sentence",
+        *said,
+    ] and said != ["ok"]
 
 
 @pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf])
@@ -417,7 +523,9 @@ from scaletune.records import Fit
 print(Fit.read({str(path)!r}).predict(n_params=1e6, tokens=3e7).lr)
 print([name for name in ("scipy", "pandas", "torch") if name in sys.modules])
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split("\n")
     assert float(out[0]) == from_fit(fitted, n_params=1e6, tokens=3e7).lr and out[1] == "[]"
 
 
@@ -426,13 +534,21 @@ print([name for name in ("scipy", "pandas", "torch") if name in sys.modules])
 
 def test_held_out_cells_are_not_fitted_and_are_judged(trials):
     found = fit(trials, holdout="n_params > 1e6 and tokens >= 6e7")
-    assert len(found.held_out["cells"]) == 1 and len(found.held_out["runs"]) == 14 and accounted(found, trials)
+    assert (
+        len(found.held_out["cells"]) == 1
+        and len(found.held_out["runs"]) == 14
+        and accounted(found, trials)
+    )
     assert found.ranges["n_params"] == [3e5, 4e6]
     row = found.held_out["cells"][0]
     assert row["ratio"] == pytest.approx(row["predicted_lr"] / row["measured_lr"])
     assert row["covered"] is True and 0 <= row["excess"] < 5e-3 and row["excess_grid"] >= 0
     poisoned = trials.assign(
-        loss=np.where((trials["n_params"] > 1e6) & (trials["tokens"] >= 6e7), trials["loss"] + trials["lr"], trials["loss"])
+        loss=np.where(
+            (trials["n_params"] > 1e6) & (trials["tokens"] >= 6e7),
+            trials["loss"] + trials["lr"],
+            trials["loss"],
+        )
     )
     assert fit(poisoned, holdout="n_params > 1e6 and tokens >= 6e7").params == found.params
 
@@ -458,29 +574,62 @@ def test_hold_outs_are_parsed_and_nothing_is_evaluated(trials, expression, said)
 def test_compare_is_arithmetic(fitted):
     cell = fitted.cells[2]
     basin = Basin(**cell["basin"])
-    prediction = Prediction(law="x", lr=cell["lr"] * 2, loss=cell["floor"], interval={"lr": [cell["lr"], cell["lr"] * 4], "loss": None})
+    prediction = Prediction(
+        law="x",
+        lr=cell["lr"] * 2,
+        loss=cell["floor"],
+        interval={"lr": [cell["lr"], cell["lr"] * 4], "loss": None},
+    )
     row = compare(prediction, cell)
-    assert row["ratio"] == pytest.approx(2) and row["covered"] is True and row["loss_ratio"] == 1 and row["loss_covered"] is None
-    assert row["excess"] == pytest.approx(basin.curvature * phi(math.log(2), basin.skew) / basin.floor)
+    assert (
+        row["ratio"] == pytest.approx(2)
+        and row["covered"] is True
+        and row["loss_ratio"] == 1
+        and row["loss_covered"] is None
+    )
+    assert row["excess"] == pytest.approx(
+        basin.curvature * phi(math.log(2), basin.skew) / basin.floor
+    )
     near = int(np.argmin(np.abs(np.log(np.array(cell["grid"]["lr"]) / (2 * cell["lr"])))))
-    assert row["excess_grid"] == pytest.approx(cell["grid"]["loss"][near] / min(cell["grid"]["loss"]) - 1)
-    tight = Prediction(law="x", lr=cell["lr"] * 2, interval={"lr": [cell["lr"] * 1.9, cell["lr"] * 2.1]})
+    assert row["excess_grid"] == pytest.approx(
+        cell["grid"]["loss"][near] / min(cell["grid"]["loss"]) - 1
+    )
+    tight = Prediction(
+        law="x", lr=cell["lr"] * 2, interval={"lr": [cell["lr"] * 1.9, cell["lr"] * 2.1]}
+    )
     assert compare(tight, cell)["covered"] is False
-    unmeasured = compare(prediction, {key: cell[key] for key in ("n_params", "tokens", "grid")} | {"status": "on the edge"})
-    assert unmeasured["excess"] is None and unmeasured["excess_grid"] == row["excess_grid"] and unmeasured["status"] == "on the edge"
+    unmeasured = compare(
+        prediction,
+        {key: cell[key] for key in ("n_params", "tokens", "grid")} | {"status": "on the edge"},
+    )
+    assert (
+        unmeasured["excess"] is None
+        and unmeasured["excess_grid"] == row["excess_grid"]
+        and unmeasured["status"] == "on the edge"
+    )
 
 
 # the loss law
 
 
-@given(st.floats(0.2, 0.7), st.floats(0.2, 0.7), st.floats(0.8, 2.5), st.floats(0.05, 0.5), st.floats(0.05, 0.5))
+@given(
+    st.floats(0.2, 0.7),
+    st.floats(0.2, 0.7),
+    st.floats(0.8, 2.5),
+    st.floats(0.05, 0.5),
+    st.floats(0.05, 0.5),
+)
 @settings(max_examples=12)
 def test_noiseless_laws_are_recovered(alpha, beta, e, a_term, b_term):
-    n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e10, 4), np.geomspace(1e9, 1e12, 4)))
+    n, d = (
+        grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e10, 4), np.geomspace(1e9, 1e12, 4))
+    )
     truth = dict(E=e, A=a_term * 3e8**alpha, B=b_term * 3e10**beta, alpha=alpha, beta=beta)
     loss = e + truth["A"] / n**alpha + truth["B"] / d**beta
     found = fit_loss_law(n, d, loss, n_draws=2)
-    assert {name: row["value"] for name, row in found["params"].items()} == pytest.approx(truth, rel=1e-5)
+    assert {name: row["value"] for name, row in found["params"].items()} == pytest.approx(
+        truth, rel=1e-5
+    )
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="public sweeps are not here")
@@ -489,19 +638,32 @@ def test_published_refit_of_chinchilla_is_reproduced():
     found = fit(table[["n_params", "tokens", "loss"]], "chinchilla")
     value = {name: row["value"] for name, row in found.params.items()}
     e, a, b, alpha, beta = BESIROGLU
-    assert value["alpha"] == pytest.approx(alpha, abs=0.002) and value["beta"] == pytest.approx(beta, abs=0.002)
+    assert value["alpha"] == pytest.approx(alpha, abs=0.002) and value["beta"] == pytest.approx(
+        beta, abs=0.002
+    )
     assert value["E"] == pytest.approx(e, abs=0.003)
     assert value["A"] == pytest.approx(a, rel=0.05) and value["B"] == pytest.approx(b, rel=0.05)
     for n_params, tokens in ((1e9, 2e10), (7e9, 1.4e11), (7e10, 1.4e12)):
         predicted = from_fit(found, n_params=n_params, tokens=tokens)
         assert predicted.loss == pytest.approx(e + a / n_params**alpha + b / tokens**beta, rel=5e-4)
-    for name, se in (("E", 0.0257), ("alpha", 0.0154), ("beta", 0.0206)):  # theirs, by 4000 pair bootstraps
+    for name, se in (
+        ("E", 0.0257),
+        ("alpha", 0.0154),
+        ("beta", 0.0206),
+    ):  # theirs, by 4000 pair bootstraps
         low, high = found.params[name]["interval"]
         assert (high - low) / 3.92 == pytest.approx(se, rel=0.35)
     x = table["n_params"].to_numpy(), table["tokens"].to_numpy(), table["loss"].to_numpy()
 
     def huber(v):
-        r = np.abs(np.log(x[2]) - np.log(np.exp(v[0]) + np.exp(v[1] - v[3] * np.log(x[0])) + np.exp(v[2] - v[4] * np.log(x[1]))))
+        r = np.abs(
+            np.log(x[2])
+            - np.log(
+                np.exp(v[0])
+                + np.exp(v[1] - v[3] * np.log(x[0]))
+                + np.exp(v[2] - v[4] * np.log(x[1]))
+            )
+        )
         return float(np.where(r <= 1e-3, r * r / 2, 1e-3 * (r - 5e-4)).sum())
 
     def logs(e, a, b, alpha, beta):
@@ -510,18 +672,31 @@ def test_published_refit_of_chinchilla_is_reproduced():
     ours = logs(value["E"], value["A"], value["B"], value["alpha"], value["beta"])
     assert huber(ours) == pytest.approx(found.objective, rel=1e-9)
     assert found.objective <= huber(logs(*BESIROGLU))
-    polished = optimize.minimize(huber, ours, method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-16, "maxiter": 2000})
+    polished = optimize.minimize(
+        huber, ours, method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-16, "maxiter": 2000}
+    )
     assert found.objective <= polished.fun * (1 + 1e-6)
 
 
 def test_a_loss_law_held_out(trials):
-    n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5)))
+    n, d = (
+        grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5))
+    )
     rng = np.random.default_rng(5)
     table = pd.DataFrame(
-        {"n_params": n, "tokens": d, "loss": (1.8 + 480 / n**0.35 + 2000 / d**0.37) * np.exp(0.002 * rng.standard_normal(25))}
+        {
+            "n_params": n,
+            "tokens": d,
+            "loss": (1.8 + 480 / n**0.35 + 2000 / d**0.37)
+            * np.exp(0.002 * rng.standard_normal(25)),
+        }
     )
     found = fit(table, "loss_nd", holdout="n_params > 5e8")
-    assert len(found.held_out["cells"]) == 5 and found.held_out["worst_loss_error"] < 0.02 and found.held_out["loss_coverage"] >= 0.8
+    assert (
+        len(found.held_out["cells"]) == 5
+        and found.held_out["worst_loss_error"] < 0.02
+        and found.held_out["loss_coverage"] >= 0.8
+    )
 
 
 def test_floors_make_the_loss_law_when_there_is_an_lr_axis(trials):
@@ -529,7 +704,10 @@ def test_floors_make_the_loss_law_when_there_is_an_lr_axis(trials):
     assert found.law == "loss_nd" and found.loss_law is None and len(found.cells) == 6
     assert any("cannot tell alpha from beta" in sentence for sentence in found.status)
     predicted = from_fit(found, n_params=2e6, tokens=5e7)
-    assert predicted.lr is None and predicted.interval["loss"][0] < floor(2e6, 5e7) < predicted.interval["loss"][1]
+    assert (
+        predicted.lr is None
+        and predicted.interval["loss"][0] < floor(2e6, 5e7) < predicted.interval["loss"][1]
+    )
 
 
 def test_loss_intervals_cover_a_target_beyond_the_runs():
@@ -539,8 +717,15 @@ def test_loss_intervals_cover_a_target_beyond_the_runs():
     truth = floor(1.6e7, 8e8)
     for _ in range(40):
         clean = floor(n, d)
-        part = fit_loss_law(n, d, clean * np.exp(0.002 * rng.standard_normal(9)), 0.002 * clean, n_draws=100)
-        made = Fit(law="loss_nd", params=part["params"], solution=part["solution"], objective=part["objective"])
+        part = fit_loss_law(
+            n, d, clean * np.exp(0.002 * rng.standard_normal(9)), 0.002 * clean, n_draws=100
+        )
+        made = Fit(
+            law="loss_nd",
+            params=part["params"],
+            solution=part["solution"],
+            objective=part["objective"],
+        )
         low, high = from_fit(made, n_params=1.6e7, tokens=8e8).interval["loss"]
         hits.append(low < truth < high)
         width.append((high - low) / truth)
@@ -555,9 +740,17 @@ def test_skews_tried_hold_the_prior():
 def test_public_sweeps_are_predicted_cell_by_cell():
     """Eight cells at one batch size (262144 tokens), each predicted from the other seven: within 0.3 % of its floor."""
     table = pd.read_csv(DATA / "steplaw_dense_dev.csv")
-    table = table[table["batch_tokens"] == 262144].drop(columns=["lr"]).rename(columns={"lr_grid": "lr", "run_id": "id"})
+    table = (
+        table[table["batch_tokens"] == 262144]
+        .drop(columns=["lr"])
+        .rename(columns={"lr_grid": "lr", "run_id": "id"})
+    )
     found = fit(table.assign(status=np.where(table["diverged"], "diverged", "done")))
-    assert found.held_out["worst_excess"] < 3e-3 and found.held_out["median_excess"] < 5e-4 and found.held_out["coverage"] >= 0.75
+    assert (
+        found.held_out["worst_excess"] < 3e-3
+        and found.held_out["median_excess"] < 5e-4
+        and found.held_out["coverage"] >= 0.75
+    )
     assert len(found.held_out["cells"]) == 8 and found.solution["batch_tokens"] == [262144]
 
 
@@ -568,7 +761,9 @@ def test_a_law_through_grid_ends_says_that_it_is_a_bound(trials):
     cut = trials[trials["lr"] < 0.0025]  # every cell still falls at the highest lr that is left
     made = fit(cut)
     assert made.status[0].startswith("no cell has its optimum inside its lr grid")
-    assert sum("lowest loss at the highest lr of its grid" in sentence for sentence in made.status) == len(SIZES) * len(HORIZONS)
+    assert sum(
+        "lowest loss at the highest lr of its grid" in sentence for sentence in made.status
+    ) == len(SIZES) * len(HORIZONS)
     best = made.predict(n_params=1e6, tokens=3e7)
     assert best.interval["lr"][0] < optimal(1e6, 3e7) < best.interval["lr"][1]
     assert set(made.used) | set(made.dropped) == set(cut["id"])
@@ -579,7 +774,9 @@ def test_comparisons_and_validation_are_dropped_with_the_reason(trials):
     other = trials.assign(id="sp" + trials["id"], sweep="sp", loss=trials["loss"] * 0.9)
     made = fit(pd.concat([trials.assign(sweep="main"), other]))
     assert made.params == fit(trials).params
-    assert {run: made.dropped[run] for run in other["id"]} == dict.fromkeys(other["id"], "of the sweep 'sp', not of the study's proxies")
+    assert {run: made.dropped[run] for run in other["id"]} == dict.fromkeys(
+        other["id"], "of the sweep 'sp', not of the study's proxies"
+    )
 
 
 def test_depths_and_widths_of_the_runs_are_kept(trials):

@@ -43,13 +43,17 @@ PUBLISHED = {  # total parameters: arXiv:2307.09288; model cards of Llama 3.2 1B
 
 def written(folder, config, **changed):
     path = folder / "config.json"
-    path.write_text(json.dumps({**(config if isinstance(config, dict) else config.to_diff_dict()), **changed}))
+    path.write_text(
+        json.dumps({**(config if isinstance(config, dict) else config.to_diff_dict()), **changed})
+    )
     return path
 
 
 def counted(path):
     model, vocab_size, _ = huggingface.read(path)
-    return counting.params(FAMILIES[model.get("family", "transformer")].model_validate(model), vocab_size)["n_params_total"]
+    return counting.params(
+        FAMILIES[model.get("family", "transformer")].model_validate(model), vocab_size
+    )["n_params_total"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -57,7 +61,9 @@ def test_every_parameter_is_that_of_transformers(tmp_path, name):
     with torch.device("meta"):
         theirs = AutoModelForCausalLM.from_config(CONFIGS[name])
     assert (
-        counted(written(tmp_path, CONFIGS[name])) == sum(p.numel() for p in theirs.parameters()) == PUBLISHED.get(name, counted(tmp_path))
+        counted(written(tmp_path, CONFIGS[name]))
+        == sum(p.numel() for p in theirs.parameters())
+        == PUBLISHED.get(name, counted(tmp_path))
     )
 
 
@@ -68,7 +74,13 @@ def test_what_hub_files_of_old_say(tmp_path):
         "vocab_size": 32000, "rope_scaling": None, "rope_theta": 5e5, "rms_norm_eps": 1e-5, "hidden_act": "silu", "torch_dtype": "float16",
     }  # fmt: skip
     model, vocab_size, said = huggingface.read(written(tmp_path, config).parent)  # a folder will do
-    assert (vocab_size, model["rope_theta"], model["norm_eps"], model["kv_heads"], model["tied"]) == (32000, 5e5, 1e-5, None, False)
+    assert (
+        vocab_size,
+        model["rope_theta"],
+        model["norm_eps"],
+        model["kv_heads"],
+        model["tied"],
+    ) == (32000, 5e5, 1e-5, None, False)
     assert counted(tmp_path) == PUBLISHED["llama-2-7b"] and len(said) == 1
 
 
@@ -131,14 +143,32 @@ def test_a_recipe_takes_its_model_from_a_config_beside_it(tmp_path):
     path = tmp_path / "target.toml"
     path.write_text(TARGET.format(hf="config.json", own="depth = 5"))
     made = recipe.load(path)
-    assert (made.model.width, made.model.depth, made.model.ffn_width, made.data.vocab_size) == (256, 5, 640, 500)
-    assert made.evidence["architecture"][-1] == "`model.depth` 5 is the target's own, over the config's"
+    assert (made.model.width, made.model.depth, made.model.ffn_width, made.data.vocab_size) == (
+        256,
+        5,
+        640,
+        500,
+    )
+    assert (
+        made.evidence["architecture"][-1]
+        == "`model.depth` 5 is the target's own, over the config's"
+    )
     path.write_text(TARGET.format(hf="elsewhere", own=""))
-    with pytest.raises(UserError, match=r"`model\.hf` must name a config\.json or its folder on disk, but got `elsewhere`"):
+    with pytest.raises(
+        UserError,
+        match=r"`model\.hf` must name a config\.json or its folder on disk, but got `elsewhere`",
+    ):
         recipe.load(path)
-    path.write_text(TARGET.format(hf="config.json", own="").replace("base_width = 64", "base_width = 32"))
-    with pytest.raises(UserError, match="`base_width % head_dim == 0` must hold, but got base_width=32, head_dim=64"):
+    path.write_text(
+        TARGET.format(hf="config.json", own="").replace("base_width = 64", "base_width = 32")
+    )
+    with pytest.raises(
+        UserError,
+        match="`base_width % head_dim == 0` must hold, but got base_width=32, head_dim=64",
+    ):
         recipe.load(path)
     path.write_text(TARGET.format(hf="config.json", own="").replace('"config.json"', "3"))
-    with pytest.raises(UserError, match=r"`model\.hf` must be the path of a config\.json, but got 3"):
+    with pytest.raises(
+        UserError, match=r"`model\.hf` must be the path of a config\.json, but got 3"
+    ):
         recipe.load(path)

@@ -13,33 +13,55 @@ from scaletune.importing import tensorboard, wandb
 FILES = Path(__file__).parent / "fixtures"
 
 
-@pytest.mark.parametrize(("name", "steps", "lr"), [("run-lr0.001.wandb", 5, 1e-3), ("run-lr0.003.wandb", 95, 3e-3)])
+@pytest.mark.parametrize(
+    ("name", "steps", "lr"), [("run-lr0.001.wandb", 5, 1e-3), ("run-lr0.003.wandb", 95, 3e-3)]
+)
 def test_wandbs_offline_runs(name, steps, lr):
     """The longer one crosses a block of the log it lies in."""
     (run,) = wandb.read(FILES / name)
-    assert run.config == {"learning_rate": lr, "model.d_model": 64, "model.n_layers": 2, "batch_size_tokens": 4096, "note": "é"}
-    assert run.history["train/loss"] == [(step, pytest.approx(5 - lr * step)) for step in range(0, 10 * steps, 10)]
+    assert run.config == {
+        "learning_rate": lr,
+        "model.d_model": 64,
+        "model.n_layers": 2,
+        "batch_size_tokens": 4096,
+        "note": "é",
+    }
+    assert run.history["train/loss"] == [
+        (step, pytest.approx(5 - lr * step)) for step in range(0, 10 * steps, 10)
+    ]
     assert [value for _, value in run.history["nested.a"]] == list(range(0, 10 * steps, 10))
 
 
 def test_tensorboards_scalars_old_and_new():
     runs = {run.name: run for run in tensorboard.read(FILES / "events")}
     expected = [(step, pytest.approx(4.0 - 0.1 * step)) for step in range(5)]
-    assert runs["simple"].history["eval/loss"] == expected and runs["tensors"].history["eval/loss"] == expected
+    assert (
+        runs["simple"].history["eval/loss"] == expected
+        and runs["tensors"].history["eval/loss"] == expected
+    )
     assert runs["simple"].row()["learning_rate"] == pytest.approx(1e-3)
 
 
 def test_a_trainers_state():
     table, guessed = importing.trials(FILES / "trainer_state.json")
     (row,) = table.to_dict("records")
-    assert (row["lr"], row["steps"], row["tokens"]) == (1e-3, 10, 640) and row["loss"] == row["eval_loss"] != row["train_loss"]
+    assert (row["lr"], row["steps"], row["tokens"]) == (1e-3, 10, 640) and row["loss"] == row[
+        "eval_loss"
+    ] != row["train_loss"]
     assert "`tokens` is read from `num_input_tokens_seen`" in guessed
 
 
 def test_mlflows_store():
     table, guessed = importing.trials(FILES / "mlflow.sqlite")
-    assert sorted(table["lr"]) == [1e-3, 3e-3] and list(table["width"]) == [64, 64] and set(table["optimizer"]) == {"adamw"}
-    assert list(table["loss"]) == pytest.approx([3.6, 3.6]) and list(table["steps"]) == [40, 40]  # a NaN is no value
+    assert (
+        sorted(table["lr"]) == [1e-3, 3e-3]
+        and list(table["width"]) == [64, 64]
+        and set(table["optimizer"]) == {"adamw"}
+    )
+    assert list(table["loss"]) == pytest.approx([3.6, 3.6]) and list(table["steps"]) == [
+        40,
+        40,
+    ]  # a NaN is no value
     assert guessed == ["`loss` is read from `val_loss`"]
 
 
@@ -47,16 +69,22 @@ def test_a_folder_of_runs_becomes_a_table_of_the_contract(tmp_path):
     for file in FILES.glob("*.wandb"):
         shutil.copy(file, tmp_path)
     table, guessed = importing.trials(tmp_path)
-    assert list(table["lr"]) == [1e-3, 3e-3] and list(table["loss"]) == pytest.approx([4.46, 4.5 - 3e-3 * 940])
+    assert list(table["lr"]) == [1e-3, 3e-3] and list(table["loss"]) == pytest.approx(
+        [4.46, 4.5 - 3e-3 * 940]
+    )
     assert list(table["tokens"]) == [40 * 4096, 940 * 4096] and list(table["width"]) == [64, 64]
     assert len(guessed) == 6
 
 
 def test_what_the_user_says_goes_before_what_is_customary(tmp_path):
-    pd.DataFrame({"a": [1.0, 2.0], "val_loss": [3.0, 4.0], "x": [5.0, 6.0]}).to_csv(tmp_path / "runs.csv", index=False)
+    pd.DataFrame({"a": [1.0, 2.0], "val_loss": [3.0, 4.0], "x": [5.0, 6.0]}).to_csv(
+        tmp_path / "runs.csv", index=False
+    )
     table, guessed = importing.trials(tmp_path / "runs.csv", {"loss": "a", "lr": "x"})
     assert list(table["loss"]) == [1.0, 2.0] and list(table["lr"]) == [5.0, 6.0] and guessed == []
-    with pytest.raises(UserError, match=r"`loss=val_los` must name a column of the records \(nearest: 'val_loss'\)"):
+    with pytest.raises(
+        UserError, match=r"`loss=val_los` must name a column of the records \(nearest: 'val_loss'\)"
+    ):
         importing.trials(tmp_path / "runs.csv", {"loss": "val_los"})
 
 
@@ -71,7 +99,10 @@ def test_a_parquet_table(tmp_path):
 def test_a_file_that_a_crash_cut_gives_what_is_whole(tmp_path, name, share):
     content, cut = (FILES / name).read_bytes(), tmp_path / Path(name).name
     cut.write_bytes(content[: int(share * len(content))])
-    (whole,), (part,) = importing.read(FILES / name).to_dict("records"), importing.read(cut).to_dict("records")
+    (whole,), (part,) = (
+        importing.read(FILES / name).to_dict("records"),
+        importing.read(cut).to_dict("records"),
+    )
     assert part.get("steps", 0) < whole["steps"] and set(part) <= set(whole)
 
 
@@ -80,7 +111,10 @@ BAD = {
     "runs.txt": (b"hello", "must be .jsonl, .db, .csv or .parquet, or logs of W&B"),
     "run.wandb": (b"hello there", "does not begin with `:W&B`"),
     "trainer_state.json": (b"{}", "must be a Trainer's state with a `log_history`"),
-    "events.out.tfevents.1": (b"\x05" + b"\0" * 11 + b"\xff\xff\xff\xff\xff" + b"\0" * 4, "must be a TensorBoard event file"),
+    "events.out.tfevents.1": (
+        b"\x05" + b"\0" * 11 + b"\xff\xff\xff\xff\xff" + b"\0" * 4,
+        "must be a TensorBoard event file",
+    ),
     "x.sqlite": (b"hello", "must be .jsonl"),
 }
 

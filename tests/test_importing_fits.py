@@ -12,7 +12,9 @@ from scaletune import importing
 from scaletune.cli import main
 from scaletune.errors import UserError
 
-SWEEP = Path(__file__).parent / "fixtures" / "sweep"  # by tests/fixtures/make.py: its losses are best at these lrs
+SWEEP = (
+    Path(__file__).parent / "fixtures" / "sweep"
+)  # by tests/fixtures/make.py: its losses are best at these lrs
 BEST = {1e5: 0.01, 4e5: 0.008}
 
 
@@ -22,7 +24,15 @@ def expected():
     for n_params, best in BEST.items():
         for lr in (best * 2.0**k for k in (-2, -1, 0, 1)):
             loss = (2 + 50 / n_params**0.3) * (1 + 0.04 * (lr / best - 1 - math.log(lr / best)))
-            rows.append({"n_params": n_params, "tokens": 204800, "batch_tokens": 1024, "lr": lr, "loss": loss})
+            rows.append(
+                {
+                    "n_params": n_params,
+                    "tokens": 204800,
+                    "batch_tokens": 1024,
+                    "lr": lr,
+                    "loss": loss,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -30,7 +40,13 @@ def foreign(path):
     """Someone else's lines of JSON: nested settings, other names."""
     rows = expected().to_dict("records")
     lines = [
-        {"run": str(i), "optim": {"peak": row["lr"]}, "size": row["n_params"], "D": row["tokens"], "ce": row["loss"]}
+        {
+            "run": str(i),
+            "optim": {"peak": row["lr"]},
+            "size": row["n_params"],
+            "D": row["tokens"],
+            "ce": row["loss"],
+        }
         for i, row in enumerate(rows)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -45,7 +61,9 @@ def parquet(path):
 
 def settings_alone(path):
     """The table of runs as it is when no metric is among its columns."""
-    pd.read_csv(SWEEP / "runs.csv").drop(columns=["eval/loss"]).iloc[:8].to_csv(path, index=False, quoting=csv.QUOTE_ALL)
+    pd.read_csv(SWEEP / "runs.csv").drop(columns=["eval/loss"]).iloc[:8].to_csv(
+        path, index=False, quoting=csv.QUOTE_ALL
+    )
     return path
 
 
@@ -64,7 +82,20 @@ SOURCES = {
 
 
 def fitted(sources, maps, capsys, *more):
-    assert main(["fit", *map(str, sources), "--law", "lr_nd", "--json", *(part for m in maps for part in ("--map", m)), *more]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                *map(str, sources),
+                "--law",
+                "lr_nd",
+                "--json",
+                *(part for m in maps for part in ("--map", m)),
+                *more,
+            ]
+        )
+        == 0
+    )
     return json.loads(capsys.readouterr().out)
 
 
@@ -77,10 +108,14 @@ def plain(tmp_path, capsys):
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_tracker_gives_the_law_of_the_plain_table(name, tmp_path, capsys, plain):
     told = fitted(*SOURCES[name](tmp_path), capsys)
-    assert told["n_used"] == plain["n_used"] == 8 and told["n_dropped"] == (1 if name.startswith("table") else 0)
+    assert told["n_used"] == plain["n_used"] == 8 and told["n_dropped"] == (
+        1 if name.startswith("table") else 0
+    )
     for param, row in plain["params"].items():
         assert told["params"][param]["value"] == pytest.approx(row["value"], rel=1e-4, abs=1e-9)
-    assert told["params"]["a"]["value"] == pytest.approx(math.log(0.8) / math.log(4), abs=0.02)  # of the two best
+    assert told["params"]["a"]["value"] == pytest.approx(
+        math.log(0.8) / math.log(4), abs=0.02
+    )  # of the two best
 
 
 def test_a_trainers_checkpoints_give_size_tokens_and_the_peak_that_was_logged(capsys, tmp_path):
@@ -88,26 +123,48 @@ def test_a_trainers_checkpoints_give_size_tokens_and_the_peak_that_was_logged(ca
     from transformers import LlamaConfig, LlamaForCausalLM
 
     table, guessed = importing.trials(SWEEP / "trainer")
-    assert sorted(table["id"]) == sorted(path.name for path in (SWEEP / "trainer").iterdir()) and set(table["steps"]) == {40}
+    assert sorted(table["id"]) == sorted(
+        path.name for path in (SWEEP / "trainer").iterdir()
+    ) and set(table["steps"]) == {40}
     assert "`lr` is read from `peak_lr_logged`" in guessed
-    assert set((table["lr"] / [float(name.split("lr")[1]) for name in table["id"]]).round(4)) == {0.8857}  # 31 of 35 steps still to go
-    model = LlamaForCausalLM(LlamaConfig.from_json_file(SWEEP / "trainer/w16-lr1/checkpoint-40/config.json"))
-    inside = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "head" not in name)
+    assert set((table["lr"] / [float(name.split("lr")[1]) for name in table["id"]]).round(4)) == {
+        0.8857
+    }  # 31 of 35 steps still to go
+    model = LlamaForCausalLM(
+        LlamaConfig.from_json_file(SWEEP / "trainer/w16-lr1/checkpoint-40/config.json")
+    )
+    inside = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if "embed" not in name and "head" not in name
+    )
     assert set(table.loc[table["width"] == 16, "n_params"]) == {inside}
     told = fitted([SWEEP / "trainer"], [], capsys, "--out", str(tmp_path / "fit.json"))
-    assert told["n_used"] > 5 and 0.02 < json.loads((tmp_path / "fit.json").read_text())["cells"][0]["lr"] < 0.4
+    assert (
+        told["n_used"] > 5
+        and 0.02 < json.loads((tmp_path / "fit.json").read_text())["cells"][0]["lr"] < 0.4
+    )
 
 
 def test_a_runs_own_history_is_one_run(tmp_path):
     """As `run.history()` of the API writes it."""
-    table = pd.DataFrame({"_step": [0, 10, 20], "_runtime": [1.0, 2.0, 3.0], "eval/loss": [4.0, 3.0, None], "lr": [0.01] * 3})
+    table = pd.DataFrame(
+        {
+            "_step": [0, 10, 20],
+            "_runtime": [1.0, 2.0, 3.0],
+            "eval/loss": [4.0, 3.0, None],
+            "lr": [0.01] * 3,
+        }
+    )
     table.to_csv(tmp_path / "one.csv", index=False)
     (row,) = importing.trials(tmp_path / "one.csv")[0].to_dict("records")
     assert row == {"id": "one", "steps": 20, "eval/loss": 3.0, "lr": 0.01, "loss": 3.0}
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
-    pd.DataFrame({"Name": ["a", "a"], "State": ["finished", "running"], "lr": [1.0, 2.0]}).to_csv(tmp_path / "runs.csv", index=False)
+    pd.DataFrame({"Name": ["a", "a"], "State": ["finished", "running"], "lr": [1.0, 2.0]}).to_csv(
+        tmp_path / "runs.csv", index=False
+    )
     table = importing.trials(tmp_path / "runs.csv")[0]
     assert list(table["id"]) == ["a", "a#2"] and list(table["status"]) == ["done", "failed"]
 
@@ -117,7 +174,10 @@ def test_bad_exports_are_one_clear_line(tmp_path):
     with pytest.raises(UserError, match=r"`State` must be one of finished, .* but got 'resting'"):
         importing.trials(tmp_path / "runs.csv")
     pd.DataFrame({"Name": ["a"], "State": ["finished"]}).to_csv(tmp_path / "runs.csv", index=False)
-    with pytest.raises(UserError, match=r"every run of a W&B chart must be in the table of runs, but 'n100000-lr0.0025' is not"):
+    with pytest.raises(
+        UserError,
+        match=r"every run of a W&B chart must be in the table of runs, but 'n100000-lr0.0025' is not",
+    ):
         importing.trials([tmp_path / "runs.csv", SWEEP / "chart.csv"])
     (tmp_path / "runs.jsonl").write_text('{"lr": 1}\n[2]\n')
     with pytest.raises(UserError, match=r"every line of .* must be an object, but got '\[2\]'"):

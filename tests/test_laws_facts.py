@@ -49,17 +49,30 @@ OUTPUTS_OF = {
     ("powerlines_bopt", "bs_seq"): ("batch_tokens", 2048),
 }
 EXPERTS = {30.364: 1, 21.833: 8, 16.5424: 32}  # by the m of arXiv:2502.05172, Table 4
-STEPS = {"cosine_24000": "cosine:24000:2160:3e-4:3e-5", "cosine_72000": "cosine:72000:2160:3e-4:3e-5"}
+STEPS = {
+    "cosine_24000": "cosine:24000:2160:3e-4:3e-5",
+    "cosine_72000": "cosine:72000:2160:3e-4:3e-5",
+}
 BETWEEN = {  # what a law computes on its way
-    ("muennighoff", "Dp"): lambda at, found: worth(at["D"], at["U"], law("muennighoff").coefficients["R_Dstar"]),
-    ("precision", "f_w"): lambda at, found: kept(at["Pw"], *(law("precision").coefficients[name] for name in ("gw", "nw"))),
+    ("muennighoff", "Dp"): lambda at, found: worth(
+        at["D"], at["U"], law("muennighoff").coefficients["R_Dstar"]
+    ),
+    ("precision", "f_w"): lambda at, found: kept(
+        at["Pw"], *(law("precision").coefficients[name] for name in ("gw", "nw"))
+    ),
     ("kaplan_L_Cmin", "C_flops"): lambda at, found: at["C"],
-    ("hoffmann_alloc", "C_of"): lambda at, found: 6 * 1e9 * 20.2e9,  # the row's own 6ND: no law of ours
+    ("hoffmann_alloc", "C_of"): lambda at, found: (
+        6 * 1e9 * 20.2e9
+    ),  # the row's own 6ND: no law of ours
     ("nanochat_recipe", "Tepoch_ratio"): lambda at, found: (
-        found["batch_tokens"] / at["B1"] / (found["lr_factor"] * (found["weight_decay"] / at["wd1"]) * (at["D"] / at["D1"]))
+        found["batch_tokens"]
+        / at["B1"]
+        / (found["lr_factor"] * (found["weight_decay"] / at["wd1"]) * (at["D"] / at["D1"]))
     ),
     **{
-        ("jointmoe", name): lambda at, found, i=i: joint_terms(at["E"], **law("jointmoe").coefficients)[i]
+        ("jointmoe", name): lambda at, found, i=i: joint_terms(
+            at["E"], **law("jointmoe").coefficients
+        )[i]
         for i, name in enumerate(("m", "mu", "n", "nu"))
     },
 }
@@ -103,7 +116,9 @@ def test_every_law_of_the_table_is_in_the_catalogue_and_no_other():
 
 
 @here
-@pytest.mark.parametrize(("law_id", "i", "check"), CHECKS, ids=[f"{law_id}-{i}" for law_id, i, _ in CHECKS])
+@pytest.mark.parametrize(
+    ("law_id", "i", "check"), CHECKS, ids=[f"{law_id}-{i}" for law_id, i, _ in CHECKS]
+)
 def test_check_of_the_table(law_id, i, check):
     at = ours(law_id, check["inputs"])
     found = law(law_id)(**at)
@@ -123,7 +138,15 @@ def test_what_is_confirmed_is_what_the_table_confirms(fact):
 @pytest.mark.parametrize("fact", FACTS, ids=[fact["id"] for fact in FACTS])
 def test_every_coefficient_of_the_table_is_in_the_law(fact):
     ours = [*law(fact["id"]).coefficients.values()]
-    left_out = {("precision_ptq", "b_post"), ("hoffmann_alloc", "b1"), ("hoffmann_alloc", "a2"), ("hoffmann_alloc", "b2")}  # in its text
+    left_out = {
+        ("precision_ptq", "b_post"),
+        ("hoffmann_alloc", "b1"),
+        ("hoffmann_alloc", "a2"),
+        ("hoffmann_alloc", "b2"),
+    }  # in its text
     for name, value in fact["coefficients"].items():
         if (fact["id"], name) not in left_out:
-            assert any(abs(own) == pytest.approx(abs(value), rel=1e-12) for own in ours), (name, value)
+            assert any(abs(own) == pytest.approx(abs(value), rel=1e-12) for own in ours), (
+                name,
+                value,
+            )

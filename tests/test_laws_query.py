@@ -31,16 +31,28 @@ def ask(capsys, line):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("--law steplaw_lr_bs --n-params 1e9", "steplaw_lr_bs needs tokens (tokens trained on): give --tokens"),
+        (
+            "--law steplaw_lr_bs --n-params 1e9",
+            "steplaw_lr_bs needs tokens (tokens trained on): give --tokens",
+        ),
         ("--law minicpm_bs", "minicpm_bs needs loss (loss, nats per token): give --loss"),
         ("--law deepseek_lr_bs --n-params 1e9", "give --flops"),
-        ("--law gemstones_width_depth --n-params-total 1e9 --tokens 1e11 --depth 24", "needs width (width, d_model): give --width"),
+        (
+            "--law gemstones_width_depth --n-params-total 1e9 --tokens 1e11 --depth 24",
+            "needs width (width, d_model): give --width",
+        ),
         (
             "--law bjorck_horizon_rule --tokens 1e11 --given base_tokens=1e10",
             "needs base_lr (lr of the tuned run): give --given base_lr=VALUE",
         ),
-        ("--law kaplan_L_NS --n-params 1e9 --steps 1e5 --batch-tokens 1e6", "give --given critical_batch_tokens=VALUE"),
-        ("--law meituan_lr --loss 3 --given lam=2", "meituan_lr has no published value of alpha, the exponent of the loss: give your own"),
+        (
+            "--law kaplan_L_NS --n-params 1e9 --steps 1e5 --batch-tokens 1e6",
+            "give --given critical_batch_tokens=VALUE",
+        ),
+        (
+            "--law meituan_lr --loss 3 --given lam=2",
+            "meituan_lr has no published value of alpha, the exponent of the loss: give your own",
+        ),
         ("", "predict: the following arguments are required: --n-params, --tokens"),
         ("--n-params 1e9 --loss 3", "predict: the following arguments are required: --tokens"),
     ],
@@ -58,10 +70,17 @@ def as_option(name):
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_every_quantity_is_given_by_the_option_it_names(name, capsys):
-    entry = next(one for one in laws.CATALOGUE.values() if any(name in (i.column, *i.instead) for i in one.inputs))
+    entry = next(
+        one
+        for one in laws.CATALOGUE.values()
+        if any(name in (i.column, *i.instead) for i in one.inputs)
+    )
     columns = [name if name in (i.column, *i.instead) else i.column for i in entry.inputs]
     own = [f"--given {coefficient}={entry.shown_at[coefficient]}" for coefficient in entry.unknown]
-    code, out, err = ask(capsys, " ".join(["predict --json --law", entry.id, *map(as_option, dict.fromkeys(columns)), *own]))
+    code, out, err = ask(
+        capsys,
+        " ".join(["predict --json --law", entry.id, *map(as_option, dict.fromkeys(columns)), *own]),
+    )
     assert code == 0, err
     assert json.loads(out)["predictions"][0]["law"] == entry.id
 
@@ -72,11 +91,31 @@ def test_every_quantity_is_given_by_the_option_it_names(name, capsys):
 @pytest.mark.parametrize(
     ("law_id", "given", "said"),
     [
-        ("steplaw_lr_bs", {"n_params_total": 1e9, "tokens": 1e11}, r"needs n_params .*; n_params_total counts other parameters"),
-        ("kaplan_L_N", {"n_active": 1e9}, r"needs n_params .*; n_active counts other parameters and is not taken for it$"),
-        ("porian_lr_bs", {"n_params_total": 1e9}, "needs n_params_with_head .*; n_params_total counts other parameters"),
-        ("jointmoe_lr", {"n_params": 1e9, "n_experts": 8}, r"needs n_active .*: give --n-active; n_params counts other"),
-        ("abnar_sparsity", {"n_active": 1e9, "tokens": 1e10}, "needs n_params_total .*: give --n-params-total; n_active counts other"),
+        (
+            "steplaw_lr_bs",
+            {"n_params_total": 1e9, "tokens": 1e11},
+            r"needs n_params .*; n_params_total counts other parameters",
+        ),
+        (
+            "kaplan_L_N",
+            {"n_active": 1e9},
+            r"needs n_params .*; n_active counts other parameters and is not taken for it$",
+        ),
+        (
+            "porian_lr_bs",
+            {"n_params_total": 1e9},
+            "needs n_params_with_head .*; n_params_total counts other parameters",
+        ),
+        (
+            "jointmoe_lr",
+            {"n_params": 1e9, "n_experts": 8},
+            r"needs n_active .*: give --n-active; n_params counts other",
+        ),
+        (
+            "abnar_sparsity",
+            {"n_active": 1e9, "tokens": 1e10},
+            "needs n_params_total .*: give --n-params-total; n_active counts other",
+        ),
     ],
 )
 def test_another_count_is_refused(law_id, given, said):
@@ -85,7 +124,10 @@ def test_another_count_is_refused(law_id, given, said):
 
 
 def test_the_count_a_law_is_of_comes_without_a_warning():
-    exact, near = from_law("besiroglu", n_params_total=1e9, tokens=2e10), from_law("besiroglu", **SCALE)
+    exact, near = (
+        from_law("besiroglu", n_params_total=1e9, tokens=2e10),
+        from_law("besiroglu", **SCALE),
+    )
     assert exact.loss == near.loss == pytest.approx(2.53005032368, rel=1e-9)
     assert exact.warnings == [] and any("counts all parameters" in said for said in near.warnings)
 
@@ -98,11 +140,20 @@ def test_the_count_a_law_is_of_comes_without_a_warning():
         ({"unique_tokens": 3e10}, "`unique_tokens <= tokens` must hold"),
         ({"batch_tokens": 3e10}, "`batch_tokens <= tokens` must hold"),
         ({"flops": 7}, r"1 PF-day is 8.64e19"),
-        ({"batch_seqs": 256}, "`batch_seqs` is no quantity that laws are asked by: give batch_tokens, which is tokens: sequences"),
-        ({"N": 1e9}, r"`N` is no quantity .*: give n_params \(no embedding, no head\), n_params_total"),
+        (
+            {"batch_seqs": 256},
+            "`batch_seqs` is no quantity that laws are asked by: give batch_tokens, which is tokens: sequences",
+        ),
+        (
+            {"N": 1e9},
+            r"`N` is no quantity .*: give n_params \(no embedding, no head\), n_params_total",
+        ),
         ({"epochs": 4}, "give unique_tokens = tokens / epochs"),
         ({"widht": 64}, r"`widht` is no quantity that laws are asked by \(nearest: 'width'\)"),
-        ({"sparsity": 1}, "`sparsity` must be a finite number of at least 0 and below 1, but got 1"),
+        (
+            {"sparsity": 1},
+            "`sparsity` must be a finite number of at least 0 and below 1, but got 1",
+        ),
         ({"n_experts": 0.5}, "`n_experts` must be a finite number of at least 1, but got 0.5"),
         ({"loss": -1}, "`loss` must be a positive, finite number, but got -1"),
     ],
@@ -114,9 +165,14 @@ def test_units_mixed_up_are_refused(given, said):
 
 def test_what_the_law_knows_nothing_of_is_said():
     repeated = from_law("besiroglu", n_params_total=1e9, tokens=2e10, unique_tokens=5e9)
-    assert repeated.warnings == ["unique_tokens 5e+09 is not used: the law knows nothing of it, and takes the 4 epochs as one"]
+    assert repeated.warnings == [
+        "unique_tokens 5e+09 is not used: the law knows nothing of it, and takes the 4 epochs as one"
+    ]
     assert from_law("besiroglu", n_params_total=1e9, tokens=2e10, unique_tokens=2e10).warnings == []
-    assert any("bits_kv 4 is not used" in said for said in from_law("kaplan_lr", n_params=1e8, bits_kv=4).warnings)
+    assert any(
+        "bits_kv 4 is not used" in said
+        for said in from_law("kaplan_lr", n_params=1e8, bits_kv=4).warnings
+    )
 
 
 def test_defaults_are_said():
@@ -129,17 +185,23 @@ def test_defaults_are_said():
 def test_repetition_is_asked_by_unique_tokens():
     """Printed by the datablations repository of arXiv:2305.16264."""
     given = {"n_params_total": 6.34e9, "tokens": 242e9}
-    assert from_law("muennighoff", **given, unique_tokens=25e9).loss == pytest.approx(2.2256440889984477, rel=1e-8)
+    assert from_law("muennighoff", **given, unique_tokens=25e9).loss == pytest.approx(
+        2.2256440889984477, rel=1e-8
+    )
     assert from_law("muennighoff", **given, unique_tokens=25e9).warnings == []
     assert any("U = D" in said for said in from_law("muennighoff", **given).warnings)
     assert any(
-        "epochs 1e+03 is 2x above" in said for said in from_law("muennighoff", n_params=1e9, tokens=1e11, unique_tokens=1e8).warnings
+        "epochs 1e+03 is 2x above" in said
+        for said in from_law("muennighoff", n_params=1e9, tokens=1e11, unique_tokens=1e8).warnings
     )
 
 
 def test_steps_follow_from_tokens_and_batch():
     asked = {"n_params": 1e9, "batch_tokens": 1e6, "critical_batch_tokens": 1e6}
-    given, derived = from_law("kaplan_L_NS", **asked, steps=2e5), from_law("kaplan_L_NS", **asked, tokens=2e11)
+    given, derived = (
+        from_law("kaplan_L_NS", **asked, steps=2e5),
+        from_law("kaplan_L_NS", **asked, tokens=2e11),
+    )
     assert given.loss == derived.loss == pytest.approx(2.400514, rel=1e-5)
     assert any("tokens / batch_tokens = 2e+05 was used" in said for said in derived.warnings)
 
@@ -147,7 +209,10 @@ def test_steps_follow_from_tokens_and_batch():
 def test_a_batch_of_less_than_a_sequence_is_asked_about():
     said = from_law("bjorck_lr", n_params=1e9, tokens=1e11, batch_tokens=256).warnings
     assert any("batch_tokens 256 is less than one sequence" in one for one in said)
-    assert not any("sequence" in one for one in from_law("bjorck_lr", n_params=1e9, tokens=1e11, batch_tokens=524288).warnings)
+    assert not any(
+        "sequence" in one
+        for one in from_law("bjorck_lr", n_params=1e9, tokens=1e11, batch_tokens=524288).warnings
+    )
 
 
 @pytest.mark.parametrize("law_id", laws.CATALOGUE)
@@ -156,9 +221,15 @@ def test_whatever_is_asked_the_answer_is_json_or_one_line(law_id):
     for _ in range(20):
         given = {name: draw.choice([0, -1, 0.5, 1e300]) for name in law(law_id).unknown}
         for column in {one.column for one in law(law_id).inputs} - {"lr_schedule"}:
-            given[column] = max(COLUMNS[column].least or 0, 10 ** draw.uniform(*draw.choice([(-300, 300), (-3, 14), (0, 1)])))
+            given[column] = max(
+                COLUMNS[column].least or 0,
+                10 ** draw.uniform(*draw.choice([(-300, 300), (-3, 14), (0, 1)])),
+            )
         if law_id.startswith(("mpl", "tissue")):
-            given |= {"lr_schedule": draw.choice([[1e-3, 0, 0], [1e300, 1e-300, 5], [0, 0, 1e-3]]), "steps": draw.choice([1, 2, 3, 4])}
+            given |= {
+                "lr_schedule": draw.choice([[1e-3, 0, 0], [1e300, 1e-300, 5], [0, 0, 1e-3]]),
+                "steps": draw.choice([1, 2, 3, 4]),
+            }
         try:
             json.dumps(from_law(law_id, **given).to_dict(), allow_nan=False)
         except UserError as error:
@@ -170,27 +241,56 @@ def test_whatever_is_asked_the_answer_is_json_or_one_line(law_id):
 
 def test_other_quantities_come_with_units():
     found = from_law("besiroglu_alloc", flops=1e21)
-    assert found.values == pytest.approx({"n_params_opt": 2778459000, "tokens_opt": 59985280000, "tokens_per_param": 21.589402}, rel=1e-5)
-    assert found.units == {"n_params_opt": "parameters", "tokens_opt": "tokens", "tokens_per_param": "tokens per parameter"}
+    assert found.values == pytest.approx(
+        {"n_params_opt": 2778459000, "tokens_opt": 59985280000, "tokens_per_param": 21.589402},
+        rel=1e-5,
+    )
+    assert found.units == {
+        "n_params_opt": "parameters",
+        "tokens_opt": "tokens",
+        "tokens_per_param": "tokens per parameter",
+    }
     assert found.loss == pytest.approx(2.305529, rel=1e-5)
-    assert {"values", "units"} <= set(found.to_dict()) and not {"values", "units"} & set(from_law("besiroglu", **SCALE).to_dict())
+    assert {"values", "units"} <= set(found.to_dict()) and not {"values", "units"} & set(
+        from_law("besiroglu", **SCALE).to_dict()
+    )
 
 
 def test_a_negative_answer_is_none_unless_the_quantity_has_a_sign():
     assert from_law("kaplan_lr", n_params=70e9).lr is None
-    assert from_law("adam_batch_betas", base_batch_tokens=1, batch_tokens=200, base_beta1=0.99, base_beta2=0.999).values["beta1"] is None
-    signed = from_law("tao_vocab", n_params=1e9, n_vocab_params=1e9, characters=1e10, unit_N=1e9, unit_H=1e10)
+    assert (
+        from_law(
+            "adam_batch_betas",
+            base_batch_tokens=1,
+            batch_tokens=200,
+            base_beta1=0.99,
+            base_beta2=0.999,
+        ).values["beta1"]
+        is None
+    )
+    signed = from_law(
+        "tao_vocab", n_params=1e9, n_vocab_params=1e9, characters=1e10, unit_N=1e9, unit_H=1e10
+    )
     assert signed.values["loss_over_unigram"] == pytest.approx(-1.382, rel=1e-12)
     assert from_law("precision", n_params=1e9, tokens=1e10, bits_activations=3).loss is None
 
 
 def test_side_by_side_lr_and_batch_of_two_laws_are_kept_apart():
     lr, batch = from_laws(["bjorck_lr", "powerlines_bopt"], n_params=1e9, tokens=1e11)
-    assert lr.warnings[0] == "it gives no batch_tokens: do not pair its lr with the batch_tokens of powerlines_bopt, fitted apart from it"
-    assert batch.warnings[0] == "it gives no lr: do not pair its batch_tokens with the lr of bjorck_lr, fitted apart from it"
+    assert (
+        lr.warnings[0]
+        == "it gives no batch_tokens: do not pair its lr with the batch_tokens of powerlines_bopt, fitted apart from it"
+    )
+    assert (
+        batch.warnings[0]
+        == "it gives no lr: do not pair its batch_tokens with the lr of bjorck_lr, fitted apart from it"
+    )
     (alone,) = from_laws(["bjorck_lr"], n_params=1e9, tokens=1e11)
     assert not any("do not pair" in said for said in alone.warnings)
-    assert not any("do not pair" in said for said in from_laws(["steplaw_lr_bs", "powerlines_bopt"], **SCALE)[0].warnings)
+    assert not any(
+        "do not pair" in said
+        for said in from_laws(["steplaw_lr_bs", "powerlines_bopt"], **SCALE)[0].warnings
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +312,9 @@ def test_every_lr_says_its_batch(law_id, words):
 def test_every_row_of_a_comparison_says_which_batch_its_lr_belongs_to(capsys):
     _, out, _ = ask(capsys, "predict --n-params 1e9 --tokens 2e10")
     rows = [line for line in out.splitlines() if re.search(r"^\S+ +lr ", line)]
-    assert len(rows) == 10 and all(re.search(r"  with (the batch|batch_tokens \S+, )", row) for row in rows)
+    assert len(rows) == 10 and all(
+        re.search(r"  with (the batch|batch_tokens \S+, )", row) for row in rows
+    )
 
 
 def test_a_comparison_takes_what_some_of_its_laws_leave_open():
@@ -224,17 +326,29 @@ def test_a_comparison_takes_what_some_of_its_laws_leave_open():
 
 
 def test_a_transfer_rule_joins_the_default_set_when_it_can_answer():
-    made = {found.law: found for found in predict(n_params=1e9, tokens=8e11, base_lr=1e-3, base_tokens=2.5e10)}
-    assert made["bjorck_horizon_rule"].lr == pytest.approx(0.000329877, rel=1e-4) and "surge_lr" not in made
+    made = {
+        found.law: found
+        for found in predict(n_params=1e9, tokens=8e11, base_lr=1e-3, base_tokens=2.5e10)
+    }
+    assert (
+        made["bjorck_horizon_rule"].lr == pytest.approx(0.000329877, rel=1e-4)
+        and "surge_lr" not in made
+    )
 
 
 # --- laws that follow from one another -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("frontier", "loss", "more"), [("besiroglu_alloc", "besiroglu", {}), ("jointmoe_alloc", "jointmoe", {"E": 8})])
+@pytest.mark.parametrize(
+    ("frontier", "loss", "more"),
+    [("besiroglu_alloc", "besiroglu", {}), ("jointmoe_alloc", "jointmoe", {"E": 8})],
+)
 def test_the_frontier_is_the_lowest_loss_of_its_budget(frontier, loss, more):
     best = law(frontier)(C=1e21, **more)
-    at = [law(loss)(N=n, D=1e21 / (6 * n), **more)["loss"] for n in (best["n_params_opt"] * f for f in (0.97, 1, 1.03))]
+    at = [
+        law(loss)(N=n, D=1e21 / (6 * n), **more)["loss"]
+        for n in (best["n_params_opt"] * f for f in (0.97, 1, 1.03))
+    ]
     assert at[1] == pytest.approx(best["loss"], rel=1e-12) and at[1] < at[0] and at[1] < at[2]
 
 
@@ -255,7 +369,11 @@ def test_trade_off_is_mccandlishs_hyperbola():
 
 def test_schedule_of_text():
     lrs = lr_schedule("cosine:104:4:1e-3:1e-4")
-    assert len(lrs) == 104 and lrs[:4] == pytest.approx((2.5e-4, 5e-4, 7.5e-4, 1e-3)) and lrs[4] == 1e-3
+    assert (
+        len(lrs) == 104
+        and lrs[:4] == pytest.approx((2.5e-4, 5e-4, 7.5e-4, 1e-3))
+        and lrs[4] == 1e-3
+    )
     assert lrs[54] == pytest.approx(5.5e-4) and 1e-4 < lrs[-1] < 1.01e-4
     assert lr_schedule("constant:5:2:1e-3:0") == pytest.approx((5e-4, 1e-3, 1e-3, 1e-3, 1e-3))
     assert lr_schedule([0, 0.1]) == (0, 0.1)
@@ -268,7 +386,9 @@ def test_bad_schedule_is_one_line(bad):
 
 
 def test_loss_is_read_within_the_schedule():
-    with pytest.raises(UserError, match="`1 <= steps <= 600` must hold, the length of lr_schedule, but got 601"):
+    with pytest.raises(
+        UserError, match="`1 <= steps <= 600` must hold, the length of lr_schedule, but got 601"
+    ):
         from_law("mpl_25m", lr_schedule="cosine:600:60:3e-4:3e-5", steps=601)
     other = from_law("mpl_25m", lr_schedule="cosine:6000:60:6e-4:0", steps=6000)
     assert any("peak_lr 0.0006 is 2x the 0.0003 of all its runs" in said for said in other.warnings)
@@ -278,7 +398,10 @@ def test_constant_lr_has_nothing_to_anneal():
     entry = law("tissue_refit_25m")
     flat = entry(lrs="constant:3000:100:3e-4:0", steps=3000)["loss"]
     area = 3e-4 * (101 / 2 + 2900)
-    assert flat == pytest.approx(entry.coefficients["L0"] + entry.coefficients["A"] * area ** -entry.coefficients["alpha"], rel=1e-12)
+    assert flat == pytest.approx(
+        entry.coefficients["L0"] + entry.coefficients["A"] * area ** -entry.coefficients["alpha"],
+        rel=1e-12,
+    )
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -288,7 +411,11 @@ def test_constant_lr_has_nothing_to_anneal():
     ("choice", "some", "none"),
     [
         ({"kind": "allocation"}, {"besiroglu_alloc", "llama3_alloc"}, {"besiroglu"}),
-        ({"kind": "loss"}, {"besiroglu", "kaplan_L_N", "time_matters"}, {"muennighoff", "kaplan_alloc"}),
+        (
+            {"kind": "loss"},
+            {"besiroglu", "kaplan_L_N", "time_matters"},
+            {"muennighoff", "kaplan_alloc"},
+        ),
         ({"gives": "lr"}, {"steplaw_lr_bs", "surge_lr"}, {"powerlines_bopt"}),
         ({"text": "MUON"}, {"moonlight_lr_bs", "nanochat_recipe"}, {"kaplan_lr"}),
         ({"confirmed": True}, {"kaplan_lr"}, {"powerlines_bopt", "farseer"}),
@@ -298,20 +425,43 @@ def test_constant_lr_has_nothing_to_anneal():
 def test_choice_of_laws(capsys, choice, some, none):
     found = {entry.id for entry in select(**choice)}
     assert some <= found and not none & found
-    line = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in choice.items())
+    line = " ".join(
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in choice.items()
+    )
     assert {row["id"] for row in json.loads(ask(capsys, f"laws {line} --json")[1])} == found
-    assert {row.split()[0] for row in ask(capsys, f"laws {line}")[1].splitlines()[1:]} - {"*", "?"} == found
+    assert {row.split()[0] for row in ask(capsys, f"laws {line}")[1].splitlines()[1:]} - {
+        "*",
+        "?",
+    } == found
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("laws --kind bach", "`kind` must be one that a law has, but got 'bach' (nearest: 'batch')"),
-        ("laws --gives losss", "`gives` must be one that a law has, but got 'losss' (nearest: 'loss')"),
-        ("laws kaplan_lr --confirmed", "`laws` takes an id or a choice of laws, but got both, `kaplan_lr` and --confirmed"),
-        ("predict --law kaplan_lr --n-params 1e9 --given width", "`--given` must be NAME=VALUE, but got 'width'"),
-        ("predict --law kaplan_lr --n-params 1e9 --given n_params=2e9", "`n_params` must be given once, but got 1000000000.0 and '2e9'"),
-        ("predict --law kaplan_lr --n-params 1e9 --given width=wide", "`width` must be a positive, finite number, but got 'wide'"),
+        (
+            "laws --kind bach",
+            "`kind` must be one that a law has, but got 'bach' (nearest: 'batch')",
+        ),
+        (
+            "laws --gives losss",
+            "`gives` must be one that a law has, but got 'losss' (nearest: 'loss')",
+        ),
+        (
+            "laws kaplan_lr --confirmed",
+            "`laws` takes an id or a choice of laws, but got both, `kaplan_lr` and --confirmed",
+        ),
+        (
+            "predict --law kaplan_lr --n-params 1e9 --given width",
+            "`--given` must be NAME=VALUE, but got 'width'",
+        ),
+        (
+            "predict --law kaplan_lr --n-params 1e9 --given n_params=2e9",
+            "`n_params` must be given once, but got 1000000000.0 and '2e9'",
+        ),
+        (
+            "predict --law kaplan_lr --n-params 1e9 --given width=wide",
+            "`width` must be a positive, finite number, but got 'wide'",
+        ),
     ],
 )
 def test_mistake_is_one_line(capsys, line, said):
@@ -320,8 +470,12 @@ def test_mistake_is_one_line(capsys, line, said):
 
 
 def test_what_was_asked_comes_first(capsys):
-    assert ask(capsys, "predict --law wd_data_constrained")[1].startswith("at what laws take by default\nwd_data_constrained ")
-    assert ask(capsys, "predict --law besiroglu --given n-params-total=1e9 --tokens 2e10")[1].splitlines() == [
+    assert ask(capsys, "predict --law wd_data_constrained")[1].startswith(
+        "at what laws take by default\nwd_data_constrained "
+    )
+    assert ask(capsys, "predict --law besiroglu --given n-params-total=1e9 --tokens 2e10")[
+        1
+    ].splitlines() == [
         "at 2e+10 tokens, n_params_total 1e+09",
         "besiroglu                loss         2.5301       nats per token",
     ]
@@ -332,13 +486,20 @@ def test_nothing_chosen_is_said(capsys):
 
 
 def ask_fit(**given):
-    return predict(fit=Fit(law="lr_nd", params={}, solution={}, objective=0.0), **{"n_params": 1e9, "tokens": 1e10} | given)
+    return predict(
+        fit=Fit(law="lr_nd", params={}, solution={}, objective=0.0),
+        **{"n_params": 1e9, "tokens": 1e10} | given,
+    )
 
 
 def test_a_fit_is_asked_by_its_columns_alone():
-    with pytest.raises(UserError, match="a fit is asked by n_params, tokens, batch_tokens alone, but got loss"):
+    with pytest.raises(
+        UserError, match="a fit is asked by n_params, tokens, batch_tokens alone, but got loss"
+    ):
         ask_fit(loss=3)
-    with pytest.raises(UserError, match="a fit is asked by n_params and tokens, but tokens was not given"):
+    with pytest.raises(
+        UserError, match="a fit is asked by n_params and tokens, but tokens was not given"
+    ):
         ask_fit(tokens=None)
 
 

@@ -20,9 +20,27 @@ GRANITE = {  # of width 1024, base 256, sigma 0.02: m = 4
     "embedding_multiplier": 2.0, "logits_scaling": 2.0, "residual_multiplier": 1.0,
 }  # fmt: skip
 T8 = [  # m = 4, lr 0.01, weight decay 0.1, eps 4e-9 / 4
-    {"name": "model.embed_tokens.weight", "lr": 0.01, "weight_decay": 0.1, "eps": 1e-9, "init_std": 0.02},
-    {"name": "model.layers.0.self_attn.k_proj.weight", "lr": 0.0025, "weight_decay": 0.4, "eps": 1e-9, "init_std": 0.01},
-    {"name": "model.layers.0.input_layernorm.weight", "lr": 0.01, "weight_decay": 0.0, "eps": 1e-9, "init_std": 0.0},
+    {
+        "name": "model.embed_tokens.weight",
+        "lr": 0.01,
+        "weight_decay": 0.1,
+        "eps": 1e-9,
+        "init_std": 0.02,
+    },
+    {
+        "name": "model.layers.0.self_attn.k_proj.weight",
+        "lr": 0.0025,
+        "weight_decay": 0.4,
+        "eps": 1e-9,
+        "init_std": 0.01,
+    },
+    {
+        "name": "model.layers.0.input_layernorm.weight",
+        "lr": 0.01,
+        "weight_decay": 0.0,
+        "eps": 1e-9,
+        "init_std": 0.0,
+    },
     {"name": "model.norm.weight", "lr": 0.01, "weight_decay": 0.0, "eps": 1e-9, "init_std": 0.0},
     {"name": "lm_head.weight", "lr": 0.0025, "weight_decay": 0.4, "eps": 4e-9, "init_std": 0.005},
 ]
@@ -37,7 +55,9 @@ LM_ENGINE = (
     "optimizer_args: {params_group_method: mup, class_args: {weight_decay: %s}}\n"
 )
 LITGPT = "model_name: x\nmodel_config: {n_embd: 256%s}\ntrain: {lr_warmup_steps: 10, min_lr: %s}\noptimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.001, weight_decay: 0.1}}\n"
-LEVANTER = "trainer: {mp: x}\noptimizer: {type: %s, lr: 0.02, learning_rate: 0.02, min_lr_ratio: 0.1%s}\n"
+LEVANTER = (
+    "trainer: {mp: x}\noptimizer: {type: %s, lr: 0.02, learning_rate: 0.02, min_lr_ratio: 0.1%s}\n"
+)
 LINGUA = "optim: {lr: 0.001, lr_min_ratio: 0.1}\nmodel: {dim: 512%s}\n"
 OPEN_LM = "torchrun main.py --lr 1e-3 --lr-cooldown-end 1e-5 --wd 0.1 %s"
 MINICPM3 = {"model_type": "minicpm3", "scale_emb": 1.0, "scale_depth": 1.4, "dim_model_base": 64}
@@ -65,7 +85,9 @@ NANOTRON = "model:\n  init_method: {use_mup: %s}\noptimizer: {learning_rate_sche
 
 def groups(**changed):
     """T8's groups with `{part of a name: {key: value}}` put in."""
-    return [row | next((put for part, put in changed.items() if part in row["name"]), {}) for row in T8]
+    return [
+        row | next((put for part, put in changed.items() if part in row["name"]), {}) for row in T8
+    ]
 
 
 def deepspeed(optimizer="AdamW", scheduler="WarmupCosineLR", stage=2, **params):
@@ -90,7 +112,11 @@ CLEAN = {
     "moe.json": GRANITE | {"model_type": "granitemoe"}, "phi.json": {"model_type": "phi3small", "mup_use_scaling": True},
 }  # fmt: skip
 PLANTED = [  # (rule, file, content)
-    ("default_attention_multiplier", "a.json", {k: v for k, v in GRANITE.items() if k != "attention_multiplier"}),
+    (
+        "default_attention_multiplier",
+        "a.json",
+        {k: v for k, v in GRANITE.items() if k != "attention_multiplier"},
+    ),
     ("default_attention_multiplier", "a.json", GRANITE | {"attention_multiplier": 1.0}),
     ("init_std_default", "a.json", {k: v for k, v in GRANITE.items() if k != "initializer_range"}),
     ("misspelt_key", "a.json", GRANITE | {"embeding_multiplier": 2.0}),
@@ -113,20 +139,44 @@ PLANTED = [  # (rule, file, content)
     ("one_lr_written", "a.yaml", LITGPT % (", scale_embeddings: true", 1e-4)),
     ("floor_above_peak", "a.yaml", LITGPT % ("", 2e-3)),
     ("floor_above_peak", "a.py", NANOGPT + "learning_rate = 5e-5\n"),
-    ("left_at_the_librarys", "a.json", {k: v for k, v in MINICPM3.items() if k != "dim_model_base"}),
+    (
+        "left_at_the_librarys",
+        "a.json",
+        {k: v for k, v in MINICPM3.items() if k != "dim_model_base"},
+    ),
     ("left_at_the_librarys", "a.yaml", LEVANTER % ("muon", "")),
     ("embeddings_alone", "a.json", {"model_type": "afmoe", "mup_enabled": True}),
-    ("readout_not_scaled", "a.yaml", CEREBRAS.replace("scale_qk", "scale_output_logits_by_d: false, scale_qk")),
+    (
+        "readout_not_scaled",
+        "a.yaml",
+        CEREBRAS.replace("scale_qk", "scale_output_logits_by_d: false, scale_qk"),
+    ),
     ("default_attention_multiplier", "a.yaml", CEREBRAS.replace(", scale_qk_dot_by_d: true", "")),
-    ("default_attention_multiplier", "a.json", GRANITE | {"model_type": "granitemoe", "attention_multiplier": 1.0}),
-    ("weight_decay_not_scaled", "a.yaml", CEREBRAS + "    optimizer: {AdamW: {weight_decay: 0.1}}\n"),
+    (
+        "default_attention_multiplier",
+        "a.json",
+        GRANITE | {"model_type": "granitemoe", "attention_multiplier": 1.0},
+    ),
+    (
+        "weight_decay_not_scaled",
+        "a.yaml",
+        CEREBRAS + "    optimizer: {AdamW: {weight_decay: 0.1}}\n",
+    ),
     ("weight_decay_not_scaled", "a.py", TORCHTITAN % 0.1),
     ("readout_divided_twice", "a.py", OLMO % (0.01 / 16)),
     ("init_not_mup", "a.yml", (LM_ENGINE % ("false", 0)).replace("init_method: mup, ", "")),
-    ("hidden_lr_not_scaled", "a.yml", (LM_ENGINE % ("false", 0.1)).replace("params_group_method: mup, ", "")),
+    (
+        "hidden_lr_not_scaled",
+        "a.yml",
+        (LM_ENGINE % ("false", 0.1)).replace("params_group_method: mup, ", ""),
+    ),
     ("coupled_l2", "a.toml", "[optimizer]\ntype = 'Adam'\nparams = { weight_decay = 0.1 }\n"),
     ("coupled_l2", "a.json", deepspeed("Adam", adam_w_mode=False)),
-    ("coupled_l2", "a.yaml", "optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.001, weight_decay: 0.1}}\n"),
+    (
+        "coupled_l2",
+        "a.yaml",
+        "optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.001, weight_decay: 0.1}}\n",
+    ),
     ("coupled_l2", "a.json", {"optimizer": {"class": "torch.optim.Adam"}, "groups": T8}),
     ("shapes_lost", "a.json", deepspeed("MuAdamW", stage=3, eps=1e-10)),
     ("square_not_scaled", "a.yaml", NANOTRON % "true"),
@@ -158,7 +208,12 @@ def test_values_of_another_kind_are_one_line(content, tmp_path, capsys):
     path.write_text(json.dumps(content))
     assert cli.main(["lint", str(path)]) == 2
     out, err = capsys.readouterr()
-    assert not out and len(err.splitlines()) == 1 and err.startswith("scaletune: ") and str(path) in err
+    assert (
+        not out
+        and len(err.splitlines()) == 1
+        and err.startswith("scaletune: ")
+        and str(path) in err
+    )
 
 
 @pytest.mark.parametrize("name", CLEAN)
@@ -167,7 +222,9 @@ def test_nothing_is_said_of_what_is_right(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("rule", "name", "content"), PLANTED, ids=lambda value: value if isinstance(value, str) and len(value) < 40 else ""
+    ("rule", "name", "content"),
+    PLANTED,
+    ids=lambda value: value if isinstance(value, str) and len(value) < 40 else "",
 )
 def test_a_planted_fault_is_named(tmp_path, rule, name, content):
     found = lint(file_of(tmp_path, name, content))["findings"]
@@ -176,15 +233,25 @@ def test_a_planted_fault_is_named(tmp_path, rule, name, content):
 
 
 def test_every_rule_has_a_planted_fault():
-    assert {rule for rule, _, _ in PLANTED} == {rule.__name__ for rule in (*RULES, *STACK_RULES, *GROUP_RULES)}
+    assert {rule for rule, _, _ in PLANTED} == {
+        rule.__name__ for rule in (*RULES, *STACK_RULES, *GROUP_RULES)
+    }
 
 
-@pytest.mark.parametrize(("groups_of", "rule"), [(lambda row: row | {"lr": 0.01}, "hidden_lr_not_scaled"), (lambda row: row, None)])
+@pytest.mark.parametrize(
+    ("groups_of", "rule"),
+    [(lambda row: row | {"lr": 0.01}, "hidden_lr_not_scaled"), (lambda row: row, None)],
+)
 def test_groups_are_read_with_the_config_beside_them(tmp_path, groups_of, rule):
     """One-std: embedding and head at lr / 2, hidden at lr / 4 of 0.01."""
     lrs = {"embed": 0.005, "k_proj": 0.0025, "norm": 0.01, "lm_head": 0.005}
     one_std = [
-        row | {"lr": next(lr for part, lr in lrs.items() if part in row["name"]), "init_std": 0.01 * (row["init_std"] > 0)} for row in T8
+        row
+        | {
+            "lr": next(lr for part, lr in lrs.items() if part in row["name"]),
+            "init_std": 0.01 * (row["init_std"] > 0),
+        }
+        for row in T8
     ]
     file_of(tmp_path, "config.json", GRANITE)
     file_of(tmp_path, "param_groups.json", {"groups": [groups_of(row) for row in one_std]})
@@ -202,7 +269,13 @@ def test_a_readout_divided_in_config_and_in_groups_is_found(tmp_path):
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_what_we_emit_is_clean(tiny, tmp_path, form, settings):
     target = tiny(WIDE | settings | {"form": form, "evidence": EVIDENCE})
-    made = Transfer(target, VOCAB, counting.planned(target, VOCAB), counting.multipliers(target, VOCAB), EVIDENCE)
+    made = Transfer(
+        target,
+        VOCAB,
+        counting.planned(target, VOCAB),
+        counting.multipliers(target, VOCAB),
+        EVIDENCE,
+    )
     for emitter in (granite, hyperclovax, llama, pytorch):
         emitter.emit(made, tmp_path / emitter.__name__)
         assert lint(tmp_path / emitter.__name__)["findings"] == []
@@ -228,7 +301,9 @@ def test_what_cannot_be_read_is_one_line(tmp_path, name, content, said):
 def test_what_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^the file to lint must exist, but got `"):
         lint(tmp_path / "no.json")
-    with pytest.raises(UserError, match=r"^a folder to lint must have a config\.json or a param_groups\.json, but "):
+    with pytest.raises(
+        UserError, match=r"^a folder to lint must have a config\.json or a param_groups\.json, but "
+    ):
         lint(tmp_path)
 
 
@@ -236,9 +311,12 @@ def test_the_command_says_it_in_lines_and_in_json(tmp_path, capsys):
     path = file_of(tmp_path, "a.json", GRANITE | {"attention_multiplier": 1.0})
     assert cli.main(["lint", str(path)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("default_attention_multiplier at attention_multiplier: the softmax scale is 1.0") and said[1].endswith(
-        "(granite): 1 known fault"
-    )
+    assert said[0].startswith(
+        "default_attention_multiplier at attention_multiplier: the softmax scale is 1.0"
+    ) and said[1].endswith("(granite): 1 known fault")
     assert cli.main(["lint", str(path), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer.keys() == {"path", "stack", "findings"} and answer["findings"][0]["rule"] == "default_attention_multiplier"
+    assert (
+        answer.keys() == {"path", "stack", "findings"}
+        and answer["findings"][0]["rule"] == "default_attention_multiplier"
+    )

@@ -22,7 +22,10 @@ from scaletune import counting, models
 from scaletune.models.build import generator
 
 VOCAB = 61
-WIDE = {"parametrization.base_width": 64, "parametrization.init_std": 0.15}  # four heads, and no multipliers
+WIDE = {
+    "parametrization.base_width": 64,
+    "parametrization.init_std": 0.15,
+}  # four heads, and no multipliers
 
 
 def drawn(rows=3, positions=16, seed=0):
@@ -52,7 +55,9 @@ def moved(recipe, vocab_size=VOCAB):
 def assert_same_logits(ours, theirs, state, tied=False):
     """`theirs` with our weights, named as it names them, says what `ours` says."""
     loaded = theirs.eval().load_state_dict(state, strict=False)
-    assert not loaded.unexpected_keys and loaded.missing_keys == (["lm_head.weight"] if tied else [])
+    assert not loaded.unexpected_keys and loaded.missing_keys == (
+        ["lm_head.weight"] if tied else []
+    )
     with torch.no_grad():
         expected, got = theirs(drawn()).logits, ours(drawn())[0]
     assert expected.std() > 0.1  # not an equality of zeros
@@ -60,7 +65,9 @@ def assert_same_logits(ours, theirs, state, tied=False):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("options", [{}, {"rope_theta": 5e5}, {"kv_heads": 2}, {"kv_heads": 1, "biases": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"rope_theta": 5e5}, {"kv_heads": 2}, {"kv_heads": 1, "biases": True}], ids=str
+)
 def test_logits_are_llamas(tiny, tied, options):
     model = {"tied": tied, "width": 64, **options}
     recipe = tiny({f"model.{key}": value for key, value in model.items()} | WIDE)
@@ -72,19 +79,37 @@ def test_logits_are_llamas(tiny, tied, options):
 def test_logits_are_qwen3s(tiny):
     recipe = tiny({"model.qk_norm": True, "model.kv_heads": 2, "width": 64, **WIDE})
     ours = moved(recipe)
-    assert_same_logits(ours, Qwen3ForCausalLM(Qwen3Config(**as_llama(recipe.model))), models.plain_state(ours))
+    assert_same_logits(
+        ours, Qwen3ForCausalLM(Qwen3Config(**as_llama(recipe.model))), models.plain_state(ours)
+    )
 
 
 def test_logits_are_granites_with_every_multiplier(tiny):
     """At twice the base width and depth: Granite multiplies embedding and branch, divides logits, and takes the softmax's scale."""
-    named = {"embedding_multiplier": 3.0, "attention_multiplier": 1.5, "residual_multiplier": 0.4, "logits_multiplier": 2.0}
+    named = {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 1.5,
+        "residual_multiplier": 0.4,
+        "logits_multiplier": 2.0,
+    }
     depth = {"depth": 4, "parametrization.base_depth": 2, "parametrization.depth_alpha": 1.0}
     recipe = tiny(
-        {f"parametrization.{key}": value for key, value in named.items()} | depth | {"width": 64, "parametrization.init_std": 0.15}
+        {f"parametrization.{key}": value for key, value in named.items()}
+        | depth
+        | {"width": 64, "parametrization.init_std": 0.15}
     )
     ours = moved(recipe)
-    multipliers = {"embedding_multiplier": 3.0, "attention_multiplier": 1.5 / 4, "residual_multiplier": 0.2, "logits_scaling": 2 / 2}
-    assert_same_logits(ours, GraniteForCausalLM(GraniteConfig(**as_llama(recipe.model), **multipliers)), models.plain_state(ours))
+    multipliers = {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 1.5 / 4,
+        "residual_multiplier": 0.2,
+        "logits_scaling": 2 / 2,
+    }
+    assert_same_logits(
+        ours,
+        GraniteForCausalLM(GraniteConfig(**as_llama(recipe.model), **multipliers)),
+        models.plain_state(ours),
+    )
 
 
 def as_gpt2(state):
@@ -96,7 +121,9 @@ def as_gpt2(state):
     for name, value in state.items():
         for ours, theirs in named.items():
             name = name.replace(ours, theirs)
-        found[name if name.startswith("lm_head") else f"transformer.{name}"] = value.T if ".h." in f".{name}" and value.ndim == 2 else value
+        found[name if name.startswith("lm_head") else f"transformer.{name}"] = (
+            value.T if ".h." in f".{name}" and value.ndim == 2 else value
+        )
     for name in [name for name in found if ".q_proj." in name]:
         parts = [found.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
         found[name.replace("self_attn.q_proj", "attn.c_attn")] = torch.cat(parts, -1)
@@ -105,8 +132,17 @@ def as_gpt2(state):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_are_gpt2s(tiny, tied):
-    model = {"norm": "layer", "mlp": "gelu", "positions": "learned", "max_positions": 32, "biases": True, "tied": tied}
-    recipe = tiny({f"model.{key}": value for key, value in model.items()} | {"parametrization.init_std": 0.2})
+    model = {
+        "norm": "layer",
+        "mlp": "gelu",
+        "positions": "learned",
+        "max_positions": 32,
+        "biases": True,
+        "tied": tied,
+    }
+    recipe = tiny(
+        {f"model.{key}": value for key, value in model.items()} | {"parametrization.init_std": 0.2}
+    )
     ours, m = moved(recipe), recipe.model
     config = GPT2Config(
         vocab_size=VOCAB, n_positions=32, n_embd=m.width, n_layer=m.depth, n_head=m.heads, n_inner=m.ffn_width, layer_norm_epsilon=m.norm_eps,
@@ -130,7 +166,12 @@ def test_loss_is_cross_entropy_in_nats(tiny):
     tokens, targets = drawn(), drawn(seed=1)
     with torch.no_grad():
         loss, log_p = model(tokens, targets), model(tokens).log_softmax(-1)
-    expected = [-torch.stack([log_p[k].view(-1, VOCAB)[i, t] for i, t in enumerate(targets.view(-1))]).mean() for k in (0, 1)]
+    expected = [
+        -torch.stack(
+            [log_p[k].view(-1, VOCAB)[i, t] for i, t in enumerate(targets.view(-1))]
+        ).mean()
+        for k in (0, 1)
+    ]
     assert loss.tolist() == pytest.approx([float(e) for e in expected], rel=1e-12)
     assert loss[0] != loss[1]
 
@@ -141,12 +182,23 @@ def test_an_untrained_readout_of_zero_knows_nothing(tiny):
     assert float(model(drawn(), drawn(seed=1)).detach()) == pytest.approx(math.log(VOCAB), rel=1e-6)
 
 
-GPT2 = {"model.norm": "layer", "model.mlp": "gelu", "model.positions": "learned", "model.biases": True}
+GPT2 = {
+    "model.norm": "layer",
+    "model.mlp": "gelu",
+    "model.positions": "learned",
+    "model.biases": True,
+}
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"model.tied": True, "width": 64}, {"form": "mean_field", "width": 64}, GPT2, {"model.qk_norm": True, "model.kv_heads": 1}],
+    [
+        {},
+        {"model.tied": True, "width": 64},
+        {"form": "mean_field", "width": 64},
+        GPT2,
+        {"model.qk_norm": True, "model.kv_heads": 1},
+    ],
     ids=str,
 )
 def test_a_stack_is_its_trials_bitwise(tiny, settings):
@@ -165,7 +217,9 @@ def test_a_stack_is_its_trials_bitwise(tiny, settings):
 
 
 def test_the_recipes_seed_is_a_stack_of_one(tiny):
-    one, two = (models.build(recipe, VOCAB, seeds) for recipe, seeds in ((tiny(seed=5), ()), (tiny(), [5])))
+    one, two = (
+        models.build(recipe, VOCAB, seeds) for recipe, seeds in ((tiny(seed=5), ()), (tiny(), [5]))
+    )
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     other = models.build(tiny(seed=6), VOCAB)
     assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
@@ -178,7 +232,9 @@ def test_weights_start_at_the_planned_std(tiny, form):
     for name, parameter in models.build(recipe, VOCAB).named_parameters():
         values = parameter.detach()
         if plan[name]:
-            assert float(values.std()) == pytest.approx(plan[name], rel=5 / math.sqrt(2 * values.numel())), name
+            assert float(values.std()) == pytest.approx(
+                plan[name], rel=5 / math.sqrt(2 * values.numel())
+            ), name
             assert abs(float(values.mean())) < 5 * plan[name] / math.sqrt(values.numel()), name
         else:
             assert (values == 1).all(), name
@@ -192,13 +248,22 @@ def test_a_tensors_first_values_depend_on_its_name_and_seed_alone(tiny):
     deep = models.plain_state(models.build(tiny(depth=5), VOCAB))
     assert all(torch.equal(values, deep[name]) for name, values in shallow.items())
     flat = [values.flatten()[:100] for values in shallow.values() if values.std() > 0]
-    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(flat) for b in flat[:i])  # no two share a stream
+    assert all(
+        (a - b).abs().max() > 1e-3 for i, a in enumerate(flat) for b in flat[:i]
+    )  # no two share a stream
 
 
 @pytest.mark.parametrize("form", ["ntk", "mean_field", "mup_t9"])
 def test_multipliers_act_where_the_plan_says(tiny, form):
     """Folding every multiplier into its weight leaves the logits as they are."""
-    recipe = tiny({"form": form, "width": 128, "parametrization.embedding_multiplier": 3.0, "parametrization.logits_multiplier": 0.7})
+    recipe = tiny(
+        {
+            "form": form,
+            "width": 128,
+            "parametrization.embedding_multiplier": 3.0,
+            "parametrization.logits_multiplier": 0.7,
+        }
+    )
     model = models.build(recipe, VOCAB).double()
     expected = model(drawn()).detach()
     plan = {row.name: row.multiplier for row in counting.planned(recipe, VOCAB)}

@@ -17,7 +17,11 @@ from scaletune.rules import FORMS
 
 MODELS = {
     "transformer": {"width": 32, "head_dim": 16},
-    "gpt2": {"width": 32, "head_dim": 16, **{key.removeprefix("model."): value for key, value in GPT2.items()}},
+    "gpt2": {
+        "width": 32,
+        "head_dim": 16,
+        **{key.removeprefix("model."): value for key, value in GPT2.items()},
+    },
     "qwen3": {"width": 32, "head_dim": 16, "qk_norm": True, "kv_heads": 1},
     "moe": MOE | {"n_shared_experts": 1},
     "mlp": MLP,
@@ -34,7 +38,12 @@ def asked(tiny, name, **settings):
     """The tiny recipe with that model."""
     model = MODELS[name]
     text = model.get("family", "transformer") in ("transformer", "moe")
-    given = {"model": model, "seq_len": 32 if text else 1, "parametrization.base_width": model["width"], "parametrization.init_gain": 1.0}
+    given = {
+        "model": model,
+        "seq_len": 32 if text else 1,
+        "parametrization.base_width": model["width"],
+        "parametrization.init_gain": 1.0,
+    }
     return tiny(given | settings)
 
 
@@ -44,10 +53,16 @@ def batch(recipe, rows=4):
     if model.family in ("transformer", "moe"):
         return drawn(rows) % CLASSES, drawn(rows, seed=1) % CLASSES
     stream = torch.Generator().manual_seed(0)
-    shape = (model.inputs,) if model.family == "mlp" else (model.channels, model.image_size, model.image_size)
+    shape = (
+        (model.inputs,)
+        if model.family == "mlp"
+        else (model.channels, model.image_size, model.image_size)
+    )
     inputs = torch.randn((rows, *shape), generator=stream)
     squared = getattr(model, "loss", "") == "mse"
-    return inputs, torch.randn((rows, CLASSES), generator=stream) if squared else torch.arange(rows) % CLASSES
+    return inputs, torch.randn((rows, CLASSES), generator=stream) if squared else torch.arange(
+        rows
+    ) % CLASSES
 
 
 @each
@@ -65,8 +80,12 @@ def test_a_stack_is_its_trials(tiny, name):
         loss = alone(inputs, targets)
         loss.sum().backward()
         assert torch.allclose(together[k].detach(), loss[0].detach(), rtol=0, atol=tolerance)
-        assert torch.allclose(stack(inputs)[k].detach(), alone(inputs)[0].detach(), rtol=0, atol=5 * tolerance)
-        for (tensor, mine), theirs in zip(stack.named_parameters(), alone.parameters(), strict=True):
+        assert torch.allclose(
+            stack(inputs)[k].detach(), alone(inputs)[0].detach(), rtol=0, atol=5 * tolerance
+        )
+        for (tensor, mine), theirs in zip(
+            stack.named_parameters(), alone.parameters(), strict=True
+        ):
             assert torch.allclose(mine.grad[k], theirs.grad[0], rtol=0, atol=tolerance), tensor
 
 
@@ -115,7 +134,9 @@ def test_hooks_find_the_layer_of_every_tensor(tiny, name):
     for row in counting.planned(recipe, CLASSES):
         where, _, kind = row.name.rpartition(".")
         assert kind in ("weight", "bias")
-        owners[where].register_forward_hook(lambda module, args, out, where=where: called.add(where))
+        owners[where].register_forward_hook(
+            lambda module, args, out, where=where: called.add(where)
+        )
     inputs, targets = batch(recipe)
     model(inputs, targets)
     assert len(model.hidden(inputs)) > recipe.model.depth
@@ -127,11 +148,19 @@ def test_hooks_find_the_layer_of_every_tensor(tiny, name):
 def test_every_form_plans_every_tensor(tiny, name, form):
     recipe = asked(tiny, name, form=form, width=4 * MODELS[name]["width"])
     rows = counting.planned(recipe, CLASSES)
-    assert [row.name for row in rows] == [tensor.name for tensor in counting.tensors(recipe.model, CLASSES)]
+    assert [row.name for row in rows] == [
+        tensor.name for tensor in counting.tensors(recipe.model, CLASSES)
+    ]
     for row in rows:
-        assert all(math.isfinite(value) and value > 0 for value in (row.multiplier, row.lr, row.eps))
-        grown = {"emb": (1, 4), "hid": (4, 4), "out": (4, 1), "vec": (1, 4), "fin": (1, 1)}[row.role]
-        still = name == "qwen3" and (".k_proj." in row.name or ".v_proj." in row.name)  # key-value heads stay as they are
+        assert all(
+            math.isfinite(value) and value > 0 for value in (row.multiplier, row.lr, row.eps)
+        )
+        grown = {"emb": (1, 4), "hid": (4, 4), "out": (4, 1), "vec": (1, 4), "fin": (1, 1)}[
+            row.role
+        ]
+        still = name == "qwen3" and (
+            ".k_proj." in row.name or ".v_proj." in row.name
+        )  # key-value heads stay as they are
         assert (row.m_in, row.m_out) == ((4, 1) if still else grown), row.name
 
 
@@ -144,7 +173,9 @@ def test_weights_start_at_the_planned_std(tiny, name):
     for tensor, parameter in models.build(recipe, CLASSES).named_parameters():
         row, values = plan[tensor], parameter.detach()
         if row.init_std:
-            assert float(values.std()) == pytest.approx(row.init_std, rel=5 / math.sqrt(2 * values.numel())), tensor
+            assert float(values.std()) == pytest.approx(
+                row.init_std, rel=5 / math.sqrt(2 * values.numel())
+            ), tensor
         else:
             assert (values == (0 if tensor.endswith("bias") else 1)).all(), tensor
         if row.role == "hid":
@@ -155,7 +186,10 @@ def test_weights_start_at_the_planned_std(tiny, name):
 @pytest.mark.parametrize("form", ["mup", "mean_field"])
 def test_parametrize_reads_the_same_plan_off_a_built_model(tiny, name, form):
     """Roles by shapes and layouts; a router within a block is the one tensor that has to be declared. The model's own multipliers agree."""
-    width, settings = MODELS[name]["width"], {"form": form, "parametrization.init_gain": None, "parametrization.init_std": 0.05}
+    width, settings = (
+        MODELS[name]["width"],
+        {"form": form, "parametrization.init_gain": None, "parametrization.init_std": 0.05},
+    )
     recipe, base = (asked(tiny, name, width=n * width, **settings) for n in (4, 1))
     o, declared = recipe.optimizer, {"*.mlp.gate.weight": "out"} if name == "moe" else {}
     model, before = models.build(recipe, CLASSES), models.build(recipe, CLASSES)
@@ -171,11 +205,18 @@ def test_parametrize_reads_the_same_plan_off_a_built_model(tiny, name, form):
     )
     for row in counting.planned(recipe, CLASSES):
         other = read[row.name]
-        assert (row.role, row.init_std or None) == (other.role, pytest.approx(other.init_std) if row.init_std else None)
+        assert (row.role, row.init_std or None) == (
+            other.role,
+            pytest.approx(other.init_std) if row.init_std else None,
+        )
         assert (row.multiplier, row.lr) == pytest.approx((other.multiplier, other.lr))
-        if row.m_out == other.m_out:  # of few key-value heads, whose fan-out does not grow, it counts the fan-out as the fan-in
+        if (
+            row.m_out == other.m_out
+        ):  # of few key-value heads, whose fan-out does not grow, it counts the fan-out as the fan-in
             assert row.eps == pytest.approx(other.eps)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))  # drawn alike
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)
+    )  # drawn alike
 
 
 @each
@@ -196,7 +237,11 @@ def test_a_batch_is_learned(tiny, name):
 
 
 def plain_mlp(width, readout=nn.Linear):
-    layers = [nn.Linear(5, width), nn.ReLU(), *(part for _ in range(3) for part in (nn.Linear(width, width), nn.ReLU()))]
+    layers = [
+        nn.Linear(5, width),
+        nn.ReLU(),
+        *(part for _ in range(3) for part in (nn.Linear(width, width), nn.ReLU())),
+    ]
     return nn.Sequential(*layers, readout(width, CLASSES))
 
 
@@ -221,13 +266,18 @@ def test_plans_are_those_of_the_same_model_in_plain_modules(tiny, name, form):
     recipe, plain, named = as_plain(tiny, name, form=form)
     o = recipe.optimizer
     settings = {"form": form, "lr": o.lr, "weight_decay": o.weight_decay, "eps": o.eps}
-    read = scaletune.parametrize(plain(4 * MODELS[name]["width"]), base=plain(MODELS[name]["width"]), **settings, apply=False)
+    read = scaletune.parametrize(
+        plain(4 * MODELS[name]["width"]), base=plain(MODELS[name]["width"]), **settings, apply=False
+    )
     theirs = {row.name: row for row in read.rows}
     ours = counting.planned(recipe, CLASSES)
     assert {named(row.name) for row in ours} == theirs.keys()
     for row in ours:
         other = theirs[named(row.name)]
-        assert (row.role, row.multiplier, row.lr, row.eps) == (other.role, *map(pytest.approx, (other.multiplier, other.lr, other.eps)))
+        assert (row.role, row.multiplier, row.lr, row.eps) == (
+            other.role,
+            *map(pytest.approx, (other.multiplier, other.lr, other.eps)),
+        )
         assert row.weight_decay == pytest.approx(other.weight_decay) or row.role in ("vec", "fin")
 
 
@@ -244,14 +294,19 @@ def test_adamw_groups_are_mups(tiny, name):
         setattr(parent, last, mup.MuReadout(fan_in, CLASSES))
         return made
 
-    theirs = mup.set_base_shapes(with_readout(4 * width), with_readout(width), delta=with_readout(2 * width))
+    theirs = mup.set_base_shapes(
+        with_readout(4 * width), with_readout(width), delta=with_readout(2 * width)
+    )
     groups = mup.MuAdamW(theirs.parameters(), lr=o.lr, weight_decay=o.weight_decay).param_groups
     settings = {id(parameter): group for group in groups for parameter in group["params"]}
     parameters = dict(theirs.named_parameters())
     for row in counting.planned(recipe, CLASSES):
         group = settings[id(parameters[named(row.name)])]
         assert row.lr == pytest.approx(group["lr"]), row.name
-        assert row.weight_decay == pytest.approx(group["weight_decay"]) or row.role in ("vec", "fin")
+        assert row.weight_decay == pytest.approx(group["weight_decay"]) or row.role in (
+            "vec",
+            "fin",
+        )
         if row.role == "out":
             assert row.multiplier == 1 / parameters[named(row.name)].infshape.width_mult()
 
@@ -262,4 +317,7 @@ def test_the_balance_of_a_router_at_rest_is_top_k():
     chosen = torch.stack([torch.arange(8) % 4, (torch.arange(8) + 1) % 4], -1).expand(2, 8, 2)
     assert models.moe.balance([(probabilities, chosen)] * 3).tolist() == [2.0, 2.0]
     skewed = F.one_hot(torch.zeros(2, 8, dtype=torch.long), 4).float()
-    assert models.moe.balance([(skewed, torch.zeros(2, 8, 1, dtype=torch.long))]).tolist() == [4.0, 4.0]
+    assert models.moe.balance([(skewed, torch.zeros(2, 8, 1, dtype=torch.long))]).tolist() == [
+        4.0,
+        4.0,
+    ]

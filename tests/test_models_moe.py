@@ -31,17 +31,27 @@ def as_mixtral(state):
             continue
         if "experts.gate_proj" in name:
             value = torch.cat([value, state[name.replace("gate_proj", "up_proj")]], 1)
-        found[name.replace("gate_proj.weight", "gate_up_proj").replace("down_proj.weight", "down_proj") if "experts" in name else name] = (
-            value
-        )
+        found[
+            name.replace("gate_proj.weight", "gate_up_proj").replace(
+                "down_proj.weight", "down_proj"
+            )
+            if "experts" in name
+            else name
+        ] = value
     return found
 
 
 def as_granite_moe(state):
     """Shared experts beside the block, and the router under another name."""
     found = {}
-    for name, value in as_mixtral({name: value for name, value in state.items() if "shared_experts" not in name}).items():
-        found[name.replace("mlp.gate.", "block_sparse_moe.router.").replace("mlp.experts", "block_sparse_moe.experts")] = value
+    for name, value in as_mixtral(
+        {name: value for name, value in state.items() if "shared_experts" not in name}
+    ).items():
+        found[
+            name.replace("mlp.gate.", "block_sparse_moe.router.").replace(
+                "mlp.experts", "block_sparse_moe.experts"
+            )
+        ] = value
     for name in (name for name in state if "shared_experts.gate_proj" in name):
         both = torch.cat([state[name], state[name.replace("gate_proj", "up_proj")]])
         found[name.replace("mlp.shared_experts.gate_proj", "shared_mlp.input_linear")] = both
@@ -51,9 +61,19 @@ def as_granite_moe(state):
 
 
 def mixtral(model, coef=0.0):
-    shared = {"num_local_experts": model.n_experts, "num_experts_per_tok": model.top_k, "output_router_logits": True}
+    shared = {
+        "num_local_experts": model.n_experts,
+        "num_experts_per_tok": model.top_k,
+        "output_router_logits": True,
+    }
     return MixtralForCausalLM(
-        MixtralConfig(**as_llama(model), **shared, router_aux_loss_coef=coef, sliding_window=None, experts_implementation="eager")
+        MixtralConfig(
+            **as_llama(model),
+            **shared,
+            router_aux_loss_coef=coef,
+            sliding_window=None,
+            experts_implementation="eager",
+        )
     )
 
 
@@ -69,19 +89,39 @@ def test_logits_are_qwen3_moes(tiny):
     """Whose chosen experts keep their probabilities, with normed queries and keys."""
     recipe = mixture(tiny, {"norm_top_k": False, "qk_norm": True})
     ours, m = moved(recipe), recipe.model
-    named = {"num_experts": m.n_experts, "num_experts_per_tok": m.top_k, "moe_intermediate_size": m.ffn_width, "norm_topk_prob": False}
-    assert_same_logits(ours, Qwen3MoeForCausalLM(Qwen3MoeConfig(**as_llama(m), **named)), as_mixtral(models.plain_state(ours)))
+    named = {
+        "num_experts": m.n_experts,
+        "num_experts_per_tok": m.top_k,
+        "moe_intermediate_size": m.ffn_width,
+        "norm_topk_prob": False,
+    }
+    assert_same_logits(
+        ours,
+        Qwen3MoeForCausalLM(Qwen3MoeConfig(**as_llama(m), **named)),
+        as_mixtral(models.plain_state(ours)),
+    )
 
 
 def test_logits_are_granite_moes_with_shared_experts_and_multipliers(tiny):
-    named = {"embedding_multiplier": 3.0, "attention_multiplier": 1.5, "residual_multiplier": 0.4, "logits_multiplier": 0.5}
-    recipe = mixture(tiny, {"n_shared_experts": 2}, **{f"parametrization.{key}": value for key, value in named.items()})
+    named = {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 1.5,
+        "residual_multiplier": 0.4,
+        "logits_multiplier": 0.5,
+    }
+    recipe = mixture(
+        tiny,
+        {"n_shared_experts": 2},
+        **{f"parametrization.{key}": value for key, value in named.items()},
+    )
     ours, m = moved(recipe), recipe.model
     config = GraniteMoeSharedConfig(
         **as_llama(m), num_local_experts=m.n_experts, num_experts_per_tok=m.top_k, shared_intermediate_size=2 * m.ffn_width,
         embedding_multiplier=3.0, attention_multiplier=1.5 / 4, residual_multiplier=0.4, logits_scaling=2.0,
     )  # fmt: skip
-    assert_same_logits(ours, GraniteMoeSharedForCausalLM(config), as_granite_moe(models.plain_state(ours)))
+    assert_same_logits(
+        ours, GraniteMoeSharedForCausalLM(config), as_granite_moe(models.plain_state(ours))
+    )
 
 
 def test_the_loss_told_is_nats_and_the_gradient_has_the_balance_loss_in_it(tiny):
@@ -93,33 +133,46 @@ def test_the_loss_told_is_nats_and_the_gradient_has_the_balance_loss_in_it(tiny)
     targets = torch.cat([tokens[:, 1:], tokens[:, :1]], 1)
     theirs_out = theirs(tokens, labels=tokens, shift_labels=targets)
     told = ours(tokens, targets)
-    assert float(told.detach()) == pytest.approx(float(theirs_out.loss.detach() - 0.3 * theirs_out.aux_loss.detach()), rel=1e-6)
+    assert float(told.detach()) == pytest.approx(
+        float(theirs_out.loss.detach() - 0.3 * theirs_out.aux_loss.detach()), rel=1e-6
+    )
     assert theirs_out.aux_loss > 2
     theirs_out.loss.backward()
     told.sum().backward()
     gradients = as_mixtral({name: parameter.grad[0] for name, parameter in ours.named_parameters()})
     for name, parameter in theirs.named_parameters():
-        assert torch.allclose(gradients[name], parameter.grad, rtol=0, atol=2e-6), name  # their norms work in float32
+        assert torch.allclose(gradients[name], parameter.grad, rtol=0, atol=2e-6), (
+            name
+        )  # their norms work in float32
     alone = moved(mixture(tiny, {"balance_coef": 0.0})).double()
     loss = alone(tokens, targets)
     loss.sum().backward()
     assert float(loss.detach()) == pytest.approx(float(told.detach()), rel=1e-12)
     gate = "model.layers.0.mlp.gate.weight"
-    assert not torch.allclose(dict(alone.named_parameters())[gate].grad[0], gradients[gate], atol=1e-5)
+    assert not torch.allclose(
+        dict(alone.named_parameters())[gate].grad[0], gradients[gate], atol=1e-5
+    )
 
 
 def test_nothing_of_a_pass_is_kept(tiny):
     model = models.build(mixture(tiny), VOCAB)
     for arguments in ((drawn(),), (drawn(), drawn(seed=1))):
         model(*arguments)
-        assert all(module.routed is None for module in model.modules() if isinstance(module, models.moe.Mixture))
+        assert all(
+            module.routed is None
+            for module in model.modules()
+            if isinstance(module, models.moe.Mixture)
+        )
 
 
 @pytest.mark.parametrize(("router", "factor", "lr"), [("out", 0.25, 1.0), ("hid", 1.0, 0.25)])
 def test_a_router_is_a_readout_or_a_matrix(tiny, router, factor, lr):
     """Table 8 at four times the base width: a readout's multiplier and full lr, or a matrix's 1/m in lr; the head's multiplier is its own."""
     settings = {"width": 128, "parametrization.logits_multiplier": 3.0}
-    rows = {row.name: row for row in counting.planned(mixture(tiny, {"router": router}, **settings), VOCAB)}
+    rows = {
+        row.name: row
+        for row in counting.planned(mixture(tiny, {"router": router}, **settings), VOCAB)
+    }
     gate, head = rows["model.layers.0.mlp.gate.weight"], rows["lm_head.weight"]
     assert (gate.multiplier, gate.lr) == pytest.approx((factor, lr * head.lr))
     assert head.multiplier == 0.75
@@ -135,7 +188,9 @@ def test_experts_scale_by_their_own_fan_in(tiny):
 def test_active_parameters_are_what_a_token_meets(tiny):
     """As many as of the dense model whose MLP is the chosen and shared experts side by side, and a router."""
     model = mixture(tiny, {"n_shared_experts": 1}).model
-    dense = tiny({"model.ffn_ratio": 3.0}).model  # two chosen and one shared, each as wide as the model
+    dense = tiny(
+        {"model.ffn_ratio": 3.0}
+    ).model  # two chosen and one shared, each as wide as the model
     counted, other = counting.params(model, VOCAB), counting.params(dense, VOCAB)
     assert counted["n_params_active"] == other["n_params"] + counted["router"]
     assert counted["router"] == model.depth * model.n_experts * model.width

@@ -7,7 +7,12 @@ import torch
 from test_models import moved
 from torch import nn
 from torch.nn import functional as F
-from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from scaletune import models
 
@@ -18,7 +23,15 @@ MLP = {"family": "mlp", "width": 16, "depth": 3, "inputs": 5}
 
 
 def asked(tiny, model, **settings):
-    return tiny({"model": model, "seq_len": 1, "parametrization.base_width": model["width"], "parametrization.init_std": 0.2} | settings)
+    return tiny(
+        {
+            "model": model,
+            "seq_len": 1,
+            "parametrization.base_width": model["width"],
+            "parametrization.init_std": 0.2,
+        }
+        | settings
+    )
 
 
 def drawn(*shape, seed=0):
@@ -77,10 +90,19 @@ def hugging_face_resnet(m, width):
     """Their basic-block ResNet, any width, with a stem for small images and GroupNorm."""
     sizes = [width * 2**stage for stage in range(m.stages)]
     made = ResNetForImageClassification(
-        ResNetConfig(embedding_size=width, hidden_sizes=sizes, depths=[m.depth] * m.stages, layer_type="basic", num_labels=CLASSES)
+        ResNetConfig(
+            embedding_size=width,
+            hidden_sizes=sizes,
+            depths=[m.depth] * m.stages,
+            layer_type="basic",
+            num_labels=CLASSES,
+        )
     )
     stem = made.resnet.embedder
-    stem.embedder.convolution, stem.pooler = nn.Conv2d(3, width, 3, padding=1, bias=False), nn.Identity()
+    stem.embedder.convolution, stem.pooler = (
+        nn.Conv2d(3, width, 3, padding=1, bias=False),
+        nn.Identity(),
+    )
     group_normed(made, m.groups, m.norm_eps)
     return made
 
@@ -88,14 +110,20 @@ def hugging_face_resnet(m, width):
 def as_resnet(name):
     """Our name of a tensor as theirs."""
     first, rest = name.split(".", 1)
-    return {"embedder": "resnet.embedder.embedder", "stages": "resnet.encoder.stages", "classifier": "classifier.1"}[first] + f".{rest}"
+    return {
+        "embedder": "resnet.embedder.embedder",
+        "stages": "resnet.encoder.stages",
+        "classifier": "classifier.1",
+    }[first] + f".{rest}"
 
 
 @pytest.mark.parametrize("readout", ["linear", "conv"])
 @pytest.mark.parametrize("residual", [1.0, 0.5])
 def test_logits_are_resnets(tiny, readout, residual):
     """In theirs a branch's factor is its last norm's gain and bias."""
-    recipe = asked(tiny, RESNET | {"readout": readout}, **{"parametrization.residual_multiplier": residual})
+    recipe = asked(
+        tiny, RESNET | {"readout": readout}, **{"parametrization.residual_multiplier": residual}
+    )
     m, ours = recipe.model, moved(recipe, CLASSES)
     theirs = hugging_face_resnet(m, m.width)
     state = {}
@@ -108,10 +136,14 @@ def test_logits_are_resnets(tiny, readout, residual):
         assert_same(ours(images)[0], theirs.eval()(images).logits)
 
 
-@pytest.mark.parametrize(("name", "activation"), [("relu", nn.ReLU), ("gelu", nn.GELU), ("tanh", nn.Tanh)])
+@pytest.mark.parametrize(
+    ("name", "activation"), [("relu", nn.ReLU), ("gelu", nn.GELU), ("tanh", nn.Tanh)]
+)
 @pytest.mark.parametrize("biases", [False, True])
 def test_outputs_are_those_of_plain_layers(tiny, name, activation, biases):
-    recipe = asked(tiny, MLP | {"activation": name, "biases": biases}, **{"parametrization.init_gain": 2.0})
+    recipe = asked(
+        tiny, MLP | {"activation": name, "biases": biases}, **{"parametrization.init_gain": 2.0}
+    )
     ours = moved(recipe, CLASSES)
     sizes = [5, 16, 16, 16, 16, CLASSES]
     linears = [nn.Linear(fan_in, fan_out, bias=biases) for fan_in, fan_out in pairwise(sizes)]
@@ -128,9 +160,14 @@ def test_losses_are_torchs(tiny):
     """Nats for classes; for values the mean squared error over all outputs, whether one value comes as [B] or [B, 1]."""
     features, classes = drawn(9, 5), torch.arange(9) % CLASSES
     ours = moved(asked(tiny, MLP), CLASSES)
-    assert ours(features, classes).tolist() == pytest.approx([F.cross_entropy(ours(features)[0], classes).item()])
+    assert ours(features, classes).tolist() == pytest.approx(
+        [F.cross_entropy(ours(features)[0], classes).item()]
+    )
     for outputs in (1, 3):
-        squared, values = moved(asked(tiny, MLP | {"loss": "mse"}), outputs), drawn(9, outputs, seed=1)
+        squared, values = (
+            moved(asked(tiny, MLP | {"loss": "mse"}), outputs),
+            drawn(9, outputs, seed=1),
+        )
         expected = F.mse_loss(squared(features)[0], values).item()
         assert squared(features, values).tolist() == pytest.approx([expected])
         assert squared(features, values.squeeze(1)).tolist() == pytest.approx([expected])

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from scaletune import counting, models, optim
 from scaletune.errors import UserError
 
-shares, kinds = st.floats(0, 1), st.sampled_from(["constant", "linear", "cosine", "wsd", "one_cycle"])
+shares, kinds = (
+    st.floats(0, 1),
+    st.sampled_from(["constant", "linear", "cosine", "wsd", "one_cycle"]),
+)
 
 
 @pytest.fixture
@@ -24,7 +27,11 @@ def plan(tiny):
 def test_every_tensor_is_in_the_group_with_its_numbers(model, plan):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = optim.groups(model, plan)
-    got = {names[id(p)]: (g["lr"], g["initial_lr"], g["weight_decay"], g["eps"]) for g in groups for p in g["params"]}
+    got = {
+        names[id(p)]: (g["lr"], g["initial_lr"], g["weight_decay"], g["eps"])
+        for g in groups
+        for p in g["params"]
+    }
     assert got == {row.name: (row.lr, row.lr, row.weight_decay, row.eps) for row in plan}
     assert sum(len(group["params"]) for group in groups) == len(names)
 
@@ -43,7 +50,9 @@ def test_a_schedule_keeps_the_ratios(tiny, share, kind):
 
 def test_betas_and_the_step_are_adamws(tiny):
     """One step from zero moments is lr * sign(gradient), after the decay, where eps is far below the gradient."""
-    recipe = tiny({"width": 64, "optimizer.eps": 1e-30, "optimizer.beta1": 0.8, "optimizer.beta2": 0.9})
+    recipe = tiny(
+        {"width": 64, "optimizer.eps": 1e-30, "optimizer.beta1": 0.8, "optimizer.beta2": 0.9}
+    )
     model, rows = models.build(recipe, 64), counting.planned(recipe, 64)
     opt = optim.optimizer(model, rows, recipe.optimizer)
     assert opt.defaults["betas"] == (0.8, 0.9)
@@ -53,9 +62,16 @@ def test_betas_and_the_step_are_adamws(tiny):
     opt.step()
     after = dict(model.named_parameters())
     for row in rows:
-        sure = after[row.name].grad.abs() > 1e-8  # a gradient of a few denormals has no sign to speak of
-        expected = before[row.name] * (1 - row.lr * row.weight_decay) - row.lr * after[row.name].grad.sign()
-        assert sure.any() and torch.allclose(after[row.name][sure], expected[sure], rtol=0, atol=1e-3 * row.lr), row.name
+        sure = (
+            after[row.name].grad.abs() > 1e-8
+        )  # a gradient of a few denormals has no sign to speak of
+        expected = (
+            before[row.name] * (1 - row.lr * row.weight_decay)
+            - row.lr * after[row.name].grad.sign()
+        )
+        assert sure.any() and torch.allclose(
+            after[row.name][sure], expected[sure], rtol=0, atol=1e-3 * row.lr
+        ), row.name
 
 
 @pytest.mark.parametrize("odd", ["a tensor the plan lacks", "a tensor the model lacks"])
@@ -66,7 +82,9 @@ def test_a_tensor_without_explanation_is_refused(model, plan, odd):
     else:
         name = "model.layers.1.mlp.up_proj.weight"
         del model.model.layers[1].mlp.up_proj.weight
-    with pytest.raises(UserError, match=f"plan and model must name the same tensors, but `{name}` is in one alone"):
+    with pytest.raises(
+        UserError, match=f"plan and model must name the same tensors, but `{name}` is in one alone"
+    ):
         optim.groups(model, plan)
 
 
@@ -95,9 +113,13 @@ def test_our_schedules_pass_the_guard(tiny, share, kind):
 @pytest.mark.parametrize(
     "scheduler",
     [
-        lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda step: step / 10),  # 0 at first, which is 0 throughout
+        lambda opt: torch.optim.lr_scheduler.LambdaLR(
+            opt, lambda step: step / 10
+        ),  # 0 at first, which is 0 throughout
         lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10),
-        lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, [group["lr"] for group in opt.param_groups], total_steps=12),
+        lambda opt: torch.optim.lr_scheduler.OneCycleLR(
+            opt, [group["lr"] for group in opt.param_groups], total_steps=12
+        ),
     ],
 )
 def test_multiplying_schedulers_pass_the_guard(opt, plan, scheduler):
@@ -124,11 +146,16 @@ def test_an_absolute_floor_shows_at_the_end_alone(opt, plan):
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10, eta_min=1e-4)
     optim.guard(opt, plan, "at the start")
     run(opt, scheduler, 10)
-    with pytest.raises(UserError, match=r"at the end the group of .* has 1 times the lr of .*, where the plan has 0.25"):
+    with pytest.raises(
+        UserError,
+        match=r"at the end the group of .* has 1 times the lr of .*, where the plan has 0.25",
+    ):
         optim.guard(opt, plan, "at the end")
 
 
 def test_groups_that_are_not_the_plans_are_refused(opt, plan):
     opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
-    with pytest.raises(UserError, match=r"^the optimizer must have the plan's 4 groups, but got 5 at the start$"):
+    with pytest.raises(
+        UserError, match=r"^the optimizer must have the plan's 4 groups, but got 5 at the start$"
+    ):
         optim.guard(opt, plan, "at the start")

@@ -44,9 +44,23 @@ def plan(name):
     """A row a tensor, each with its own lr, weight decay and eps; the ratios of lr are powers of two, so that u = W / r is exact."""
     s, ratios = settings(name), {"emb": 1.0, "hid": 0.25, "wide": 0.5, "tall": 0.25, "gain": 2.0}
     unit = s.lr if name in ("dadapt_adam", "prodigy", "momo_adam") else 0.02
-    decays, epss = {"emb": 0.1, "hid": 0.4, "wide": 0.0, "tall": 0.2, "gain": 0.0}, {"emb": 1e-3, "hid": 1e-4, "wide": 1e-2}
+    decays, epss = (
+        {"emb": 0.1, "hid": 0.4, "wide": 0.0, "tall": 0.2, "gain": 0.0},
+        {"emb": 1e-3, "hid": 1e-4, "wide": 1e-2},
+    )
     return [
-        Planned(k, ROLES[k], 1.0, 1.0, 1.0, 1.0, unit * r, decays[k], epss.get(k, 1e-3), rules.families.trained_by(s.rule, ROLES[k]))
+        Planned(
+            k,
+            ROLES[k],
+            1.0,
+            1.0,
+            1.0,
+            1.0,
+            unit * r,
+            decays[k],
+            epss.get(k, 1e-3),
+            rules.families.trained_by(s.rule, ROLES[k]),
+        )
         for k, r in ratios.items()
     ]
 
@@ -54,9 +68,12 @@ def plan(name):
 def start(k=None):
     """The stack, or the plain tensors of trial k."""
     drawn = {
-        name: torch.randn(K, *shape, generator=torch.Generator().manual_seed(i)).double() for i, (name, shape) in enumerate(SHAPES.items())
+        name: torch.randn(K, *shape, generator=torch.Generator().manual_seed(i)).double()
+        for i, (name, shape) in enumerate(SHAPES.items())
     }
-    return nn.ParameterDict({name: nn.Parameter((w if k is None else w[k]).clone()) for name, w in drawn.items()})
+    return nn.ParameterDict(
+        {name: nn.Parameter((w if k is None else w[k]).clone()) for name, w in drawn.items()}
+    )
 
 
 def loss(weights, k, step):
@@ -64,12 +81,16 @@ def loss(weights, k, step):
     x = torch.randn(5, 7, generator=torch.Generator().manual_seed(100 * step + k)).double()
     h = torch.tanh(x @ weights["emb"]) * weights["gain"]
     h = h + torch.tanh(h @ weights["hid"].T)
-    return (h @ weights["wide"].T).square().mean() + torch.tanh(h @ weights["tall"].T - 1).square().mean()
+    return (h @ weights["wide"].T).square().mean() + torch.tanh(
+        h @ weights["tall"].T - 1
+    ).square().mean()
 
 
 def step_stack(model, opt, step):
     opt.zero_grad()
-    losses = torch.stack([loss({name: p[k] for name, p in model.items()}, k, step) for k in range(K)])
+    losses = torch.stack(
+        [loss({name: p[k] for name, p in model.items()}, k, step) for k in range(K)]
+    )
     losses.sum().backward()
     opt.step(lambda: losses.detach())
 
@@ -98,7 +119,9 @@ def lamb(groups):
 
 
 def library(module, name, **asked):
-    return lambda groups: getattr(pytest.importorskip(module), name)(groups, betas=(0.8, 0.9), **asked)
+    return lambda groups: getattr(pytest.importorskip(module), name)(
+        groups, betas=(0.8, 0.9), **asked
+    )
 
 
 def schedulefree(groups):
@@ -116,13 +139,20 @@ def shampoo(groups):
 
 def muon(factor, nesterov=True):
     def make(groups):
-        if factor == "spectral":  # torch has none: lr so that lr * its own factor is lr * sqrt(out / in), and lr * weight_decay as it was
+        if (
+            factor == "spectral"
+        ):  # torch has none: lr so that lr * its own factor is lr * sqrt(out / in), and lr * weight_decay as it was
             for group in groups:
                 out, fan_in = group["params"][0].shape
                 up = (out / fan_in) ** 0.5 / max(1, out / fan_in) ** 0.5
                 group |= {"lr": group["lr"] * up, "weight_decay": group["weight_decay"] / up}
                 group["initial_lr"] = group["lr"]
-        return torch.optim.Muon(groups, momentum=0.9, nesterov=nesterov, adjust_lr_fn="original" if factor == "spectral" else factor)
+        return torch.optim.Muon(
+            groups,
+            momentum=0.9,
+            nesterov=nesterov,
+            adjust_lr_fn="original" if factor == "spectral" else factor,
+        )
 
     return make
 
@@ -152,7 +182,11 @@ def reference(name, k, multipliers):
         for row in rows
     }  # fmt: skip
     rest = [groups[row.name] for row in rows if row.family == "adamw" and name != "adamw"]
-    opts = [REFERENCES[name]([groups[row.name] for row in rows if row.family != "adamw" or name == "adamw"])]
+    opts = [
+        REFERENCES[name](
+            [groups[row.name] for row in rows if row.family != "adamw" or name == "adamw"]
+        )
+    ]
     opts += [adamw(rest)] if rest else []
     for step, multiplier in enumerate(multipliers):
         for opt in opts:
@@ -170,7 +204,9 @@ MULTIPLIERS = [min(1.0, (step + 0.5) / 4) for step in range(STEPS)]  # a warmup,
 BF16 = {"rtol": 0, "atol": 5e-4}  # of a way of 0.03 to 0.07: Newton-Schulz is in bfloat16
 
 
-@pytest.mark.filterwarnings("ignore:More than one param group")  # what MoMo says of the reference's groups, whose lr are one
+@pytest.mark.filterwarnings(
+    "ignore:More than one param group"
+)  # what MoMo says of the reference's groups, whose lr are one
 @pytest.mark.parametrize("name", ASKED)
 def test_a_stack_steps_as_the_reference_does_on_each_trial(name):
     if name.startswith("muon") and not hasattr(torch.optim, "Muon"):
@@ -207,7 +243,9 @@ def test_a_stopped_run_goes_on_bit_by_bit(name):
     again, resumed = stack(name)
     again.load_state_dict(model.state_dict())
     resumed.load_state_dict(saved(opt))
-    assert [group["lr"] for group in resumed.param_groups] == [group["lr"] for group in opt.param_groups]
+    assert [group["lr"] for group in resumed.param_groups] == [
+        group["lr"] for group in opt.param_groups
+    ]
     for step in range(5, 10):
         step_stack(model, opt, step)
         step_stack(again, resumed, step)
@@ -234,7 +272,13 @@ def test_accelerate_takes_it_and_steps_it_as_it_is(name):
 @pytest.mark.parametrize("name", ASKED)
 def test_a_stack_of_a_zoo_model_learns_and_passes_the_guard(tiny, name):
     s, (_, _) = settings(name), stack(name)
-    recipe = tiny({"optimizer": s.model_dump() | {"lr": s.lr if s.lr == 1 else 0.02}, "schedule.kind": "constant", "width": 64})
+    recipe = tiny(
+        {
+            "optimizer": s.model_dump() | {"lr": s.lr if s.lr == 1 else 0.02},
+            "schedule.kind": "constant",
+            "width": 64,
+        }
+    )
     plan = counting.planned(recipe, 64)
     model = models.build(recipe, 64, seeds=(0, 1))
     opt = optim.optimizer(model, plan, recipe.optimizer)
@@ -263,7 +307,10 @@ def test_a_trial_that_is_lost_takes_no_other_with_it(name):
             with torch.no_grad():
                 model["hid"][0].fill_(math.nan)
         step_stack(model, other, step)
-    assert all(torch.equal(model[key][1], sound[key][1]) for key in model) and model["hid"][0].isnan().all()
+    assert (
+        all(torch.equal(model[key][1], sound[key][1]) for key in model)
+        and model["hid"][0].isnan().all()
+    )
 
 
 @pytest.mark.parametrize("name", ["lamb", "shampoo", "prodigy"])
@@ -278,27 +325,46 @@ def test_weights_that_move_take_the_optimizer_with_them(name):
     assert all(torch.equal(stayed[key], moved[key]) for key in stayed)
 
 
-@pytest.mark.parametrize("name", ["muon", "muon_spectral", "shampoo", "soap", "lamb", "adafactor", "prodigy"])
+@pytest.mark.parametrize(
+    "name", ["muon", "muon_spectral", "shampoo", "soap", "lamb", "adafactor", "prodigy"]
+)
 def test_experts_are_matrices_of_their_own_and_a_kernel_is_one(name):
     """[K, experts, out, in] and [K, out, in, h, w] against the same entries as [K, out, in] each."""
     drawn = torch.randn(K, 3, 4, 6, generator=torch.Generator().manual_seed(0)).double()
     kernel = torch.randn(K, 4, 3, 2, 2, generator=torch.Generator().manual_seed(1)).double()
     stacked, apart = [drawn, kernel], [*drawn.unbind(1), kernel.flatten(2)]
-    models = [nn.ParameterList([nn.Parameter(w.clone()) for w in weights]) for weights in (stacked, apart)]
+    models = [
+        nn.ParameterList([nn.Parameter(w.clone()) for w in weights]) for weights in (stacked, apart)
+    ]
     s = settings(name)
     opts = [
-        optim.optimizer(model, [Planned(str(i), "hid", 1, 1, 1, 1, s.lr, 0.1, 1e-6, s.rule) for i in range(len(model))], s)
+        optim.optimizer(
+            model,
+            [
+                Planned(str(i), "hid", 1, 1, 1, 1, s.lr, 0.1, 1e-6, s.rule)
+                for i in range(len(model))
+            ],
+            s,
+        )
         for model in models
     ]
     for step in range(4):
         for p in models[0]:
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 + step)).double()
-        for p, gradient in zip(models[1], [*models[0][0].grad.unbind(1), models[0][1].grad.flatten(2)], strict=True):
+            p.grad = torch.randn(
+                p.shape, generator=torch.Generator().manual_seed(10 + step)
+            ).double()
+        for p, gradient in zip(
+            models[1], [*models[0][0].grad.unbind(1), models[0][1].grad.flatten(2)], strict=True
+        ):
             p.grad = gradient.clone()
         for opt in opts:
             opt.step()
-    for whole, part in zip([*models[0][0].unbind(1), models[0][1].flatten(2)], models[1], strict=True):
-        torch.testing.assert_close(whole, part.data, rtol=1e-12, atol=1e-12 if not name.startswith("muon") else 1e-5)
+    for whole, part in zip(
+        [*models[0][0].unbind(1), models[0][1].flatten(2)], models[1], strict=True
+    ):
+        torch.testing.assert_close(
+            whole, part.data, rtol=1e-12, atol=1e-12 if not name.startswith("muon") else 1e-5
+        )
     assert not torch.allclose(models[0][0].detach(), drawn, atol=1e-8)
 
 
@@ -320,9 +386,17 @@ def with_lr(name, factor):
 
 @pytest.mark.parametrize("name", ["muon", "adafactor"])
 def test_each_trial_may_have_its_own_lr(name):
-    together, slow, fast = (with_lr(name, factor) for factor in (torch.tensor([0.5, 2.0], dtype=torch.float64), 0.5, 2.0))
+    together, slow, fast = (
+        with_lr(name, factor)
+        for factor in (torch.tensor([0.5, 2.0], dtype=torch.float64), 0.5, 2.0)
+    )
     for key in SHAPES:
-        torch.testing.assert_close(together[key].detach(), torch.stack([slow[key][0], fast[key][1]]).detach(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            together[key].detach(),
+            torch.stack([slow[key][0], fast[key][1]]).detach(),
+            rtol=1e-12,
+            atol=1e-12,
+        )
     assert not torch.allclose(slow["hid"], fast["hid"], atol=1e-3)
 
 
@@ -335,11 +409,17 @@ def test_a_small_gradient_steps_as_far_as_a_large_one(name):
     ways = []
     for size in (1.0, 2.0**-17):
         model = start().float()
-        opt = optim.optimizer(model, [dataclasses.replace(row, eps=1e-12, weight_decay=0.0) for row in plan(name)], settings(name))
+        opt = optim.optimizer(
+            model,
+            [dataclasses.replace(row, eps=1e-12, weight_decay=0.0) for row in plan(name)],
+            settings(name),
+        )
         before = model["hid"].detach().clone()
         for step in range(3):
             for i, p in enumerate(model.values()):
-                p.grad = size * torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * step + i))
+                p.grad = size * torch.randn(
+                    p.shape, generator=torch.Generator().manual_seed(10 * step + i)
+                )
                 p.grad[:, 0] = 0
             opt.step()
         ways.append(model["hid"].detach() - before)
@@ -355,8 +435,12 @@ HELD = {  # lr; not momo_adam, which the check does not tell the loss
 @pytest.mark.parametrize("name", HELD)
 def test_the_rule_holds_for_the_optimizer_that_is_built(tiny, name):
     """The coordinate check, in muP: changes of activations that do not move with width. SOAP's do, as arXiv:2512.05620 finds."""
-    asked = {"family": name, "lr": HELD[name]} | ({"precondition_every": 1} if name == "shampoo" else {})
-    recipe = tiny({"optimizer": asked, "schedule.kind": "constant", "parametrization.init_std": 0.1})
+    asked = {"family": name, "lr": HELD[name]} | (
+        {"precondition_every": 1} if name == "shampoo" else {}
+    )
+    recipe = tiny(
+        {"optimizer": asked, "schedule.kind": "constant", "parametrization.init_std": 0.1}
+    )
     assert checking.check(recipe, (32, 128), (0,))["verdict"] == "pass"
 
 
@@ -364,15 +448,24 @@ def test_the_rule_holds_for_the_optimizer_that_is_built(tiny, name):
 
 
 def test_the_families_of_recipes_are_those_that_are_built_and_ruled():
-    assert set(READS) == set(families.FAMILIES) and {settings(name).rule for name in ASKED} <= set(rules.FAMILIES)
+    assert set(READS) == set(families.FAMILIES) and {settings(name).rule for name in ASKED} <= set(
+        rules.FAMILIES
+    )
     assert {settings(name).family for name in ASKED} == set(READS)
 
 
 @pytest.mark.parametrize("family", ["muon", "shampoo"])
 def test_what_is_left_to_adamw_has_its_share_of_the_lr(tiny, family):
-    one, half = (counting.planned(tiny({"optimizer.family": family, "optimizer.rest_ratio": ratio, "width": 64}), 64) for ratio in (1, 0.5))
+    one, half = (
+        counting.planned(
+            tiny({"optimizer.family": family, "optimizer.rest_ratio": ratio, "width": 64}), 64
+        )
+        for ratio in (1, 0.5)
+    )
     kept = {"muon": ("hid",), "shampoo": ("emb", "hid", "out")}[family]
-    assert {row.family for row in one if row.role in kept} == {family} and {row.family for row in one if row.role not in kept} == {"adamw"}
+    assert {row.family for row in one if row.role in kept} == {family} and {
+        row.family for row in one if row.role not in kept
+    } == {"adamw"}
     for row, other in zip(one, half, strict=True):
         assert other.lr == row.lr * (1 if row.role in kept else 0.5)
 
@@ -381,9 +474,13 @@ def test_independent_decay_shrinks_every_matrix_alike_at_any_lr(tiny):
     """lr * weight_decay at the peak is the recipe's weight decay; PyTorch's is lr times that, whatever the width."""
     for lr in (1e-3, 1e-2):
         for mode, shrunk in (("independent", 0.1), ("torch", 0.1 * lr)):
-            rows = counting.planned(tiny({"width": 128, "optimizer.decay": mode, "lr": lr, "form": "mup_t3"}), 64)
+            rows = counting.planned(
+                tiny({"width": 128, "optimizer.decay": mode, "lr": lr, "form": "mup_t3"}), 64
+            )
             assert {row.lr for row in rows} == {lr, lr / 4}
-            assert [row.lr * row.weight_decay for row in rows if row.role != "vec"] == pytest.approx([shrunk] * 16)
+            assert [
+                row.lr * row.weight_decay for row in rows if row.role != "vec"
+            ] == pytest.approx([shrunk] * 16)
 
 
 def test_independent_decay_follows_the_schedule(tiny):
@@ -401,33 +498,50 @@ def test_independent_decay_follows_the_schedule(tiny):
 
 def test_shampoo_is_damped_by_its_rule(tiny):
     """Its sums are of squared gradients: the damping of a hidden matrix ~ 1 / width in muP, and eps of what AdamW trains too."""
-    narrow, wide = (counting.planned(tiny({"optimizer.family": "shampoo", "width": width, "form": "mup_t3"}), 64) for width in (32, 128))
+    narrow, wide = (
+        counting.planned(
+            tiny({"optimizer.family": "shampoo", "width": width, "form": "mup_t3"}), 64
+        )
+        for width in (32, 128)
+    )
     for small, large in zip(narrow, wide, strict=True):
         grown = rules.scale("mup_t3", small.role, large.m_in, large.m_out, family="shampoo")
-        assert large.eps / small.eps == pytest.approx(grown.damping[0] if small.family == "shampoo" else grown.eps)
+        assert large.eps / small.eps == pytest.approx(
+            grown.damping[0] if small.family == "shampoo" else grown.eps
+        )
 
 
 def test_the_shape_factor_is_part_of_the_rule(tiny):
     asked = {"optimizer.family": "muon", "optimizer.shape_factor": "spectral", "width": 128}
     assert tiny(asked).optimizer.rule == "muon_spectral"
-    down = {row.name: row.lr for row in counting.planned(tiny(asked | {"model.ffn_ratio": 4.0}), 64)}["model.layers.0.mlp.down_proj.weight"]
+    down = {
+        row.name: row.lr for row in counting.planned(tiny(asked | {"model.ffn_ratio": 4.0}), 64)
+    }["model.layers.0.mlp.down_proj.weight"]
     assert down == 5e-3  # sqrt(out / in) is in the step: lr is free of width
 
 
-@pytest.mark.parametrize(("name", "package"), [("lion", "pytorch_optimizer"), ("momo_adam", "momo-opt"), ("prodigy", "prodigyopt")])
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("lion", "pytorch_optimizer"), ("momo_adam", "momo-opt"), ("prodigy", "prodigyopt")],
+)
 def test_a_missing_package_is_named(monkeypatch, name, package):
     def missing(module):
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
     monkeypatch.setattr(families.importlib, "import_module", missing)
-    with pytest.raises(UserError, match=rf"family '{name}' needs the package `{package}`, .*: pip install 'scaletune\[optimizers\]'"):
+    with pytest.raises(
+        UserError,
+        match=rf"family '{name}' needs the package `{package}`, .*: pip install 'scaletune\[optimizers\]'",
+    ):
         optim.optimizer(start(), plan(name), settings(name))
 
 
 def test_momo_asks_for_the_loss():
     model, opt = stack("momo_adam")
     model["hid"].grad = torch.ones_like(model["hid"])
-    with pytest.raises(UserError, match=r"'momo_adam' reads the loss: call `step\(lambda: losses\)`"):
+    with pytest.raises(
+        UserError, match=r"'momo_adam' reads the loss: call `step\(lambda: losses\)`"
+    ):
         opt.step()
 
 
@@ -440,9 +554,29 @@ def test_a_family_without_a_rule_says_so(name):
 def test_a_muon_of_alike_groups_keeps_its_tensors_apart():
     """At the base width every lr, weight decay and eps is the same: what Muon trains must not fall into AdamW's group."""
     model = start()
-    rows = [Planned(key, ROLES[key], 1, 1, 1, 1, 0.02, 0.1, 1e-8, rules.families.trained_by("muon", ROLES[key])) for key in SHAPES]
+    rows = [
+        Planned(
+            key,
+            ROLES[key],
+            1,
+            1,
+            1,
+            1,
+            0.02,
+            0.1,
+            1e-8,
+            rules.families.trained_by("muon", ROLES[key]),
+        )
+        for key in SHAPES
+    ]
     opt = optim.optimizer(model, rows, settings("muon"))
-    assert [(group["family"], len(group["params"])) for group in opt.param_groups] == [("adamw", 2), ("muon", 3)]
+    assert [(group["family"], len(group["params"])) for group in opt.param_groups] == [
+        ("adamw", 2),
+        ("muon", 3),
+    ]
     opt.load_state_dict(copy.deepcopy(opt.state_dict()))
     optim.set_share(opt, optim.schedules.Schedule(kind="constant", warmup=0.5), 0.25)
-    assert [group["lr"] for part in opt.parts.values() for group in part.param_groups] == [0.01, 0.01]
+    assert [group["lr"] for part in opt.parts.values() for group in part.param_groups] == [
+        0.01,
+        0.01,
+    ]

@@ -26,14 +26,26 @@ def optimizers(params):
     made = []
     for k, (first, second, third) in enumerate(params):
         lr, rest = 1e-3 * 1.5**k, {"weight_decay": 0.1 * k, "eps": 1e-8 * 10**k}
-        groups = [{"params": [first, third], "lr": lr, **rest}, {"params": [second], "lr": 3 * lr, "weight_decay": 0.0, "eps": 1e-8}]
-        made.append(AdamW(groups if k != 2 else [{"params": [first, second, third], "lr": lr}], betas=(0.8 + 0.03 * k, 0.99), fused=True))
+        groups = [
+            {"params": [first, third], "lr": lr, **rest},
+            {"params": [second], "lr": 3 * lr, "weight_decay": 0.0, "eps": 1e-8},
+        ]
+        made.append(
+            AdamW(
+                groups if k != 2 else [{"params": [first, second, third], "lr": lr}],
+                betas=(0.8 + 0.03 * k, 0.99),
+                fused=True,
+            )
+        )
     return made
 
 
 def drawn(dtype):
     draw = torch.Generator().manual_seed(1)
-    return [[torch.randn(1, *shape, generator=draw, dtype=torch.float64).to(dtype) for shape in SHAPES] for _ in range(K)]
+    return [
+        [torch.randn(1, *shape, generator=draw, dtype=torch.float64).to(dtype) for shape in SHAPES]
+        for _ in range(K)
+    ]
 
 
 def loss(params, step):
@@ -48,7 +60,10 @@ class Together:
     """Trials on one storage, moved by one update."""
 
     def __init__(self, params, opts):
-        self.stack = [nn.Parameter(torch.cat([row.detach() for row in rows])) for rows in zip(*params, strict=True)]
+        self.stack = [
+            nn.Parameter(torch.cat([row.detach() for row in rows]))
+            for rows in zip(*params, strict=True)
+        ]
         for i, whole in enumerate(self.stack):
             for own, part in zip(params, whole.data.split(1), strict=True):
                 own[i].data = part
@@ -66,7 +81,9 @@ class Together:
 
 def set_rates(opt, step, k):
     for group in opt.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 + math.cos(step / (60 + k))) / 2
+        group["lr"] = (
+            group.setdefault("initial_lr", group["lr"]) * (1 + math.cos(step / (60 + k))) / 2
+        )
 
 
 def alone(params, opts, steps):
@@ -85,7 +102,9 @@ def fresh(dtype=torch.float32):
 
 
 def assert_close(one, other, rel):
-    for x, y in zip([p for own in one for p in own], [p for own in other for p in own], strict=True):
+    for x, y in zip(
+        [p for own in one for p in own], [p for own in other for p in own], strict=True
+    ):
         torch.testing.assert_close(x, y, rtol=rel, atol=rel)
 
 
@@ -101,7 +120,10 @@ def test_it_is_torchs_own_trial_by_trial(dtype, rel):
         mine, its = mine.state_dict(), its.state_dict()
         assert mine["param_groups"] == its["param_groups"]
         for i, state in its["state"].items():
-            assert mine["state"][i].keys() == state.keys() and mine["state"][i]["step"] == state["step"] == 200
+            assert (
+                mine["state"][i].keys() == state.keys()
+                and mine["state"][i]["step"] == state["step"] == 200
+            )
             torch.testing.assert_close(mine["state"][i], state, rtol=1e-3 * rel**0.5, atol=rel)
 
 
@@ -110,23 +132,40 @@ def muons(params):
     made = []
     for k, (first, second, third) in enumerate(params):
         common = {"lr": 1e-2 * 1.5**k, "weight_decay": 0.1 * k, "eps": 1e-7 * 10**k}
-        groups = [{"params": [second], "family": "adamw", **common}, {"params": [first, third], "family": "muon", **common}]
-        asked = {"family": "muon", "lr": 1e-2, "momentum": 0.8 + 0.03 * k, "nesterov": k != 1, "shape_factor": "spectral", "eps": 1e-8}
+        groups = [
+            {"params": [second], "family": "adamw", **common},
+            {"params": [first, third], "family": "muon", **common},
+        ]
+        asked = {
+            "family": "muon",
+            "lr": 1e-2,
+            "momentum": 0.8 + 0.03 * k,
+            "nesterov": k != 1,
+            "shape_factor": "spectral",
+            "eps": 1e-8,
+        }
         made.append(FAMILIES["muon"](groups, Settings(**asked)))
     return made
 
 
 def test_muon_of_a_stack_is_each_trials_own():
     """Which `test_optim_families` compares with torch's; its products are in bfloat16."""
-    ours, theirs = ([[nn.Parameter(value) for value in own] for own in drawn(torch.float32)] for _ in range(2))
+    ours, theirs = (
+        [[nn.Parameter(value) for value in own] for own in drawn(torch.float32)] for _ in range(2)
+    )
     both, their_opts, before = Together(ours, muons(ours)), muons(theirs), drawn(torch.float32)
     for step in range(5):
         both.step(step)
     alone(theirs, their_opts, range(5))
     for k in range(K):
         for mine, its, was in zip(ours[k], theirs[k], before[k], strict=True):
-            torch.testing.assert_close(mine, its, rtol=0, atol=2e-2 * (its - was).detach().abs().max().item())
-        assert both.opts[k].state_dict()["parts"][0]["state"].keys() == their_opts[k].state_dict()["parts"][0]["state"].keys()
+            torch.testing.assert_close(
+                mine, its, rtol=0, atol=2e-2 * (its - was).detach().abs().max().item()
+            )
+        assert (
+            both.opts[k].state_dict()["parts"][0]["state"].keys()
+            == their_opts[k].state_dict()["parts"][0]["state"].keys()
+        )
 
 
 def test_compiled_it_is_the_same():
@@ -174,7 +213,9 @@ def test_a_tensor_that_no_trial_used_stays():
     both.stack[1].grad, before = None, both.stack[1].clone()
     both.update.read_rates()
     both.update.step()
-    assert torch.equal(both.stack[1], before) and not torch.equal(both.stack[0], torch.cat([own[0] for own in drawn(torch.float32)]))
+    assert torch.equal(both.stack[1], before) and not torch.equal(
+        both.stack[0], torch.cat([own[0] for own in drawn(torch.float32)])
+    )
     assert opts[0].state[params[0][1]]["step"] == 0 and opts[0].state[params[0][0]]["step"] == 1
 
 
@@ -183,7 +224,12 @@ def test_a_tensor_that_no_trial_used_stays():
 OWN = [
     {"lr": 2e-3, "seed": 1},
     {"lr": 4e-3, "optimizer.beta1": 0.8, "weight_decay": 0.3, "optimizer.clip": 0.05},
-    {"lr": 1e-3, "schedule.kind": "cosine", "schedule.ema_half_life": 1024, "optimizer.decay": "independent"},
+    {
+        "lr": 1e-3,
+        "schedule.kind": "cosine",
+        "schedule.ema_half_life": 1024,
+        "optimizer.decay": "independent",
+    },
 ]
 DIVERGES = {"lr": 1e3, "schedule.kind": "constant"}
 
@@ -194,7 +240,10 @@ def by_vector(monkeypatch):
 
 
 def found(points):
-    return {trial.lr: (trial.status, trial.loss, curve) for trial, curve in training.stacked(points, ["a"] * len(points), acc())}
+    return {
+        trial.lr: (trial.status, trial.loss, curve)
+        for trial, curve in training.stacked(points, ["a"] * len(points), acc())
+    }
 
 
 def acc():
@@ -209,22 +258,34 @@ def test_a_stack_trains_as_its_trials_alone(tiny, by_vector):
     assert together[1e3][0] == "diverged"
     for point in points[:3]:
         trial, curve = training.trial(point, "a", acc())
-        assert together[trial.lr][2] == pytest.approx(curve, abs=1e-5) and together[trial.lr][1] == pytest.approx(trial.loss, abs=1e-5)
+        assert together[trial.lr][2] == pytest.approx(curve, abs=1e-5) and together[trial.lr][
+            1
+        ] == pytest.approx(trial.loss, abs=1e-5)
 
 
 def test_a_compiled_stack_trains_as_its_trials_alone(tiny, by_vector, monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(
+        torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True)
+    )
     together = found([tiny(own | {"engine.compile": True}) for own in OWN])
     for own in OWN:
-        assert together[own["lr"]][2] == pytest.approx(training.trial(tiny(own), "a", acc())[1], abs=1e-5)
+        assert together[own["lr"]][2] == pytest.approx(
+            training.trial(tiny(own), "a", acc())[1], abs=1e-5
+        )
 
 
 def test_the_loop_takes_it_where_the_device_and_the_family_are(tiny, by_vector, monkeypatch):
     def update(**settings):
-        runs = [loop.start(tiny(settings | {"lr": lr}), data.load(tiny().data), acc()) for lr in (1e-3, 2e-3)]
+        runs = [
+            loop.start(tiny(settings | {"lr": lr}), data.load(tiny().data), acc())
+            for lr in (1e-3, 2e-3)
+        ]
         return Stack(runs).vector
 
-    assert isinstance(update(), Vector) and update(**{"optimizer.family": "sgd", "weight_decay": 0.0}) is None
+    assert (
+        isinstance(update(), Vector)
+        and update(**{"optimizer.family": "sgd", "weight_decay": 0.0}) is None
+    )
     monkeypatch.undo()
     assert update() is None
 
@@ -240,7 +301,9 @@ def test_either_way_goes_on_from_the_others_checkpoint(tiny, tmp_path, monkeypat
 
     def go(way, progress):
         monkeypatch.setattr(fused_stack, "DEVICES", ("cpu",) if way == "vector" else ())
-        return {trial.lr: curve for trial, curve in training.stacked(points, ["a"] * 2, acc(), progress)}
+        return {
+            trial.lr: curve for trial, curve in training.stacked(points, ["a"] * 2, acc(), progress)
+        }
 
     with pytest.raises(KeyboardInterrupt):
         go(first, stop)
@@ -249,4 +312,6 @@ def test_either_way_goes_on_from_the_others_checkpoint(tiny, tmp_path, monkeypat
     for own, file in zip(OWN[:2], files, strict=True):
         trial, curve = training.trial(tiny(own), "a", acc())
         assert curves[trial.lr] == pytest.approx(curve, abs=1e-6)
-        assert file.stat().st_size < 1.5 * 3 * 4 * trial.n_params_total  # weights and moments of one trial, not of its stack
+        assert (
+            file.stat().st_size < 1.5 * 3 * 4 * trial.n_params_total
+        )  # weights and moments of one trial, not of its stack

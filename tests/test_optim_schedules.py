@@ -20,9 +20,23 @@ BUDGET = Budget(tokens=100 * 64, batch_tokens=64)
 @st.composite
 def schedules(draw):
     kind, warmup = draw(kinds), draw(fractions)
-    own = {"power": {"knee": draw(st.floats(0.01, 2))}, "one_cycle": {"start": draw(fractions)}}.get(kind, {})
-    shape = {"decay_shape": draw(st.sampled_from(["linear", "cosine", "1-sqrt"]))} if kind in ("wsd", "power") else {}
-    return Schedule(kind=kind, warmup=warmup, decay=draw(fractions) * (1 - warmup), floor=draw(fractions), **own, **shape)
+    own = {
+        "power": {"knee": draw(st.floats(0.01, 2))},
+        "one_cycle": {"start": draw(fractions)},
+    }.get(kind, {})
+    shape = (
+        {"decay_shape": draw(st.sampled_from(["linear", "cosine", "1-sqrt"]))}
+        if kind in ("wsd", "power")
+        else {}
+    )
+    return Schedule(
+        kind=kind,
+        warmup=warmup,
+        decay=draw(fractions) * (1 - warmup),
+        floor=draw(fractions),
+        **own,
+        **shape,
+    )
 
 
 @given(schedules(), shares)
@@ -48,23 +62,55 @@ def test_no_jumps(schedule, share):
     decay = schedule.decay if schedule.kind in ("wsd", "power") else 1 - schedule.warmup
     assume(schedule.warmup > 1e-3 and decay > 1e-3 and share < 1)
     assume(schedule.decay_shape != "1-sqrt")  # which starts down with an infinite slope
-    steepest = max(math.pi / 2 / schedule.warmup, math.pi / 2 / decay, schedule.power / schedule.knee if schedule.knee else 0)
+    steepest = max(
+        math.pi / 2 / schedule.warmup,
+        math.pi / 2 / decay,
+        schedule.power / schedule.knee if schedule.knee else 0,
+    )
     step = min(1e-6, 1 - share)
-    assert abs(optim.multiplier(schedule, share + step) - optim.multiplier(schedule, share)) <= 2 * steepest * step + 1e-9
+    assert (
+        abs(optim.multiplier(schedule, share + step) - optim.multiplier(schedule, share))
+        <= 2 * steepest * step + 1e-9
+    )
 
 
-SHARES = (0, 0.1, 0.2, 0.6, 0.7, 0.85, 1)  # start, half of warmup, its end, the middle of what is left, where wsd starts down, halfway, end
+SHARES = (
+    0,
+    0.1,
+    0.2,
+    0.6,
+    0.7,
+    0.85,
+    1,
+)  # start, half of warmup, its end, the middle of what is left, where wsd starts down, halfway, end
 BOUNDARIES = [
     ({"kind": "constant"}, [0, 0.5, 1, 1, 1, 1, 1]),
     ({"kind": "linear"}, [0, 0.5, 1, 0.55, 0.4375, 0.26875, 0.1]),
-    ({"kind": "cosine"}, [0, 0.5, 1, 0.55, 0.55 + 0.45 * math.cos(math.pi * 0.625), 0.55 + 0.45 * math.cos(math.pi * 0.8125), 0.1]),
+    (
+        {"kind": "cosine"},
+        [
+            0,
+            0.5,
+            1,
+            0.55,
+            0.55 + 0.45 * math.cos(math.pi * 0.625),
+            0.55 + 0.45 * math.cos(math.pi * 0.8125),
+            0.1,
+        ],
+    ),
     ({"kind": "wsd"}, [0, 0.5, 1, 1, 1, 0.55, 0.1]),
     ({"kind": "wsd", "decay_shape": "cosine"}, [0, 0.5, 1, 1, 1, 0.55, 0.1]),
     ({"kind": "wsd", "decay_shape": "1-sqrt"}, [0, 0.5, 1, 1, 1, 0.1 + 0.9 * (1 - 0.5**0.5), 0.1]),
-    ({"kind": "power", "knee": 0.3}, [0, 0.5, 1, 2**-0.51, (7 / 3) ** -0.51, 0.55 * (7 / 3) ** -0.51, 0.1 * (7 / 3) ** -0.51]),
+    (
+        {"kind": "power", "knee": 0.3},
+        [0, 0.5, 1, 2**-0.51, (7 / 3) ** -0.51, 0.55 * (7 / 3) ** -0.51, 0.1 * (7 / 3) ** -0.51],
+    ),
     ({"kind": "power", "knee": 0.1, "power": 1.0}, [0, 0.25, 0.5, 1 / 6, 1 / 7, 0.55 / 7, 0.1 / 7]),
     ({"kind": "power", "knee": 1.5}, [0, 0.5, 1, 1, 1, 0.55, 0.1]),  # a knee after the end: wsd
-    ({"kind": "one_cycle", "start": 0.2}, [0.2, 0.6, 1, 0.55, 0.55 + 0.45 * math.cos(math.pi * 0.625), None, 0.1]),
+    (
+        {"kind": "one_cycle", "start": 0.2},
+        [0.2, 0.6, 1, 0.55, 0.55 + 0.45 * math.cos(math.pi * 0.625), None, 0.1],
+    ),
 ]
 
 
@@ -72,7 +118,9 @@ BOUNDARIES = [
 def test_boundaries(asked, expected):
     schedule = Schedule(warmup=0.2, decay=0.3, floor=0.1, **asked)
     for share, value in zip(SHARES, expected, strict=True):
-        assert value is None or optim.multiplier(schedule, share) == pytest.approx(value, abs=1e-12), share
+        assert value is None or optim.multiplier(schedule, share) == pytest.approx(
+            value, abs=1e-12
+        ), share
 
 
 @given(kinds.filter(lambda kind: kind not in ("power", "one_cycle")), fractions)
@@ -83,9 +131,13 @@ def test_without_warmup_it_starts_at_the_peak(kind, floor):
 @given(st.floats(1e-4, 0.1), st.floats(1, 1e4), st.floats(1e-2, 100), st.floats(0.05, 1))
 def test_the_power_law_is_that_of_the_paper(lr_max, batch, a, share):
     """arXiv:2408.13359: min(lr_max, a * batch * tokens**-0.51), the knee where the two are equal."""
-    schedule = Schedule(kind="power", warmup=0, decay=0, knee=(lr_max / (a * batch)) ** (1 / -0.51) / BUDGET.tokens)
+    schedule = Schedule(
+        kind="power", warmup=0, decay=0, knee=(lr_max / (a * batch)) ** (1 / -0.51) / BUDGET.tokens
+    )
     expected = min(lr_max, a * batch * (share * BUDGET.tokens) ** -0.51)
-    assert share == 1 or lr_max * optim.multiplier(schedule, share) == pytest.approx(expected, rel=1e-9)
+    assert share == 1 or lr_max * optim.multiplier(schedule, share) == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 # --- libraries: the multiplier at step s of 100 -----------------------------------------------------------------------
@@ -107,29 +159,53 @@ def ours(schedule, last=100):
 
 
 def transformers_has(name, **asked):
-    return library(lambda opt: getattr(pytest.importorskip("transformers"), name)(opt, num_warmup_steps=20, **asked))
+    return library(
+        lambda opt: getattr(pytest.importorskip("transformers"), name)(
+            opt, num_warmup_steps=20, **asked
+        )
+    )
 
 
 def test_constant_linear_and_cosine_are_those_of_transformers():
     for kind, name in (("constant", "get_constant_schedule_with_warmup"), ("linear", "get_linear_schedule_with_warmup"),
                        ("cosine", "get_cosine_schedule_with_warmup")):  # fmt: skip
-        theirs = transformers_has(name, **({} if kind == "constant" else {"num_training_steps": 100}))
+        theirs = transformers_has(
+            name, **({} if kind == "constant" else {"num_training_steps": 100})
+        )
         assert ours(Schedule(kind=kind, warmup=0.2)) == pytest.approx(theirs, abs=1e-12)
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "1-sqrt"])
 def test_wsd_is_that_of_transformers(shape):
-    theirs = transformers_has("get_wsd_schedule", num_decay_steps=30, num_training_steps=100, decay_type=shape)
-    assert ours(Schedule(kind="wsd", warmup=0.2, decay=0.3, decay_shape=shape)) == pytest.approx(theirs, abs=1e-12)
-    floored = optim.multiplier(Schedule(kind="wsd", warmup=0.2, decay=0.3, decay_shape=shape, floor=0.1), 0.9)
-    theirs = transformers_has("get_wsd_schedule", num_decay_steps=30, num_training_steps=100, decay_type=shape, min_lr_ratio=0.1)
+    theirs = transformers_has(
+        "get_wsd_schedule", num_decay_steps=30, num_training_steps=100, decay_type=shape
+    )
+    assert ours(Schedule(kind="wsd", warmup=0.2, decay=0.3, decay_shape=shape)) == pytest.approx(
+        theirs, abs=1e-12
+    )
+    floored = optim.multiplier(
+        Schedule(kind="wsd", warmup=0.2, decay=0.3, decay_shape=shape, floor=0.1), 0.9
+    )
+    theirs = transformers_has(
+        "get_wsd_schedule",
+        num_decay_steps=30,
+        num_training_steps=100,
+        decay_type=shape,
+        min_lr_ratio=0.1,
+    )
     assert floored == pytest.approx(theirs[90], abs=1e-12)
 
 
 def test_one_cycle_is_torchs():
     """torch counts its steps from 0 to 99 and peaks at 0.3 * 100 - 1."""
-    theirs = library(lambda opt: OneCycleLR(opt, 1.0, total_steps=101, pct_start=0.3, div_factor=25, final_div_factor=100))
-    schedule = Schedule(kind="one_cycle", warmup=(0.3 * 101 - 1) / 100, start=1 / 25, floor=1 / 2500)
+    theirs = library(
+        lambda opt: OneCycleLR(
+            opt, 1.0, total_steps=101, pct_start=0.3, div_factor=25, final_div_factor=100
+        )
+    )
+    schedule = Schedule(
+        kind="one_cycle", warmup=(0.3 * 101 - 1) / 100, start=1 / 25, floor=1 / 2500
+    )
     assert ours(schedule) == pytest.approx(theirs, abs=1e-12)
 
 
@@ -150,21 +226,36 @@ def test_it_is_torchs_lambda():
 def test_tokens_are_shares_of_the_budget():
     schedule = Schedule(kind="power", warmup_tokens=640, knee_tokens=1600)
     found = optim.resolved(schedule, BUDGET)
-    assert (found.warmup, found.knee, found.warmup_tokens, found.knee_tokens) == (0.1, 0.25, None, None)
+    assert (found.warmup, found.knee, found.warmup_tokens, found.knee_tokens) == (
+        0.1,
+        0.25,
+        None,
+        None,
+    )
     assert optim.resolved(found, BUDGET) == found
     longer = optim.resolved(schedule, Budget(tokens=12800, batch_tokens=64))
-    for tokens in (100, 640, 1000, 3200):  # before either decay the multiplier is the token's, whatever the horizon
-        assert optim.multiplier(longer, tokens / 12800) == pytest.approx(optim.multiplier(found, tokens / 6400))
+    for tokens in (
+        100,
+        640,
+        1000,
+        3200,
+    ):  # before either decay the multiplier is the token's, whatever the horizon
+        assert optim.multiplier(longer, tokens / 12800) == pytest.approx(
+            optim.multiplier(found, tokens / 6400)
+        )
 
 
 def test_a_schedule_in_tokens_is_resolved_first():
-    with pytest.raises(UserError, match=r"must be put as shares first: `resolved\(schedule, budget\)`"):
+    with pytest.raises(
+        UserError, match=r"must be put as shares first: `resolved\(schedule, budget\)`"
+    ):
         optim.multiplier(Schedule(warmup_tokens=640), 0.5)
 
 
 def test_tokens_that_do_not_fit_are_refused():
     with pytest.raises(
-        UserError, match=r"`warmup_tokens / tokens \+ decay <= 1` must hold, but got warmup_tokens=6000, tokens=6400, decay"
+        UserError,
+        match=r"`warmup_tokens / tokens \+ decay <= 1` must hold, but got warmup_tokens=6000, tokens=6400, decay",
     ):
         recipe.resolved(Schedule(warmup_tokens=6000), BUDGET)
 
@@ -186,7 +277,9 @@ def test_an_average_is_its_recurrence_and_is_judged_in_the_models_place(tiny):
         expected = weight if expected is None else 0.5**0.5 * expected + (1 - 0.5**0.5) * weight
     before = model.lm_head.weight.detach().clone()
     with optim.judged(model, opt, average):
-        torch.testing.assert_close(model.lm_head.weight.detach().double(), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            model.lm_head.weight.detach().double(), expected, rtol=1e-6, atol=1e-6
+        )
     assert torch.equal(model.lm_head.weight, before)
     assert optim.ema(model, tiny().schedule, asked.budget) is None
 
@@ -195,7 +288,9 @@ def test_an_average_of_nothing_yet_is_the_model(tiny):
     asked = tiny({"schedule.ema_half_life": 512})
     model = models.build(asked, 64)
     before = model.lm_head.weight.detach().clone()
-    with optim.judged(model, torch.optim.SGD(model.parameters()), optim.ema(model, asked.schedule, asked.budget)):
+    with optim.judged(
+        model, torch.optim.SGD(model.parameters()), optim.ema(model, asked.schedule, asked.budget)
+    ):
         assert torch.equal(model.lm_head.weight, before)
 
 
@@ -223,7 +318,12 @@ def test_a_table_is_torchs_lambda_of_its_steps():
     table = Schedule(kind="table", warmup=0.2, shares=[0, 0.5, 0.8], multipliers=[1.0, 1.5, 0.25])
     got = [optim.multiplier(table, (step + 0.5) / 10) for step in range(10)]
     assert got == pytest.approx([0.25, 0.75, 1, 1, 1, 1.5, 1.5, 1.5, 0.25, 0.25])
-    assert optim.multiplier(Schedule(kind="table", warmup=0.5, shares=[0, 0.25], multipliers=[1, 4.0]), 0.25) == 2.0
+    assert (
+        optim.multiplier(
+            Schedule(kind="table", warmup=0.5, shares=[0, 0.25], multipliers=[1, 4.0]), 0.25
+        )
+        == 2.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,7 +336,10 @@ def test_a_table_is_torchs_lambda_of_its_steps():
     ],
 )
 def test_a_table_that_is_none_is_refused(told, tiny):
-    with pytest.raises(UserError, match="schedule 'table' needs a multiplier for each of `shares`, which start at 0 and ascend"):
+    with pytest.raises(
+        UserError,
+        match="schedule 'table' needs a multiplier for each of `shares`, which start at 0 and ascend",
+    ):
         tiny({"schedule": {"kind": "table", **told}})
     with pytest.raises(UserError, match="is read by table alone, but got kind='wsd'"):
         tiny({"schedule.shares": [0]})

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import scaletune as st
 from scaletune import UserError, counting, models, rules
@@ -21,7 +28,9 @@ DECAYED = {"*": {"weight_decay": 0.1}}  # mup decays vectors too
 
 def mlp(width=64, inner=None, out=3, inputs=10, readout=nn.Linear):
     inner = inner or width
-    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, inner), nn.ReLU(), readout(inner, out))
+    return nn.Sequential(
+        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, inner), nn.ReLU(), readout(inner, out)
+    )
 
 
 class Encoder(nn.Module):
@@ -30,12 +39,16 @@ class Encoder(nn.Module):
     def __init__(self, width=64, inner=None, readout=nn.Linear):
         super().__init__()
         self.embed, self.position = nn.Embedding(17, width), nn.Parameter(torch.randn(1, 8, width))
-        layer = nn.TransformerEncoderLayer(width, 4, inner or 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, inner or 2 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm, self.head = nn.LayerNorm(width), readout(width, 17)
 
     def forward(self, tokens):
-        return self.head(self.norm(self.layers(self.embed(tokens) + self.position))).clone()  # FSDP warns of views
+        return self.head(
+            self.norm(self.layers(self.embed(tokens) + self.position))
+        ).clone()  # FSDP warns of views
 
 
 class Net(nn.Module):
@@ -44,12 +57,19 @@ class Net(nn.Module):
     def __init__(self, width=64, inner=None, readout=None):
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3)
-        self.depthwise, self.grouped = nn.Conv2d(width, width, 3, groups=width), nn.Conv2d(width, width, 3, groups=4)
+        self.depthwise, self.grouped = (
+            nn.Conv2d(width, width, 3, groups=width),
+            nn.Conv2d(width, width, 3, groups=4),
+        )
         self.norm, self.wide = nn.BatchNorm2d(width), nn.Conv2d(width, inner or width, 1)
         self.score = nn.Conv2d(inner or width, 5, 1)
 
     def forward(self, x):
-        return self.score(self.wide(F.relu(self.norm(self.grouped(self.depthwise(self.stem(x)))))).mean((2, 3), keepdim=True))
+        return self.score(
+            self.wide(F.relu(self.norm(self.grouped(self.depthwise(self.stem(x)))))).mean(
+                (2, 3), keepdim=True
+            )
+        )
 
 
 ANY = {"mlp": mlp, "transformer": Encoder, "conv": Net}
@@ -57,7 +77,11 @@ ANY = {"mlp": mlp, "transformer": Encoder, "conv": Net}
 
 def by_name(model, groups):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    return {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
 
 
 @pytest.fixture(params=sorted(ANY))
@@ -68,13 +92,23 @@ def make(request):
 # --- the mup package -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("optimizer", "theirs", "ours"), [("adamw", mup.MuAdamW, torch.optim.AdamW), ("sgd", mup.MuSGD, torch.optim.SGD)])
+@pytest.mark.parametrize(
+    ("optimizer", "theirs", "ours"),
+    [("adamw", mup.MuAdamW, torch.optim.AdamW), ("sgd", mup.MuSGD, torch.optim.SGD)],
+)
 @pytest.mark.parametrize("inner", [128, 96])  # 4 and 3 times the base's
 def test_groups_are_those_of_mup_tensor_by_tensor(make, optimizer, theirs, ours, inner):
     twin, model = make(128, inner, readout=mup.MuReadout), make(128, inner)
     mup.set_base_shapes(twin, make(32, 32, readout=mup.MuReadout))
     declared = DECLARED_READOUT if make is Net else {}
-    plan = st.parametrize(model, base=make(32, 32), optimizer=optimizer, lr=1e-2, weight_decay=0.1, overrides=DECAYED | declared)
+    plan = st.parametrize(
+        model,
+        base=make(32, 32),
+        optimizer=optimizer,
+        lr=1e-2,
+        weight_decay=0.1,
+        overrides=DECAYED | declared,
+    )
     expected = by_name(twin, theirs(twin.parameters(), lr=1e-2, weight_decay=0.1).param_groups)
     found = by_name(model, ours(plan.param_groups(model), lr=1.0).param_groups)
     assert found.keys() == expected.keys()
@@ -94,15 +128,23 @@ def test_tensors_start_as_mup_rescales_them(on_meta):
     mup.set_base_shapes(twin, mlp(64, readout=mup.MuReadout))
     st.parametrize(model, base=(lambda: mlp(64)) if on_meta else mlp(64))
     for name, parameter in model.named_parameters():
-        assert torch.allclose(parameter, dict(twin.named_parameters())[name], rtol=1e-6, atol=0), name
+        assert torch.allclose(parameter, dict(twin.named_parameters())[name], rtol=1e-6, atol=0), (
+            name
+        )
     x = torch.randn(4, 10)
     assert torch.allclose(model(x), twin(x), atol=1e-6)
 
 
 def test_a_model_that_mup_prepared_becomes_an_ordinary_one():
-    twin = mup.set_base_shapes(mlp(256, readout=lambda i, o: mup.MuReadout(i, o, output_mult=2.0)), mlp(64, readout=mup.MuReadout))
+    twin = mup.set_base_shapes(
+        mlp(256, readout=lambda i, o: mup.MuReadout(i, o, output_mult=2.0)),
+        mlp(64, readout=mup.MuReadout),
+    )
     x = torch.randn(4, 10)
-    before, expected = twin(x), by_name(twin, mup.MuAdamW(twin.parameters(), lr=1e-2, weight_decay=0.1).param_groups)
+    before, expected = (
+        twin(x),
+        by_name(twin, mup.MuAdamW(twin.parameters(), lr=1e-2, weight_decay=0.1).param_groups),
+    )
     plan = st.parametrize(twin, base="mup", lr=1e-2, weight_decay=0.1, overrides=DECAYED)
     assert type(twin[4]) is nn.Linear and not any(hasattr(p, "infshape") for p in twin.parameters())
     assert torch.allclose(twin(x), before, atol=1e-6)  # the readout's multiplier once
@@ -123,8 +165,12 @@ def test_a_prepared_model_converts_to_another_form_and_stays_the_same_function(f
 
 def test_base_shapes_come_from_a_bsh_file(tmp_path, make):
     path = str(tmp_path / "base.bsh")
-    mup.make_base_shapes(make(32, readout=mup.MuReadout), make(48, readout=mup.MuReadout), savefile=path)
-    from_file, from_model = (st.parametrize(make(128), base=base, init_std=0.1) for base in (path, make(32)))
+    mup.make_base_shapes(
+        make(32, readout=mup.MuReadout), make(48, readout=mup.MuReadout), savefile=path
+    )
+    from_file, from_model = (
+        st.parametrize(make(128), base=base, init_std=0.1) for base in (path, make(32))
+    )
     assert from_file.rows == from_model.rows  # a file of shapes says nothing of heads
 
 
@@ -134,8 +180,16 @@ def test_base_shapes_come_from_a_bsh_file(tmp_path, make):
 @pytest.mark.parametrize("form", ["mup", "mup_t3", "mean_field", "sp"])
 @pytest.mark.parametrize("depth", [2, 8])
 def test_the_zoos_plan_is_the_one_counted_from_its_config(tiny, form, depth):
-    asked = {"form": form, "optimizer.eps": 1e-6, "parametrization.base_depth": 2, "parametrization.depth_alpha": 1.0}
-    recipe, base = tiny({**asked, "width": 128, "depth": depth}), tiny({**asked, "width": 32, "depth": 2})
+    asked = {
+        "form": form,
+        "optimizer.eps": 1e-6,
+        "parametrization.base_depth": 2,
+        "parametrization.depth_alpha": 1.0,
+    }
+    recipe, base = (
+        tiny({**asked, "width": 128, "depth": depth}),
+        tiny({**asked, "width": 32, "depth": 2}),
+    )
     model, before = models.build(recipe, 64), models.build(recipe, 64)
     plan = st.parametrize(
         model, base=models.build(base, 64), form=form, lr=recipe.optimizer.lr, weight_decay=recipe.optimizer.weight_decay, eps=1e-6,
@@ -145,9 +199,14 @@ def test_the_zoos_plan_is_the_one_counted_from_its_config(tiny, form, depth):
         mine = plan[row.name]
         assert mine.role == row.role
         for field in ("m_in", "m_out", "multiplier", "lr", "weight_decay", "eps"):
-            assert getattr(mine, field) == pytest.approx(getattr(row, field), rel=1e-12), (row.name, field)
+            assert getattr(mine, field) == pytest.approx(getattr(row, field), rel=1e-12), (
+                row.name,
+                field,
+            )
         assert (mine.init_std or 0.0) == pytest.approx(row.init_std)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))  # drawn alike
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)
+    )  # drawn alike
 
 
 def test_a_zoo_model_that_multiplies_otherwise_is_refused(tiny):
@@ -168,14 +227,27 @@ def llama(width, tied=False, depth=2, vocab=61):
 
 def gpt2(width):
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=61, n_positions=32, n_embd=width, n_layer=2, n_head=width // 8, bos_token_id=None, eos_token_id=None)
+        GPT2Config(
+            vocab_size=61,
+            n_positions=32,
+            n_embd=width,
+            n_layer=2,
+            n_head=width // 8,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
     )
 
 
 def vit(width):
     return ViTForImageClassification(
         ViTConfig(
-            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=width // 8, image_size=16, patch_size=4
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=width // 8,
+            image_size=16,
+            patch_size=4,
         )
     )
 
@@ -200,16 +272,24 @@ def test_hugging_faces_models_from_a_base_on_the_meta_device(build, form):
     model = build(64)
     plan = st.parametrize(model, base=lambda: build(32), form=form, init_std=0.02)
     for row in plan.rows:
-        assert row.role == next(role for end, role in ROLES[build].items() if row.name.endswith(end)), row.name
+        assert row.role == next(
+            role for end, role in ROLES[build].items() if row.name.endswith(end)
+        ), row.name
         assert {row.m_in, row.m_out} <= {1, 2}
-    grouped = [id(p) for group in torch.optim.AdamW(plan.param_groups(model)).param_groups for p in group["params"]]
+    grouped = [
+        id(p)
+        for group in torch.optim.AdamW(plan.param_groups(model)).param_groups
+        for p in group["params"]
+    ]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     if build is gpt2:  # (in, out) weights
         assert plan["transformer.h.0.mlp.c_fc.weight"].m_in == 2
 
 
 def test_a_config_is_a_base_too():
-    assert st.parametrize(llama(64), base=llama(32).config, init_std=0.02) == st.parametrize(llama(64), base=llama(32), init_std=0.02)
+    assert st.parametrize(llama(64), base=llama(32).config, init_std=0.02) == st.parametrize(
+        llama(64), base=llama(32), init_std=0.02
+    )
 
 
 @pytest.mark.parametrize(("form", "logits"), [("mup_t8", 0.5), ("mup_t9", 0.5)])
@@ -228,9 +308,13 @@ def test_a_tied_head_multiplies_where_the_embedding_does_not(form, logits):
 
 def test_residual_branches_are_multiplied_by_depth():
     shallow, deep = llama(32, depth=2), llama(64, depth=8)
-    plan = st.parametrize(deep, base=shallow, init_std=0.02, depth=(1, "*.self_attn", "*.mlp"), eps=1e-6)
+    plan = st.parametrize(
+        deep, base=shallow, init_std=0.02, depth=(1, "*.self_attn", "*.mlp"), eps=1e-6
+    )
     inside = plan["model.layers.7.mlp.up_proj.weight"]
-    assert (inside.lr, inside.eps, inside.branch) == pytest.approx((1e-3 / 2, 1e-6 / 2 / 4, 1 / 4))  # alpha = 1: lr takes no depth factor
+    assert (inside.lr, inside.eps, inside.branch) == pytest.approx(
+        (1e-3 / 2, 1e-6 / 2 / 4, 1 / 4)
+    )  # alpha = 1: lr takes no depth factor
     assert plan["model.norm.weight"].branch == 1
     block, x, seen = deep.model.layers[3], torch.randn(1, 5, 64), []
     block.mlp.down_proj.register_forward_hook(lambda module, args, y: seen.append(y))
@@ -246,12 +330,22 @@ class Experts(nn.Module):
         self.embed, self.router = nn.Embedding(11, width), nn.Linear(width, experts, bias=False)
         self.up = nn.Parameter(torch.randn(experts, width, inner or 2 * width))
         self.down = nn.Parameter(torch.randn(experts, inner or 2 * width, width))
-        self.qkv, self.head = nn.Linear(width, width + 16, bias=False), nn.Linear(width, 11, bias=False)
+        self.qkv, self.head = (
+            nn.Linear(width, width + 16, bias=False),
+            nn.Linear(width, 11, bias=False),
+        )
 
 
 def test_stacked_experts_routers_and_fused_projections():
-    said = {"qkv.weight": "hid", "router.weight": "hid", "up": {"fan_in": 1, "fan_out": 2}, "down": {"fan_in": 1, "fan_out": 2}}
-    plan = st.parametrize(Experts(128, 96), base=Experts(32, 32), lr=1.0, overrides=said, init_std=1.0)
+    said = {
+        "qkv.weight": "hid",
+        "router.weight": "hid",
+        "up": {"fan_in": 1, "fan_out": 2},
+        "down": {"fan_in": 1, "fan_out": 2},
+    }
+    plan = st.parametrize(
+        Experts(128, 96), base=Experts(32, 32), lr=1.0, overrides=said, init_std=1.0
+    )
     assert {row.name: (row.role, row.m_in) for row in plan.rows} == {
         "embed.weight": ("emb", 1), "router.weight": ("hid", 4), "up": ("hid", 4), "down": ("hid", 3), "qkv.weight": ("hid", 4),
         "head.weight": ("out", 4),
@@ -261,39 +355,73 @@ def test_stacked_experts_routers_and_fused_projections():
 
 def test_more_experts_are_no_width():
     """Twice the experts at four times the width: what a tensor gets is what it gets with as many as before."""
-    said = {"qkv.weight": {"role": "hid", "m_out": 4}, "router.weight": "out", "[ud]*": {"role": "hid", "fan_in": 1, "fan_out": 2}}
-    more, same = (st.parametrize(Experts(128, experts=n), base=Experts(32), overrides=said, init_std=0.1) for n in (8, 4))
-    assert [(row.m_in, row.m_out, row.lr) for row in more.rows if row.role == "hid"] == [(4, 4, 1e-3 / 4)] * 3
-    assert [(row.lr, row.multiplier, row.init_std) for row in more.rows] == [(row.lr, row.multiplier, row.init_std) for row in same.rows]
+    said = {
+        "qkv.weight": {"role": "hid", "m_out": 4},
+        "router.weight": "out",
+        "[ud]*": {"role": "hid", "fan_in": 1, "fan_out": 2},
+    }
+    more, same = (
+        st.parametrize(Experts(128, experts=n), base=Experts(32), overrides=said, init_std=0.1)
+        for n in (8, 4)
+    )
+    assert [(row.m_in, row.m_out, row.lr) for row in more.rows if row.role == "hid"] == [
+        (4, 4, 1e-3 / 4)
+    ] * 3
+    assert [(row.lr, row.multiplier, row.init_std) for row in more.rows] == [
+        (row.lr, row.multiplier, row.init_std) for row in same.rows
+    ]
 
 
 def test_a_padded_vocabulary_is_no_width():
     said = {"model.embed_tokens.weight": "emb", "lm_head.weight": "out"}
-    padded, plain = (st.parametrize(llama(64, vocab=v), base=llama(32), overrides=said, init_std=0.02) for v in (64, 61))
+    padded, plain = (
+        st.parametrize(llama(64, vocab=v), base=llama(32), overrides=said, init_std=0.02)
+        for v in (64, 61)
+    )
     for name in said:
-        assert (padded[name].lr, padded[name].multiplier) == (plain[name].lr, plain[name].multiplier)
-    with pytest.raises(UserError, match=r"`model.embed_tokens.weight` \(61 -> 64, 32 -> 64\) grows in its vocabulary"):
+        assert (padded[name].lr, padded[name].multiplier) == (
+            plain[name].lr,
+            plain[name].multiplier,
+        )
+    with pytest.raises(
+        UserError,
+        match=r"`model.embed_tokens.weight` \(61 -> 64, 32 -> 64\) grows in its vocabulary",
+    ):
         st.parametrize(llama(64, vocab=64), base=llama(32))
     with pytest.raises(UserError, match=r"`lm_head.weight` .* grows in the vocabulary"):
-        st.parametrize(llama(64, vocab=122), base=llama(32), overrides={"model.embed_tokens.weight": "emb"})  # both twice
+        st.parametrize(
+            llama(64, vocab=122), base=llama(32), overrides={"model.embed_tokens.weight": "emb"}
+        )  # both twice
 
 
 def test_overrides_are_base_values():
     plan = st.parametrize(
-        mlp(256), base=mlp(64), lr=1e-2, overrides={"*": {"lr": 1e-3}, "4.*": {"lr": 1.0, "multiplier": 8.0}}, init_std=0.1
+        mlp(256),
+        base=mlp(64),
+        lr=1e-2,
+        overrides={"*": {"lr": 1e-3}, "4.*": {"lr": 1.0, "multiplier": 8.0}},
+        init_std=0.1,
     )
-    assert plan["2.weight"].lr == 1e-3 / 4 and plan["4.weight"].lr == 1.0 and plan["4.weight"].multiplier == 8 / 4
+    assert (
+        plan["2.weight"].lr == 1e-3 / 4
+        and plan["4.weight"].lr == 1.0
+        and plan["4.weight"].multiplier == 8 / 4
+    )
 
 
 def test_two_optimizers_share_a_model():
     model = llama(64)
-    plan = st.parametrize(model, base=llama(32), optimizer="muon_spectral", init_std=0.02, lr=0.1, weight_decay=0.1)
+    plan = st.parametrize(
+        model, base=llama(32), optimizer="muon_spectral", init_std=0.02, lr=0.1, weight_decay=0.1
+    )
     muon = torch.optim.Muon(plan.param_groups(model, roles=("hid",)))
     adamw = torch.optim.AdamW(plan.param_groups(model, roles=("emb", "out", "vec", "fin")))
     found = [id(p) for opt in (muon, adamw) for group in opt.param_groups for p in group["params"]]
     assert sorted(found) == sorted(id(p) for p in model.parameters())
     for group in muon.param_groups:
-        assert group["lr"] == pytest.approx(0.1)  # with the factor sqrt(out / in) lr knows no width (arXiv:2310.17813)
+        assert group["lr"] == pytest.approx(
+            0.1
+        )  # with the factor sqrt(out / in) lr knows no width (arXiv:2310.17813)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -305,12 +433,21 @@ def test_a_models_own_law_is_read_beside_its_base(seed):
     assert {row.init_scale for row in plan.rows if row.role == "emb"} == {1.0}
     plan = st.parametrize(Net(256), base=Net(64))
     found = {row.name: row.init_scale for row in plan.rows if row.name.endswith("weight")}
-    assert found == {"stem.weight": 1, "depthwise.weight": 1, "grouped.weight": 1, "wide.weight": 1, "score.weight": 2, "norm.weight": None}
+    assert found == {
+        "stem.weight": 1,
+        "depthwise.weight": 1,
+        "grouped.weight": 1,
+        "wide.weight": 1,
+        "score.weight": 2,
+        "norm.weight": None,
+    }
 
 
 def test_a_models_own_law_is_read_off_its_config_beside_a_base_on_meta():
     plan = st.parametrize(llama(128), base=lambda: llama(32))
-    assert {row.init_scale for row in plan.rows if row.role == "hid"} == {0.5}  # one std for all becomes m**-1/2
+    assert {row.init_scale for row in plan.rows if row.role == "hid"} == {
+        0.5
+    }  # one std for all becomes m**-1/2
 
 
 class Shared(nn.Module):
@@ -318,7 +455,11 @@ class Shared(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.embed, self.body, self.head = nn.Embedding(11, width), nn.Linear(width, width), nn.Linear(width, 11, bias=False)
+        self.embed, self.body, self.head = (
+            nn.Embedding(11, width),
+            nn.Linear(width, width),
+            nn.Linear(width, 11, bias=False),
+        )
         self.again, self.head.weight = self.embed, self.embed.weight
 
 
@@ -329,7 +470,9 @@ def test_a_module_of_two_names_multiplies_once(width):
     assert plan["embed.weight"].tied.keys() == {"again.weight", "head.weight"}
     token, x = torch.tensor([4]), torch.randn(1, width)
     assert torch.allclose(model.again(token), model.embed.weight[token] * math.sqrt(width / 32))
-    assert torch.allclose(model.head(x), x @ model.embed.weight.T / math.sqrt(width / 32), atol=1e-5)
+    assert torch.allclose(
+        model.head(x), x @ model.embed.weight.T / math.sqrt(width / 32), atol=1e-5
+    )
 
 
 def test_a_row_for_padding_stays_zero():
@@ -349,10 +492,18 @@ def test_at_the_base_width_nothing_changes(form):
     torch.manual_seed(0)
     base = mlp(64)
     model = copy.deepcopy(base)
-    plan = st.parametrize(model, base=base, delta=mlp(128), form=form, lr=1e-2, weight_decay=0.1, overrides=DECAYED)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True))
-    assert not [module for module in model.modules() if module._forward_pre_hooks or module._forward_hooks]
-    assert [(g["lr"], g["weight_decay"], g["eps"]) for g in plan.param_groups(model)] == [(1e-2, 0.1, 1e-8)]
+    plan = st.parametrize(
+        model, base=base, delta=mlp(128), form=form, lr=1e-2, weight_decay=0.1, overrides=DECAYED
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True)
+    )
+    assert not [
+        module for module in model.modules() if module._forward_pre_hooks or module._forward_hooks
+    ]
+    assert [(g["lr"], g["weight_decay"], g["eps"]) for g in plan.param_groups(model)] == [
+        (1e-2, 0.1, 1e-8)
+    ]
     assert {row.role for row in plan.rows} == {"emb", "vec", "hid", "out", "fin"}
 
 
@@ -364,9 +515,13 @@ def test_a_plan_is_read_back_as_it_was(tmp_path, make):
 
 
 def test_the_table_has_a_line_for_each_kind_of_tensor():
-    lines = str(st.parametrize(llama(64, depth=3), base=llama(32, depth=3), init_std=0.02)).splitlines()
+    lines = str(
+        st.parametrize(llama(64, depth=3), base=llama(32, depth=3), init_std=0.02)
+    ).splitlines()
     assert [line.split()[-1] for line in lines if "q_proj" in line] == ["3"]
-    assert len(lines) == 2 + 1 + 9 + 2 and "0.01414" in next(line for line in lines if "up_proj" in line)
+    assert len(lines) == 2 + 1 + 9 + 2 and "0.01414" in next(
+        line for line in lines if "up_proj" in line
+    )
 
 
 def test_attaching_again_is_the_same_and_adds_no_state():
@@ -379,8 +534,15 @@ def test_attaching_again_is_the_same_and_adds_no_state():
     plain.load_state_dict(model.state_dict())
     assert torch.equal(plan.attach(plain)(tokens), once)
     assert torch.equal(copy.deepcopy(model)(tokens), once)
-    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values() if isinstance(hook, Multiply)]
-    assert len(hooks) == 5  # two layers' two linears, and the head: attention's own projections are written without multiplier
+    hooks = [
+        hook
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, Multiply)
+    ]
+    assert (
+        len(hooks) == 5
+    )  # two layers' two linears, and the head: attention's own projections are written without multiplier
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -391,7 +553,9 @@ def test_a_compiled_model_is_the_same_function(backend):
     compiled = torch.compile(model, backend=backend)
     assert torch.allclose(compiled(tokens), model(tokens), atol=1e-6)
     assert by_name(model, plan.param_groups(compiled)) == by_name(model, plan.param_groups(model))
-    assert torch.equal(plan.attach(torch.compile(copy.deepcopy(model), backend=backend))(tokens), compiled(tokens))
+    assert torch.equal(
+        plan.attach(torch.compile(copy.deepcopy(model), backend=backend))(tokens), compiled(tokens)
+    )
 
 
 def test_a_model_that_was_on_meta_starts_like_one_that_was_not():
@@ -407,7 +571,9 @@ def test_a_model_that_was_on_meta_starts_like_one_that_was_not():
     for row in plan.rows:
         if row.init_std:
             n = state[row.name].numel()
-            assert float(state[row.name].std()) == pytest.approx(row.init_std, rel=5 / math.sqrt(2 * n)), row.name
+            assert float(state[row.name].std()) == pytest.approx(
+                row.init_std, rel=5 / math.sqrt(2 * n)
+            ), row.name
 
 
 def test_wrapped_parts_are_looked_through():
@@ -425,7 +591,9 @@ def test_wrapped_parts_are_looked_through():
 def process_group(tmp_path):
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 
@@ -439,14 +607,21 @@ def step(model, groups, tokens):
     return model(tokens).detach()
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # FullyShardedDataParallel's own, of one process and of its age
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::FutureWarning"
+)  # FullyShardedDataParallel's own, of one process and of its age
 def test_distributed_models_train_as_one_alone(process_group):
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
     model, tokens = Encoder(64), torch.arange(16).view(2, 8)
     plan = st.parametrize(model, base=Encoder(32), init_std=0.1, lr=1e-2, seed=5)
-    first = FullyShardedDataParallel(copy.deepcopy(model), use_orig_params=True, device_id=torch.device("cpu"))
-    replicated, sharded = nn.parallel.DistributedDataParallel(copy.deepcopy(model)), copy.deepcopy(model)
+    first = FullyShardedDataParallel(
+        copy.deepcopy(model), use_orig_params=True, device_id=torch.device("cpu")
+    )
+    replicated, sharded = (
+        nn.parallel.DistributedDataParallel(copy.deepcopy(model)),
+        copy.deepcopy(model),
+    )
     for module in (*sharded.layers.layers, sharded):
         fully_shard(module, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
     alone = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -454,7 +629,9 @@ def test_distributed_models_train_as_one_alone(process_group):
     assert all(torch.equal(p.full_tensor(), alone[name]) for name, p in sharded.named_parameters())
     expected = step(model, plan.param_groups(model), tokens)
     for wrapped in (replicated, sharded, first):
-        assert torch.allclose(step(wrapped, plan.param_groups(wrapped), tokens), expected, atol=1e-6)
+        assert torch.allclose(
+            step(wrapped, plan.param_groups(wrapped), tokens), expected, atol=1e-6
+        )
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -464,7 +641,16 @@ def losses(form, convert_eps=True, optimizer="adamw", steps=8):
     """Losses in float64 of an MLP at four times the base width; every form starts from Table 8's effective weights."""
     torch.manual_seed(1)
     model, kind = mlp(64).double(), {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
-    plan = st.parametrize(model, base=mlp(16), form=form, optimizer=optimizer, lr=2e-2, weight_decay=0.1, eps=1e-3, init_std=0.3)
+    plan = st.parametrize(
+        model,
+        base=mlp(16),
+        form=form,
+        optimizer=optimizer,
+        lr=2e-2,
+        weight_decay=0.1,
+        eps=1e-3,
+        init_std=0.3,
+    )
     groups = plan.param_groups(model)
     for group in groups:
         group.update({} if convert_eps else {"eps": 1e-3})
@@ -482,7 +668,9 @@ def losses(form, convert_eps=True, optimizer="adamw", steps=8):
 @pytest.mark.parametrize("form", ["mup_t3", "mup_t9", "mean_field"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_forms_of_mup_train_identically(form, optimizer):
-    assert losses(form, optimizer=optimizer) == pytest.approx(losses("mup_t8", optimizer=optimizer), rel=1e-12)
+    assert losses(form, optimizer=optimizer) == pytest.approx(
+        losses("mup_t8", optimizer=optimizer), rel=1e-12
+    )
 
 
 def test_forms_of_mup_differ_when_eps_is_not_converted():
@@ -601,7 +789,15 @@ def wide_llama(width, head_dim, scale=None):
 
 def wide_gpt2(width, heads):
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=61, n_positions=32, n_embd=width, n_layer=2, n_head=heads, bos_token_id=None, eos_token_id=None)
+        GPT2Config(
+            vocab_size=61,
+            n_positions=32,
+            n_embd=width,
+            n_layer=2,
+            n_head=heads,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
     )
 
 
@@ -613,7 +809,9 @@ def test_a_softmax_goes_as_one_over_a_growing_head_size():
     other.load_state_dict(model.state_dict())
     assert torch.allclose(model(tokens).logits, other(tokens).logits, atol=1e-6)
     assert [found.factor for found in plan.queries] == [pytest.approx(2**-0.5)] * 2
-    assert "queries of 2 attention modules times 0.7071: the softmax goes as 1 / d_head" in str(plan)
+    assert "queries of 2 attention modules times 0.7071: the softmax goes as 1 / d_head" in str(
+        plan
+    )
 
 
 def test_the_queries_of_a_fused_projection_are_its_first_third():
@@ -628,7 +826,10 @@ def test_the_queries_of_a_fused_projection_are_its_first_third():
 
 def test_more_heads_of_one_size_leave_the_softmax_alone(tmp_path):
     assert st.parametrize(llama(64), base=llama(32), init_std=0.02).queries == ()
-    assert st.parametrize(wide_llama(64, 16), base=wide_llama(32, 8), form="sp", init_std=0.02).queries == ()  # standard practice
+    assert (
+        st.parametrize(wide_llama(64, 16), base=wide_llama(32, 8), form="sp", init_std=0.02).queries
+        == ()
+    )  # standard practice
     plan = st.parametrize(wide_llama(64, 16), base=wide_llama(32, 8), init_std=0.02)
     plan.save(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == plan
@@ -637,15 +838,30 @@ def test_more_heads_of_one_size_leave_the_softmax_alone(tmp_path):
 def test_heads_that_grow_where_nothing_says_what_gives_queries_are_noted():
     layer = nn.TransformerEncoderLayer
     plan = st.parametrize(layer(64, 4), base=layer(32, 4), init_std=0.02)
-    assert "`self_attn` first, whose softmax is NOT made to go as 1 / d_head" in str(plan) and plan.queries == ()
+    assert (
+        "`self_attn` first, whose softmax is NOT made to go as 1 / d_head" in str(plan)
+        and plan.queries == ()
+    )
     assert st.parametrize(layer(64, 4), base=layer(32, 2), init_std=0.02).notes == ()
-    with pytest.raises(UserError, match=r"`queries` must name modules of the model, but `\*.query` names none"):
+    with pytest.raises(
+        UserError, match=r"`queries` must name modules of the model, but `\*.query` names none"
+    ):
         st.parametrize(llama(64), base=llama(32), init_std=0.02, queries=("*.query",))
 
 
 def test_the_half_that_muon_leaves_has_its_own_lr():
-    plan = st.parametrize(llama(64), base=llama(32), optimizer="muon_spectral", lr=0.02, rest_lr=3e-3, init_std=0.02, apply=False)
-    alone = st.parametrize(llama(64), base=llama(32), optimizer="adamw", lr=3e-3, init_std=0.02, apply=False)
+    plan = st.parametrize(
+        llama(64),
+        base=llama(32),
+        optimizer="muon_spectral",
+        lr=0.02,
+        rest_lr=3e-3,
+        init_std=0.02,
+        apply=False,
+    )
+    alone = st.parametrize(
+        llama(64), base=llama(32), optimizer="adamw", lr=3e-3, init_std=0.02, apply=False
+    )
     assert [row.lr for row in plan.rows if row.role == "hid"] == [pytest.approx(0.02)] * 14
     assert all(row.lr == alone[row.name].lr for row in plan.rows if row.role != "hid")
 

@@ -60,7 +60,9 @@ def values(fitted, *names):
 
 def ends(bars):
     """x, low and high of the vertical bars that `errorbar` put on an axis."""
-    return np.array([[x, low, high] for (x, low), (_, high) in bars.get_segments()]).reshape(-1, 3).T
+    return (
+        np.array([[x, low, high] for (x, low), (_, high) in bars.get_segments()]).reshape(-1, 3).T
+    )
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -89,14 +91,25 @@ def test_the_interval_widens_away_from_the_proxies(fitted):
 
 
 @pytest.mark.parametrize(("n_params", "end"), [([], 4e6), ([1e6], 4e6), ([5e7], 5e7)])
-def test_a_curve_reaches_from_the_smallest_proxy_past_the_largest_that_is_asked_for(fitted, n_params, end):
+def test_a_curve_reaches_from_the_smallest_proxy_past_the_largest_that_is_asked_for(
+    fitted, n_params, end
+):
     x = law_curve(fitted, 3e7, n_params=n_params).x
     assert x[0] < 3e5 and end < x[-1] < 1.5 * end
-    assert np.diff(np.log(x)) == pytest.approx(np.full(len(x) - 1, np.log(x[-1] / x[0]) / (len(x) - 1)))
+    assert np.diff(np.log(x)) == pytest.approx(
+        np.full(len(x) - 1, np.log(x[-1] / x[0]) / (len(x) - 1))
+    )
 
 
 def test_basins_are_means_over_seeds_between_their_extremes():
-    rows = [(32, 0.1, 3.0), (32, 0.1, 5.0), (32, 0.2, 2.0), (32, 0.2, None), (64, 0.4, 7.0), (64, 0.1, None)]
+    rows = [
+        (32, 0.1, 3.0),
+        (32, 0.1, 5.0),
+        (32, 0.2, 2.0),
+        (32, 0.2, None),
+        (64, 0.4, 7.0),
+        (64, 0.1, None),
+    ]
     curves = basin_curves(pd.DataFrame(rows, columns=["width", "lr", "loss"]))
     assert [curve.label for curve in curves] == ["width 32", "width 64"]
     assert [curve.x.tolist() for curve in curves] == [[0.1, 0.2], [0.4]]
@@ -106,7 +119,9 @@ def test_basins_are_means_over_seeds_between_their_extremes():
 
 
 def test_records_without_widths_are_told_apart_by_parameters():
-    curves = basin_curves(pd.DataFrame({"n_params": [1e6, 1e6, 2e6], "lr": [0.2, 0.1, 0.1], "loss": [1.0, 2.0, 3.0]}))
+    curves = basin_curves(
+        pd.DataFrame({"n_params": [1e6, 1e6, 2e6], "lr": [0.2, 0.1, 0.1], "loss": [1.0, 2.0, 3.0]})
+    )
     assert [(curve.label, curve.x.tolist(), curve.y.tolist()) for curve in curves] == [
         ("parameters 1e+06", [0.1, 0.2], [2.0, 1.0]),
         ("parameters 2e+06", [0.1], [3.0]),
@@ -115,21 +130,52 @@ def test_records_without_widths_are_told_apart_by_parameters():
 
 def test_cells_are_points_with_intervals_of_their_standard_errors():
     cells = [
-        {"n_params": 2e6, "tokens": 1e8, "lr": 3e-3, "se": 0.1, "floor": 2.0, "floor_se": 0.02, "status": "ok"},
-        {"n_params": 1e6, "tokens": 5e7, "lr": 4e-3, "se": 0.2, "floor": 2.5, "floor_se": 0.05, "status": "ok"},
-        {"n_params": 4e6, "tokens": 1e8, "lr": 9e-3, "se": 9.0, "floor": 1.0, "floor_se": 1.00, "status": "on the edge of its grid"},
+        {
+            "n_params": 2e6,
+            "tokens": 1e8,
+            "lr": 3e-3,
+            "se": 0.1,
+            "floor": 2.0,
+            "floor_se": 0.02,
+            "status": "ok",
+        },
+        {
+            "n_params": 1e6,
+            "tokens": 5e7,
+            "lr": 4e-3,
+            "se": 0.2,
+            "floor": 2.5,
+            "floor_se": 0.05,
+            "status": "ok",
+        },
+        {
+            "n_params": 4e6,
+            "tokens": 1e8,
+            "lr": 9e-3,
+            "se": 9.0,
+            "floor": 1.0,
+            "floor_se": 1.00,
+            "status": "on the edge of its grid",
+        },
     ]
     short, long = cell_points(cells)
     assert (short.label, short.x, short.y) == ("50M tokens", [1e6], [4e-3])
     assert (long.label, long.x, long.y) == ("100M tokens", [2e6], [3e-3])
-    assert long.low == pytest.approx([3e-3 * math.exp(-0.196)]) and long.high == pytest.approx([3e-3 * math.exp(0.196)])
+    assert long.low == pytest.approx([3e-3 * math.exp(-0.196)]) and long.high == pytest.approx(
+        [3e-3 * math.exp(0.196)]
+    )
     assert [points.y for points in cell_points(cells, "loss")] == [[2.5], [2.0]]
     assert cell_points(cells, "loss")[1].high == pytest.approx([2.0 * math.exp(0.0196)])
 
 
 def test_held_out_cells_are_the_prediction_and_the_measurement(fitted, validated):
     (_, _, predicted), (_, _, measured) = held_points(validated, "lr")
-    assert (predicted.x, predicted.y, predicted.low, predicted.high) == ([8e6], [2e-3], [1e-3], [4e-3])
+    assert (predicted.x, predicted.y, predicted.low, predicted.high) == (
+        [8e6],
+        [2e-3],
+        [1e-3],
+        [4e-3],
+    )
     assert (measured.x, measured.y, measured.low, measured.high) == ([8e6], [3e-3], [], [])
     assert [points.y for _, _, points in held_points(validated, "loss")] == [[1.9], [1.8]]
     assert fitted.held_out["kind"] == "leave-one-cell-out" and held_points(fitted, "lr") == []
@@ -137,7 +183,9 @@ def test_held_out_cells_are_the_prediction_and_the_measurement(fitted, validated
 
 def test_a_held_out_cell_that_could_not_be_measured_is_its_prediction(fitted):
     """One that kept too few learning rates has no floor either."""
-    cell = {key: value for key, value in CELL.items() if not key.endswith("_loss")} | {"measured_lr": None}
+    cell = {key: value for key, value in CELL.items() if not key.endswith("_loss")} | {
+        "measured_lr": None
+    }
     made = replace(fitted, held_out={"kind": "validation", "cells": [cell]})
     assert [points.y for _, _, points in held_points(made, "lr")] == [[2e-3]]
     assert held_points(made, "loss") == []
@@ -145,7 +193,14 @@ def test_a_held_out_cell_that_could_not_be_measured_is_its_prediction(fitted):
 
 @pytest.mark.parametrize(
     ("tokens", "said"),
-    [(512, "512 tokens"), (102400, "102k tokens"), (999_960, "1M tokens"), (1.4e12, "1.4T tokens"), (2e9, "2B tokens"), (1e6, "1M tokens")],
+    [
+        (512, "512 tokens"),
+        (102400, "102k tokens"),
+        (999_960, "1M tokens"),
+        (1.4e12, "1.4T tokens"),
+        (2e9, "2B tokens"),
+        (1e6, "1M tokens"),
+    ],
 )
 def test_tokens_are_said_in_three_digits(tokens, said):
     assert tokens_label(tokens) == said
@@ -162,7 +217,11 @@ def test_basins_are_drawn_as_they_are(ax):
     assert (lowest.get_xdata(), lowest.get_ydata()) == ([0.2], [2.0])
     shade = ax.collections[0].get_paths()[0].vertices
     assert (shade[:, 1].min(), shade[:, 1].max()) == (1.0, 5.0)
-    assert ax.get_title() == "mup" and ax.get_xscale() == "log" and [t.get_text() for t in ax.legend().get_texts()] == ["width 32"]
+    assert (
+        ax.get_title() == "mup"
+        and ax.get_xscale() == "log"
+        and [t.get_text() for t in ax.legend().get_texts()] == ["width 32"]
+    )
 
 
 def test_the_law_is_drawn_with_its_cells_and_what_was_held_out(validated, ax):
@@ -172,7 +231,11 @@ def test_the_law_is_drawn_with_its_cells_and_what_was_held_out(validated, ax):
     solid = [line for line in ax.get_lines() if len(line.get_xdata()) == 60]
     for curve, line in zip(curves, solid, strict=True):
         assert (line.get_xdata() == curve.x).all() and (line.get_ydata() == curve.y).all()
-    assert [line.get_linestyle() for line in solid] == ["-", "-", "--"]  # the last horizon is the held-out cell's
+    assert [line.get_linestyle() for line in solid] == [
+        "-",
+        "-",
+        "--",
+    ]  # the last horizon is the held-out cell's
     bars = {box.get_label(): box for box in ax.containers}
     for points in (*cells, *(marked for _, _, marked in held)):
         line, _, spans = bars[points.label]
@@ -182,14 +245,31 @@ def test_the_law_is_drawn_with_its_cells_and_what_was_held_out(validated, ax):
             _, low, high = ends(spans[0])
             assert low == pytest.approx(points.low) and high == pytest.approx(points.high)
     assert len(cells) == 2 and len(held) == 2
-    interval = next(shade for shade in ax.collections if shade.get_label() == "interval at 120M tokens").get_paths()[0].vertices
-    assert interval[:, 1].min() == pytest.approx(curves[-1].low.min()) and interval[:, 1].max() == pytest.approx(curves[-1].high.max())
+    interval = (
+        next(shade for shade in ax.collections if shade.get_label() == "interval at 120M tokens")
+        .get_paths()[0]
+        .vertices
+    )
+    assert interval[:, 1].min() == pytest.approx(curves[-1].low.min()) and interval[
+        :, 1
+    ].max() == pytest.approx(curves[-1].high.max())
     assert ax.get_xscale() == ax.get_yscale() == "log"
 
 
 def test_every_horizon_is_drawn_however_many(fitted, ax):
     horizons = [2e7 * 2**i for i in range(9)]
-    cells = [{"n_params": 1e6, "tokens": t, "lr": 1e-3, "se": 0.1, "floor": 2.0, "floor_se": 0.1, "status": "ok"} for t in horizons[:-1]]
+    cells = [
+        {
+            "n_params": 1e6,
+            "tokens": t,
+            "lr": 1e-3,
+            "se": 0.1,
+            "floor": 2.0,
+            "floor_se": 0.1,
+            "status": "ok",
+        }
+        for t in horizons[:-1]
+    ]
     draw_law([law_curve(fitted, tokens) for tokens in horizons], cell_points(cells), [], ax)
     solid = [line for line in ax.get_lines() if len(line.get_xdata()) == 60]
     assert len(solid) == 9 and [line.get_linestyle() for line in solid] == 8 * ["-"] + ["--"]
@@ -218,13 +298,20 @@ def test_a_panel_of_diverged_trials_is_empty(trials, gone):
     """A horizon or a comparison may lose every trial: the picture says so, it does not fail."""
     lost = trials.assign(loss=float("nan"))
     figure = plotting.basins_figure({name: lost if name in gone else trials for name in "ab"})
-    assert [len(ax.get_lines()) for ax in figure.axes] == [0 if name in gone else 6 for name in "ab"]
-    assert [ax.get_title() for ax in figure.axes if ax.get_legend()] == [name for name in "ba" if name not in gone][:1]
+    assert [len(ax.get_lines()) for ax in figure.axes] == [
+        0 if name in gone else 6 for name in "ab"
+    ]
+    assert [ax.get_title() for ax in figure.axes if ax.get_legend()] == [
+        name for name in "ba" if name not in gone
+    ][:1]
 
 
 def test_the_law_figure_shows_lr_and_loss(validated):
     lr, loss = plotting.law_figure(validated).axes
-    assert (lr.get_ylabel(), loss.get_ylabel()) == ("optimal learning rate", "loss at the optimum, nats per token")
+    assert (lr.get_ylabel(), loss.get_ylabel()) == (
+        "optimal learning rate",
+        "loss at the optimum, nats per token",
+    )
     assert {box.get_label() for box in lr.containers} == {
         "20M tokens", "60M tokens", "held out, 120M tokens: predicted", "held out, 120M tokens: measured",
     }  # fmt: skip
@@ -273,9 +360,14 @@ def test_plot_shows_a_horizon_a_panel_of_the_studys_own_trials(trials, monkeypat
 
 def test_plot_leaves_out_what_did_not_finish(trials, monkeypatch, tmp_path):
     lost = trials["lr"] == trials["lr"].max()
-    marked = trials.assign(status=trials["status"].where(~lost, "diverged"), loss=trials["loss"].where(~lost, np.inf))
+    marked = trials.assign(
+        status=trials["status"].where(~lost, "diverged"), loss=trials["loss"].where(~lost, np.inf)
+    )
     for panel in drawn_from(marked, monkeypatch, tmp_path).values():
-        assert all(curve.x.max() < trials["lr"].max() and np.isfinite(curve.y).all() for curve in basin_curves(panel))
+        assert all(
+            curve.x.max() < trials["lr"].max() and np.isfinite(curve.y).all()
+            for curve in basin_curves(panel)
+        )
 
 
 @pytest.mark.parametrize(
@@ -283,9 +375,18 @@ def test_plot_leaves_out_what_did_not_finish(trials, monkeypatch, tmp_path):
     [
         ({"lr": "fast"}, "`lr` must be a number above 0 in every trial, but row 0 has 'fast'"),
         ({"lr": -1.0}, "`lr` must be a number above 0 in every trial, but row 0 has -1"),
-        ({"n_params": None}, "`n_params` must be a number above 0 in every trial, but row 0 has nan"),
-        ({"loss": None}, "records need at least one finished trial to be drawn, but of 84 none is done"),
-        ({"status": "diverged"}, "records need at least one finished trial to be drawn, but of 84 none is done"),
+        (
+            {"n_params": None},
+            "`n_params` must be a number above 0 in every trial, but row 0 has nan",
+        ),
+        (
+            {"loss": None},
+            "records need at least one finished trial to be drawn, but of 84 none is done",
+        ),
+        (
+            {"status": "diverged"},
+            "records need at least one finished trial to be drawn, but of 84 none is done",
+        ),
     ],
 )
 def test_records_that_cannot_be_drawn_are_refused(trials, tmp_path, change, said):
@@ -299,7 +400,10 @@ def test_records_without_a_column_are_refused(trials, tmp_path):
         plotting.plot(trials.drop(columns="tokens"), tmp_path)
 
 
-@pytest.mark.parametrize(("change", "said"), [({"law": "loss_nd"}, "no runs of its own to draw"), ({"cells": []}, "must hold the cells")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"law": "loss_nd"}, "no runs of its own to draw"), ({"cells": []}, "must hold the cells")],
+)
 def test_a_fit_that_cannot_be_drawn_is_refused(fitted, tmp_path, change, said):
     with pytest.raises(UserError, match=said):
         plotting.plot(replace(fitted, **change), tmp_path)
@@ -313,12 +417,24 @@ def test_no_global_state(fitted, trials, tmp_path):
     assert dict(matplotlib.rcParams) == before
     for path in sorted((Path(plotting.__file__).parent).rglob("*.py")):
         nodes = list(ast.walk(ast.parse(path.read_text())))
-        imported = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-        imported += [f"{node.module}.{alias.name}" for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
-        assert not [name for name in imported if "pyplot" in name or "pylab" in name or "rcParams" in name], path
+        imported = [
+            alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+        ]
+        imported += [
+            f"{node.module}.{alias.name}"
+            for node in nodes
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        ]
+        assert not [
+            name for name in imported if "pyplot" in name or "pylab" in name or "rcParams" in name
+        ], path
 
 
 def test_horizons_a_rounding_apart_are_one_set():
     """steps * batch_tokens rounds differently at each batch size: 4.000e9 and 3.999e9 tokens are one horizon of the picture."""
-    cells = [{"tokens": tokens, "n_params": 1e8, "status": "ok", "lr": 1e-3, "se": 0.1} for tokens in (4.0e9, 3.999e9, 8e9)]
+    cells = [
+        {"tokens": tokens, "n_params": 1e8, "status": "ok", "lr": 1e-3, "se": 0.1}
+        for tokens in (4.0e9, 3.999e9, 8e9)
+    ]
     assert [points.label for points in plotting.cell_points(cells)] == ["4B tokens", "8B tokens"]

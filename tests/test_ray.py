@@ -40,7 +40,14 @@ def nodes(ray):
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": cluster.STORE, "include_dashboard": False})
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 0,
+            "object_store_memory": cluster.STORE,
+            "include_dashboard": False,
+        },
+    )
     made.add_node(num_cpus=2, object_store_memory=cluster.STORE)
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     yield made
@@ -53,14 +60,23 @@ def on_ray(tiny):
     return lambda settings=(), **named: tiny({"engine.kind": "ray", **dict(settings)}, **named)
 
 
-LONG = {"tokens": 200 * 256, "data.epochs": 2, "engine.checkpoint_every": 20, "engine.stack": 1, "axes": {"seed": [0, 1, 2, 3, 4]}}
+LONG = {
+    "tokens": 200 * 256,
+    "data.epochs": 2,
+    "engine.checkpoint_every": 20,
+    "engine.stack": 1,
+    "axes": {"seed": [0, 1, 2, 3, 4]},
+}
 
 
 @pytest.fixture(scope="module")
 def calm(tiny):
     """The losses of LONG's trials, each a second of training, when nothing dies."""
     accelerator = training.accelerator()
-    return [training.trial(point, "main", accelerator)[0].loss for point in recipes.points(tiny(LONG | {"engine.checkpoint_every": 0}))]
+    return [
+        training.trial(point, "main", accelerator)[0].loss
+        for point in recipes.points(tiny(LONG | {"engine.checkpoint_every": 0}))
+    ]
 
 
 def workers():
@@ -125,13 +141,27 @@ def test_the_record_is_the_local_engines(tiny, nodes, tmp_path):
     assert not workers()
 
 
-@pytest.mark.parametrize("search", [{"kind": "basin", "budget": 4}, {"kind": "joint", "budget": 5, "wave": 2}], ids=lambda s: s["kind"])
+@pytest.mark.parametrize(
+    "search",
+    [{"kind": "basin", "budget": 4}, {"kind": "joint", "budget": 5, "wave": 2}],
+    ids=lambda s: s["kind"],
+)
 def test_a_search_never_knows_which_engine_it_has(tiny, nodes, tmp_path, search, monkeypatch):
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)  # of this process: the actors' are their own
-    asked = tiny({"axes": {"lr": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], "width": [16, 32]}, "search": search, "engine.workers": 1})
+    monkeypatch.setattr(
+        "scaletune.sweeping.engines.local.Pool", InProcess
+    )  # of this process: the actors' are their own
+    asked = tiny(
+        {
+            "axes": {"lr": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], "width": [16, 32]},
+            "search": search,
+            "engine.workers": 1,
+        }
+    )
     for kind in ("local", "ray"):
         sweeping.sweep(with_settings(asked, {"engine.kind": kind}), out=tmp_path / kind)
-    assert measured(tmp_path / "ray/sweeps/tiny.jsonl") == measured(tmp_path / "local/sweeps/tiny.jsonl")
+    assert measured(tmp_path / "ray/sweeps/tiny.jsonl") == measured(
+        tmp_path / "local/sweeps/tiny.jsonl"
+    )
 
 
 def test_a_trial_over_two_processes(on_ray, nodes, tmp_path):
@@ -154,7 +184,10 @@ def test_what_is_killed_is_tried_again(on_ray, calm, nodes, tmp_path, capsys):
     workers()[0].parent().kill()
     assert join()["loss"].tolist() == calm
     said = capsys.readouterr().err
-    assert "try 1: its worker died; last words: none (exit status -9)" in said and "its worker died: Ray lost its actor on" in said
+    assert (
+        "try 1: its worker died; last words: none (exit status -9)" in said
+        and "its worker died: Ray lost its actor on" in said
+    )
     assert not workers()
 
 
@@ -174,7 +207,11 @@ def test_nodes_come_and_go(on_ray, calm, nodes, tmp_path, monkeypatch, capsys):
         worker.resume()
     assert join()["loss"].tolist() == calm
     said = capsys.readouterr()
-    assert "try 1: its worker died: Ray lost its actor on" in said.err and not said.out and len(set(seen)) == 2
+    assert (
+        "try 1: its worker died: Ray lost its actor on" in said.err
+        and not said.out
+        and len(set(seen)) == 2
+    )
     assert not workers()
 
 
@@ -213,10 +250,25 @@ def test_nodes_must_have_our_version(on_ray, nodes, tmp_path, monkeypatch):
 @pytest.fixture
 def alone(ray, tiny, tmp_path):
     """A sweep's driver and Ray's processes in a group of their own, and what is left of them."""
-    (tmp_path / "some.toml").write_text(toml(tiny(LONG | {"engine.workers": 2}).model_dump(exclude_none=True)))
-    command = [sys.executable, "-m", "scaletune", "sweep", str(tmp_path / "some.toml"), "--engine", "ray", "--json", "--out", str(tmp_path)]
+    (tmp_path / "some.toml").write_text(
+        toml(tiny(LONG | {"engine.workers": 2}).model_dump(exclude_none=True))
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "scaletune",
+        "sweep",
+        str(tmp_path / "some.toml"),
+        "--engine",
+        "ray",
+        "--json",
+        "--out",
+        str(tmp_path),
+    ]
     before = set(Path("/tmp").glob("scaletune-*"))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0) as driver:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    ) as driver:
         wait_for(lambda: driver.poll() is not None or list(tmp_path.glob("runs/*/checkpoint.pt")))
         family = psutil.Process(driver.pid).children(recursive=True)
         yield driver, family, lambda: set(Path("/tmp").glob("scaletune-*")) - before
@@ -230,7 +282,11 @@ def test_an_interrupt_from_the_keyboard_leaves_nothing(alone, tmp_path):
     assert len([process for process in family if WORKER in process.cmdline()]) == 2 and folders()
     os.killpg(driver.pid, signal.SIGINT)
     out, err = driver.communicate(timeout=PATIENCE)
-    assert driver.returncode == 130 and out == "" and "scaletune: interrupted; what was trained is on record" in err
+    assert (
+        driver.returncode == 130
+        and out == ""
+        and "scaletune: interrupted; what was trained is on record" in err
+    )
     assert psutil.wait_procs(family, timeout=1)[1] == [] and not folders()
     assert (tmp_path / "sweeps/tiny.jsonl").exists()
 
@@ -238,7 +294,11 @@ def test_an_interrupt_from_the_keyboard_leaves_nothing(alone, tmp_path):
 def test_a_killed_driver_takes_ray_with_it(alone):
     """But for two agents of Ray's, which hold nothing and take a minute to notice."""
     driver, family, _ = alone
-    agents = [process for process in family if process.cmdline()[0] in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
+    agents = [
+        process
+        for process in family
+        if process.cmdline()[0] in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    ]
     driver.kill()
     assert len(agents) == 2 and psutil.wait_procs(set(family) - set(agents), timeout=10)[1] == []
     for agent in agents:
@@ -250,7 +310,9 @@ def test_a_killed_driver_takes_ray_with_it(alone):
 
 def test_without_ray_it_says_what_to_install(on_ray, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"engine.kind 'ray' needs Ray: pip install 'scaletune\[ray\]'"):
+    with pytest.raises(
+        UserError, match=r"engine.kind 'ray' needs Ray: pip install 'scaletune\[ray\]'"
+    ):
         sweeping.sweep(on_ray(), out=tmp_path)
 
 
@@ -258,15 +320,22 @@ def test_kinds_are_the_engines():
     assert set(get_args(Engine.model_fields["kind"].annotation)) == set(pool.ENGINES)
 
 
-@pytest.mark.parametrize("address", ["ray://host:10001", "host", ":6379", "host:66000", "http://host:1"])
+@pytest.mark.parametrize(
+    "address", ["ray://host:10001", "host", ":6379", "host:66000", "http://host:1"]
+)
 def test_an_address_has_a_host_and_a_port(on_ray, address):
-    with pytest.raises(UserError, match=r"`engine.ray.address` must be 'local', 'auto' or HOST:PORT, but got"):
+    with pytest.raises(
+        UserError, match=r"`engine.ray.address` must be 'local', 'auto' or HOST:PORT, but got"
+    ):
         on_ray({"engine.ray.address": address})
 
 
 def test_processes_have_whole_gpus(on_ray):
     assert on_ray({"engine.ray.gpus": 0.25}).engine.ray.gpus == 0.25
-    with pytest.raises(UserError, match=r"`engine.ray.gpus` must be 0 or 1 where a trial has 2 processes, but got 0.5"):
+    with pytest.raises(
+        UserError,
+        match=r"`engine.ray.gpus` must be 0 or 1 where a trial has 2 processes, but got 0.5",
+    ):
         on_ray({"engine.ray.gpus": 0.5, "engine.processes": 2})
 
 
@@ -276,7 +345,10 @@ class Planted:
     exceptions = SimpleNamespace(RayError=RuntimeError)
 
     def __init__(self, *nodes, connected=True):
-        self.there, self.connected = [{"NodeID": str(i), "Alive": True, "Resources": node} for i, node in enumerate(nodes)], connected
+        self.there, self.connected = (
+            [{"NodeID": str(i), "Alive": True, "Resources": node} for i, node in enumerate(nodes)],
+            connected,
+        )
 
     def is_initialized(self):
         return self.connected
@@ -312,7 +384,11 @@ def joined(recipe, workers="auto"):
     ids=str,
 )  # fmt: skip
 def test_as_many_workers_as_nodes_have_room_for(on_ray, planted, settings, room):
-    planted({"CPU": 8.0, "GPU": 8.0, "memory": 100.0}, {"CPU": 8.0, "GPU": 1.0, "memory": 100.0}, {"CPU": 2.0, "memory": 30.0})
+    planted(
+        {"CPU": 8.0, "GPU": 8.0, "memory": 100.0},
+        {"CPU": 8.0, "GPU": 1.0, "memory": 100.0},
+        {"CPU": 2.0, "memory": 30.0},
+    )
     found = joined(on_ray(settings))
     assert found.room() == room
     found.leave()
@@ -322,7 +398,10 @@ def test_no_room_waits_for_a_node_of_a_cluster(on_ray, planted, capsys):
     made = planted({"CPU": 0.0})
     found = joined(on_ray({"engine.ray.address": "head:6379", "engine.processes": 2}))
     assert found.room() == 1
-    assert capsys.readouterr().err == "ray: no node of head:6379 has room for a worker, which takes 2 CPU: waiting for one to join\n"
+    assert (
+        capsys.readouterr().err
+        == "ray: no node of head:6379 has room for a worker, which takes 2 CPU: waiting for one to join\n"
+    )
     made.there.append({"NodeID": "new", "Alive": True, "Resources": {"CPU": 8.0}})
     found.looked = -cluster.LOOK
     assert found.room() == 4
@@ -333,7 +412,8 @@ def test_no_room_waits_for_a_node_of_a_cluster(on_ray, planted, capsys):
 def test_no_room_in_an_own_instance_is_refused(on_ray, planted):
     made = planted({"CPU": 4.0}, connected=False)
     with pytest.raises(
-        UserError, match="this machine must have what a worker reserves, but no node has room for a worker, which takes 1 CPU, 1 GPU"
+        UserError,
+        match="this machine must have what a worker reserves, but no node has room for a worker, which takes 1 CPU, 1 GPU",
     ):
         joined(on_ray({"engine.ray.gpus": 1}), 3)
     assert not Path(made.options["_temp_dir"]).exists() and made.options["address"] == "local"
@@ -345,5 +425,8 @@ def test_nobody_at_an_address_is_said_at_once(on_ray, planted):
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
         planted(connected=False)
-        with pytest.raises(UserError, match=f"`engine.ray.address` must be a Ray cluster that is up .*, but got '{address}': .*refused"):
+        with pytest.raises(
+            UserError,
+            match=f"`engine.ray.address` must be a Ray cluster that is up .*, but got '{address}': .*refused",
+        ):
             joined(on_ray({"engine.ray.address": address}))

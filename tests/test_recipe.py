@@ -10,11 +10,25 @@ from hypothesis import strategies as st
 
 from scaletune import data
 from scaletune.errors import UserError
-from scaletune.recipe import READ, SHORT, compared, identity, load, parse_setting, points, validated, with_settings
+from scaletune.recipe import (
+    READ,
+    SHORT,
+    compared,
+    identity,
+    load,
+    parse_setting,
+    points,
+    validated,
+    with_settings,
+)
 from scaletune.recipe.points import put
 from scaletune.zoo import FAMILIES
 
-GOOD = {"model": {"width": 64}, "parametrization": {"base_width": 32}, "budget": {"tokens": 1024, "batch_tokens": 256}}
+GOOD = {
+    "model": {"width": 64},
+    "parametrization": {"base_width": 32},
+    "budget": {"tokens": 1024, "batch_tokens": 256},
+}
 FILE = """
 model = { width = 64 }
 parametrization = { base_width = 32 }
@@ -36,8 +50,16 @@ MISTAKES = [  # path, value, the sentence
     ("compare", [{"nam": "sp", "set": {}}], "unknown key `compare.0.nam` (nearest: 'name')"),
     ("lr", 1e-3, "unknown key `lr` (nearest: 'optimizer.lr')"),
     ("model.lr", 1e-3, "unknown key `model.lr` (nearest: 'optimizer.lr')"),
-    ("optimizer.lr", "3e-4", "`optimizer.lr` must be a valid number, but got '3e-4'; write the number without quotes"),
-    ("model.width", "64", "`model.width` must be a valid integer, but got '64'; write the number without quotes"),
+    (
+        "optimizer.lr",
+        "3e-4",
+        "`optimizer.lr` must be a valid number, but got '3e-4'; write the number without quotes",
+    ),
+    (
+        "model.width",
+        "64",
+        "`model.width` must be a valid integer, but got '64'; write the number without quotes",
+    ),
     ("model.width", 1.5, "`model.width` must be a valid integer, but got 1.5"),
     ("model.width", True, "`model.width` must be a valid integer, but got True"),
     ("model.width", float("nan"), "`model.width` must be a valid integer, but got nan"),
@@ -45,23 +67,63 @@ MISTAKES = [  # path, value, the sentence
     ("model.width", 0, "`model.width` must be greater than 0, but got 0"),
     ("model.width", 65, "`width % head_dim == 0` must hold, but got width=65, head_dim=32"),
     ("model.head_dim", 48, "`width % head_dim == 0` must hold, but got width=64, head_dim=48"),
-    ("model.head_dim", 1, "`head_dim % 2 == 0` must hold (rotary positions turn pairs), but got head_dim=1"),
-    ("model.ffn_ratio", 2.51, "`ffn_ratio * width` must be whole, but got ffn_ratio=2.51, width=64"),
+    (
+        "model.head_dim",
+        1,
+        "`head_dim % 2 == 0` must hold (rotary positions turn pairs), but got head_dim=1",
+    ),
+    (
+        "model.ffn_ratio",
+        2.51,
+        "`ffn_ratio * width` must be whole, but got ffn_ratio=2.51, width=64",
+    ),
     ("model.tied", 1, "`model.tied` must be a valid boolean, but got 1"),
-    ("model.family", "mamba", "`model.family` must be one we know, but got 'mamba' (known: mlp, moe, resnet, transformer, vit)"),
-    ("model.family", "restnet", "`model.family` must be one we know, but got 'restnet' (nearest: 'resnet')"),
-    ("model.family", 3, "`model.family` must be one we know, but got 3 (known: mlp, moe, resnet, transformer, vit)"),
-    ("model", {"family": "moe", "width": 64, "topk": 3}, "unknown key `model.topk` (nearest: 'top_k')"),
-    ("model", {"family": "vit", "width": 64, "pach": 3}, "unknown key `model.pach` (nearest: 'patch')"),
-    ("model", {"width": 96, "ffn_ratio": 8 / 3}, f"`ffn_ratio * base_width` must be whole, but got ffn_ratio={8 / 3}, base_width=32"),
-    ("model.kv_heads", 3, "`heads % kv_heads == 0` must hold, but got heads=2 (width / head_dim), kv_heads=3"),
+    (
+        "model.family",
+        "mamba",
+        "`model.family` must be one we know, but got 'mamba' (known: mlp, moe, resnet, transformer, vit)",
+    ),
+    (
+        "model.family",
+        "restnet",
+        "`model.family` must be one we know, but got 'restnet' (nearest: 'resnet')",
+    ),
+    (
+        "model.family",
+        3,
+        "`model.family` must be one we know, but got 3 (known: mlp, moe, resnet, transformer, vit)",
+    ),
+    (
+        "model",
+        {"family": "moe", "width": 64, "topk": 3},
+        "unknown key `model.topk` (nearest: 'top_k')",
+    ),
+    (
+        "model",
+        {"family": "vit", "width": 64, "pach": 3},
+        "unknown key `model.pach` (nearest: 'patch')",
+    ),
+    (
+        "model",
+        {"width": 96, "ffn_ratio": 8 / 3},
+        f"`ffn_ratio * base_width` must be whole, but got ffn_ratio={8 / 3}, base_width=32",
+    ),
+    (
+        "model.kv_heads",
+        3,
+        "`heads % kv_heads == 0` must hold, but got heads=2 (width / head_dim), kv_heads=3",
+    ),
     ("model.norm", "batch", "`model.norm` must be 'rms' or 'layer', but got 'batch'"),
     (
         "model",
         {"width": 64, "positions": "learned", "max_positions": 32},
         "`seq_len <= max_positions` must hold for learned positions, but got seq_len=64, max_positions=32",
     ),
-    ("model", {"family": "moe", "width": 64, "top_k": 9}, "`top_k <= n_experts` must hold, but got top_k=9, n_experts=8"),
+    (
+        "model",
+        {"family": "moe", "width": 64, "top_k": 9},
+        "`top_k <= n_experts` must hold, but got top_k=9, n_experts=8",
+    ),
     (
         "model",
         {"family": "moe", "width": 64, "top_k": 1},
@@ -72,9 +134,21 @@ MISTAKES = [  # path, value, the sentence
         {"family": "moe", "width": 64, "biases": True},
         "`biases` must be false for `model.family` 'moe', whose experts have none, but got True",
     ),
-    ("model", {"family": "moe", "width": 64, "mlp": "gelu"}, "`model.mlp` must be 'swiglu', but got 'gelu'"),
-    ("model", {"family": "vit", "width": 64, "patch": 5}, "`image_size % patch == 0` must hold, but got image_size=32, patch=5"),
-    ("model", {"family": "resnet", "width": 60}, "`width % groups == 0` must hold, but got width=60, groups=8"),
+    (
+        "model",
+        {"family": "moe", "width": 64, "mlp": "gelu"},
+        "`model.mlp` must be 'swiglu', but got 'gelu'",
+    ),
+    (
+        "model",
+        {"family": "vit", "width": 64, "patch": 5},
+        "`image_size % patch == 0` must hold, but got image_size=32, patch=5",
+    ),
+    (
+        "model",
+        {"family": "resnet", "width": 60},
+        "`width % groups == 0` must hold, but got width=60, groups=8",
+    ),
     (
         "model",
         {"family": "resnet", "width": 64, "image_size": 10},
@@ -85,35 +159,91 @@ MISTAKES = [  # path, value, the sentence
         {"family": "mlp", "width": 64},
         "`data.seq_len` must be 1 for `model.family` 'mlp': an example counts as a token, but got 64",
     ),
-    ("parametrization.form", "mup_t7", "`form` must be one we know, but got 'mup_t7' (nearest: 'mup_t9')"),
-    ("parametrization.depth_alpha", 0.5, "`depth_alpha > 0` needs `base_depth`, but got depth_alpha=0.5 and none"),
+    (
+        "parametrization.form",
+        "mup_t7",
+        "`form` must be one we know, but got 'mup_t7' (nearest: 'mup_t9')",
+    ),
+    (
+        "parametrization.depth_alpha",
+        0.5,
+        "`depth_alpha > 0` needs `base_depth`, but got depth_alpha=0.5 and none",
+    ),
     ("parametrization.depth_alpha", 0.3, "`depth_alpha` must be 0, 0.5 or 1, but got 0.3"),
     ("optimizer.lr", float("inf"), "`optimizer.lr` must be a finite number, but got inf"),
     ("optimizer.lr", 0, "`optimizer.lr` must be greater than 0, but got 0"),
     ("optimizer.beta1", 1.0, "`optimizer.beta1` must be less than 1, but got 1.0"),
-    ("optimizer.weight_decay", -0.1, "`optimizer.weight_decay` must be greater than or equal to 0, but got -0.1"),
+    (
+        "optimizer.weight_decay",
+        -0.1,
+        "`optimizer.weight_decay` must be greater than or equal to 0, but got -0.1",
+    ),
     (
         "schedule.kind",
         "cosin",
         "`schedule.kind` must be 'constant', 'linear', 'cosine', 'wsd', 'power', 'one_cycle' or 'table', but got 'cosin'",
     ),
-    ("optimizer.family", "adamww", "`optimizer.family` must be one we know, but got 'adamww' (nearest: 'adamw')"),
-    ("optimizer.decay", "independant", "`optimizer.decay` must be 'torch' or 'independent', but got 'independant'"),
+    (
+        "optimizer.family",
+        "adamww",
+        "`optimizer.family` must be one we know, but got 'adamww' (nearest: 'adamw')",
+    ),
+    (
+        "optimizer.decay",
+        "independant",
+        "`optimizer.decay` must be 'torch' or 'independent', but got 'independant'",
+    ),
     (
         "optimizer.decay",
         "l2",
         "L2 in the gradient does not scale as the loss gradient with width, and no coordinate check shows it: `optimizer.decay` must be"
         " 'torch' or 'independent', but got 'l2'",
     ),
-    ("optimizer", {"family": "lamb", "decay": "independent"}, "family 'lamb' does not read `decay`, but got 'independent'"),
-    ("optimizer", {"family": "lion", "eps": 1e-6}, "family 'lion' does not read `eps`, but got 1e-06"),
-    ("optimizer.momentum", 0.8, "family 'adamw' does not read `momentum`, but got 0.8 (read by: sgd, muon)"),
-    ("optimizer", {"family": "sgd", "momentum": 0.0}, "`nesterov` needs `momentum > 0`, but got momentum=0; write nesterov = false"),
-    ("optimizer.family", "prodigy", "family 'prodigy' finds its own learning rate: `optimizer.lr` must be 1.0, but got 0.01"),
-    ("optimizer", {"family": "schedulefree_adamw", "beta1": 0.0}, "family 'schedulefree_adamw' interpolates with `beta1`"),
-    ("optimizer.family", "schedulefree_adamw", "family 'schedulefree_adamw' needs `schedule.kind = 'constant'`, but got 'wsd'"),
-    ("schedule", {"kind": "power"}, "schedule 'power' needs one of `knee` and `knee_tokens`, from where lr falls"),
-    ("schedule", {"kind": "power", "knee": 0.1, "knee_tokens": 64}, "schedule 'power' needs one of `knee` and `knee_tokens`"),
+    (
+        "optimizer",
+        {"family": "lamb", "decay": "independent"},
+        "family 'lamb' does not read `decay`, but got 'independent'",
+    ),
+    (
+        "optimizer",
+        {"family": "lion", "eps": 1e-6},
+        "family 'lion' does not read `eps`, but got 1e-06",
+    ),
+    (
+        "optimizer.momentum",
+        0.8,
+        "family 'adamw' does not read `momentum`, but got 0.8 (read by: sgd, muon)",
+    ),
+    (
+        "optimizer",
+        {"family": "sgd", "momentum": 0.0},
+        "`nesterov` needs `momentum > 0`, but got momentum=0; write nesterov = false",
+    ),
+    (
+        "optimizer.family",
+        "prodigy",
+        "family 'prodigy' finds its own learning rate: `optimizer.lr` must be 1.0, but got 0.01",
+    ),
+    (
+        "optimizer",
+        {"family": "schedulefree_adamw", "beta1": 0.0},
+        "family 'schedulefree_adamw' interpolates with `beta1`",
+    ),
+    (
+        "optimizer.family",
+        "schedulefree_adamw",
+        "family 'schedulefree_adamw' needs `schedule.kind = 'constant'`, but got 'wsd'",
+    ),
+    (
+        "schedule",
+        {"kind": "power"},
+        "schedule 'power' needs one of `knee` and `knee_tokens`, from where lr falls",
+    ),
+    (
+        "schedule",
+        {"kind": "power", "knee": 0.1, "knee_tokens": 64},
+        "schedule 'power' needs one of `knee` and `knee_tokens`",
+    ),
     ("schedule.start", 0.1, "`schedule.start` is read by one_cycle alone, but got kind='wsd'"),
     (
         "schedule",
@@ -125,17 +255,37 @@ MISTAKES = [  # path, value, the sentence
         800,
         "`warmup_tokens / tokens + decay <= 1` must hold, but got warmup_tokens=800, tokens=1024, decay=0.3",
     ),
-    ("schedule", {"kind": "cosine", "warmup_tokens": 2048}, "`warmup_tokens / tokens + decay <= 1` must hold, but got warmup_tokens=2048"),
+    (
+        "schedule",
+        {"kind": "cosine", "warmup_tokens": 2048},
+        "`warmup_tokens / tokens + decay <= 1` must hold, but got warmup_tokens=2048",
+    ),
     ("schedule.warmup", 0.8, "`warmup + decay <= 1` must hold, but got warmup=0.8, decay=0.3"),
-    ("budget.tokens", 1000, "`tokens % batch_tokens == 0` must hold, but got tokens=1000, batch_tokens=256"),
-    ("data.seq_len", 100, "`batch_tokens % seq_len == 0` must hold, but got batch_tokens=256, seq_len=100"),
+    (
+        "budget.tokens",
+        1000,
+        "`tokens % batch_tokens == 0` must hold, but got tokens=1000, batch_tokens=256",
+    ),
+    (
+        "data.seq_len",
+        100,
+        "`batch_tokens % seq_len == 0` must hold, but got batch_tokens=256, seq_len=100",
+    ),
     ("data.held_out", 1.0, "`data.held_out` must be less than 1, but got 1.0"),
     ("seed", -1, "`seed` must be greater than or equal to 0, but got -1"),
     ("engine.workers", 0, "`engine.workers` must be 'auto' or greater than 0, but got 0"),
-    ("engine.workers", "many", "`engine.workers` must be 'auto' or a valid integer, but got 'many'"),
+    (
+        "engine.workers",
+        "many",
+        "`engine.workers` must be 'auto' or a valid integer, but got 'many'",
+    ),
     ("axes.lr", [], "`axes.lr` must be a list of at least 1, but got []"),
     ("axes.lr", 1e-3, "`axes.lr` must be a valid list, but got 0.001"),
-    ("holdout", {"set": {}, "lr": [1e-3, 2e-3]}, "`holdout.lr` must be a list of at least 3, but got [0.001, 0.002]"),
+    (
+        "holdout",
+        {"set": {}, "lr": [1e-3, 2e-3]},
+        "`holdout.lr` must be a list of at least 3, but got [0.001, 0.002]",
+    ),
 ]
 
 
@@ -143,7 +293,11 @@ MISTAKES = [  # path, value, the sentence
 def test_a_mistake_is_one_sentence(path, value, sentence):
     with pytest.raises(UserError) as caught:
         built(path, value)
-    assert str(caught.value).startswith(sentence) if isinstance(value, dict) else str(caught.value) == sentence
+    assert (
+        str(caught.value).startswith(sentence)
+        if isinstance(value, dict)
+        else str(caught.value) == sentence
+    )
 
 
 @pytest.mark.parametrize("missing", GOOD)
@@ -155,7 +309,10 @@ def test_a_missing_table_is_named(missing):
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("widht", "unknown setting `widht` (nearest: 'width'); a dotted path such as `optimizer.beta2` names any setting"),
+        (
+            "widht",
+            "unknown setting `widht` (nearest: 'width'); a dotted path such as `optimizer.beta2` names any setting",
+        ),
         ("optimizer.beta3", "unknown key `optimizer.beta3` (nearest: 'beta2')"),
         ("seed.deep", "`seed.deep` cannot be set: `seed` is not a table"),
     ],
@@ -173,7 +330,10 @@ def test_a_whole_float_is_a_count(n):
 
 
 def test_counts_of_toml_are_whole():
-    assert built("budget", {"tokens": 2.56e6, "batch_tokens": 256.0}).budget.model_dump()["tokens"] == 2560000
+    assert (
+        built("budget", {"tokens": 2.56e6, "batch_tokens": 256.0}).budget.model_dump()["tokens"]
+        == 2560000
+    )
 
 
 @pytest.fixture
@@ -192,9 +352,18 @@ def test_load_reads_a_file_and_names_the_recipe_after_it(file):
     [
         ("model = ", "must be TOML, but "),
         ("[model]\nwidth = 64\nwidth = 64", "must be TOML, but "),
-        (FILE + "[axes]\nwidth = [64, 65]", "`width % head_dim == 0` must hold, but got width=65, head_dim=32"),
-        (FILE + "[[compare]]\nname = 'sp'\nset = { form = 'mup8' }", "`form` must be one we know, but got 'mup8' (nearest: 'mup"),
-        (FILE + "[holdout]\nset = { wdth = 128 }\nlr = [1e-3, 2e-3, 4e-3]", "unknown setting `wdth` (nearest: 'width')"),
+        (
+            FILE + "[axes]\nwidth = [64, 65]",
+            "`width % head_dim == 0` must hold, but got width=65, head_dim=32",
+        ),
+        (
+            FILE + "[[compare]]\nname = 'sp'\nset = { form = 'mup8' }",
+            "`form` must be one we know, but got 'mup8' (nearest: 'mup",
+        ),
+        (
+            FILE + "[holdout]\nset = { wdth = 128 }\nlr = [1e-3, 2e-3, 4e-3]",
+            "unknown setting `wdth` (nearest: 'width')",
+        ),
     ],
 )
 def test_a_bad_file_says_which_and_why(file, text, end):
@@ -241,7 +410,9 @@ def test_set_without_a_name_or_a_value_is_refused(text):
 
 def test_a_setting_beats_the_file_and_the_file_beats_the_default(file):
     file.write_text(FILE + "[optimizer]\nlr = 0.5\nbeta2 = 0.5\n")
-    made = load(file, ["optimizer.lr=0.25", "lr=0.125"]).optimizer  # the later setting wins, whatever the spelling
+    made = load(
+        file, ["optimizer.lr=0.25", "lr=0.125"]
+    ).optimizer  # the later setting wins, whatever the spelling
     assert (made.lr, made.beta2, made.beta1) == (0.125, 0.5, 0.9)
 
 
@@ -269,8 +440,15 @@ compare = [
 holdout = { set = { "data.source" = "b.txt" }, lr = [1e-3, 2e-3, 3e-3] }
 evidence = { source = "a.txt" }
 """)  # fmt: skip
-    made, near = load(file), {name: str(file.parent / name) for name in ("a.txt", "b.txt", "words.json")}
-    assert (made.data.source, made.data.tokenizer, made.evidence["source"]) == (near["a.txt"], near["words.json"], "a.txt")
+    made, near = (
+        load(file),
+        {name: str(file.parent / name) for name in ("a.txt", "b.txt", "words.json")},
+    )
+    assert (made.data.source, made.data.tokenizer, made.evidence["source"]) == (
+        near["a.txt"],
+        near["words.json"],
+        "a.txt",
+    )
     assert [point.data.source for point in points(made)] == [near["a.txt"], "absent.txt", "digits"]
     assert [set(point.data.source for point in points(compared(made, other))) for other in made.compare] == [
         {near["a.txt"], "absent.txt", "digits"}, {near["b.txt"]},
@@ -278,14 +456,20 @@ evidence = { source = "a.txt" }
     assert made.compare[0].set == {"data.source": near["b.txt"]} == made.holdout.set
 
 
-@pytest.mark.parametrize("path", ["axes.optimizer.beta2", 'axes."optimizer.beta2"', "axes.'optimizer.beta2'"])
+@pytest.mark.parametrize(
+    "path", ["axes.optimizer.beta2", 'axes."optimizer.beta2"', "axes.'optimizer.beta2'"]
+)
 def test_an_axis_of_a_dotted_name_is_set_over_the_file(file, path):
     file.write_text(FILE)
     assert load(file, [f"{path}=[0.9, 0.95]"]).axes == {"optimizer.beta2": [0.9, 0.95]}
 
 
 @pytest.mark.parametrize(
-    "axes", ['"model.width" = [32, 64]\n"data.power_law.dim" = [1]', "model.width = [32, 64]\ndata.power_law.dim = [1]"]
+    "axes",
+    [
+        '"model.width" = [32, 64]\n"data.power_law.dim" = [1]',
+        "model.width = [32, 64]\ndata.power_law.dim = [1]",
+    ],
 )
 def test_an_axis_needs_no_quotes(axes):
     """TOML reads `model.width` without quotes as a table; it is the same axis."""
@@ -300,7 +484,9 @@ def test_a_setting_goes_over_an_axis_without_quotes(file):
 
 def test_points_are_the_product_of_the_axes():
     made = points(built("axes", {"width": [32, 64], "optimizer.beta2": [0.9, 0.95, 0.99]}))
-    assert [(p.model.width, p.optimizer.beta2) for p in made] == [(w, b) for w in (32, 64) for b in (0.9, 0.95, 0.99)]
+    assert [(p.model.width, p.optimizer.beta2) for p in made] == [
+        (w, b) for w in (32, 64) for b in (0.9, 0.95, 0.99)
+    ]
     assert not any(p.axes for p in made)
 
 
@@ -318,7 +504,9 @@ def test_a_recipe_without_axes_is_its_own_point():
 )
 def test_a_comparison_is_the_same_sweep_under_other_settings(other, expected):
     asked = validated(GOOD | {"axes": {"lr": [1e-3, 2e-3]}, "compare": [other]}, "good")
-    assert {(p.parametrization.form, p.optimizer.lr) for p in points(compared(asked, asked.compare[0]))} == expected
+    assert {
+        (p.parametrization.form, p.optimizer.lr) for p in points(compared(asked, asked.compare[0]))
+    } == expected
 
 
 def leaves(content, path=()):
@@ -362,12 +550,16 @@ def id_of(made, content="digest of the data"):
 
 def test_every_setting_of_a_point_is_in_the_table():
     made = {path for path, _ in leaves(validated(GOOD, "good").point())}
-    assert set(OTHER) | ONLY_ONE == {path for path in made if path.split(".")[:2] not in [["data", name] for name in READ]}
+    assert set(OTHER) | ONLY_ONE == {
+        path for path in made if path.split(".")[:2] not in [["data", name] for name in READ]
+    }
 
 
 @pytest.mark.parametrize("path", OTHER)
 def test_identity_depends_on_every_setting(path):
-    base = with_settings(built("parametrization.base_depth", 1), READ_BY.get(path, {}))  # a base depth is what a depth rule needs
+    base = with_settings(
+        built("parametrization.base_depth", 1), READ_BY.get(path, {})
+    )  # a base depth is what a depth rule needs
     assert id_of(with_settings(base, {path: OTHER[path]})) != id_of(base)
 
 
@@ -381,7 +573,15 @@ def test_identity_depends_on_what_the_data_holds_and_not_on_where_it_lies(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "settings", [{"engine.workers": 3}, {"name": "x"}, {"fit.law": "loss_nd"}, {"to": []}, {"axes": {"lr": [1.0]}}, {"evidence": {"a": 1}}]
+    "settings",
+    [
+        {"engine.workers": 3},
+        {"name": "x"},
+        {"fit.law": "loss_nd"},
+        {"to": []},
+        {"axes": {"lr": [1.0]}},
+        {"evidence": {"a": 1}},
+    ],
 )
 def test_identity_ignores_where_and_why_it_is_trained(settings):
     made = validated(GOOD, "good")
@@ -390,17 +590,28 @@ def test_identity_ignores_where_and_why_it_is_trained(settings):
 
 def test_identity_depends_on_the_family():
     """Though each family's name is the default of its own section, and the options said are the same."""
-    ids = {id_of(validated(GOOD | {"model": {"family": family, "width": 64}, "data": {"seq_len": 1}}, "good")) for family in FAMILIES}
+    ids = {
+        id_of(
+            validated(
+                GOOD | {"model": {"family": family, "width": 64}, "data": {"seq_len": 1}}, "good"
+            )
+        )
+        for family in FAMILIES
+    }
     assert len(ids) == len(FAMILIES)
 
 
 def test_new_families_and_options_leave_recorded_ids_alone():
-    assert id_of(validated(GOOD, "good")) == "d669a8d97a4c9c8a"  # as it was when the zoo had one family
+    assert (
+        id_of(validated(GOOD, "good")) == "d669a8d97a4c9c8a"
+    )  # as it was when the zoo had one family
 
 
 def test_a_family_is_what_its_table_says():
     for family, kind in FAMILIES.items():
-        made = validated(GOOD | {"model": {"family": family, "width": 64}, "data": {"seq_len": 1}}, "good")
+        made = validated(
+            GOOD | {"model": {"family": family, "width": 64}, "data": {"seq_len": 1}}, "good"
+        )
         assert type(made.model) is kind
         assert validated(made.model_dump(), "again") == made
     assert type(validated(GOOD, "good").model) is FAMILIES["transformer"]
@@ -428,9 +639,16 @@ def test_settings_give_what_plain_values_validated_whole_would(settings):
         *tables, key = SHORT.get(path, path).split(".")
         functools.reduce(dict.__getitem__, tables, content)[key] = value
     given = with_settings(made, settings)
-    assert given == validated(content, "good") and made.model_dump() == before and given.evidence is not made.evidence
+    assert (
+        given == validated(content, "good")
+        and made.model_dump() == before
+        and given.evidence is not made.evidence
+    )
     touched = {SHORT.get(path, path).split(".")[0] for path in settings}
-    assert all(getattr(given, name) is getattr(made, name) for name in {"model", "optimizer", "data", "engine", "budget"} - touched)
+    assert all(
+        getattr(given, name) is getattr(made, name)
+        for name in {"model", "optimizer", "data", "engine", "budget"} - touched
+    )
 
 
 @pytest.mark.parametrize(
@@ -448,14 +666,24 @@ def test_what_ties_sections_together_is_judged_again(settings, sentence):
 
 def test_an_axis_may_be_the_family():
     """What is said carries over; the options of the family before do not."""
-    asked = validated(GOOD | {"model": {"width": 64, "depth": 3}, "axes": {"model.family": ["transformer", "moe"]}}, "good")
-    assert [(p.model.family, p.model.depth, p.model.ffn_ratio) for p in points(asked)] == [("transformer", 3, 3.0), ("moe", 3, 1.0)]
+    asked = validated(
+        GOOD
+        | {"model": {"width": 64, "depth": 3}, "axes": {"model.family": ["transformer", "moe"]}},
+        "good",
+    )
+    assert [(p.model.family, p.model.depth, p.model.ffn_ratio) for p in points(asked)] == [
+        ("transformer", 3, 3.0),
+        ("moe", 3, 1.0),
+    ]
 
 
 def test_a_depth_rule_needs_residual_branches():
     content = {"model": {"family": "mlp", "width": 64}, "data": {"seq_len": 1}}
     rule = {"parametrization": {"base_width": 32, "base_depth": 2, "depth_alpha": 1.0}}
-    with pytest.raises(UserError, match=r"`depth_alpha` must be 0 for `model.family` 'mlp', which has no residual branches, but got 1.0"):
+    with pytest.raises(
+        UserError,
+        match=r"`depth_alpha` must be 0 for `model.family` 'mlp', which has no residual branches, but got 1.0",
+    ):
         validated(GOOD | content | rule, "good")
 
 
@@ -466,5 +694,9 @@ def test_short_names_lead_to_settings():
 
 def test_an_option_at_its_default_is_no_part_of_an_identity():
     """So recorded trials keep their ids when an option is added: said or left unsaid, a default is the same point."""
-    said = {**GOOD, "schedule": {"kind": "wsd", "warmup": 0.1, "decay": 0.3, "floor": 0.0}, "seed": 0}
+    said = {
+        **GOOD,
+        "schedule": {"kind": "wsd", "warmup": 0.1, "decay": 0.3, "floor": 0.0},
+        "seed": 0,
+    }
     assert id_of(validated(said, "said")) == id_of(validated(GOOD, "good"))

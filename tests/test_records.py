@@ -36,7 +36,15 @@ TRIAL = Trial(
     id="a", sweep="main", point={"model": {"width": 32}}, n_params=10, n_params_total=20, tokens=100, batch_tokens=10, seq_len=5, width=32,
     depth=2, lr=1e-3, weight_decay=0.1, seed=0, status="done", loss=3.5, train_loss=3.25, flops=1e9, seconds=1.5, provenance={"torch": "2"},
 )  # fmt: skip
-DIVERGED = replace(TRIAL, id="b", status="diverged", loss=None, train_loss=None, message="loss nan at step 3 of 10", lr=1.0)
+DIVERGED = replace(
+    TRIAL,
+    id="b",
+    status="diverged",
+    loss=None,
+    train_loss=None,
+    message="loss nan at step 3 of 10",
+    lr=1.0,
+)
 FIT = Fit(
     law="lr_nd", params={"a": {"value": -0.5, "interval": [-0.6, -0.4]}}, solution={"vector": [1.0, 2.0]}, objective=0.1, used=["a"],
     dropped={"b": "diverged"}, status=["a sentence"], ranges={"n_params": [1.0, 2.0]}, provenance={"at": "now"},
@@ -49,7 +57,11 @@ def line(trial, **changed):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -63,7 +75,9 @@ def test_a_digest_is_of_the_value_not_of_its_order(value):
 
 
 def test_a_digest_is_sha256_of_canonical_json():
-    assert digest({"b": 1, "a": [1.5, None]}) == "cf0c4895ed707baa"  # printf '{"a":[1.5,null],"b":1}' | sha256sum
+    assert (
+        digest({"b": 1, "a": [1.5, None]}) == "cf0c4895ed707baa"
+    )  # printf '{"a":[1.5,null],"b":1}' | sha256sum
     with pytest.raises(ValueError, match="JSON compliant"):
         digest({"a": float("nan")})
 
@@ -79,7 +93,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"`.*file.json` must be writable, but No space left on device"):
+    with pytest.raises(
+        UserError, match=r"`.*file.json` must be writable, but No space left on device"
+    ):
         write_atomically(path, "new")
     assert path.read_text() == "old" and os.listdir(path.parent) == ["file.json"]
 
@@ -118,10 +134,17 @@ def test_a_store_gives_back_what_was_put(tmp_path):
     store.put(TRIAL, np.float32([4.0, 3.3]).tolist())
     store.put(replace(TRIAL, loss=0.0))  # the first record of an id stays
     assert store.trials() == [TRIAL, DIVERGED]
-    assert store.curve("a") == np.float32([4.0, 3.3]).tolist() and store.curve("b") == [5.5, float("inf")] and store.curve("c") == []
+    assert (
+        store.curve("a") == np.float32([4.0, 3.3]).tolist()
+        and store.curve("b") == [5.5, float("inf")]
+        and store.curve("c") == []
+    )
     assert store.export() == tmp_path / "gpt-1.5b.jsonl"  # a dot in a name is no suffix
     store.close()
-    assert sorted(read_jsonl(tmp_path / "gpt-1.5b.jsonl"), key=lambda trial: trial.id) == [TRIAL, DIVERGED]
+    assert sorted(read_jsonl(tmp_path / "gpt-1.5b.jsonl"), key=lambda trial: trial.id) == [
+        TRIAL,
+        DIVERGED,
+    ]
     assert (tmp_path / "gpt-1.5b.db").exists()
 
 
@@ -185,9 +208,13 @@ def test_a_last_line_without_its_newline_counts(tmp_path):
 BAD = {  # text of a second line -> the sentence
     "{torn\n": "every line of .*sweep.jsonl:2 must be JSON, but ",
     "[1, 2]\n": r"every line of .*sweep.jsonl:2 must be a trial, but got '\[1, 2\]'",
-    line(TRIAL, schema=3): "sweep.jsonl:2 has schema 3, newer than this scaletune's 2: upgrade scaletune",
+    line(
+        TRIAL, schema=3
+    ): "sweep.jsonl:2 has schema 3, newer than this scaletune's 2: upgrade scaletune",
     line(TRIAL, schema="1"): "every line of .*sweep.jsonl:2 must be a trial",
-    line(TRIAL, colour="red"): "sweep.jsonl:2 is not a record of trials: .*unexpected keyword argument 'colour'",
+    line(
+        TRIAL, colour="red"
+    ): "sweep.jsonl:2 is not a record of trials: .*unexpected keyword argument 'colour'",
     '{"loss": 3}\n': "sweep.jsonl:2 is not a record of trials: missing",
 }
 
@@ -206,25 +233,53 @@ def test_readers_take_any_of_the_three_files(tmp_path):
     store.export()
     store.close()
     frame([TRIAL, DIVERGED])[list(COLUMNS)].to_csv(tmp_path / "sweep.csv", index=False)
-    tables = {suffix: read_trials(tmp_path / f"sweep.{suffix}") for suffix in ("jsonl", "db", "csv")}
+    tables = {
+        suffix: read_trials(tmp_path / f"sweep.{suffix}") for suffix in ("jsonl", "db", "csv")
+    }
     pd.testing.assert_frame_equal(tables["jsonl"], tables["db"])
     pd.testing.assert_frame_equal(tables["jsonl"][list(COLUMNS)], tables["csv"])
-    assert tables["jsonl"]["loss"].tolist()[0] == 3.5 and tables["jsonl"]["loss"].isna().tolist() == [False, True]
+    assert tables["jsonl"]["loss"].tolist()[0] == 3.5 and tables["jsonl"][
+        "loss"
+    ].isna().tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
         ("none.jsonl", None, "the records file must exist, but got `.*none.jsonl`"),
-        ("records.json", b"{}", "records must be a .jsonl, .db or .csv file, but got `.*records.json`"),
-        ("empty.jsonl", b"", "a records file must hold at least one trial, but `.*empty.jsonl` is empty"),
-        ("empty.csv", b"", "a records file must hold at least one trial, but `.*empty.csv` is empty"),
-        ("head.csv", b"lr,loss\n", "a records file must hold at least one trial, but `.*head.csv` is empty"),
+        (
+            "records.json",
+            b"{}",
+            "records must be a .jsonl, .db or .csv file, but got `.*records.json`",
+        ),
+        (
+            "empty.jsonl",
+            b"",
+            "a records file must hold at least one trial, but `.*empty.jsonl` is empty",
+        ),
+        (
+            "empty.csv",
+            b"",
+            "a records file must hold at least one trial, but `.*empty.csv` is empty",
+        ),
+        (
+            "head.csv",
+            b"lr,loss\n",
+            "a records file must hold at least one trial, but `.*head.csv` is empty",
+        ),
         ("torn.jsonl", b'{"id"', "a records file must hold at least one trial"),
         ("bytes.jsonl", b"\xff\xfe\n", "`.*bytes.jsonl` must be text in UTF-8"),
         ("bytes.csv", b"\xff\xfe\n", "`.*bytes.csv` must be a table of comma-separated values"),
-        ("ragged.csv", b"lr,loss\n1,2\n1,2,3,4\n", "`.*ragged.csv` must be a table of comma-separated values"),
-        ("text.db", b"no database, whatever its name says", "`.*text.db` must be a sweep's store, but file is not a database"),
+        (
+            "ragged.csv",
+            b"lr,loss\n1,2\n1,2,3,4\n",
+            "`.*ragged.csv` must be a table of comma-separated values",
+        ),
+        (
+            "text.db",
+            b"no database, whatever its name says",
+            "`.*text.db` must be a sweep's store, but file is not a database",
+        ),
     ],
 )
 def test_what_is_no_record_is_one_sentence(tmp_path, name, content, sentence):
@@ -238,7 +293,9 @@ def test_a_database_of_something_else_is_refused(tmp_path):
     other = sqlite3.connect(tmp_path / "other.db")
     other.execute("CREATE TABLE trials (number REAL)")
     other.close()
-    with pytest.raises(UserError, match=r"`.*other.db` must be a sweep's store, but no such column"):
+    with pytest.raises(
+        UserError, match=r"`.*other.db` must be a sweep's store, but no such column"
+    ):
         read_trials(tmp_path / "other.db")
 
 
@@ -287,7 +344,9 @@ def test_an_older_store_is_read_as_it_is_and_migrated_by_its_driver(older):
 
 
 def test_a_migration_that_is_cut_off_leaves_the_older_store(older, monkeypatch):
-    monkeypatch.setattr(store_module, "MIGRATIONS", (*store_module.MIGRATIONS, ("NO SUCH STATEMENT",)))
+    monkeypatch.setattr(
+        store_module, "MIGRATIONS", (*store_module.MIGRATIONS, ("NO SUCH STATEMENT",))
+    )
     with pytest.raises(UserError, match="must be a writable SQLite file, but near"):
         Store(older)
     with closing(sqlite3.connect(older)) as db:
@@ -301,7 +360,10 @@ def test_a_newer_store_is_refused_and_left(tmp_path):
         db.execute("PRAGMA user_version = 9")
     before = (tmp_path / "new.db").read_bytes()
     for act in (Store, glance):
-        with pytest.raises(UserError, match=r"^`.*new.db` has schema 9, newer than this scaletune's 1: upgrade scaletune$"):
+        with pytest.raises(
+            UserError,
+            match=r"^`.*new.db` has schema 9, newer than this scaletune's 1: upgrade scaletune$",
+        ):
             act(tmp_path / "new.db")
     assert (tmp_path / "new.db").read_bytes() == before
 
@@ -310,13 +372,24 @@ def test_several_records_are_one(tmp_path):
     """The first record of a trial stays, but a result goes before a failure to get one; a table without ids is taken as it is."""
     failed = replace(TRIAL, status="failed", loss=None)
     (tmp_path / "a.jsonl").write_text(line(failed) + line(replace(DIVERGED, loss=None)))
-    (tmp_path / "b.jsonl").write_text(line(TRIAL) + line(replace(DIVERGED, message="another")) + line(replace(TRIAL, id="c", seed=1)))
+    (tmp_path / "b.jsonl").write_text(
+        line(TRIAL)
+        + line(replace(DIVERGED, message="another"))
+        + line(replace(TRIAL, id="c", seed=1))
+    )
     frame([replace(TRIAL, id="d", seed=2)])[list(COLUMNS)].to_csv(tmp_path / "c.csv", index=False)
     both = read_trials([tmp_path / "a.jsonl", str(tmp_path / "b.jsonl")])
-    assert both["id"].tolist() == ["a", "c", "b"] and both["status"].tolist() == ["done", "done", "diverged"]
+    assert both["id"].tolist() == ["a", "c", "b"] and both["status"].tolist() == [
+        "done",
+        "done",
+        "diverged",
+    ]
     assert both["message"].tolist()[2] == DIVERGED.message
     pd.testing.assert_frame_equal(
-        both, frame(merged(*map(read_jsonl, (tmp_path / "b.jsonl", tmp_path / "a.jsonl")))).assign(message=both["message"])
+        both,
+        frame(merged(*map(read_jsonl, (tmp_path / "b.jsonl", tmp_path / "a.jsonl")))).assign(
+            message=both["message"]
+        ),
     )
     three = read_trials([tmp_path / "a.jsonl", tmp_path / "c.csv", tmp_path / "b.jsonl"])
     assert sorted(three["seed"]) == [0, 0, 1, 2] and three["loss"].notna().sum() == 3
@@ -331,7 +404,11 @@ def test_what_killed_writers_left_is_swept_out_at_the_next_export(tmp_path):
     store.put(TRIAL)
     store.export()
     store.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.jsonl.4711.part", "sweep.db", "sweep.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".other.jsonl.4711.part",
+        "sweep.db",
+        "sweep.jsonl",
+    ]
 
 
 def test_an_export_waits_for_the_writer_and_misses_nothing(tmp_path):
@@ -427,7 +504,12 @@ CHANGED = {
 
 def test_a_fits_digest_is_of_all_that_was_learned():
     assert set(CHANGED) == {field.name for field in fields(Fit)} - {"provenance"}
-    assert len({replace(FIT, **{name: value}).digest for name, value in CHANGED.items()} | {FIT.digest}) == len(CHANGED) + 1
+    assert (
+        len(
+            {replace(FIT, **{name: value}).digest for name, value in CHANGED.items()} | {FIT.digest}
+        )
+        == len(CHANGED) + 1
+    )
 
 
 def test_a_fit_with_a_hole_is_not_written(tmp_path):
@@ -442,10 +524,19 @@ def test_a_fit_with_a_hole_is_not_written(tmp_path):
         (None, "the fit file must exist, but got `.*fit.json`"),
         ("{torn", "a fit file must be JSON as `scaletune fit --out` writes it, but `.*fit.json`"),
         ("[1]", "a fit file must hold one object, but `.*fit.json` holds a list"),
-        ("{}", "a fit file must hold the fields of a Fit, but got no law, no params, no solution, no objective"),
+        (
+            "{}",
+            "a fit file must hold the fields of a Fit, but got no law, no params, no solution, no objective",
+        ),
         ('{"law": "lr_nd"}', "a fit file must hold the fields of a Fit, but got no params"),
-        (json.dumps(FIT.to_dict() | {"colour": "red"}), "a fit file must hold the fields of a Fit, but got colour"),
-        (json.dumps(FIT.to_dict() | {"loss_law": {"law": "x"}}), "a fit file must hold the fields of a Fit, but got no params"),
+        (
+            json.dumps(FIT.to_dict() | {"colour": "red"}),
+            "a fit file must hold the fields of a Fit, but got colour",
+        ),
+        (
+            json.dumps(FIT.to_dict() | {"loss_law": {"law": "x"}}),
+            "a fit file must hold the fields of a Fit, but got no params",
+        ),
     ],
 )
 def test_what_is_no_fit_is_one_sentence(tmp_path, content, sentence):

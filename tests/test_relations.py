@@ -9,7 +9,14 @@ import pytest
 
 from scaletune import cli, fitting, laws
 from scaletune.errors import UserError
-from scaletune.fitting.relations import RELATIONS, critical, fit_relation, predict_relation, schedule, trajectory
+from scaletune.fitting.relations import (
+    RELATIONS,
+    critical,
+    fit_relation,
+    predict_relation,
+    schedule,
+    trajectory,
+)
 from scaletune.plotting import fitted
 from scaletune.predicting import allocation
 from scaletune.records import Fit
@@ -23,12 +30,18 @@ def value(fit, name):
 
 
 def noisy(values, sd=0.002, seed=0):
-    return np.asarray(values) * np.exp(sd * np.random.default_rng(seed).normal(size=np.shape(values)))
+    return np.asarray(values) * np.exp(
+        sd * np.random.default_rng(seed).normal(size=np.shape(values))
+    )
 
 
 def covers(fit, truth):
     """Every parameter's interval holds the truth."""
-    return {name: fit.params[name]["interval"] for name, true in truth.items() if not _inside(fit.params[name]["interval"], true)}
+    return {
+        name: fit.params[name]["interval"]
+        for name, true in truth.items()
+        if not _inside(fit.params[name]["interval"], true)
+    }
 
 
 def _inside(interval, true):
@@ -58,8 +71,14 @@ def test_steps_and_tokens_trade_as_mccandlish_has_it():
     batch = np.geomspace(1e4, 1e8, 9)
     runs = pd.DataFrame({"batch_tokens": batch, "steps_to_target": 1000 * (1 + 1e6 / batch)})
     fit = fit_relation(runs, RELATIONS["critical_batch"])
-    assert (value(fit, "steps_min"), value(fit, "batch_critical"), value(fit, "tokens_min")) == pytest.approx((1000, 1e6, 1e9), rel=1e-5)
-    excess = (runs["steps_to_target"] / value(fit, "steps_min") - 1) * (runs["steps_to_target"] * batch / value(fit, "tokens_min") - 1)
+    assert (
+        value(fit, "steps_min"),
+        value(fit, "batch_critical"),
+        value(fit, "tokens_min"),
+    ) == pytest.approx((1000, 1e6, 1e9), rel=1e-5)
+    excess = (runs["steps_to_target"] / value(fit, "steps_min") - 1) * (
+        runs["steps_to_target"] * batch / value(fit, "tokens_min") - 1
+    )
     assert list(excess) == pytest.approx([1.0] * 9, rel=1e-3)
 
 
@@ -80,7 +99,14 @@ def test_regimes_of_the_token_horizon(batch, exponent):
 
 # --- loss trajectories -----------------------------------------------------------------------------------------------
 
-KAPLAN = {"n_c": 6.5e13, "alpha_n": 0.077, "s_c": 2100.0, "alpha_s": 0.76, "batch_star": 2.1e8, "alpha_b": 0.21}
+KAPLAN = {
+    "n_c": 6.5e13,
+    "alpha_n": 0.077,
+    "s_c": 2100.0,
+    "alpha_s": 0.76,
+    "batch_star": 2.1e8,
+    "alpha_b": 0.21,
+}
 
 
 def curves(n_params, batches, steps):
@@ -91,9 +117,17 @@ def curves(n_params, batches, steps):
 
 def test_kaplans_loss_agrees_with_itself_at_the_critical_batch():
     """arXiv:2001.08361, eq. 1.6 at its own fixed point: putting the loss back gives the loss."""
-    x = {name: column.to_numpy(float) for name, column in curves([1e7, 1e9], [1e5, 1e7], [1e3, 1e5]).drop(columns="run_id").items()}
+    x = {
+        name: column.to_numpy(float)
+        for name, column in curves([1e7, 1e9], [1e5, 1e7], [1e3, 1e5])
+        .drop(columns="run_id")
+        .items()
+    }
     loss = trajectory.trajectory(x, KAPLAN)
-    again = trajectory.converged(x, KAPLAN) + (KAPLAN["s_c"] / trajectory.steps_min(x, KAPLAN, loss)) ** KAPLAN["alpha_s"]
+    again = (
+        trajectory.converged(x, KAPLAN)
+        + (KAPLAN["s_c"] / trajectory.steps_min(x, KAPLAN, loss)) ** KAPLAN["alpha_s"]
+    )
     assert loss == pytest.approx(again, rel=1e-9)
 
 
@@ -101,13 +135,17 @@ def test_a_trajectory_at_any_batch_is_recovered_from_small_ones():
     """Sizes to 6e7 at two batches; the loss of 1e9 parameters at a third, to 1 %."""
     runs = curves(np.geomspace(1e6, 6e7, 5), [6e4, 1e6], np.geomspace(1e3, 1e5, 8))
     x = {name: runs[name].to_numpy(float) for name in ("n_params", "batch_tokens", "steps")}
-    fit = fit_relation(runs.assign(loss=noisy(trajectory.trajectory(x, KAPLAN))), RELATIONS["kaplan_trajectory"])
+    fit = fit_relation(
+        runs.assign(loss=noisy(trajectory.trajectory(x, KAPLAN))), RELATIONS["kaplan_trajectory"]
+    )
     at = {"n_params": [1e9], "batch_tokens": [5e5], "steps": [2e5]}
     truth = trajectory.trajectory({name: np.array(column) for name, column in at.items()}, KAPLAN)
     found = predict_relation(fit, RELATIONS["kaplan_trajectory"], at)
     assert found["value"] == pytest.approx(truth.tolist(), rel=0.01)
     assert found["low"][0] < truth[0] < found["high"][0]
-    assert value(fit, "alpha_s") == pytest.approx(0.76, abs=0.05) and value(fit, "alpha_n") == pytest.approx(0.077, abs=0.01)
+    assert value(fit, "alpha_s") == pytest.approx(0.76, abs=0.05) and value(
+        fit, "alpha_n"
+    ) == pytest.approx(0.077, abs=0.01)
 
 
 # --- tasks, repetition -----------------------------------------------------------------------------------------------
@@ -118,7 +156,10 @@ def test_gadres_error_law_comes_back():
     truth = {"eps": 0.758949444305, "k": 1.28851604004, "gamma": 0.972164292974}
     loss = np.linspace(2.4, 4.8, 12)
     fit = fit_relation(
-        pd.DataFrame({"loss": loss, "error": truth["eps"] - truth["k"] * np.exp(-truth["gamma"] * loss)}), RELATIONS["error_of_loss"]
+        pd.DataFrame(
+            {"loss": loss, "error": truth["eps"] - truth["k"] * np.exp(-truth["gamma"] * loss)}
+        ),
+        RELATIONS["error_of_loss"],
     )
     assert {name: value(fit, name) for name in truth} == pytest.approx(truth, rel=1e-4)
 
@@ -128,14 +169,20 @@ def test_public_errors_follow_it():
     """104 models of arXiv:2403.08540, the smaller ones: errors to within 0.01 of the fitted curve, 9 in 10."""
     runs = pd.read_csv(DATA / "overtraining_104_dev.csv")
     runs = runs[(runs["train_dataset"] == "c4_original") & runs["err_avg46"].notna()]
-    fit = fit_relation(runs.assign(error=runs["err_avg46"], loss=runs["loss_c4_val"]), RELATIONS["error_of_loss"])
+    fit = fit_relation(
+        runs.assign(error=runs["err_avg46"], loss=runs["loss_c4_val"]), RELATIONS["error_of_loss"]
+    )
     assert fit.status == ["ok"] and fit.solution["scatter"] < 0.006
-    assert value(fit, "eps") == pytest.approx(0.759, abs=0.01) and value(fit, "gamma") == pytest.approx(0.972, abs=0.1)
+    assert value(fit, "eps") == pytest.approx(0.759, abs=0.01) and value(
+        fit, "gamma"
+    ) == pytest.approx(0.972, abs=0.1)
 
 
 def test_pass_rates_are_straight_in_log_log():
     n = np.geomspace(3e7, 2.4e9, 8)
-    fit = fit_relation(pd.DataFrame({"n_params": n, "pass_rate": np.exp(-10.0 * n**-0.1)}), RELATIONS["pass_rate"])
+    fit = fit_relation(
+        pd.DataFrame({"n_params": n, "pass_rate": np.exp(-10.0 * n**-0.1)}), RELATIONS["pass_rate"]
+    )
     assert (value(fit, "c"), value(fit, "alpha")) == pytest.approx((10.0, 0.1), rel=1e-3)
 
 
@@ -143,14 +190,27 @@ def test_repeats_are_worth_what_the_published_law_says():
     """The catalogue's `muennighoff` (arXiv:2305.16264) and this formula are one, and its constants come back from runs made of it."""
     published = laws.law("muennighoff")
     rng = np.random.default_rng(0)
-    n, unique = np.exp(rng.uniform(np.log(1e7), np.log(5e9), 120)), np.exp(rng.uniform(np.log(1e8), np.log(5e10), 120))
+    n, unique = (
+        np.exp(rng.uniform(np.log(1e7), np.log(5e9), 120)),
+        np.exp(rng.uniform(np.log(1e8), np.log(5e10), 120)),
+    )
     tokens = unique * np.exp(rng.uniform(0, np.log(60), 120))
     loss = [published(N=a, D=b, U=c)["loss"] for a, b, c in zip(n, tokens, unique, strict=True)]
-    runs = pd.DataFrame({"n_params_total": n, "tokens": tokens, "unique_tokens": unique, "loss": noisy(loss, 0.001)})
+    runs = pd.DataFrame(
+        {"n_params_total": n, "tokens": tokens, "unique_tokens": unique, "loss": noisy(loss, 0.001)}
+    )
     fit = fit_relation(runs, RELATIONS["repeated_tokens"])
     c = published.coefficients
     assert not covers(
-        fit, {"E": c["E0"], "A": c["A"], "B": c["B"], "alpha": c["alpha"], "r_tokens": c["R_Dstar"], "r_params": c["R_Nstar"]}
+        fit,
+        {
+            "E": c["E0"],
+            "A": c["A"],
+            "B": c["B"],
+            "alpha": c["alpha"],
+            "r_tokens": c["R_Dstar"],
+            "r_params": c["R_Nstar"],
+        },
     )
     assert value(fit, "r_tokens") == pytest.approx(c["R_Dstar"], rel=0.1)
 
@@ -163,7 +223,9 @@ def test_asymptotes_are_fitted_one_by_one():
         for method, E in (("regularized", 3.43), ("ensemble", 3.34))
     )
     fit = fit_relation(runs, RELATIONS["asymptote_n"])
-    assert {cell["method"]: cell["E"] for cell in fit.cells} == pytest.approx({"regularized": 3.43, "ensemble": 3.34}, rel=1e-3)
+    assert {cell["method"]: cell["E"] for cell in fit.cells} == pytest.approx(
+        {"regularized": 3.43, "ensemble": 3.34}, rel=1e-3
+    )
 
 
 # --- schedules -------------------------------------------------------------------------------------------------------
@@ -196,21 +258,32 @@ def brute_s2(run, lam):
 @pytest.mark.parametrize("lam", [0.95, 0.99, 0.999])
 def test_the_annealing_area_is_the_sum_over_steps(lam):
     run = run_of("wsd", steps=600, every=20)
-    x = {"step": run["step"].to_numpy(float), "lr": run["lr"].to_numpy(float), "run": np.zeros(len(run))}
+    x = {
+        "step": run["step"].to_numpy(float),
+        "lr": run["lr"].to_numpy(float),
+        "run": np.zeros(len(run)),
+    }
     assert schedule._annealed(x, lam) == pytest.approx(brute_s2(run, lam), abs=1e-12)
 
 
 @pytest.mark.parametrize("law", ["annealing", "multi_power"])
 def test_a_schedule_law_learnt_on_two_schedules_predicts_a_third(law):
     """arXiv:2408.11029 and arXiv:2503.12811: constant and cosine runs foretell a WSD run's end."""
-    truth = {"annealing": {"E": 2.6, "A": 0.45, "alpha": 0.5, "C": 0.4 * 1e3, "forget": 0.01}, "multi_power": laws_of_25m()}[law]
+    truth = {
+        "annealing": {"E": 2.6, "A": 0.45, "alpha": 0.5, "C": 0.4 * 1e3, "forget": 0.01},
+        "multi_power": laws_of_25m(),
+    }[law]
     truth = truth | ({"C": 40.0} if law == "annealing" else {})
     relation = RELATIONS[law]
     runs = pd.concat([run_of("constant"), run_of("cosine")], ignore_index=True)
-    x = {name: runs[name].to_numpy(float) for name in ("step", "lr")} | {k: np.asarray(v) for k, v in schedule.areas(runs).items()}
+    x = {name: runs[name].to_numpy(float) for name in ("step", "lr")} | {
+        k: np.asarray(v) for k, v in schedule.areas(runs).items()
+    }
     fit = fit_relation(runs.assign(loss=noisy(relation.function(x, truth), 0.0005)), relation)
     unseen = run_of("wsd")
-    x = {name: unseen[name].to_numpy(float) for name in ("step", "lr")} | {k: np.asarray(v) for k, v in schedule.areas(unseen).items()}
+    x = {name: unseen[name].to_numpy(float) for name in ("step", "lr")} | {
+        k: np.asarray(v) for k, v in schedule.areas(unseen).items()
+    }
     found = predict_relation(fit, relation, x)["value"]
     assert found[-1] == pytest.approx(relation.function(x, truth)[-1], rel=0.01)
 
@@ -241,7 +314,9 @@ def test_a_broken_power_law_is_found_on_both_sides_of_its_break():
     truth = {"E": 1.0, "A": 20.0, "c0": 0.05, "c1": 0.10, "d": 1e18, "f": 0.3}
     flops = np.geomspace(1e14, 1e22, 25)
     relation = RELATIONS["broken_flops"]
-    fit = fit_relation(pd.DataFrame({"flops": flops, "loss": relation.function({"flops": flops}, truth)}), relation)
+    fit = fit_relation(
+        pd.DataFrame({"flops": flops, "loss": relation.function({"flops": flops}, truth)}), relation
+    )
     assert predict_relation(fit, relation, {"flops": [1e23]})["value"] == pytest.approx(
         relation.function({"flops": np.array([1e23])}, truth).tolist(), rel=0.01
     )
@@ -250,7 +325,9 @@ def test_a_broken_power_law_is_found_on_both_sides_of_its_break():
 def test_a_learning_curve_is_extrapolated_with_an_interval_that_covers():
     tokens, hits = np.geomspace(1e6, 1e8, 20), 0
     for seed in range(20):
-        runs = pd.DataFrame({"tokens": tokens, "loss": noisy(2.0 + 300 * tokens**-0.3, 0.004, seed)})
+        runs = pd.DataFrame(
+            {"tokens": tokens, "loss": noisy(2.0 + 300 * tokens**-0.3, 0.004, seed)}
+        )
         relation = RELATIONS["learning_curve"]
         found = predict_relation(fit_relation(runs, relation), relation, {"tokens": [4e8]})
         hits += found["low"][0] <= 2.0 + 300 * 4e8**-0.3 <= found["high"][0]
@@ -262,7 +339,13 @@ def test_seconds_a_step_are_calibrated_on_records():
     moved, flops = np.exp(rng.uniform(15, 24, 30)), np.exp(rng.uniform(18, 28, 30))
     seconds = 2e-3 + moved / 2e10 + flops / 5e10
     fit = fit_relation(
-        pd.DataFrame({"bytes_moved": moved, "flops_per_step": flops, "seconds_per_step": noisy(seconds, 0.03)}),
+        pd.DataFrame(
+            {
+                "bytes_moved": moved,
+                "flops_per_step": flops,
+                "seconds_per_step": noisy(seconds, 0.03),
+            }
+        ),
         RELATIONS["seconds_per_step"],
     )
     truth = {"overhead": 2e-3, "bytes_per_second": 2e10, "flops_per_second": 5e10}
@@ -273,14 +356,20 @@ def test_isoflop_minima_give_the_allocation_of_the_law_they_came_from():
     """N* = G (C / 6)**(beta / (alpha + beta)) (arXiv:2203.15556, eq. 4) off parabolas through its own losses."""
     law = laws.law("besiroglu")
     c = law.coefficients
-    rows = [(flops, n, flops / 6 / n) for flops in np.geomspace(1e18, 1e21, 6) for n in np.geomspace(0.2, 5, 9) * (flops / 6) ** 0.5 / 4.3]
+    rows = [
+        (flops, n, flops / 6 / n)
+        for flops in np.geomspace(1e18, 1e21, 6)
+        for n in np.geomspace(0.2, 5, 9) * (flops / 6) ** 0.5 / 4.3
+    ]
     runs = pd.DataFrame(rows, columns=["flops", "n_params", "tokens"])
-    runs["loss"] = [law(N=n, D=d)["loss"] for n, d in zip(runs["n_params"], runs["tokens"], strict=True)]
+    runs["loss"] = [
+        law(N=n, D=d)["loss"] for n, d in zip(runs["n_params"], runs["tokens"], strict=True)
+    ]
     fit = fit_relation(runs, RELATIONS["isoflop"])
     assert value(fit, "p") == pytest.approx(c["beta"] / (c["alpha"] + c["beta"]), abs=0.01)
-    best = (c["alpha"] * c["A"] / (c["beta"] * c["B"])) ** (1 / (c["alpha"] + c["beta"])) * (1e20 / 6) ** (
-        c["beta"] / (c["alpha"] + c["beta"])
-    )
+    best = (c["alpha"] * c["A"] / (c["beta"] * c["B"])) ** (1 / (c["alpha"] + c["beta"])) * (
+        1e20 / 6
+    ) ** (c["beta"] / (c["alpha"] + c["beta"]))
     assert value(fit, "c") * 1e20 ** value(fit, "p") == pytest.approx(best, rel=0.03)
 
 
@@ -303,8 +392,13 @@ def test_bad_input_is_one_clear_line(case):
 def test_what_the_rows_cannot_tell_is_said():
     """Batches far below the critical one: steps fall as 1 / B, and only the product of the two parameters is there."""
     batch = np.geomspace(1e2, 1e3, 8)
-    fit = fit_relation(pd.DataFrame({"batch_tokens": batch, "steps_to_target": noisy(1e9 / batch, 0.01)}), RELATIONS["critical_batch"])
-    assert any("hardly identify" in sentence or "end of the range" in sentence for sentence in fit.status)
+    fit = fit_relation(
+        pd.DataFrame({"batch_tokens": batch, "steps_to_target": noisy(1e9 / batch, 0.01)}),
+        RELATIONS["critical_batch"],
+    )
+    assert any(
+        "hardly identify" in sentence or "end of the range" in sentence for sentence in fit.status
+    )
 
 
 # --- through the commands --------------------------------------------------------------------------------------------
@@ -329,12 +423,24 @@ def steps_csv(tmp_path):
 
 def test_fit_predict_plot_and_report_of_a_relation(steps_csv, capsys):
     fit = steps_csv.with_name("fit.json")
-    made = command("fit", steps_csv, "--law", "critical_batch", "--map", "steps_to_target=steps_needed", "--out", fit, capsys=capsys)
+    made = command(
+        "fit",
+        steps_csv,
+        "--law",
+        "critical_batch",
+        "--map",
+        "steps_to_target=steps_needed",
+        "--out",
+        fit,
+        capsys=capsys,
+    )
     assert made["n_used"] == 27 and made["params"]["p"]["value"] == pytest.approx(0.5, abs=1e-3)
     said = Fit.read(fit).assumptions
     assert "`batch_tokens` is read from `batch_size_tokens`" in said
     (found,) = command("predict", "--fit", fit, "--n-params", "1e10", capsys=capsys)["predictions"]
-    assert found["values"]["batch_critical"] == pytest.approx(1e7, rel=1e-2) and found["units"] == {"batch_critical": "tokens"}
+    assert found["values"]["batch_critical"] == pytest.approx(1e7, rel=1e-2) and found["units"] == {
+        "batch_critical": "tokens"
+    }
     low, high = found["interval"]["batch_critical"]
     assert low <= found["values"]["batch_critical"] <= high
     (picture,) = command("plot", fit, "--out", steps_csv.parent / "plots", capsys=capsys)["files"]
@@ -368,10 +474,22 @@ def test_the_loss_laws_picture_shows_every_run_and_its_own_prediction():
 
 def test_relations_are_asked_by_their_own_columns(steps_csv, capsys):
     fit = steps_csv.with_name("fit.json")
-    asked = ["fit", str(steps_csv), "--law", "critical_batch", "--map", "steps_to_target=steps_needed", "--out", str(fit)]
+    asked = [
+        "fit",
+        str(steps_csv),
+        "--law",
+        "critical_batch",
+        "--map",
+        "steps_to_target=steps_needed",
+        "--out",
+        str(fit),
+    ]
     assert cli.main(asked) == 0
     assert cli.main(["predict", "--fit", str(fit), "--tokens", "1e9"]) == 2
-    assert "a fit of 'critical_batch' is asked by n_params, but `n_params` was not given" in capsys.readouterr().err
+    assert (
+        "a fit of 'critical_batch' is asked by n_params, but `n_params` was not given"
+        in capsys.readouterr().err
+    )
     with pytest.raises(UserError, match="a relation between columns of its own"):
         Fit.read(fit).predict(n_params=1e9, tokens=1e9)
     assert cli.main([*asked, "--holdout", "n_params > 1"]) == 2
@@ -384,15 +502,23 @@ def test_the_envelope_of_training_curves_gives_the_allocation_of_their_law():
     """arXiv:2203.15556, approach 1, off curves of its own approach 3: the exponent beta / (alpha + beta)."""
     law = laws.law("besiroglu")
     c = law.coefficients
-    rows = [(f"{n:.3g}", n, d, 6 * n * d) for n in np.geomspace(3e7, 3e10, 40) for d in np.geomspace(2 * n, 300 * n, 40)]
+    rows = [
+        (f"{n:.3g}", n, d, 6 * n * d)
+        for n in np.geomspace(3e7, 3e10, 40)
+        for d in np.geomspace(2 * n, 300 * n, 40)
+    ]
     runs = pd.DataFrame(rows, columns=["run_id", "n_params", "tokens", "flops"])
-    runs["loss"] = [law(N=n, D=d)["loss"] for n, d in zip(runs["n_params"], runs["tokens"], strict=True)]
+    runs["loss"] = [
+        law(N=n, D=d)["loss"] for n, d in zip(runs["n_params"], runs["tokens"], strict=True)
+    ]
     fit = fit_relation(runs, RELATIONS["frontier"])
     assert value(fit, "p") == pytest.approx(c["beta"] / (c["alpha"] + c["beta"]), abs=0.02)
     with pytest.raises(UserError, match="there is no `run_id`"):
         fit_relation(runs.drop(columns="run_id"), RELATIONS["frontier"])
     with pytest.raises(UserError, match="at least 3 runs, but got 2"):
-        fit_relation(runs[runs["n_params"].isin(sorted(set(runs["n_params"]))[:2])], RELATIONS["frontier"])
+        fit_relation(
+            runs[runs["n_params"].isin(sorted(set(runs["n_params"]))[:2])], RELATIONS["frontier"]
+        )
 
 
 @here
@@ -400,7 +526,9 @@ def test_approach_3_allocates_as_its_refit_was_published():
     """arXiv:2404.10102: 18.4 tokens a parameter at 5.88e23 FLOPs, and n_params ~ C**0.512."""
     fit = fitting.fit(DATA / "chinchilla_epoch.csv", "chinchilla")
     best = allocation(fit, 5.88e23)
-    assert best["tokens_per_param"][0] == pytest.approx(18.4, rel=0.03) and best["n_exponent"][0] == pytest.approx(0.512, abs=0.003)
+    assert best["tokens_per_param"][0] == pytest.approx(18.4, rel=0.03) and best["n_exponent"][
+        0
+    ] == pytest.approx(0.512, abs=0.003)
     n, low, high = best["n_params"]
     assert low < n < high and 6 * n * best["tokens"][0] == pytest.approx(5.88e23)
     at = fit.predict(n_params=n, tokens=best["tokens"][0])
@@ -423,13 +551,23 @@ def asked(capsys, *arguments):
 def annealed(tmp_path_factory):
     """A fit of `annealing` to a cosine and a constant run of known constants, and those."""
     parts = [
-        pd.DataFrame({"run_id": name, "step": (steps := np.arange(20, 2001, 20)), "lr": lr(steps / 2000)})
-        for name, lr in (("cosine", lambda u: 5e-4 * (1 + np.cos(np.pi * u))), ("constant", lambda u: 1e-3 * np.ones_like(u)))
+        pd.DataFrame(
+            {"run_id": name, "step": (steps := np.arange(20, 2001, 20)), "lr": lr(steps / 2000)}
+        )
+        for name, lr in (
+            ("cosine", lambda u: 5e-4 * (1 + np.cos(np.pi * u))),
+            ("constant", lambda u: 1e-3 * np.ones_like(u)),
+        )
     ]
-    runs, truth = pd.concat(parts, ignore_index=True), {"E": 2.5, "A": 0.6, "alpha": 0.5, "C": 0.3, "forget": 0.005}
+    runs, truth = (
+        pd.concat(parts, ignore_index=True),
+        {"E": 2.5, "A": 0.6, "alpha": 0.5, "C": 0.3, "forget": 0.005},
+    )
     columns = {name: runs[name].to_numpy(float) for name in ("step", "lr")} | schedule.areas(runs)
     path = tmp_path_factory.mktemp("annealed") / "fit.json"
-    fit_relation(runs.assign(loss=schedule.annealing(columns, truth)), RELATIONS["annealing"]).write(path)
+    fit_relation(
+        runs.assign(loss=schedule.annealing(columns, truth)), RELATIONS["annealing"]
+    ).write(path)
     return path, truth
 
 
@@ -441,8 +579,16 @@ def test_a_schedule_law_is_asked_by_a_whole_schedule(annealed, capsys):
     assert found["loss"] == pytest.approx(t["E"] + t["A"] * (1500 * 1e-3) ** -t["alpha"], rel=1e-3)
     status, found, _ = asked(capsys, path, "--lr-schedule", "cosine:2000:0:1e-3:0")
     lrs = tuple(5e-4 * (1 + np.cos(np.pi * step / 2000)) for step in range(2000))
-    open_ones = {"L0": t["E"], "A": t["A"], "alpha": t["alpha"], "C": t["C"], "lam": 1 - t["forget"]}
-    assert status == 0 and found["loss"] == pytest.approx(laws.schedule.annealing(lrs, 2000, **open_ones)["loss"], rel=2e-3)
+    open_ones = {
+        "L0": t["E"],
+        "A": t["A"],
+        "alpha": t["alpha"],
+        "C": t["C"],
+        "lam": 1 - t["forget"],
+    }
+    assert status == 0 and found["loss"] == pytest.approx(
+        laws.schedule.annealing(lrs, 2000, **open_ones)["loss"], rel=2e-3
+    )
     status, _, err = asked(capsys, path, "--given", "step=100", "--lr", "1e-3")
     assert status == 2 and "give --lr-schedule" in err
 
@@ -450,8 +596,14 @@ def test_a_schedule_law_is_asked_by_a_whole_schedule(annealed, capsys):
 @pytest.fixture
 def members(tmp_path):
     """A fit of `asymptote_n` to two methods, nothing across them."""
-    rows = [(n, method, 3 + a * n**-0.3) for method, a in (("one", 100.0), ("many", 60.0)) for n in np.geomspace(1e7, 1e10, 8)]
-    fit_relation(pd.DataFrame(rows, columns=["n_params", "method", "loss"]), RELATIONS["asymptote_n"]).write(tmp_path / "fit.json")
+    rows = [
+        (n, method, 3 + a * n**-0.3)
+        for method, a in (("one", 100.0), ("many", 60.0))
+        for n in np.geomspace(1e7, 1e10, 8)
+    ]
+    fit_relation(
+        pd.DataFrame(rows, columns=["n_params", "method", "loss"]), RELATIONS["asymptote_n"]
+    ).write(tmp_path / "fit.json")
     return tmp_path / "fit.json"
 
 
@@ -467,17 +619,26 @@ def test_groups_one_by_one_are_told_asked_and_drawn_each(members, capsys):
 
 def test_a_relation_says_how_far_it_is_asked_beyond_its_rows(members, capsys):
     status, found, _ = asked(capsys, members, "--n-params", "1e13", "--given", "method=one")
-    assert status == 0 and ["1000 times above the fitted range" in said for said in found["warnings"]] == [True]
+    assert status == 0 and [
+        "1000 times above the fitted range" in said for said in found["warnings"]
+    ] == [True]
 
 
 @pytest.mark.parametrize(("number", "shown"), [("-1", "-1"), ("nan", "nan"), ("0", "0")])
 def test_a_relation_is_asked_by_numbers_above_zero(members, capsys, number, shown):
     status, _, err = asked(capsys, members, f"--n-params={number}", "--given", "method=one")
-    assert status == 2 and f"`n_params` must be a number above 0 in every row, but row 0 has {shown}" in err
+    assert (
+        status == 2
+        and f"`n_params` must be a number above 0 in every row, but row 0 has {shown}" in err
+    )
 
 
 @pytest.mark.parametrize(
-    ("more", "said"), [(["--given", "n_params=big"], "has 'big'"), (["--n-params", "1e9", "--tokens", "3"], "alone, but got tokens")]
+    ("more", "said"),
+    [
+        (["--given", "n_params=big"], "has 'big'"),
+        (["--n-params", "1e9", "--tokens", "3"], "alone, but got tokens"),
+    ],
 )
 def test_a_relation_is_asked_by_its_own_columns_alone(members, capsys, more, said):
     status, _, err = asked(capsys, members, "--given", "method=one", *more)
@@ -486,9 +647,18 @@ def test_a_relation_is_asked_by_its_own_columns_alone(members, capsys, more, sai
 
 def test_an_interval_of_a_relation_is_at_the_level_of_its_fit():
     """The scatter's part is 1.645 sd at 90 % and 1.960 at 95 %."""
-    rows = pd.DataFrame({"n_params": (n := np.geomspace(1e7, 1e10, 200)), "loss": noisy((8.8e13 / n) ** 0.076, 0.01)})
+    rows = pd.DataFrame(
+        {
+            "n_params": (n := np.geomspace(1e7, 1e10, 200)),
+            "loss": noisy((8.8e13 / n) ** 0.076, 0.01),
+        }
+    )
     wide, narrow = (
-        predict_relation(fit_relation(rows, RELATIONS["kaplan_n"], level=level), RELATIONS["kaplan_n"], {"n_params": [1e9]})
+        predict_relation(
+            fit_relation(rows, RELATIONS["kaplan_n"], level=level),
+            RELATIONS["kaplan_n"],
+            {"n_params": [1e9]},
+        )
         for level in (0.95, 0.9)
     )
     width = [found["high"][0] - found["low"][0] for found in (wide, narrow)]

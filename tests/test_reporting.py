@@ -12,7 +12,16 @@ from test_fitting import study
 from scaletune.fitting import RELATIONS, fit
 from scaletune.fitting.relations import fit_relation
 from scaletune.records import Fit
-from scaletune.reporting import answer_lines, fit_lines, held_out_lines, report, shift_lines, shifts, transfer_lines, validation_lines
+from scaletune.reporting import (
+    answer_lines,
+    fit_lines,
+    held_out_lines,
+    report,
+    shift_lines,
+    shifts,
+    transfer_lines,
+    validation_lines,
+)
 
 CELL = {
     "n_params": 1234567.0, "tokens": 2e8, "status": "ok", "predicted_lr": 2e-3, "measured_lr": 4e-3, "ratio": 0.5, "covered": True,
@@ -51,19 +60,29 @@ def one(lines, *words):
 
 def test_a_fit_says_what_it_is_and_what_it_rests_on(fitted):
     lines = fit_lines(fitted)
-    assert lines[0] == f"law lr_nd: {len(fitted.used)} runs used, {len(fitted.dropped)} dropped, 6 cells"
+    assert (
+        lines[0]
+        == f"law lr_nd: {len(fitted.used)} runs used, {len(fitted.dropped)} dropped, 6 cells"
+    )
     assert len(fitted.used) + len(fitted.dropped) == len(study())
     for name in ("c", "a", "b"):
         value, (low, high) = fitted.params[name]["value"], fitted.params[name]["interval"]
-        assert one(lines, f"  {name} = ") == f"  {name} = {value:.4g}   95% interval [{low:.4g}, {high:.4g}]"
+        assert (
+            one(lines, f"  {name} = ")
+            == f"  {name} = {value:.4g}   95% interval [{low:.4g}, {high:.4g}]"
+        )
     assert one(lines, "leave-one-cell-out").endswith(
         f"worst loss excess {100 * fitted.held_out['worst_excess']:.2f}%, interval covered {100 * fitted.held_out['coverage']:.0f}% of cells"
     )
-    assert [line for line in lines if "status" in line] == [f"  status: {sentence}" for sentence in fitted.status]
+    assert [line for line in lines if "status" in line] == [
+        f"  status: {sentence}" for sentence in fitted.status
+    ]
 
 
 def test_every_status_is_a_line_and_a_missing_interval_is_said(fitted):
-    fixed = replace(fitted, status=["first", "second"], params={"a": {"value": 0.0, "interval": None}})
+    fixed = replace(
+        fitted, status=["first", "second"], params={"a": {"value": 0.0, "interval": None}}
+    )
     assert fit_lines(fixed)[1] == "  a = 0   95% interval none given"
     assert fit_lines(fixed)[-2:] == ["  status: first", "  status: second"]
 
@@ -74,7 +93,10 @@ def test_every_status_is_a_line_and_a_missing_interval_is_said(fitted):
         ({}, ["  held out: nothing (too few cells, or too many runs, to leave some out)"]),
         ({"kind": "hold-out: tokens > 1"}, ["  hold-out: tokens > 1: no cell could be judged"]),
         ({"kind": "x", "worst_excess": 0.0123, "coverage": None}, ["  x: worst loss excess 1.23%"]),
-        ({"kind": "x", "worst_excess": 0.0, "coverage": 0.0}, ["  x: worst loss excess 0.00%, interval covered 0% of cells"]),
+        (
+            {"kind": "x", "worst_excess": 0.0, "coverage": 0.0},
+            ["  x: worst loss excess 0.00%, interval covered 0% of cells"],
+        ),
     ],
 )
 def test_what_was_held_out_is_said(held_out, said):
@@ -82,9 +104,17 @@ def test_what_was_held_out_is_said(held_out, said):
 
 
 def test_a_validation_comes_before_the_cells_left_out():
-    lines = held_out_lines({"kind": "validation", "cells": [CELL, CELL], "leave_one_cell_out": {"kind": "loo", "worst_excess": 0.5}})
+    lines = held_out_lines(
+        {
+            "kind": "validation",
+            "cells": [CELL, CELL],
+            "leave_one_cell_out": {"kind": "loo", "worst_excess": 0.5},
+        }
+    )
     assert lines == 2 * validation_lines(CELL) + ["  loo: worst loss excess 50.00%"]
-    assert held_out_lines({"kind": "validation", "cells": [CELL], "leave_one_cell_out": {}}) == validation_lines(CELL)
+    assert held_out_lines(
+        {"kind": "validation", "cells": [CELL], "leave_one_cell_out": {}}
+    ) == validation_lines(CELL)
 
 
 def test_a_validated_cell_says_predicted_measured_and_the_miss():
@@ -97,11 +127,16 @@ def test_a_validated_cell_says_predicted_measured_and_the_miss():
     ]
 
 
-@pytest.mark.parametrize(("which", "line"), [("covered", "measured lr"), ("loss_covered", "predicted loss")])
+@pytest.mark.parametrize(
+    ("which", "line"), [("covered", "measured lr"), ("loss_covered", "predicted loss")]
+)
 def test_an_interval_that_missed_says_so_in_capitals(which, line):
     missed = validation_lines(CELL | {which: False})
     assert one(missed, line).endswith("the interval did NOT cover it")
-    assert sum("NOT" in line for line in missed) == 1 and sum("the interval covered it" in line for line in missed) == 1
+    assert (
+        sum("NOT" in line for line in missed) == 1
+        and sum("the interval covered it" in line for line in missed) == 1
+    )
 
 
 def test_a_prediction_whose_trial_did_not_finish_has_failed():
@@ -111,8 +146,19 @@ def test_a_prediction_whose_trial_did_not_finish_has_failed():
 
 
 def test_an_optimum_that_could_not_be_measured_says_why():
-    cell = {key: value for key, value in CELL.items() if not key.endswith("_loss")}  # too few runs give no floor
-    lines = validation_lines(cell | {"measured_lr": None, "ratio": None, "covered": None, "status": "2 usable", "loss_excess": None})
+    cell = {
+        key: value for key, value in CELL.items() if not key.endswith("_loss")
+    }  # too few runs give no floor
+    lines = validation_lines(
+        cell
+        | {
+            "measured_lr": None,
+            "ratio": None,
+            "covered": None,
+            "status": "2 usable",
+            "loss_excess": None,
+        }
+    )
     assert lines[2] == "    its optimum could not be measured: 2 usable"
     assert not [line for line in lines if "measured lr" in line or "cover" in line]
 
@@ -168,13 +214,26 @@ def test_shifts_are_those_of_the_planted_optima():
             basin("validation", 128, 0.25, GRID, 9000),
         )
     )  # fmt: skip
-    assert [(row["sweep"], row["tokens"], row["on_edge"]) for row in made] == [("main", 1000, []), ("sp", 1000, [])]
-    assert made[0]["lr"] == pytest.approx([0.25, 0.25], rel=0.1) and made[1]["lr"] == pytest.approx([0.5, 0.125], rel=0.1)
-    assert made[0]["ratio"] == pytest.approx(1, rel=0.1) and made[1]["ratio"] == pytest.approx(4, rel=0.1)
+    assert [(row["sweep"], row["tokens"], row["on_edge"]) for row in made] == [
+        ("main", 1000, []),
+        ("sp", 1000, []),
+    ]
+    assert made[0]["lr"] == pytest.approx([0.25, 0.25], rel=0.1) and made[1]["lr"] == pytest.approx(
+        [0.5, 0.125], rel=0.1
+    )
+    assert made[0]["ratio"] == pytest.approx(1, rel=0.1) and made[1]["ratio"] == pytest.approx(
+        4, rel=0.1
+    )
 
 
 def test_a_study_alone_is_taken_at_its_longest_horizon():
-    trials = table(*(basin("main", w, 0.25 * 32 / w * t / 1000, GRID, t) for w in (32, 64) for t in (1000, 2000)))
+    trials = table(
+        *(
+            basin("main", w, 0.25 * 32 / w * t / 1000, GRID, t)
+            for w in (32, 64)
+            for t in (1000, 2000)
+        )
+    )
     (row,) = shifts(trials)
     assert row["tokens"] == 2000 and row["ratio"] == pytest.approx(2, rel=0.1)
 
@@ -186,21 +245,41 @@ def test_an_optimum_on_the_edge_is_a_bound():
     assert shift_lines([row]) == [
         f"  main, 1,000 tokens: optimal lr over width {row['lr'][0]:.3g} -> 0.0625, moves by a factor of at least {row['ratio']:.2f}"
     ]
-    (row,) = shifts(table(basin("main", 32, 0.25, GRID), basin("main", 64, 1.0, GRID, status={1.0: "diverged"})))
+    (row,) = shifts(
+        table(basin("main", 32, 0.25, GRID), basin("main", 64, 1.0, GRID, status={1.0: "diverged"}))
+    )
     assert row["lr"][1] == 0.5 and row["on_edge"] == ["40960"]
 
 
 def test_an_optimum_inside_is_no_bound():
-    (line,) = shift_lines([{"sweep": "sp", "tokens": 81920.0, "lr": [0.5, 0.125], "ratio": 4.0, "on_edge": [], "unusable": []}])
-    assert line == "  sp, 81,920 tokens: optimal lr over width 0.5 -> 0.125, moves by a factor of 4.00"
+    (line,) = shift_lines(
+        [
+            {
+                "sweep": "sp",
+                "tokens": 81920.0,
+                "lr": [0.5, 0.125],
+                "ratio": 4.0,
+                "on_edge": [],
+                "unusable": [],
+            }
+        ]
+    )
+    assert (
+        line == "  sp, 81,920 tokens: optimal lr over width 0.5 -> 0.125, moves by a factor of 4.00"
+    )
 
 
 @pytest.mark.parametrize(
     "trials",
     [
         table(basin("main", 32, 0.25, GRID)),  # one width
-        table(basin("main", 32, 0.25, GRID), basin("sp", 32, 0.25, GRID, 500)),  # no horizon in common
-        table(basin("main", 32, 0.25, GRID), basin("main", 64, 0.25, GRID, status=dict.fromkeys(GRID, "diverged"))),
+        table(
+            basin("main", 32, 0.25, GRID), basin("sp", 32, 0.25, GRID, 500)
+        ),  # no horizon in common
+        table(
+            basin("main", 32, 0.25, GRID),
+            basin("main", 64, 0.25, GRID, status=dict.fromkeys(GRID, "diverged")),
+        ),
     ],
 )
 def test_nothing_is_said_of_a_shift_that_cannot_be_measured(trials):
@@ -249,7 +328,11 @@ def test_the_page_holds_every_line_every_cell_and_every_run_left_out(fitted, tmp
     cells, left_out = page.tables
     assert cells[0][:4] == ["n_params", "tokens", "batch_tokens", "lr"] and len(cells) == 1 + 6
     for row, cell in zip(cells[1:], fitted.cells, strict=True):
-        assert (float(row[0]), float(row[3]), row[-1]) == (cell["n_params"], pytest.approx(cell["lr"], rel=1e-3), "ok")
+        assert (float(row[0]), float(row[3]), row[-1]) == (
+            cell["n_params"],
+            pytest.approx(cell["lr"], rel=1e-3),
+            "ok",
+        )
     assert left_out == [["run", "reason"], *([run, reason] for run, reason in dropped.items())]
 
 
@@ -261,19 +344,52 @@ def test_nothing_left_out_is_not_a_table(fitted, tmp_path):
 def test_what_the_user_named_is_escaped(fitted, tmp_path):
     evil = "<script>alert('x') & \"y\"</script>"
     cells = [cell | {"status": evil} for cell in fitted.cells]
-    answer = {"study": evil, "fit": replace(fitted, status=[evil], cells=cells), "path": "fit.json", "shift": [], "pictures": []}
-    page = Page(report(replace(fitted, status=[evil], cells=cells, dropped={evil: evil}), tmp_path / "r.html", answer))
+    answer = {
+        "study": evil,
+        "fit": replace(fitted, status=[evil], cells=cells),
+        "path": "fit.json",
+        "shift": [],
+        "pictures": [],
+    }
+    page = Page(
+        report(
+            replace(fitted, status=[evil], cells=cells, dropped={evil: evil}),
+            tmp_path / "r.html",
+            answer,
+        )
+    )
     assert "<script" not in page.source and "script" not in page.texts
     assert page.texts["title"] == page.texts["h1"] == f"scaletune: {evil}"
-    assert page.tables[1][1] == [evil, evil] and page.tables[0][1][-1] == evil and f"  status: {evil}" in page.texts["pre"]
+    assert (
+        page.tables[1][1] == [evil, evil]
+        and page.tables[0][1][-1] == evil
+        and f"  status: {evil}" in page.texts["pre"]
+    )
 
 
 def test_the_pictures_are_in_the_page_and_nothing_is_outside(fitted, tmp_path):
     pictures = [tmp_path / "basins.png", tmp_path / "law.png"]
     for i, picture in enumerate(pictures):
         picture.write_bytes(bytes([i]) * 1000)
-    shift = [{"sweep": name, "tokens": 1e3, "lr": [0.1, 0.2], "ratio": 2.0, "on_edge": [], "unusable": []} for name in ("main", "sp")]
-    answer = {"study": "small", "fit": fitted, "path": tmp_path / "fit.json", "shift": shift, "transfer": TRANSFER, "pictures": pictures}
+    shift = [
+        {
+            "sweep": name,
+            "tokens": 1e3,
+            "lr": [0.1, 0.2],
+            "ratio": 2.0,
+            "on_edge": [],
+            "unusable": [],
+        }
+        for name in ("main", "sp")
+    ]
+    answer = {
+        "study": "small",
+        "fit": fitted,
+        "path": tmp_path / "fit.json",
+        "shift": shift,
+        "transfer": TRANSFER,
+        "pictures": pictures,
+    }
     path = report(fitted, tmp_path / "report.html", answer)
     page = Page(path)
     assert [image["alt"] for image in page.images] == ["basins", "law"]
@@ -284,30 +400,77 @@ def test_the_pictures_are_in_the_page_and_nothing_is_outside(fitted, tmp_path):
     assert "http" not in page.source and "url(" not in page.source and "@import" not in page.source
     lines = page.texts["pre"].splitlines()
     assert lines == "\n".join(answer_lines(answer | {"report": path})).strip().splitlines()
-    assert one(lines, "set lr = 0.0015") and one(lines, "sp, 1,000 tokens") and f"  {path}" in lines and "  out/config.json" in lines
+    assert (
+        one(lines, "set lr = 0.0015")
+        and one(lines, "sp, 1,000 tokens")
+        and f"  {path}" in lines
+        and "  out/config.json" in lines
+    )
 
 
 def test_an_answer_compares_forms_only_when_there_are_several(fitted):
-    shift = [{"sweep": "main", "tokens": 1e3, "lr": [0.1, 0.2], "ratio": 2.0, "on_edge": [], "unusable": []}]
-    answer = {"study": "small", "fit": fitted, "path": "fit.json", "shift": shift, "pictures": [], "report": "report.html"}
-    assert not [line for line in answer_lines(answer) if "transfer over width" in line or "ANSWER" in line]
-    assert [line for line in answer_lines(answer | {"shift": shift * 2}) if "transfer over width" in line]
+    shift = [
+        {
+            "sweep": "main",
+            "tokens": 1e3,
+            "lr": [0.1, 0.2],
+            "ratio": 2.0,
+            "on_edge": [],
+            "unusable": [],
+        }
+    ]
+    answer = {
+        "study": "small",
+        "fit": fitted,
+        "path": "fit.json",
+        "shift": shift,
+        "pictures": [],
+        "report": "report.html",
+    }
+    assert not [
+        line for line in answer_lines(answer) if "transfer over width" in line or "ANSWER" in line
+    ]
+    assert [
+        line
+        for line in answer_lines(answer | {"shift": shift * 2})
+        if "transfer over width" in line
+    ]
     assert answer_lines(answer)[-3:] == ["files:", "  fit.json", "  report.html"]
 
 
 def test_a_page_of_a_fit_read_back_is_the_same(fitted, tmp_path):
     read = Fit.read(fitted.write(tmp_path / "fit.json"))
-    assert report(read, tmp_path / "a.html").read_bytes() == report(fitted, tmp_path / "b.html").read_bytes()
+    assert (
+        report(read, tmp_path / "a.html").read_bytes()
+        == report(fitted, tmp_path / "b.html").read_bytes()
+    )
 
 
 def test_a_width_that_only_diverged_is_named_not_hidden():
-    row = {"sweep": "sp", "tokens": 81920.0, "lr": [0.5, 0.125], "ratio": 4.0, "on_edge": [], "unusable": ["426624"]}
+    row = {
+        "sweep": "sp",
+        "tokens": 81920.0,
+        "lr": [0.5, 0.125],
+        "ratio": 4.0,
+        "on_edge": [],
+        "unusable": ["426624"],
+    }
     assert shift_lines([row])[0].endswith("factor of 4.00 (426624 parameters: no usable run)")
 
 
 def test_a_report_of_a_fit_alone_has_its_picture(tmp_path):
     rows = pd.DataFrame(
-        {"n_params": [1e7, 1e8, 1e9, 1e10] * 2, "method": ["a"] * 4 + ["b"] * 4, "loss": [4.0, 3.5, 3.25, 3.125, 3.8, 3.4, 3.2, 3.1]}
+        {
+            "n_params": [1e7, 1e8, 1e9, 1e10] * 2,
+            "method": ["a"] * 4 + ["b"] * 4,
+            "loss": [4.0, 3.5, 3.25, 3.125, 3.8, 3.4, 3.2, 3.1],
+        }
     )
-    page = report(fit_relation(rows, RELATIONS["asymptote_n"]), tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 1 and "<th>method</th>" in page and "solution" not in page
+    page = report(
+        fit_relation(rows, RELATIONS["asymptote_n"]), tmp_path / "report.html"
+    ).read_text()
+    assert (
+        page.count("data:image/png;base64,") == 1
+        and "<th>method</th>" in page
+        and "solution" not in page
+    )

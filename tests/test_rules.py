@@ -36,8 +36,14 @@ NUMBERS = [
     ("ntk", "out", (0.5, 0.02, 0.005, 0.2, 5e-9)),
     ("mean_field", "hid", (0.5, 0.02, 0.005, 0.2, 1.25e-9)),
     ("mean_field", "out", (0.25, 0.02, 0.01, 0.1, 2.5e-9)),
-    *((form, "vec", (1, 0.0, 0.01, 0.0, 2.5e-9)) for form in ("mup_t3", "mup_t8", "mup_t9", "mean_field")),
-    *(("sp", role, (1, std, 0.01, 0.1, 1e-8)) for role, std in (("emb", 0.02), ("hid", 0.01), ("out", 0.01))),
+    *(
+        (form, "vec", (1, 0.0, 0.01, 0.0, 2.5e-9))
+        for form in ("mup_t3", "mup_t8", "mup_t9", "mean_field")
+    ),
+    *(
+        ("sp", role, (1, std, 0.01, 0.1, 1e-8))
+        for role, std in (("emb", 0.02), ("hid", 0.01), ("out", 0.01))
+    ),
 ]
 SHAPES = {"emb": (256, 32), "hid": (32, 32), "out": (256, 32), "vec": (32,)}
 GROWS = {"emb": (1, 4), "hid": (4, 4), "out": (1, 4), "vec": (4,)}
@@ -47,7 +53,9 @@ def planned(form, role, m_depth=1.0, **settings):
     """The plan of one tensor whose width grew fourfold."""
     base = Tensor("t", role, SHAPES[role], "any", in_block=m_depth != 1)
     wide = replace(base, shape=tuple(n * m for n, m in zip(SHAPES[role], GROWS[role], strict=True)))
-    return plan([wide], [base], Parametrization(form=form, base_width=32, **settings), Optimizer(), m_depth)[0]
+    return plan(
+        [wide], [base], Parametrization(form=form, base_width=32, **settings), Optimizer(), m_depth
+    )[0]
 
 
 def values(row):
@@ -65,7 +73,9 @@ DEPTH = [(0.5, (0.00125, 1.25e-9, 0.005), 0.5), (1.0, (0.0025, 6.25e-10, 0.01), 
 
 @pytest.mark.parametrize(("alpha", "expected", "branch"), DEPTH)
 def test_numbers_at_four_times_the_depth(alpha, expected, branch):
-    hid, vec = (planned("mup", role, 4.0, depth_alpha=alpha, base_depth=2) for role in ("hid", "vec"))
+    hid, vec = (
+        planned("mup", role, 4.0, depth_alpha=alpha, base_depth=2) for role in ("hid", "vec")
+    )
     assert (hid.lr, hid.eps, vec.lr) == pytest.approx(expected, rel=1e-12)
     assert hid.weight_decay == pytest.approx(0.4)  # no depth factor: arXiv:2505.01618's code
     assert depth(alpha, 4.0).multiplier == branch
@@ -73,13 +83,48 @@ def test_numbers_at_four_times_the_depth(alpha, expected, branch):
 
 H = 0.5
 EXPONENTS = {  # form -> role -> exponents of m: (multiplier, std, Adam lr, weight decay, eps)
-    "sp": {"emb": (0, 0, 0, 0, 0), "hid": (0, -H, 0, 0, 0), "out": (0, -H, 0, 0, 0), "vec": (0, 0, 0, 0, 0)},
-    "sp_per_layer": {"emb": (0, 0, 0, 0, -H), "hid": (0, -H, -1, 1, -H), "out": (0, -H, -1, 1, 0), "vec": (0, 0, 0, 0, -H)},
-    "ntk": {"emb": (0, 0, 0, 0, -H), "hid": (-H, 0, -H, H, -1), "out": (-H, 0, -H, H, -H), "vec": (0, 0, 0, 0, -H)},
-    "mup_t3": {"emb": (0, 0, 0, 0, -1), "hid": (0, -H, -1, 1, -1), "out": (0, -1, -1, 1, 0), "vec": (0, 0, 0, 0, -1)},
-    "mup_t8": {"emb": (0, 0, 0, 0, -1), "hid": (0, -H, -1, 1, -1), "out": (-1, 0, 0, 0, -1), "vec": (0, 0, 0, 0, -1)},
-    "mup_t9": {"emb": (H, -H, -H, H, -H), "hid": (0, -H, -1, 1, -1), "out": (-H, -H, -H, H, -H), "vec": (0, 0, 0, 0, -1)},
-    "mean_field": {"emb": (0, 0, 0, 0, -1), "hid": (-H, 0, -H, H, -1.5), "out": (-1, 0, 0, 0, -1), "vec": (0, 0, 0, 0, -1)},
+    "sp": {
+        "emb": (0, 0, 0, 0, 0),
+        "hid": (0, -H, 0, 0, 0),
+        "out": (0, -H, 0, 0, 0),
+        "vec": (0, 0, 0, 0, 0),
+    },
+    "sp_per_layer": {
+        "emb": (0, 0, 0, 0, -H),
+        "hid": (0, -H, -1, 1, -H),
+        "out": (0, -H, -1, 1, 0),
+        "vec": (0, 0, 0, 0, -H),
+    },
+    "ntk": {
+        "emb": (0, 0, 0, 0, -H),
+        "hid": (-H, 0, -H, H, -1),
+        "out": (-H, 0, -H, H, -H),
+        "vec": (0, 0, 0, 0, -H),
+    },
+    "mup_t3": {
+        "emb": (0, 0, 0, 0, -1),
+        "hid": (0, -H, -1, 1, -1),
+        "out": (0, -1, -1, 1, 0),
+        "vec": (0, 0, 0, 0, -1),
+    },
+    "mup_t8": {
+        "emb": (0, 0, 0, 0, -1),
+        "hid": (0, -H, -1, 1, -1),
+        "out": (-1, 0, 0, 0, -1),
+        "vec": (0, 0, 0, 0, -1),
+    },
+    "mup_t9": {
+        "emb": (H, -H, -H, H, -H),
+        "hid": (0, -H, -1, 1, -1),
+        "out": (-H, -H, -H, H, -H),
+        "vec": (0, 0, 0, 0, -1),
+    },
+    "mean_field": {
+        "emb": (0, 0, 0, 0, -1),
+        "hid": (-H, 0, -H, H, -1.5),
+        "out": (-1, 0, 0, 0, -1),
+        "vec": (0, 0, 0, 0, -1),
+    },
 }
 EXPONENTS["mup"], EXPONENTS["u_mup"] = EXPONENTS["mup_t8"], EXPONENTS["mean_field"]
 EXPONENTS["unit_scaling"] = EXPONENTS["mean_field"] | {"emb": (0, 0, -H, H, -1)}
@@ -92,7 +137,9 @@ def test_every_form_is_in_the_table():
 @pytest.mark.parametrize(("form", "role"), [(form, role) for form in EXPONENTS for role in ROLES])
 def test_exponents_of_the_printed_tables(form, role):
     found = scale(form, role, 10.0, 10.0)
-    assert [math.log10(getattr(found, name)) for name in FIELDS] == pytest.approx(EXPONENTS[form][role], abs=1e-12)
+    assert [math.log10(getattr(found, name)) for name in FIELDS] == pytest.approx(
+        EXPONENTS[form][role], abs=1e-12
+    )
 
 
 forms, roles, ratios = st.sampled_from(sorted(FORMS)), st.sampled_from(ROLES), st.floats(1 / 64, 64)
@@ -111,7 +158,10 @@ def test_only_the_dimension_that_grows_counts(role, m_in, m_out):
 
 
 def test_the_readouts_of_the_two_classes_act_differently():
-    acts = [scale(form, "out", 4.0).multiplier * scale(form, "out", 4.0).std for form in ("sp_per_layer", "mup_t8")]
+    acts = [
+        scale(form, "out", 4.0).multiplier * scale(form, "out", 4.0).std
+        for form in ("sp_per_layer", "mup_t8")
+    ]
     assert acts == pytest.approx([1 / 2, 1 / 4])
 
 
@@ -131,7 +181,9 @@ class Twin(nn.Module):
         super().__init__()
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(vocab_size, width)
-        self.model.layers = nn.ModuleList(self.block(width, ffn_ratio * width) for _ in range(blocks))
+        self.model.layers = nn.ModuleList(
+            self.block(width, ffn_ratio * width) for _ in range(blocks)
+        )
         self.model.norm = Norm(width)
         self.lm_head = mup.MuReadout(width, vocab_size, bias=False)
 
@@ -141,7 +193,11 @@ class Twin(nn.Module):
         block.self_attn, block.mlp = nn.Module(), nn.Module()
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             setattr(block.self_attn, name, nn.Linear(width, width, bias=False))
-        for name, fan_in, fan_out in (("gate_proj", width, ffn), ("up_proj", width, ffn), ("down_proj", ffn, width)):
+        for name, fan_in, fan_out in (
+            ("gate_proj", width, ffn),
+            ("up_proj", width, ffn),
+            ("down_proj", ffn, width),
+        ):
             setattr(block.mlp, name, nn.Linear(fan_in, fan_out, bias=False))
         return block
 
@@ -164,12 +220,18 @@ def ours(tiny, width):
 def test_param_groups_are_those_of_mu_adamw(twin, ours):
     names = {id(parameter): name for name, parameter in twin.named_parameters()}
     groups = mup.MuAdamW(twin.parameters(), lr=5e-3, weight_decay=0.1).param_groups
-    theirs = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    theirs = {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
     assert theirs.keys() == ours.keys()
     for name, row in ours.items():
         lr, weight_decay = theirs[name]
         assert row.lr == pytest.approx(lr), name
-        assert row.weight_decay == pytest.approx(0.0 if row.role == "vec" else weight_decay), name  # gains: we decay none
+        assert row.weight_decay == pytest.approx(0.0 if row.role == "vec" else weight_decay), (
+            name
+        )  # gains: we decay none
 
 
 def test_the_readout_multiplies_as_mu_readout(twin, ours):
@@ -182,7 +244,9 @@ def test_init_std_is_that_of_mup_init(twin, ours):
     for name, parameter in twin.named_parameters():
         if ours[name].role != "vec":
             mup.init.normal_(parameter, std=0.05)
-            assert float(parameter.detach().std()) == pytest.approx(ours[name].init_std, rel=5 / math.sqrt(2 * parameter.numel())), name
+            assert float(parameter.detach().std()) == pytest.approx(
+                ours[name].init_std, rel=5 / math.sqrt(2 * parameter.numel())
+            ), name
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -212,20 +276,35 @@ def losses(recipe, weights, eps=None, steps=6):
 def converted(recipe, weights, reference):
     """The reference's weights over the factor by which this form's multipliers differ."""
     theirs = {row.name: row.multiplier for row in counting.planned(reference, 64)}
-    return {row.name: weights[row.name] / (row.multiplier / theirs[row.name]) for row in counting.planned(recipe, 64)}
+    return {
+        row.name: weights[row.name] / (row.multiplier / theirs[row.name])
+        for row in counting.planned(recipe, 64)
+    }
 
 
-@pytest.fixture(scope="module", params=[(64, 16), (96, 32)], ids=lambda sizes: f"{sizes[0]}/{sizes[1]}")
+@pytest.fixture(
+    scope="module", params=[(64, 16), (96, 32)], ids=lambda sizes: f"{sizes[0]}/{sizes[1]}"
+)
 def trained(tiny, request):
     """form, eps -> losses, at 4 and at 3 times the base width; eps is large, so that converting it matters."""
     width, base_width = request.param
 
     def run(form, eps=None):
         reference, recipe = (
-            tiny({"form": name, "width": width, "parametrization.base_width": base_width, "optimizer.eps": 1e-3, "lr": 2e-2})
+            tiny(
+                {
+                    "form": name,
+                    "width": width,
+                    "parametrization.base_width": base_width,
+                    "optimizer.eps": 1e-3,
+                    "lr": 2e-2,
+                }
+            )
             for name in ("mup_t8", form)
         )
-        weights = {name: p.detach().double() for name, p in models.build(reference, 64).named_parameters()}
+        weights = {
+            name: p.detach().double() for name, p in models.build(reference, 64).named_parameters()
+        }
         return losses(recipe, converted(recipe, weights, reference), eps)
 
     return run
@@ -245,7 +324,10 @@ def test_forms_of_mup_differ_when_eps_is_not_converted(trained, form):
 # --- the prior on batch size -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("batch", "factor", "beyond"), [(1e6, 1.0, False), (4e6, 2.0, False), (2.5e5, 0.5, False), (1.6e7, 4.0, True)])
+@pytest.mark.parametrize(
+    ("batch", "factor", "beyond"),
+    [(1e6, 1.0, False), (4e6, 2.0, False), (2.5e5, 0.5, False), (1.6e7, 4.0, True)],
+)
 def test_the_batch_rule_is_a_square_root_that_says_where_it_ends(batch, factor, beyond):
     prior = batch_rule(batch, 1e6, beta1=0.9)
     assert prior.factor == pytest.approx(factor)

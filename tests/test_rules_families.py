@@ -68,13 +68,21 @@ def exponent(factor, m=4.0):
 
 
 def lr_exponents(form, role, families, alignment="full"):
-    return [exponent(scale(form, role, 4.0, 4.0, family=family, alignment=alignment).lr) for family in families]
+    return [
+        exponent(scale(form, role, 4.0, 4.0, family=family, alignment=alignment).lr)
+        for family in families
+    ]
 
 
 @pytest.mark.parametrize(("form", "role"), TABLES)
 def test_lr_exponents_of_every_family(form, role):
-    _, _, sgd, sgd_none, adam, adam_none, relative, relative_none, orthogonal, _, _ = TABLES[form, role]
-    for alignment, (one, two, three) in {"full": (sgd, adam, relative), "none": (sgd_none, adam_none, relative_none)}.items():
+    _, _, sgd, sgd_none, adam, adam_none, relative, relative_none, orthogonal, _, _ = TABLES[
+        form, role
+    ]
+    for alignment, (one, two, three) in {
+        "full": (sgd, adam, relative),
+        "none": (sgd_none, adam_none, relative_none),
+    }.items():
         assert lr_exponents(form, role, ("sgd", *LIKE_ADAM, *RELATIVE), alignment) == pytest.approx(
             [one] + [two] * len(LIKE_ADAM) + [three] * len(RELATIVE), abs=1e-12
         )
@@ -87,10 +95,18 @@ def test_everything_else_of_every_form(form, role):
     multiplier, std, *_, eps, decay = TABLES[form, role]
     for family in FAMILIES:
         found = scale(form, role, 4.0, 4.0, family=family)
-        assert [exponent(found.multiplier), exponent(found.std)] == pytest.approx([multiplier, std], abs=1e-12)
-    adamw, factored = (scale(form, role, 4.0, 4.0, family=family) for family in ("adamw", "adafactor"))
-    assert [exponent(adamw.eps), exponent(adamw.weight_decay)] == pytest.approx([eps, decay], abs=1e-12)
-    assert exponent(factored.eps) == pytest.approx(2 * eps, abs=1e-12)  # beside the gradient's square
+        assert [exponent(found.multiplier), exponent(found.std)] == pytest.approx(
+            [multiplier, std], abs=1e-12
+        )
+    adamw, factored = (
+        scale(form, role, 4.0, 4.0, family=family) for family in ("adamw", "adafactor")
+    )
+    assert [exponent(adamw.eps), exponent(adamw.weight_decay)] == pytest.approx(
+        [eps, decay], abs=1e-12
+    )
+    assert exponent(factored.eps) == pytest.approx(
+        2 * eps, abs=1e-12
+    )  # beside the gradient's square
 
 
 def test_aliases_are_the_same_forms():
@@ -99,10 +115,16 @@ def test_aliases_are_the_same_forms():
 
 def test_unit_scaling_departs_in_the_embedding_alone():
     """Its Adam factors at fan-in 256: 256**-0.5 for embedding and hidden, 1 for readout and gains."""
-    lrs = [scale("unit_scaling", role, 256.0, 256.0, family="adam").lr for role in ("emb", "hid", "out", "vec")]
+    lrs = [
+        scale("unit_scaling", role, 256.0, 256.0, family="adam").lr
+        for role in ("emb", "hid", "out", "vec")
+    ]
     assert lrs == [0.0625, 0.0625, 1, 1]
     assert scale("u_mup", "emb", 256.0, 256.0).lr == 1
-    with pytest.raises(UserError, match=r"form 'unit_scaling' is defined for Adam and its like, but got family='sgd'; .* 'u_mup'"):
+    with pytest.raises(
+        UserError,
+        match=r"form 'unit_scaling' is defined for Adam and its like, but got family='sgd'; .* 'u_mup'",
+    ):
         scale("unit_scaling", "vec", family="sgd")
 
 
@@ -121,16 +143,24 @@ DAMPING = {"emb": ((0, -1), (-1, -1)), "hid": ((1, -1), (0, 0)), "out": ((1, 0),
 
 @pytest.mark.parametrize("role", DAMPING)
 def test_damping_of_mup(role):
-    kfac, shampoo = (scale("mup_t3", role, 4.0, 4.0, family=family) for family in ("kfac", "shampoo"))
-    assert ([exponent(d) for d in kfac.damping], [exponent(d) for d in shampoo.damping]) == tuple(map(list, DAMPING[role]))
+    kfac, shampoo = (
+        scale("mup_t3", role, 4.0, 4.0, family=family) for family in ("kfac", "shampoo")
+    )
+    assert ([exponent(d) for d in kfac.damping], [exponent(d) for d in shampoo.damping]) == tuple(
+        map(list, DAMPING[role])
+    )
     assert kfac.lr == kfac.weight_decay == 1
 
 
 def change(width, form, family, aligned):
     """RMS over coordinates of one hidden matrix's step on an input, its gradient of rank one with entries ~ width**-g."""
     generator = torch.Generator().manual_seed(width)
-    x, back, other = (torch.randn(width, generator=generator, dtype=torch.float64) for _ in range(3))
-    s = scale(form, "hid", width / 64, width / 64, family=family, alignment="full" if aligned else "none")
+    x, back, other = (
+        torch.randn(width, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
+    s = scale(
+        form, "hid", width / 64, width / 64, family=family, alignment="full" if aligned else "none"
+    )
     back = back * s.multiplier * (width / 64) ** -FORMS[form].backward
     a, b = (d * 64 / 10 for d in s.damping)
     if family == "kfac":  # (v v^T + c)^-1 v = v / (|v|**2 + c)
@@ -145,7 +175,9 @@ def change(width, form, family, aligned):
 @pytest.mark.parametrize("family", ["kfac", "shampoo", "shampoo_half"])
 @pytest.mark.parametrize("form", ["sp_per_layer", "ntk", "mup_t8", "mean_field"])
 def test_a_preconditioned_step_moves_every_width_alike(form, family):
-    assert change(4096, form, family, aligned=True) == pytest.approx(change(64, form, family, aligned=True), rel=0.3)
+    assert change(4096, form, family, aligned=True) == pytest.approx(
+        change(64, form, family, aligned=True), rel=0.3
+    )
 
 
 @pytest.mark.parametrize("form", ["sp_per_layer", "mup_t8"])
@@ -155,12 +187,19 @@ def test_kfac_without_alignment(form):
 
 
 # arXiv:2512.05620, Table 1: lr ~ (out / in)**(1 - e), e = e_L + e_R; damping ~ in / out; (m_in, m_out) -> lr for e = 1/2, for e = 1, damping
-SHAMPOO = {(4.0, 1.0): (0.5, 1, 4.0), (1.0, 4.0): (2.0, 1, 0.25), (4.0, 4.0): (1.0, 1, 1.0), (16.0, 4.0): (0.5, 1, 4.0)}
+SHAMPOO = {
+    (4.0, 1.0): (0.5, 1, 4.0),
+    (1.0, 4.0): (2.0, 1, 0.25),
+    (4.0, 4.0): (1.0, 1, 1.0),
+    (16.0, 4.0): (0.5, 1, 4.0),
+}
 
 
 @pytest.mark.parametrize("grown", SHAMPOO)
 def test_shampoo_of_any_shape(grown):
-    quarter, half = (scale("mup_t3", "hid", *grown, family=family) for family in ("shampoo", "shampoo_half"))
+    quarter, half = (
+        scale("mup_t3", "hid", *grown, family=family) for family in ("shampoo", "shampoo_half")
+    )
     assert (quarter.lr, half.lr, quarter.damping[0]) == pytest.approx(SHAMPOO[grown])
     assert quarter.damping == half.damping and quarter.damping[0] == quarter.damping[1]
 
@@ -180,23 +219,39 @@ MUON = [
 @pytest.mark.parametrize(("base", "grown", "expected"), MUON)
 def test_muon_reaches_the_spectral_norm_through_each_shape_factor(base, grown, expected):
     """lr * factor ~ sqrt(out / in): arXiv:2310.17813, and arXiv:2512.05620, Table 1."""
-    lrs = [scale("mup", "hid", *grown, family=f, base_fans=base).lr for f in ("muon", "muon_match_rms", "muon_spectral")]
+    lrs = [
+        scale("mup", "hid", *grown, family=f, base_fans=base).lr
+        for f in ("muon", "muon_match_rms", "muon_spectral")
+    ]
     assert lrs == pytest.approx(expected)
 
 
 def test_a_plan_tells_muon_of_the_base_shape():
-    base, o = Tensor("t", "hid", (32, 128), "mlp"), Optimizer(lr=0.01).model_copy(update={"family": "muon"})
+    base, o = (
+        Tensor("t", "hid", (32, 128), "mlp"),
+        Optimizer(lr=0.01).model_copy(update={"family": "muon"}),
+    )
     wide = replace(base, shape=(128, 128))
-    assert plan([wide], [base], Parametrization(base_width=32), o)[0].lr == pytest.approx(0.02)  # wide, then square: no factor in either
+    assert plan([wide], [base], Parametrization(base_width=32), o)[0].lr == pytest.approx(
+        0.02
+    )  # wide, then square: no factor in either
 
 
 # Newton-Schulz divides by the gradient's Frobenius norm |dL/dy| |x|: exponents of m
-NS_EPS = {("mup_t8", "hid"): 0, ("ntk", "hid"): 0, ("sp_per_layer", "hid"): H, ("mup_t3", "emb"): -H, ("mup_t3", "out"): H}
+NS_EPS = {
+    ("mup_t8", "hid"): 0,
+    ("ntk", "hid"): 0,
+    ("sp_per_layer", "hid"): H,
+    ("mup_t3", "emb"): -H,
+    ("mup_t3", "out"): H,
+}
 
 
 @pytest.mark.parametrize(("form", "role"), NS_EPS)
 def test_newton_schulz_eps_follows_the_norm(form, role):
-    assert exponent(scale(form, role, 4.0, 4.0, family="muon_raw").eps) == pytest.approx(NS_EPS[form, role])
+    assert exponent(scale(form, role, 4.0, 4.0, family="muon_raw").eps) == pytest.approx(
+        NS_EPS[form, role]
+    )
 
 
 @pytest.mark.parametrize("role", ["emb", "out", "vec", "fin"])
@@ -215,9 +270,15 @@ def test_shape_factors_are_torchs(shape):
         torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, adjust_lr_fn=adjust).step()
         return float(weight.detach().norm())
 
-    original, matched = (shape_factor(name, shape[1], shape[0]) for name in ("original", "match_rms_adamw"))
-    assert moved("match_rms_adamw") / moved("original") == pytest.approx(matched / original, rel=1e-5)
-    assert moved("match_rms_adamw") / math.prod(shape) ** 0.5 == pytest.approx(0.2, rel=0.15)  # the RMS it promises, nearly
+    original, matched = (
+        shape_factor(name, shape[1], shape[0]) for name in ("original", "match_rms_adamw")
+    )
+    assert moved("match_rms_adamw") / moved("original") == pytest.approx(
+        matched / original, rel=1e-5
+    )
+    assert moved("match_rms_adamw") / math.prod(shape) ** 0.5 == pytest.approx(
+        0.2, rel=0.15
+    )  # the RMS it promises, nearly
     assert shape_factor("spectral", 16, 64) == 2
 
 
@@ -230,19 +291,32 @@ DEPTH = {0: (0, 0, 0, 0, 0), 0.5: (-0.5, -0.5, 0, -1, -0.5), 1: (-1, 0, 1, -1, -
 @pytest.mark.parametrize("alpha", DEPTH)
 def test_depth_exponents_of_every_family(alpha):
     branch, normalised, sgd, natural, eps = DEPTH[alpha]
-    expected = dict.fromkeys(FAMILIES, normalised) | {"sgd": sgd, "kfac": natural, "shampoo_half": natural}
+    expected = dict.fromkeys(FAMILIES, normalised) | {
+        "sgd": sgd,
+        "kfac": natural,
+        "shampoo_half": natural,
+    }
     for family, lr in expected.items():
         found = depth(alpha, 4.0, family)
-        assert [exponent(found.multiplier), exponent(found.lr)] == pytest.approx([branch, lr], abs=1e-12), family
+        assert [exponent(found.multiplier), exponent(found.lr)] == pytest.approx(
+            [branch, lr], abs=1e-12
+        ), family
         assert found.weight_decay == 1
-    assert [exponent(depth(alpha, 4.0, family).eps) for family in ("adamw", "sgd", "adafactor")] == [eps, 0, 2 * eps]
+    assert [
+        exponent(depth(alpha, 4.0, family).eps) for family in ("adamw", "sgd", "adafactor")
+    ] == [eps, 0, 2 * eps]
     assert [exponent(d) for d in depth(alpha, 4.0, "kfac").damping] == [0, 2 * branch]
 
 
 # --- algebra ---------------------------------------------------------------------------------------------------------
 
 FIELDS = ("multiplier", "std", "lr", "weight_decay", "eps")
-RULES = [(form, family) for form in sorted(FORMS) for family in FAMILIES if form != "unit_scaling" or FAMILIES[family].like_adam]
+RULES = [
+    (form, family)
+    for form in sorted(FORMS)
+    for family in FAMILIES
+    if form != "unit_scaling" or FAMILIES[family].like_adam
+]
 rules, roles, ratios = st.sampled_from(RULES), st.sampled_from(ROLES), st.floats(1 / 64, 64)
 alignments = st.sampled_from(["full", "none"])
 
@@ -254,7 +328,14 @@ def test_at_the_base_size_nothing_changes(rule, role, alignment):
     assert [getattr(found, name) for name in FIELDS] == [1] * 5 and found.damping == (1, 1)
 
 
-@given(rules, roles, alignments, st.tuples(ratios, ratios), st.tuples(ratios, ratios), st.sampled_from([(1, 1), (3, 1), (1, 4)]))
+@given(
+    rules,
+    roles,
+    alignments,
+    st.tuples(ratios, ratios),
+    st.tuples(ratios, ratios),
+    st.sampled_from([(1, 1), (3, 1), (1, 4)]),
+)
 def test_growing_twice_is_growing_once(rule, role, alignment, first, second, fans):
     form, family = rule
 
@@ -262,15 +343,32 @@ def test_growing_twice_is_growing_once(rule, role, alignment, first, second, fan
         return scale(form, role, *by, family=family, alignment=alignment, base_fans=base_fans)
 
     between = (fans[0] * first[0], fans[1] * first[1])
-    once, one, two = grown((first[0] * second[0], first[1] * second[1]), fans), grown(first, fans), grown(second, between)
+    once, one, two = (
+        grown((first[0] * second[0], first[1] * second[1]), fans),
+        grown(first, fans),
+        grown(second, between),
+    )
     for name in FIELDS:
-        assert getattr(once, name) == pytest.approx(getattr(one, name) * getattr(two, name), rel=1e-9), name
-    assert once.damping == pytest.approx([a * b for a, b in zip(one.damping, two.damping, strict=True)], rel=1e-9)
+        assert getattr(once, name) == pytest.approx(
+            getattr(one, name) * getattr(two, name), rel=1e-9
+        ), name
+    assert once.damping == pytest.approx(
+        [a * b for a, b in zip(one.damping, two.damping, strict=True)], rel=1e-9
+    )
 
 
 def row(form, role, family, grown=(4.0, 16.0)):
     s = scale(form, role, *grown, family=family)
-    return Planned("t", role, *grown, s.multiplier, 0.02 * s.std, 0.01 * s.lr, 0.1 * s.weight_decay, 1e-8 * s.eps)
+    return Planned(
+        "t",
+        role,
+        *grown,
+        s.multiplier,
+        0.02 * s.std,
+        0.01 * s.lr,
+        0.1 * s.weight_decay,
+        1e-8 * s.eps,
+    )
 
 
 def values(planned):
@@ -315,7 +413,9 @@ def test_forms_that_train_differently_are_not_converted(other):
 def test_a_shift_and_back_is_the_identity(rule, role, theta):
     form, family = rule
     before = row(form, role, family)
-    assert values(shift(shift(before, theta, family), 1 / theta, family)) == pytest.approx(values(before), rel=1e-12)
+    assert values(shift(shift(before, theta, family), 1 / theta, family)) == pytest.approx(
+        values(before), rel=1e-12
+    )
 
 
 # what a tensor rewritten as 4 * (W / 4) needs: lr, weight decay, eps
@@ -348,20 +448,28 @@ WIDE_ROLES = {
 GROWN = {"emb": (1.0, 4.0), "hid": (4.0, 2.0), "norm": (1.0, 2.0), "out": (2.0, 1.0)}
 
 
-@pytest.mark.parametrize(("theirs", "family"), [(mup.MuSGD, "sgd"), (mup.MuAdamW, "adamw"), (mup.MuAdam, "adam")])
+@pytest.mark.parametrize(
+    ("theirs", "family"), [(mup.MuSGD, "sgd"), (mup.MuAdamW, "adamw"), (mup.MuAdam, "adam")]
+)
 def test_param_groups_are_those_of_mup(theirs, family):
     """Layers that grow by different ratios, with biases and norms: fan-in 4-fold, fan-out 2-fold in the hidden matrix."""
     model = mup.set_base_shapes(Wide(64, 64), Wide(16, 32), delta=Wide(24, 48))
     groups = theirs(model.parameters(), lr=1e-3, weight_decay=0.1).param_groups
-    given_by_mup = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    given_by_mup = {
+        id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]
+    }
     for name, parameter in model.named_parameters():
         found = scale("mup", WIDE_ROLES[name], *GROWN[name.split(".")[0]], family=family)
-        assert (1e-3 * found.lr, 0.1 * found.weight_decay) == pytest.approx(given_by_mup[id(parameter)]), name
+        assert (1e-3 * found.lr, 0.1 * found.weight_decay) == pytest.approx(
+            given_by_mup[id(parameter)]
+        ), name
 
 
 def test_a_plan_takes_finite_tensors_as_they_are():
     bias = Tensor("head.bias", "fin", (10,), "head")
-    planned = plan([bias], [replace(bias)], Parametrization(base_width=32), Optimizer(lr=0.01, eps=1e-8))[0]
+    planned = plan(
+        [bias], [replace(bias)], Parametrization(base_width=32), Optimizer(lr=0.01, eps=1e-8)
+    )[0]
     assert values(planned) == (1, 0, 0.01, 0, 1e-8)
 
 
@@ -382,8 +490,14 @@ def test_weight_decay_by_what_a_step_shrinks():
     [
         ({"form": "mup_t88"}, "`form` must be one we know, but got 'mup_t88' .nearest: 'mup_t8'."),
         ({"role": "embd"}, "`role` must be one we know, but got 'embd' .nearest: 'emb'."),
-        ({"family": "admw"}, "optimizer `family` must be one we know, but got 'admw' .nearest: 'adamw'."),
-        ({"family": "schedule_free"}, "optimizer `family` must be one we know, but got 'schedule_free'"),
+        (
+            {"family": "admw"},
+            "optimizer `family` must be one we know, but got 'admw' .nearest: 'adamw'.",
+        ),
+        (
+            {"family": "schedule_free"},
+            "optimizer `family` must be one we know, but got 'schedule_free'",
+        ),
         ({"alignment": "ful"}, "`alignment` must be one we know, but got 'ful' .nearest: 'full'."),
     ],
 )
@@ -398,7 +512,9 @@ def test_other_depth_rules_and_decays_are_refused():
         depth(0.7, 2.0)
     with pytest.raises(UserError, match="optimizer `family` must be one we know, but got 'lino'"):
         depth(0.5, 2.0, "lino")
-    with pytest.raises(UserError, match="weight decay must be of a kind we know, but got 'decoupled'"):
+    with pytest.raises(
+        UserError, match="weight decay must be of a kind we know, but got 'decoupled'"
+    ):
         weight_decay(scale("mup", "hid"), "decoupled")
 
 

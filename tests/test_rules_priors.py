@@ -32,7 +32,9 @@ def test_square_root_rule_at_four_times_the_batch():
     found = prior("square_root", Change(batch=4, beta1=0.9, beta2=0.999))
     assert (found.factor, found.eps, found.weight_decay) == (2, 0.5, 1)
     assert found.betas == pytest.approx((0.6, 0.996))
-    assert prior("square_root", Change(batch=4, beta1=0.9, beta2=0.95)).betas == pytest.approx((0.6, 0.8))
+    assert prior("square_root", Change(batch=4, beta1=0.9, beta2=0.95)).betas == pytest.approx(
+        (0.6, 0.8)
+    )
 
 
 def test_betas_in_either_form():
@@ -42,11 +44,15 @@ def test_betas_in_either_form():
 
 @pytest.mark.parametrize("how", ["linear", "power"])
 def test_betas_are_refused_where_the_rule_ends(how):
-    with pytest.raises(UserError, match=r"`kappa \* \(1 - beta\) < 1` must hold .* got kappa=10, beta=0.9"):
+    with pytest.raises(
+        UserError, match=r"`kappa \* \(1 - beta\) < 1` must hold .* got kappa=10, beta=0.9"
+    ):
         betas(0.9, 0.95, 10.0, how)
     with pytest.raises(UserError, match="got kappa=16"):
         prior("square_root", Change(batch=16), how)
-    with pytest.raises(UserError, match=r"betas must follow a form we know, but got 'powr' \(nearest: 'power'\)"):
+    with pytest.raises(
+        UserError, match=r"betas must follow a form we know, but got 'powr' \(nearest: 'power'\)"
+    ):
         betas(0.9, 0.95, 2.0, "powr")
 
 
@@ -79,7 +85,11 @@ def test_complete_d_p_is_table_3_times_depth_times_the_prior(role, in_block):
     m_n, m_l, r = 4.0, 16.0, 0.5
     wide, deep = scale("mup_t3", role, m_n, m_n), depth(0.5, m_l if in_block else 1.0)
     long = prior("complete_d_p", Change(batch=4, tokens=16))
-    found = (wide.lr * deep.lr * long.factor, wide.weight_decay * deep.weight_decay * long.weight_decay, wide.eps * deep.eps * long.eps)
+    found = (
+        wide.lr * deep.lr * long.factor,
+        wide.weight_decay * deep.weight_decay * long.weight_decay,
+        wide.eps * deep.eps * long.eps,
+    )
     assert found == pytest.approx([m_n**n * m_l**d * r**k for n, d, k in TABLE[role, in_block]])
 
 
@@ -100,7 +110,9 @@ def test_weight_decay_of_the_two_timescale_rules():
     ema, lines = prior("ema_timescale", change), prior("power_lines", change)
     assert (ema.factor, ema.weight_decay) == (1, pytest.approx(0.4))
     assert lines.weight_decay == pytest.approx(0.4 * 10**0.527)
-    assert prior("power_lines", Change(tokens=10, n_params=10)).weight_decay == pytest.approx(0.1)  # the same tokens per parameter
+    assert prior("power_lines", Change(tokens=10, n_params=10)).weight_decay == pytest.approx(
+        0.1
+    )  # the same tokens per parameter
 
 
 def test_horizon_and_lion():
@@ -112,7 +124,13 @@ def test_horizon_and_lion():
 @pytest.mark.parametrize("name", PRIORS)
 def test_where_nothing_changes_nothing_moves(name):
     found = prior(name, Change())
-    assert (found.factor, found.weight_decay, found.eps, found.name, found.measured) == (1, 1, 1, name, False)
+    assert (found.factor, found.weight_decay, found.eps, found.name, found.measured) == (
+        1,
+        1,
+        1,
+        name,
+        False,
+    )
     assert found.betas in (None, (0.9, pytest.approx(0.95)))
     assert found.sentence
 
@@ -125,13 +143,22 @@ def test_a_fit_replaces_a_prior():
 
 
 def test_an_unknown_rule_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"must be one we know, but got 'squareroot' \(nearest: 'square_root'\)"):
+    with pytest.raises(
+        UserError, match=r"must be one we know, but got 'squareroot' \(nearest: 'square_root'\)"
+    ):
         prior("squareroot", Change())
 
 
 # --- graphs of layers: arXiv:2402.17440 ------------------------------------------------------------------------------
 
-COMPLETE = {(0, 1): 1, (0, 2): 1, (1, 2): 1, (0, 3): 1, (1, 3): 1, (2, 3): 1}  # four vertices, a layer on each edge
+COMPLETE = {
+    (0, 1): 1,
+    (0, 2): 1,
+    (1, 2): 1,
+    (0, 3): 1,
+    (1, 3): 1,
+    (2, 3): 1,
+}  # four vertices, a layer on each edge
 RESIDUAL = {(0, 1): 1, (1, 2): 1, (0, 2): 0}  # two layers and a skip over both
 
 
@@ -142,7 +169,11 @@ def test_paths_are_counted_by_depth():
 
 
 def test_paths_of_many_blocks_are_counted_without_walking_them():
-    blocks = {(i, i + 1): 0 for i in range(60)} | {(i, (i, "layer")): 1 for i in range(60)} | {((i, "layer"), i + 1): 0 for i in range(60)}
+    blocks = (
+        {(i, i + 1): 0 for i in range(60)}
+        | {(i, (i, "layer")): 1 for i in range(60)}
+        | {((i, "layer"), i + 1): 0 for i in range(60)}
+    )
     assert sum(path_depths(blocks).values()) == 2**60
 
 
@@ -190,5 +221,7 @@ def test_a_wider_batch_never_lowers_the_lr():
 
 def test_the_rules_need_neither_torch_nor_numpy():
     code = "import sys, scaletune.rules; print(sorted({'torch', 'numpy', 'pydantic', 'pandas', 'scipy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"

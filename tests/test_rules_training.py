@@ -42,7 +42,9 @@ class Atan2(torch.optim.Optimizer):
                 m, v = self.state[p].setdefault("mv", (torch.zeros_like(p), torch.zeros_like(p)))
                 m.mul_(0.9).add_(p.grad, alpha=0.1)
                 v.mul_(0.95).add_(p.grad**2, alpha=0.05)
-                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(torch.atan2(m, v.sqrt()), alpha=group["lr"])
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(
+                    torch.atan2(m, v.sqrt()), alpha=group["lr"]
+                )
 
 
 class Trust(torch.optim.Optimizer):
@@ -67,7 +69,10 @@ class Both:
     """Muon for the hidden matrix, with an eps above its gradient's norm; AdamW for the rest."""
 
     def __init__(self, groups, adjust):
-        hidden, rest = [g for g in groups if g["name"] == "hid"], [g for g in groups if g["name"] != "hid"]
+        hidden, rest = (
+            [g for g in groups if g["name"] == "hid"],
+            [g for g in groups if g["name"] != "hid"],
+        )
         rest = [g | {"eps": 1e-3 * g["eps"]} for g in rest]
         self.parts = [torch.optim.Muon(hidden, adjust_lr_fn=adjust), torch.optim.AdamW(rest)]
 
@@ -77,7 +82,9 @@ class Both:
 
 
 def adafactor(groups):
-    return torch.optim.Adafactor([{key: value for key, value in group.items() if key != "eps"} for group in groups])
+    return torch.optim.Adafactor(
+        [{key: value for key, value in group.items() if key != "eps"} for group in groups]
+    )
 
 
 # family -> optimizer over groups, base (lr, weight decay, eps)
@@ -92,7 +99,10 @@ OPTIMIZERS = {
 }
 if hasattr(torch.optim, "Muon"):
     OPTIMIZERS["muon"] = (lambda groups: Both(groups, "original"), (0.02, 0.1, 1.0))
-    OPTIMIZERS["muon_match_rms"] = (lambda groups: Both(groups, "match_rms_adamw"), (0.02, 0.1, 1.0))
+    OPTIMIZERS["muon_match_rms"] = (
+        lambda groups: Both(groups, "match_rms_adamw"),
+        (0.02, 0.1, 1.0),
+    )
 
 
 def scales(form, family):
@@ -101,12 +111,19 @@ def scales(form, family):
 
 def start(form, family):
     """The same function in every form: Table 8's weights over what its multipliers differ by."""
-    shapes = {"emb": (WIDTH, SEEN), "bias": (WIDTH,), "hid": (WIDTH, WIDTH), "out": (CLASSES, WIDTH)}
+    shapes = {
+        "emb": (WIDTH, SEEN),
+        "bias": (WIDTH,),
+        "hid": (WIDTH, WIDTH),
+        "out": (CLASSES, WIDTH),
+    }
     std = {"emb": 1.0, "bias": 0.5, "hid": WIDTH**-0.5, "out": 0.5}
     rng, reference = np.random.default_rng(0), scales("mup_t8", family)
     here = scales(form, family)
     drawn = {name: std[name] * rng.standard_normal(shape) for name, shape in shapes.items()}
-    return {name: w / (here[name].multiplier / reference[name].multiplier) for name, w in drawn.items()}
+    return {
+        name: w / (here[name].multiplier / reference[name].multiplier) for name, w in drawn.items()
+    }
 
 
 def losses(form, family, **left_alone):
@@ -121,14 +138,20 @@ def losses(form, family, **left_alone):
         }
         for name in ROLES
     }
-    params = {name: torch.nn.Parameter(torch.from_numpy(w)) for name, w in start(form, family).items()}
-    optimizer = make([{"name": name, "params": [p], **settings[name]} for name, p in params.items()])
+    params = {
+        name: torch.nn.Parameter(torch.from_numpy(w)) for name, w in start(form, family).items()
+    }
+    optimizer = make(
+        [{"name": name, "params": [p], **settings[name]} for name, p in params.items()]
+    )
     return run(params, {name: s[name].multiplier for name in ROLES}, optimizer)
 
 
 def data():
     rng = np.random.default_rng(1)
-    return torch.from_numpy(rng.standard_normal((32, SEEN))), torch.from_numpy(rng.integers(0, CLASSES, 32))
+    return torch.from_numpy(rng.standard_normal((32, SEEN))), torch.from_numpy(
+        rng.integers(0, CLASSES, 32)
+    )
 
 
 def run(params, times, optimizer):
@@ -163,7 +186,9 @@ NEEDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "setting"), [(family, setting) for family in OPTIMIZERS for setting in NEEDS[family]])
+@pytest.mark.parametrize(
+    ("family", "setting"), [(family, setting) for family in OPTIMIZERS for setting in NEEDS[family]]
+)
 def test_they_differ_when_a_setting_is_not_converted(family, setting):
     off = np.abs(losses("mean_field", family, **{setting: True}) / losses("mup_t8", family) - 1)
     assert off[0] < 1e-12 and off.max() > 1e-6
@@ -172,7 +197,10 @@ def test_they_differ_when_a_setting_is_not_converted(family, setting):
 @pytest.mark.skipif("muon" not in OPTIMIZERS, reason="torch before 2.9 has no Muon")
 def test_muons_two_factors_are_one_rule():
     """0.2 * sqrt(64) times lr / 1.6 is the original factor's step at width 64, where m = 4 makes the lr ratio 4**-0.5."""
-    ratio = scale("mup", "hid", 4.0, 4.0, family="muon_match_rms").lr / scale("mup", "hid", 4.0, 4.0, family="muon").lr
+    ratio = (
+        scale("mup", "hid", 4.0, 4.0, family="muon_match_rms").lr
+        / scale("mup", "hid", 4.0, 4.0, family="muon").lr
+    )
     gradient = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
 
     def moved(adjust, lr):
@@ -182,7 +210,9 @@ def test_muons_two_factors_are_one_rule():
         return weight.detach()
 
     at_base = 1 / (0.2 * math.sqrt(16))
-    assert torch.allclose(moved("match_rms_adamw", at_base * ratio), moved("original", 1.0), rtol=1e-5)
+    assert torch.allclose(
+        moved("match_rms_adamw", at_base * ratio), moved("original", 1.0), rtol=1e-5
+    )
 
 
 def power(matrix, exponent):
@@ -192,7 +222,10 @@ def power(matrix, exponent):
 
 def preconditioned(form, family, damped_as=None):
     """The hidden matrix as it acts after one step of K-FAC (arXiv:1503.05671) or Shampoo (arXiv:1802.09568), from the same function."""
-    s, w = scales(form, family), {name: torch.from_numpy(w) for name, w in start(form, family).items()}
+    s, w = (
+        scales(form, family),
+        {name: torch.from_numpy(w) for name, w in start(form, family).items()},
+    )
     d_in, d_out = (1e-3 * d for d in scales(damped_as or form, family)["hid"].damping)
     (x, y), eye = data(), torch.eye(WIDTH, dtype=torch.float64)
     h = torch.relu(s["emb"].multiplier * x @ w["emb"].T + w["bias"])
@@ -203,7 +236,11 @@ def preconditioned(form, family, damped_as=None):
     if family == "kfac":
         left, right, exponent = back.T @ back, h.T @ h, -1
     else:
-        left, right, exponent = gradient @ gradient.T, gradient.T @ gradient, -0.25 if family == "shampoo" else -0.5
+        left, right, exponent = (
+            gradient @ gradient.T,
+            gradient.T @ gradient,
+            -0.25 if family == "shampoo" else -0.5,
+        )
     step = power(left + d_out * eye, exponent) @ gradient @ power(right + d_in * eye, exponent)
     return s["hid"].multiplier * (w["hid"] - 0.1 * s["hid"].lr * step)
 
@@ -213,4 +250,6 @@ def test_preconditioned_steps_are_one_in_every_form_if_their_damping_is_converte
     reference = preconditioned("mup_t8", family)
     for form in CLASS_II:
         assert torch.allclose(preconditioned(form, family), reference, rtol=1e-9, atol=1e-12)
-    assert not torch.allclose(preconditioned("mean_field", family, damped_as="mup_t8"), reference, rtol=1e-4)
+    assert not torch.allclose(
+        preconditioned("mean_field", family, damped_as="mup_t8"), reference, rtol=1e-4
+    )

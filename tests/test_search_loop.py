@@ -56,8 +56,20 @@ class Planted(Stub):
         self.trained.append(task.id)
         corpus, loss = data.load(task.recipe.data), self.loss(task.recipe)
         known = counting.trial_fields(task.recipe, task.sweep, corpus.vocab_size, corpus.digest)
-        over = {"status": "diverged", "loss": None} if math.isnan(loss) else {"status": "done", "loss": loss}
-        return [(task, {"trial": asdict(Trial(**known, **over, train_loss=None, seconds=0.0)), "curve": []})]
+        over = (
+            {"status": "diverged", "loss": None}
+            if math.isnan(loss)
+            else {"status": "done", "loss": loss}
+        )
+        return [
+            (
+                task,
+                {
+                    "trial": asdict(Trial(**known, **over, train_loss=None, seconds=0.0)),
+                    "curve": [],
+                },
+            )
+        ]
 
     last_words = "out of memory"
 
@@ -67,7 +79,12 @@ def pool(monkeypatch):
     """Settings of the planted pool -> its class; all that it trains is in `trained`."""
 
     def made(**settings):
-        one = type("One", (Planted,), {"trained": []} | {k: staticmethod(v) if callable(v) else v for k, v in settings.items()})
+        one = type(
+            "One",
+            (Planted,),
+            {"trained": []}
+            | {k: staticmethod(v) if callable(v) else v for k, v in settings.items()},
+        )
         monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", one)
         return one
 
@@ -77,7 +94,9 @@ def pool(monkeypatch):
 @pytest.fixture
 def asked(tiny):
     """settings of `search`, axes -> a recipe; lr and two widths unless said."""
-    return lambda axes=None, **search: tiny({"axes": axes or {"width": [32, 64], "lr": LR}, "search": search})
+    return lambda axes=None, **search: tiny(
+        {"axes": axes or {"width": [32, 64], "lr": LR}, "search": search}
+    )
 
 
 def ids(record):
@@ -89,13 +108,18 @@ def test_a_planted_basin_is_found_in_few_trials(asked, pool, tmp_path, capsys):
     table = sweeping.sweep(asked(kind="basin"), out=tmp_path)
     assert len(one.trained) == len(table) <= 12 < 2 * len(LR)
     best = table.loc[table.groupby("width")["loss"].idxmin()]
-    assert best["lr"].tolist() == [2.0**-8, 2.0**-8] or best["lr"].tolist() == [2.0**-8, 2.0**-9]  # of width 64 the optimum lies between
+    assert best["lr"].tolist() == [2.0**-8, 2.0**-8] or best["lr"].tolist() == [
+        2.0**-8,
+        2.0**-9,
+    ]  # of width 64 the optimum lies between
     assert "of the loss is to be won" in capsys.readouterr().err
 
 
 def test_lr_and_batch_together(asked, pool, tmp_path):
     pool()
-    table = sweeping.sweep(asked({"lr": LR, "batch_tokens": [128, 256, 512, 1024]}, kind="basin"), out=tmp_path)
+    table = sweeping.sweep(
+        asked({"lr": LR, "batch_tokens": [128, 256, 512, 1024]}, kind="basin"), out=tmp_path
+    )
     best = table.loc[table["loss"].idxmin()]
     assert len(table) <= 14 and (best["lr"], best["batch_tokens"]) == (2.0**-8, 512)
 
@@ -122,20 +146,29 @@ def test_a_killed_drivers_rerun_trains_what_an_undisturbed_one_does(asked, pool,
     assert again["id"].tolist() == table["id"].tolist()
     assert sorted(killed.trained + rest.trained) == sorted(whole.trained)
     nothing = pool()
-    assert sweeping.sweep(asked(**kind), out=tmp_path / "killed").equals(again) and not nothing.trained
+    assert (
+        sweeping.sweep(asked(**kind), out=tmp_path / "killed").equals(again) and not nothing.trained
+    )
 
 
 @pytest.mark.parametrize("kind", ["basin", "joint", "pareto"])
-def test_the_number_of_workers_changes_nothing_and_no_point_is_trained_twice(asked, pool, tmp_path, kind):
+def test_the_number_of_workers_changes_nothing_and_no_point_is_trained_twice(
+    asked, pool, tmp_path, kind
+):
     pytest.importorskip("sklearn" if kind == "pareto" else "numpy")
     trained = []
     for size in (1, 5):
         one = pool(size=size)
-        sweeping.sweep(asked(kind=kind, wave=4, **({"budget": 12} if kind == "pareto" else {})), out=tmp_path / str(size))
+        sweeping.sweep(
+            asked(kind=kind, wave=4, **({"budget": 12} if kind == "pareto" else {})),
+            out=tmp_path / str(size),
+        )
         assert len(set(one.trained)) == len(one.trained)
         trained.append(sorted(one.trained))
     assert trained[0] == trained[1]
-    assert (tmp_path / "1/sweeps/tiny.search.txt").read_text() == (tmp_path / "5/sweeps/tiny.search.txt").read_text()
+    assert (tmp_path / "1/sweeps/tiny.search.txt").read_text() == (
+        tmp_path / "5/sweeps/tiny.search.txt"
+    ).read_text()
 
 
 def test_a_wave_spreads_out(asked, pool, tmp_path):
@@ -145,12 +178,16 @@ def test_a_wave_spreads_out(asked, pool, tmp_path):
     assert len(one.trained) <= 8 and table.loc[table["loss"].idxmin(), "lr"] == 2.0**-8
 
 
-@pytest.mark.parametrize("kind", [{"kind": "basin"}, {"kind": "optuna", "budget": 6, "sampler": "tpe"}])
+@pytest.mark.parametrize(
+    "kind", [{"kind": "basin"}, {"kind": "optuna", "budget": 6, "sampler": "tpe"}]
+)
 def test_a_range_grows_where_the_optimum_sits_on_its_end(asked, pool, tmp_path, capsys, kind):
     if kind["kind"] == "optuna":
         pytest.importorskip("optuna")
     pool()
-    table = sweeping.sweep(asked({"lr": [2.0**-12, 2.0**-11, 2.0**-10, 2.0**-9]}, **kind), out=tmp_path)
+    table = sweeping.sweep(
+        asked({"lr": [2.0**-12, 2.0**-11, 2.0**-10, 2.0**-9]}, **kind), out=tmp_path
+    )
     assert table.loc[table["loss"].idxmin(), "lr"] == 2.0**-8
     assert "is the largest of its range: the range grows to 0.00390625" in capsys.readouterr().err
     assert "the range grows to 0.00390625" in (tmp_path / "sweeps/tiny.search.txt").read_text()
@@ -158,17 +195,30 @@ def test_a_range_grows_where_the_optimum_sits_on_its_end(asked, pool, tmp_path, 
 
 def test_a_range_grows_no_further_than_said(asked, pool, tmp_path, capsys):
     pool()
-    table = sweeping.sweep(asked({"lr": [2.0**-13, 2.0**-12, 2.0**-11]}, kind="basin", extend=1), out=tmp_path)
+    table = sweeping.sweep(
+        asked({"lr": [2.0**-13, 2.0**-12, 2.0**-11]}, kind="basin", extend=1), out=tmp_path
+    )
     assert table["lr"].max() == 2.0**-10
     assert "which has grown by all of `extend = 1`" in capsys.readouterr().err
 
 
 def test_a_batch_that_does_not_divide_the_tokens_is_no_step(asked, pool, tmp_path, capsys):
     """2048 tokens in batches of 1024 grow to 2048; 4096 cannot be."""
-    pool(loss=lambda point: 3.0 * point.budget.batch_tokens**-0.05 * planted(point.model_copy(update={"budget": ONE})))
-    table = sweeping.sweep(asked({"lr": LR, "batch_tokens": [512, 1024]}, kind="basin", extend=3), out=tmp_path)
+    pool(
+        loss=lambda point: (
+            3.0
+            * point.budget.batch_tokens**-0.05
+            * planted(point.model_copy(update={"budget": ONE}))
+        )
+    )
+    table = sweeping.sweep(
+        asked({"lr": LR, "batch_tokens": [512, 1024]}, kind="basin", extend=3), out=tmp_path
+    )
     assert table["batch_tokens"].max() == 2048
-    assert "the best `batch_tokens` so far, 2048, is the largest of its range, which cannot grow" in capsys.readouterr().err
+    assert (
+        "the best `batch_tokens` so far, 2048, is the largest of its range, which cannot grow"
+        in capsys.readouterr().err
+    )
 
 
 ONE = validated(
@@ -191,13 +241,20 @@ def test_diverged_trials_inform(asked, pool, tmp_path):
 def test_a_failed_trial_stops_its_own_cell_alone_and_is_tried_again(asked, pool, tmp_path, capsys):
     whole = pool()
     table = sweeping.sweep(asked(kind="basin"), out=tmp_path / "whole")
-    first = {trial.id: trial.lr for trial in read_jsonl(tmp_path / "whole/sweeps/tiny.jsonl")}[whole.trained[0]]
+    first = {trial.id: trial.lr for trial in read_jsonl(tmp_path / "whole/sweeps/tiny.jsonl")}[
+        whole.trained[0]
+    ]
     pool(fails=(first,))
     failed = sweeping.sweep(asked(kind="basin"), out=tmp_path / "failed")
-    assert "failed: its search waits for it, and the next run tries again" in capsys.readouterr().err
+    assert (
+        "failed: its search waits for it, and the next run tries again" in capsys.readouterr().err
+    )
     assert (failed["status"] == "failed").any()
     pool()
-    assert sweeping.sweep(asked(kind="basin"), out=tmp_path / "failed")["id"].tolist() == table["id"].tolist()
+    assert (
+        sweeping.sweep(asked(kind="basin"), out=tmp_path / "failed")["id"].tolist()
+        == table["id"].tolist()
+    )
 
 
 def test_what_is_on_record_is_not_trained_again(asked, pool, tmp_path):
@@ -220,7 +277,10 @@ def test_joint_places_most_points_in_cheap_cells_and_finds_the_law(asked, pool, 
 
 
 def test_a_search_is_no_part_of_a_trials_identity(asked):
-    assert sweeping.tasks("main", [asked()])[0].id == sweeping.tasks("main", [asked(kind="basin", seed=3)])[0].id
+    assert (
+        sweeping.tasks("main", [asked()])[0].id
+        == sweeping.tasks("main", [asked(kind="basin", seed=3)])[0].id
+    )
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "qmc", "random"])
@@ -229,10 +289,20 @@ def test_samplers_of_optuna(asked, pool, tmp_path, sampler):
     pytest.importorskip("cmaes")
     one = pool()
     axes = {"lr": LR, "batch_tokens": [128, 256, 512, 1024]}
-    table = sweeping.sweep(asked(axes, kind="optuna", budget=12, sampler=sampler, wave=2), out=tmp_path)
+    table = sweeping.sweep(
+        asked(axes, kind="optuna", budget=12, sampler=sampler, wave=2), out=tmp_path
+    )
     assert len(one.trained) == len(table) == 12
-    order = np.array([planted(cell.recipe(p)) for cell in cells(asked(axes, kind="optuna", budget=12)) for p in cell.points])
-    assert (order < table["loss"].min()).sum() <= 3  # twelve random ones of 36 would have one of the four best with probability 0.82
+    order = np.array(
+        [
+            planted(cell.recipe(p))
+            for cell in cells(asked(axes, kind="optuna", budget=12))
+            for p in cell.points
+        ]
+    )
+    assert (
+        order < table["loss"].min()
+    ).sum() <= 3  # twelve random ones of 36 would have one of the four best with probability 0.82
 
 
 @pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
@@ -254,20 +324,38 @@ def test_pruners_are_incremental_in_the_largest_budget(asked, pool, tmp_path, pr
     """What a shorter ladder trained stands, to the trial; the longer one trains its new rung and nothing else."""
     pytest.importorskip("optuna")
     axes = {"lr": [2.0 ** (-k / 2) for k in range(24, 7, -1)], "batch_tokens": [256, 512, 1024]}
-    search = {"kind": "optuna", "budget": 24, "sampler": "qmc", "pruner": pruner, "reduction": 2, "wave": wave}
+    search = {
+        "kind": "optuna",
+        "budget": 24,
+        "sampler": "qmc",
+        "pruner": pruner,
+        "reduction": 2,
+        "wave": wave,
+    }
     pool()
     first = sweeping.sweep(asked({"tokens": [2048, 4096], **axes}, **search), out=tmp_path)
     more = pool()
     table = sweeping.sweep(asked({"tokens": [2048, 4096, 8192], **axes}, **search), out=tmp_path)
     new = table[table["tokens"] == 8192]
-    assert set(table["id"]) - set(first["id"]) == set(new["id"]) == set(more.trained) and set(first["id"]) < set(table["id"])
+    assert set(table["id"]) - set(first["id"]) == set(new["id"]) == set(more.trained) and set(
+        first["id"]
+    ) < set(table["id"])
     assert 0 < len(new) < (first["tokens"] == 4096).sum() < 24
 
 
 @pytest.mark.parametrize("sampler", ["qmc", "gp"])
-def test_top_k_trains_all_at_the_first_horizon_and_the_best_at_the_last(asked, pool, tmp_path, sampler):
+def test_top_k_trains_all_at_the_first_horizon_and_the_best_at_the_last(
+    asked, pool, tmp_path, sampler
+):
     pytest.importorskip("optuna")
-    search = {"kind": "optuna", "budget": 7, "sampler": sampler, "pruner": "topk", "reduction": 3, "wave": 2}
+    search = {
+        "kind": "optuna",
+        "budget": 7,
+        "sampler": sampler,
+        "pruner": "topk",
+        "reduction": 3,
+        "wave": 2,
+    }
     pool(loss=lambda point: planted(point, tall=2.0**-6))
     table = sweeping.sweep(asked({"tokens": [2048, 4096, 8192], "lr": LR}, **search), out=tmp_path)
     low, high = (table[table["tokens"] == tokens] for tokens in (2048, 8192))
@@ -281,29 +369,63 @@ def test_top_k_trains_all_at_the_first_horizon_and_the_best_at_the_last(asked, p
 @pytest.mark.parametrize(
     ("search", "axes", "said"),
     [
-        ({"kind": "basin"}, {"width": [32, 64]}, "`axes.lr` must be given with search.kind 'basin'"),
-        ({"kind": "basin"}, {"lr": [1e-3, 1e-3]}, "an axis that is searched must have different values above 0"),
+        (
+            {"kind": "basin"},
+            {"width": [32, 64]},
+            "`axes.lr` must be given with search.kind 'basin'",
+        ),
+        (
+            {"kind": "basin"},
+            {"lr": [1e-3, 1e-3]},
+            "an axis that is searched must have different values above 0",
+        ),
         ({"kind": "optuna"}, None, "`search.budget` must say how many points a cell may have"),
-        ({"kind": "basin", "sampler": "gp"}, None, "`search.sampler` is read by search.kind 'optuna' alone, but got kind='basin'"),
-        ({"kind": "optuna", "budget": 9, "sampler": "gp", "pruner": "halving"}, None, "sampler 'gp' learns from complete trials alone"),
+        (
+            {"kind": "basin", "sampler": "gp"},
+            None,
+            "`search.sampler` is read by search.kind 'optuna' alone, but got kind='basin'",
+        ),
+        (
+            {"kind": "optuna", "budget": 9, "sampler": "gp", "pruner": "halving"},
+            None,
+            "sampler 'gp' learns from complete trials alone",
+        ),
         (
             {"kind": "optuna", "budget": 9, "sampler": "cmaes", "pruner": "median"},
             None,
             "sampler 'cmaes' learns from complete trials alone",
         ),
-        ({"kind": "optuna", "budget": 9, "sampler": "cmaes"}, None, "it needs two searched axes or more, but got one"),
-        ({"kind": "optuna", "budget": 9, "pruner": "halving"}, None, "pruner 'halving' climbs the `tokens` axis"),
+        (
+            {"kind": "optuna", "budget": 9, "sampler": "cmaes"},
+            None,
+            "it needs two searched axes or more, but got one",
+        ),
+        (
+            {"kind": "optuna", "budget": 9, "pruner": "halving"},
+            None,
+            "pruner 'halving' climbs the `tokens` axis",
+        ),
         ({"kind": "pareto"}, None, "`search.budget` (points) or `search.flops` must be given"),
-        ({"kind": "basin", "flops": 1e12}, None, "`search.flops` is read by search.kind 'pareto' alone, but got kind='basin'"),
+        (
+            {"kind": "basin", "flops": 1e12},
+            None,
+            "`search.flops` is read by search.kind 'pareto' alone, but got kind='basin'",
+        ),
         (
             {"kind": "pareto", "budget": 9},
             {"lr": LR, "weight_decay": [0.0, 0.1]},
             "an axis that is searched must have different values above 0",
         ),
-        ({"kind": "bassin"}, None, "`search.kind` must be 'grid', 'basin', 'joint', 'optuna', 'pareto' or 'pbt', but got 'bassin'"),
+        (
+            {"kind": "bassin"},
+            None,
+            "`search.kind` must be 'grid', 'basin', 'joint', 'optuna', 'pareto' or 'pbt', but got 'bassin'",
+        ),
     ],
 )
-def test_what_cannot_work_is_one_line_before_anything_is_trained(asked, monkeypatch, tmp_path, search, axes, said):
+def test_what_cannot_work_is_one_line_before_anything_is_trained(
+    asked, monkeypatch, tmp_path, search, axes, said
+):
     monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
     with pytest.raises(UserError) as caught:
         sweeping.sweep(asked(axes, **search), out=tmp_path)
@@ -318,20 +440,33 @@ def test_without_optuna_the_hint_says_what_to_install(asked, monkeypatch, tmp_pa
 
 def test_without_scikit_learn_the_hint_says_what_to_install(asked, monkeypatch, tmp_path):
     monkeypatch.setitem(loop.sys.modules, "sklearn", None)
-    with pytest.raises(UserError, match=r"search.kind 'pareto' needs scikit-learn: pip install 'scaletune\[search\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"search.kind 'pareto' needs scikit-learn: pip install 'scaletune\[search\]'",
+    ):
         sweeping.sweep(asked(kind="pareto", budget=3), out=tmp_path)
 
 
-def test_the_scaling_along_the_frontier_is_written_and_shown(asked, pool, tmp_path, monkeypatch, capsys):
+def test_the_scaling_along_the_frontier_is_written_and_shown(
+    asked, pool, tmp_path, monkeypatch, capsys
+):
     pytest.importorskip("sklearn")
     pool()
     monkeypatch.chdir(tmp_path)
-    recipe = asked({"width": [32, 64, 128], "tokens": [2048, 8192, 32768], "lr": LR}, kind="pareto", budget=30)
-    (tmp_path / "tiny.toml").write_text(toml(recipe.model_dump(exclude={"target", "compare", "holdout", "evidence"})))
+    recipe = asked(
+        {"width": [32, 64, 128], "tokens": [2048, 8192, 32768], "lr": LR}, kind="pareto", budget=30
+    )
+    (tmp_path / "tiny.toml").write_text(
+        toml(recipe.model_dump(exclude={"target", "compare", "holdout", "evidence"}))
+    )
     assert cli.main(["sweep", "tiny.toml"]) == 0
     shown = capsys.readouterr().out
     [kept] = json.loads((tmp_path / "sweeps/tiny.search.json").read_text())
-    assert {law["axis"] for law in kept["scaling"]} == {"model.width", "budget.tokens", "optimizer.lr"}
+    assert {law["axis"] for law in kept["scaling"]} == {
+        "model.width",
+        "budget.tokens",
+        "optimizer.lr",
+    }
     assert all(one["loss"] > other["loss"] for one, other in pairwise(kept["frontier"]))
     notes = (tmp_path / "sweeps/tiny.search.txt").read_text()
     assert "lr = " in notes and "along the frontier (standard error" in notes and "lr = " in shown
@@ -344,7 +479,10 @@ def test_a_study_trains_what_its_search_asks_for(asked, pool, tmp_path):
     one = pool()
     recipe = asked({"width": [32, 64, 128], "lr": LR}, kind="basin")
     study = toml(
-        {**recipe.model_dump(exclude={"target", "compare", "holdout", "evidence"}), "holdout": {"set": {"width": 256}, "lr": LR[2:5]}}
+        {
+            **recipe.model_dump(exclude={"target", "compare", "holdout", "evidence"}),
+            "holdout": {"set": {"width": 256}, "lr": LR[2:5]},
+        }
     )
     (tmp_path / "tiny.toml").write_text(study)
     answer = study_module.run(tmp_path / "tiny.toml", out=tmp_path)
@@ -354,8 +492,12 @@ def test_a_study_trains_what_its_search_asks_for(asked, pool, tmp_path):
 def test_a_real_search_through_the_command_line(asked, tmp_path, monkeypatch, capsys):
     """Real workers: fewer trials than the grid has, and `scaletune fit` takes them."""
     monkeypatch.chdir(tmp_path)
-    recipe = asked({"width": [32, 64], "lr": [1e-3 * 2**k for k in range(7)]}, kind="basin", budget=4)
-    (tmp_path / "tiny.toml").write_text(toml(recipe.model_dump(exclude={"target", "compare", "holdout", "evidence"})))
+    recipe = asked(
+        {"width": [32, 64], "lr": [1e-3 * 2**k for k in range(7)]}, kind="basin", budget=4
+    )
+    (tmp_path / "tiny.toml").write_text(
+        toml(recipe.model_dump(exclude={"target", "compare", "holdout", "evidence"}))
+    )
     assert cli.main(["sweep", "tiny.toml", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["n_trials"] == said["done"] == 8 < 14

@@ -109,9 +109,19 @@ def test_public_grids_are_searched_in_a_few_runs():
     needed = []
     for _, rows in pd.read_csv(DATA).groupby("cell_id"):
         best = rows.groupby(["lr_grid", "batch_tokens"], as_index=False)["loss"].min()
-        points, losses = np.log(best[["lr_grid", "batch_tokens"]].to_numpy(float)), best["loss"].to_numpy(float)
+        points, losses = (
+            np.log(best[["lr_grid", "batch_tokens"]].to_numpy(float)),
+            best["loss"].to_numpy(float),
+        )
         for seed in range(3):
-            done = search(points, lambda i, losses=losses: losses[i], budget=12, noise=0.0, seed=seed)
+            done = search(
+                points, lambda i, losses=losses: losses[i], budget=12, noise=0.0, seed=seed
+            )
             lowest = np.minimum.accumulate([loss for _, loss in done]) / losses.min() - 1
-            needed.append([1 + int(np.argmax(lowest <= share)) if lowest[-1] <= share else 99 for share in (0.0025, 0.001)])
+            needed.append(
+                [
+                    1 + int(np.argmax(lowest <= share)) if lowest[-1] <= share else 99
+                    for share in (0.0025, 0.001)
+                ]
+            )
     assert (np.median(needed, axis=0) <= (4, 6)).all(), needed

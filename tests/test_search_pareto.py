@@ -14,7 +14,12 @@ pytest.importorskip("sklearn")
 
 LR = [2.0 ** (-k / 2) for k in range(24, 7, -1)]
 SLOPE, FLOOR, A, POWER = -0.15, 2.0, 220.0, 0.17
-AXES = {"width": [32, 64, 128, 256], "tokens": [2**k for k in range(13, 20)], "batch_tokens": [256, 512, 1024, 2048, 4096], "lr": LR}
+AXES = {
+    "width": [32, 64, 128, 256],
+    "tokens": [2**k for k in range(13, 20)],
+    "batch_tokens": [256, 512, 1024, 2048, 4096],
+    "lr": LR,
+}
 
 
 def test_the_frontier_by_hand():
@@ -23,10 +28,14 @@ def test_the_frontier_by_hand():
     assert frontier([], []) == []
 
 
-@pytest.mark.parametrize(("mean", "sd", "level"), [(1.0, 0.3, 1.2), (1.0, 0.01, 0.95), (2.0, 1.0, -1.0)])
+@pytest.mark.parametrize(
+    ("mean", "sd", "level"), [(1.0, 0.3, 1.2), (1.0, 0.01, 0.95), (2.0, 1.0, -1.0)]
+)
 def test_expected_improvement_is_its_integral(mean, sd, level):
     got = improvement(np.array([mean]), np.array([sd]), np.array([level]))[0]
-    expected, _ = quad(lambda y: (level - y) * norm.pdf(y, mean, sd), mean - 12 * sd, level, epsabs=1e-13)
+    expected, _ = quad(
+        lambda y: (level - y) * norm.pdf(y, mean, sd), mean - 12 * sd, level, epsabs=1e-13
+    )
     assert got == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
@@ -34,11 +43,20 @@ def test_scaling_is_an_ordinary_regression():
     rng = np.random.default_rng(0)
     cost = np.exp(np.linspace(20, 30, 9))
     lr, width = np.exp(rng.normal(size=9)), np.exp(rng.normal(size=9))
-    found = scaling(["optimizer.lr", "model.width", "model.depth"], list(zip(lr, width, [2] * 9, strict=True)), cost)
-    assert [law["axis"] for law in found] == ["optimizer.lr", "model.width"]  # one depth does not scale
+    found = scaling(
+        ["optimizer.lr", "model.width", "model.depth"],
+        list(zip(lr, width, [2] * 9, strict=True)),
+        cost,
+    )
+    assert [law["axis"] for law in found] == [
+        "optimizer.lr",
+        "model.width",
+    ]  # one depth does not scale
     for law, values in zip(found, (lr, width), strict=True):
         by = linregress(np.log(cost), np.log(values))
-        assert (law["slope"], law["slope_se"], law["intercept"]) == pytest.approx((by.slope, by.stderr, by.intercept))
+        assert (law["slope"], law["slope_se"], law["intercept"]) == pytest.approx(
+            (by.slope, by.stderr, by.intercept)
+        )
 
 
 def world(tiny, **search):
@@ -73,7 +91,9 @@ def told(waves, loss):
 def gap(cost, seen, grid):
     """Mean over the grid's costs of ln lowest loss at no more, over the planted one; 0.3 at most, and where nothing is as cheap."""
     front = best(cost, seen)
-    lowest = np.array([math.inf, *(seen[p] for p in front)])[np.searchsorted([cost(p) for p in front], grid, side="right")]
+    lowest = np.array([math.inf, *(seen[p] for p in front)])[
+        np.searchsorted([cost(p) for p in front], grid, side="right")
+    ]
     return np.minimum(np.log(lowest / (FLOOR + A * grid**-POWER)), 0.3).mean()
 
 
@@ -106,7 +126,12 @@ def test_flops_are_a_budget(tiny):
 def test_diverged_points_steer_away_and_none_is_on_the_frontier(tiny):
     cell, asked, _, loss = world(tiny, budget=40)
     fallen = {"lr": 2.0**-7}
-    seen = told(pareto(cell, asked), lambda point: math.nan if point[cell.paths.index("optimizer.lr")] > fallen["lr"] else loss(point))
+    seen = told(
+        pareto(cell, asked),
+        lambda point: (
+            math.nan if point[cell.paths.index("optimizer.lr")] > fallen["lr"] else loss(point)
+        ),
+    )
     off = [math.isnan(value) for value in seen.values()]
     assert sum(off[:10]) >= sum(off[-10:]) and sum(off) < 15
     assert all(row["optimizer.lr"] <= fallen["lr"] for row in cell.found["frontier"])
@@ -116,8 +141,14 @@ def test_a_range_that_the_frontier_leans_on_grows(tiny):
     cell, asked, _, _ = world(tiny, budget=40)
     told(
         pareto(cell, asked),
-        lambda point: point[cell.paths.index("optimizer.lr")] ** -0.05 / point[cell.paths.index("budget.tokens")] ** 0.1,
+        lambda point: (
+            point[cell.paths.index("optimizer.lr")] ** -0.05
+            / point[cell.paths.index("budget.tokens")] ** 0.1
+        ),
     )
     lr = cell.axes[cell.paths.index("optimizer.lr")]
-    assert lr[-1] == pytest.approx(2.0**-3) and cell.axes[cell.paths.index("budget.tokens")] == AXES["tokens"]
+    assert (
+        lr[-1] == pytest.approx(2.0**-3)
+        and cell.axes[cell.paths.index("budget.tokens")] == AXES["tokens"]
+    )
     assert any("is the largest of its range: the range grows" in note for note in cell.notes)

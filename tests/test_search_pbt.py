@@ -22,12 +22,18 @@ def acc():
 
 
 def measured(trial, curve):
-    return {name: getattr(trial, name) for name in MEASURED}, [x if math.isfinite(x) else None for x in curve]
+    return {name: getattr(trial, name) for name in MEASURED}, [
+        x if math.isfinite(x) else None for x in curve
+    ]
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"schedule.ema_half_life": 1024, "optimizer.decay": "independent"}, {"optimizer.family": "muon"}],
+    [
+        {},
+        {"schedule.ema_half_life": 1024, "optimizer.decay": "independent"},
+        {"optimizer.family": "muon"},
+    ],
     ids=["adamw", "average", "muon"],
 )
 def test_a_lineage_replayed_as_a_plain_trial_gives_the_same_bits(tiny, acc, settings):
@@ -36,7 +42,10 @@ def test_a_lineage_replayed_as_a_plain_trial_gives_the_same_bits(tiny, acc, sett
     found = population(points, "main", Breeding(0.2, 1.5, 0), acc)
     tables = [trial.point["schedule"] for trial, _ in found]
     assert any(table["kind"] == "table" and len(table["shares"]) > 2 for table in tables)
-    assert all(trial.status == "done" for trial, _ in found) and len({trial.id for trial, _ in found}) == len(found) >= 4
+    assert (
+        all(trial.status == "done" for trial, _ in found)
+        and len({trial.id for trial, _ in found}) == len(found) >= 4
+    )
     by_id = {}
     for trial, curve in found:
         recipe = tiny(BASE | settings | {"lr": trial.lr, "schedule": trial.point["schedule"]})
@@ -55,7 +64,10 @@ def test_it_beats_its_own_members_from_a_bad_start(tiny, acc):
 
 def test_the_same_seed_breeds_the_same(tiny, acc):
     points = [tiny(BASE | {"lr": lr}) for lr in (1e-3, 4e-3, 1e-2)]
-    one, same, other = ([trial.id for trial, _ in population(points, "main", Breeding(0.25, 1.5, seed), acc)] for seed in (0, 0, 5))
+    one, same, other = (
+        [trial.id for trial, _ in population(points, "main", Breeding(0.25, 1.5, seed), acc)]
+        for seed in (0, 0, 5)
+    )
     assert one == same != other
 
 
@@ -65,7 +77,9 @@ def test_generations():
 
 
 def test_points_of_other_shapes_are_no_population(tiny, acc):
-    with pytest.raises(UserError, match=r"trials that train as one model must have the same `model\.width`"):
+    with pytest.raises(
+        UserError, match=r"trials that train as one model must have the same `model\.width`"
+    ):
         population([tiny(BASE), tiny(BASE | {"width": 64})], "main", Breeding(0.2, 1.5, 0), acc)
 
 
@@ -73,16 +87,24 @@ def test_points_of_other_shapes_are_no_population(tiny, acc):
 def asked(tiny):
     """axes and settings of `search` -> a recipe that breeds."""
     axes = {"width": [32, 64], "lr": [1e-4, 1e-3, 4e-3]}
-    return lambda axes=axes, **search: tiny(BASE | {"axes": axes, "search": {"kind": "pbt", "every": 0.25, "factor": 1.5, **search}})
+    return lambda axes=axes, **search: tiny(
+        BASE | {"axes": axes, "search": {"kind": "pbt", "every": 0.25, "factor": 1.5, **search}}
+    )
 
 
 def test_a_sweep_records_the_lineages_and_trains_none_again(asked, tmp_path, monkeypatch):
     """Two cells, two real workers; the record's trials are the plain trials, whatever population they came from."""
     table = sweeping.sweep(asked(), out=tmp_path)
-    assert sorted(set(table["width"])) == [32, 64] and (table["status"] == "done").all() and 4 <= len(table) <= 6
+    assert (
+        sorted(set(table["width"])) == [32, 64]
+        and (table["status"] == "done").all()
+        and 4 <= len(table) <= 6
+    )
     recipes = [asked().model_copy(update={"axes": {}})] * len(table)
     for recipe, (_, row) in zip(recipes, table.iterrows(), strict=True):
-        plain = with_settings(recipe, {"width": row["width"], "lr": row["lr"], "schedule": row["point"]["schedule"]})
+        plain = with_settings(
+            recipe, {"width": row["width"], "lr": row["lr"], "schedule": row["point"]["schedule"]}
+        )
         assert identity(plain, data.load(plain.data).digest) == row["id"]
     assert "3 members, " in (tmp_path / "sweeps/tiny.search.txt").read_text()
     monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
@@ -96,18 +118,30 @@ def test_a_sweep_records_the_lineages_and_trains_none_again(asked, tmp_path, mon
         ({}, {"lr": [1e-3]}, "a population is two members or more"),
         ({}, {"width": [32]}, "`axes.lr` must be given with search.kind 'pbt'"),
         ({"engine.checkpoint_every": 2}, None, "a population writes no files of its own"),
-        ({"search": {"kind": "basin", "every": 0.5}}, None, "`search.every` is read by search.kind 'pbt' alone, but got kind='basin'"),
-        ({"search": {"kind": "pbt", "factor": 1.0}}, None, "`search.factor` must be greater than 1"),
+        (
+            {"search": {"kind": "basin", "every": 0.5}},
+            None,
+            "`search.every` is read by search.kind 'pbt' alone, but got kind='basin'",
+        ),
+        (
+            {"search": {"kind": "pbt", "factor": 1.0}},
+            None,
+            "`search.factor` must be greater than 1",
+        ),
     ],
 )
-def test_what_cannot_breed_is_one_line_before_anything_is_trained(asked, monkeypatch, tmp_path, settings, axes, said):
+def test_what_cannot_breed_is_one_line_before_anything_is_trained(
+    asked, monkeypatch, tmp_path, settings, axes, said
+):
     monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
     with pytest.raises(UserError) as caught:
         sweeping.sweep(with_settings(asked(axes) if axes else asked(), settings), out=tmp_path)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_population_whose_worker_is_lost_is_said_and_trained_by_the_next_run(asked, tmp_path, monkeypatch, capsys):
+def test_a_population_whose_worker_is_lost_is_said_and_trained_by_the_next_run(
+    asked, tmp_path, monkeypatch, capsys
+):
     class Losing:
         def __init__(self, size, processes):
             self.tasks = []
@@ -125,7 +159,12 @@ def test_a_population_whose_worker_is_lost_is_said_and_trained_by_the_next_run(a
                 self.tasks.append(queue.pop(0))
 
         def messages(self):
-            return [(self.tasks.pop(), {"lost": "its worker died", "status": -9, "memory": False, "log": ""})]
+            return [
+                (
+                    self.tasks.pop(),
+                    {"lost": "its worker died", "status": -9, "memory": False, "log": ""},
+                )
+            ]
 
     recipe = asked({"lr": [1e-3, 4e-3]})
     with monkeypatch.context() as patch:
@@ -136,7 +175,10 @@ def test_a_population_whose_worker_is_lost_is_said_and_trained_by_the_next_run(a
 
 
 def test_no_law_is_fitted_to_lineages(asked, tmp_path):
-    study = {**asked().model_dump(exclude={"target", "compare", "evidence"}), "holdout": {"set": {"width": 128}, "lr": [1e-3, 2e-3, 4e-3]}}
+    study = {
+        **asked().model_dump(exclude={"target", "compare", "evidence"}),
+        "holdout": {"set": {"width": 128}, "lr": [1e-3, 2e-3, 4e-3]},
+    }
     (tmp_path / "tiny.toml").write_text(toml(study))
     with pytest.raises(UserError, match="a law is fitted to trials of one schedule"):
         study_module.run(tmp_path / "tiny.toml", out=tmp_path)

@@ -35,11 +35,27 @@ RUNNING, PENDING = State("RUNNING", 0, "None"), State("PENDING", 0, "Resources")
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("partition", "gpu\nrm -rf x", r"`engine.slurm.partition` must be of letters, digits and any of .*, but got 'gpu\\nrm -rf x'"),
+        (
+            "partition",
+            "gpu\nrm -rf x",
+            r"`engine.slurm.partition` must be of letters, digits and any of .*, but got 'gpu\\nrm -rf x'",
+        ),
         ("constraint", "$(reboot)", r"`engine.slurm.constraint` must be of "),
-        ("minutes", 90, r"`engine.slurm.minutes <= time_minutes` must hold, but got minutes=90, time_minutes=60"),
-        ("max_jobs", 5000, r"`engine.slurm.max_jobs` must be less than or equal to 1000, but got 5000"),
-        ("gpus_per_trial", 2, r"`engine.slurm.gpus_per_trial` must be 0 or `engine.processes` .*gpus_per_trial=2, processes=1"),
+        (
+            "minutes",
+            90,
+            r"`engine.slurm.minutes <= time_minutes` must hold, but got minutes=90, time_minutes=60",
+        ),
+        (
+            "max_jobs",
+            5000,
+            r"`engine.slurm.max_jobs` must be less than or equal to 1000, but got 5000",
+        ),
+        (
+            "gpus_per_trial",
+            2,
+            r"`engine.slurm.gpus_per_trial` must be 0 or `engine.processes` .*gpus_per_trial=2, processes=1",
+        ),
         ("patition", "gpu", r"unknown key `engine.slurm.patition` \(nearest: 'partition'\)"),
     ],
 )
@@ -51,7 +67,13 @@ def test_what_no_cluster_should_be_asked_is_one_sentence(tiny, name, value, said
 def test_settings_are_what_submitit_calls_them(tiny):
     asked = tiny(
         {
-            "engine.slurm": {"partition": "a100", "constraint": "a100&80gb", "gpus_per_trial": 4, "mem_gb": 64.0, "time_minutes": 240},
+            "engine.slurm": {
+                "partition": "a100",
+                "constraint": "a100&80gb",
+                "gpus_per_trial": 4,
+                "mem_gb": 64.0,
+                "time_minutes": 240,
+            },
             "engine.processes": 4,
         }
     )
@@ -59,19 +81,33 @@ def test_settings_are_what_submitit_calls_them(tiny):
     assert (found["slurm_partition"], found["slurm_constraint"], found["gpus_per_node"], found["cpus_per_task"]) == (
         "a100", "a100&80gb", 4, 4,
     )  # fmt: skip
-    assert (found["mem_gb"], found["timeout_min"], found["nodes"], found["slurm_qos"]) == (64.0, 240, 1, None)
+    assert (found["mem_gb"], found["timeout_min"], found["nodes"], found["slurm_qos"]) == (
+        64.0,
+        240,
+        1,
+        None,
+    )
 
 
 def test_the_engine_is_no_part_of_a_trials_identity(tiny):
-    one, other = (sweeping.tasks("main", [point])[0].id for point in (tiny(), tiny({"engine.kind": "slurm", "engine.slurm.minutes": 1.0})))
+    one, other = (
+        sweeping.tasks("main", [point])[0].id
+        for point in (tiny(), tiny({"engine.kind": "slurm", "engine.slurm.minutes": 1.0}))
+    )
     assert one == other
 
 
 @pytest.mark.parametrize(
     ("patch", "said"),
     [
-        (("find_spec", lambda name: None), r"^engine.kind 'slurm' needs submitit: `pip install 'scaletune\[slurm\]'`$"),
-        (("shutil.which", lambda name: None), r"needs Slurm's commands on the PATH, but `sbatch` is not: is this a login node\?$"),
+        (
+            ("find_spec", lambda name: None),
+            r"^engine.kind 'slurm' needs submitit: `pip install 'scaletune\[slurm\]'`$",
+        ),
+        (
+            ("shutil.which", lambda name: None),
+            r"needs Slurm's commands on the PATH, but `sbatch` is not: is this a login node\?$",
+        ),
     ],
 )
 def test_what_is_missing_is_one_sentence(tiny, tmp_path, monkeypatch, capsys, patch, said):
@@ -94,7 +130,9 @@ def wanted(tiny):
     """n tasks of 120 guessed seconds each that do not stack."""
 
     def made(n, **engine):
-        settings = {"engine.kind": "slurm", "engine.stack": 1} | {f"engine.{name}": value for name, value in engine.items()}
+        settings = {"engine.kind": "slurm", "engine.stack": 1} | {
+            f"engine.{name}": value for name, value in engine.items()
+        }
         tasks = sweeping.tasks("main", [tiny(settings | {"seed": seed}) for seed in range(n)])
         for task in tasks:
             task.cost = 120.0
@@ -103,8 +141,13 @@ def wanted(tiny):
     return made
 
 
-@pytest.mark.parametrize(("minutes", "workers", "sizes"), [(0.0, 1000, [1] * 7), (4.0, 1000, [2, 2, 2, 1]), (60.0, 4, [7])])
-def test_trials_share_a_job_until_it_is_worth_its_time_in_the_queue(wanted, minutes, workers, sizes):
+@pytest.mark.parametrize(
+    ("minutes", "workers", "sizes"),
+    [(0.0, 1000, [1] * 7), (4.0, 1000, [2, 2, 2, 1]), (60.0, 4, [7])],
+)
+def test_trials_share_a_job_until_it_is_worth_its_time_in_the_queue(
+    wanted, minutes, workers, sizes
+):
     queue = wanted(7, **{"slurm.minutes": minutes})
     assert [len(pack) for pack in job_size.pack(queue, workers)] == sizes and queue == []
 
@@ -118,7 +161,9 @@ def test_a_trial_whose_job_was_lost_goes_alone(wanted):
 
 def test_stacks_go_together_but_not_to_a_gpu_that_was_not_measured(tiny):
     def packs(**engine):
-        settings = {f"engine.{name}": value for name, value in engine.items()} | {"engine.slurm.minutes": 0.0}
+        settings = {f"engine.{name}": value for name, value in engine.items()} | {
+            "engine.slurm.minutes": 0.0
+        }
         points = [tiny(settings | {"optimizer.lr": lr}) for lr in (1e-3, 2e-3, 3e-3, 4e-3)]
         return [len(pack) for pack in job_size.pack(sweeping.tasks("main", points), 2)]
 
@@ -127,13 +172,23 @@ def test_stacks_go_together_but_not_to_a_gpu_that_was_not_measured(tiny):
 
 
 def test_horizons_of_a_trunk_go_together_to_a_gpu_too(tiny):
-    settings = {"engine.slurm": {"minutes": 0.0, "gpus_per_trial": 1}, "schedule.warmup_tokens": 256}
-    points = [tiny(settings | {"lr": lr, "tokens": 256 * steps}) for lr in (1e-3, 2e-3) for steps in (16, 8)]
+    settings = {
+        "engine.slurm": {"minutes": 0.0, "gpus_per_trial": 1},
+        "schedule.warmup_tokens": 256,
+    }
+    points = [
+        tiny(settings | {"lr": lr, "tokens": 256 * steps})
+        for lr in (1e-3, 2e-3)
+        for steps in (16, 8)
+    ]
     assert [len(pack) for pack in job_size.pack(sweeping.tasks("main", points), 8)] == [2, 2]
 
 
 def test_an_array_has_max_jobs_and_one_kind_of_job(wanted):
-    queue = wanted(5, **{"slurm.minutes": 0.0, "slurm.max_jobs": 2}) + wanted(6, **{"slurm.minutes": 0.0, "slurm.mem_gb": 8.0})[5:]
+    queue = (
+        wanted(5, **{"slurm.minutes": 0.0, "slurm.max_jobs": 2})
+        + wanted(6, **{"slurm.minutes": 0.0, "slurm.mem_gb": 8.0})[5:]
+    )
     assert [len(job_size.pack(queue, 9)) for _ in range(4)] == [2, 2, 1, 1] and not queue
 
 
@@ -197,9 +252,15 @@ def test_a_job_that_has_ended_loses_what_it_began_and_gives_back_the_rest(pool, 
     asked = wanted(3, **{"slurm.minutes": 60.0})
     pool.hand_out(list(asked))
     pool.cluster.known["0_0"] = RUNNING
-    job_messages.beat(pool.out[0].folder, {"shares": {asked[0].id: 1.0, asked[1].id: 0.25}, "log": "loading", "beats": 1})
+    job_messages.beat(
+        pool.out[0].folder,
+        {"shares": {asked[0].id: 1.0, asked[1].id: 0.25}, "log": "loading", "beats": 1},
+    )
     answer(pool, asked[0], {"trial": {"id": asked[0].id}, "curve": [], "log": ""})
-    assert [(task, message.get("progress")) for task, message in pool.messages()] == [(asked[0], None), (asked[1], 0.25)]
+    assert [(task, message.get("progress")) for task, message in pool.messages()] == [
+        (asked[0], None),
+        (asked[1], 0.25),
+    ]
     pool.cluster.known["0_0"] = State("OUT_OF_MEMORY", -9, "OutOfMemory")
     ((task, lost),) = pool.messages()
     assert task is asked[1] and lost == {
@@ -210,7 +271,9 @@ def test_a_job_that_has_ended_loses_what_it_began_and_gives_back_the_rest(pool, 
     assert queue == [] and list(pool.out[0].tasks.values()) == [asked[2]]
 
 
-def test_a_job_that_never_began_loses_all_and_a_controller_that_is_away_loses_none(pool, wanted, monkeypatch):
+def test_a_job_that_never_began_loses_all_and_a_controller_that_is_away_loses_none(
+    pool, wanted, monkeypatch
+):
     asked = wanted(2, **{"slurm.minutes": 60.0})
     pool.hand_out(list(asked))
     with monkeypatch.context() as patch:
@@ -233,18 +296,31 @@ def test_a_job_back_in_the_queue_is_not_lost_and_one_that_says_nothing_is(pool, 
         time.sleep(0.25)
     pool.cluster.known["0_0"] = RUNNING
     heard = wait_for(lambda: [message for _, message in pool.messages() if "lost" in message])
-    assert heard[0]["lost"].startswith("its job 0_0 said nothing for 0") and pool.cluster.cancelled == ["0_0"] and not pool.busy
+    assert (
+        heard[0]["lost"].startswith("its job 0_0 said nothing for 0")
+        and pool.cluster.cancelled == ["0_0"]
+        and not pool.busy
+    )
 
 
 def test_the_next_driver_takes_over_and_submits_nothing_twice(pool, wanted, capsys):
     asked = wanted(4, **{"slurm.minutes": 0.0})
     pool.hand_out(list(asked[:3]))
     answer(pool, asked[0], {"trial": {"id": asked[0].id}, "curve": [], "log": ""})
-    unborn = job_messages.written(pool.root, asked[3:])  # its driver was killed before it knew the job
+    unborn = job_messages.written(
+        pool.root, asked[3:]
+    )  # its driver was killed before it knew the job
     after = slurm.Pool(pool.root, 9, pool.cluster)
-    assert not job_messages.standing(unborn.folder) and "3 jobs of an earlier driver are taken over" in capsys.readouterr().err
+    assert (
+        not job_messages.standing(unborn.folder)
+        and "3 jobs of an earlier driver are taken over" in capsys.readouterr().err
+    )
     after.hand_out(list(asked))
-    assert pool.cluster.arrays == [(3, 9), (1, 7)] and [order.job for order in after.out] == ["0_1", "0_2", "1_0"]
+    assert pool.cluster.arrays == [(3, 9), (1, 7)] and [order.job for order in after.out] == [
+        "0_1",
+        "0_2",
+        "1_0",
+    ]
     assert [task for task, _ in after.messages()] == [asked[0]]
     with after:
         pass
@@ -272,15 +348,24 @@ def test_no_more_than_workers_run_at_once(pool, wanted):
 
 
 def test_a_refusal_is_the_users_to_mend_unless_it_passes(pool, wanted, capsys):
-    asked, pool.cluster.refuses = wanted(3, **{"slurm.minutes": 0.0}), "sbatch: error: invalid partition specified: a10"
-    with pytest.raises(UserError, match=r"^Slurm must take the jobs, but said: sbatch: error: invalid partition specified: a10$"):
+    asked, pool.cluster.refuses = (
+        wanted(3, **{"slurm.minutes": 0.0}),
+        "sbatch: error: invalid partition specified: a10",
+    )
+    with pytest.raises(
+        UserError,
+        match=r"^Slurm must take the jobs, but said: sbatch: error: invalid partition specified: a10$",
+    ):
         pool.hand_out(list(asked))
     pool.cluster.refuses = ""
     pool.hand_out(asked[:1])
     pool.cluster.refuses = "sbatch: error: QOSMaxSubmitJobPerUserLimit"
     pool.hand_out(queue := asked[1:])
     assert len(queue) == 2 and [list(order.tasks) for order in pool.out] == [[asked[0].id]]
-    assert "no more jobs are taken for now: sbatch: error: QOSMaxSubmitJobPerUserLimit" in capsys.readouterr().err
+    assert (
+        "no more jobs are taken for now: sbatch: error: QOSMaxSubmitJobPerUserLimit"
+        in capsys.readouterr().err
+    )
     pool.cluster.refuses, pool.again = "", 0.0
     pool.hand_out(queue)
     assert queue == [] and len(pool.out) == 3
@@ -290,16 +375,23 @@ def test_a_lost_try_is_heard_once_and_an_older_one_not_at_all(pool, wanted):
     (asked,) = wanted(1)
     pool.hand_out([asked])
     old = pool.out[0].folder.with_name("older")
-    job_messages.answer(old, asked.id, {"lost": "its worker died", "status": 1, "memory": False, "log": ""})
+    job_messages.answer(
+        old, asked.id, {"lost": "its worker died", "status": 1, "memory": False, "log": ""}
+    )
     assert pool.messages() == [] and job_messages.answers(pool.root) == set()
     answer(pool, asked, {"lost": "its worker died", "status": 1, "memory": False, "log": "words"})
-    assert [message["log"] for _, message in pool.messages()] == ["words"] and not pool.busy and not job_messages.answers(pool.root)
+    assert (
+        [message["log"] for _, message in pool.messages()] == ["words"]
+        and not pool.busy
+        and not job_messages.answers(pool.root)
+    )
 
 
 def test_what_squeue_says_is_read(monkeypatch, tmp_path):
     said = "12_3      PENDING     0     JobArrayTaskLimit   \n12_0   FAILED   768  NonZeroExitCode \n13   OUT_OF_MEMORY  9   OutOfMemory\n"
     monkeypatch.setattr(
-        "scaletune.sweeping.engines.slurm.cluster.subprocess.run", lambda *command, **named: subprocess.CompletedProcess([], 0, said)
+        "scaletune.sweeping.engines.slurm.cluster.subprocess.run",
+        lambda *command, **named: subprocess.CompletedProcess([], 0, said),
     )
     assert Cluster(tmp_path, "a b").states() == {
         "12_3": State("PENDING", 0, "JobArrayTaskLimit"), "12_0": State("FAILED", 3, "NonZeroExitCode"),
@@ -351,7 +443,11 @@ def test_a_job_answers_and_is_heard_and_back_from_the_queue_it_begins_nothing_tw
     Scripted.script = [[(one, {"progress": 0.5})], [(one, trial), (two, {"progress": 0.0})]]
     training.run()
     beat = job_messages.read(training.folder / "beat.json")
-    assert beat["shares"] == {one.id: 0.5} and beat["log"].endswith("last words") and len(beat["log"]) == running.TAIL
+    assert (
+        beat["shares"] == {one.id: 0.5}
+        and beat["log"].endswith("last words")
+        and len(beat["log"]) == running.TAIL
+    )
     assert [task.id for task in running.Training(training.folder).queue] == [two.id]
     assert [(task.id, "trial" in message) for task, message in pool.messages()] == [(one.id, True)]
 
@@ -362,7 +458,9 @@ def test_a_lost_worker_is_the_trials_fault_unless_slurm_takes_the_job(training, 
     Scripted.script = [[(one, lost)], training.take, [(two, lost)]]
     with pytest.raises(SystemExit):
         training.run()
-    assert [(task.id, message["lost"]) for task, message in pool.messages()] == [(one.id, "its worker died")]
+    assert [(task.id, message["lost"]) for task, message in pool.messages()] == [
+        (one.id, "its worker died")
+    ]
     training.queue, training.taken = [two], False
     Scripted.script = [lambda: training.take() or [(two, lost)]]  # both at once
     with pytest.raises(SystemExit):
@@ -385,7 +483,11 @@ def test_a_job_ends_when_its_order_is_withdrawn_or_refused(training, pool):
     with pytest.raises(SystemExit):
         training.run()
     assert [message["refused"] for _, message in pool.messages()] == ["`a > b` must hold"]
-    Scripted.script = [lambda: job_messages.withdraw(training.folder), [(two, {"trial": {"id": two.id}})], []]
+    Scripted.script = [
+        lambda: job_messages.withdraw(training.folder),
+        [(two, {"trial": {"id": two.id}})],
+        [],
+    ]
     training.queue = [two]
     training.run()
     assert not job_messages.answers(pool.root)
@@ -405,11 +507,18 @@ class OnThisMachine(Cluster):
     def _executor(self, engine, parallel):
         made = super()._executor(engine, parallel)
         submit = made.submit_array
-        made.submit_array = lambda calls: [OnThisMachine.jobs.append(job) or job for job in submit(calls)]
+        made.submit_array = lambda calls: [
+            OnThisMachine.jobs.append(job) or job for job in submit(calls)
+        ]
         return made
 
     def states(self):
-        return {job.job_id: RUNNING if job._process.poll() is None else State("FAILED", job._process.returncode, "") for job in self.jobs}
+        return {
+            job.job_id: RUNNING
+            if job._process.poll() is None
+            else State("FAILED", job._process.returncode, "")
+            for job in self.jobs
+        }
 
     def cancel(self, ids):
         for job in self.jobs:
@@ -432,9 +541,21 @@ def on_this_machine(monkeypatch):
 @pytest.fixture(scope="module")
 def asked(tiny):
     """Two trials that train long enough to be disturbed, each in a job of its own."""
-    engine = {"kind": "slurm", "checkpoint_every": 50, "workers": 2, "stack": 1, "slurm": {"minutes": 0.0}}
+    engine = {
+        "kind": "slurm",
+        "checkpoint_every": 50,
+        "workers": 2,
+        "stack": 1,
+        "slurm": {"minutes": 0.0},
+    }
     return tiny(
-        {"engine": engine, "data.epochs": 9, "budget.tokens": 400 * 256, "schedule.warmup": 0.1, "axes": {"lr": [2e-3, 8e-3]}}
+        {
+            "engine": engine,
+            "data.epochs": 9,
+            "budget.tokens": 400 * 256,
+            "schedule.warmup": 0.1,
+            "axes": {"lr": [2e-3, 8e-3]},
+        }
     ).model_copy(update={"name": "on slurm"})
 
 
@@ -442,7 +563,10 @@ def asked(tiny):
 def undisturbed(asked, tmp_path_factory):
     """The record of the same sweep by the local engine."""
     out = tmp_path_factory.mktemp("undisturbed")
-    sweeping.sweep(asked.model_copy(update={"engine": asked.engine.model_copy(update={"kind": "local"})}), out=out)
+    sweeping.sweep(
+        asked.model_copy(update={"engine": asked.engine.model_copy(update={"kind": "local"})}),
+        out=out,
+    )
     return measured(out / "sweeps/on slurm.jsonl")
 
 
@@ -452,7 +576,11 @@ def under_way(out):
     for folder in out.glob("sweeps/*.slurm/orders/*"):
         id = folder.name.split("-")[0]
         checkpoint = out / "runs" / id / "checkpoint.pt"
-        if (folder / "job").exists() and checkpoint.exists() and not job_messages.answered(folder, id):
+        if (
+            (folder / "job").exists()
+            and checkpoint.exists()
+            and not job_messages.answered(folder, id)
+        ):
             found[(folder / "job").read_text()] = (id, checkpoint)
     return found
 
@@ -466,7 +594,10 @@ def test_a_job_that_is_killed_is_sent_again_and_the_record_is_the_local_engines(
         """Kill the first job that has a checkpoint, and all its processes, as a node that fails does."""
         for job in [] if killed else list(under_way(tmp_path))[:1]:
             killed.append(job)
-            for process in [*psutil.Process(int(job)).children(recursive=True), psutil.Process(int(job))]:
+            for process in [
+                *psutil.Process(int(job)).children(recursive=True),
+                psutil.Process(int(job)),
+            ]:
                 process.kill()
         return messages(pool)
 
@@ -475,7 +606,10 @@ def test_a_job_that_is_killed_is_sent_again_and_the_record_is_the_local_engines(
     sweeping.sweep(with_settings(asked, {"axes": {"lr": [2e-3]}}), out=tmp_path)
     found = measured(tmp_path / "sweeps/on slurm.jsonl")
     assert found == undisturbed[:1] and found[0]["status"] == "done"
-    assert f"try 1: its job {killed[0]} ended as FAILED; last words: " in capsys.readouterr().err and len(on_this_machine) == 2
+    assert (
+        f"try 1: its job {killed[0]} ended as FAILED; last words: " in capsys.readouterr().err
+        and len(on_this_machine) == 2
+    )
     assert not (tmp_path / "sweeps/on slurm.slurm").exists()
 
 
@@ -494,7 +628,9 @@ sweeping.sweep(recipe.validated(json.loads(sys.argv[1]), "on slurm"), out=sys.ar
 def node(tmp_path_factory):
     """The environment that reaches a Slurm of our own."""
     if absent := slurm_node.missing():
-        pytest.skip(f"no Slurm: {absent[0]} is not here (apt-get install slurmctld slurmd slurm-client munge)")
+        pytest.skip(
+            f"no Slurm: {absent[0]} is not here (apt-get install slurmctld slurmd slurm-client munge)"
+        )
     with slurm_node.node(tmp_path_factory.mktemp("node")) as env:
         yield env
     with pytest.MonkeyPatch.context() as patch:
@@ -517,20 +653,33 @@ def told(*command):
 def jobs(started=0):
     """{id: (state, restarts)} of this sweep's jobs as Slurm knows them, those before `started` left out."""
     lines = told(
-        "squeue", "--noheader", "--array", "--states=all", "--name=scaletune-on_slurm", "--Format=JobArrayID:40,State:30,RestartCnt:10"
+        "squeue",
+        "--noheader",
+        "--array",
+        "--states=all",
+        "--name=scaletune-on_slurm",
+        "--Format=JobArrayID:40,State:30,RestartCnt:10",
     )
-    found = {line.split()[0]: (line.split()[1], int(line.split()[2])) for line in lines.splitlines()}
+    found = {
+        line.split()[0]: (line.split()[1], int(line.split()[2])) for line in lines.splitlines()
+    }
     return {job: said for job, said in found.items() if int(job.split("_")[0]) > started}
 
 
 def driver(asked, out):
     content = json.dumps(asked.model_dump(exclude={"name"}))
-    return subprocess.Popen([sys.executable, "-c", DRIVER, content, str(out)], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, content, str(out)], stderr=subprocess.PIPE, text=True
+    )
 
 
 def processes(*named):
     """Those that know of our Slurm and have one of the words on their command line."""
-    return [process for process in psutil.process_iter() if _knows(process) and any(word in " ".join(process.cmdline()) for word in named)]
+    return [
+        process
+        for process in psutil.process_iter()
+        if _knows(process) and any(word in " ".join(process.cmdline()) for word in named)
+    ]
 
 
 def _knows(process):
@@ -549,7 +698,9 @@ def marked(checkpoint):
 
 
 @pytest.mark.slow
-def test_a_real_slurm_runs_an_array_through_requeues_and_a_killed_driver(asked, undisturbed, slurm_env, tmp_path):
+def test_a_real_slurm_runs_an_array_through_requeues_and_a_killed_driver(
+    asked, undisturbed, slurm_env, tmp_path
+):
     """`scontrol requeue`, as for preemption, of one job, the signal before a time limit to the other; then a driver that finds both."""
     before = max([int(job.split("_")[0]) for job in jobs()], default=0)
     with driver(asked, tmp_path) as first:
@@ -559,7 +710,12 @@ def test_a_real_slurm_runs_an_array_through_requeues_and_a_killed_driver(asked, 
                 [
                     wait_for(
                         lambda others=frozenset(both): next(
-                            (found for found in under_way(tmp_path).items() if found[0] not in others), None
+                            (
+                                found
+                                for found in under_way(tmp_path).items()
+                                if found[0] not in others
+                            ),
+                            None,
                         )
                     )
                 ]
@@ -571,11 +727,21 @@ def test_a_real_slurm_runs_an_array_through_requeues_and_a_killed_driver(asked, 
         marked(checkpoint)
         told("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm waits two minutes
     table = sweeping.sweep(asked, out=tmp_path)
-    assert sorted(map(str, measured(tmp_path / "sweeps/on slurm.jsonl"))) == sorted(map(str, undisturbed))
-    resumed = {trial.id for trial in read_jsonl(tmp_path / "sweeps/on slurm.jsonl") if trial.metrics["seconds"]["train"] > 1000}
+    assert sorted(map(str, measured(tmp_path / "sweeps/on slurm.jsonl"))) == sorted(
+        map(str, undisturbed)
+    )
+    resumed = {
+        trial.id
+        for trial in read_jsonl(tmp_path / "sweeps/on slurm.jsonl")
+        if trial.metrics["seconds"]["train"] > 1000
+    }
     assert resumed == {id for id, _ in both.values()} and len(table) == 2
-    assert len(jobs(before)) == 2 and {state for state, _ in jobs(before).values()} == {"COMPLETED"}  # none submitted twice
-    assert not (tmp_path / "sweeps/on slurm.slurm").exists() and not processes("sweeping.worker", "submitit")
+    assert len(jobs(before)) == 2 and {state for state, _ in jobs(before).values()} == {
+        "COMPLETED"
+    }  # none submitted twice
+    assert not (tmp_path / "sweeps/on slurm.slurm").exists() and not processes(
+        "sweeping.worker", "submitit"
+    )
 
 
 def test_a_cancelled_job_is_sent_again_and_an_interrupt_cancels_all(asked, slurm_env, tmp_path):
@@ -586,15 +752,30 @@ def test_a_cancelled_job_is_sent_again_and_an_interrupt_cancels_all(asked, slurm
         wait_for(lambda: [job for job in jobs(before) if job.split("_")[0] != lost.split("_")[0]])
         first.send_signal(signal.SIGINT)
         said = first.stderr.read()
-    assert f"try 1: its job {lost} ended as CANCELLED; last words: " in said and "jobs are cancelled" in said
-    assert {state for state, _ in jobs(before).values()} <= {"CANCELLED", "COMPLETED", "COMPLETING", "FAILED"} and not processes(
-        "sweeping.worker", "submitit"
+    assert (
+        f"try 1: its job {lost} ended as CANCELLED; last words: " in said
+        and "jobs are cancelled" in said
     )
+    assert {state for state, _ in jobs(before).values()} <= {
+        "CANCELLED",
+        "COMPLETED",
+        "COMPLETING",
+        "FAILED",
+    } and not processes("sweeping.worker", "submitit")
     assert not list(tmp_path.glob("sweeps/*.slurm/orders/*"))
 
 
 def test_the_command_line_says_what_slurm_refuses(tiny, slurm_env, tmp_path, capsys):
     recipe = tmp_path / "r.toml"
-    recipe.write_text(toml(tiny({"engine.slurm.partition": "nowhere"}).model_dump(exclude_defaults=True, exclude={"name"})))
+    recipe.write_text(
+        toml(
+            tiny({"engine.slurm.partition": "nowhere"}).model_dump(
+                exclude_defaults=True, exclude={"name"}
+            )
+        )
+    )
     assert main(["sweep", str(recipe), "--engine", "slurm", "--out", str(tmp_path)]) == 2
-    assert "Slurm must take the jobs, but said: sbatch: error: invalid partition specified: nowhere" in capsys.readouterr().err
+    assert (
+        "Slurm must take the jobs, but said: sbatch: error: invalid partition specified: nowhere"
+        in capsys.readouterr().err
+    )

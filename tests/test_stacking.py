@@ -14,10 +14,20 @@ from scaletune.training import loop
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
 OWN = [  # what trials of a stack may have of their own
     {"lr": 2e-3},
-    {"lr": 1e-2, "optimizer.beta1": 0.8, "optimizer.beta2": 0.99, "weight_decay": 0.3, "optimizer.eps": 1e-6},
+    {
+        "lr": 1e-2,
+        "optimizer.beta1": 0.8,
+        "optimizer.beta2": 0.99,
+        "weight_decay": 0.3,
+        "optimizer.eps": 1e-6,
+    },
     {"lr": 1e-2, "optimizer.clip": 0.05, "schedule.kind": "cosine", "schedule.warmup": 0.4},
     {"lr": 5e-3, "parametrization.init_std": 0.2, "parametrization.residual_multiplier": 0.5},
-    {"lr": 5e-3, "parametrization.embedding_multiplier": 3.0, "parametrization.logits_multiplier": 2.0},
+    {
+        "lr": 5e-3,
+        "parametrization.embedding_multiplier": 3.0,
+        "parametrization.logits_multiplier": 2.0,
+    },
     {"lr": 1e-2, "schedule.ema_half_life": 1024, "optimizer.decay": "independent"},
 ]
 DIVERGES = {"lr": 1e3, "schedule.kind": "constant"}
@@ -29,12 +39,17 @@ def acc():
 
 
 def measured(trial, curve):
-    return {name: getattr(trial, name) for name in MEASURED}, [x if math.isfinite(x) else None for x in curve]
+    return {name: getattr(trial, name) for name in MEASURED}, [
+        x if math.isfinite(x) else None for x in curve
+    ]
 
 
 def both_ways(points, acc):
     """(records and curves by id) of the points trained as one model, and each by itself."""
-    together = {trial.id: measured(trial, curve) for trial, curve in training.stacked(points, ["main"] * len(points), acc)}
+    together = {
+        trial.id: measured(trial, curve)
+        for trial, curve in training.stacked(points, ["main"] * len(points), acc)
+    }
     return together, [measured(*training.trial(point, "main", acc)) for point in points]
 
 
@@ -51,7 +66,9 @@ def test_a_stacked_trial_is_the_trial_alone(tiny, acc, width):
     found = same_as_alone([tiny({"width": width} | own) for own in (*OWN, DIVERGES)], acc)
     statuses = [record["status"] for record, _ in found.values()]
     assert sorted(statuses) == ["diverged", *["done"] * len(OWN)]
-    assert len({record["loss"] for record, _ in found.values()}) == len(OWN) + 1  # their settings reached them
+    assert (
+        len({record["loss"] for record, _ in found.values()}) == len(OWN) + 1
+    )  # their settings reached them
 
 
 @pytest.mark.parametrize("order", [[3, 0], [2]])
@@ -71,7 +88,12 @@ def test_two_hundred_steps_stay_the_trial_alone(tiny, acc):
         {"optimizer.family": "muon", "data.order": "shuffle"},
         {"optimizer.family": "adafactor", "engine.accumulation": 2},
         {"training.precision": "bf16", "model.tied": True},
-        {"model.norm": "layer", "model.biases": True, "model.mlp": "gelu", "model.positions": "learned"},
+        {
+            "model.norm": "layer",
+            "model.biases": True,
+            "model.mlp": "gelu",
+            "model.positions": "learned",
+        },
     ],
     ids=str,
 )
@@ -80,10 +102,20 @@ def test_any_optimizer_precision_and_block_stacks(tiny, acc, settings):
 
 
 @pytest.mark.parametrize(
-    "model", [{"family": "moe", "n_experts": 4, "top_k": 2}, {"family": "transformer", "kv_heads": 1, "qk_norm": True}]
+    "model",
+    [
+        {"family": "moe", "n_experts": 4, "top_k": 2},
+        {"family": "transformer", "kv_heads": 1, "qk_norm": True},
+    ],
 )
 def test_other_decoders_stack(tiny, acc, model):
-    same_as_alone([tiny({"model": {"width": 32, "depth": 1, "head_dim": 16} | model, "lr": lr}) for lr in (1e-3, 1e-2)], acc)
+    same_as_alone(
+        [
+            tiny({"model": {"width": 32, "depth": 1, "head_dim": 16} | model, "lr": lr})
+            for lr in (1e-3, 1e-2)
+        ],
+        acc,
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,12 +123,24 @@ def test_other_decoders_stack(tiny, acc, model):
     [
         {},
         {"engine.accumulation": 2, "model.positions": "learned", "data.order": "shuffle"},
-        {"model": {"family": "moe", "width": 32, "depth": 1, "head_dim": 16, "n_experts": 4, "top_k": 2}},
+        {
+            "model": {
+                "family": "moe",
+                "width": 32,
+                "depth": 1,
+                "head_dim": 16,
+                "n_experts": 4,
+                "top_k": 2,
+            }
+        },
     ],
     ids=str,
 )
 def test_seeds_stack_each_with_its_own_batches_and_weights(tiny, acc, settings):
-    points = [tiny(settings | own) for own in ({"seed": 3}, {"seed": 4}, {"seed": 4, "lr": 1e-2}, DIVERGES | {"seed": 5})]
+    points = [
+        tiny(settings | own)
+        for own in ({"seed": 3}, {"seed": 4}, {"seed": 4, "lr": 1e-2}, DIVERGES | {"seed": 5})
+    ]
     losses = [record["loss"] for record, _ in same_as_alone(points, acc).values()]
     assert len(set(losses)) == 4
 
@@ -119,16 +163,30 @@ def test_models_of_examples_stack(tiny, acc, model, source):
     same_as_alone([tiny(settings | {"lr": lr}) for lr in (1e-3, 1e-2)], acc)
 
 
-@pytest.mark.parametrize("model", [{"inputs": 16, "loss": "mse"}, {"inputs": 64}], ids=["values", "images"])
+@pytest.mark.parametrize(
+    "model", [{"inputs": 16, "loss": "mse"}, {"inputs": 64}], ids=["values", "images"]
+)
 def test_multilayer_perceptrons_of_other_seeds_stack(tiny, acc, model):
     source = POWER_LAW if "loss" in model else DIGITS
-    settings = {"model": {"family": "mlp", "width": 32} | model, "data": source, "tokens": 8 * 32, "batch_tokens": 32}
+    settings = {
+        "model": {"family": "mlp", "width": 32} | model,
+        "data": source,
+        "tokens": 8 * 32,
+        "batch_tokens": 32,
+    }
     same_as_alone([tiny(settings | {"seed": seed}) for seed in (0, 1, 2)], acc)
 
 
 def test_a_convolution_keeps_seeds_apart(tiny):
     points = [
-        tiny({"model": {"family": "vit", "width": 32, "patch": 2, "head_dim": 16} | IMAGES, "data": DIGITS, "seed": k}) for k in (0, 1)
+        tiny(
+            {
+                "model": {"family": "vit", "width": 32, "patch": 2, "head_dim": 16} | IMAGES,
+                "data": DIGITS,
+                "seed": k,
+            }
+        )
+        for k in (0, 1)
     ]
     assert counted.unlike(*points) == ["seed"]
 
@@ -136,7 +194,10 @@ def test_a_convolution_keeps_seeds_apart(tiny):
 def test_a_grouped_convolution_stacks_to_rounding(tiny, acc):
     """Its sums are taken in another order than one trial's: the default leaves such trials alone."""
     model = {"family": "resnet", "width": 8, "stages": 2, "groups": 4} | IMAGES
-    points = [tiny({"model": model, "data": DIGITS, "tokens": 8 * 32, "batch_tokens": 32, "lr": lr}) for lr in (1e-3, 1e-2)]
+    points = [
+        tiny({"model": model, "data": DIGITS, "tokens": 8 * 32, "batch_tokens": 32, "lr": lr})
+        for lr in (1e-3, 1e-2)
+    ]
     together, alone = both_ways(points, acc)
     for record, curve in alone:
         assert together[record["id"]][1] == pytest.approx(curve, rel=1e-5)
@@ -173,9 +234,13 @@ def test_one_that_stops_is_told_at_once_and_leaves_the_stack(tiny, acc, monkeypa
 
     monkeypatch.setattr(training.stacking.Stack, "__init__", counting)
     told, points = [], [tiny(lr=2e-3), tiny(DIVERGES), tiny(lr=4e-3)]
-    for trial, _ in training.stacked(points, ["a", "b", "c"], acc, lambda share: told.append(share)):
+    for trial, _ in training.stacked(
+        points, ["a", "b", "c"], acc, lambda share: told.append(share)
+    ):
         told.append((trial.sweep, trial.status))
-    assert told[-1] == ("c", "done") and told.index(("b", "diverged")) < told.index(1.0) < told.index(("a", "done"))
+    assert told[-1] == ("c", "done") and told.index(("b", "diverged")) < told.index(
+        1.0
+    ) < told.index(("a", "done"))
     assert sizes == [3, 2]
 
 
@@ -184,14 +249,27 @@ def test_a_stack_goes_on_from_checkpoints(tiny, acc, tmp_path):
     settings = {"engine.checkpoint_every": 2, "engine.runs": str(tmp_path)}
     points = [tiny(settings | {"lr": lr}) for lr in (2e-3, 8e-3)]
     with pytest.raises(KeyboardInterrupt):
-        training.trial(points[0], "main", acc, lambda share: (_ for _ in ()).throw(KeyboardInterrupt) if share > 0.6 else None)
+        training.trial(
+            points[0],
+            "main",
+            acc,
+            lambda share: (_ for _ in ()).throw(KeyboardInterrupt) if share > 0.6 else None,
+        )
     whole = [training.trial(tiny(lr=lr), "main", acc) for lr in (2e-3, 8e-3)]
-    found = {trial.lr: (trial.loss, curve) for trial, curve in training.stacked(points, ["main"] * 2, acc)}
+    found = {
+        trial.lr: (trial.loss, curve)
+        for trial, curve in training.stacked(points, ["main"] * 2, acc)
+    }
     assert found == {trial.lr: (trial.loss, curve) for trial, curve in whole}
 
 
 def test_a_record_says_how_many_were_one_model_and_what_its_share_was(tiny, acc):
-    trials = [trial for trial, _ in training.stacked([tiny(lr=lr) for lr in (1e-3, 2e-3, 4e-3)], ["main"] * 3, acc)]
+    trials = [
+        trial
+        for trial, _ in training.stacked(
+            [tiny(lr=lr) for lr in (1e-3, 2e-3, 4e-3)], ["main"] * 3, acc
+        )
+    ]
     assert [trial.provenance["stack"] for trial in trials] == [3, 3, 3]
     assert training.trial(tiny(), "main", acc)[0].provenance["stack"] == 1
     for trial in trials:
@@ -215,11 +293,15 @@ def test_a_record_says_how_many_were_one_model_and_what_its_share_was(tiny, acc)
 )
 def test_points_that_cannot_stack_are_refused_by_what_they_differ_in(tiny, acc, settings, name):
     assert counted.unlike(tiny(), tiny(settings)) == [name]
-    with pytest.raises(UserError, match=rf"must have the same `{name}`, but got others: train them apart"):
+    with pytest.raises(
+        UserError, match=rf"must have the same `{name}`, but got others: train them apart"
+    ):
         list(training.stacked([tiny(), tiny(settings)], ["main"] * 2, acc))
 
 
-@pytest.mark.parametrize("settings", [{"training.z_loss": 1e-4}, {"engine.noise_every": 2, "engine.accumulation": 2}])
+@pytest.mark.parametrize(
+    "settings", [{"training.z_loss": 1e-4}, {"engine.noise_every": 2, "engine.accumulation": 2}]
+)
 def test_a_trial_that_measures_or_penalises_its_own_trains_alone(tiny, acc, settings):
     recipe = tiny(settings)
     assert counted.size(recipe) == 1 and counted.size(tiny(settings | {"engine.stack": 8})) == 1
@@ -238,19 +320,29 @@ def test_the_size_of_a_stack_is_the_devices(tiny):
     sizes = [counted.size(tiny(width=width)) for width in (32, 128, 256)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1 == sizes[-1]
     assert counted.size(tiny({"engine.stack": 5})) == 5
-    assert counted.size(tiny(), 8e10) == 1 and counted.size(tiny({"engine.stack": 5}), 8e10) == 5  # on a GPU it must be asked for
+    assert (
+        counted.size(tiny(), 8e10) == 1 and counted.size(tiny({"engine.stack": 5}), 8e10) == 5
+    )  # on a GPU it must be asked for
 
 
 def test_a_gpu_is_filled_as_far_as_its_time_and_memory_go(tiny):
     """Where a model of an H200 puts the gain: 64 trials of width 128 and 512 tokens in bf16, about one of width 512 and 4096 tokens."""
 
     def size(memory, **settings):
-        return counted.size(tiny({"engine.stack": "fill", "model.head_dim": 32, "data.seq_len": 64} | settings), memory)
+        return counted.size(
+            tiny({"engine.stack": "fill", "model.head_dim": 32, "data.seq_len": 64} | settings),
+            memory,
+        )
 
-    bf16, small = {"training.precision": "bf16"}, {"model.width": 128, "batch_tokens": 512, "tokens": 2048}
+    bf16, small = (
+        {"training.precision": "bf16"},
+        {"model.width": 128, "batch_tokens": 512, "tokens": 2048},
+    )
     large = {"model.width": 512, "model.depth": 4, "batch_tokens": 4096, "tokens": 4096}
     assert size(1.4e11, **bf16, **small) == 64 and size(1.4e11, **large) == 1
     held = sum(counting.memory_bytes(tiny(small).model, 256, 512, 64).values())
     assert size(20 * held, **bf16, **small) == 10 and size(held, **bf16, **small) == 1
     assert size(0, **small) == counted.size(tiny(small))  # a CPU has its own rule
-    assert size(1.4e11, **small, **{"optimizer.family": "sgd", "weight_decay": 0.0}) == 1  # K optimizers, one after the other
+    assert (
+        size(1.4e11, **small, **{"optimizer.family": "sgd", "weight_decay": 0.0}) == 1
+    )  # K optimizers, one after the other

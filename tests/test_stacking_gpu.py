@@ -33,7 +33,10 @@ def asked(tiny, *own, **settings):
 
 def found(points, acc):
     """{lr: (status, held-out loss, curve)}."""
-    return {trial.lr: (trial.status, trial.loss, curve) for trial, curve in training.stacked(points, ["a"] * len(points), acc)}
+    return {
+        trial.lr: (trial.status, trial.loss, curve)
+        for trial, curve in training.stacked(points, ["a"] * len(points), acc)
+    }
 
 
 class Again:
@@ -79,7 +82,9 @@ def test_a_replayed_step_is_the_step(tiny, acc, monkeypatch, again, settings):
     assert found(points, acc) == replayed
 
 
-def test_steps_that_cannot_be_recorded_are_taken_one_kernel_at_a_time(tiny, acc, monkeypatch, again, capsys):
+def test_steps_that_cannot_be_recorded_are_taken_one_kernel_at_a_time(
+    tiny, acc, monkeypatch, again, capsys
+):
     def refuse(work):
         """Run it all but the update, as recording runs nothing: what it leaves in the gradients is no one's."""
         move, stacks[1].move = stacks[1].move, lambda: None
@@ -88,7 +93,9 @@ def test_steps_that_cannot_be_recorded_are_taken_one_kernel_at_a_time(tiny, acc,
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
     points = asked(tiny, *OWN[:2])
-    stacks = [Stack([loop.start(point, data.load(point.data), acc) for point in points]) for _ in range(2)]
+    stacks = [
+        Stack([loop.start(point, data.load(point.data), acc) for point in points]) for _ in range(2)
+    ]
     for stack, recorder in zip(stacks, (again, refuse), strict=True):
         monkeypatch.setattr(cuda_graph, "recorded", recorder)
         for _ in range(6):
@@ -104,9 +111,24 @@ def test_steps_that_cannot_be_recorded_are_taken_one_kernel_at_a_time(tiny, acc,
 
 
 def test_only_steps_that_read_nothing_back_are_recorded(tiny):
-    moe = tiny({"model": {"family": "moe", "width": 32, "depth": 1, "head_dim": 16, "n_experts": 4, "top_k": 2}})
+    moe = tiny(
+        {
+            "model": {
+                "family": "moe",
+                "width": 32,
+                "depth": 1,
+                "head_dim": 16,
+                "n_experts": 4,
+                "top_k": 2,
+            }
+        }
+    )
     cuda = torch.device("cuda")
-    assert cuda_graph.applies(tiny(), cuda) and not cuda_graph.applies(moe, cuda) and not cuda_graph.applies(tiny(), torch.device("cpu"))
+    assert (
+        cuda_graph.applies(tiny(), cuda)
+        and not cuda_graph.applies(moe, cuda)
+        and not cuda_graph.applies(tiny(), torch.device("cpu"))
+    )
 
 
 # --- on a GPU --------------------------------------------------------------------------------------------------------
@@ -121,7 +143,9 @@ def on_gpu(points, acc, monkeypatch, *, one_update, one_launch):
 def assert_like(one, other, rel):
     for lr in (own["lr"] for own in OWN):
         assert one[lr][0] == other[lr][0] == "done"
-        assert one[lr][2] == pytest.approx(other[lr][2], rel=rel) and one[lr][1] == pytest.approx(other[lr][1], rel=rel)
+        assert one[lr][2] == pytest.approx(other[lr][2], rel=rel) and one[lr][1] == pytest.approx(
+            other[lr][1], rel=rel
+        )
 
 
 @pytest.mark.gpu
@@ -131,7 +155,12 @@ def assert_like(one, other, rel):
     "settings",
     [
         {},
-        {"engine.accumulation": 2, "model.positions": "learned", "model.norm": "layer", "model.biases": True},
+        {
+            "engine.accumulation": 2,
+            "model.positions": "learned",
+            "model.norm": "layer",
+            "model.biases": True,
+        },
         {"engine.compile": True},
         {"training.precision": "bf16"},
         {"optimizer.family": "muon"},
@@ -143,7 +172,9 @@ def test_one_launch_trains_as_many(tiny, acc, monkeypatch, capsys, settings):
     points = asked(tiny, *OWN, DIVERGES, **settings)
     launched = on_gpu(points, acc, monkeypatch, one_update=True, one_launch=True)
     assert "refused to record" not in capsys.readouterr().err and launched[3.0][0] == "diverged"
-    rel = 1e-2 if settings.keys() & {"training.precision", "optimizer.family"} else 1e-5  # products in bfloat16
+    rel = (
+        1e-2 if settings.keys() & {"training.precision", "optimizer.family"} else 1e-5
+    )  # products in bfloat16
     assert_like(launched, on_gpu(points, acc, monkeypatch, one_update=True, one_launch=False), rel)
     assert_like(launched, on_gpu(points, acc, monkeypatch, one_update=False, one_launch=False), rel)
 
@@ -161,7 +192,9 @@ print([step(work, [(x, x + i)]).tolist() for i in range(6)])
 @no_gpu
 def test_cuda_refuses_a_step_that_reads_back_and_it_is_taken_all_the_same():
     """In a process of its own, lest a refusal leave anything behind."""
-    done = subprocess.run([sys.executable, "-c", READS_BACK], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", READS_BACK], capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout) == [[0.0, 3.0 + 3 * i, 6.0 + 6 * i] for i in range(6)]
     assert "refused to record them" in done.stderr
 

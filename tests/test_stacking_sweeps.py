@@ -38,14 +38,19 @@ def no_gpu(monkeypatch):
 
 def test_like_goes_with_like(tiny, no_gpu):
     points = [tiny(lr=lr, seed=seed) for seed in (0, 1) for lr in (1e-3, 2e-3)]
-    assert taken(queue(*points, tiny(lr=4e-3), tiny(lr=8e-3, width=128))) == [[1e-3, 2e-3, 1e-3, 2e-3, 4e-3], [8e-3]]
+    assert taken(queue(*points, tiny(lr=4e-3), tiny(lr=8e-3, width=128))) == [
+        [1e-3, 2e-3, 1e-3, 2e-3, 4e-3],
+        [8e-3],
+    ]
 
 
 def test_a_stack_is_no_larger_than_asked_and_leaves_each_worker_its_share(tiny, no_gpu):
     points = [tiny({"lr": lr, "engine.stack": 3}) for lr in (1e-3, 2e-3, 3e-3, 4e-3, 5e-3)]
     assert taken(queue(*points)) == [[1e-3, 2e-3, 3e-3], [4e-3, 5e-3]]
     assert taken(queue(*points), workers=5) == [[1e-3], [2e-3], [3e-3], [4e-3], [5e-3]]
-    assert taken(queue(*[tiny({"lr": point.optimizer.lr, "engine.stack": 1}) for point in points[:2]])) == [[1e-3], [2e-3]]
+    assert taken(
+        queue(*[tiny({"lr": point.optimizer.lr, "engine.stack": 1}) for point in points[:2]])
+    ) == [[1e-3], [2e-3]]
 
 
 def test_two_workers_share_a_queue_alike(tiny, no_gpu):
@@ -55,12 +60,20 @@ def test_two_workers_share_a_queue_alike(tiny, no_gpu):
 
 def test_what_keeps_trials_apart_is_said_where_a_stack_was_asked_for(tiny):
     points = [
-        tiny({"engine.stack": 4, "width": width, "seed": seed, "lr": lr}) for width in (32, 64) for seed in (0, 1) for lr in (1e-3, 2e-3)
+        tiny({"engine.stack": 4, "width": width, "seed": seed, "lr": lr})
+        for width in (32, 64)
+        for seed in (0, 1)
+        for lr in (1e-3, 2e-3)
     ]
     assert stacks.note(queue(*points)) == "not stacked where they differ: `model.width`"
-    assert stacks.note(queue(*points[:2])) == "" == stacks.note(queue(tiny(width=32), tiny(width=64)))
+    assert (
+        stacks.note(queue(*points[:2])) == "" == stacks.note(queue(tiny(width=32), tiny(width=64)))
+    )
     lone = tiny({"engine.stack": 4, "training.z_loss": 1e-4})
-    assert stacks.note(queue(lone)) == "trained one by one: `training.z_loss = 0.0001`: it reads one trial's logits"
+    assert (
+        stacks.note(queue(lone))
+        == "trained one by one: `training.z_loss = 0.0001`: it reads one trial's logits"
+    )
 
 
 def test_workers_share_a_gpus_memory_among_their_stacks(tiny, monkeypatch):
@@ -70,7 +83,10 @@ def test_workers_share_a_gpus_memory_among_their_stacks(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: kind)
     sizes = {}
     for workers in (2, 4, 8):
-        points = [tiny({"lr": lr * 1e-4, "engine.stack": "fill", "engine.workers": workers}) for lr in range(1, 33)]
+        points = [
+            tiny({"lr": lr * 1e-4, "engine.stack": "fill", "engine.workers": workers})
+            for lr in range(1, 33)
+        ]
         sizes[workers] = len(stacks.take(queue(*points), 1))
     assert sizes[8] > 1 and sizes[4] // 2 == sizes[8] and sizes[2] // 4 == sizes[8]
 
@@ -82,12 +98,19 @@ def test_a_trial_whose_worker_died_trains_alone(tiny, no_gpu):
 
 
 def test_trials_that_lacked_memory_train_in_half_the_stack(tiny, no_gpu):
-    tasks = queue(*[tiny({"lr": lr, "engine.stack": 4}) for lr in (1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3)])
-    assert [out_of_memory.shrink(task, 4) for task in tasks[:4]] == ["in a stack of 2, not of 4"] * 4
+    tasks = queue(
+        *[tiny({"lr": lr, "engine.stack": 4}) for lr in (1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3)]
+    )
+    assert [out_of_memory.shrink(task, 4) for task in tasks[:4]] == [
+        "in a stack of 2, not of 4"
+    ] * 4
     assert taken(tasks) == [[1e-3, 2e-3], [3e-3, 4e-3], [5e-3, 6e-3]]
 
 
-@pytest.mark.parametrize(("stack", "said", "most"), [(3, "in a stack of 1, not of 3", 1), (1, "with engine.accumulation = 2", 1)])
+@pytest.mark.parametrize(
+    ("stack", "said", "most"),
+    [(3, "in a stack of 1, not of 3", 1), (1, "with engine.accumulation = 2", 1)],
+)
 def test_a_trial_is_made_smaller_by_its_stack_first(tiny, stack, said, most):
     (task,) = queue(tiny())
     assert out_of_memory.shrink(task, stack) == said and (task.shrunk, task.most) == (1, most)
@@ -104,7 +127,13 @@ def test_the_record_is_the_one_of_trial_by_trial(tiny, tmp_path):
     table = sweeping.sweep(recipe, out=tmp_path)
     assert table["status"].tolist() == ["done", "done", "done", "diverged"]
     assert [row["stack"] for row in table["provenance"]] == [4] * 4
-    alone = {trial.id: trial for trial, _ in (training.trial(point, "main", training.accelerator()) for point in recipes.points(recipe))}
+    alone = {
+        trial.id: trial
+        for trial, _ in (
+            training.trial(point, "main", training.accelerator())
+            for point in recipes.points(recipe)
+        )
+    }
     for trial in read_jsonl(tmp_path / "sweeps/tiny.jsonl"):
         assert all(getattr(trial, name) == getattr(alone[trial.id], name) for name in MEASURED)
 
@@ -117,13 +146,22 @@ def test_a_killed_worker_costs_its_stack_and_no_more(tiny, tmp_path, monkeypatch
         finished(board, task, trial)
         if not killed:
             killed.append(trial)
-            worker = next(child for child in psutil.Process().children() if "scaletune.sweeping.engines.worker" in child.cmdline())
+            worker = next(
+                child
+                for child in psutil.Process().children()
+                if "scaletune.sweeping.engines.worker" in child.cmdline()
+            )
             worker.send_signal(signal.SIGKILL)
 
     monkeypatch.setattr(Board, "finished", watched)
     recipe = asked(tiny, tokens=256 * 40, **{"engine.stack": 4})
     table = sweeping.sweep(recipe, out=tmp_path).sort_values("lr")
-    assert killed[0].status == "diverged" and table["status"].tolist() == ["done", "done", "done", "diverged"]
+    assert killed[0].status == "diverged" and table["status"].tolist() == [
+        "done",
+        "done",
+        "done",
+        "diverged",
+    ]
     assert [row["stack"] for row in table["provenance"]] == [1, 1, 1, 4]
     alone, _ = training.trial(recipes.points(recipe)[1], "main", training.accelerator())
     assert table["loss"].iloc[2] == alone.loss

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 from scaletune.errors import UserError
 from scaletune.training.vmap_stack import VmapStack
 
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # of CPU attention, which vmap has no rule for
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:There is a performance drop"
+)  # of CPU attention, which vmap has no rule for
 
 
 class Net(nn.Module):
@@ -18,7 +20,9 @@ class Net(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.inner = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "out": nn.Linear(width, 5)})
+            self.inner = nn.ModuleDict(
+                {"qkv": nn.Linear(width, 3 * width), "out": nn.Linear(width, 5)}
+            )
             self.register_buffer("shift", torch.randn(width))
 
     def forward(self, x, targets):
@@ -63,7 +67,10 @@ def test_a_stack_trains_each_module_as_it_would_alone():
 
 
 def test_what_vmap_refuses_is_said():
-    with pytest.raises(UserError, match=r"a Peeking cannot stack, as vmap refuses it \(.*\): train its trials apart"):
+    with pytest.raises(
+        UserError,
+        match=r"a Peeking cannot stack, as vmap refuses it \(.*\): train its trials apart",
+    ):
         VmapStack([Peeking(0), Peeking(1)])(*batch())
 
 
@@ -73,7 +80,11 @@ def test_tied_weights_stay_tied_and_frozen_ones_frozen():
             super().__init__()
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                self.table, self.scale, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+                self.table, self.scale, self.head = (
+                    nn.Embedding(9, 4),
+                    nn.Linear(4, 4),
+                    nn.Linear(4, 9, bias=False),
+                )
             self.head.weight = self.table.weight
             self.register_buffer("cache", torch.ones(4), persistent=False)
             self.scale.weight.requires_grad_(False)
@@ -88,13 +99,18 @@ def test_tied_weights_stay_tied_and_frozen_ones_frozen():
         net(ids).backward()
         assert torch.allclose(stack.stacked["table/weight"].grad[k], net.table.weight.grad)
         assert stack.trial(k).keys() == net.state_dict().keys()
-    assert stack.stacked["scale/weight"].grad is None and stack.stacked["scale/bias"].grad is not None
+    assert (
+        stack.stacked["scale/weight"].grad is None and stack.stacked["scale/bias"].grad is not None
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 4)), "a ParametrizedLinear cannot stack, .*of the same class"),
+        (
+            lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 4)),
+            "a ParametrizedLinear cannot stack, .*of the same class",
+        ),
         (lambda: nn.ReLU(), "a ReLU cannot stack, .*at least one Tensor"),
         (lambda: Numpy(16, 4), "a Numpy cannot stack, .*doesn't have storage"),
     ],
@@ -110,7 +126,9 @@ class Numpy(nn.Linear):
 
 
 def test_modules_that_differ_are_refused():
-    with pytest.raises(UserError, match=r"the same shapes, but `inner.out.weight` is \(5, 16\) and \(5, 32\)"):
+    with pytest.raises(
+        UserError, match=r"the same shapes, but `inner.out.weight` is \(5, 16\) and \(5, 32\)"
+    ):
         VmapStack([Net(0), Net(1, width=32)])
     with pytest.raises(UserError, match="of one kind, but got Net, Peeking"):
         VmapStack([Net(0), Peeking(1)])

@@ -38,7 +38,9 @@ schedule = { decay = 0.5 }
 budget = { tokens = 8192, batch_tokens = 256, eval_tokens = 4096 }
 engine = { workers = 2 }
 """
-TARGET = BASE.replace("width = 32, depth", "width = 128, depth").replace("tokens = 8192", "tokens = 81920")
+TARGET = BASE.replace("width = 32, depth", "width = 128, depth").replace(
+    "tokens = 8192", "tokens = 81920"
+)
 AXES = """
 [axes]
 width = [32, 64]
@@ -93,12 +95,23 @@ def furnished(path, prose):
 
 
 def command(folder, *more):
-    return [sys.executable, "-m", "scaletune", "run", str(folder / "study.toml"), "--out", str(folder / "out"), *more]
+    return [
+        sys.executable,
+        "-m",
+        "scaletune",
+        "run",
+        str(folder / "study.toml"),
+        "--out",
+        str(folder / "out"),
+        *more,
+    ]
 
 
 def results(folder):
     """(sweep, id, status, loss) of every recorded trial."""
-    return [(t.sweep, t.id, t.status, t.loss) for t in read_jsonl(folder / "out/sweeps/study.jsonl")]
+    return [
+        (t.sweep, t.id, t.status, t.loss) for t in read_jsonl(folder / "out/sweeps/study.jsonl")
+    ]
 
 
 def digest(folder):
@@ -112,7 +125,9 @@ def digest(folder):
 def finished(prose, tmp_path_factory):
     """The study carried out by the command line with real workers: (its folder, its answer, what it said)."""
     folder = furnished(tmp_path_factory.mktemp("finished"), prose)
-    done = subprocess.run(command(folder, "--json"), capture_output=True, text=True, timeout=5 * PATIENCE)
+    done = subprocess.run(
+        command(folder, "--json"), capture_output=True, text=True, timeout=5 * PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout), done.stderr
 
@@ -120,15 +135,28 @@ def finished(prose, tmp_path_factory):
 def test_every_trial_that_was_asked_for_is_on_record(finished):
     folder, _, said = finished
     trials = read_jsonl(folder / "out/sweeps/study.jsonl")
-    wanted = {("main", w, t, lr) for w in (32, 64) for t in (8192, 16384) for lr in (0.0005, 0.002, 0.008, 0.032, 0.128)}
+    wanted = {
+        ("main", w, t, lr)
+        for w in (32, 64)
+        for t in (8192, 16384)
+        for lr in (0.0005, 0.002, 0.008, 0.032, 0.128)
+    }
     wanted |= {("sp", w, 8192, lr) for w in (32, 64) for lr in (0.002, 0.008, 0.032)}
     held = {trial.lr for trial in trials if trial.sweep == "validation"}
     assert {0.004, 0.016, 0.064} < held and len(held) == 4
     found = {(trial.sweep, trial.width, trial.tokens, trial.lr) for trial in trials}
     assert found == wanted | {("validation", 96, 24576, lr) for lr in held}
     assert len(trials) == len(found) == 30 and {trial.status for trial in trials} == {"done"}
-    assert all(trial.n_params == size(trial.width) and trial.n_params_total == size(trial.width) + 512 * trial.width for trial in trials)
-    assert "26 proxies" in said and "4 held-out trials, predicted lr" in said and "Traceback" not in said
+    assert all(
+        trial.n_params == size(trial.width)
+        and trial.n_params_total == size(trial.width) + 512 * trial.width
+        for trial in trials
+    )
+    assert (
+        "26 proxies" in said
+        and "4 held-out trials, predicted lr" in said
+        and "Traceback" not in said
+    )
     assert not (folder / "sweeps").exists() and not (folder / "fits").exists()  # all under --out
 
 
@@ -137,9 +165,16 @@ def test_the_fit_rests_on_the_proxies_alone(finished):
     written = json.loads((folder / "out/fits/study.json").read_text())
     fitted = Fit.read(folder / "out/fits/study.json")
     assert written["digest"] == fitted.digest and fitted.to_dict() == answer["fit"]
-    main_ids = {trial.id for trial in read_jsonl(folder / "out/sweeps/study.jsonl") if trial.sweep == "main"}
-    assert not set(fitted.used) & set(fitted.dropped) and set(fitted.used) | set(fitted.dropped) == main_ids
-    assert {(cell["n_params"], cell["tokens"]) for cell in fitted.cells} == {(size(w), t) for w in (32, 64) for t in (8192, 16384)}
+    main_ids = {
+        trial.id for trial in read_jsonl(folder / "out/sweeps/study.jsonl") if trial.sweep == "main"
+    }
+    assert (
+        not set(fitted.used) & set(fitted.dropped)
+        and set(fitted.used) | set(fitted.dropped) == main_ids
+    )
+    assert {(cell["n_params"], cell["tokens"]) for cell in fitted.cells} == {
+        (size(w), t) for w in (32, 64) for t in (8192, 16384)
+    }
 
 
 def test_the_held_out_cell_is_judged_by_what_was_predicted_and_what_was_measured(finished):
@@ -149,14 +184,27 @@ def test_the_held_out_cell_is_judged_by_what_was_predicted_and_what_was_measured
     (cell,) = fitted.held_out["cells"]
     c, a, b = (fitted.params[name]["value"] for name in "cab")
     assert cell["predicted_lr"] == pytest.approx(c * size(96) ** a * 24576**b, rel=1e-6)
-    losses = {t.lr: t.loss for t in read_jsonl(folder / "out/sweeps/study.jsonl") if t.sweep == "validation"}
-    assert cell["trained_lr"] == pytest.approx(cell["predicted_lr"], rel=5e-3) and cell["trained_lr"] in losses
+    losses = {
+        t.lr: t.loss
+        for t in read_jsonl(folder / "out/sweeps/study.jsonl")
+        if t.sweep == "validation"
+    }
+    assert (
+        cell["trained_lr"] == pytest.approx(cell["predicted_lr"], rel=5e-3)
+        and cell["trained_lr"] in losses
+    )
     assert {row["lr"]: row["loss"] for row in cell["grid"]} == losses
-    assert cell["loss_at_predicted"] == losses[cell["trained_lr"]] and cell["best_loss"] == min(losses.values())
-    assert cell["loss_excess"] == pytest.approx(losses[cell["trained_lr"]] / min(losses.values()) - 1)
+    assert cell["loss_at_predicted"] == losses[cell["trained_lr"]] and cell["best_loss"] == min(
+        losses.values()
+    )
+    assert cell["loss_excess"] == pytest.approx(
+        losses[cell["trained_lr"]] / min(losses.values()) - 1
+    )
     assert cell["ratio"] == pytest.approx(cell["predicted_lr"] / cell["measured_lr"])
     low, high = cell["interval"]["lr"]
-    assert low < cell["predicted_lr"] < high and (cell["covered"] or not low < cell["measured_lr"] < high)
+    assert low < cell["predicted_lr"] < high and (
+        cell["covered"] or not low < cell["measured_lr"] < high
+    )
 
 
 def test_transformers_builds_the_emitted_model(finished):
@@ -173,22 +221,38 @@ def test_transformers_builds_the_emitted_model(finished):
 
 def test_the_emitted_recipe_is_the_target_with_the_answer(finished):
     folder, answer, _ = finished
-    emitted, asked = recipes.load(folder / "out/configs/study/recipe/target.toml"), recipes.load(folder / "target.toml")
+    emitted, asked = (
+        recipes.load(folder / "out/configs/study/recipe/target.toml"),
+        recipes.load(folder / "target.toml"),
+    )
     assert emitted.optimizer.lr == pytest.approx(answer["transfer"]["lr"], rel=1e-3)
-    assert emitted.evidence["fit"] == digest(folder) and emitted.evidence["interval"]["lr"] == answer["transfer"]["interval"]["lr"]
+    assert (
+        emitted.evidence["fit"] == digest(folder)
+        and emitted.evidence["interval"]["lr"] == answer["transfer"]["interval"]["lr"]
+    )
     answered = emitted.optimizer.model_copy(update={"lr": asked.optimizer.lr})
-    assert emitted.model_copy(update={"evidence": {}, "optimizer": answered}).point() == asked.point()
+    assert (
+        emitted.model_copy(update={"evidence": {}, "optimizer": answered}).point() == asked.point()
+    )
     assert asked.optimizer.lr != emitted.optimizer.lr
 
 
 def test_the_answer_names_files_that_exist(finished):
     folder, answer, _ = finished
-    assert answer.keys() == {"study", "path", "shift", "transfer", "pictures", "report", "fit"} and answer["study"] == "study"
+    assert (
+        answer.keys() == {"study", "path", "shift", "transfer", "pictures", "report", "fit"}
+        and answer["study"] == "study"
+    )
     files = [answer["path"], answer["report"], *answer["pictures"], *answer["transfer"]["files"]]
     assert len(files) == 11 and all(Path(file).is_file() for file in files)
-    made = {path for path in (folder / "out").rglob("*") if path.is_file()} - {Path(file) for file in files}
+    made = {path for path in (folder / "out").rglob("*") if path.is_file()} - {
+        Path(file) for file in files
+    }
     assert {path.name for path in made} == {"study.db", "study.jsonl"}
-    assert [(row["sweep"], row["tokens"], len(row["lr"])) for row in answer["shift"]] == [("main", 8192, 2), ("sp", 8192, 2)]
+    assert [(row["sweep"], row["tokens"], len(row["lr"])) for row in answer["shift"]] == [
+        ("main", 8192, 2),
+        ("sp", 8192, 2),
+    ]
 
 
 def test_the_pictures_are_in_the_report_and_the_report_gives_the_answer(finished):
@@ -200,18 +264,27 @@ def test_the_pictures_are_in_the_report_and_the_report_gives_the_answer(finished
         assert base64.b64encode(path.read_bytes()).decode() in page
     assert page.startswith("<!doctype html>") and "http" not in page
     assert f"ANSWER for {size(128):,} parameters (non-embedding) and 81,920 tokens" in page
-    assert f"set lr = {answer['transfer']['lr']:.4g} " in page and "held-out cell: 92,448 parameters, 24,576 tokens" in page
+    assert (
+        f"set lr = {answer['transfer']['lr']:.4g} " in page
+        and "held-out cell: 92,448 parameters, 24,576 tokens" in page
+    )
     assert all(run in page for run in answer["fit"]["dropped"])
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file() and path.suffix != ".db"}
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in (folder / "out").rglob("*")
+        if path.is_file() and path.suffix != ".db"
+    }
 
 
 def test_a_second_run_trains_nothing_and_leaves_the_same(finished, monkeypatch, capsys):
     folder, answer, _ = finished
     before = contents(folder)
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)  # starting a worker would raise
+    monkeypatch.setattr(
+        "scaletune.sweeping.engines.local.Pool", None
+    )  # starting a worker would raise
     assert main([*command(folder)[3:], "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == answer
     assert contents(folder) == before and len(before) == 12
@@ -230,7 +303,10 @@ def test_a_killed_run_carries_on_to_the_same_end(finished, folder, monkeypatch, 
 
     def under_way():
         if moment == "held-out":
-            return path.exists() and Fit.read(path).held_out.get("kind") == "predicted, not trained yet"
+            return (
+                path.exists()
+                and Fit.read(path).held_out.get("kind") == "predicted, not trained yet"
+            )
         if not stem.with_suffix(".db").exists():
             return False
         store = Store(stem)
@@ -238,7 +314,9 @@ def test_a_killed_run_carries_on_to_the_same_end(finished, folder, monkeypatch, 
         store.close()
         return len(found) >= 12
 
-    with subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         wait_for(lambda: process.poll() is not None or under_way())
         workers = children(process.pid)
         process.kill()
@@ -256,7 +334,12 @@ def test_a_killed_run_carries_on_to_the_same_end(finished, folder, monkeypatch, 
 
 def optimal(n_params, tokens, batch_tokens):
     """The planted law: 0.016 at width 64, 16384 tokens and batches of 256."""
-    return 0.016 * (n_params / size(64)) ** -0.25 * (tokens / 16384) ** 0.3 * (batch_tokens / 256) ** 0.5
+    return (
+        0.016
+        * (n_params / size(64)) ** -0.25
+        * (tokens / 16384) ** 0.3
+        * (batch_tokens / 256) ** 0.5
+    )
 
 
 def planted(trial):
@@ -284,7 +367,9 @@ class Planted(Stub):
         trial = sweeping.failed(task, "")
         loss = self.of(trial)
         self.trained.append(trial)
-        made = replace(trial, status="diverged" if loss is None else "done", loss=loss, train_loss=loss)
+        made = replace(
+            trial, status="diverged" if loss is None else "done", loss=loss, train_loss=loss
+        )
         return [(task, {"trial": vars(made), "curve": []})]
 
 
@@ -297,7 +382,10 @@ class World:
     def __call__(self, study=STUDY, of=planted, *more):
         (self.folder / "study.toml").write_text(study)
         self.trained.clear()
-        self.monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", lambda size, processes=1: Planted(of, self.trained))
+        self.monkeypatch.setattr(
+            "scaletune.sweeping.engines.local.Pool",
+            lambda size, processes=1: Planted(of, self.trained),
+        )
         self.capsys.readouterr()
         code = main([*command(self.folder)[3:], *more])
         return code, *self.capsys.readouterr()
@@ -326,7 +414,11 @@ HELD_WIDE = HOLDOUT.replace("width = 96, tokens = 24576", "width = 256, tokens =
 
 
 def test_the_answer_is_the_planted_optimum(world):
-    study = STUDY.replace(AXES, WIDE).replace(HOLDOUT, HELD_WIDE).replace("lr = [0.002, 0.008, 0.032]", "seed = [0, 1]")
+    study = (
+        STUDY.replace(AXES, WIDE)
+        .replace(HOLDOUT, HELD_WIDE)
+        .replace("lr = [0.002, 0.008, 0.032]", "seed = [0, 1]")
+    )
     code, out, err = world(study, planted, "--json")
     assert code == 0, err
     answer = json.loads(out)
@@ -340,7 +432,9 @@ def test_the_answer_is_the_planted_optimum(world):
     assert cell["covered"] is True and cell["loss_excess"] < 1e-3
     main_shift, sp = answer["shift"]
     moved = (size(128) / size(32)) ** 0.25  # both sweeps follow the planted law
-    assert main_shift["ratio"] == pytest.approx(moved, rel=0.1) and sp["ratio"] == pytest.approx(moved, rel=0.1)
+    assert main_shift["ratio"] == pytest.approx(moved, rel=0.1) and sp["ratio"] == pytest.approx(
+        moved, rel=0.1
+    )
 
 
 def test_a_wrong_prediction_is_told_as_one(world):
@@ -352,18 +446,29 @@ def test_a_wrong_prediction_is_told_as_one(world):
     held = HELD_WIDE.replace("[0.004, 0.016, 0.064]", "[0.0005, 0.001, 0.002, 0.004, 0.008]")
     code, out, _ = world(STUDY.replace(AXES, WIDE).replace(HOLDOUT, held), breaks)
     cell = fit_of(world).held_out["cells"][0]
-    assert code == 0 and cell["covered"] is False and cell["ratio"] == pytest.approx(6, rel=0.1) and cell["loss_excess"] > 0.005
+    assert (
+        code == 0
+        and cell["covered"] is False
+        and cell["ratio"] == pytest.approx(6, rel=0.1)
+        and cell["loss_excess"] > 0.005
+    )
     assert "the interval did NOT cover it" in out
 
 
 def test_the_held_out_lr_is_predicted_for_its_own_batch(world):
-    axes = AXES.replace("tokens = [8192, 16384]", "tokens = [8192, 16384, 32768]\nbatch_tokens = [128, 256, 512]")
-    axes = axes.replace("[0.0005, 0.002, 0.008, 0.032, 0.128]", "[0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128]")
+    axes = AXES.replace(
+        "tokens = [8192, 16384]", "tokens = [8192, 16384, 32768]\nbatch_tokens = [128, 256, 512]"
+    )
+    axes = axes.replace(
+        "[0.0005, 0.002, 0.008, 0.032, 0.128]", "[0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128]"
+    )
     held = HOLDOUT.replace("tokens = 24576", "tokens = 24576, batch_tokens = 512")
     code, _, err = world(BASE + axes + held + '[fit]\nlaw = "lr_ndb"\n')
     assert code == 0, err
     assert fit_of(world).law == "lr_ndb"
-    assert fit_of(world).held_out["cells"][0]["predicted_lr"] == pytest.approx(optimal(size(96), 24576, 512), rel=0.05)
+    assert fit_of(world).held_out["cells"][0]["predicted_lr"] == pytest.approx(
+        optimal(size(96), 24576, 512), rel=0.05
+    )
 
 
 def test_the_prediction_is_on_disk_before_the_held_out_cell_is_trained(world):
@@ -375,30 +480,53 @@ def test_the_prediction_is_on_disk_before_the_held_out_cell_is_trained(world):
         return planted(trial)
 
     code, out, err = world(STUDY, interrupts)
-    assert (code, out) == (130, "") and err.count("scaletune: interrupted; what was trained is on record") == 1
+    assert (code, out) == (130, "") and err.count(
+        "scaletune: interrupted; what was trained is on record"
+    ) == 1
     before = fit_of(world)
     assert before.held_out["kind"] == "predicted, not trained yet"
     assert {sweep for sweep, *_ in results(world.folder)} == {"main", "sp"}
     code, _, _ = world(STUDY)
     (cell,) = fit_of(world).held_out["cells"]
     assert code == 0 and [trial.sweep for trial in world.trained] == 4 * ["validation"]
-    assert before.held_out["prediction"]["lr"] == cell["predicted_lr"] and before.params == fit_of(world).params
+    assert (
+        before.held_out["prediction"]["lr"] == cell["predicted_lr"]
+        and before.params == fit_of(world).params
+    )
 
 
 def test_optima_on_the_edge_everywhere_are_an_answer_with_its_status(world):
     """Every optimum lies ten times below the lowest lr."""
-    code, out, _ = world(STUDY.replace(HOLDOUT, ""), lambda trial: planted(replace(trial, lr=40 * trial.lr)))
+    code, out, _ = world(
+        STUDY.replace(HOLDOUT, ""), lambda trial: planted(replace(trial, lr=40 * trial.lr))
+    )
     assert code == 0 and "ANSWER for" in out
-    assert lines_of(out, "  status: no cell has its optimum inside its lr grid: the law goes through the grids' ends and is a bound")
-    assert len(lines_of(out, "  status: the cell of ")) == 4 and "at the lowest lr of its grid, 0.0005" in out
+    assert lines_of(
+        out,
+        "  status: no cell has its optimum inside its lr grid: the law goes through the grids' ends and is a bound",
+    )
+    assert (
+        len(lines_of(out, "  status: the cell of ")) == 4
+        and "at the lowest lr of its grid, 0.0005" in out
+    )
     assert "moves by a factor of at least" in out
     assert lines_of(out, "  warning: no cell has its optimum inside its lr grid")
 
 
 def test_a_cell_that_diverged_is_named_and_the_others_are_fitted(world):
-    code, out, _ = world(STUDY, lambda trial: None if (trial.width, trial.tokens, trial.sweep) == (64, 16384, "main") else planted(trial))
+    code, out, _ = world(
+        STUDY,
+        lambda trial: (
+            None
+            if (trial.width, trial.tokens, trial.sweep) == (64, 16384, "main")
+            else planted(trial)
+        ),
+    )
     assert code == 0
-    assert lines_of(out, f"  status: the cell of {size(64)} parameters and 16384 tokens at batch 256 has no usable run: 5 of 5 diverged")
+    assert lines_of(
+        out,
+        f"  status: the cell of {size(64)} parameters and 16384 tokens at batch 256 has no usable run: 5 of 5 diverged",
+    )
     fitted = fit_of(world)
     usable = {(cell["n_params"], cell["tokens"]) for cell in fitted.cells if cell["status"] == "ok"}
     assert usable == {(size(32), 8192), (size(64), 8192), (size(32), 16384)}
@@ -409,7 +537,11 @@ def test_a_horizon_that_diverged_is_no_reason_to_fail(world):
     """The longest one: the picture of its basins is empty."""
     study = STUDY.replace(COMPARE, "").replace(HOLDOUT, "")
     code, out, err = world(study, lambda trial: None if trial.tokens == 16384 else planted(trial))
-    assert code == 0 and out.count("has no usable run: 5 of 5 diverged") >= 2 and (world.folder / "out/fits/study/basins.png").exists()
+    assert (
+        code == 0
+        and out.count("has no usable run: 5 of 5 diverged") >= 2
+        and (world.folder / "out/fits/study/basins.png").exists()
+    )
     assert "`tokens` is the same in every fitted cell" in out and not lines_of(err)
 
 
@@ -421,17 +553,27 @@ def test_a_comparison_that_diverged_is_no_reason_to_fail(world):
 def test_every_trial_diverged_is_the_users_to_know_and_stays_on_record(world):
     code, out, err = world(STUDY, lambda trial: None)
     assert (code, out) == (2, "") and len(lines_of(err)) == 1 and "Traceback" not in err
-    assert lines_of(err)[0].startswith("scaletune: a fit needs at least one usable cell, but the cell of ")
+    assert lines_of(err)[0].startswith(
+        "scaletune: a fit needs at least one usable cell, but the cell of "
+    )
     assert [status for _, _, status, _ in results(world.folder)] == 26 * ["diverged"]
     assert not (world.folder / "out/fits/study.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("limit", "said"), [(0.01, "did not finish"), (0.015, "its optimum could not be measured"), (0.0, "did not finish")]
+    ("limit", "said"),
+    [
+        (0.01, "did not finish"),
+        (0.015, "its optimum could not be measured"),
+        (0.0, "did not finish"),
+    ],
 )
 def test_a_held_out_cell_that_diverges_is_told_as_what_it_is(world, limit, said):
     """Above a limit its trials diverge: one learning rate, two, or none is left."""
-    code, out, _ = world(STUDY, lambda trial: None if trial.sweep == "validation" and trial.lr > limit else planted(trial))
+    code, out, _ = world(
+        STUDY,
+        lambda trial: None if trial.sweep == "validation" and trial.lr > limit else planted(trial),
+    )
     (cell,) = fit_of(world).held_out["cells"]
     kept = [lr for lr in (0.004, cell["trained_lr"], 0.016, 0.064) if lr <= limit]
     assert code == 0 and said in out and "ANSWER for" in out and cell["measured_lr"] is None
@@ -450,7 +592,9 @@ def test_a_longer_study_fits_what_the_last_one_held_out(world):
     }
     again = {trial.id for trial in world.trained}
     rests_on = {*fit_of(world).used, *fit_of(world).dropped}
-    assert not held & again and len(held & rests_on) == 3  # the fourth, at the predicted lr, is on no axis
+    assert (
+        not held & again and len(held & rests_on) == 3
+    )  # the fourth, at the predicted lr, is on no axis
 
 
 def test_records_of_a_clone_are_not_ones_own(world):
@@ -458,27 +602,39 @@ def test_records_of_a_clone_are_not_ones_own(world):
     assert world(STUDY)[0] == 0
     truth, stem = digest(world.folder), world.folder / "out/sweeps/study"
     stem.with_suffix(".db").unlink()
-    theirs = [replace(trial, loss=trial.loss + 1) for trial in read_jsonl(stem.with_suffix(".jsonl"))]
+    theirs = [
+        replace(trial, loss=trial.loss + 1) for trial in read_jsonl(stem.with_suffix(".jsonl"))
+    ]
     clone = "".join(json.dumps(vars(trial)) + "\n" for trial in theirs)
     stem.with_suffix(".jsonl").write_text(clone)
     assert world(STUDY)[0] == 0 and len(world.trained) == 30 and digest(world.folder) == truth
     stem.with_suffix(".db").unlink()
     stem.with_suffix(".jsonl").write_text(clone)
     assert world(STUDY, planted, "--adopt")[0] == 0
-    assert not [trial for trial in world.trained if trial.sweep == "main"] and digest(world.folder) != truth
+    assert (
+        not [trial for trial in world.trained if trial.sweep == "main"]
+        and digest(world.folder) != truth
+    )
 
 
 def test_settings_of_the_command_line_are_carried_out(world):
-    code, out, _ = world(STUDY, planted, "--set", "name=other", "--set", "axes.lr=[0.004, 0.016, 0.064]", "--json")
+    code, out, _ = world(
+        STUDY, planted, "--set", "name=other", "--set", "axes.lr=[0.004, 0.016, 0.064]", "--json"
+    )
     assert code == 0 and json.loads(out)["study"] == "other"
     assert {trial.lr for trial in world.trained if trial.sweep == "main"} == {0.004, 0.016, 0.064}
-    assert (world.folder / "out/fits/other.json").exists() and not (world.folder / "out/fits/study.json").exists()
+    assert (world.folder / "out/fits/other.json").exists() and not (
+        world.folder / "out/fits/study.json"
+    ).exists()
 
 
 def test_a_study_without_a_target_or_a_held_out_cell_is_fitted(world):
     code, out, _ = world(BASE + AXES)
     assert code == 0 and "ANSWER" not in out and "law lr_nd" in out and len(world.trained) == 20
-    assert not (world.folder / "out/configs").exists() and (world.folder / "out/fits/study/report.html").exists()
+    assert (
+        not (world.folder / "out/configs").exists()
+        and (world.folder / "out/fits/study/report.html").exists()
+    )
 
 
 # --- what is refused before anything is trained ----------------------------------------------------------------------
@@ -487,28 +643,66 @@ def test_a_study_without_a_target_or_a_held_out_cell_is_fitted(world):
 @pytest.mark.parametrize(
     ("study", "said"),
     [
-        (STUDY.replace("target.toml", "missing.toml"), "the recipe file must exist, but got `.*missing.toml`"),
-        (STUDY.replace("target.toml", "bad.toml"), "`model.width` must be greater than 0, but got -32"),
-        (STUDY.replace("target.toml", "sp.toml"), "`parametrization.form` is 'sp' and theirs 'mup'"),
-        (STUDY.replace("target.toml", "base.toml"), "`parametrization.base_width` is 64 and theirs 32"),
+        (
+            STUDY.replace("target.toml", "missing.toml"),
+            "the recipe file must exist, but got `.*missing.toml`",
+        ),
+        (
+            STUDY.replace("target.toml", "bad.toml"),
+            "`model.width` must be greater than 0, but got -32",
+        ),
+        (
+            STUDY.replace("target.toml", "sp.toml"),
+            "`parametrization.form` is 'sp' and theirs 'mup'",
+        ),
+        (
+            STUDY.replace("target.toml", "base.toml"),
+            "`parametrization.base_width` is 64 and theirs 32",
+        ),
         (STUDY + '[fit]\nlaw = "lr_dn"', r"but got 'lr_dn' \(nearest: 'lr_nd'\)"),
-        (STUDY + '[fit]\nlaw = "loss_nd"', "a study answers with a learning rate, but `fit.law` is 'loss_nd'"),
+        (
+            STUDY + '[fit]\nlaw = "loss_nd"',
+            "a study answers with a learning rate, but `fit.law` is 'loss_nd'",
+        ),
         ('to = ["granit"]\n' + STUDY, r"unknown format `granit` \(nearest: 'granite'\)"),
-        (STUDY.replace("words.txt", "wrods.txt"), "`data.source` must be .* that exists, but got 'wrods.txt'"),
-        (STUDY.replace("width = 96, tokens = 24576", "width = 64, tokens = 16384"), "a held-out cell must be one that no proxy trains"),
-        (STUDY.replace("width = 96", "widht = 96"), r"unknown setting `widht` \(nearest: 'width'\)"),
+        (
+            STUDY.replace("words.txt", "wrods.txt"),
+            "`data.source` must be .* that exists, but got 'wrods.txt'",
+        ),
+        (
+            STUDY.replace("width = 96, tokens = 24576", "width = 64, tokens = 16384"),
+            "a held-out cell must be one that no proxy trains",
+        ),
+        (
+            STUDY.replace("width = 96", "widht = 96"),
+            r"unknown setting `widht` \(nearest: 'width'\)",
+        ),
         (STUDY.replace("width = 96", "width = 97"), "`width % head_dim == 0` must hold"),
-        (STUDY.replace("lr = [0.004, 0.016, 0.064]\n", "lr = [0.004]\n"), "`holdout.lr` must be a list of at least 3"),
-        (STUDY.replace('name = "sp"', 'name = "main"'), "`compare.name` must be its own, and not one of main, validation, but got 'main'"),
-        (STUDY + COMPARE, "`compare.name` must be its own, and not one of main, validation, sp, but got 'sp'"),
-        ('name = "../up"\n' + STUDY, "`name` must be a file's name without its ending, but got '../up'"),
+        (
+            STUDY.replace("lr = [0.004, 0.016, 0.064]\n", "lr = [0.004]\n"),
+            "`holdout.lr` must be a list of at least 3",
+        ),
+        (
+            STUDY.replace('name = "sp"', 'name = "main"'),
+            "`compare.name` must be its own, and not one of main, validation, but got 'main'",
+        ),
+        (
+            STUDY + COMPARE,
+            "`compare.name` must be its own, and not one of main, validation, sp, but got 'sp'",
+        ),
+        (
+            'name = "../up"\n' + STUDY,
+            "`name` must be a file's name without its ending, but got '../up'",
+        ),
         ('name = ""\n' + STUDY, "`name` must be a file's name without its ending, but got ''"),
         (STUDY.replace('"sp" }', '"np" }'), "`form` must be one we know, but got 'np'"),
     ],
 )
 def test_an_unsound_study_is_refused_before_anything_is_trained(world, study, said):
     (world.folder / "bad.toml").write_text(TARGET.replace("128", "-32"))
-    (world.folder / "sp.toml").write_text(TARGET.replace("base_width = 32", 'base_width = 32, form = "sp"'))
+    (world.folder / "sp.toml").write_text(
+        TARGET.replace("base_width = 32", 'base_width = 32, form = "sp"')
+    )
     (world.folder / "base.toml").write_text(TARGET.replace("base_width = 32", "base_width = 64"))
     assert study != STUDY
     code, out, err = world(study)

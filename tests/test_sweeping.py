@@ -24,7 +24,16 @@ from scaletune.sweeping.engines import local
 from scaletune.sweeping.progress import Board
 from scaletune.transferring.formats.recipe import toml
 
-MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")  # of a trial, wherever and whenever it was trained
+MEASURED = (
+    "id",
+    "sweep",
+    "status",
+    "loss",
+    "train_loss",
+    "message",
+    "flops",
+    "point",
+)  # of a trial, wherever and whenever it was trained
 PATIENCE = 60  # seconds until a test that waits has failed
 
 
@@ -71,7 +80,9 @@ def in_process(monkeypatch):
 @pytest.fixture(scope="session")
 def asked(tiny):
     """A sweep of three trials that train and one that diverges."""
-    return tiny({"axes": {"lr": [2e-3, 8e-3, 1e3], "width": [32]}, "engine.workers": 2}).model_copy(update={"name": "some-1.5b"})
+    return tiny({"axes": {"lr": [2e-3, 8e-3, 1e3], "width": [32]}, "engine.workers": 2}).model_copy(
+        update={"name": "some-1.5b"}
+    )
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +94,11 @@ def undisturbed(asked, tmp_path_factory):
 
 
 def children(process=None):
-    return [child for child in psutil.Process(process).children(recursive=True) if "scaletune.sweeping.engines.worker" in child.cmdline()]
+    return [
+        child
+        for child in psutil.Process(process).children(recursive=True)
+        if "scaletune.sweeping.engines.worker" in child.cmdline()
+    ]
 
 
 def wait_for(condition):
@@ -101,10 +116,18 @@ def wait_for(condition):
 
 def test_every_point_is_a_row_and_a_line(asked, undisturbed):
     out, table, record = undisturbed
-    assert table["lr"].tolist() == [2e-3, 8e-3, 1e3] and table["status"].tolist() == ["done", "done", "diverged"]
+    assert table["lr"].tolist() == [2e-3, 8e-3, 1e3] and table["status"].tolist() == [
+        "done",
+        "done",
+        "diverged",
+    ]
     assert [trial.id for trial in read_jsonl(record)] == table["id"].tolist()
     store = Store(out / "sweeps" / "some-1.5b")
-    assert [len(store.curve(trial_id)) for trial_id in table["id"]] == [8, 8, len(store.curve(table["id"][2]))]
+    assert [len(store.curve(trial_id)) for trial_id in table["id"]] == [
+        8,
+        8,
+        len(store.curve(table["id"][2])),
+    ]
     assert 0 < len(store.curve(table["id"][2])) < 8
     store.close()
     assert not children()
@@ -118,7 +141,9 @@ def test_workers_train_what_a_trial_alone_is(asked, undisturbed):
 def test_a_second_sweep_trains_nothing(asked, undisturbed, monkeypatch):
     out, table, record = undisturbed
     before = record.read_bytes()
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)  # starting a worker would raise
+    monkeypatch.setattr(
+        "scaletune.sweeping.engines.local.Pool", None
+    )  # starting a worker would raise
     again = sweeping.sweep(asked, out=out)
     assert again.equals(table) and record.read_bytes() == before
 
@@ -139,7 +164,10 @@ def test_a_sweep_returns_what_it_asked_and_records_all(tiny, in_process, tmp_pat
 def test_a_point_asked_for_twice_is_the_first_ones(tiny, in_process, tmp_path):
     wanted = sweeping.tasks("main", [tiny()]) + sweeping.tasks("comparison", [tiny(), tiny(seed=1)])
     table = sweeping.train_all(wanted, tmp_path / "twice", 1)
-    assert sorted(zip(table["sweep"], table["seed"], strict=True)) == [("comparison", 1), ("main", 0)]
+    assert sorted(zip(table["sweep"], table["seed"], strict=True)) == [
+        ("comparison", 1),
+        ("main", 0),
+    ]
 
 
 def test_a_record_that_came_with_a_clone_is_not_our_own(tiny, in_process, tmp_path):
@@ -147,11 +175,16 @@ def test_a_record_that_came_with_a_clone_is_not_our_own(tiny, in_process, tmp_pa
     sweeping.sweep(tiny({"axes": {"lr": [2e-3, 4e-3]}}), out=tmp_path / "theirs")
     record = tmp_path / "ours/sweeps/tiny.jsonl"
     record.parent.mkdir(parents=True)
-    theirs = [replace(trial, loss=9.0) for trial in read_jsonl(tmp_path / "theirs/sweeps/tiny.jsonl")]
+    theirs = [
+        replace(trial, loss=9.0) for trial in read_jsonl(tmp_path / "theirs/sweeps/tiny.jsonl")
+    ]
     record.write_text("".join(json.dumps(asdict(trial)) + "\n" for trial in theirs))
     table = sweeping.sweep(tiny({"axes": {"lr": [2e-3]}}), out=tmp_path / "ours")
     assert len(InProcess.last.trained) == 1 and table["loss"][0] < 9
-    assert {trial.lr: trial.loss for trial in read_jsonl(record)} == {2e-3: table["loss"][0], 4e-3: 9.0}
+    assert {trial.lr: trial.loss for trial in read_jsonl(record)} == {
+        2e-3: table["loss"][0],
+        4e-3: 9.0,
+    }
 
 
 def test_adopt_takes_a_record_as_our_own(tiny, monkeypatch, tmp_path, undisturbed, asked):
@@ -172,7 +205,9 @@ def test_a_torn_record_does_not_stop_a_sweep(tiny, in_process, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"schema": 3}, {"colour": "red"}])
-def test_a_record_we_cannot_keep_is_refused_before_anything_is_trained(tiny, monkeypatch, tmp_path, undisturbed, change):
+def test_a_record_we_cannot_keep_is_refused_before_anything_is_trained(
+    tiny, monkeypatch, tmp_path, undisturbed, change
+):
     record = tmp_path / "sweeps/tiny.jsonl"
     record.parent.mkdir()
     row = json.loads(undisturbed[2].read_text().splitlines()[0]) | change
@@ -201,7 +236,10 @@ def test_data_that_changes_under_a_sweep_is_refused(tiny, in_process, monkeypatc
         return trial(*arguments)
 
     monkeypatch.setattr(training, "trial", changed)
-    with pytest.raises(UserError, match=r"`.*text.txt` must stay as it is while a sweep runs, but a worker read other data"):
+    with pytest.raises(
+        UserError,
+        match=r"`.*text.txt` must stay as it is while a sweep runs, but a worker read other data",
+    ):
         sweeping.sweep(recipe, out=tmp_path)
     assert read_jsonl(tmp_path / "sweeps/tiny.jsonl") == []
 
@@ -229,7 +267,14 @@ def driver(asked, tmp_path, request):
     """A driver of its own process on the same sweep: (process, its folder)."""
     study = tmp_path / "some-1.5b.toml"
     study.write_text(toml(asked.model_dump(exclude={"holdout", "target", "compare", "fit"})))
-    command = [sys.executable, "-c", DRIVER, str(study), str(tmp_path), getattr(request, "param", "")]
+    command = [
+        sys.executable,
+        "-c",
+        DRIVER,
+        str(study),
+        str(tmp_path),
+        getattr(request, "param", ""),
+    ]
     with subprocess.Popen(command, stderr=PIPE, text=True) as process:
         yield process, tmp_path
         process.kill()
@@ -250,7 +295,9 @@ def gone(processes):
 
 
 @pytest.mark.parametrize("moment", ["any", "after a trial"])
-def test_a_killed_driver_leaves_no_orphan_and_its_rerun_the_same_record(asked, undisturbed, driver, moment):
+def test_a_killed_driver_leaves_no_orphan_and_its_rerun_the_same_record(
+    asked, undisturbed, driver, moment
+):
     process, folder = driver
     workers, pause = wait_for(lambda: children(process.pid)), random.uniform(0, 3)
     wait_for(lambda: recorded(folder)) if moment == "after a trial" else time.sleep(pause)
@@ -266,7 +313,12 @@ def test_a_killed_driver_leaves_no_orphan_and_its_rerun_the_same_record(asked, u
 
 def test_a_worker_whose_driver_is_gone_leaves_in_the_middle_of_its_trial(tiny):
     order = [{"sweep": "main", "recipe": tiny(tokens=256 * 10**6).model_dump()}]  # an hour
-    with subprocess.Popen([sys.executable, "-m", "scaletune.sweeping.engines.worker"], stdin=PIPE, stdout=PIPE, text=True) as worker:
+    with subprocess.Popen(
+        [sys.executable, "-m", "scaletune.sweeping.engines.worker"],
+        stdin=PIPE,
+        stdout=PIPE,
+        text=True,
+    ) as worker:
         worker.stdin.write(json.dumps(order) + "\n")
         worker.stdin.flush()
         assert 0 < json.loads(worker.stdout.readline())["progress"] < 0.01
@@ -317,14 +369,27 @@ def worker_is(tmp_path, monkeypatch):
     return replace_it
 
 
-@pytest.mark.parametrize("script", ["echo 'some words' >&2; exit 3", "read order; echo 'some words' >&2; printf '{\"progr'; exit 3"])
-def test_a_trial_whose_worker_always_dies_is_recorded_and_tried_next_time(tiny, tmp_path, worker_is, monkeypatch, script):
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'some words' >&2; exit 3",
+        "read order; echo 'some words' >&2; printf '{\"progr'; exit 3",
+    ],
+)
+def test_a_trial_whose_worker_always_dies_is_recorded_and_tried_next_time(
+    tiny, tmp_path, worker_is, monkeypatch, script
+):
     worker_is(script)
     recipe = tiny({"axes": {"lr": [2e-3, 4e-3]}, "engine.workers": 2})
     table = sweeping.sweep(recipe, out=tmp_path)
     assert table["status"].tolist() == ["failed", "failed"] and table["loss"].isna().all()
-    assert set(table["message"]) == {"its worker died 3 times; last words: some words (exit status 3)"}
-    assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["failed", "failed"]
+    assert set(table["message"]) == {
+        "its worker died 3 times; last words: some words (exit status 3)"
+    }
+    assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == [
+        "failed",
+        "failed",
+    ]
     monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
     assert sweeping.sweep(recipe, out=tmp_path)["status"].tolist() == ["done", "done"]
     assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["done", "done"]
@@ -337,7 +402,10 @@ def test_two_messages_at_once_are_both_heard(tiny, tmp_path, worker_is):
     (tmp_path / "answers").write_text("".join(json.dumps(line) + "\n" for line in lines))
     worker_is(f"read order; cat {tmp_path}/answers; exec sleep {PATIENCE}")
     done = []
-    thread = threading.Thread(target=lambda: done.append(sweeping.sweep(tiny({"engine.workers": 1}), out=tmp_path)), daemon=True)
+    thread = threading.Thread(
+        target=lambda: done.append(sweeping.sweep(tiny({"engine.workers": 1}), out=tmp_path)),
+        daemon=True,
+    )
     thread.start()
     thread.join(PATIENCE / 2)
     assert done and done[0]["loss"].tolist() == [trial.loss]
@@ -364,19 +432,32 @@ def test_one_worker_a_core_unless_said(monkeypatch):
 def test_a_trial_over_several_gpus_takes_a_worker_with_as_many(monkeypatch):
     monkeypatch.setattr(local, "_gpus", lambda: 8)
     assert local.slots("auto", 3) == 2
-    assert [local.environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["0,1,2", "3,4,5"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # of a machine of eight, what this launch may use
+    assert [local.environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == [
+        "0,1,2",
+        "3,4,5",
+    ]
+    monkeypatch.setenv(
+        "CUDA_VISIBLE_DEVICES", "4,6"
+    )  # of a machine of eight, what this launch may use
     monkeypatch.setattr(local, "_gpus", lambda: 2)
-    assert [local.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1, 2)] == ["4", "6", "4"]
+    assert [local.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1, 2)] == [
+        "4",
+        "6",
+        "4",
+    ]
     monkeypatch.setattr(local, "_gpus", lambda: 8)
-    with pytest.raises(UserError, match="`processes <= GPUs` must hold, but got 9 processes and 8 GPUs"):
+    with pytest.raises(
+        UserError, match="`processes <= GPUs` must hold, but got 9 processes and 8 GPUs"
+    ):
         local.slots("auto", 9)
 
 
 def test_a_sweep_trains_over_two_processes(tiny, tmp_path):
     alone, _ = training.trial(tiny(), "main", training.accelerator())
     table = sweeping.sweep(tiny({"engine.processes": 2, "engine.workers": 1}), out=tmp_path)
-    assert table["id"].tolist() == [alone.id] and table["loss"][0] == pytest.approx(alone.loss, rel=1e-5)
+    assert table["id"].tolist() == [alone.id] and table["loss"][0] == pytest.approx(
+        alone.loss, rel=1e-5
+    )
     assert table["provenance"][0]["processes"] == 2
 
 
@@ -397,7 +478,9 @@ worker.main()
 
 def test_what_a_library_prints_does_not_get_between_the_answers():
     """The worker's own standard output goes to its log."""
-    with subprocess.Popen([sys.executable, "-c", NOISY], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", NOISY], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True
+    ) as process:
         process.wait(PATIENCE)
         assert (process.stdout.read(), process.stderr.read()) == ("answer", "noise\n")
 

@@ -57,10 +57,20 @@ def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
     shown.finished(tasks[4], trials[4])
     now = shown.standing()
     best = min((trials[i] for i in (0, 2, 4)), key=lambda trial: trial.loss)
-    assert (now["wanted"], now["done"], now["diverged"], now["failed"], now["seconds"]) == (5, 3, 1, 0, 10 + 11 + 12 + 14)
+    assert (now["wanted"], now["done"], now["diverged"], now["failed"], now["seconds"]) == (
+        5,
+        3,
+        1,
+        0,
+        10 + 11 + 12 + 14,
+    )
     assert now["best"]["id"] == best.id and now["best"]["loss"] == best.loss
-    assert [(row["id"], row["share"], row["seconds"], row["try"]) for row in now["running"]] == [(tasks[3].id, 0.5, 60.0, 1)]
-    assert now["share"] == (10 + 0.5 * 30) / 40 and now["elapsed"] == 60 and now["left"] == 36  # 60 s for 25 of 40
+    assert [(row["id"], row["share"], row["seconds"], row["try"]) for row in now["running"]] == [
+        (tasks[3].id, 0.5, 60.0, 1)
+    ]
+    assert (
+        now["share"] == (10 + 0.5 * 30) / 40 and now["elapsed"] == 60 and now["left"] == 36
+    )  # 60 s for 25 of 40
     shown.lost(tasks[3])
     assert shown.standing()["running"] == []
     assert status.table(now) == [
@@ -75,17 +85,23 @@ def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
     )
 
 
-def test_a_terminal_gets_a_table_that_is_drawn_over_and_others_a_line(store, monkeypatch, capsys, clock):
+def test_a_terminal_gets_a_table_that_is_drawn_over_and_others_a_line(
+    store, monkeypatch, capsys, clock
+):
     made, tasks, _ = store
     for terminal in (True, False):
-        monkeypatch.setattr(progress.sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        monkeypatch.setattr(
+            progress.sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False
+        )
         shown = progress.Board(made, tasks[3:], [])
         for _ in range(2):
             clock[0] += 1
             shown.progress(tasks[3], 0.5)
             shown.beat()
         said = capsys.readouterr().err
-        assert said.count("trials 0/2") == (2 if terminal else 0) and said.count("\x1b[4F\x1b[J") == (1 if terminal else 0)
+        assert said.count("trials 0/2") == (2 if terminal else 0) and said.count(
+            "\x1b[4F\x1b[J"
+        ) == (1 if terminal else 0)
         clock[0] += progress.SAY
         shown.beat()
         assert capsys.readouterr().err.count("\n") == (4 if terminal else 1)
@@ -96,7 +112,11 @@ def screen(text):
     rows, at = [""], 0
     for part in re.findall(r"\x1b\[\d*[FJ]|\r?\n|[^\x1b\r\n]+", text):
         if part.startswith("\x1b"):
-            at, rows = (max(0, at - int(part[2:-1])), rows) if part.endswith("F") else (at, [*rows[:at], ""])
+            at, rows = (
+                (max(0, at - int(part[2:-1])), rows)
+                if part.endswith("F")
+                else (at, [*rows[:at], ""])
+            )
         elif part.endswith("\n"):
             at += 1
             rows += [""] * (at == len(rows))
@@ -120,15 +140,30 @@ def test_a_real_terminal_shows_one_table_and_no_row_wraps(worker, tmp_path):  # 
     os.close(ours)
     frames = re.split(r"(?=\x1b\[\d+F)", text.decode())
     best = min(chaos.planted(task).loss for task in asked)
-    assert driver.returncode == 0 and len(frames) > 5 and any("running 2" in frame for frame in frames)
-    assert all(len(row) < wide for row in text.decode().replace("\x1b[J", "\n").splitlines() if not row.startswith("\x1b"))
+    assert (
+        driver.returncode == 0 and len(frames) > 5 and any("running 2" in frame for frame in frames)
+    )
+    assert all(
+        len(row) < wide
+        for row in text.decode().replace("\x1b[J", "\n").splitlines()
+        if not row.startswith("\x1b")
+    )
     *lines, end = screen(text.decode())
-    assert end == "" and [line[:14] for line in lines] == ["chaos  trials ", "100% #########", f"best {best:.4f} at"]
+    assert end == "" and [line[:14] for line in lines] == [
+        "chaos  trials ",
+        "100% #########",
+        f"best {best:.4f} at",
+    ]
     assert lines[0].startswith("chaos  trials 12/12  done 12  diverged ")
 
 
 def test_clocks_say_hours_when_there_are_any():
-    assert [status.clock(seconds) for seconds in (None, 7.9, 187, 3727)] == ["?", "0:07", "3:07", "1:02:07"]
+    assert [status.clock(seconds) for seconds in (None, 7.9, 187, 3727)] == [
+        "?",
+        "0:07",
+        "3:07",
+        "1:02:07",
+    ]
 
 
 def test_status_of_a_sweep_nobody_drives(store, tmp_path, capsys):
@@ -136,12 +171,22 @@ def test_status_of_a_sweep_nobody_drives(store, tmp_path, capsys):
     before = made.workbench.read_bytes()
     assert main(["status", "some-1.5b", "--out", str(tmp_path), "--json"]) == 0
     now = json.loads(capsys.readouterr().out)
-    assert now["driver"] is None and (now["recorded"], now["done"], now["diverged"], now["failed"]) == (3, 2, 1, 0)
+    assert now["driver"] is None and (
+        now["recorded"],
+        now["done"],
+        now["diverged"],
+        now["failed"],
+    ) == (3, 2, 1, 0)
     assert now["seconds"] == 33 and now["flops"] == sum(trial.flops for trial in trials[:3])
     assert main(["status", str(made.workbench)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("some-1.5b  trials 3/3  done 2  diverged 1  failed 0  running 0  33 s of training\nbest 2.")
-    assert said.endswith("driver: none: `scaletune sweep` or `run` carries on\n") and made.workbench.read_bytes() == before
+    assert said.startswith(
+        "some-1.5b  trials 3/3  done 2  diverged 1  failed 0  running 0  33 s of training\nbest 2."
+    )
+    assert (
+        said.endswith("driver: none: `scaletune sweep` or `run` carries on\n")
+        and made.workbench.read_bytes() == before
+    )
 
 
 def test_status_and_export_of_a_sweep_that_runs(under_way, tmp_path, capsys):  # noqa: F811
@@ -159,13 +204,18 @@ def test_export_writes_what_is_on_record(store, tmp_path, capsys):
     made, _, trials = store
     assert main(["export", "some-1.5b", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"3 trials: {made.record}\n"
-    assert {trial.id: trial for trial in read_jsonl(made.record)} == {trial.id: trial for trial in trials[:3]}
+    assert {trial.id: trial for trial in read_jsonl(made.record)} == {
+        trial.id: trial for trial in trials[:3]
+    }
 
 
 @pytest.mark.parametrize("command", ["status", "export"])
 def test_a_sweep_that_is_not_there_is_one_sentence_and_not_made(command, tmp_path, capsys):
     assert main([command, "none", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"scaletune: a sweep's store must exist, but got `{tmp_path}/sweeps/none.db`\n"
+    assert (
+        capsys.readouterr().err
+        == f"scaletune: a sweep's store must exist, but got `{tmp_path}/sweeps/none.db`\n"
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -179,6 +229,10 @@ def test_a_fit_of_the_halves_of_a_record_is_that_of_the_whole(tmp_path, capsys):
     for trial in read_jsonl(tmp_path / "rest.jsonl"):
         store.put(trial)
     store.close()
-    assert len(read_trials([tmp_path / "a.jsonl", tmp_path / "b.db"])) == len(lines) == len(glance(tmp_path / "b.db")[0]) + 60
+    assert (
+        len(read_trials([tmp_path / "a.jsonl", tmp_path / "b.db"]))
+        == len(lines)
+        == len(glance(tmp_path / "b.db")[0]) + 60
+    )
     assert main(["fit", str(tmp_path / "a.jsonl"), str(tmp_path / "b.db"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["params"] == scaletune.fit(whole).params

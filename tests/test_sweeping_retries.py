@@ -40,7 +40,11 @@ if __name__ == "__main__":
     worker.main()
 """
 KILLED, NO_MEMORY = "os.kill(os.getpid(), signal.SIGKILL)", "raise MemoryError"
-ALONE, RETRIED, BEHIND = "1 2 3 4 5 6 7 8 ", "1 2 3 4 5 5 6 7 8 ", "1 2 3 4 5 6 7 8 "  # steps, checkpoints after 2, 4, 6 and 8
+ALONE, RETRIED, BEHIND = (
+    "1 2 3 4 5 6 7 8 ",
+    "1 2 3 4 5 5 6 7 8 ",
+    "1 2 3 4 5 6 7 8 ",
+)  # steps, checkpoints after 2, 4, 6 and 8
 
 
 @pytest.fixture
@@ -80,32 +84,54 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(tiny, tmp_pa
     assert steps(tmp_path, table) == [RETRIED] and table["loss"].tolist() == alone(recipe)
 
 
-def test_trials_of_a_killed_stack_go_on_from_their_checkpoints_alone(tiny, tmp_path, worker_ends, capsys):
+def test_trials_of_a_killed_stack_go_on_from_their_checkpoints_alone(
+    tiny, tmp_path, worker_ends, capsys
+):
     recipe = asked(tiny, [2e-3, 4e-3], **{"engine.stack": 2})
     worker_ends(KILLED)
     table = sweeping.sweep(recipe, out=tmp_path)
-    assert sorted(steps(tmp_path, table)) == sorted([RETRIED, BEHIND])  # the other's fifth step was not written down
-    assert table["loss"].tolist() == alone(recipe) and [row["stack"] for row in table["provenance"]] == [1, 1]
+    assert sorted(steps(tmp_path, table)) == sorted(
+        [RETRIED, BEHIND]
+    )  # the other's fifth step was not written down
+    assert table["loss"].tolist() == alone(recipe) and [
+        row["stack"] for row in table["provenance"]
+    ] == [1, 1]
     assert capsys.readouterr().err.count(", try 1: its worker died") == 2
 
 
-def test_a_stack_without_memory_is_halved_and_goes_on_from_its_checkpoints(tiny, tmp_path, worker_ends, capsys):
+def test_a_stack_without_memory_is_halved_and_goes_on_from_its_checkpoints(
+    tiny, tmp_path, worker_ends, capsys
+):
     """Not the micro-batches: the trials stay the same to the bit."""
     recipe = asked(tiny, [1e-3, 2e-3, 4e-3, 8e-3], **{"engine.stack": 4, "engine.retries": 0})
     worker_ends(NO_MEMORY)
     table = sweeping.sweep(recipe, out=tmp_path)
-    assert table["loss"].tolist() == alone(recipe) and sorted(steps(tmp_path, table)) == sorted([RETRIED, *[BEHIND] * 3])
+    assert table["loss"].tolist() == alone(recipe) and sorted(steps(tmp_path, table)) == sorted(
+        [RETRIED, *[BEHIND] * 3]
+    )
     assert [(row["stack"], row["accumulation"]) for row in table["provenance"]] == [(2, 1)] * 4
-    assert capsys.readouterr().err.count("try 1: out of memory: tried again in a stack of 2, not of 4\n") == 4
+    assert (
+        capsys.readouterr().err.count(
+            "try 1: out of memory: tried again in a stack of 2, not of 4\n"
+        )
+        == 4
+    )
 
 
-def test_a_trial_over_processes_without_memory_goes_on_from_its_checkpoint_in_smaller_parts(tiny, tmp_path, worker_ends, capsys):
+def test_a_trial_over_processes_without_memory_goes_on_from_its_checkpoint_in_smaller_parts(
+    tiny, tmp_path, worker_ends, capsys
+):
     recipe = asked(tiny, [4e-3], **{"engine.processes": 2, "engine.retries": 0})
     worker_ends(NO_MEMORY)
     table = sweeping.sweep(recipe, out=tmp_path)
-    assert steps(tmp_path, table) == [RETRIED] and table["loss"].tolist() == pytest.approx(alone(recipe), rel=1e-5)
+    assert steps(tmp_path, table) == [RETRIED] and table["loss"].tolist() == pytest.approx(
+        alone(recipe), rel=1e-5
+    )
     assert (table["provenance"][0]["processes"], table["provenance"][0]["accumulation"]) == (2, 2)
-    assert "try 1: out of memory: tried again with engine.accumulation = 2\n" in capsys.readouterr().err
+    assert (
+        "try 1: out of memory: tried again with engine.accumulation = 2\n"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_stopped_worker_leaves_no_semaphores_of_its_processes(tiny, tmp_path):
@@ -124,7 +150,10 @@ def test_what_a_killed_writer_left_of_a_checkpoint_is_swept_out(tiny, tmp_path):
     (tmp_path / trial.id / "checkpoint.4711.part").write_bytes(b"half")
     (tmp_path / trial.id / "checkpoint.pt").unlink()  # that of step 4 is there
     assert training.trial(recipe, "main", training.accelerator())[0].loss == trial.loss
-    assert {path.name for path in (tmp_path / trial.id).iterdir()} == {"checkpoint.pt", "previous.pt"}
+    assert {path.name for path in (tmp_path / trial.id).iterdir()} == {
+        "checkpoint.pt",
+        "previous.pt",
+    }
 
 
 # --- interrupts ------------------------------------------------------------------------------------------------------
@@ -135,7 +164,11 @@ from scaletune.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and what it starts inherits that
 sys.exit(main(sys.argv[1:]))
 """
-LONG = {"axes": {"tokens": [256 * 8, 256 * 10**6]}, "data.epochs": 10**4, "engine.workers": 2}  # a trial of eight steps, and one of an hour
+LONG = {
+    "axes": {"tokens": [256 * 8, 256 * 10**6]},
+    "data.epochs": 10**4,
+    "engine.workers": 2,
+}  # a trial of eight steps, and one of an hour
 
 
 def recorded(folder):
@@ -150,20 +183,43 @@ def recorded(folder):
 
 def test_a_second_interrupt_stops_at_once(tiny, tmp_path):
     """Ctrl-C goes to the whole foreground group. The first waits here for the store, which another holds: the second does not."""
-    (tmp_path / "long.toml").write_text(toml(tiny(LONG).model_dump(include={*recipes.POINT, "axes", "engine"})))
-    command = [sys.executable, "-c", DRIVER, "sweep", str(tmp_path / "long.toml"), "--out", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
+    (tmp_path / "long.toml").write_text(
+        toml(tiny(LONG).model_dump(include={*recipes.POINT, "axes", "engine"}))
+    )
+    command = [
+        sys.executable,
+        "-c",
+        DRIVER,
+        "sweep",
+        str(tmp_path / "long.toml"),
+        "--out",
+        str(tmp_path),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as driver:
         (trial,) = wait_for(lambda: recorded(tmp_path))
         workers = children(driver.pid)
         held = sqlite3.connect(tmp_path / "sweeps/long.db", timeout=PATIENCE, isolation_level=None)
         held.execute("BEGIN IMMEDIATE")
         os.killpg(driver.pid, signal.SIGINT)
-        assert wait_for(driver.stderr.readline) == "scaletune: stopping in good order; a second interrupt stops at once\n"
+        assert (
+            wait_for(driver.stderr.readline)
+            == "scaletune: stopping in good order; a second interrupt stops at once\n"
+        )
         time.sleep(0.2)
         assert driver.poll() is None
         os.killpg(driver.pid, signal.SIGINT)
-        assert driver.wait(PATIENCE / 4) == -signal.SIGINT and gone(workers) and "Traceback" not in driver.stderr.read()
+        assert (
+            driver.wait(PATIENCE / 4) == -signal.SIGINT
+            and gone(workers)
+            and "Traceback" not in driver.stderr.read()
+        )
         held.close()
-    assert recorded(tmp_path) == [trial] and not read_jsonl(tmp_path / "sweeps/long.jsonl")  # in the store; the record is written next time
+    assert recorded(tmp_path) == [trial] and not read_jsonl(
+        tmp_path / "sweeps/long.jsonl"
+    )  # in the store; the record is written next time
     assert sweeping.status("long", out=tmp_path)["driver"] is None
-    assert sweeping.export("long", out=tmp_path) and read_jsonl(tmp_path / "sweeps/long.jsonl") == [trial]
+    assert sweeping.export("long", out=tmp_path) and read_jsonl(tmp_path / "sweeps/long.jsonl") == [
+        trial
+    ]

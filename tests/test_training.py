@@ -35,11 +35,21 @@ def test_a_trial_learns_and_says_what_it_was(tiny, acc):
     trial, curve = trained(recipe, acc)
     corpus, counts = data.load(recipe.data), counting.params(recipe.model, 256)
     assert trial.status == "done" and trial.message == ""
-    assert 0.9 < trial.loss < math.log(11) + 0.2  # nats: 5.1 a word of 5.5 letters, and eleven letters
+    assert (
+        0.9 < trial.loss < math.log(11) + 0.2
+    )  # nats: 5.1 a word of 5.5 letters, and eleven letters
     assert curve[0] == pytest.approx(math.log(256), rel=0.02) and len(curve) == 30
     assert trial.train_loss == pytest.approx(sum(curve[-3:]) / 3)
     assert (trial.id, trial.sweep) == (identity(recipe, corpus.digest), "main")
-    assert (trial.width, trial.depth, trial.tokens, trial.batch_tokens, trial.seq_len, trial.lr, trial.seed) == (
+    assert (
+        trial.width,
+        trial.depth,
+        trial.tokens,
+        trial.batch_tokens,
+        trial.seq_len,
+        trial.lr,
+        trial.seed,
+    ) == (
         64,
         2,
         7680,
@@ -72,7 +82,14 @@ def test_a_fresh_process_trains_the_same_bits(tiny, acc):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"seed": 1}, {"lr": 6e-3}, {"optimizer.beta2": 0.9}, {"optimizer.clip": 1e-3}, {"schedule.warmup": 0.5}]
+    "settings",
+    [
+        {"seed": 1},
+        {"lr": 6e-3},
+        {"optimizer.beta2": 0.9},
+        {"optimizer.clip": 1e-3},
+        {"schedule.warmup": 0.5},
+    ],
 )
 def test_what_identifies_a_trial_reaches_it(tiny, acc, settings):
     assert trained(tiny(settings), acc)[0].loss != trained(tiny(), acc)[0].loss
@@ -95,26 +112,38 @@ def test_a_divergence_of_the_last_step_is_one_too(tiny, acc):
     settings = {"tokens": 256, "lr": 1e3, "schedule.kind": "constant", "schedule.warmup": 0.0}
     trial, curve = trained(tiny(settings), acc)
     assert (trial.status, trial.loss, len(curve)) == ("diverged", None, 1)
-    assert trial.message.startswith("held-out loss ") and trial.message.endswith(f"; last good loss {curve[0]:.4g} at step 0")
+    assert trial.message.startswith("held-out loss ") and trial.message.endswith(
+        f"; last good loss {curve[0]:.4g} at step 0"
+    )
 
 
-@pytest.mark.parametrize(("std", "limit"), [(1e3, "above 2 ln(vocabulary) = 11.1"), (1e38, "not finite")])
+@pytest.mark.parametrize(
+    ("std", "limit"), [(1e3, "above 2 ln(vocabulary) = 11.1"), (1e38, "not finite")]
+)
 def test_a_loss_that_is_bad_from_the_start_names_what_may_be_wrong(tiny, acc, std, limit):
-    trial, curve = trained(tiny({"parametrization.init_std": std, "parametrization.logits_multiplier": 100.0}), acc)
+    trial, curve = trained(
+        tiny({"parametrization.init_std": std, "parametrization.logits_multiplier": 100.0}), acc
+    )
     assert (trial.status, len(curve)) == ("diverged", 1)
     assert trial.message.endswith(
         f"{limit}, before any update: `init_std` or a multiplier is too large for float32, or the data is not finite"
     )
 
 
-@pytest.mark.parametrize("settings", [{}, {"lr": 1e3, "schedule.kind": "constant"}, {"engine.evaluate_at": [0.5]}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lr": 1e3, "schedule.kind": "constant"}, {"engine.evaluate_at": [0.5]}]
+)
 def test_looking_at_the_losses_late_changes_nothing(tiny, acc, monkeypatch, settings):
     """On a GPU they are fetched many at a time: a divergence is seen late, and recorded where it was."""
     recipe = tiny(settings)
     early, curve = trained(recipe, acc)
     monkeypatch.setattr(loop, "LOOK", {"cpu": 5})
     late, same = trained(recipe, acc)
-    assert same == curve and (late.message, late.loss, late.train_loss) == (early.message, early.loss, early.train_loss)
+    assert same == curve and (late.message, late.loss, late.train_loss) == (
+        early.message,
+        early.loss,
+        early.train_loss,
+    )
 
 
 def test_evaluations_during_training_change_nothing_and_are_on_record(tiny, acc):
@@ -122,8 +151,13 @@ def test_evaluations_during_training_change_nothing_and_are_on_record(tiny, acc)
     trial, same = trained(tiny({"width": 64, "engine.evaluate_at": [0.0, 0.3, 1.0]}), acc)
     assert (trial.id, trial.loss, same) == (plain.id, plain.loss, curve)
     shares = {tokens: loss for tokens, loss in trial.metrics["held_out"]}
-    assert list(shares) == [0, 3 * 256, 8 * 256] and shares[8 * 256] == trial.loss  # the first step at or past a share
-    assert shares[0] == pytest.approx(math.log(256), rel=0.02) and shares[0] > shares[3 * 256] > trial.loss
+    assert (
+        list(shares) == [0, 3 * 256, 8 * 256] and shares[8 * 256] == trial.loss
+    )  # the first step at or past a share
+    assert (
+        shares[0] == pytest.approx(math.log(256), rel=0.02)
+        and shares[0] > shares[3 * 256] > trial.loss
+    )
     assert plain.metrics["held_out"] == [[8 * 256, plain.loss]]
 
 
@@ -142,7 +176,9 @@ def test_memory_is_each_trials_own(acc, tiny):
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this kernel does not let a process forget its peak")
     small = tiny()
-    large, _ = trained(tiny({"tokens": 2**15, "batch_tokens": 2**15, "width": 64, "budget.eval_tokens": 32}), acc)
+    large, _ = trained(
+        tiny({"tokens": 2**15, "batch_tokens": 2**15, "width": 64, "budget.eval_tokens": 32}), acc
+    )
     assert large.metrics["peak_bytes"] > trained(small, acc)[0].metrics["peak_bytes"] + 2**26
 
 
@@ -158,7 +194,9 @@ def test_a_process_does_not_grow_with_its_trials(acc, tiny):
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.0, [0, 7]), (0.25, [0, 2, 7]), (1.0, [0, 7])])
-def test_the_guard_looks_at_the_start_after_warmup_and_at_the_end(tiny, acc, monkeypatch, warmup, steps):
+def test_the_guard_looks_at_the_start_after_warmup_and_at_the_end(
+    tiny, acc, monkeypatch, warmup, steps
+):
     """And changes nothing of the trial."""
     recipe, asked = tiny({"width": 64, "schedule.warmup": warmup, "schedule.decay": 0.0}), []
     expected = trained(recipe, acc)
@@ -169,7 +207,9 @@ def test_the_guard_looks_at_the_start_after_warmup_and_at_the_end(tiny, acc, mon
 
 
 @pytest.mark.parametrize(("from_share", "step"), [(0.0, 0), (0.1, 1), (0.9, 7)])
-def test_a_schedule_that_writes_absolute_values_is_stopped(tiny, acc, monkeypatch, from_share, step):
+def test_a_schedule_that_writes_absolute_values_is_stopped(
+    tiny, acc, monkeypatch, from_share, step
+):
     sound = optim.set_share
 
     def absolute(opt, schedule, share, warmed):
@@ -178,7 +218,10 @@ def test_a_schedule_that_writes_absolute_values_is_stopped(tiny, acc, monkeypatc
             group["lr"] = 1e-3
 
     monkeypatch.setattr(optim, "set_share", absolute)
-    with pytest.raises(UserError, match=rf"at step {step} of 8 the group of .* has 1 times the lr of .*, where the plan has 0.5"):
+    with pytest.raises(
+        UserError,
+        match=rf"at step {step} of 8 the group of .* has 1 times the lr of .*, where the plan has 0.5",
+    ):
         trained(tiny(width=64), acc)
 
 
@@ -222,7 +265,9 @@ def test_held_out_loss_is_over_the_same_windows_for_every_trial(tiny, acc, token
         corpus = data.load(recipe.data)
         loss = training.evaluate(model, corpus, recipe, acc)
         seen.append(torch.cat(model.seen))
-        assert loss == pytest.approx(float(seen[-1].double().mean()), rel=1e-12)  # parts of unequal size weigh as they should
+        assert loss == pytest.approx(
+            float(seen[-1].double().mean()), rel=1e-12
+        )  # parts of unequal size weigh as they should
     assert torch.equal(*seen) and seen[0].shape[1] == 32
     assert seen[0].numel() <= max(tokens, 32)
 
@@ -232,21 +277,30 @@ def test_more_or_fewer_processes_than_asked_are_refused(tiny):
         num_processes = 1
 
     recipe = tiny({"engine.processes": 2})
-    with pytest.raises(UserError, match=r"`engine\.processes` must be how many there are, but got 2 and there are 1"):
+    with pytest.raises(
+        UserError,
+        match=r"`engine\.processes` must be how many there are, but got 2 and there are 1",
+    ):
         training.train(recipe, data.load(recipe.data), One())
 
 
 @pytest.mark.parametrize(("processes", "accumulation"), [(3, 1), (1, 3), (4, 4)])
 def test_rows_that_do_not_divide_are_refused(tiny, processes, accumulation):
-    rule = r"`batch_tokens / seq_len % \(processes \* accumulation\) == 0` must hold, but got 8 rows, "
-    with pytest.raises(UserError, match=rule + f"processes={processes}, accumulation={accumulation}"):
+    rule = (
+        r"`batch_tokens / seq_len % \(processes \* accumulation\) == 0` must hold, but got 8 rows, "
+    )
+    with pytest.raises(
+        UserError, match=rule + f"processes={processes}, accumulation={accumulation}"
+    ):
         tiny({"engine.processes": processes, "engine.accumulation": accumulation})
 
 
 def test_fewer_gpus_than_processes_are_refused(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="`processes <= GPUs` must hold, but got 2 processes and 1 GPUs"):
+    with pytest.raises(
+        UserError, match="`processes <= GPUs` must hold, but got 2 processes and 1 GPUs"
+    ):
         training.launched(tiny({"engine.processes": 2}), "main")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(UserError, match="got 4 processes and 1 GPUs"):
@@ -258,8 +312,15 @@ def test_fewer_gpus_than_processes_are_refused(tiny, monkeypatch):
 def test_a_gpu_trains_as_the_cpu(tiny):
     code = AGAIN.replace("training.accelerator()", "__import__('accelerate').Accelerator(cpu=True)")
     recipe = tiny(width=64)
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(recipe.model_dump())], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(recipe.model_dump())],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     trial, curve = trained(recipe, training.accelerator())
     cpu_id, loss, cpu_curve = json.loads(done.stdout)
     assert trial.provenance["device"] == torch.cuda.get_device_name() and trial.id == cpu_id
-    assert curve == pytest.approx(cpu_curve, rel=1e-3) and trial.loss == pytest.approx(loss, rel=1e-3)
+    assert curve == pytest.approx(cpu_curve, rel=1e-3) and trial.loss == pytest.approx(
+        loss, rel=1e-3
+    )

@@ -15,7 +15,13 @@ from scaletune.recipe import with_settings
 from scaletune.training import checkpoints
 
 EVERY = 3
-STOPS = [1, 3, 5, 6, 8]  # steps taken when the process is killed: before the first checkpoint, on one, between, at the end
+STOPS = [
+    1,
+    3,
+    5,
+    6,
+    8,
+]  # steps taken when the process is killed: before the first checkpoint, on one, between, at the end
 KINDS = {
     "plain": {},
     "all": {
@@ -52,12 +58,20 @@ for kind, settings in kinds.items():
 
 
 def asked(tiny, folder, **settings):
-    return tiny({"width": 64, "engine.checkpoint_every": EVERY, "engine.runs": str(folder)} | settings)
+    return tiny(
+        {"width": 64, "engine.checkpoint_every": EVERY, "engine.runs": str(folder)} | settings
+    )
 
 
 def trained(recipe):
     trial, curve = training.trial(recipe, "main", training.accelerator())
-    return {"id": trial.id, "loss": trial.loss, "curve": curve, "held_out": trial.metrics["held_out"], "noise": trial.metrics["noise"]}
+    return {
+        "id": trial.id,
+        "loss": trial.loss,
+        "curve": curve,
+        "held_out": trial.metrics["held_out"],
+        "noise": trial.metrics["noise"],
+    }
 
 
 def files(recipe, name="checkpoint.pt"):
@@ -82,7 +96,9 @@ def undisturbed(tiny):
 
 @pytest.mark.parametrize("stop", STOPS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_trial_goes_on_to_the_same_bits(tiny, killed, undisturbed, kind, stop, monkeypatch):
+def test_a_killed_trial_goes_on_to_the_same_bits(
+    tiny, killed, undisturbed, kind, stop, monkeypatch
+):
     recipe = asked(tiny, killed / f"{kind}-{stop}", **KINDS[kind])
     assert os.path.exists(files(recipe)) == (stop >= EVERY)
     restored, put_back = [], checkpoints.put_back
@@ -131,13 +147,17 @@ def another_thing(path):
     torch.save([1, 2, 3], path)
 
 
-@pytest.mark.parametrize("damage", [truncated, emptied, overwritten, flipped, another_thing, os.remove])
+@pytest.mark.parametrize(
+    "damage", [truncated, emptied, overwritten, flipped, another_thing, os.remove]
+)
 def test_the_checkpoint_before_a_damaged_one_is_taken(stopped, undisturbed, damage, capsys):
     recipe, path, _ = stopped
     damage(path)
     assert trained(recipe) == undisturbed["plain"]
     said = capsys.readouterr().err
-    assert (f"checkpoint `{path}` cannot be read (" in said and said.count("\n") == 1) or (damage is os.remove and not said)
+    assert (f"checkpoint `{path}` cannot be read (" in said and said.count("\n") == 1) or (
+        damage is os.remove and not said
+    )
 
 
 def test_with_both_damaged_nothing_is_overwritten(stopped):
@@ -145,7 +165,10 @@ def test_with_both_damaged_nothing_is_overwritten(stopped):
     truncated(path)
     emptied(previous)
     sizes = os.path.getsize(path), os.path.getsize(previous)
-    with pytest.raises(UserError, match=r"a checkpoint must be one we wrote, whole, but .* is not: remove it to train from the start"):
+    with pytest.raises(
+        UserError,
+        match=r"a checkpoint must be one we wrote, whole, but .* is not: remove it to train from the start",
+    ):
         trained(recipe)
     assert sizes == (os.path.getsize(path), os.path.getsize(previous))
 
@@ -156,7 +179,9 @@ def test_a_checkpoint_of_another_recipe_is_refused(stopped):
     trained(other)
     (moved,) = set(os.listdir(recipe.engine.runs)) - {os.path.basename(os.path.dirname(path))}
     shutil.copy(path, f"{recipe.engine.runs}/{moved}/checkpoint.pt")
-    with pytest.raises(UserError, match=r"a checkpoint must be of the trial it lies with, .*, but `.*` is of "):
+    with pytest.raises(
+        UserError, match=r"a checkpoint must be of the trial it lies with, .*, but `.*` is of "
+    ):
         trained(other)
 
 
@@ -165,7 +190,9 @@ def test_a_crash_while_writing_leaves_the_last_checkpoint(tiny, tmp_path, monkey
 
     def crash(source, target):
         calls.append(source)
-        if len(calls) == 3:  # first checkpoint: 1; second: the first is moved away (2), and it should come (3)
+        if (
+            len(calls) == 3
+        ):  # first checkpoint: 1; second: the first is moved away (2), and it should come (3)
             raise KeyboardInterrupt
         replace(source, target)
 
@@ -194,7 +221,9 @@ class Planted:
 
 def test_a_checkpoint_that_would_run_code_is_left_unread(stopped, tmp_path, undisturbed, capsys):
     recipe, path, _ = stopped
-    torch.save({"trial": Planted(tmp_path / "ran"), "model": {}, "optimizer": {}, "curve": []}, path)
+    torch.save(
+        {"trial": Planted(tmp_path / "ran"), "model": {}, "optimizer": {}, "curve": []}, path
+    )
     assert trained(recipe) == undisturbed["plain"] and not (tmp_path / "ran").exists()
     assert f"checkpoint `{path}` cannot be read (" in capsys.readouterr().err
 

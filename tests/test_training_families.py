@@ -14,7 +14,11 @@ EVERY, STOP = 3, 5  # steps
 
 def asked(family):
     constant = {"schedule.kind": "constant"} if family == "schedulefree_adamw" else {}
-    lr = 1.0 if family in LR_FREE else {"sgd": 0.1, "adafactor": 0.1, "lamb": 0.05, "lion": 1e-3}.get(family, 5e-3)
+    lr = (
+        1.0
+        if family in LR_FREE
+        else {"sgd": 0.1, "adafactor": 0.1, "lamb": 0.05, "lion": 1e-3}.get(family, 5e-3)
+    )
     return {"optimizer": {"family": family, "lr": lr}, "depth": 1, **constant}
 
 
@@ -43,7 +47,11 @@ def test_a_stopped_trial_goes_on_to_the_same_bits(tiny, acc, tmp_path, family):
     again, curve = training.trial(recipe, "main", acc, seen.append)
     alone, expected = training.trial(tiny(asked(family)), "main", acc)
     assert seen[0] == (EVERY + 1) / recipe.budget.steps  # from the checkpoint on
-    assert (again.status, again.loss, curve) == ("done", alone.loss, expected) and again.id == alone.id
+    assert (again.status, again.loss, curve) == (
+        "done",
+        alone.loss,
+        expected,
+    ) and again.id == alone.id
     assert curve[-1] < curve[0]
 
 
@@ -53,7 +61,10 @@ def test_schedule_free_is_judged_at_its_average(tiny, acc):
     recipe = tiny(asked("schedulefree_adamw"))
     trial, _ = training.trial(recipe, "main", acc)
     corpus, model = data.load(recipe.data), models.build(recipe, 256)
-    groups = [{key: value for key, value in group.items() if key != "family"} for group in optim.groups(model, planned(recipe, 256))]
+    groups = [
+        {key: value for key, value in group.items() if key != "family"}
+        for group in optim.groups(model, planned(recipe, 256))
+    ]
     opt = schedulefree.AdamWScheduleFree(groups, betas=(0.9, 0.95))
     opt.train()
     for step in range(recipe.budget.steps):
@@ -70,11 +81,15 @@ def test_schedule_free_is_judged_at_its_average(tiny, acc):
 
     in_training = held_out()
     opt.eval()
-    assert trial.loss == pytest.approx(held_out(), rel=1e-6) and abs(in_training - trial.loss) > 1e-3
+    assert (
+        trial.loss == pytest.approx(held_out(), rel=1e-6) and abs(in_training - trial.loss) > 1e-3
+    )
 
 
 def test_warmup_in_tokens_is_its_share_of_them(tiny, acc):
-    one, two, other = (training.trial(tiny({f"schedule.{name}": value}), "main", acc)[1] for name, value in WARMUPS)
+    one, two, other = (
+        training.trial(tiny({f"schedule.{name}": value}), "main", acc)[1] for name, value in WARMUPS
+    )
     assert one == two != other
 
 

@@ -25,7 +25,9 @@ def here():
         pytest.skip("torch's own products are as good on this processor")
 
 
-@pytest.mark.parametrize(("a", "b"), [((512, 64), (64, 256)), ((8, 512, 32), (8, 32, 96)), ((64, 64, 16), (64, 16, 64))])
+@pytest.mark.parametrize(
+    ("a", "b"), [((512, 64), (64, 256)), ((8, 512, 32), (8, 32, 96)), ((64, 64, 16), (64, 16, 64))]
+)
 def test_products_are_float32s(here, tiny, a, b):
     """Against float64; bfloat16 would err by 4e-3."""
     generator = torch.Generator().manual_seed(1)
@@ -65,7 +67,10 @@ def test_only_where_it_pays(able, tiny):
     assert not applies(tiny(LARGE | {"data.seq_len": 2 * POSITIONS}), CPU)
     assert not applies(tiny(LARGE | {"engine.accumulation": 4}), CPU)
     rows = PAYS // 64
-    assert [applies(tiny(LARGE | {"budget.batch_tokens": size, "budget.tokens": 10 * size}), CPU) for size in (rows, rows // 2)] == [
+    assert [
+        applies(tiny(LARGE | {"budget.batch_tokens": size, "budget.tokens": 10 * size}), CPU)
+        for size in (rows, rows // 2)
+    ] == [
         True,
         False,
     ]
@@ -107,7 +112,10 @@ def test_a_trial_is_what_torchs_own_products_make_it(here, tiny, monkeypatch):
 @pytest.mark.parametrize("settings", [{}, {"model.kv_heads": 1}, {"model.qk_norm": True}])
 def test_a_stacked_trial_is_the_trial_alone(here, tiny, settings):
     points = [tiny(LARGE | settings | {"lr": lr}) for lr in (1e-3, 4e-3, 1e3)]
-    together = {trial.id: curve for trial, curve in training.stacked(points, ["main"] * 3, training.accelerator())}
+    together = {
+        trial.id: curve
+        for trial, curve in training.stacked(points, ["main"] * 3, training.accelerator())
+    }
     for point in points:
         trial, curve = training.trial(point, "main", training.accelerator())
         assert list(map(str, together[trial.id])) == list(map(str, curve))  # a NaN is one

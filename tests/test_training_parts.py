@@ -48,7 +48,9 @@ def by_hand(recipe):
     with torch.no_grad():
         for p, average in zip(model.parameters(), averages, strict=True):
             p.copy_(average)
-        inputs, targets = map(torch.from_numpy, corpus.held_out_batch(recipe.budget.eval_tokens, 32))
+        inputs, targets = map(
+            torch.from_numpy, corpus.held_out_batch(recipe.budget.eval_tokens, 32)
+        )
         return curve, F.cross_entropy(model(inputs)[0].flatten(0, 1), targets.flatten()).item()
 
 
@@ -66,25 +68,39 @@ def test_a_trial_is_what_a_loop_by_hand_trains(tiny, acc, settings):
     recipe = tiny({"width": 64} | settings)
     trial, curve = training.trial(recipe, "main", acc)
     losses, held_out = by_hand(recipe)
-    assert curve == pytest.approx(losses, rel=1e-5 if settings.get("training.precision") != "bf16" else 2e-4)
-    assert trial.loss == pytest.approx(held_out, rel=1e-5 if settings.get("training.precision") != "bf16" else 2e-4)
+    assert curve == pytest.approx(
+        losses, rel=1e-5 if settings.get("training.precision") != "bf16" else 2e-4
+    )
+    assert trial.loss == pytest.approx(
+        held_out, rel=1e-5 if settings.get("training.precision") != "bf16" else 2e-4
+    )
     plain, without = training.trial(tiny(width=64), "main", acc)
-    assert (trial.id == plain.id) == (not settings)  # what changes the result is part of the identity
+    assert (trial.id == plain.id) == (
+        not settings
+    )  # what changes the result is part of the identity
     assert (trial.loss == plain.loss) == (not settings)
     assert curve[0] == pytest.approx(
         without[0], rel=1e-3 if settings.get("training.precision") else 1e-12
     )  # a z-loss is not in what is told
 
 
-@pytest.mark.parametrize("engine", [{"accumulation": 2}, {"compile": True}, {"evaluate_at": [0.5]}, {"runs": "elsewhere"}])
+@pytest.mark.parametrize(
+    "engine",
+    [{"accumulation": 2}, {"compile": True}, {"evaluate_at": [0.5]}, {"runs": "elsewhere"}],
+)
 def test_how_a_trial_runs_is_no_part_of_its_identity(tiny, engine):
     recipe = tiny()
     other = tiny({f"engine.{name}": value for name, value in engine.items()})
-    assert counting.trial_fields(other, "main", 256, "d")["id"] == counting.trial_fields(recipe, "main", 256, "d")["id"]
+    assert (
+        counting.trial_fields(other, "main", 256, "d")["id"]
+        == counting.trial_fields(recipe, "main", 256, "d")["id"]
+    )
 
 
 def test_z_loss_is_refused_where_there_is_no_readout_of_tokens():
-    with pytest.raises(UserError, match=r"`training\.z_loss` is for language models, but got a Linear"):
+    with pytest.raises(
+        UserError, match=r"`training\.z_loss` is for language models, but got a Linear"
+    ):
         gradients.ZLoss(torch.nn.Linear(2, 2), 1e-4)
 
 
@@ -92,7 +108,9 @@ def test_a_compiled_trial_is_the_same(tiny, acc, monkeypatch):
     """Through the graph capture and autograd of the compiler, not its code generation, which takes a minute."""
     settings = {"training.z_loss": 1e-3, "engine.accumulation": 2, "model.depth": 1}
     plain, curve = training.trial(tiny(settings), "main", acc)
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(
+        torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True)
+    )
     trial, same = training.trial(tiny(settings | {"engine.compile": True}), "main", acc)
     assert trial.id == plain.id and same == pytest.approx(curve, rel=1e-6)
     assert trial.metrics["seconds"]["compile"] > trial.metrics["seconds"]["train"] > 0
@@ -114,7 +132,11 @@ def test_noise_of_rows_is_their_gradients_sample_covariance(tiny, acc):
     corpus, model, grads = data.load(recipe.data), models.build(recipe, 256), []
     for inputs, targets in zip(*map(torch.from_numpy, corpus.batch(0, 0, 8, 32)), strict=True):
         loss = F.cross_entropy(model(inputs[None])[0, 0], targets)
-        grads.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).double())
+        grads.append(
+            torch.cat(
+                [g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]
+            ).double()
+        )
     rows = torch.stack(grads)
     variance = float(rows.var(0, correction=1).sum())
     squared = float(rows.mean(0).square().sum()) - variance / 8
@@ -125,8 +147,12 @@ def test_noise_of_rows_is_their_gradients_sample_covariance(tiny, acc):
 
 def test_measuring_the_noise_changes_nothing(tiny, acc):
     plain, curve = training.trial(tiny({"engine.accumulation": 4}), "main", acc)
-    trial, same = training.trial(tiny({"engine.accumulation": 4, "engine.noise_every": 2}), "main", acc)
-    assert (trial.loss, same, trial.id) == (plain.loss, curve, plain.id) and plain.metrics["noise"] == {}
+    trial, same = training.trial(
+        tiny({"engine.accumulation": 4, "engine.noise_every": 2}), "main", acc
+    )
+    assert (trial.loss, same, trial.id) == (plain.loss, curve, plain.id) and plain.metrics[
+        "noise"
+    ] == {}
 
 
 @pytest.mark.parametrize(("small_rows", "big_rows"), [(1, 8), (4, 16), (8, 16)])
@@ -136,11 +162,17 @@ def test_noise_is_estimated_without_bias(small_rows, big_rows):
     mean, deviation = np.linspace(-1, 1, 10), np.linspace(0.5, 3, 10)
     found = []
     for _ in range(400):
-        small = mean + deviation * drawn.standard_normal((big_rows // small_rows, 10)) / math.sqrt(small_rows)
-        noise.add(float((small**2).sum(1).mean()), float((small.mean(0) ** 2).sum()), small_rows, big_rows)
+        small = mean + deviation * drawn.standard_normal((big_rows // small_rows, 10)) / math.sqrt(
+            small_rows
+        )
+        noise.add(
+            float((small**2).sum(1).mean()), float((small.mean(0) ** 2).sum()), small_rows, big_rows
+        )
         found.append(list(noise.metrics(1).values())[:2])
     signal, variance = np.mean(found[50:], 0)
-    assert variance == pytest.approx((deviation**2).sum(), rel=0.1) and signal == pytest.approx((mean**2).sum(), rel=0.2)
+    assert variance == pytest.approx((deviation**2).sum(), rel=0.1) and signal == pytest.approx(
+        (mean**2).sum(), rel=0.2
+    )
 
 
 def test_noise_that_hides_the_gradient_has_no_critical_batch():
@@ -154,7 +186,12 @@ def test_noise_that_hides_the_gradient_has_no_critical_batch():
 
 
 def test_noise_of_a_divergence_is_what_it_was_before(tiny, acc):
-    settings = {"lr": 1e30, "schedule.kind": "constant", "engine.accumulation": 4, "engine.noise_every": 1}
+    settings = {
+        "lr": 1e30,
+        "schedule.kind": "constant",
+        "engine.accumulation": 4,
+        "engine.noise_every": 1,
+    }
     trial, curve = training.trial(tiny(settings), "main", acc)
     assert trial.status == "diverged" and not math.isfinite(curve[-1])
     json.dumps(vars(trial), allow_nan=False)
@@ -162,7 +199,8 @@ def test_noise_of_a_divergence_is_what_it_was_before(tiny, acc):
 
 def test_noise_needs_two_batches_to_compare(tiny):
     with pytest.raises(
-        UserError, match=r"`processes \* accumulation >= 2` must hold for a gradient-noise scale .* processes=1, accumulation=1"
+        UserError,
+        match=r"`processes \* accumulation >= 2` must hold for a gradient-noise scale .* processes=1, accumulation=1",
     ):
         tiny({"engine.noise_every": 1})
 
@@ -173,7 +211,12 @@ def test_noise_needs_two_batches_to_compare(tiny):
 def scalars(folder, event):
     """{tag: [(step, value)]} of the event files under `folder`: TFRecord framing, each record a message `event` parses."""
     found = {}
-    for path in (os.path.join(at, name) for at, _, names in os.walk(folder) for name in names if "tfevents" in name):
+    for path in (
+        os.path.join(at, name)
+        for at, _, names in os.walk(folder)
+        for name in names
+        if "tfevents" in name
+    ):
         content, place = Path(path).read_bytes(), 0
         while place < len(content):
             (size,) = struct.unpack_from("<Q", content, place)
@@ -188,11 +231,22 @@ def scalars(folder, event):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_gets_every_loss(tiny, acc, tmp_path):
     proto = pytest.importorskip("tensorboardX.proto.event_pb2")
-    recipe = tiny({"engine.trackers": ["tensorboard"], "engine.runs": str(tmp_path), "engine.evaluate_at": [0.5]})
+    recipe = tiny(
+        {
+            "engine.trackers": ["tensorboard"],
+            "engine.runs": str(tmp_path),
+            "engine.evaluate_at": [0.5],
+        }
+    )
     trial, curve = training.trial(recipe, "main", acc)
     found = scalars(tmp_path / trial.id, proto.Event)
-    assert found["train/loss"] == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in enumerate(curve)]
-    held_out = [(int(tokens) // 256, pytest.approx(loss, rel=1e-6)) for tokens, loss in trial.metrics["held_out"]]
+    assert found["train/loss"] == [
+        (step, pytest.approx(loss, rel=1e-6)) for step, loss in enumerate(curve)
+    ]
+    held_out = [
+        (int(tokens) // 256, pytest.approx(loss, rel=1e-6))
+        for tokens, loss in trial.metrics["held_out"]
+    ]
     assert found["held_out/loss"] == held_out and len(held_out) == 2
 
 
@@ -205,15 +259,27 @@ def test_wandb_writes_a_run_without_a_network(tiny, acc, tmp_path, monkeypatch):
     trial, curve = training.trial(recipe, "main", acc)
     (run,) = (tmp_path / trial.id).rglob("*.wandb")
     content = run.read_bytes()
-    assert content.startswith(b":W&B") and b"train/loss" in content and json.dumps(curve[-1]).encode()[:8] in content
+    assert (
+        content.startswith(b":W&B")
+        and b"train/loss" in content
+        and json.dumps(curve[-1]).encode()[:8] in content
+    )
 
 
-@pytest.mark.parametrize(("tracker", "packages"), [("wandb", ["wandb"]), ("tensorboard", ["torch.utils.tensorboard", "tensorboardX"])])
-def test_a_tracker_that_is_not_installed_is_one_clear_line(tiny, acc, tmp_path, monkeypatch, tracker, packages):
+@pytest.mark.parametrize(
+    ("tracker", "packages"),
+    [("wandb", ["wandb"]), ("tensorboard", ["torch.utils.tensorboard", "tensorboardX"])],
+)
+def test_a_tracker_that_is_not_installed_is_one_clear_line(
+    tiny, acc, tmp_path, monkeypatch, tracker, packages
+):
     for package in packages:
         monkeypatch.setitem(sys.modules, package, None)
     recipe = tiny({"engine.trackers": [tracker], "engine.runs": str(tmp_path)})
-    with pytest.raises(UserError, match=rf"tracker '{tracker}' needs a package that is not installed .*: pip install 'scaletune\[track\]'"):
+    with pytest.raises(
+        UserError,
+        match=rf"tracker '{tracker}' needs a package that is not installed .*: pip install 'scaletune\[track\]'",
+    ):
         training.trial(recipe, "main", acc)
 
 
@@ -222,15 +288,36 @@ def test_a_tracker_that_is_not_installed_is_one_clear_line(tiny, acc, tmp_path, 
 
 def test_the_range_test_finds_what_trains(tiny, acc):
     """The suggested rate trains, one at the low end hardly moves, one where the ramp diverged ends worse than the suggestion."""
-    recipe = tiny({"width": 64, "schedule.kind": "constant", "schedule.warmup": 0.0, "tokens": 256 * 20})
+    recipe = tiny(
+        {"width": 64, "schedule.kind": "constant", "schedule.warmup": 0.0, "tokens": 256 * 20}
+    )
     found = training.lr_range_test(recipe, 1e-5, 30.0, 60, acc)
     records = found["records"]
-    assert [row["lr"] for row in records] == pytest.approx(np.geomspace(1e-5, 30.0, 60)[: len(records)], rel=1e-9)
-    assert 1e-5 < found["suggestion"] == found["steepest"] <= found["lowest"] < found["diverged_at"] <= 30.0
+    assert [row["lr"] for row in records] == pytest.approx(
+        np.geomspace(1e-5, 30.0, 60)[: len(records)], rel=1e-9
+    )
+    assert (
+        1e-5
+        < found["suggestion"]
+        == found["steepest"]
+        <= found["lowest"]
+        < found["diverged_at"]
+        <= 30.0
+    )
     low, best, high = (
-        training.trial(tiny({"width": 64, "schedule.kind": "constant", "schedule.warmup": 0.0, "tokens": 256 * 20, "lr": lr}), "main", acc)[
-            0
-        ]
+        training.trial(
+            tiny(
+                {
+                    "width": 64,
+                    "schedule.kind": "constant",
+                    "schedule.warmup": 0.0,
+                    "tokens": 256 * 20,
+                    "lr": lr,
+                }
+            ),
+            "main",
+            acc,
+        )[0]
         for lr in (1e-5, found["suggestion"], found["diverged_at"])
     )
     assert best.loss < low.loss - 1 and (high.loss is None or high.loss > best.loss)
@@ -238,27 +325,43 @@ def test_the_range_test_finds_what_trains(tiny, acc):
 
 def test_a_ramp_starts_as_a_trial_does(tiny, acc):
     """Its first step is a trial's at that learning rate: weights, batch and loss."""
-    _, curve = training.trial(tiny({"lr": 1e-3, "schedule.kind": "constant", "schedule.warmup": 0.0}), "main", acc)
-    ramp = training.lr_range_test(tiny({"schedule.kind": "cosine"}), 1e-3, 1.0001e-3, 10, acc)["records"]
-    assert [row["loss"] for row in ramp[:8]] == pytest.approx(curve, rel=1e-5)  # a ramp that hardly rises is that trial
+    _, curve = training.trial(
+        tiny({"lr": 1e-3, "schedule.kind": "constant", "schedule.warmup": 0.0}), "main", acc
+    )
+    ramp = training.lr_range_test(tiny({"schedule.kind": "cosine"}), 1e-3, 1.0001e-3, 10, acc)[
+        "records"
+    ]
+    assert [row["loss"] for row in ramp[:8]] == pytest.approx(
+        curve, rel=1e-5
+    )  # a ramp that hardly rises is that trial
 
 
 def test_a_range_test_is_read_as_numpy_would():
     lrs = np.geomspace(1e-4, 10, 80)
     x = np.log(lrs)
-    losses = 5 - 3 / (1 + np.exp(-2 * (x - math.log(0.01)))) + np.maximum(0, x - math.log(1.0)) ** 2 * 3
+    losses = (
+        5 - 3 / (1 + np.exp(-2 * (x - math.log(0.01)))) + np.maximum(0, x - math.log(1.0)) ** 2 * 3
+    )
     weights = 0.9 ** np.arange(80)[::-1]
     smooth = [np.average(losses[: i + 1], weights=weights[-i - 1 :]) for i in range(80)]
     found = lr_range_test.summary(lrs.tolist(), losses.tolist())
     assert [row["smooth"] for row in found["records"]] == pytest.approx(smooth, rel=1e-12)
     lowest = int(np.argmin(smooth))
-    assert found["lowest"] == lrs[lowest] and found["steepest"] == lrs[np.gradient(smooth, x)[: lowest + 1].argmin()]
+    assert (
+        found["lowest"] == lrs[lowest]
+        and found["steepest"] == lrs[np.gradient(smooth, x)[: lowest + 1].argmin()]
+    )
     assert found["diverged_at"] == lrs[next(i for i in range(lowest, 80) if smooth[i] > smooth[0])]
 
 
 @pytest.mark.parametrize(
     ("losses", "diverged"),
-    [([5.0, math.nan], 2.0), ([5.0, 4.0, 3.0, 12.0], 4.0), ([5.0, 5.1, 5.2, 5.3], 2.0), ([5.0, 4.0, 3.0, 2.0], None)],
+    [
+        ([5.0, math.nan], 2.0),
+        ([5.0, 4.0, 3.0, 12.0], 4.0),
+        ([5.0, 5.1, 5.2, 5.3], 2.0),
+        ([5.0, 4.0, 3.0, 2.0], None),
+    ],
 )
 def test_a_range_test_says_where_it_diverged(losses, diverged):
     found = lr_range_test.summary([1.0, 2.0, 3.0, 4.0][: len(losses)], losses, 11.0)
@@ -267,9 +370,14 @@ def test_a_range_test_says_where_it_diverged(losses, diverged):
     json.dumps(found, allow_nan=False)
 
 
-@pytest.mark.parametrize(("low", "high", "steps"), [(0.0, 1.0, 50), (1.0, 0.1, 50), (1e-3, math.inf, 50), (1e-3, 1.0, 5)])
+@pytest.mark.parametrize(
+    ("low", "high", "steps"), [(0.0, 1.0, 50), (1.0, 0.1, 50), (1e-3, math.inf, 50), (1e-3, 1.0, 5)]
+)
 def test_a_range_that_is_none_is_refused(tiny, acc, low, high, steps):
-    with pytest.raises(UserError, match=r"`0 < low < high` and `steps >= 10` must hold for a range test, but got low="):
+    with pytest.raises(
+        UserError,
+        match=r"`0 < low < high` and `steps >= 10` must hold for a range test, but got low=",
+    ):
         training.lr_range_test(tiny(), low, high, steps, acc)
 
 
@@ -277,6 +385,14 @@ def test_a_range_that_is_none_is_refused(tiny, acc, low, high, steps):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_bf16_and_compile_train_on_a_gpu(tiny):
     plain, curve = training.trial(tiny(width=64), "main", training.accelerator())
-    trial, fast = training.trial(tiny({"width": 64, "training.precision": "bf16", "engine.compile": True}), "main", training.accelerator())
-    assert fast == pytest.approx(curve, rel=2e-2) and trial.metrics["seconds"]["compile"] > 0 and trial.metrics["peak_bytes"] > 0
+    trial, fast = training.trial(
+        tiny({"width": 64, "training.precision": "bf16", "engine.compile": True}),
+        "main",
+        training.accelerator(),
+    )
+    assert (
+        fast == pytest.approx(curve, rel=2e-2)
+        and trial.metrics["seconds"]["compile"] > 0
+        and trial.metrics["peak_bytes"] > 0
+    )
     assert trial.loss == pytest.approx(plain.loss, rel=2e-2)

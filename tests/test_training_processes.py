@@ -65,7 +65,16 @@ def pair(tiny, tmp_path_factory):
         settings(2, 1, **{"engine.checkpoint_every": 3, "engine.runs": str(out / "runs")}),
     ]
     asked = json.dumps({"recipe": tiny(width=64).model_dump(), "settings": ways})
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(out / "pair.py"), asked, str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(out / "pair.py"),
+        asked,
+        str(out),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in (0, 1)]
@@ -77,7 +86,9 @@ def test_two_processes_train_as_one(tiny, pair, i):
     alone, curve = training.trial(recipe, "main", training.accelerator())
     for rank in pair:
         assert rank[i]["id"] == alone.id  # how it was spread is no part of what it is
-        assert rank[i]["curve"] == pytest.approx(curve, rel=1e-5) and rank[i]["loss"] == pytest.approx(alone.loss, rel=1e-5)
+        assert rank[i]["curve"] == pytest.approx(curve, rel=1e-5) and rank[i][
+            "loss"
+        ] == pytest.approx(alone.loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("i", range(len(WAYS)))
@@ -86,25 +97,44 @@ def test_the_ranks_share_out_the_global_batch(tiny, pair, i):
     corpus = data.load(recipe.data)
     for step in range(8):
         inputs, _ = corpus.batch(recipe.seed, step, 8, 32)
-        parts = [part for rank in pair for part in rank[i]["rows"][step * WAYS[i] : (step + 1) * WAYS[i]]]
-        assert {len(part) for part in parts} == {2 * 8 // (2 * WAYS[i])}  # equal micro-batches, two numbers a row
-        rows = [pair for part in parts for pair in zip(part[: len(part) // 2], part[len(part) // 2 :], strict=True)]
-        assert sorted(rows) == sorted(zip(inputs[:, 0].tolist(), inputs[:, 1].tolist(), strict=True))
+        parts = [
+            part for rank in pair for part in rank[i]["rows"][step * WAYS[i] : (step + 1) * WAYS[i]]
+        ]
+        assert {len(part) for part in parts} == {
+            2 * 8 // (2 * WAYS[i])
+        }  # equal micro-batches, two numbers a row
+        rows = [
+            pair
+            for part in parts
+            for pair in zip(part[: len(part) // 2], part[len(part) // 2 :], strict=True)
+        ]
+        assert sorted(rows) == sorted(
+            zip(inputs[:, 0].tolist(), inputs[:, 1].tolist(), strict=True)
+        )
 
 
 def test_two_processes_train_as_one_under_muon(tiny, pair):
     """Its step is of a whole matrix: every rank takes it alike. bfloat16 inside it makes more of the last bits."""
     alone, curve = training.trial(tiny({"width": 64} | MUON), "main", training.accelerator())
     for rank in pair:
-        assert rank[len(WAYS) + 1]["curve"] == pytest.approx(curve, rel=1e-3) and rank[len(WAYS) + 1]["id"] == alone.id
+        assert (
+            rank[len(WAYS) + 1]["curve"] == pytest.approx(curve, rel=1e-3)
+            and rank[len(WAYS) + 1]["id"] == alone.id
+        )
 
 
 @pytest.mark.parametrize("accumulation", [2, 4, 8])
 def test_micro_batches_train_as_one_batch(tiny, accumulation):
     acc = training.accelerator()
     plain, curve = training.trial(tiny(width=64), "main", acc)
-    trial, same = training.trial(tiny({"width": 64, "engine.accumulation": accumulation}), "main", acc)
-    assert same == pytest.approx(curve, rel=1e-5) and trial.loss == pytest.approx(plain.loss, rel=1e-5) and trial.id == plain.id
+    trial, same = training.trial(
+        tiny({"width": 64, "engine.accumulation": accumulation}), "main", acc
+    )
+    assert (
+        same == pytest.approx(curve, rel=1e-5)
+        and trial.loss == pytest.approx(plain.loss, rel=1e-5)
+        and trial.id == plain.id
+    )
 
 
 def test_the_noise_does_not_depend_on_how_rows_are_spread(tiny, pair):
@@ -117,13 +147,21 @@ def test_the_noise_does_not_depend_on_how_rows_are_spread(tiny, pair):
 
 def test_two_processes_go_on_from_one_checkpoint(pair):
     for rank in pair:
-        assert rank[-1]["again"] == rank[-1]["curve"] and rank[-1]["steps"] == 2  # of eight: from step 6 on
+        assert (
+            rank[-1]["again"] == rank[-1]["curve"] and rank[-1]["steps"] == 2
+        )  # of eight: from step 6 on
 
 
-@pytest.mark.parametrize(("said", "kind"), [("UserError: `a` must hold", UserError), ("KeyError: 'a'", ChildFailedError)])
+@pytest.mark.parametrize(
+    ("said", "kind"), [("UserError: `a` must hold", UserError), ("KeyError: 'a'", ChildFailedError)]
+)
 def test_what_the_user_can_mend_comes_back_as_one_line(tiny, tmp_path, monkeypatch, said, kind):
-    (tmp_path / "error.json").write_text(json.dumps({"message": {"message": said, "extraInfo": {"timestamp": "0"}}}))
-    failure = ProcessFailure(local_rank=1, pid=1, exitcode=1, error_file=str(tmp_path / "error.json"))
+    (tmp_path / "error.json").write_text(
+        json.dumps({"message": {"message": said, "extraInfo": {"timestamp": "0"}}})
+    )
+    failure = ProcessFailure(
+        local_rank=1, pid=1, exitcode=1, error_file=str(tmp_path / "error.json")
+    )
 
     def failed(*arguments):
         raise ChildFailedError("rank", {1: failure})
@@ -146,7 +184,9 @@ def test_a_killed_launcher_leaves_no_ranks(tiny, tmp_path):
     (tmp_path / "launch.py").write_text(LAUNCHER)
     asked = json.dumps(tiny({"engine.processes": 2, "tokens": 256 * 100_000}).model_dump())
     with subprocess.Popen(
-        [sys.executable, str(tmp_path / "launch.py"), asked], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, str(tmp_path / "launch.py"), asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     ) as process:
         assert process.stdout.readline()  # it trains
         ranks = psutil.Process(process.pid).children(recursive=True)

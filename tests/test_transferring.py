@@ -43,8 +43,13 @@ def loaded(transferred, **changed):
     theirs = GraniteForCausalLM(GraniteConfig(**config_of(transferred) | changed)).eval()
     ours = models.build(transferred.target, VOCAB)
     rows, _ = one_std(transferred)
-    theta = {row.name: new.multiplier / row.multiplier for row, new in zip(transferred.plan, rows, strict=True)}
-    state = theirs.load_state_dict({name: w / theta[name] for name, w in models.plain_state(ours).items()}, strict=False)
+    theta = {
+        row.name: new.multiplier / row.multiplier
+        for row, new in zip(transferred.plan, rows, strict=True)
+    }
+    state = theirs.load_state_dict(
+        {name: w / theta[name] for name, w in models.plain_state(ours).items()}, strict=False
+    )
     tied = transferred.target.model.tied
     assert not state.unexpected_keys and state.missing_keys == (["lm_head.weight"] if tied else [])
     return theirs, ours
@@ -65,7 +70,9 @@ def loader(folder):
 # --- config.json -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING, {"model.tied": True}, {"form": "sp", "seq_len": 64}])
+@pytest.mark.parametrize(
+    "settings", [{}, EVERYTHING, {"model.tied": True}, {"form": "sp", "seq_len": 64}]
+)
 def test_every_key_is_declared(made, settings):
     """transformers keeps unknown keys in silence, so a misspelt one would pass."""
     emitted = config_of(made(settings))
@@ -80,7 +87,9 @@ def test_logits_are_ours(made, form):
     theirs, ours = loaded(made(EVERYTHING | {"form": form}))
     with torch.no_grad():
         expected = ours(drawn())[0]
-        assert torch.allclose(theirs(drawn()).logits, expected, rtol=0, atol=1e-5 * float(expected.std()) + 1e-6)
+        assert torch.allclose(
+            theirs(drawn()).logits, expected, rtol=0, atol=1e-5 * float(expected.std()) + 1e-6
+        )
 
 
 @pytest.mark.parametrize("form", ["mup_t8", "mup_t9", "mean_field"])
@@ -108,7 +117,10 @@ def test_logits_are_ours_with_what_else_a_granite_has(made):
     [
         ({"model.norm": "layer"}, "a Granite has `model.norm` 'rms', but the target has 'layer'"),
         ({"model.mlp": "gelu"}, "a Granite has `model.mlp` 'swiglu', but the target has 'gelu'"),
-        ({"model.positions": "learned"}, "a Granite has `model.positions` 'rotary', but the target has 'learned'"),
+        (
+            {"model.positions": "learned"},
+            "a Granite has `model.positions` 'rotary', but the target has 'learned'",
+        ),
         ({"model.qk_norm": True}, "a Granite has `model.qk_norm` False, but the target has True"),
         (
             {"model.family": "moe", "model.ffn_ratio": 1.0},
@@ -126,16 +138,29 @@ def test_what_a_granite_cannot_say_is_refused(made, tmp_path, settings, sentence
     assert str(caught.value) == sentence and not list(tmp_path.iterdir())
 
 
-NEUTRAL = {"embedding_multiplier": 1.0, "attention_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
+NEUTRAL = {
+    "embedding_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}
 
 
 @pytest.mark.parametrize("key", NEUTRAL)
 def test_each_multiplier_matters(made, key):
     """The same logits would come out of a config without it, were it one that transformers ignores."""
-    (theirs, ours), (without, _) = loaded(made(EVERYTHING)), loaded(made(EVERYTHING), **{key: NEUTRAL[key]})
+    (theirs, ours), (without, _) = (
+        loaded(made(EVERYTHING)),
+        loaded(made(EVERYTHING), **{key: NEUTRAL[key]}),
+    )
     with torch.no_grad():
         expected = ours(drawn())[0]
-        assert (theirs(drawn()).logits - expected).abs().max() < 1e-5 < 1e-2 < (without(drawn()).logits - expected).abs().max()
+        assert (
+            (theirs(drawn()).logits - expected).abs().max()
+            < 1e-5
+            < 1e-2
+            < (without(drawn()).logits - expected).abs().max()
+        )
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -146,21 +171,32 @@ def test_transformers_own_init_has_the_planned_std(made, tied):
     rows = {row.name: row for row in one_std(transferred)[0]}
     for name, parameter in GraniteForCausalLM(GraniteConfig(**config)).named_parameters():
         expected, values = rows[name].init_std, parameter.detach()
-        assert expected == (0 if rows[name].role == "vec" else pytest.approx(config["initializer_range"], rel=1e-12))
-        assert float(values.std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * values.numel())), name
+        assert expected == (
+            0 if rows[name].role == "vec" else pytest.approx(config["initializer_range"], rel=1e-12)
+        )
+        assert float(values.std()) == pytest.approx(
+            expected, rel=5 / math.sqrt(2 * values.numel())
+        ), name
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_at_the_base_size_it_is_the_ordinary_config(made, form):
     emitted = config_of(made({"form": form, "width": 32, "model.depth": 2}))
-    assert {key: emitted[key] for key in NEUTRAL} == pytest.approx(NEUTRAL | {"attention_multiplier": 16**-0.5})
+    assert {key: emitted[key] for key in NEUTRAL} == pytest.approx(
+        NEUTRAL | {"attention_multiplier": 16**-0.5}
+    )
     assert emitted["initializer_range"] == 0.2
 
 
 def test_unreachable_by_one_std_is_refused(made):
     rows = made().plan
-    odd = [dataclasses.replace(row, init_std=0.3) if "down_proj" in row.name else row for row in rows]
-    with pytest.raises(UserError, match="one init std for all matrices must be reachable, but the hidden ones act with"):
+    odd = [
+        dataclasses.replace(row, init_std=0.3) if "down_proj" in row.name else row for row in rows
+    ]
+    with pytest.raises(
+        UserError,
+        match="one init std for all matrices must be reachable, but the hidden ones act with",
+    ):
         one_std(dataclasses.replace(made(), plan=odd))
 
 
@@ -184,7 +220,9 @@ def in_float64(theirs, ours):
     theirs.model.rotary_emb = Turns(ours.model.cos, ours.model.sin)
     for module in theirs.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            module.forward = lambda x, m=module: F.rms_norm(x, x.shape[-1:], m.weight, m.variance_epsilon)
+            module.forward = lambda x, m=module: F.rms_norm(
+                x, x.shape[-1:], m.weight, m.variance_epsilon
+            )
     return theirs, ours
 
 
@@ -200,7 +238,9 @@ def trained(loss_of, opt, scheduler, steps=8):
     return np.array(losses)
 
 
-@pytest.mark.parametrize("settings", [{}, {"model.tied": True}, {"form": "mup_t3"}, {"form": "sp_per_layer"}, EVERYTHING])
+@pytest.mark.parametrize(
+    "settings", [{}, {"model.tied": True}, {"form": "mup_t3"}, {"form": "sp_per_layer"}, EVERYTHING]
+)
 def test_it_trains_as_ours(made, tmp_path, settings):
     """Their model with the groups and the schedule of loader.py, and ours with our own: the same losses, step by step."""
     transferred = made({"optimizer.eps": 1e-4, "lr": 2e-2} | settings)
@@ -211,11 +251,21 @@ def test_it_trains_as_ours(made, tmp_path, settings):
     settings, schedule = transferred.target.optimizer, transferred.target.schedule
 
     opt = attach.make_optimizer(theirs)
-    got = trained(lambda: F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()), opt, attach.make_scheduler(opt).step)
-    own_opt = torch.optim.AdamW(optim.groups(ours, transferred.plan), betas=(settings.beta1, settings.beta2))
+    got = trained(
+        lambda: F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()),
+        opt,
+        attach.make_scheduler(opt).step,
+    )
+    own_opt = torch.optim.AdamW(
+        optim.groups(ours, transferred.plan), betas=(settings.beta1, settings.beta2)
+    )
     shares = iter([(step + 0.5) / 8 for step in range(1, 9)])
     optim.set_share(own_opt, schedule, 0.5 / 8)
-    expected = trained(lambda: ours(tokens, targets).sum(), own_opt, lambda: optim.set_share(own_opt, schedule, next(shares)))
+    expected = trained(
+        lambda: ours(tokens, targets).sum(),
+        own_opt,
+        lambda: optim.set_share(own_opt, schedule, next(shares)),
+    )
 
     assert got == pytest.approx(expected, rel=1e-12)
     assert expected[-1] < expected[0] - 0.1
@@ -247,7 +297,11 @@ def test_loader_gives_each_tensor_its_numbers(made, emitted, hf):
     rows = {row.name: row for row in one_std(made())[0]}
     names = {id(parameter): name for name, parameter in hf.named_parameters()}
     groups = loader(emitted).make_groups(hf)
-    got = {names[id(p)]: (group["lr"], group["weight_decay"], group["eps"]) for group in groups for p in group["params"]}
+    got = {
+        names[id(p)]: (group["lr"], group["weight_decay"], group["eps"])
+        for group in groups
+        for p in group["params"]
+    }
     assert got == {name: (row.lr, row.weight_decay, row.eps) for name, row in rows.items()}
 
 
@@ -255,18 +309,24 @@ def test_loader_knows_tensors_under_a_wrapper(emitted, hf):
     plain = loader(emitted).make_groups(hf)
     wrapped = torch.nn.ModuleDict({"module": torch.compile(hf, backend="eager")})
     assert {name.split(".")[1] for name, _ in wrapped.named_parameters()} == {"_orig_mod"}
-    assert [len(group["params"]) for group in loader(emitted).make_groups(wrapped)] == [len(group["params"]) for group in plain]
+    assert [len(group["params"]) for group in loader(emitted).make_groups(wrapped)] == [
+        len(group["params"]) for group in plain
+    ]
 
 
 def test_loader_refuses_what_it_cannot_explain(emitted, hf):
     hf.model.layers[0].self_attn.scale = torch.nn.Parameter(torch.ones(1))
-    with pytest.raises(ValueError, match=r"explains every parameter, but not model.layers.0.self_attn.scale"):
+    with pytest.raises(
+        ValueError, match=r"explains every parameter, but not model.layers.0.self_attn.scale"
+    ):
         loader(emitted).make_groups(hf)
 
 
 def test_loader_refuses_a_pattern_that_matches_nothing(emitted, hf):
     hf.lm_head = torch.nn.Identity()
-    with pytest.raises(ValueError, match=r"every pattern must match a parameter, but these match none: .*lm_head"):
+    with pytest.raises(
+        ValueError, match=r"every pattern must match a parameter, but these match none: .*lm_head"
+    ):
         loader(emitted).make_groups(hf)
 
 
@@ -276,11 +336,17 @@ def test_loaders_schedule_is_ours(made, tmp_path, kind, warmup):
     transferred = made({"schedule.kind": kind, "schedule.warmup": warmup, "schedule.floor": 0.1})
     granite.emit(transferred, tmp_path)
     attach = loader(tmp_path)
-    opt = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 2.0)])
+    opt = torch.optim.AdamW(
+        [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 2.0)]
+    )
     scheduler = attach.make_scheduler(opt)
     for step in range(transferred.target.budget.steps):
-        now = optim.multiplier(transferred.target.schedule, (step + 0.5) / transferred.target.budget.steps)
-        assert [group["lr"] for group in opt.param_groups] == pytest.approx([0.5 * now, 2.0 * now], abs=1e-12)
+        now = optim.multiplier(
+            transferred.target.schedule, (step + 0.5) / transferred.target.budget.steps
+        )
+        assert [group["lr"] for group in opt.param_groups] == pytest.approx(
+            [0.5 * now, 2.0 * now], abs=1e-12
+        )
         opt.step()
         scheduler.step()
 
@@ -293,8 +359,14 @@ def test_loaders_schedule_is_ours(made, tmp_path, kind, warmup):
             "`optimizer.family` of 'adamw', 'sgd', 'adafactor', 'muon', 'lion' alone, but got 'prodigy'"
             r" \(it finds one lr for all tensors, where the plan has one for each\)",
         ),
-        ({"schedule.kind": "one_cycle"}, "`schedule.kind` of 'constant', 'linear', 'cosine', 'wsd' alone, but got 'one_cycle'"),
-        ({"schedule.decay_shape": "1-sqrt"}, "`schedule.decay_shape` of 'linear' alone, but got '1-sqrt'"),
+        (
+            {"schedule.kind": "one_cycle"},
+            "`schedule.kind` of 'constant', 'linear', 'cosine', 'wsd' alone, but got 'one_cycle'",
+        ),
+        (
+            {"schedule.decay_shape": "1-sqrt"},
+            "`schedule.decay_shape` of 'linear' alone, but got '1-sqrt'",
+        ),
         ({"schedule.ema_half_life": 512}, "`schedule.ema_half_life` of None alone, but got 512"),
     ],
 )
@@ -312,7 +384,10 @@ def test_a_warmup_in_tokens_reaches_the_loader_as_a_share(made, tmp_path):
 def test_what_the_config_cannot_hold_is_said(emitted):
     said = json.loads((emitted / "param_groups.json").read_text())
     assert said["evidence"] == EVIDENCE
-    assert [any(word in line for line in said["cannot"]) for word in ("learning rate", "schedule", "clipping")] == [True] * 3
+    assert [
+        any(word in line for line in said["cannot"])
+        for word in ("learning rate", "schedule", "clipping")
+    ] == [True] * 3
     assert said["optimizer"]["max_grad_norm"] == 1.0 and said["budget"]["steps"] == 8
 
 
@@ -320,10 +395,17 @@ def test_what_the_config_cannot_hold_is_said(emitted):
 
 
 def without_none(value):
-    return {key: without_none(v) for key, v in value.items() if v is not None} if isinstance(value, dict) else value
+    return (
+        {key: without_none(v) for key, v in value.items() if v is not None}
+        if isinstance(value, dict)
+        else value
+    )
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING, {"model.tied": True, "optimizer.eps": 1e-12, "budget.tokens": 256 * 10**12}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, EVERYTHING, {"model.tied": True, "optimizer.eps": 1e-12, "budget.tokens": 256 * 10**12}],
+)
 def test_the_emitted_recipe_is_the_target(made, tmp_path, settings):
     transferred = made(settings)
     path, _ = recipe_module.emit(transferred, tmp_path)
@@ -336,7 +418,9 @@ def test_the_neutral_plan_holds_every_tensor(made, tmp_path):
     transferred = made(EVERYTHING)
     plan = json.loads(recipe_module.emit(transferred, tmp_path)[1].read_text())
     assert plan["schema"] == "scaletune.plan/1" and plan["base"] == {"width": 32, "depth": 1}
-    assert [row["name"] for row in plan["tensors"]] == [t.name for t in counting.tensors(transferred.target.model, VOCAB)]
+    assert [row["name"] for row in plan["tensors"]] == [
+        t.name for t in counting.tensors(transferred.target.model, VOCAB)
+    ]
     assert plan["multipliers"] == transferred.multipliers
 
 
@@ -349,7 +433,14 @@ def learned(tiny, lr=0.012345678, batch_tokens=256.0):
     setting = {section: proxy[section] for section in ("parametrization", "schedule", "data")}
     setting["data"] = setting["data"] | {"vocab_size": VOCAB}
     setting["optimizer"] = {key: value for key, value in proxy["optimizer"].items() if key != "lr"}
-    solution = {"columns": [], "vector": [math.log(lr)], "covariance": [[0.01]], "centre": [], "quantile": 2.0, "scatter": 0.0}
+    solution = {
+        "columns": [],
+        "vector": [math.log(lr)],
+        "covariance": [[0.01]],
+        "centre": [],
+        "quantile": 2.0,
+        "scatter": 0.0,
+    }
     solution |= {"half_width": [0.2, 0.3], "batch_tokens": [batch_tokens] if batch_tokens else []}
     return Fit(
         law="lr_nd", params={}, solution=solution, objective=0.0, ranges={"depth": [2, 2]}, assumptions=["same data"],
@@ -362,22 +453,45 @@ def test_the_predicted_lr_goes_into_the_target_and_every_tensor(tiny):
     prepared = prepare(fit, target)
     assert prepared.target.optimizer.lr == 0.01235 and prepared.vocab_size == VOCAB
     lr = {row.name: row.lr for row in prepared.plan}
-    assert lr["model.norm.weight"] == 0.01235 and lr["model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.01235 / 4)
+    assert lr["model.norm.weight"] == 0.01235 and lr[
+        "model.layers.0.mlp.up_proj.weight"
+    ] == pytest.approx(0.01235 / 4)
     evidence = prepared.evidence
-    assert evidence["lr"] == evidence["lr_at_fitted_batch"] == pytest.approx(0.012345678) and evidence["fit"] == fit.digest
+    assert (
+        evidence["lr"] == evidence["lr_at_fitted_batch"] == pytest.approx(0.012345678)
+        and evidence["fit"] == fit.digest
+    )
     assert evidence["n_params"] == counting.params(target.model, VOCAB)["n_params"]
-    assert evidence["interval"]["lr"] == pytest.approx([0.012345678 * math.exp(0.2 * sign) for sign in (-1, 1)])
+    assert evidence["interval"]["lr"] == pytest.approx(
+        [0.012345678 * math.exp(0.2 * sign) for sign in (-1, 1)]
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "factor", "sentence"),
     [
         ({}, 1.0, "batch of 256 tokens, as in the proxies"),
-        ({"batch_tokens": 1024}, 2.0, "batch 256 -> 1024 tokens: lr times 2 by the square-root rule"),
-        ({"batch_tokens": 4096, "tokens": 8192}, 4.0, "beyond the rule's own validity: 16 * (1 - beta1) >= 1"),
+        (
+            {"batch_tokens": 1024},
+            2.0,
+            "batch 256 -> 1024 tokens: lr times 2 by the square-root rule",
+        ),
+        (
+            {"batch_tokens": 4096, "tokens": 8192},
+            4.0,
+            "beyond the rule's own validity: 16 * (1 - beta1) >= 1",
+        ),
         ({"model.depth": 4}, 1.0, "depth 2 -> 4 with no depth rule: no proxy tested another depth"),
-        ({"optimizer.beta2": 0.99}, 1.0, "`optimizer.beta2` is 0.99 and was 0.95 in every proxy: taken not to move the optimum"),
-        ({"schedule.kind": "cosine"}, 1.0, "`schedule.kind` is 'cosine' and was 'wsd' in every proxy"),
+        (
+            {"optimizer.beta2": 0.99},
+            1.0,
+            "`optimizer.beta2` is 0.99 and was 0.95 in every proxy: taken not to move the optimum",
+        ),
+        (
+            {"schedule.kind": "cosine"},
+            1.0,
+            "`schedule.kind` is 'cosine' and was 'wsd' in every proxy",
+        ),
     ],
 )
 def test_what_no_proxy_tested_is_an_assumption(tiny, settings, factor, sentence):
@@ -394,30 +508,49 @@ def test_what_is_unconfirmed_of_a_rule_goes_along(tiny):
     fit = learned(tiny)
     fit.provenance["setting"]["parametrization"]["form"] = "mup_t3"
     evidence = prepare(fit, tiny(WIDE | {"form": "mup_t3"})).evidence
-    assert [f"of the rules: {caveat}" for caveat in caveats("mup_t3", "adamw")] == evidence["assumptions"][-1:]
+    assert [f"of the rules: {caveat}" for caveat in caveats("mup_t3", "adamw")] == evidence[
+        "assumptions"
+    ][-1:]
 
 
 def test_a_fit_without_one_batch_size_says_that_lr_is_taken_as_it_is(tiny):
     evidence = prepare(learned(tiny, batch_tokens=None), tiny(WIDE)).evidence
-    assert "batch of 256 tokens: the fitted runs have no one batch size, lr is taken as it is" in evidence["assumptions"]
+    assert (
+        "batch of 256 tokens: the fitted runs have no one batch size, lr is taken as it is"
+        in evidence["assumptions"]
+    )
 
 
-@pytest.mark.parametrize(("setting", "value"), [("form", "mup_t3"), ("parametrization.base_width", 64), ("parametrization.init_std", 0.1)])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("form", "mup_t3"), ("parametrization.base_width", 64), ("parametrization.init_std", 0.1)],
+)
 def test_a_target_parametrized_unlike_the_proxies_is_refused(tiny, setting, value):
-    with pytest.raises(UserError, match="a target must be parametrized as the proxies were, but `parametrization"):
+    with pytest.raises(
+        UserError, match="a target must be parametrized as the proxies were, but `parametrization"
+    ):
         prepare(learned(tiny), tiny(WIDE | {setting: value}))
 
 
 def test_a_law_of_the_loss_alone_transfers_nothing(tiny):
     solution = {"vector": [1.0, 1.0, 1.0, 0.3, 0.3], "draws": ["1 1 1 .3 .3"], "scatter": 0.01}
     fit = Fit(law="loss_nd", params={}, solution=solution, objective=0.0)
-    with pytest.raises(UserError, match="a transfer needs a law that gives a learning rate, but `loss_nd` gives none"):
+    with pytest.raises(
+        UserError,
+        match="a transfer needs a law that gives a learning rate, but `loss_nd` gives none",
+    ):
         prepare(fit, tiny(WIDE))
 
 
 def test_every_format_is_written_under_its_name(tiny, tmp_path):
     answer = transfer(learned(tiny), tiny(WIDE), ["granite", "recipe"], tmp_path)
-    names = ["granite/config.json", "granite/param_groups.json", "granite/loader.py", "recipe/target.toml", "recipe/plan.json"]
+    names = [
+        "granite/config.json",
+        "granite/param_groups.json",
+        "granite/loader.py",
+        "recipe/target.toml",
+        "recipe/plan.json",
+    ]
     names += ["answer.json", "ANSWER.md"]
     assert answer["files"] == [str(tmp_path / name) for name in names]
     assert all((tmp_path / name).stat().st_size for name in names)
@@ -430,18 +563,29 @@ def test_an_unknown_format_is_refused_before_anything_is_written(tiny, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_tensors_that_act_alike_keep_alike_settings_where_multipliers_are_written_into_weights(transferred):
+def test_tensors_that_act_alike_keep_alike_settings_where_multipliers_are_written_into_weights(
+    transferred,
+):
     """32**-0.5 * 32**0.5 is 1 + 2e-16: it must not tell queries from keys, which Megatron keeps in one tensor."""
     made = transferred()
     model = made.target.model.model_copy(update={"head_dim": 32})
     rows, _ = folded(made.plan, made.multipliers | {"attention": 32**-0.5}, model)
-    alike = {(row.lr, row.weight_decay, row.eps, row.init_std) for row in rows if re.search("layers.0.*[qkv]_proj", row.name)}
+    alike = {
+        (row.lr, row.weight_decay, row.eps, row.init_std)
+        for row in rows
+        if re.search("layers.0.*[qkv]_proj", row.name)
+    }
     assert 32**-0.5 * 32**0.5 != 1 and len(alike) == 1
 
 
 def test_records_that_do_not_say_their_parametrization_are_doubted(tiny):
     """An lr of runs in standard parametrization is that of every tensor; a base width below the target's would divide it."""
     fit = dataclasses.replace(learned(tiny), provenance={})
-    assert any("set parametrization.base_width to" in said for said in prepare(fit, tiny(WIDE), VOCAB).evidence["status"])
-    assert prepare(fit, tiny(WIDE | {"parametrization.form": "sp"}), VOCAB).evidence["status"] == ["ok"]
+    assert any(
+        "set parametrization.base_width to" in said
+        for said in prepare(fit, tiny(WIDE), VOCAB).evidence["status"]
+    )
+    assert prepare(fit, tiny(WIDE | {"parametrization.form": "sp"}), VOCAB).evidence["status"] == [
+        "ok"
+    ]
     assert prepare(learned(tiny), tiny(WIDE), VOCAB).evidence["status"] == ["ok"]

@@ -29,7 +29,13 @@ def trials(p=0.04):
             for lr in (best * 2**k for k in range(-3, 3)):
                 x = lr / best
                 rows.append(
-                    {"n_params": n_params, "tokens": tokens, "batch_tokens": 1e4, "lr": lr, "loss": floor * (1 + p * (x - 1 - math.log(x)))}
+                    {
+                        "n_params": n_params,
+                        "tokens": tokens,
+                        "batch_tokens": 1e4,
+                        "lr": lr,
+                        "loss": floor * (1 + p * (x - 1 - math.log(x))),
+                    }
                 )
     return pd.DataFrame(rows)
 
@@ -44,7 +50,10 @@ def test_off_by_2x_in_lr_is_the_closed_form(of_lr):
     found = straying(of_lr, SCALE, 3.0)
     assert found["lr"]["half"] == pytest.approx(0.04 * (math.log(2) - 0.5), rel=0.03)
     assert found["lr"]["double"] == pytest.approx(0.04 * (1 - math.log(2)), rel=0.03)
-    assert found["lr"]["half_nats"] == 3.0 * found["lr"]["half"] and "median of 6 cells" in found["lr"]["source"]
+    assert (
+        found["lr"]["half_nats"] == 3.0 * found["lr"]["half"]
+        and "median of 6 cells" in found["lr"]["source"]
+    )
     low, high = found["lr"]["range"]["double"]
     assert low <= found["lr"]["double"] <= high
 
@@ -52,8 +61,13 @@ def test_off_by_2x_in_lr_is_the_closed_form(of_lr):
 def test_what_no_fit_says_is_null_with_a_sentence(of_lr):
     found = straying(of_lr, SCALE, None)
     assert found["lr"]["half_nats"] is None
-    for name, word in (("batch_tokens", "no basin over the batch"), ("weight_decay", "no basin over weight decay")):
-        assert found[name]["half"] is found[name]["double"] is None and word in found[name]["source"]
+    for name, word in (
+        ("batch_tokens", "no basin over the batch"),
+        ("weight_decay", "no basin over weight decay"),
+    ):
+        assert (
+            found[name]["half"] is found[name]["double"] is None and word in found[name]["source"]
+        )
     bare = Fit(law="lr_nd", params={}, solution={}, objective=0.0)
     assert straying(bare, SCALE, None)["lr"] == {
         "half": None, "double": None, "range": None, "half_nats": None, "double_nats": None, "source": "no cell of the fit has a basin over lr",
@@ -68,13 +82,28 @@ def surface(axes=("lr", "batch", "wd"), setting=None):
     own = names(len(axes))
     value = dict.fromkeys(own, 0.0)
     centres = {"lr": math.log(0.01), "batch": math.log(2**13), "wd": math.log(0.3)}
-    value |= {f"{axis}.c": centres[axis] for axis in axes} | {"loss.E": math.log(3), "loss.A": -50.0, "loss.B": -50.0, "reach.lr": 8.0}
-    value |= {f"curvature.{name}": math.log(c) for name, c in CURVATURES.items() if f"curvature.{name}" in value}
+    value |= {f"{axis}.c": centres[axis] for axis in axes} | {
+        "loss.E": math.log(3),
+        "loss.A": -50.0,
+        "loss.B": -50.0,
+        "reach.lr": 8.0,
+    }
+    value |= {
+        f"curvature.{name}": math.log(c)
+        for name, c in CURVATURES.items()
+        if f"curvature.{name}" in value
+    }
     solution = {
         "axes": list(axes), "names": own, "vector": [value[name] for name in own], "scatter": [0.05] * (len(axes) + 1), "centre": [math.log(1e6), math.log(1e8)],
         "covariance": [" ".join("1e-6" if i == j else "0" for j in range(len(own))) for i in range(len(own))], "quantile": 2.0, "band": 0.0025,
     }  # fmt: skip
-    return Fit(law="joint", params={}, solution=solution, objective=0.0, provenance={"setting": setting or {}})
+    return Fit(
+        law="joint",
+        params={},
+        solution=solution,
+        objective=0.0,
+        provenance={"setting": setting or {}},
+    )
 
 
 def test_off_by_2x_on_a_surface_is_the_closed_form():
@@ -97,10 +126,12 @@ def test_from_a_batch_that_is_off_the_best_lies_below():
 def test_a_surface_over_weight_decay_sets_it(tiny):
     made = prepare(surface(), tiny(WIDE), VOCAB)
     told = answer(surface(), made)["settings"]
-    assert made.target.optimizer.weight_decay == told["weight_decay"]["value"] == 0.3 and told["weight_decay"]["source"].startswith(
-        "fitted"
-    )
-    assert told["batch_tokens"]["value"] == 256 and told["batch_tokens"]["fitted_best"] == pytest.approx(2**13)
+    assert made.target.optimizer.weight_decay == told["weight_decay"]["value"] == 0.3 and told[
+        "weight_decay"
+    ]["source"].startswith("fitted")
+    assert told["batch_tokens"]["value"] == 256 and told["batch_tokens"][
+        "fitted_best"
+    ] == pytest.approx(2**13)
 
 
 # --- where settings come from ----------------------------------------------------------------------------------------
@@ -109,35 +140,66 @@ def test_a_surface_over_weight_decay_sets_it(tiny):
 def learned(tiny, of_lr, **without):
     """The fit of `trials`, as if its runs had been the tiny recipe's at base width."""
     content = tiny({"width": 32}).model_dump()
-    setting = {section: dict(content[section]) for section in ("parametrization", "optimizer", "schedule", "data")}
+    setting = {
+        section: dict(content[section])
+        for section in ("parametrization", "optimizer", "schedule", "data")
+    }
     del setting["optimizer"]["lr"], setting["optimizer"]["eps"]
-    return Fit.from_dict(of_lr.to_dict() | {"provenance": {"setting": setting}, "ranges": {"n_params": [1e5, 1.6e6], "tokens": [1e3, 4e3]}})
+    return Fit.from_dict(
+        of_lr.to_dict()
+        | {
+            "provenance": {"setting": setting},
+            "ranges": {"n_params": [1e5, 1.6e6], "tokens": [1e3, 4e3]},
+        }
+    )
 
 
 def test_every_setting_has_its_source(tiny, of_lr):
     fit = learned(tiny, of_lr)
-    made = prepare(fit, tiny(WIDE | {"optimizer.beta2": 0.99, "schedule.warmup": 0.25}), VOCAB, force=True)
+    made = prepare(
+        fit, tiny(WIDE | {"optimizer.beta2": 0.99, "schedule.warmup": 0.25}), VOCAB, force=True
+    )
     told = answer(fit, made)["settings"]
     said = {name: row["source"] for name, row in told.items()}
-    assert said["lr"].startswith("fitted: law lr_nd") and said["batch_tokens"] == "as the target asks"
-    assert said["weight_decay"] == said["beta1"] == said["init_std"] == "as in the proxies, base size"
-    assert said["beta2"] == "as the target asks: every proxy had 0.95" and said["warmup"] == "as the target asks: every proxy had 0.1"
+    assert (
+        said["lr"].startswith("fitted: law lr_nd") and said["batch_tokens"] == "as the target asks"
+    )
+    assert (
+        said["weight_decay"] == said["beta1"] == said["init_std"] == "as in the proxies, base size"
+    )
+    assert (
+        said["beta2"] == "as the target asks: every proxy had 0.95"
+        and said["warmup"] == "as the target asks: every proxy had 0.1"
+    )
     assert said["eps"] == "as the target asks: it was not one value in all proxies"
-    assert told["warmup"] | {"source": ""} == {"value": 0.25, "tokens": 512, "steps": 2, "source": ""}
+    assert told["warmup"] | {"source": ""} == {
+        "value": 0.25,
+        "tokens": 512,
+        "steps": 2,
+        "source": "",
+    }
     hidden = next(row.init_std for row in made.plan if row.role == "hid")
-    assert told["init_std"]["by_role"]["hid"] == [hidden, hidden] and hidden == pytest.approx(0.05 / 2)
-    unsaid = answer(of_lr, prepare(of_lr, tiny(WIDE), VOCAB, force=True))["settings"]["beta1"]["source"]
+    assert told["init_std"]["by_role"]["hid"] == [hidden, hidden] and hidden == pytest.approx(
+        0.05 / 2
+    )
+    unsaid = answer(of_lr, prepare(of_lr, tiny(WIDE), VOCAB, force=True))["settings"]["beta1"][
+        "source"
+    ]
     assert unsaid == "as the target asks: the records do not say what the proxies had"
 
 
 def test_priors_are_said_and_not_applied(tiny, of_lr):
     """Against the runs' 1e4 tokens a step, a batch of 2e4: weight decay B / (lr D) (arXiv:2405.13698), eps B**(-1/2) (arXiv:2205.10287)."""
     fit = learned(tiny, of_lr)
-    made = prepare(fit, tiny(WIDE | {"seq_len": 10, "batch_tokens": 20000, "tokens": 40000}), VOCAB, force=True)
+    made = prepare(
+        fit, tiny(WIDE | {"seq_len": 10, "batch_tokens": 20000, "tokens": 40000}), VOCAB, force=True
+    )
     rules = {rule["rule"]: rule for rule in answer(fit, made)["priors"]}
     lr = made.target.optimizer.lr / fit.predict(n_params=1.6e6, tokens=4e3).lr
     assert rules["ema_timescale"]["values"]["weight_decay"] == pytest.approx(0.1 * 2 / (lr * 10))
-    assert rules["square_root"]["values"] == pytest.approx({"eps": 1e-8 / 2**0.5, "beta1": 0.8, "beta2": 0.9})
+    assert rules["square_root"]["values"] == pytest.approx(
+        {"eps": 1e-8 / 2**0.5, "beta1": 0.8, "beta2": 0.9}
+    )
     assert made.target.optimizer.weight_decay == 0.1 and made.target.optimizer.beta1 == 0.9
 
 
@@ -146,26 +208,53 @@ def test_priors_are_said_and_not_applied(tiny, of_lr):
 
 def test_without_hardware_the_cost_is_null_and_says_so(tiny, of_lr):
     found = answer(of_lr, prepare(of_lr, tiny(WIDE), VOCAB, force=True))
-    assert found["time"] is found["split"] is found["hardware"] is found["fits"] is None and "no [hardware]" in found["cost_notes"][0]
+    assert (
+        found["time"] is found["split"] is found["hardware"] is found["fits"] is None
+        and "no [hardware]" in found["cost_notes"][0]
+    )
     assert found["flops"]["total"] == counting.flops_per_token(tiny(WIDE).model, VOCAB, 32) * 2048
 
 
 def test_hours_from_measured_steps(tiny, of_lr, tmp_path):
     """Records of a GPU that does 1e12 FLOP/s behind 1e9 bytes/s and 1 ms: seconds a step, and so the MFU, are those."""
     grid = [(b, f) for b in (1e6, 4e6, 1.6e7) for f in (1e8, 1e9, 1e10, 1e11)]
-    steps = pd.DataFrame({"bytes_moved": b, "flops_per_step": f, "seconds_per_step": 1e-3 + b / 1e9 + f / 1e12} for b, f in grid)
+    steps = pd.DataFrame(
+        {"bytes_moved": b, "flops_per_step": f, "seconds_per_step": 1e-3 + b / 1e9 + f / 1e12}
+        for b, f in grid
+    )
     path = fitting.fit(steps, "seconds_per_step").write(tmp_path / "steps.json")
     table = {"memory_gb": 1.0, "peak_flops": 1e13, "calibration": str(path)}
     target = tiny(WIDE | {"hardware": table})
     found = answer(of_lr, prepare(of_lr, target, VOCAB, force=True))["time"]
-    flops, moved = counting.flops_per_token(target.model, VOCAB, 32) * 256, counting.bytes_moved(target.model, VOCAB, 256)
-    assert found["gpu_hours"] * 3600 / 8 == pytest.approx(1e-3 + moved / 1e9 + flops / 1e12, rel=0.02)
+    flops, moved = (
+        counting.flops_per_token(target.model, VOCAB, 32) * 256,
+        counting.bytes_moved(target.model, VOCAB, 256),
+    )
+    assert found["gpu_hours"] * 3600 / 8 == pytest.approx(
+        1e-3 + moved / 1e9 + flops / 1e12, rel=0.02
+    )
     assert found["mfu_source"].startswith("measured: fit ")
     of_lr.write(tmp_path / "other.json")
-    with pytest.raises(UserError, match=r"`hardware\.calibration` must be a fit of 'seconds_per_step', but .* is one of 'lr_nd'"):
-        answer(of_lr, prepare(of_lr, tiny(WIDE | {"hardware": table | {"calibration": str(tmp_path / "other.json")}}), VOCAB, force=True))
+    with pytest.raises(
+        UserError,
+        match=r"`hardware\.calibration` must be a fit of 'seconds_per_step', but .* is one of 'lr_nd'",
+    ):
+        answer(
+            of_lr,
+            prepare(
+                of_lr,
+                tiny(WIDE | {"hardware": table | {"calibration": str(tmp_path / "other.json")}}),
+                VOCAB,
+                force=True,
+            ),
+        )
     with pytest.raises(UserError, match="an MFU must be at most 1"):
-        answer(of_lr, prepare(of_lr, tiny(WIDE | {"hardware": table | {"peak_flops": 1e6}}), VOCAB, force=True))
+        answer(
+            of_lr,
+            prepare(
+                of_lr, tiny(WIDE | {"hardware": table | {"peak_flops": 1e6}}), VOCAB, force=True
+            ),
+        )
 
 
 TARGET = """
@@ -190,12 +279,25 @@ CONFIG = {
 def test_the_command_line_answers_and_writes(tmp_path, of_lr, capsys):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "target.toml").write_text(TARGET)
-    asked = ["transfer", str(of_lr.write(tmp_path / "fit.json")), str(tmp_path / "target.toml"), "--out", str(tmp_path / "out"), "--force"]
+    asked = [
+        "transfer",
+        str(of_lr.write(tmp_path / "fit.json")),
+        str(tmp_path / "target.toml"),
+        "--out",
+        str(tmp_path / "out"),
+        "--force",
+    ]
     assert main([*asked, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["answer"] == json.loads((tmp_path / "out" / "answer.json").read_text())
-    assert told["answer"]["memory_bytes_a_gpu"]["total"] > 0 and told["answer"]["split"]["dp"] == 8 and told["answer"]["fits"] is True
-    assert told["assumptions"][0] == f"the architecture is that of {tmp_path / 'config.json'} (llama)"
+    assert (
+        told["answer"]["memory_bytes_a_gpu"]["total"] > 0
+        and told["answer"]["split"]["dp"] == 8
+        and told["answer"]["fits"] is True
+    )
+    assert (
+        told["assumptions"][0] == f"the architecture is that of {tmp_path / 'config.json'} (llama)"
+    )
     granite = json.loads((tmp_path / "out/granite/config.json").read_text())
     assert granite["vocab_size"] == 512 and granite["hidden_size"] == 128
     assert main(asked) == 0
@@ -215,8 +317,13 @@ def test_what_fits_nowhere_says_by_how_much(tiny, of_lr):
     crowded = tiny(WIDE | {"hardware": {"memory_gb": 1e-4, "peak_flops": 1e12}})
     found = answer(of_lr, prepare(of_lr, crowded, VOCAB, force=True))
     assert found["fits"] is False and "no split fits: the leanest takes" in found["cost_notes"][0]
-    odd = answer(of_lr, prepare(of_lr, tiny(WIDE | {"hardware": {"gpu": "L40S", "gpus": 7}}), VOCAB, force=True))
-    assert odd["split"] is None and odd["cost_notes"][0].startswith("7 GPUs do not divide a batch of 8 sequences")
+    odd = answer(
+        of_lr,
+        prepare(of_lr, tiny(WIDE | {"hardware": {"gpu": "L40S", "gpus": 7}}), VOCAB, force=True),
+    )
+    assert odd["split"] is None and odd["cost_notes"][0].startswith(
+        "7 GPUs do not divide a batch of 8 sequences"
+    )
     assert recipe.points(crowded)[0].hardware == crowded.hardware
 
 
@@ -225,6 +332,10 @@ def test_the_target_in_configs_is_answered(of_lr):
     target = recipe.load(Path(__file__).parents[1] / "configs" / "targets" / "llama-2-7b.toml")
     found = answer(of_lr, prepare(of_lr, target, force=True))
     low, high = found["time"]["gpu_hours_range"]
-    assert low < 184_320 < high and found["fits"] is True and found["split"]["dp"] * found["split"]["tp"] * found["split"]["pp"] == 1024
+    assert (
+        low < 184_320 < high
+        and found["fits"] is True
+        and found["split"]["dp"] * found["split"]["tp"] * found["split"]["pp"] == 1024
+    )
     assert counting.params(target.model, target.data.vocab_size)["n_params_total"] == 6_738_415_616
     assert "not read, as the parametrization says them: initializer_range" in found["assumptions"]

@@ -58,7 +58,9 @@ MISTAKES = [  # (arguments, what is changed, what the one line says)
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "changed", "said"), MISTAKES, ids=[said[:40] for *_, said in MISTAKES])
+@pytest.mark.parametrize(
+    ("arguments", "changed", "said"), MISTAKES, ids=[said[:40] for *_, said in MISTAKES]
+)
 def test_each_mistake_is_one_line(asked, tmp_path, arguments, changed, said):
     code, out, err = asked(*arguments.split(), **changed)
     assert code == 2 and out == "" and err.count("\n") == 1 and said in err
@@ -66,12 +68,21 @@ def test_each_mistake_is_one_line(asked, tmp_path, arguments, changed, said):
 
 
 def test_a_forced_distance_is_written_into_every_file(asked, tmp_path):
-    to = [word for name in ("granite", "recipe", "torchtitan", "deepspeed") for word in ("--to", name)]
+    to = [
+        word for name in ("granite", "recipe", "torchtitan", "deepspeed") for word in ("--to", name)
+    ]
     code, *_ = asked(*to, "--force", ranges={"tokens": [30, 60]})
     said = "forced: tokens 2048 is 34.1 times outside the fitted range [30, 60], more than 30x"
     assert code == 0
-    for name in ("granite/param_groups.json", "torchtitan/param_groups.json", "deepspeed/param_groups.json", "recipe/plan.json"):
-        assert said in json.loads((tmp_path / "out" / name).read_text())["evidence"]["assumptions"], name
+    for name in (
+        "granite/param_groups.json",
+        "torchtitan/param_groups.json",
+        "deepspeed/param_groups.json",
+        "recipe/plan.json",
+    ):
+        assert (
+            said in json.loads((tmp_path / "out" / name).read_text())["evidence"]["assumptions"]
+        ), name
     assert said in (tmp_path / "out/recipe/target.toml").read_text()
 
 
@@ -81,7 +92,10 @@ def test_a_depth_rule_reaches_a_stack_without_residual_multipliers(asked, tmp_pa
     code, *_ = asked("--to", "torchtitan", fit=depth, target=DEEP | {"model.depth": 4})
     groups = json.loads((tmp_path / "out/torchtitan/param_groups.json").read_text())
     std = {
-        kind: group["init_std"] for group in groups["groups"] for kind in ("k_proj", "o_proj") if any(kind in p for p in group["patterns"])
+        kind: group["init_std"]
+        for group in groups["groups"]
+        for kind in ("k_proj", "o_proj")
+        if any(kind in p for p in group["patterns"])
     }
     assert code == 0 and std["o_proj"] == pytest.approx(std["k_proj"] / 4)
     assert any("forward multipliers: written into the weights" in line for line in groups["cannot"])

@@ -28,7 +28,14 @@ from scaletune import optim
 from scaletune.errors import UserError
 from scaletune.linting.lint import lint
 from scaletune.transferring import FORMATS, transfer
-from scaletune.transferring.formats import cerebras, fairseq2, llm_foundry, lm_engine, megatron, megatron_bridge
+from scaletune.transferring.formats import (
+    cerebras,
+    fairseq2,
+    llm_foundry,
+    lm_engine,
+    megatron,
+    megatron_bridge,
+)
 
 SHARES = {"schedule.warmup": 0.25, "schedule.floor": 0.1}
 WSD = {"schedule.kind": "wsd", "schedule.decay": 0.25}
@@ -43,12 +50,20 @@ def of_megatron(config, declared):
 
 def of_fairseq2(config, declared):
     for section in ("model", "optimizer", "lr_scheduler", "trainer", "regime"):
-        yield config[section], declared[{"lr_scheduler": "LRScheduler"}.get(section, section.capitalize()) + "Section"]
+        yield (
+            config[section],
+            declared[
+                {"lr_scheduler": "LRScheduler"}.get(section, section.capitalize()) + "Section"
+            ],
+        )
     yield config["model"]["config_overrides"], declared["LLaMAConfig"]
     yield config["optimizer"]["config"], declared["AdamWConfig"]
     for group in config["optimizer"]["config"]["groups"]:
         yield group, declared["AdamWGroupConfig"]
-    kind = {"cosine_annealing": "CosineAnnealingLRConfig", "polynomial_decay": "PolynomialDecayLRConfig"}[config["lr_scheduler"]["name"]]
+    kind = {
+        "cosine_annealing": "CosineAnnealingLRConfig",
+        "polynomial_decay": "PolynomialDecayLRConfig",
+    }[config["lr_scheduler"]["name"]]
     yield config["lr_scheduler"]["config"], declared[kind]
 
 
@@ -88,10 +103,19 @@ def of_cerebras(config, declared):
                 yield from ((each, declared[kind]) for kind, each in phase.items())
 
 
-OF = {"megatron": of_megatron, "cerebras": of_cerebras, "lm_engine": of_lm_engine, "fairseq2": of_fairseq2, "llm_foundry": of_llm_foundry}
+OF = {
+    "megatron": of_megatron,
+    "cerebras": of_cerebras,
+    "lm_engine": of_lm_engine,
+    "fairseq2": of_fairseq2,
+    "llm_foundry": of_llm_foundry,
+}
 
 
-@pytest.mark.parametrize("settings", [{}, {"model.tied": True} | WIDTH, SCALED | FEW | WIDTH | {"schedule.kind": "linear"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"model.tied": True} | WIDTH, SCALED | FEW | WIDTH | {"schedule.kind": "linear"}],
+)
 @pytest.mark.parametrize("stack", STACKS)
 def test_every_key_is_declared(transferred, tmp_path, stack, settings):  # noqa: F811
     """Many of them keep or drop an unknown key in silence."""
@@ -99,7 +123,9 @@ def test_every_key_is_declared(transferred, tmp_path, stack, settings):  # noqa:
         settings = {}
     if stack == "cerebras" and "model.kv_heads" in settings:
         settings = settings | {"width": 32}  # few keys and values have another eps at another width
-    for fields, declared in OF[stack](files(stack, transferred(settings), tmp_path), DECLARED[stack]["keys"]):
+    for fields, declared in OF[stack](
+        files(stack, transferred(settings), tmp_path), DECLARED[stack]["keys"]
+    ):
         assert fields.keys() <= set(declared)
 
 
@@ -107,7 +133,10 @@ def test_every_stack_is_written_under_its_name(tiny, tmp_path):
     """From a fit, as a user asks for them; what a config cannot hold and the evidence go along."""
     asked = [*STACKS, "megatron_bridge"]
     answer = transfer(learned(tiny), tiny(WIDE | COSINE), asked, tmp_path)
-    assert {path.split("/")[-2] for path in answer["files"]} == {*asked, tmp_path.name}  # the answer lies above them
+    assert {path.split("/")[-2] for path in answer["files"]} == {
+        *asked,
+        tmp_path.name,
+    }  # the answer lies above them
     for stack in asked:
         said = json.loads((tmp_path / stack / "param_groups.json").read_text())
         assert said["cannot"] and said["evidence"]["fit"] == answer["fit"]
@@ -130,8 +159,12 @@ NATIVE = {  # the keys that make it muP, or that are neutral
 @pytest.mark.parametrize("stack", STACKS)
 def test_at_the_base_size_it_is_the_ordinary_config(transferred, tmp_path, stack, form):  # noqa: F811
     config = files(stack, transferred({"width": 32, "form": form}), tmp_path)
-    text = "".join(path.read_text() for path in tmp_path.iterdir() if path.suffix in (".yaml", ".args"))
-    assert not [key for key in NATIVE.get(stack, ()) if re.search(rf"\b{key.replace('_', '[-_]')}\b", text)]
+    text = "".join(
+        path.read_text() for path in tmp_path.iterdir() if path.suffix in (".yaml", ".args")
+    )
+    assert not [
+        key for key in NATIVE.get(stack, ()) if re.search(rf"\b{key.replace('_', '[-_]')}\b", text)
+    ]
     said = json.loads((tmp_path / "param_groups.json").read_text())["groups"]
     assert {group["lr"] for group in said} == {0.005} and {group["eps"] for group in said} == {1e-8}
     assert {group["init_std"] for group in said} <= {0.0, 0.2}
@@ -141,7 +174,10 @@ def test_at_the_base_size_it_is_the_ordinary_config(transferred, tmp_path, stack
         assert mine["sequence_mixer_blocks"][0]["attention_multiplier"] == 0.25
     if stack == "cerebras":
         mine = config["trainer"]["init"]["model"]
-        assert mine["embeddings_scale"] == mine["attention_logits_alpha"] == 1.0 and mine["initializer"]["std"] == 0.2
+        assert (
+            mine["embeddings_scale"] == mine["attention_logits_alpha"] == 1.0
+            and mine["initializer"]["std"] == 0.2
+        )
 
 
 # --- schedules -------------------------------------------------------------------------------------------------------
@@ -154,7 +190,9 @@ def cerebras_lr(phases, step):
             first = fields.get("initial_learning_rate", fields.get("learning_rate"))
             last = fields.get("end_learning_rate", first)
             done = min(1.0, step / fields["total_iters"])
-            return last + (first - last) * ((1 + math.cos(math.pi * done)) / 2 if name == "CosineDecayLR" else 1 - done)
+            return last + (first - last) * (
+                (1 + math.cos(math.pi * done)) / 2 if name == "CosineDecayLR" else 1 - done
+            )
         step -= fields["total_iters"]
     raise AssertionError("no phase")
 
@@ -163,18 +201,30 @@ def cerebras_lr(phases, step):
 def test_cerebras_takes_every_tag_through_the_plans_schedule(transferred, tmp_path, kind):  # noqa: F811
     made = transferred(SHARES | (WSD if kind == "wsd" else {"schedule.kind": kind}))
     config = files("cerebras", made, tmp_path)
-    chains = [s["SequentialLR"]["schedulers"] for s in config["trainer"]["init"]["schedulers"] if "SequentialLR" in s]
+    chains = [
+        s["SequentialLR"]["schedulers"]
+        for s in config["trainer"]["init"]["schedulers"]
+        if "SequentialLR" in s
+    ]
     assert len(chains) > 1
     for step in range(9):
-        now = [cerebras_lr(chain, step) / max(cerebras_lr(chain, s) for s in range(9)) for chain in chains]
-        assert now == pytest.approx([optim.multiplier(made.target.schedule, step / 8)] * len(chains), abs=1e-9)
+        now = [
+            cerebras_lr(chain, step) / max(cerebras_lr(chain, s) for s in range(9))
+            for chain in chains
+        ]
+        assert now == pytest.approx(
+            [optim.multiplier(made.target.schedule, step / 8)] * len(chains), abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
 def test_fairseq2_takes_every_group_through_the_plans_schedule(transferred, tmp_path, kind):  # noqa: F811
     made = transferred(SHARES | {"schedule.kind": kind})
     config = files("fairseq2", made, tmp_path)
-    told, peaks = config["lr_scheduler"]["config"], [group["lr"] for group in config["optimizer"]["config"]["groups"]]
+    told, peaks = (
+        config["lr_scheduler"]["config"],
+        [group["lr"] for group in config["optimizer"]["config"]["groups"]],
+    )
     warmup, steps = told["num_warmup_steps"], config["regime"]["num_steps"]
     for step in range(9):
         if kind == "cosine":
@@ -182,9 +232,14 @@ def test_fairseq2_takes_every_group_through_the_plans_schedule(transferred, tmp_
             left = (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
         else:
             ends, left = told["final_lr"], ((steps - step) / (steps - warmup)) ** told["power"]
-        now = [peak * step / warmup if step < warmup else end + (peak - end) * left for peak, end in zip(peaks, ends, strict=True)]
+        now = [
+            peak * step / warmup if step < warmup else end + (peak - end) * left
+            for peak, end in zip(peaks, ends, strict=True)
+        ]
         expected = optim.multiplier(made.target.schedule, step / 8)
-        assert [lr / peak for lr, peak in zip(now, peaks, strict=True)] == pytest.approx([expected] * len(peaks), abs=1e-9)
+        assert [lr / peak for lr, peak in zip(now, peaks, strict=True)] == pytest.approx(
+            [expected] * len(peaks), abs=1e-9
+        )
 
 
 @pytest.mark.parametrize(
@@ -196,7 +251,10 @@ def test_fairseq2_takes_every_group_through_the_plans_schedule(transferred, tmp_
     ],
 )
 def test_llm_foundrys_schedules_multiply(transferred, tmp_path, kind, expected):  # noqa: F811
-    assert files("llm_foundry", transferred(SHARES | {"schedule.kind": kind}), tmp_path)["scheduler"] == expected
+    assert (
+        files("llm_foundry", transferred(SHARES | {"schedule.kind": kind}), tmp_path)["scheduler"]
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,18 +278,71 @@ def test_lm_engines_schedules_multiply(transferred, tmp_path, settings, expected
 @pytest.mark.parametrize(
     ("module", "settings", "said"),
     [
-        (cerebras, {"parametrization.depth_alpha": 1, "parametrization.base_depth": 1}, "one eps for all tensors, but the plan needs"),
-        (cerebras, RESIDUAL, "one eps for all tensors.*: set depth_alpha = 0 and residual_multiplier = 1, or emit 'pytorch'$"),
-        (fairseq2, {"model.tied": True}, "^format 'fairseq2' has no logits multiplier, and a tied head would need one of 0.25"),
-        (fairseq2, {"model.norm_eps": 1e-6}, "^a fairseq2 LLaMA has `model.norm_eps` 1e-05, but the target has 1e-06$"),
-        (lm_engine, {"model.rope_theta": 10000.5}, "^a lm-engine gpt_base has a whole `model.rope_theta`, but the target has 10000.5$"),
-        (megatron, {"model.rope_theta": 10000.5}, "^a Megatron GPT has a whole `model.rope_theta`, but the target has 10000.5$"),
-        (fairseq2, WSD, "^format 'fairseq2' carries `schedule.kind` of 'constant', 'linear', 'cosine' alone, but got 'wsd'$"),
-        (llm_foundry, WSD, "^format 'llm_foundry' carries `schedule.kind` of 'constant', 'linear', 'cosine' alone, but got 'wsd'$"),
-        (llm_foundry, {"parametrization.init_gain": 1.0}, "^format 'llm_foundry' has one init std for a branch's last matrices"),
-        *((each, {"model.biases": True}, "has none for 'self_attn.q_proj.bias': set model.biases = false$") for each in STACKS.values()),
-        *((each, {"model.norm": "layer"}, "has `model.norm` 'rms', but the target has 'layer'$") for each in STACKS.values()),
-        *((each, {"optimizer.family": "muon"}, "carries `optimizer.family` of 'adamw' alone, but got 'muon'$") for each in STACKS.values()),
+        (
+            cerebras,
+            {"parametrization.depth_alpha": 1, "parametrization.base_depth": 1},
+            "one eps for all tensors, but the plan needs",
+        ),
+        (
+            cerebras,
+            RESIDUAL,
+            "one eps for all tensors.*: set depth_alpha = 0 and residual_multiplier = 1, or emit 'pytorch'$",
+        ),
+        (
+            fairseq2,
+            {"model.tied": True},
+            "^format 'fairseq2' has no logits multiplier, and a tied head would need one of 0.25",
+        ),
+        (
+            fairseq2,
+            {"model.norm_eps": 1e-6},
+            "^a fairseq2 LLaMA has `model.norm_eps` 1e-05, but the target has 1e-06$",
+        ),
+        (
+            lm_engine,
+            {"model.rope_theta": 10000.5},
+            "^a lm-engine gpt_base has a whole `model.rope_theta`, but the target has 10000.5$",
+        ),
+        (
+            megatron,
+            {"model.rope_theta": 10000.5},
+            "^a Megatron GPT has a whole `model.rope_theta`, but the target has 10000.5$",
+        ),
+        (
+            fairseq2,
+            WSD,
+            "^format 'fairseq2' carries `schedule.kind` of 'constant', 'linear', 'cosine' alone, but got 'wsd'$",
+        ),
+        (
+            llm_foundry,
+            WSD,
+            "^format 'llm_foundry' carries `schedule.kind` of 'constant', 'linear', 'cosine' alone, but got 'wsd'$",
+        ),
+        (
+            llm_foundry,
+            {"parametrization.init_gain": 1.0},
+            "^format 'llm_foundry' has one init std for a branch's last matrices",
+        ),
+        *(
+            (
+                each,
+                {"model.biases": True},
+                "has none for 'self_attn.q_proj.bias': set model.biases = false$",
+            )
+            for each in STACKS.values()
+        ),
+        *(
+            (each, {"model.norm": "layer"}, "has `model.norm` 'rms', but the target has 'layer'$")
+            for each in STACKS.values()
+        ),
+        *(
+            (
+                each,
+                {"optimizer.family": "muon"},
+                "carries `optimizer.family` of 'adamw' alone, but got 'muon'$",
+            )
+            for each in STACKS.values()
+        ),
     ],
 )
 def test_what_they_cannot_say_is_refused(transferred, tmp_path, module, settings, said):  # noqa: F811
@@ -240,13 +351,18 @@ def test_what_they_cannot_say_is_refused(transferred, tmp_path, module, settings
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("module", [megatron, megatron_bridge, lm_engine], ids=lambda module: module.__name__.split(".")[-1])
+@pytest.mark.parametrize(
+    "module",
+    [megatron, megatron_bridge, lm_engine],
+    ids=lambda module: module.__name__.split(".")[-1],
+)
 def test_an_eps_that_one_tensor_cannot_hold_is_said(transferred, tmp_path, module):  # noqa: F811
     """Keys and values of few heads are one tensor with the queries, whose eps shrinks with width."""
     module.emit(transferred(FEW), tmp_path)
     said = json.loads((tmp_path / "param_groups.json").read_text())["cannot"]
     assert [line for line in said if line.startswith("eps of")] == [
-        f"eps of self_attn.{kind}_proj.weight: 1e-08 in the plan and 2.5e-09 here, as it is one tensor with others" for kind in "kv"
+        f"eps of self_attn.{kind}_proj.weight: 1e-08 in the plan and 2.5e-09 here, as it is one tensor with others"
+        for kind in "kv"
     ]
 
 
@@ -261,22 +377,35 @@ def test_the_megatron_loader_refuses_what_it_cannot_explain(transferred, tmp_pat
         loader, model = imported(tmp_path / "scaletune_megatron.py"), toy("megatron", made)
         del model.output_layer
         if stages == 1:
-            with pytest.raises(ValueError, match=r"every pattern must match a parameter, but these match none: \['output_layer"):
+            with pytest.raises(
+                ValueError,
+                match=r"every pattern must match a parameter, but these match none: \['output_layer",
+            ):
                 loader.overrides([model])
         else:  # another stage has it
             assert len(loader.overrides([model])) == len(loader.GROUPS)
         model.scale = torch.nn.Parameter(torch.ones(1))
-        with pytest.raises(ValueError, match=r"one pattern must match every parameter, but scale is matched by \[\]"):
+        with pytest.raises(
+            ValueError,
+            match=r"one pattern must match every parameter, but scale is matched by \[\]",
+        ):
             loader.overrides([model])
 
 
-def test_the_fairseq2_loader_leaves_what_is_not_there_and_says_what_is_missing(transferred, tmp_path):  # noqa: F811
+def test_the_fairseq2_loader_leaves_what_is_not_there_and_says_what_is_missing(
+    transferred, tmp_path
+):
     made = transferred()
     files("fairseq2", made, tmp_path)
     loader, model = imported(tmp_path / "scaletune_fairseq2.py"), toy("fairseq2", made).to("meta")
-    assert loader.initialize(model) is model and all(parameter.is_meta for parameter in model.parameters())
+    assert loader.initialize(model) is model and all(
+        parameter.is_meta for parameter in model.parameters()
+    )
     del model.final_proj
-    with pytest.raises(ValueError, match=r"every pattern must match a parameter, but these match none: .*final_proj"):
+    with pytest.raises(
+        ValueError,
+        match=r"every pattern must match a parameter, but these match none: .*final_proj",
+    ):
         loader.initialize(model)
 
 
@@ -286,8 +415,15 @@ def test_every_name_of_theirs_is_told_apart(transferred):  # noqa: F811
     for stack, module in STACKS.items():
         real = names_in(stack, made)
         for pattern in set(module.NAMES.values()):
-            found = {re.sub(r"^model\.layers\.\d+\.", "", ours) for ours, name in real.items() if _matches(stack, pattern, name)}
-            assert found == {kind for kind, own in module.NAMES.items() if own == pattern}, (stack, pattern)
+            found = {
+                re.sub(r"^model\.layers\.\d+\.", "", ours)
+                for ours, name in real.items()
+                if _matches(stack, pattern, name)
+            }
+            assert found == {kind for kind, own in module.NAMES.items() if own == pattern}, (
+                stack,
+                pattern,
+            )
 
 
 def _matches(stack, pattern, name):
@@ -302,5 +438,10 @@ def test_lint_still_names_megatrons_fault_at_the_proxys_base(transferred, tmp_pa
     files("megatron", transferred(), tmp_path)
     path = tmp_path / "megatron.args"
     assert lint(path) == {"path": str(path), "stack": "megatron", "findings": []}
-    path.write_text(path.read_text().replace("--mup-base-hidden-size 128", "--mup-base-hidden-size 32"))
-    assert [each["rule"] for each in lint(path)["findings"]] == ["readout_divided_twice", "weight_decay_not_scaled"]
+    path.write_text(
+        path.read_text().replace("--mup-base-hidden-size 128", "--mup-base-hidden-size 32")
+    )
+    assert [each["rule"] for each in lint(path)["findings"]] == [
+        "readout_divided_twice",
+        "weight_decay_not_scaled",
+    ]

@@ -29,7 +29,12 @@ FAMILY = {  # family -> settings that train in eight steps
 
 def of_family(name, **more):
     eps = {"optimizer.eps": 1e-4} if "eps" in READS[name.split()[0]] else {}
-    return {"optimizer.family": name.split()[0], "optimizer.weight_decay": 0.05} | eps | FAMILY[name] | more
+    return (
+        {"optimizer.family": name.split()[0], "optimizer.weight_decay": 0.05}
+        | eps
+        | FAMILY[name]
+        | more
+    )
 
 
 def batched(loss):
@@ -55,7 +60,11 @@ def test_the_twin_trains_as_ours_under_every_family(transferred, tmp_path, name,
     theirs, ours = in_float64(*twin(stack, made, tmp_path))
     attach, tokens, targets = loader(tmp_path), drawn(), drawn(1)
     opt = attach.make_optimizer(theirs)
-    got = trained(lambda: F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()), opt, attach.make_scheduler(opt).step)
+    got = trained(
+        lambda: F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()),
+        opt,
+        attach.make_scheduler(opt).step,
+    )
     expected = our_losses(lambda: ours(tokens, targets).sum(), ours, made)
     assert got == pytest.approx(expected, rel=2e-4 if "muon" in name else 1e-12)
     assert expected[-1] < expected[0] - 0.05
@@ -89,8 +98,14 @@ def test_every_family_is_loaded_or_refused_with_the_reason(transferred, tmp_path
     assert {*LOADED, *WHY_NOT} == READS.keys() and not {*LOADED} & WHY_NOT.keys()
     for family, why in WHY_NOT.items():
         lr = {"lr": 1.0} if family in LR_FREE else {}
-        with pytest.raises(UserError, match=rf"^format 'pytorch' carries `optimizer.family` of .* alone, but got '{family}' \({why}\)$"):
-            pytorch.emit(transferred({"optimizer.family": family, "schedule.kind": "constant"} | lr), tmp_path)
+        with pytest.raises(
+            UserError,
+            match=rf"^format 'pytorch' carries `optimizer.family` of .* alone, but got '{family}' \({why}\)$",
+        ):
+            pytorch.emit(
+                transferred({"optimizer.family": family, "schedule.kind": "constant"} | lr),
+                tmp_path,
+            )
     assert not list(tmp_path.iterdir())
 
 
@@ -111,7 +126,9 @@ def test_muon_and_adamw_resume_as_one(transferred, tmp_path):
     opt = attach.make_optimizer(theirs)
     scheduler = attach.make_scheduler(opt)
     stepped(theirs, opt, scheduler, 3)
-    torch.save([theirs.state_dict(), opt.state_dict(), scheduler.state_dict()], tmp_path / "checkpoint.pt")
+    torch.save(
+        [theirs.state_dict(), opt.state_dict(), scheduler.state_dict()], tmp_path / "checkpoint.pt"
+    )
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     again = attach.make_optimizer(other)
     later = attach.make_scheduler(again)
@@ -122,7 +139,9 @@ def test_muon_and_adamw_resume_as_one(transferred, tmp_path):
     scheduler = attach.make_scheduler(opt)
     stepped(whole, opt, scheduler, 3)
     stepped(whole, opt, scheduler, 3)
-    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(whole.parameters(), other.parameters(), strict=True)
+    )
 
 
 # --- fifty steps in two stacks ---------------------------------------------------------------------------------------
@@ -139,12 +158,18 @@ def test_muon_and_adamw_resume_as_one(transferred, tmp_path):
 )
 def test_fifty_steps_of_fresh_batches_give_one_curve(transferred, tmp_path, stack, settings):
     """transformers' model under the emitted loader and ours under `scaletune.optim`, in float64: losses apart by rounding alone."""
-    made = transferred({"optimizer.eps": 1e-6, "lr": 1e-2, "tokens": 50 * 256, "schedule.kind": "cosine"} | settings)
+    made = transferred(
+        {"optimizer.eps": 1e-6, "lr": 1e-2, "tokens": 50 * 256, "schedule.kind": "cosine"}
+        | settings
+    )
     theirs, ours = in_float64(*twin(stack, made, tmp_path))
     attach, steps = loader(tmp_path), made.target.budget.steps
     opt = attach.make_optimizer(theirs)
     got = trained(
-        batched(lambda x, y: F.cross_entropy(theirs(x).logits.flatten(0, 1), y.flatten())), opt, attach.make_scheduler(opt).step, steps
+        batched(lambda x, y: F.cross_entropy(theirs(x).logits.flatten(0, 1), y.flatten())),
+        opt,
+        attach.make_scheduler(opt).step,
+        steps,
     )
     expected = our_losses(batched(lambda x, y: ours(x, y).sum()), ours, made, steps)
     worst = abs(got / expected - 1).max()
@@ -182,12 +207,16 @@ def test_the_trainer_keeps_the_groups_and_their_schedule(transferred, tmp_path, 
     opt = attach.make_optimizer(theirs.float())
     scheduler = attach.make_scheduler(opt)
     peaks = [group["initial_lr"] for group in opt.param_groups]
-    trainer = transformers.Trainer(theirs, args=arguments(tmp_path / "out"), train_dataset=Rows(), optimizers=(opt, scheduler))
+    trainer = transformers.Trainer(
+        theirs, args=arguments(tmp_path / "out"), train_dataset=Rows(), optimizers=(opt, scheduler)
+    )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert trainer.state.global_step == 8 and losses[-1] < losses[0]
     factor = optim.multiplier(made.target.schedule, 1.0)
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([peak * factor for peak in peaks], abs=1e-12)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx(
+        [peak * factor for peak in peaks], abs=1e-12
+    )
     assert len({*peaks}) > 1
 
 
@@ -196,13 +225,20 @@ def test_the_trainer_may_make_the_schedule(transferred, tmp_path):
     theirs, _ = twin("granite", transferred(), tmp_path)
     opt = loader(tmp_path).make_optimizer(theirs.float())
     peaks = [group["lr"] for group in opt.param_groups]
-    trainer = transformers.Trainer(theirs, args=arguments(tmp_path / "out", warmup_steps=0), train_dataset=Rows(), optimizers=(opt, None))
+    trainer = transformers.Trainer(
+        theirs,
+        args=arguments(tmp_path / "out", warmup_steps=0),
+        train_dataset=Rows(),
+        optimizers=(opt, None),
+    )
     trainer.train()
     assert [group["lr"] for group in trainer.optimizer.param_groups] == peaks and len({*peaks}) > 1
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_accelerate_keeps_the_groups_and_a_scheduler_left_out_steps_once(transferred, tmp_path, name):
+def test_accelerate_keeps_the_groups_and_a_scheduler_left_out_steps_once(
+    transferred, tmp_path, name
+):
     made = transferred(of_family(name))
     theirs, _ = twin("llama", made, tmp_path)
     pytorch.emit(made, tmp_path)
@@ -213,4 +249,6 @@ def test_accelerate_keeps_the_groups_and_a_scheduler_left_out_steps_once(transfe
     model, prepared = accelerate.Accelerator(cpu=True).prepare(theirs, opt)
     stepped(model, prepared, scheduler, 3)
     factor = optim.multiplier(made.target.schedule, 3.5 / 8)
-    assert [group["lr"] for group in prepared.param_groups] == pytest.approx([peak * factor for peak in peaks])
+    assert [group["lr"] for group in prepared.param_groups] == pytest.approx(
+        [peak * factor for peak in peaks]
+    )

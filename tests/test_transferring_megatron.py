@@ -20,9 +20,16 @@ from scaletune.transferring.read_back import plain, read
 
 pytest.importorskip("megatron.core")
 pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("UserWarning", "DeprecationWarning", "FutureWarning")
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("UserWarning", "DeprecationWarning", "FutureWarning")
 ]  # of its imports
-EXACTLY = {"optimizer.eps": 1e-4, "lr": 2e-2, "schedule.kind": "constant", "schedule.warmup": 0.0, "schedule.floor": 0.0}
+EXACTLY = {
+    "optimizer.eps": 1e-4,
+    "lr": 2e-2,
+    "schedule.kind": "constant",
+    "schedule.warmup": 0.0,
+    "schedule.floor": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +37,9 @@ def ranks():
     """One process that is all ranks."""
     from megatron.core import parallel_state
 
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    torch.distributed.init_process_group(
+        "gloo", rank=0, world_size=1, store=torch.distributed.HashStore()
+    )
     parallel_state.initialize_model_parallel()
     yield
     parallel_state.destroy_model_parallel()
@@ -44,7 +53,9 @@ def emitted(ranks, monkeypatch, tmp_path):
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    monkeypatch.setattr("megatron.core.tensor_parallel.get_cuda_rng_tracker", Tracker)  # its own knows GPUs alone
+    monkeypatch.setattr(
+        "megatron.core.tensor_parallel.get_cuda_rng_tracker", Tracker
+    )  # its own knows GPUs alone
 
     class Provider:
         def __init__(self, **fields):
@@ -53,7 +64,10 @@ def emitted(ranks, monkeypatch, tmp_path):
         def register_pre_wrap_hook(self, hook):
             self.hooks.append(hook)
 
-    each = {"gpt_provider": {"GPTModelProvider": Provider}, "config": {"OptimizerConfigOverrideProvider": object}}
+    each = {
+        "gpt_provider": {"GPTModelProvider": Provider},
+        "config": {"OptimizerConfigOverrideProvider": object},
+    }
     for name in ("megatron.bridge", "megatron.bridge.models", "megatron.bridge.training"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     for name, within in (("gpt_provider", "models"), ("config", "training")):
@@ -86,7 +100,11 @@ def groups_of(module, model):
     from megatron.core.optimizer import OptimizerConfig, _get_param_groups
 
     config = OptimizerConfig(**module.OPTIMIZER)
-    return _get_param_groups([model], config, module.Groups().build_config_overrides(type("Context", (), {"model": [model]})))
+    return _get_param_groups(
+        [model],
+        config,
+        module.Groups().build_config_overrides(type("Context", (), {"model": [model]})),
+    )
 
 
 def scheduled(module, opt):
@@ -103,16 +121,25 @@ def scheduled(module, opt):
 
 def optimizer_of(module, model):
     o = module.OPTIMIZER
-    return torch.optim.AdamW(groups_of(module, model), lr=o["lr"], betas=(o["adam_beta1"], o["adam_beta2"]), eps=o["adam_eps"])
+    return torch.optim.AdamW(
+        groups_of(module, model),
+        lr=o["lr"],
+        betas=(o["adam_beta1"], o["adam_beta2"]),
+        eps=o["adam_eps"],
+    )
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING | SCALED | RESIDUAL, {"form": "ntk"}, {"form": "mup_t3"}])
+@pytest.mark.parametrize(
+    "settings", [{}, EVERYTHING | SCALED | RESIDUAL, {"form": "ntk"}, {"form": "mup_t3"}]
+)
 def test_megatrons_own_groups_are_the_plan(transferred, emitted, settings):  # noqa: F811
     made = transferred(settings)
     module, model, provider = emitted(made)
     torch.manual_seed(0)
     assert provider.hooks[0]([model]) == [model]
-    expected = by_name(megatron.rewritten(made, "megatron_bridge", ("attention",))[0], megatron.NAMES)
+    expected = by_name(
+        megatron.rewritten(made, "megatron_bridge", ("attention",))[0], megatron.NAMES
+    )
     opt, names = optimizer_of(module, model), {id(p): name for name, p in model.named_parameters()}
     scheduled(module, opt).step(1)
     for group in opt.param_groups:
@@ -122,7 +149,9 @@ def test_megatrons_own_groups_are_the_plan(transferred, emitted, settings):  # n
             now = (group["max_lr"], group["weight_decay"], group["eps"])
             assert now == pytest.approx((row.lr, row.weight_decay, row.eps), rel=1e-12), name
             if row.init_std:
-                assert float(parameter.detach().std()) == pytest.approx(row.init_std, rel=5 / (2 * parameter.numel()) ** 0.5), name
+                assert float(parameter.detach().std()) == pytest.approx(
+                    row.init_std, rel=5 / (2 * parameter.numel()) ** 0.5
+                ), name
     assert not names
 
 
@@ -130,7 +159,12 @@ def test_megatrons_own_groups_are_the_plan(transferred, emitted, settings):  # n
 def test_megatrons_own_schedule_keeps_the_groups_apart(transferred, emitted, kind):  # noqa: F811
     """At every step each group is at the same share of its peak, which is ours at a whole step."""
     made = transferred(
-        {"schedule.kind": kind, "schedule.warmup": 0.25, "schedule.decay": 0.25, "schedule.floor": 0.1}
+        {
+            "schedule.kind": kind,
+            "schedule.warmup": 0.25,
+            "schedule.decay": 0.25,
+            "schedule.floor": 0.1,
+        }
         | ({} if kind == "wsd" else {"schedule.decay": 0.3})
     )
     module, model, _ = emitted(made)
@@ -138,7 +172,9 @@ def test_megatrons_own_schedule_keeps_the_groups_apart(transferred, emitted, kin
     schedule = scheduled(module, opt)
     for step in range(9):
         expected = optim.multiplier(made.target.schedule, step / 8)
-        assert [group["lr"] / group["max_lr"] for group in opt.param_groups] == pytest.approx([expected] * len(opt.param_groups), abs=1e-9)
+        assert [group["lr"] / group["max_lr"] for group in opt.param_groups] == pytest.approx(
+            [expected] * len(opt.param_groups), abs=1e-9
+        )
         schedule.step(1)
 
 
@@ -147,16 +183,26 @@ def weights(made, model):
     ours = models.build(made.target, VOCAB).double()
     state = models.plain_state(ours)
     rows = {row.name: row for row in megatron.rewritten(made, "megatron_bridge", ("attention",))[0]}
-    w = {row.name: state[row.name] * (rows[row.name].init_std / row.init_std if row.init_std else 1.0) for row in made.plan}
+    w = {
+        row.name: state[row.name]
+        * (rows[row.name].init_std / row.init_std if row.init_std else 1.0)
+        for row in made.plan
+    }
     shape = made.target.model
     groups, each = shape.kv_heads or shape.heads, shape.head_dim
 
     def qkv(layer):
-        q, k, v = (w[f"{layer}self_attn.{kind}_proj.weight"].view(groups, -1, shape.width) for kind in "qkv")
+        q, k, v = (
+            w[f"{layer}self_attn.{kind}_proj.weight"].view(groups, -1, shape.width)
+            for kind in "qkv"
+        )
         assert k.shape[1] == each
         return torch.cat([q, k, v], 1).reshape(-1, shape.width)
 
-    told = {"embedding.word_embeddings.weight": w["model.embed_tokens.weight"], "output_layer.weight": w["lm_head.weight"]}
+    told = {
+        "embedding.word_embeddings.weight": w["model.embed_tokens.weight"],
+        "output_layer.weight": w["lm_head.weight"],
+    }
     told["decoder.final_layernorm.weight"] = w["model.norm.weight"]
     for i in range(shape.depth):
         a, b = f"model.layers.{i}.", f"decoder.layers.{i}."
@@ -173,26 +219,39 @@ def weights(made, model):
     return ours
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING | SCALED | RESIDUAL, WIDTH | {"form": "mup_t9"}, FEW | {"width": 32}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, EVERYTHING | SCALED | RESIDUAL, WIDTH | {"form": "mup_t9"}, FEW | {"width": 32}],
+)
 def test_megatrons_own_model_trains_as_ours(transferred, emitted, monkeypatch, settings):  # noqa: F811
     """Eight steps of AdamW in float64 with the emitted groups under Megatron's scheduler, and ours with our own: the same losses."""
     made = transferred(settings | EXACTLY)
     module, theirs, _ = emitted(made)
     ours, tokens, targets = weights(made, theirs), drawn(), drawn(1)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("cpu"))  # where it looks for its rotary frequencies
+    monkeypatch.setattr(
+        torch.cuda, "current_device", lambda: torch.device("cpu")
+    )  # where it looks for its rotary frequencies
     theirs.rotary_pos_emb.inv_freq = 10000.0 ** (-torch.arange(0, 16, 2, dtype=torch.float64) / 16)
-    angles = torch.outer(torch.arange(len(ours.model.cos), dtype=torch.float64), theirs.rotary_pos_emb.inv_freq).repeat(1, 2)
+    angles = torch.outer(
+        torch.arange(len(ours.model.cos), dtype=torch.float64), theirs.rotary_pos_emb.inv_freq
+    ).repeat(1, 2)
     ours.model.cos, ours.model.sin = angles.cos(), angles.sin()
     mask = torch.ones(16, 16, dtype=torch.bool).triu(1)[None, None]
     positions = torch.arange(16).expand(4, 16)
     opt = optimizer_of(module, theirs)
     schedule = scheduled(module, opt)
-    got = trained(lambda: F.cross_entropy(theirs(tokens, positions, mask).flatten(0, 1), targets.flatten()), opt, lambda: schedule.step(1))
+    got = trained(
+        lambda: F.cross_entropy(theirs(tokens, positions, mask).flatten(0, 1), targets.flatten()),
+        opt,
+        lambda: schedule.step(1),
+    )
     o = made.target.optimizer
     own = torch.optim.AdamW(optim.groups(ours, made.plan), betas=(o.beta1, o.beta2))
     expected = trained(lambda: ours(tokens, targets).sum(), own, lambda: None)
     assert got[0] == pytest.approx(expected[0], rel=1e-12)
-    assert got == pytest.approx(expected, rel=1e-6)  # measured 4e-7: not all of its backward pass is in float64
+    assert got == pytest.approx(
+        expected, rel=1e-6
+    )  # measured 4e-7: not all of its backward pass is in float64
     assert expected[-1] < expected[0] - 0.1
 
 
@@ -205,6 +264,9 @@ def test_what_is_read_back_is_the_plan(transferred, tmp_path):  # noqa: F811
 
 
 def test_a_tied_head_that_needs_a_multiplier_is_refused(transferred, tmp_path):  # noqa: F811
-    with pytest.raises(UserError, match=r"^format 'megatron_bridge' has no logits multiplier, and a tied head would need one of 0.25"):
+    with pytest.raises(
+        UserError,
+        match=r"^format 'megatron_bridge' has no logits multiplier, and a tied head would need one of 0.25",
+    ):
         megatron_bridge.emit(transferred({"model.tied": True}), tmp_path)
     assert not list(tmp_path.iterdir())

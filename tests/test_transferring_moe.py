@@ -36,14 +36,23 @@ def twin(made, folder):
     granitemoe.emit(made, folder)
     theirs, ours = built(folder), models.build(made.target, VOCAB)
     rows, _ = one_std(made)
-    theta = {old.name: new.init_std / old.init_std if old.init_std else 1.0 for old, new in zip(made.plan, rows, strict=True)}
+    theta = {
+        old.name: new.init_std / old.init_std if old.init_std else 1.0
+        for old, new in zip(made.plan, rows, strict=True)
+    }
     packed: dict[str, list[torch.Tensor]] = {}
     for name, w in models.plain_state(ours).items():
         packed.setdefault(granitemoe.name_in(name), []).append(w.double() * theta[name])
     loaded = theirs.double().load_state_dict(
-        {name: torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0] for name, parts in packed.items()}, strict=False
+        {
+            name: torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0]
+            for name, parts in packed.items()
+        },
+        strict=False,
     )
-    assert not loaded.unexpected_keys and loaded.missing_keys == (["lm_head.weight"] if made.target.model.tied else [])
+    assert not loaded.unexpected_keys and loaded.missing_keys == (
+        ["lm_head.weight"] if made.target.model.tied else []
+    )
     for module in theirs.modules():  # without the float32 of its router
         if type(module).__name__.endswith("TopKRouter"):
             module.forward = types.MethodType(routed, module)
@@ -71,7 +80,9 @@ def test_logits_are_ours(transferred, tmp_path, settings, form):
     theirs, ours = twin(transferred(MOE | EVERYTHING | settings | {"form": form}), tmp_path)
     with torch.no_grad():
         expected = ours(drawn())[0]
-        assert torch.allclose(theirs(drawn()).logits, expected, rtol=0, atol=1e-9 * float(expected.std()))
+        assert torch.allclose(
+            theirs(drawn()).logits, expected, rtol=0, atol=1e-9 * float(expected.std())
+        )
 
 
 @pytest.mark.parametrize("settings", KINDS)
@@ -92,7 +103,11 @@ def test_it_trains_as_ours(transferred, tmp_path, settings):
     schedule, steps = made.target.schedule, iter([(step + 0.5) / 8 for step in range(1, 9)])
     own_opt = optim.optimizer(ours, made.plan, made.target.optimizer)
     optim.set_share(own_opt, schedule, 0.5 / 8)
-    expected = trained(lambda: ours(tokens, targets).sum(), own_opt, lambda: optim.set_share(own_opt, schedule, next(steps)))
+    expected = trained(
+        lambda: ours(tokens, targets).sum(),
+        own_opt,
+        lambda: optim.set_share(own_opt, schedule, next(steps)),
+    )
     assert theirs.router_aux_loss_coef == made.target.model.balance_coef
     assert said == pytest.approx(expected, rel=1e-6) and expected[-1] < expected[0] - 0.1
 
@@ -107,10 +122,14 @@ def test_the_loader_draws_the_planned_std(transferred, tmp_path, settings):
     assert expected.keys() == dict(theirs.named_parameters()).keys()
     for name, parameter in theirs.named_parameters():
         values = parameter.detach()
-        assert float(values.std()) == pytest.approx(expected[name], rel=5 / (2 * values.numel()) ** 0.5), name
+        assert float(values.std()) == pytest.approx(
+            expected[name], rel=5 / (2 * values.numel()) ** 0.5
+        ), name
 
 
-@pytest.mark.parametrize("key", ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"])
+@pytest.mark.parametrize(
+    "key", ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"]
+)
 def test_each_multiplier_changes_the_logits(transferred, tmp_path, key):
     granitemoe.emit(transferred(MOE | EVERYTHING), tmp_path)
     theirs = built(tmp_path)
@@ -121,20 +140,34 @@ def test_each_multiplier_changes_the_logits(transferred, tmp_path, key):
     assert (after - before).abs().max() > 1e-3 * before.abs().max()
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING | SHARED, EVERYTHING | {"model.router": "hid"}, {"model.tied": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, EVERYTHING | SHARED, EVERYTHING | {"model.router": "hid"}, {"model.tied": True}],
+)
 def test_what_is_read_back_is_the_plan(transferred, tmp_path, settings):
     made = transferred(MOE | settings)
-    for emitter in (granitemoe, recipe) if made.target.model.tied else (granitemoe, recipe, pytorch):
+    for emitter in (
+        (granitemoe, recipe) if made.target.model.tied else (granitemoe, recipe, pytorch)
+    ):
         emitter.emit(made, tmp_path / emitter.__name__)
         got = read(tmp_path / emitter.__name__, made.target.model)
-        assert got == {name: pytest.approx(values, rel=1e-12) for name, values in plain(made).items()}
+        assert got == {
+            name: pytest.approx(values, rel=1e-12) for name, values in plain(made).items()
+        }
     assert lint(tmp_path / granitemoe.__name__)["findings"] == []
 
 
 def test_at_the_base_size_it_is_the_ordinary_config(transferred, tmp_path):
     granitemoe.emit(transferred(MOE | {"width": 32}), tmp_path)
-    content, said = (json.loads((tmp_path / file).read_text()) for file in ("config.json", "param_groups.json"))
-    neutral = {"embedding_multiplier": 1.0, "attention_multiplier": 0.25, "residual_multiplier": 1.0, "logits_scaling": 1.0}
+    content, said = (
+        json.loads((tmp_path / file).read_text()) for file in ("config.json", "param_groups.json")
+    )
+    neutral = {
+        "embedding_multiplier": 1.0,
+        "attention_multiplier": 0.25,
+        "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+    }
     assert {key: content[key] for key in neutral} == neutral and content["initializer_range"] == 0.2
     assert {(group["lr"], group["eps"]) for group in said["groups"]} == {(0.005, 1e-8)}
 
@@ -142,10 +175,22 @@ def test_at_the_base_size_it_is_the_ordinary_config(transferred, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"model.family": "transformer"}, "^a GraniteMoe config must be of a 'moe', but got `model.family` 'transformer'$"),
-        (MOE | {"model.norm": "layer"}, "^a GraniteMoe has `model.norm` 'rms', but the target has 'layer'$"),
-        (MOE | {"model.norm_top_k": False}, "^a GraniteMoe has `model.norm_top_k` True, but the target has False$"),
-        (MOE | {"optimizer.family": "muon"}, "^format 'granitemoe' has torch's Muon, which takes matrices one by one"),
+        (
+            {"model.family": "transformer"},
+            "^a GraniteMoe config must be of a 'moe', but got `model.family` 'transformer'$",
+        ),
+        (
+            MOE | {"model.norm": "layer"},
+            "^a GraniteMoe has `model.norm` 'rms', but the target has 'layer'$",
+        ),
+        (
+            MOE | {"model.norm_top_k": False},
+            "^a GraniteMoe has `model.norm_top_k` True, but the target has False$",
+        ),
+        (
+            MOE | {"optimizer.family": "muon"},
+            "^format 'granitemoe' has torch's Muon, which takes matrices one by one",
+        ),
     ],
 )
 def test_what_a_granitemoe_cannot_say_is_refused(transferred, tmp_path, settings, said):

@@ -28,7 +28,13 @@ from scaletune.transferring.read_back import plain, read
 from scaletune.transferring.read_back import settings as told_of
 
 DECLARED = json.loads((Path(__file__).parent / "fixtures" / "declared.json").read_text())
-STACKS = {"megatron": megatron, "cerebras": cerebras, "lm_engine": lm_engine, "fairseq2": fairseq2, "llm_foundry": llm_foundry}
+STACKS = {
+    "megatron": megatron,
+    "cerebras": cerebras,
+    "lm_engine": lm_engine,
+    "fairseq2": fairseq2,
+    "llm_foundry": llm_foundry,
+}
 COSINE = {"schedule.kind": "cosine", "schedule.floor": 0.1}
 SCALED = {"parametrization.attention_multiplier": 2.0}
 FEW = {"model.kv_heads": 2}
@@ -39,7 +45,11 @@ PLANS = {
     "ntk": {"form": "ntk"}, "sp": {"form": "sp_per_layer"}, "base": {"width": 32}, "tied": {"model.tied": True} | WIDTH,
     "few": FEW | {"width": 32}, "deep": {"parametrization.depth_alpha": 1, "parametrization.base_depth": 1, "model.depth": 4},
 }  # fmt: skip
-CANNOT = {("cerebras", "everything"), ("cerebras", "deep"), ("fairseq2", "tied")}  # refused, as tested below
+CANNOT = {
+    ("cerebras", "everything"),
+    ("cerebras", "deep"),
+    ("fairseq2", "tied"),
+}  # refused, as tested below
 HELD = [(stack, plan) for stack in STACKS for plan in PLANS if (stack, plan) not in CANNOT]
 
 
@@ -49,7 +59,13 @@ def transferred(tiny):
 
     def make(settings=()):
         target = tiny(WIDE | COSINE | dict(settings) | {"evidence": EVIDENCE})
-        return Transfer(target, VOCAB, counting.planned(target, VOCAB), counting.multipliers(target, VOCAB), EVIDENCE)
+        return Transfer(
+            target,
+            VOCAB,
+            counting.planned(target, VOCAB),
+            counting.multipliers(target, VOCAB),
+            EVIDENCE,
+        )
 
     return make
 
@@ -73,7 +89,9 @@ def toy(stack, made):
         at = model
         for part in path:
             at = at._modules.setdefault(part, torch.nn.Module())
-        at.register_parameter(last, torch.nn.Parameter(torch.ones(8) if "norm" in ours else torch.ones(100, 100)))
+        at.register_parameter(
+            last, torch.nn.Parameter(torch.ones(8) if "norm" in ours else torch.ones(100, 100))
+        )
     return model
 
 
@@ -81,7 +99,9 @@ def files(stack, made, folder):
     """(the config's content, the folder): emitted."""
     STACKS[stack].emit(made, folder)
     path = next(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml", ".args"))
-    return _arguments(path.read_text()) if path.suffix == ".args" else yaml.safe_load(path.read_text())
+    return (
+        _arguments(path.read_text()) if path.suffix == ".args" else yaml.safe_load(path.read_text())
+    )
 
 
 def imported(path):
@@ -103,7 +123,11 @@ def of_fairseq2(config, folder, model, monkeypatch):
     """The first group of which a pattern re.matches; every group must have a tensor, for schedules count groups."""
     told, found, used = config["optimizer"]["config"], {}, set()
     for name, _ in model.named_parameters():
-        i = next(i for i, group in enumerate(told["groups"]) if any(re.match(p, name) for p in group["params"]))
+        i = next(
+            i
+            for i, group in enumerate(told["groups"])
+            if any(re.match(p, name) for p in group["params"])
+        )
         found[name] = {key: told["groups"][i][key] for key in ("lr", "weight_decay", "eps")}
         used.add(i)
     assert used == set(range(len(told["groups"])))
@@ -121,18 +145,31 @@ def of_llm_foundry(config, folder, model, monkeypatch):
     told, left, found = config["optimizer"], dict(model.named_parameters()), {}
     for group in told["param_groups"]:
         taken = [name for name in left if re.search(group["param_str_match"], name)]
-        assert taken and all(len([p for p in group["param_str_match"].split("|") if re.search(p, name)]) == 1 for name in taken)
+        assert taken and all(
+            len([p for p in group["param_str_match"].split("|") if re.search(p, name)]) == 1
+            for name in taken
+        )
         found |= {name: group for name in taken if left.pop(name) is not None}
     assert left and all("norm" in name for name in left)
     found |= {name: told for name in left}
     init, mpt = config["model"]["init_config"], config["model"]
     last = init["init_std"] / init["init_div_is_residual"]
-    std = {name: last if name.endswith(("out_proj.weight", "down_proj.weight")) else init["init_std"] for name in found}
+    std = {
+        name: last if name.endswith(("out_proj.weight", "down_proj.weight")) else init["init_std"]
+        for name in found
+    }
     std |= {name: init["emb_init_std"] for name in found if name.endswith("wte.weight")}
-    groups = {name: {"lr": g["lr"], "weight_decay": g["weight_decay"] / g["lr"], "eps": g["eps"]} for name, g in found.items()}
+    groups = {
+        name: {"lr": g["lr"], "weight_decay": g["weight_decay"] / g["lr"], "eps": g["eps"]}
+        for name, g in found.items()
+    }
     assert init["name"] == "baseline_"
     attention = mpt["attn_config"].get("softmax_scale", (mpt["d_model"] / mpt["n_heads"]) ** -0.5)
-    return groups, std, neutral(16) | {"attention": attention, "logits": mpt.get("logit_scale", 1.0)}
+    return (
+        groups,
+        std,
+        neutral(16) | {"attention": attention, "logits": mpt.get("logit_scale", 1.0)},
+    )
 
 
 def of_cerebras(config, folder, model, monkeypatch):
@@ -140,22 +177,52 @@ def of_cerebras(config, folder, model, monkeypatch):
     init, found, std = config["trainer"]["init"], {}, {}
     adamw, mine = init["optimizer"]["AdamW"], init["model"]
     for name, _ in model.named_parameters():
-        tag = once([g["tag"] for g in adamw["params"] for p in g["params"] if re.compile(translate(p)).search(name)], name)
-        of_tag = [s[k] | {"kind": k} for s in init["schedulers"] for k in s if s[k]["param_group_tags"] == tag]
+        tag = once(
+            [
+                g["tag"]
+                for g in adamw["params"]
+                for p in g["params"]
+                if re.compile(translate(p)).search(name)
+            ],
+            name,
+        )
+        of_tag = [
+            s[k] | {"kind": k}
+            for s in init["schedulers"]
+            for k in s
+            if s[k]["param_group_tags"] == tag
+        ]
         decay = once([s["val"] for s in of_tag if s["kind"] == "ConstantWD"], name)
         chain = once([s for s in of_tag if s["kind"] != "ConstantWD"], name)
-        peak = max(value for phase in chain["schedulers"] for fields in phase.values() for key, value in fields.items() if "rate" in key)
+        peak = max(
+            value
+            for phase in chain["schedulers"]
+            for fields in phase.values()
+            for key, value in fields.items()
+            if "rate" in key
+        )
         found[name] = {"lr": peak, "weight_decay": decay, "eps": adamw["eps"]}
         slot = next((slot for slot, ends in SLOTS.items() if name.endswith(ends)), None)
         std[name] = mine[slot]["std"] if slot else mine["initializer_range"]
         if slot in cerebras.LASTS and "mup_base_hidden_size" in mine:
             std[name] /= (2 * mine["num_hidden_layers"]) ** 0.5
-    used = {p for g in adamw["params"] for p in g["params"] if any(fnmatch(name, p) for name in found)}
+    used = {
+        p for g in adamw["params"] for p in g["params"] if any(fnmatch(name, p) for name in found)
+    }
     assert used == {p for g in adamw["params"] for p in g["params"]}
-    logits = mine.get("output_logits_alpha", 1.0) * mine.get("mup_base_hidden_size", mine["hidden_size"]) / mine["hidden_size"]
+    logits = (
+        mine.get("output_logits_alpha", 1.0)
+        * mine.get("mup_base_hidden_size", mine["hidden_size"])
+        / mine["hidden_size"]
+    )
     head_dim = mine["hidden_size"] // mine["num_heads"]
     attention = mine["attention_logits_alpha"] * head_dim**-0.5
-    return found, std, neutral(16) | {"embedding": mine["embeddings_scale"], "attention": attention, "logits": logits}
+    return (
+        found,
+        std,
+        neutral(16)
+        | {"embedding": mine["embeddings_scale"], "attention": attention, "logits": logits},
+    )
 
 
 SLOTS = {
@@ -174,14 +241,25 @@ def of_lm_engine(config, folder, model, monkeypatch):
         parameter_name_map: dict
         params_group_kwargs: dict
 
-    theirs = SimpleNamespace(_ParamsGroup=ParamsGroup, _ParamsGroupsList=lambda params_groups: params_groups, _PARAM_GROUPS={None: None})
+    theirs = SimpleNamespace(
+        _ParamsGroup=ParamsGroup,
+        _ParamsGroupsList=lambda params_groups: params_groups,
+        _PARAM_GROUPS={None: None},
+    )
     monkeypatch.setitem(sys.modules, "lm_engine", ModuleType("lm_engine"))
     monkeypatch.setitem(sys.modules, "lm_engine.optimization", SimpleNamespace(params_group=theirs))
     imported(folder / "scaletune_lm_engine.py").install()
-    groups = theirs._PARAM_GROUPS[config["optimizer_args"]["params_group_method"]](model, config["optimizer_args"]["class_args"])
-    found = {name: group.params_group_kwargs for group in groups for name in group.parameter_name_map}
+    groups = theirs._PARAM_GROUPS[config["optimizer_args"]["params_group_method"]](
+        model, config["optimizer_args"]["class_args"]
+    )
+    found = {
+        name: group.params_group_kwargs for group in groups for name in group.parameter_name_map
+    }
     mine = config["model_args"]["pretrained_config"]
-    assert mine["init_method"] == mine["embedding_init_method"] == "normal" and mine["use_depth_scaled_init"] is False
+    assert (
+        mine["init_method"] == mine["embedding_init_method"] == "normal"
+        and mine["use_depth_scaled_init"] is False
+    )
     multipliers = {
         "embedding": mine["m_emb"] or 1.0, "residual": mine["m_residual"] or 1.0, "logits": 1 / (mine["m_width"] or 1.0),
         "attention": mine["sequence_mixer_blocks"][0]["attention_multiplier"],
@@ -224,25 +302,57 @@ def megatrons(monkeypatch, theirs, stages=1):
 def of_megatron(config, folder, model, monkeypatch):
     """All overrides of which the key matches, put together, none contradicting; weight decay times wd_mult; the embedding's own init."""
     given = {}
-    training = megatrons(monkeypatch, lambda config, model, config_overrides=None, **rest: given.update(config_overrides))
+    training = megatrons(
+        monkeypatch,
+        lambda config, model, config_overrides=None, **rest: given.update(config_overrides),
+    )
     imported(folder / "scaletune_megatron.py").install()
     torch.manual_seed(0)
     embedding = model.embedding.word_embeddings.weight
     torch.nn.init.normal_(embedding, std=config["init_method_std"])
-    training.get_megatron_optimizer(None, [model], config_overrides={"their own": {}}, use_gloo_process_groups=True)
+    training.get_megatron_optimizer(
+        None, [model], config_overrides={"their own": {}}, use_gloo_process_groups=True
+    )
     found, identities = {}, {}
     for name, parameter in model.named_parameters():
-        own = once([settings for key, settings in given.items() if key.with_name_predicate.fn(parameter, name)], name)
-        assert own["min_lr"] == pytest.approx(0.1 * own["max_lr"]) and own.keys() == set(DECLARED["megatron"]["keys"]["override"])
-        found[name] = {"lr": own["max_lr"], "weight_decay": config["weight_decay"] * own["wd_mult"], "eps": own["eps"]}
-        assert identities.setdefault((own["wd_mult"], own["lr_mult"]), found[name]) == found[name]  # a checkpoint tells groups by it
+        own = once(
+            [
+                settings
+                for key, settings in given.items()
+                if key.with_name_predicate.fn(parameter, name)
+            ],
+            name,
+        )
+        assert own["min_lr"] == pytest.approx(0.1 * own["max_lr"]) and own.keys() == set(
+            DECLARED["megatron"]["keys"]["override"]
+        )
+        found[name] = {
+            "lr": own["max_lr"],
+            "weight_decay": config["weight_decay"] * own["wd_mult"],
+            "eps": own["eps"],
+        }
+        assert (
+            identities.setdefault((own["wd_mult"], own["lr_mult"]), found[name]) == found[name]
+        )  # a checkpoint tells groups by it
     std, d = measured(model), config["kv_channels"]
-    assert config.get("mup_base_hidden_size", config["hidden_size"]) == config["hidden_size"]  # so that its width multiplier is 1
-    multipliers = {"embedding": config.get("mup_embedding_mult", 1.0), "logits": config.get("mup_output_mult", 1.0), "residual": 1.0}
+    assert (
+        config.get("mup_base_hidden_size", config["hidden_size"]) == config["hidden_size"]
+    )  # so that its width multiplier is 1
+    multipliers = {
+        "embedding": config.get("mup_embedding_mult", 1.0),
+        "logits": config.get("mup_output_mult", 1.0),
+        "residual": 1.0,
+    }
     return found, std, multipliers | {"attention": config.get("mup_base_head_dim", d) ** 0.5 / d}
 
 
-OF = {"megatron": of_megatron, "cerebras": of_cerebras, "lm_engine": of_lm_engine, "fairseq2": of_fairseq2, "llm_foundry": of_llm_foundry}
+OF = {
+    "megatron": of_megatron,
+    "cerebras": of_cerebras,
+    "lm_engine": of_lm_engine,
+    "fairseq2": of_fairseq2,
+    "llm_foundry": of_llm_foundry,
+}
 
 
 @pytest.mark.parametrize(("stack", "plan"), HELD)
@@ -261,9 +371,18 @@ def test_their_rules_make_the_plan_of_the_files(transferred, tmp_path, monkeypat
     got, expected = told_of(*folded(rows, multipliers, made.target.model)), plain(made)
     for name, values in expected.items():
         for key, value in values.items():
-            assert got[name][key] == pytest.approx(value, rel=drawn if key == "init_std" else 1e-9), (name, key)
-    assert read(tmp_path, made.target.model) == {name: pytest.approx(values, rel=1e-12) for name, values in expected.items()}
-    assert [found for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".py" for found in lint(path)["findings"]] == []
+            assert got[name][key] == pytest.approx(
+                value, rel=drawn if key == "init_std" else 1e-9
+            ), (name, key)
+    assert read(tmp_path, made.target.model) == {
+        name: pytest.approx(values, rel=1e-12) for name, values in expected.items()
+    }
+    assert [
+        found
+        for path in tmp_path.iterdir()
+        if path.is_file() and path.suffix != ".py"
+        for found in lint(path)["findings"]
+    ] == []
 
 
 @pytest.mark.parametrize("stack", STACKS)

@@ -54,10 +54,21 @@ def twin(name, made, folder):
     emitter, config, model = CONFIGS[name]
     emitter.emit(made, folder)
     theirs, ours = built(folder, config, model).double(), models.build(made.target, VOCAB)
-    rows = folded(made.plan, made.multipliers, made.target.model)[0] if name == "llama" else one_std(made)[0]
-    theta = {old.name: new.init_std / old.init_std if old.init_std else 1.0 for old, new in zip(made.plan, rows, strict=True)}
-    loaded = theirs.load_state_dict({key: w.double() * theta[key] for key, w in models.plain_state(ours).items()}, strict=False)
-    assert not loaded.unexpected_keys and loaded.missing_keys == (["lm_head.weight"] if made.target.model.tied else [])
+    rows = (
+        folded(made.plan, made.multipliers, made.target.model)[0]
+        if name == "llama"
+        else one_std(made)[0]
+    )
+    theta = {
+        old.name: new.init_std / old.init_std if old.init_std else 1.0
+        for old, new in zip(made.plan, rows, strict=True)
+    }
+    loaded = theirs.load_state_dict(
+        {key: w.double() * theta[key] for key, w in models.plain_state(ours).items()}, strict=False
+    )
+    assert not loaded.unexpected_keys and loaded.missing_keys == (
+        ["lm_head.weight"] if made.target.model.tied else []
+    )
     return theirs, ours
 
 
@@ -75,22 +86,36 @@ def test_every_key_is_declared(transferred, tmp_path, name, settings):
     assert content == {key: getattr(read_back, key) for key in content}
 
 
-@pytest.mark.parametrize("form", ["mup_t3", "mup_t8", "mup_t9", "sp_per_layer", "ntk", "mean_field"])
+@pytest.mark.parametrize(
+    "form", ["mup_t3", "mup_t8", "mup_t9", "sp_per_layer", "ntk", "mean_field"]
+)
 @pytest.mark.parametrize("name", ["hyperclovax", "llama"])
 def test_logits_are_ours(transferred, tmp_path, name, form):
     theirs, ours = twin(name, transferred(EVERYTHING | SCALED | OPTIONS | {"form": form}), tmp_path)
     with torch.no_grad():
         expected = ours(drawn())[0]
-        assert torch.allclose(theirs(drawn()).logits.float(), expected, rtol=0, atol=1e-5 * float(expected.std()) + 1e-6)
+        assert torch.allclose(
+            theirs(drawn()).logits.float(),
+            expected,
+            rtol=0,
+            atol=1e-5 * float(expected.std()) + 1e-6,
+        )
 
 
-@pytest.mark.parametrize("key", ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"])
+@pytest.mark.parametrize(
+    "key", ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"]
+)
 @pytest.mark.parametrize("name", ["granite", "hyperclovax"])
 def test_each_multiplier_changes_the_logits(transferred, tmp_path, name, key):
     emitter, config, model = CONFIGS[name]
     emitter.emit(transferred(EVERYTHING), tmp_path)
     theirs = built(tmp_path, config, model)
-    other = built(tmp_path, config, model, **{key: 2 * json.loads((tmp_path / "config.json").read_text())[key]})
+    other = built(
+        tmp_path,
+        config,
+        model,
+        **{key: 2 * json.loads((tmp_path / "config.json").read_text())[key]},
+    )
     other.load_state_dict(theirs.state_dict())
     with torch.no_grad():
         before, after = theirs(drawn()).logits, other(drawn()).logits
@@ -107,12 +132,20 @@ def test_the_twin_trains_as_ours(transferred, tmp_path, name, settings):
     theirs, ours = in_float64(*twin(name, made, tmp_path))
     attach, tokens, targets = loader(tmp_path), drawn(), drawn(1)
     opt = attach.make_optimizer(theirs)
-    got = trained(lambda: F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()), opt, attach.make_scheduler(opt).step)
+    got = trained(
+        lambda: F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()),
+        opt,
+        attach.make_scheduler(opt).step,
+    )
     o, schedule = made.target.optimizer, made.target.schedule
     own_opt = torch.optim.AdamW(optim.groups(ours, made.plan), betas=(o.beta1, o.beta2))
     shares = iter([(step + 0.5) / 8 for step in range(1, 9)])
     optim.set_share(own_opt, schedule, 0.5 / 8)
-    expected = trained(lambda: ours(tokens, targets).sum(), own_opt, lambda: optim.set_share(own_opt, schedule, next(shares)))
+    expected = trained(
+        lambda: ours(tokens, targets).sum(),
+        own_opt,
+        lambda: optim.set_share(own_opt, schedule, next(shares)),
+    )
     assert got == pytest.approx(expected, rel=1e-11)
     assert expected[-1] < expected[0] - 0.1
 
@@ -124,16 +157,21 @@ def test_the_loader_draws_the_folded_std(transferred, tmp_path, name):
     llama.emit(made, tmp_path / "llama")
     theirs = built(tmp_path / "llama", "LlamaConfig", "LlamaForCausalLM")
     loader(tmp_path).initialize(theirs)
-    expected = {row.name: row.init_std for row in folded(made.plan, made.multipliers, made.target.model)[0]}
+    expected = {
+        row.name: row.init_std for row in folded(made.plan, made.multipliers, made.target.model)[0]
+    }
     for key, parameter in theirs.named_parameters():
         values = parameter.detach()
-        assert float(values.std()) == pytest.approx(expected[key], rel=5 / (2 * values.numel()) ** 0.5), key
+        assert float(values.std()) == pytest.approx(
+            expected[key], rel=5 / (2 * values.numel()) ** 0.5
+        ), key
 
 
 @pytest.mark.parametrize("name", ["llama", "pytorch"])
 def test_a_tied_head_that_needs_a_multiplier_is_refused(transferred, tmp_path, name):
     with pytest.raises(
-        UserError, match=f"^format '{name}' has no logits multiplier, and a tied head would need one of 0.25: set model.tied"
+        UserError,
+        match=f"^format '{name}' has no logits multiplier, and a tied head would need one of 0.25: set model.tied",
     ):
         {"llama": llama, "pytorch": pytorch}[name].emit(transferred({"model.tied": True}), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -142,10 +180,21 @@ def test_a_tied_head_that_needs_a_multiplier_is_refused(transferred, tmp_path, n
 @pytest.mark.parametrize("name", CONFIGS)
 def test_at_the_base_size_it_is_the_ordinary_config(transferred, tmp_path, name):
     CONFIGS[name][0].emit(transferred({"width": 32}), tmp_path)
-    content, said = (json.loads((tmp_path / file).read_text()) for file in ("config.json", "param_groups.json"))
-    neutral = {"embedding_multiplier": 1.0, "attention_multiplier": 0.25, "residual_multiplier": 1.0, "logits_scaling": 1.0}
-    assert {key: content[key] for key in neutral if key in content} == {key: neutral[key] for key in neutral if key in content}
-    assert content["initializer_range"] == 0.2 and {group["lr"] for group in said["groups"]} == {0.005}
+    content, said = (
+        json.loads((tmp_path / file).read_text()) for file in ("config.json", "param_groups.json")
+    )
+    neutral = {
+        "embedding_multiplier": 1.0,
+        "attention_multiplier": 0.25,
+        "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+    }
+    assert {key: content[key] for key in neutral if key in content} == {
+        key: neutral[key] for key in neutral if key in content
+    }
+    assert content["initializer_range"] == 0.2 and {group["lr"] for group in said["groups"]} == {
+        0.005
+    }
     assert {group["eps"] for group in said["groups"]} == {1e-8}
 
 
@@ -161,19 +210,36 @@ OWN_SHAPE = {  # what a stack needs the target to be
     "fairseq2": {"schedule.kind": "linear"},
     "llm_foundry": {"schedule.kind": "linear"},
 }
-NATIVE = ("megatron", "megatron_bridge", "cerebras", "lm_engine", "fairseq2", "llm_foundry")  # read back in test_transferring_native
+NATIVE = (
+    "megatron",
+    "megatron_bridge",
+    "cerebras",
+    "lm_engine",
+    "fairseq2",
+    "llm_foundry",
+)  # read back in test_transferring_native
 BIASED = {"granite", "hyperclovax", "llama", "pytorch", "recipe", "deepspeed"}
-KINDS = [{}, EVERYTHING | SCALED | {"model.kv_heads": 2}, {"form": "mup_t3"}, {"form": "ntk"}, {"width": 32}]
+KINDS = [
+    {},
+    EVERYTHING | SCALED | {"model.kv_heads": 2},
+    {"form": "mup_t3"},
+    {"form": "ntk"},
+    {"width": 32},
+]
 
 
 def emit(name, made, folder):
-    return import_module(f"scaletune.transferring.{'own' if name == 'recipe' else name}").emit(made, folder)
+    return import_module(f"scaletune.transferring.{'own' if name == 'recipe' else name}").emit(
+        made, folder
+    )
 
 
 @pytest.mark.parametrize("settings", KINDS)
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in (*UNREAD, *NATIVE)])
 def test_what_is_read_back_is_the_plan(transferred, tmp_path, name, settings):
-    made = transferred(OWN_SHAPE.get(name, {}) | settings | (OPTIONS if name in BIASED and settings else {}))
+    made = transferred(
+        OWN_SHAPE.get(name, {}) | settings | (OPTIONS if name in BIASED and settings else {})
+    )
     emit(name, made, tmp_path)
     assert read(tmp_path, made.target.model) == approx(plain(made))
 
@@ -194,17 +260,30 @@ def test_at_the_base_size_every_tensor_has_the_base_values(transferred, tmp_path
     emit(name, made, tmp_path)
     if name == "nanogpt_mup":
         text = (tmp_path / "scaletune_nanogpt_mup.py").read_text()
-        assert "mup_width_multiplier = 1.0\n" in text and "depth_multiplier = 1.0\n" in text and "learning_rate = 0.005\n" in text
+        assert (
+            "mup_width_multiplier = 1.0\n" in text
+            and "depth_multiplier = 1.0\n" in text
+            and "learning_rate = 0.005\n" in text
+        )
         return
-    content = json.loads((tmp_path / ("plan.json" if name == "recipe" else "param_groups.json")).read_text())
+    content = json.loads(
+        (tmp_path / ("plan.json" if name == "recipe" else "param_groups.json")).read_text()
+    )
     rows = content["tensors"] if name == "recipe" else content["groups"]
     assert {(row["lr"], row["eps"]) for row in rows} == {(0.005, 1e-8)}
     assert {(row["init_std"], row["weight_decay"]) for row in rows} == {(0.2, 0.1), (0.0, 0.0)}
     if name == "recipe":
-        assert content["multipliers"] == {"embedding": 1.0, "attention": 0.25, "residual": 1.0, "logits": 1.0}
+        assert content["multipliers"] == {
+            "embedding": 1.0,
+            "attention": 0.25,
+            "residual": 1.0,
+            "logits": 1.0,
+        }
 
 
-@pytest.mark.parametrize("emitter", [granite, hyperclovax, recipe], ids=lambda module: module.__name__.split(".")[-1])
+@pytest.mark.parametrize(
+    "emitter", [granite, hyperclovax, recipe], ids=lambda module: module.__name__.split(".")[-1]
+)
 def test_a_tied_plan_is_read_back_with_what_multiplies_its_logits(transferred, tmp_path, emitter):
     made = transferred(EVERYTHING | {"model.tied": True})
     emitter.emit(made, tmp_path)
@@ -222,11 +301,18 @@ def test_a_changed_number_is_another_plan(transferred, tmp_path):
 
 def test_what_no_pattern_explains_is_said(transferred, tmp_path):
     pytorch.emit(transferred(), tmp_path)
-    with pytest.raises(UserError, match=r"has no pattern for 'model.layers.0.self_attn.q_proj.bias'"):
+    with pytest.raises(
+        UserError, match=r"has no pattern for 'model.layers.0.self_attn.q_proj.bias'"
+    ):
         read(tmp_path, transferred(OPTIONS).target.model)
-    with pytest.raises(UserError, match=r"has no config.json that tells the model's shape: give `model`"):
+    with pytest.raises(
+        UserError, match=r"has no config.json that tells the model's shape: give `model`"
+    ):
         read(tmp_path)
-    with pytest.raises(UserError, match=r"^a folder to read back must have a plan.json or a param_groups.json, but .* has neither$"):
+    with pytest.raises(
+        UserError,
+        match=r"^a folder to read back must have a plan.json or a param_groups.json, but .* has neither$",
+    ):
         read(tmp_path / "none")
 
 
@@ -235,29 +321,42 @@ def test_what_no_pattern_explains_is_said(transferred, tmp_path):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_stack_that_cannot_hold_the_plan_is_refused_with_a_way_out(tiny, tmp_path, name):
-    with pytest.raises(UserError, match=rf"^format `{name}` is refused: .*; emit '(pytorch|granite)'"):
+    with pytest.raises(
+        UserError, match=rf"^format `{name}` is refused: .*; emit '(pytorch|granite)'"
+    ):
         transfer(learned(tiny), tiny(WIDE), [name], tmp_path)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_version_we_were_not_written_for_is_refused(tiny, tmp_path, name):
-    with pytest.raises(UserError, match=f"^format `{name}` is written for version {FORMATS[name]} of its stack, but got '0.0'$"):
+    with pytest.raises(
+        UserError,
+        match=f"^format `{name}` is written for version {FORMATS[name]} of its stack, but got '0.0'$",
+    ):
         transfer(learned(tiny), tiny(WIDE), [f"{name}@0.0"], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_version_may_be_said(tiny, tmp_path):
-    assert transfer(learned(tiny), tiny(WIDE), [f"llama@{FORMATS['llama']}"], tmp_path)["files"][0] == str(tmp_path / "llama/config.json")
+    assert transfer(learned(tiny), tiny(WIDE), [f"llama@{FORMATS['llama']}"], tmp_path)["files"][
+        0
+    ] == str(tmp_path / "llama/config.json")
 
 
 @pytest.mark.parametrize(
     ("column", "ranges", "factor"),
-    [("n_params", [1e3, 1e4], 32.8), ("tokens", [30, 60], 34.1), ("batch_tokens", [1e4, 2e4], 39.1), ("depth", [64, 128], 32)],
+    [
+        ("n_params", [1e3, 1e4], 32.8),
+        ("tokens", [30, 60], 34.1),
+        ("batch_tokens", [1e4, 2e4], 39.1),
+        ("depth", [64, 128], 32),
+    ],
 )
 def test_far_beyond_the_proxies_only_when_forced(tiny, column, ranges, factor):
     fit = dataclasses.replace(learned(tiny), ranges={column: ranges})
     with pytest.raises(
-        UserError, match=f"^a transfer over more than 30x must be asked for with --force, but {column} .* is {factor} times"
+        UserError,
+        match=f"^a transfer over more than 30x must be asked for with --force, but {column} .* is {factor} times",
     ):
         prepare(fit, tiny(WIDE))
     said = prepare(fit, tiny(WIDE), force=True).evidence["assumptions"]
@@ -266,21 +365,31 @@ def test_far_beyond_the_proxies_only_when_forced(tiny, column, ranges, factor):
 
 def test_a_transfer_at_thirty_times_needs_no_force(tiny):
     fit = dataclasses.replace(learned(tiny), ranges={"tokens": [1, 2048 / 30]})
-    assert not [line for line in prepare(fit, tiny(WIDE)).evidence["assumptions"] if "forced" in line]
+    assert not [
+        line for line in prepare(fit, tiny(WIDE)).evidence["assumptions"] if "forced" in line
+    ]
 
 
 @pytest.mark.parametrize("interval", [{}, {"lr": None}, {"lr": [0.01, float("inf")]}])
 def test_a_fit_that_is_not_sure_of_its_lr_transfers_nothing(tiny, monkeypatch, interval):
-    unsure = dataclasses.replace(learned(tiny).predict(n_params=1e4, tokens=2048), interval=interval)
+    unsure = dataclasses.replace(
+        learned(tiny).predict(n_params=1e4, tokens=2048), interval=interval
+    )
     monkeypatch.setattr(Fit, "predict", lambda self, **at: unsure)
-    with pytest.raises(UserError, match=r"^a transfer must say how sure it is, but the fit's interval of lr at this target is "):
+    with pytest.raises(
+        UserError,
+        match=r"^a transfer must say how sure it is, but the fit's interval of lr at this target is ",
+    ):
         prepare(learned(tiny), tiny(WIDE))
 
 
 # --- stacks that group by patterns -----------------------------------------------------------------------------------
 
 THEIRS = pytest.mark.filterwarnings("ignore")  # of what they import
-PATTERNED = {"torchtitan": (torchtitan, "scaletune_torchtitan"), "olmo_core": (olmo_core, "scaletune_olmo_core")}
+PATTERNED = {
+    "torchtitan": (torchtitan, "scaletune_torchtitan"),
+    "olmo_core": (olmo_core, "scaletune_olmo_core"),
+}
 
 
 def module_of(name, made, folder):
@@ -312,10 +421,20 @@ def test_torchtitan_builds_the_model_and_its_groups(transferred, tmp_path, setti
     names, seen = {id(parameter): name for name, parameter in model.named_parameters()}, 0
     for group in (group for optimizer in container.optimizers for group in optimizer.param_groups):
         for parameter in group["params"]:
-            row = next(row for p, row in expected_in(torchtitan, made).items() if re.search(p, names[id(parameter)]))
-            assert (group["lr"], group["weight_decay"], group["eps"]) == (row.lr, row.weight_decay, row.eps), names[id(parameter)]
+            row = next(
+                row
+                for p, row in expected_in(torchtitan, made).items()
+                if re.search(p, names[id(parameter)])
+            )
+            assert (group["lr"], group["weight_decay"], group["eps"]) == (
+                row.lr,
+                row.weight_decay,
+                row.eps,
+            ), names[id(parameter)]
             values, seen = parameter.detach(), seen + 1
-            assert float(values.std()) == pytest.approx(row.init_std, rel=5 / (2 * values.numel()) ** 0.5), names[id(parameter)]
+            assert float(values.std()) == pytest.approx(
+                row.init_std, rel=5 / (2 * values.numel()) ** 0.5
+            ), names[id(parameter)]
     assert seen == len(names) == len(made.plan)
 
 
@@ -336,7 +455,9 @@ def test_torchtitans_schedule_keeps_the_groups_apart(transferred, tmp_path, kind
 
 
 @THEIRS
-@pytest.mark.parametrize("settings", [{"schedule.kind": "cosine"}, EVERYTHING | SCALED | {"model.kv_heads": 2}])
+@pytest.mark.parametrize(
+    "settings", [{"schedule.kind": "cosine"}, EVERYTHING | SCALED | {"model.kv_heads": 2}]
+)
 def test_olmo_core_builds_the_model_and_its_groups(transferred, tmp_path, settings):
     made = transferred(settings)
     emitted = module_of("olmo_core", made, tmp_path)
@@ -346,11 +467,21 @@ def test_olmo_core_builds_the_model_and_its_groups(transferred, tmp_path, settin
     names, seen = {id(parameter): name for name, parameter in model.named_parameters()}, 0
     for group in emitted.optimizer_config().build(model).param_groups:
         for parameter in group["params"]:
-            row = next(row for p, row in expected_in(olmo_core, made).items() if fnmatch(names[id(parameter)], p))
-            assert (group["lr"], group["weight_decay"], group["eps"]) == (row.lr, row.weight_decay, row.eps), names[id(parameter)]
+            row = next(
+                row
+                for p, row in expected_in(olmo_core, made).items()
+                if fnmatch(names[id(parameter)], p)
+            )
+            assert (group["lr"], group["weight_decay"], group["eps"]) == (
+                row.lr,
+                row.weight_decay,
+                row.eps,
+            ), names[id(parameter)]
             values, seen = parameter.detach(), seen + 1
             if row.init_std:
-                assert float(values.std()) == pytest.approx(row.init_std, rel=5 / (2 * values.numel()) ** 0.5), names[id(parameter)]
+                assert float(values.std()) == pytest.approx(
+                    row.init_std, rel=5 / (2 * values.numel()) ** 0.5
+                ), names[id(parameter)]
     assert seen == len(names) == len(made.plan)
 
 
@@ -358,10 +489,19 @@ def test_olmo_core_builds_the_model_and_its_groups(transferred, tmp_path, settin
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"model.tied": True}, "^format '.*' (draws head and embedding apart|has no tied head): set model.tied = false"),
-        ({"model.biases": True}, "^the stack must have a name for every tensor, but has none for 'self_attn.q_proj.bias'"),
+        (
+            {"model.tied": True},
+            "^format '.*' (draws head and embedding apart|has no tied head): set model.tied = false",
+        ),
+        (
+            {"model.biases": True},
+            "^the stack must have a name for every tensor, but has none for 'self_attn.q_proj.bias'",
+        ),
         ({"model.norm": "layer"}, "has `model.norm` 'rms', but the target has 'layer'"),
-        ({"optimizer.family": "muon"}, "carries `optimizer.family` of 'adamw' alone, but got 'muon'"),
+        (
+            {"optimizer.family": "muon"},
+            "carries `optimizer.family` of 'adamw' alone, but got 'muon'",
+        ),
     ],
 )
 def test_what_they_cannot_say_is_refused(transferred, tmp_path, name, settings, said):
@@ -372,16 +512,22 @@ def test_what_they_cannot_say_is_refused(transferred, tmp_path, name, settings, 
 
 def test_an_absolute_floor_is_refused(transferred, tmp_path):
     with pytest.raises(
-        UserError, match=r"^format 'olmo_core' has a WSD floor in lr and not as a share: set schedule.floor = 0, but got 0.1"
+        UserError,
+        match=r"^format 'olmo_core' has a WSD floor in lr and not as a share: set schedule.floor = 0, but got 0.1",
     ):
         olmo_core.emit(transferred({"schedule.floor": 0.1}), tmp_path)
 
 
-@pytest.mark.parametrize("emitter", [torchtitan, olmo_core, deepspeed], ids=lambda module: module.__name__.split(".")[-1])
+@pytest.mark.parametrize(
+    "emitter", [torchtitan, olmo_core, deepspeed], ids=lambda module: module.__name__.split(".")[-1]
+)
 def test_what_is_beside_them_is_the_plan(transferred, tmp_path, emitter):
     made = transferred(EVERYTHING | SCALED)
     emitter.emit(made, tmp_path)
-    assert read(tmp_path, made.target.model) == approx(plain(made)) and lint(tmp_path)["findings"] == []
+    assert (
+        read(tmp_path, made.target.model) == approx(plain(made))
+        and lint(tmp_path)["findings"] == []
+    )
 
 
 @pytest.mark.parametrize("name", PATTERNED)
@@ -398,7 +544,11 @@ def test_deepspeed_leaves_optimizer_and_schedule_to_the_loader(transferred, tmp_
     assert content == {
         "train_batch_size": 8, "gradient_clipping": 1.0, "zero_optimization": {"stage": 1}, "zero_allow_untested_optimizer": True,
     }  # fmt: skip
-    assert lint(tmp_path / "deepspeed.json") == {"path": str(tmp_path / "deepspeed.json"), "stack": "deepspeed", "findings": []}
+    assert lint(tmp_path / "deepspeed.json") == {
+        "path": str(tmp_path / "deepspeed.json"),
+        "stack": "deepspeed",
+        "findings": [],
+    }
 
 
 # --- nanoGPT-mup -----------------------------------------------------------------------------------------------------
@@ -429,18 +579,34 @@ def nanogpts(s, name, vector):
 
 
 @pytest.mark.parametrize(
-    "settings", [EVERYTHING, {}, {"model.depth": 8}, {"width": 32}, {"parametrization.base_depth": 1, "parametrization.depth_alpha": 1}]
+    "settings",
+    [
+        EVERYTHING,
+        {},
+        {"model.depth": 8},
+        {"width": 32},
+        {"parametrization.base_depth": 1, "parametrization.depth_alpha": 1},
+    ],
 )
 def test_nanogpt_mup_makes_the_plan_of_its_settings(transferred, tmp_path, settings):
     made = transferred(GPT2 | settings)
     nanogpt_mup.emit(made, tmp_path)
     path = tmp_path / "scaletune_nanogpt_mup.py"
-    s = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(path.read_text()).body}
+    s = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(path.read_text()).body
+    }
     for row in made.plan:
         expected = (row.init_std, row.lr, row.weight_decay, row.eps)
-        assert nanogpts(s, row.name, row.role == "vec") == pytest.approx(expected, rel=1e-12), row.name
+        assert nanogpts(s, row.name, row.role == "vec") == pytest.approx(expected, rel=1e-12), (
+            row.name
+        )
     residual = s["depth_multiplier"] ** -s["depth_alpha_exp"]
-    multipliers = {"embedding": s["mup_input_alpha"], "residual": residual, "logits": s["mup_output_alpha"] / s["mup_width_multiplier"]}
+    multipliers = {
+        "embedding": s["mup_input_alpha"],
+        "residual": residual,
+        "logits": s["mup_output_alpha"] / s["mup_width_multiplier"],
+    }
     assert made.multipliers == pytest.approx(multipliers | {"attention": 16**-0.5})
     assert lint(path) == {"path": str(path), "stack": "nanogpt-mup", "findings": []}
     if settings == EVERYTHING:
@@ -451,14 +617,31 @@ def test_nanogpt_mup_makes_the_plan_of_its_settings(transferred, tmp_path, setti
     ("settings", "said"),
     [
         ({"model.tied": False}, "^nanoGPT-mup has `model.tied` True, but the target has False$"),
-        ({"form": "mup_t9"}, "^nanoGPT-mup has `parametrization.form` 'mup_t8', but the target has 'mup_t9'$"),
-        ({"parametrization.residual_multiplier": 0.3}, "has `parametrization.residual_multiplier` 1.0, but the target has 0.3$"),
+        (
+            {"form": "mup_t9"},
+            "^nanoGPT-mup has `parametrization.form` 'mup_t8', but the target has 'mup_t9'$",
+        ),
+        (
+            {"parametrization.residual_multiplier": 0.3},
+            "has `parametrization.residual_multiplier` 1.0, but the target has 0.3$",
+        ),
         ({"optimizer.decay": "independent"}, "^nanoGPT-mup has decay 'torch'"),
-        ({"schedule.kind": "wsd"}, "^format 'nanogpt_mup' carries `schedule.kind` of 'cosine' alone, but got 'wsd'$"),
-        ({"model": {"family": "mlp", "width": 128}, "seq_len": 1}, "^nanoGPT-mup must be of a 'transformer'"),
+        (
+            {"schedule.kind": "wsd"},
+            "^format 'nanogpt_mup' carries `schedule.kind` of 'cosine' alone, but got 'wsd'$",
+        ),
+        (
+            {"model": {"family": "mlp", "width": 128}, "seq_len": 1},
+            "^nanoGPT-mup must be of a 'transformer'",
+        ),
     ],
 )
 def test_what_nanogpt_mup_is_not_is_refused(transferred, tmp_path, settings, said):
     with pytest.raises(UserError, match=said):
-        nanogpt_mup.emit(transferred(({} if "model" in settings else GPT2) | {"schedule.kind": "cosine"} | settings), tmp_path)
+        nanogpt_mup.emit(
+            transferred(
+                ({} if "model" in settings else GPT2) | {"schedule.kind": "cosine"} | settings
+            ),
+            tmp_path,
+        )
     assert not list(tmp_path.iterdir())

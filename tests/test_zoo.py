@@ -13,9 +13,15 @@ from scaletune.records import read_jsonl
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "configs" / "examples").glob("*.toml"))
 ZOO = runpy.run_path(str(ROOT / "benchmarks" / "zoo_check.py"))
-VARIANTS = {"MoE, router a matrix", "ResNet, conv readout"}  # of models that are here: over width, once
+VARIANTS = {
+    "MoE, router a matrix",
+    "ResNet, conv readout",
+}  # of models that are here: over width, once
 OVER_WIDTH = [
-    (name, family) for name in ZOO["RECIPES"] for family in ("adamw", "muon") if (name, family) not in {(v, "muon") for v in VARIANTS}
+    (name, family)
+    for name in ZOO["RECIPES"]
+    for family in ("adamw", "muon")
+    if (name, family) not in {(v, "muon") for v in VARIANTS}
 ]
 RESIDUAL = [name for name in ZOO["RECIPES"] if not name.startswith("MLP") and name not in VARIANTS]
 
@@ -28,7 +34,9 @@ def checked(words):
         asked = ZOO["asked"](name, family, over, **settings)
         if asked.data.seq_len > 1:
             asked = recipe.with_settings(asked, {"data.source": str(words)})
-        widths = (64, 128, 256) if name.startswith("MLP") else (32, 64, 128)  # a narrow ReLU net's own fluctuations show
+        widths = (
+            (64, 128, 256) if name.startswith("MLP") else (32, 64, 128)
+        )  # a narrow ReLU net's own fluctuations show
         seeds = (0, 1) if over == "width" and name.startswith(("MLP", "ViT")) else (0,)
         return ZOO["checking"].check(asked, widths, seeds, over=over, depths=(2, 4, 8))
 
@@ -37,21 +45,35 @@ def checked(words):
 
 @pytest.mark.parametrize(("name", "family"), OVER_WIDTH)
 def test_every_model_holds_over_width_in_mup_alone(checked, name, family):
-    sound, standard = checked(name, family, "width", form="mup"), checked(name, family, "width", form="sp")
+    sound, standard = (
+        checked(name, family, "width", form="mup"),
+        checked(name, family, "width", form="sp"),
+    )
     assert sound["verdict"] == "pass" and sound["diagnosis"] == [], sound["slopes"]
     assert standard["verdict"] == "fail", standard["slopes"]
     bugs = ["output multiplier missing"]  # Muon's own factor takes care of hidden matrices
-    if family == "adamw":  # a load-balance loss trains below the zeroed head at once, and hides what the readout does at the first step
-        bugs = ["standard parametrization with one global lr" if "MoE" not in name else "hidden lr not scaled"]
+    if (
+        family == "adamw"
+    ):  # a load-balance loss trains below the zeroed head at once, and hides what the readout does at the first step
+        bugs = [
+            "standard parametrization with one global lr"
+            if "MoE" not in name
+            else "hidden lr not scaled"
+        ]
     assert [sentence.split(":")[0] for sentence in standard["diagnosis"]] == bugs
 
 
 @pytest.mark.parametrize("family", ["adamw", "muon"])
 @pytest.mark.parametrize("name", RESIDUAL)
 def test_residual_models_hold_over_depth_by_a_depth_rule_alone(checked, name, family):
-    sound, without = (checked(name, family, "depth", **{"parametrization.depth_alpha": alpha}) for alpha in (1.0, 0.0))
+    sound, without = (
+        checked(name, family, "depth", **{"parametrization.depth_alpha": alpha})
+        for alpha in (1.0, 0.0)
+    )
     assert sound["verdict"] == "pass" and sound["diagnosis"] == [], sound["slopes"]
-    assert without["verdict"] == "fail" and [said.split(":")[0] for said in without["diagnosis"]] == ["depth rule missing"]
+    assert without["verdict"] == "fail" and [
+        said.split(":")[0] for said in without["diagnosis"]
+    ] == ["depth rule missing"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -62,14 +84,21 @@ def test_an_example_is_counted_as_what_is_built(path, capsys):
     corpus = data.load(point.data)
     data.fits(point, corpus)
     model = models.build(point, corpus.vocab_size)
-    assert found["points"][-1]["params"]["n_params_total"] == sum(p.numel() for p in model.parameters())
+    assert found["points"][-1]["params"]["n_params_total"] == sum(
+        p.numel() for p in model.parameters()
+    )
     assert found["points"][-1]["vocab_size"] == corpus.vocab_size and found["total"]["trials"] >= 30
 
 
 SMALL = {
     "resnet-digits": ["axes.width=[8]", "axes.tokens=[800]", "axes.lr=[0.002, 0.008, 0.03, 0.5]"],
     "mlp-power-law": ["axes.width=[16]", "axes.tokens=[3200]", "axes.lr=[0.002, 0.03, 0.06, 2.0]"],
-    "moe-text": ["axes.width=[32]", "axes.tokens=[10240]", "axes.lr=[0.004, 0.016, 0.064, 0.5]", "data.source={words}"],
+    "moe-text": [
+        "axes.width=[32]",
+        "axes.tokens=[10240]",
+        "axes.lr=[0.004, 0.016, 0.064, 0.5]",
+        "data.source={words}",
+    ],
 }
 
 

@@ -45,7 +45,9 @@ def home(tmp_path, words, monkeypatch):
 
 def swept(capsys, *settings):
     """(exit status, stdout, stderr) of a sweep at these settings."""
-    status = cli.main(["sweep", "point.toml", *(part for setting in settings for part in ("--set", setting))])
+    status = cli.main(
+        ["sweep", "point.toml", *(part for setting in settings for part in ("--set", setting))]
+    )
     return status, *capsys.readouterr()
 
 
@@ -62,14 +64,22 @@ BAD = {
 def test_what_cannot_be_trained_is_refused_before_it_is(home, capsys, wrong):
     settings, sentence = BAD[wrong]
     status, out, err = swept(capsys, *settings)
-    assert (status, out) == (2, "") and sentence in err and err.startswith("scaletune: ") and err.count("\n") == 1
+    assert (
+        (status, out) == (2, "")
+        and sentence in err
+        and err.startswith("scaletune: ")
+        and err.count("\n") == 1
+    )
     assert not Path("sweeps").exists()
 
 
 def test_fewer_gpus_than_processes(home, capsys, monkeypatch):
     monkeypatch.setattr(local, "_gpus", lambda: 1)
     status, _, err = swept(capsys, "engine.processes=2")
-    assert status == 2 and err == "scaletune: `processes <= GPUs` must hold, but got 2 processes and 1 GPUs\n"
+    assert (
+        status == 2
+        and err == "scaletune: `processes <= GPUs` must hold, but got 2 processes and 1 GPUs\n"
+    )
 
 
 def test_a_workers_refusal_ends_the_sweep_at_once_and_loses_nothing(home, capsys, monkeypatch):
@@ -80,12 +90,20 @@ def test_a_workers_refusal_ends_the_sweep_at_once_and_loses_nothing(home, capsys
         assert swept(capsys, *keep)[0] == 0
     (first, second), record = os.listdir("runs"), Path("sweeps/point.jsonl")
     before = record.read_text()
-    assert set(os.listdir("runs")) == {trial.id for trial in read_jsonl(record)} and len(before.splitlines()) == 2
+    assert (
+        set(os.listdir("runs")) == {trial.id for trial in read_jsonl(record)}
+        and len(before.splitlines()) == 2
+    )
     kept = [json.loads(line) for line in before.splitlines() if json.loads(line)["id"] == first]
     Path("sweeps/point.db").unlink()
     record.write_text(json.dumps(kept[0]) + "\n")
     shutil.copy(f"runs/{first}/checkpoint.pt", f"runs/{second}/checkpoint.pt")
-    adopted = ["sweep", "point.toml", "--adopt", *(part for setting in keep for part in ("--set", setting))]
+    adopted = [
+        "sweep",
+        "point.toml",
+        "--adopt",
+        *(part for setting in keep for part in ("--set", setting)),
+    ]
     for sentence, damage in (
         (
             f"scaletune: a checkpoint must be of the trial it lies with, {second}, but `{home}/runs/{second}/checkpoint.pt` is of {first}",
@@ -103,11 +121,20 @@ def test_a_workers_refusal_ends_the_sweep_at_once_and_loses_nothing(home, capsys
 
 
 def test_nan_from_the_first_step_is_a_record(home, capsys, monkeypatch):
-    recipe = Path("point.toml").read_text().replace("head_dim = 16", 'family = "mlp"\nloss = "mse"').replace("seq_len = 32", "seq_len = 1")
-    recipe = recipe.replace('"words.txt"', '"power-law"\npower_law = { inputs = 64, examples = 4096 }')
+    recipe = (
+        Path("point.toml")
+        .read_text()
+        .replace("head_dim = 16", 'family = "mlp"\nloss = "mse"')
+        .replace("seq_len = 32", "seq_len = 1")
+    )
+    recipe = recipe.replace(
+        '"words.txt"', '"power-law"\npower_law = { inputs = 64, examples = 4096 }'
+    )
     Path("point.toml").write_text(recipe)
     monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
     status, out, _ = swept(capsys, "parametrization.init_std=1e30")
     (trial,) = read_jsonl(Path("sweeps/point.jsonl"))
     assert status == 0 and "1 diverged" in out and (trial.status, trial.loss) == ("diverged", None)
-    assert trial.message.startswith("loss nan at step 0 of 4, not finite, before any update: `init_std` or a multiplier is too large")
+    assert trial.message.startswith(
+        "loss nan at step 0 of 4, not finite, before any update: `init_std` or a multiplier is too large"
+    )

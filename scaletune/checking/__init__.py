@@ -24,7 +24,12 @@ from scaletune.errors import UserError, nearest
 from scaletune.parametrizing import Plan
 from scaletune.recipe import Recipe, with_settings
 
-CHECKS = {"coordinate": coordinates.check, "sharpness": sharpness.check, "alignment": alignment.check, "regime": regime.check}
+CHECKS = {
+    "coordinate": coordinates.check,
+    "sharpness": sharpness.check,
+    "alignment": alignment.check,
+    "regime": regime.check,
+}
 
 
 def check(
@@ -36,7 +41,9 @@ def check(
     """
     _known(what)
     if what == "coordinate" and getattr(recipe.model, "tied", False):
-        recipe = with_settings(recipe, {"model.tied": False})  # a zeroed head must not be the embedding
+        recipe = with_settings(
+            recipe, {"model.tied": False}
+        )  # a zeroed head must not be the embedding
     own = (recipe.model.width, recipe.model.depth)
     asked = slope_fit.asked(over, widths, depths, _seeds(what, seeds), own)
     return _checked(subjects.of_recipe(recipe), asked, what)
@@ -79,5 +86,11 @@ def _known(what: str) -> None:
 
 
 def _checked(subject: Subject, asked: slope_fit.Asked, what: str) -> dict[str, Any]:
-    shared = {"what": what, "over": asked.over, "widths": asked.widths, "depths": asked.depths, "seeds": asked.seeds}
+    shared = {
+        "what": what,
+        "over": asked.over,
+        "widths": asked.widths,
+        "depths": asked.depths,
+        "seeds": asked.seeds,
+    }
     return shared | CHECKS[what](subject, asked)

@@ -25,7 +25,9 @@ from scaletune.parametrizing.apply import takes_multiplier
 
 STEPS = (1, 4, 10, 20)
 NEAR = 0.15  # of 1/2 or 1, for an exponent to fit an assumption
-Key = tuple[str, str, int]  # tensor, term ("W x", "dW x0", "W0 dx", "dW dx": 0 at initialisation, d what has changed since), step
+Key = tuple[
+    str, str, int
+]  # tensor, term ("W x", "dW x0", "W0 dx", "dW dx": 0 at initialisation, d what has changed since), step
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,11 @@ class Product:
         """RMS(W x) / (RMS(W) RMS(x)); NaN where one of them is zero."""
         self.layer.weight.data = weight
         size = _rms(weight) * _rms(x)
-        return _rms(self.layer.forward(x)) / abs(getattr(self.layer, "multiplier", 1.0)) / size if size else math.nan
+        return (
+            _rms(self.layer.forward(x)) / abs(getattr(self.layer, "multiplier", 1.0)) / size
+            if size
+            else math.nan
+        )
 
 
 def _rms(x: Tensor) -> float:
@@ -56,7 +62,12 @@ def _products(subject: Subject, run: Run, batch: Any) -> dict[str, Product]:
     for name, uses in shapes.uses(run.model).items():
         use = uses[0]
         call = calls.get(use.module_name)
-        if run.roles[name] in ("hid", "out") and call is not None and takes_multiplier(use) and not use.looks_up:
+        if (
+            run.roles[name] in ("hid", "out")
+            and call is not None
+            and takes_multiplier(use)
+            and not use.looks_up
+        ):
             layer: Any = copy.deepcopy(use.module)
             if getattr(layer, "bias", None) is not None:
                 layer.bias.data.zero_()
@@ -78,18 +89,26 @@ def _fan_in(run: Run, name: str) -> int:
     return weight.shape[use.axes[0]]
 
 
-def _measured(subject: Subject, fans: dict[str, dict[int, int]], width: int, depth: int, seed: int) -> dict[Key, float]:
+def _measured(
+    subject: Subject, fans: dict[str, dict[int, int]], width: int, depth: int, seed: int
+) -> dict[Key, float]:
     """(tensor, term, step) -> the ratio. `fans` gets each tensor's fan-in."""
     run, batch = subject.start(width, depth, seed), subject.batch(seed)
     old = _products(subject, run, batch)
     if not old:
-        raise UserError("alignment needs a linear or convolutional layer whose fan-in grows, but the model has none")
+        raise UserError(
+            "alignment needs a linear or convolutional layer whose fan-in grows, but the model has none"
+        )
     for name in old:
         fans.setdefault(name, {})[width] = _fan_in(run, name)
     found: dict[Key, float] = {}
     for step in trained(subject, run, batch, STEPS):
         new = _products(subject, run, batch)
-        found |= {(name, term, step): ratio for name in old for term, ratio in _ratios(old[name], new[name])}
+        found |= {
+            (name, term, step): ratio
+            for name in old
+            for term, ratio in _ratios(old[name], new[name])
+        }
     return found
 
 
@@ -98,18 +117,41 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
     "caveats"}: what fits the updates, by the median exponent over tensors of "dW x0" at the last step. Over width only.
     """
     if asked.over != "width":
-        raise UserError("alignment is an exponent of the fan-in, which grows with width: over='depth' has none")
+        raise UserError(
+            "alignment is an exponent of the fan-in, which grows with width: over='depth' has none"
+        )
     fans: dict[str, dict[int, int]] = {}
-    sizes = slope_fit.over_seeds(asked, lambda *point: _measured(subject, fans, *point), "alignment")
-    rows = [_row(key, [fans[key[0]][width] for width in asked.widths], ratios) for key, ratios in sizes.items()]
-    updates = [row for row in rows if row["term"] == "dW x0" and row["step"] == STEPS[-1] and row["fits"] != "-"]
-    return {"verdict": _verdict(updates), "tensors": rows, "finding": _finding(updates), "caveats": subject.caveats}
+    sizes = slope_fit.over_seeds(
+        asked, lambda *point: _measured(subject, fans, *point), "alignment"
+    )
+    rows = [
+        _row(key, [fans[key[0]][width] for width in asked.widths], ratios)
+        for key, ratios in sizes.items()
+    ]
+    updates = [
+        row
+        for row in rows
+        if row["term"] == "dW x0" and row["step"] == STEPS[-1] and row["fits"] != "-"
+    ]
+    return {
+        "verdict": _verdict(updates),
+        "tensors": rows,
+        "finding": _finding(updates),
+        "caveats": subject.caveats,
+    }
 
 
 def _row(key: Key, fans: Sequence[int], ratios: list[float]) -> dict[str, Any]:
     tensor, term, step = key
     exponent = slope_fit.slope(fans, ratios)
-    return {"tensor": tensor, "term": term, "step": step, "ratios": ratios, "exponent": exponent, "fits": fits(exponent)}
+    return {
+        "tensor": tensor,
+        "term": term,
+        "step": step,
+        "ratios": ratios,
+        "exponent": exponent,
+        "fits": fits(exponent),
+    }
 
 
 def fits(exponent: float) -> str:
@@ -117,7 +159,8 @@ def fits(exponent: float) -> str:
     if not math.isfinite(exponent):
         return "-"
     return next(
-        (name for name, s in (("full", 1.0), ("none", 0.5)) if abs(exponent - s) <= NEAR), "between" if 0.5 < exponent < 1 else "neither"
+        (name for name, s in (("full", 1.0), ("none", 0.5)) if abs(exponent - s) <= NEAR),
+        "between" if 0.5 < exponent < 1 else "neither",
     )
 
 
@@ -133,8 +176,9 @@ def _verdict(updates: Sequence[dict[str, Any]]) -> str:
 def _finding(updates: Sequence[dict[str, Any]]) -> str:
     if not updates:
         return "no update to measure: nothing was trained"
-    counts = {name: sum(row["fits"] == name for row in updates) for name in ("full", "between", "none", "neither")}
+    counts = {
+        name: sum(row["fits"] == name for row in updates)
+        for name in ("full", "between", "none", "neither")
+    }
     each = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    return (
-        f"updates meet their inputs with exponent {_median(updates):.2f} at step {STEPS[-1]}, the median of {len(updates)} tensors ({each})"
-    )
+    return f"updates meet their inputs with exponent {_median(updates):.2f} at step {STEPS[-1]}, the median of {len(updates)} tensors ({each})"

@@ -11,23 +11,57 @@ from scaletune.rules.families import family_named
 
 STEPS = (1, 4, 10)  # of the coordinate check; the first is where a zeroed readout alone has moved
 BUGS = {  # its name: where it shows, at which step, and why; m is the width over the base model's
-    "standard parametrization with one global lr": ("residual", 4, "hidden and readout need lr / m, or a scheduler overwrote theirs"),
-    "hidden lr not scaled": ("residual", 4, "hidden tensors need lr / m, or a scheduler overwrote the groups' lr"),
-    "output multiplier missing": ("logits", 1, "the readout moves too far: its multiplier, or the division of its lr, is not there"),
-    "readout lr divided by m twice": ("logits", 1, "the multiplier of the logits, or the form, has divided by m already"),
-    "embedding lr divided by m": ("embedding", 4, "the embedding's fan-in does not grow, and its lr must not shrink"),
-    "eps large and unscaled": ("residual", 4, "gradients shrink with width under an eps that does not: scale it, or lower it"),
-    "depth rule missing": ("residual", 4, "branches add up over depth: set `depth_alpha` to 1/2 or 1, and `base_depth`"),
+    "standard parametrization with one global lr": (
+        "residual",
+        4,
+        "hidden and readout need lr / m, or a scheduler overwrote theirs",
+    ),
+    "hidden lr not scaled": (
+        "residual",
+        4,
+        "hidden tensors need lr / m, or a scheduler overwrote the groups' lr",
+    ),
+    "output multiplier missing": (
+        "logits",
+        1,
+        "the readout moves too far: its multiplier, or the division of its lr, is not there",
+    ),
+    "readout lr divided by m twice": (
+        "logits",
+        1,
+        "the multiplier of the logits, or the form, has divided by m already",
+    ),
+    "embedding lr divided by m": (
+        "embedding",
+        4,
+        "the embedding's fan-in does not grow, and its lr must not shrink",
+    ),
+    "eps large and unscaled": (
+        "residual",
+        4,
+        "gradients shrink with width under an eps that does not: scale it, or lower it",
+    ),
+    "depth rule missing": (
+        "residual",
+        4,
+        "branches add up over depth: set `depth_alpha` to 1/2 or 1, and `base_depth`",
+    ),
 }
 
 
 def _fits(found: Mapping[tuple[str, int], float]) -> dict[str, bool]:
     """Bug -> whether its signature over width is there; at most one of those that touch the same tensors."""
     first, second, _ = STEPS
-    embedding, hidden, readout = found["embedding", second], found["residual", second], found["logits", first]
+    embedding, hidden, readout = (
+        found["embedding", second],
+        found["residual", second],
+        found["logits", first],
+    )
     up, down = (FAIL + PASS) / 2, -0.5  # a form with multipliers of m**1/2 shows half of a power
     growing, head = hidden > up, readout > up or embedding > up
-    eps = hidden < -PASS and min(embedding, readout) < -0.75 * PASS  # it alone slows down more than one kind of tensor
+    eps = (
+        hidden < -PASS and min(embedding, readout) < -0.75 * PASS
+    )  # it alone slows down more than one kind of tensor
     return {
         "standard parametrization with one global lr": growing and head,
         "hidden lr not scaled": growing and not head,
@@ -38,7 +72,9 @@ def _fits(found: Mapping[tuple[str, int], float]) -> dict[str, bool]:
     }
 
 
-def diagnose(slopes: Sequence[Mapping[str, Any]], over: str = "width", family: str = "adamw") -> list[str]:
+def diagnose(
+    slopes: Sequence[Mapping[str, Any]], over: str = "width", family: str = "adamw"
+) -> list[str]:
     """One sentence for each of BUGS whose signature the table of slopes bears; none when every judged slope passes.
 
     A table that fails like no known bug gets one sentence that says so. A division of all learning rates by m looks like eps,
@@ -51,9 +87,20 @@ def diagnose(slopes: Sequence[Mapping[str, Any]], over: str = "width", family: s
     steepest = max(judged, key=lambda row: abs(row["slope"]))
     shown = f"{steepest['activation']} at step {steepest['step']}: slope {steepest['slope']:+.2f} over {over}"
     if not all(map(math.isfinite, found.values())):
-        return [f"an activation is no longer finite, which says nothing of the exponents: lower `lr` ({shown})"]
-    fits = _fits(found) if over == "width" else {"depth rule missing": found["residual", STEPS[1]] > FAIL}
-    fits["eps large and unscaled"] = fits.get("eps large and unscaled", False) and family_named(family).eps != 0
+        return [
+            f"an activation is no longer finite, which says nothing of the exponents: lower `lr` ({shown})"
+        ]
+    fits = (
+        _fits(found)
+        if over == "width"
+        else {"depth rule missing": found["residual", STEPS[1]] > FAIL}
+    )
+    fits["eps large and unscaled"] = (
+        fits.get("eps large and unscaled", False) and family_named(family).eps != 0
+    )
     named = [(bug, *BUGS[bug]) for bug in BUGS if fits.get(bug)]
-    sentences = [f"{bug}: {why} ({at} at step {step}: slope {found[at, step]:+.2f} over {over})" for bug, at, step, why in named]
+    sentences = [
+        f"{bug}: {why} ({at} at step {step}: slope {found[at, step]:+.2f} over {over})"
+        for bug, at, step, why in named
+    ]
     return sentences or [f"no known bug fits ({shown})"]

@@ -35,7 +35,10 @@ class Slope:
 
 def _seen(subject: Subject, run: Run, batch: Any, over: str) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        return {name: value.detach().clone() for name, value in activations(look(subject, run, batch), over).items()}
+        return {
+            name: value.detach().clone()
+            for name, value in activations(look(subject, run, batch), over).items()
+        }
 
 
 def _caveats(subject: Subject) -> list[str]:
@@ -48,7 +51,9 @@ def _caveats(subject: Subject) -> list[str]:
     ]
 
 
-def changes(subject: Subject, over: str, width: int, depth: int, seed: int) -> dict[tuple[str, int], float]:
+def changes(
+    subject: Subject, over: str, width: int, depth: int, seed: int
+) -> dict[tuple[str, int], float]:
     """(activation, step) -> RMS over coordinates of its change since initialisation, on one batch trained on for max(STEPS) steps."""
     run, batch = subject.start(width, depth, seed), subject.batch(seed)
     zero_head(subject, run, batch)
@@ -57,11 +62,15 @@ def changes(subject: Subject, over: str, width: int, depth: int, seed: int) -> d
         normalise(subject, run, batch)
     start = _seen(subject, run, batch, over)
     if missing := {"embedding", "residual"} - start.keys():
-        raise UserError(f"a coordinate check needs tensors of roles `emb` and `hid`, but nothing is the model's {min(missing)}")
+        raise UserError(
+            f"a coordinate check needs tensors of roles `emb` and `hid`, but nothing is the model's {min(missing)}"
+        )
     found: dict[tuple[str, int], float] = {}
     for step in trained(subject, run, batch, STEPS):
         now = _seen(subject, run, batch, over)
-        found |= {(name, step): float((now[name] - start[name]).square().mean().sqrt()) for name in now}
+        found |= {
+            (name, step): float((now[name] - start[name]).square().mean().sqrt()) for name in now
+        }
     return found
 
 
@@ -69,9 +78,16 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
     """{"verdict", "over", "widths", "depths", "slopes": [Slope as a dict], "sizes", "diagnosis", "caveats"}; the verdict is the worst
     slope's at steps 4 and 10. It cannot see weight decay, batch, horizon or late-training effects, nor a schedule's: `guard` can.
     """
-    sizes = slope_fit.over_seeds(asked, lambda *point: changes(subject, asked.over, *point), "coordinate check")
-    table = [{"activation": name, "step": step, "rms": size} for (name, step), size in sizes.items()]
-    slopes = [vars(_judged(name, step, slope_fit.slope(asked.sizes, size))) for (name, step), size in sizes.items()]
+    sizes = slope_fit.over_seeds(
+        asked, lambda *point: changes(subject, asked.over, *point), "coordinate check"
+    )
+    table = [
+        {"activation": name, "step": step, "rms": size} for (name, step), size in sizes.items()
+    ]
+    slopes = [
+        vars(_judged(name, step, slope_fit.slope(asked.sizes, size)))
+        for (name, step), size in sizes.items()
+    ]
     return {
         "verdict": slope_fit.worst([row["verdict"] for row in slopes]), "slopes": slopes, "sizes": table,
         "diagnosis": diagnose(slopes, asked.over, subject.family), "caveats": _caveats(subject),

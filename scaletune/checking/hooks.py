@@ -54,7 +54,11 @@ def watched(run: Run) -> Iterator[list[Call]]:
     with ExitStack() as stack:
         for name, role in owners(run).items():
             watch = _Watch(name, role, calls)
-            stack.callback(modules[name].register_forward_pre_hook(watch.before, prepend=True, with_kwargs=True).remove)
+            stack.callback(
+                modules[name]
+                .register_forward_pre_hook(watch.before, prepend=True, with_kwargs=True)
+                .remove
+            )
             stack.callback(modules[name].register_forward_hook(watch.after).remove)
         yield calls
 
@@ -66,7 +70,9 @@ class _Watch:
     calls: list[Call]
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self.calls.append(Call(self.name, self.role, args[0] if args else next(iter(kwargs.values()), None)))
+        self.calls.append(
+            Call(self.name, self.role, args[0] if args else next(iter(kwargs.values()), None))
+        )
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = next(call for call in reversed(self.calls) if call.name == self.name)
@@ -85,7 +91,9 @@ def _head(calls: list[Call]) -> Call:
     """The last readout to be called: a router is one too, and comes before."""
     heads = [call for call in calls if call.role == "out"]
     if not heads:
-        raise UserError("a check needs a readout, a tensor whose fan-in alone grows with width, but no module of the model owns one")
+        raise UserError(
+            "a check needs a readout, a tensor whose fan-in alone grows with width, but no module of the model owns one"
+        )
     return heads[-1]
 
 
@@ -112,7 +120,9 @@ def zero_head(subject: Subject, run: Run, batch: Any) -> None:
     """A readout of zeros; UserError for a tied one, whose zeros would be the embedding's."""
     name = f"{_head(look(subject, run, batch).calls).name}.weight"
     if run.roles.get(name) != "out":
-        raise UserError(f"the coordinate check starts from a readout of zeros, which the tied `{name}` cannot be: check the model untied")
+        raise UserError(
+            f"the coordinate check starts from a readout of zeros, which the tied `{name}` cannot be: check the model untied"
+        )
     shapes.named(run.model)[name].zero_()
 
 

@@ -13,7 +13,12 @@ from scaletune.checking.target import Run
 
 def rates(run: Run) -> dict[int, float]:
     """id of a parameter -> the lr it is trained at now."""
-    return {id(p): float(group["lr"]) for opt in run.optimizers for group in opt.param_groups for p in group["params"]}
+    return {
+        id(p): float(group["lr"])
+        for opt in run.optimizers
+        for group in opt.param_groups
+        for p in group["params"]
+    }
 
 
 def known(run: Run) -> bool:
@@ -30,7 +35,9 @@ def weights(run: Run, by_tensor: bool = False) -> dict[int, Tensor]:
         for group in opt.param_groups:
             for p in group["params"]:
                 divisor = _divisor(opt, group, p)
-                found[id(p)] = float(group["lr"]) / (divisor.square().mean().sqrt().expand_as(p) if by_tensor else divisor)
+                found[id(p)] = float(group["lr"]) / (
+                    divisor.square().mean().sqrt().expand_as(p) if by_tensor else divisor
+                )
     return found
 
 

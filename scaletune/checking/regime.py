@@ -21,17 +21,31 @@ from scaletune.checking.target import Run, Subject, scalar_loss, steady, trained
 
 STEPS = (0, 10, 20)  # the first is what the others are compared with
 INPUTS = 8  # of the kernel: outputs on that many rows, each projected on one random direction
-LEARNS, KERNEL = -slope_fit.PASS, -0.3  # slopes of the features' change: from the first on they are learned, up to the second they are not
+LEARNS, KERNEL = (
+    -slope_fit.PASS,
+    -0.3,
+)  # slopes of the features' change: from the first on they are learned, up to the second they are not
 
 
 def _weights(subject: Subject, run: Run, batch: Any) -> dict[int, float]:
     """id of a parameter -> what its gradients count in the kernel, at initialisation."""
-    normalised = {id(p) for opt in run.optimizers if not isinstance(opt, SGD) for group in opt.param_groups for p in group["params"]}
+    normalised = {
+        id(p)
+        for opt in run.optimizers
+        if not isinstance(opt, SGD)
+        for group in opt.param_groups
+        for p in group["params"]
+    }
     rates = preconditioner.rates(run)
     parameters = [p for p in run.model.parameters() if id(p) in rates]
     with steady(run.model, 0):
-        gradients = torch.autograd.grad(scalar_loss(subject, run.model, batch), parameters, materialize_grads=True)
-    sizes = {id(p): float(g.square().mean().sqrt()) if id(p) in normalised else 1.0 for p, g in zip(parameters, gradients, strict=True)}
+        gradients = torch.autograd.grad(
+            scalar_loss(subject, run.model, batch), parameters, materialize_grads=True
+        )
+    sizes = {
+        id(p): float(g.square().mean().sqrt()) if id(p) in normalised else 1.0
+        for p, g in zip(parameters, gradients, strict=True)
+    }
     return {each: rates[each] / size if size else 0.0 for each, size in sizes.items()}
 
 
@@ -49,8 +63,17 @@ def kernel(subject: Subject, run: Run, batch: Any, weights: Mapping[int, float])
     outputs = _projected(look(subject, run, batch).logits)
     rows = []
     for output in outputs:
-        gradients = torch.autograd.grad(output, parameters, retain_graph=True, materialize_grads=True)
-        rows.append(torch.cat([(g * weights[id(p)] ** 0.5).reshape(-1) for p, g in zip(parameters, gradients, strict=True)]).double())
+        gradients = torch.autograd.grad(
+            output, parameters, retain_graph=True, materialize_grads=True
+        )
+        rows.append(
+            torch.cat(
+                [
+                    (g * weights[id(p)] ** 0.5).reshape(-1)
+                    for p, g in zip(parameters, gradients, strict=True)
+                ]
+            ).double()
+        )
     jacobian = torch.stack(rows)
     return jacobian @ jacobian.T
 
@@ -82,17 +105,29 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
     """
     sizes = slope_fit.over_seeds(asked, lambda *point: _measured(subject, *point), "regime")
     rows: list[dict[str, Any]] = [
-        {"of": of, "step": step, "relative": relative, "slope": slope_fit.slope(asked.sizes, relative)}
+        {
+            "of": of,
+            "step": step,
+            "relative": relative,
+            "slope": slope_fit.slope(asked.sizes, relative),
+        }
         for (of, step), relative in sizes.items()
     ]
     last = {row["of"]: row["slope"] for row in rows if row["step"] == STEPS[-1]}
     verdict = regime(last["features"])
     finding = f"{verdict}: relative change ~ {asked.over}**{last['features']:+.2f} of the last features, **{last['kernel']:+.2f} of the NTK"
-    return {"verdict": verdict, "changes": rows, "finding": f"{finding}, at step {STEPS[-1]}", "caveats": subject.caveats}
+    return {
+        "verdict": verdict,
+        "changes": rows,
+        "finding": f"{finding}, at step {STEPS[-1]}",
+        "caveats": subject.caveats,
+    }
 
 
 def regime(slope: float) -> str:
     """By the exponent over width of how far features move, relative to their size."""
     if slope > slope_fit.PASS:
         return "unstable"
-    return "feature learning" if slope >= LEARNS else "kernel regime" if slope <= KERNEL else "between"
+    return (
+        "feature learning" if slope >= LEARNS else "kernel regime" if slope <= KERNEL else "between"
+    )

@@ -28,20 +28,36 @@ from scaletune.checking.slope_fit import Asked
 from scaletune.checking.target import Run, Subject, scalar_loss, steady, trained
 
 STEPS = (4, 10, 20)  # Adam's divisor has seen a few gradients by then
-TOLERANCE, VECTORS, RESTARTS = 1e-2, 8, 100  # relative, of the eigenvalue; that Lanczos keeps; before it gives up
+TOLERANCE, VECTORS, RESTARTS = (
+    1e-2,
+    8,
+    100,
+)  # relative, of the eigenvalue; that Lanczos keeps; before it gives up
 Vector = NDArray[np.float64]
 
 
-def hessian(loss: Tensor, parameters: Sequence[Tensor], scales: Sequence[Tensor]) -> Callable[[Vector], Vector]:
+def hessian(
+    loss: Tensor, parameters: Sequence[Tensor], scales: Sequence[Tensor]
+) -> Callable[[Vector], Vector]:
     """v -> scale * H(scale * v), entry by entry: one more backward pass through the gradient's graph each."""
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     sizes = [p.numel() for p in parameters]
 
     def product(v: Vector) -> Vector:
         parts = torch.as_tensor(v, dtype=loss.dtype, device=loss.device).reshape(-1).split(sizes)
-        along = [part.view_as(p) * scale for part, p, scale in zip(parts, parameters, scales, strict=True)]
-        columns = torch.autograd.grad(gradients, parameters, along, retain_graph=True, materialize_grads=True)
-        return torch.cat([(c * s).reshape(-1) for c, s in zip(columns, scales, strict=True)]).double().cpu().numpy()
+        along = [
+            part.view_as(p) * scale
+            for part, p, scale in zip(parts, parameters, scales, strict=True)
+        ]
+        columns = torch.autograd.grad(
+            gradients, parameters, along, retain_graph=True, materialize_grads=True
+        )
+        return (
+            torch.cat([(c * s).reshape(-1) for c, s in zip(columns, scales, strict=True)])
+            .double()
+            .cpu()
+            .numpy()
+        )
 
     return product
 
@@ -71,12 +87,17 @@ def sharpness(subject: Subject, run: Run, batch: Any, kind: str) -> float:
     weights = preconditioner.weights(run, by_tensor=kind == "scaled")
     parameters = [p for p in run.model.parameters() if id(p) in weights and p.requires_grad]
     scales = [torch.ones_like(p) if kind == "raw" else weights[id(p)].sqrt() for p in parameters]
-    with steady(run.model, 0), sdpa_kernel(SDPBackend.MATH):  # a fused attention's backward pass has no derivative
+    with (
+        steady(run.model, 0),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # a fused attention's backward pass has no derivative
         loss = scalar_loss(subject, run.model, batch)
         return top_eigenvalue(hessian(loss, parameters, scales), sum(p.numel() for p in parameters))
 
 
-def _measured(subject: Subject, seen: list[float], width: int, depth: int, seed: int) -> dict[tuple[str, int], float]:
+def _measured(
+    subject: Subject, seen: list[float], width: int, depth: int, seed: int
+) -> dict[tuple[str, int], float]:
     """(kind, step) -> sharpness. `seen` gets the threshold."""
     run, batch = subject.start(width, depth, seed), subject.batch(seed)
     found: dict[tuple[str, int], float] = {}
@@ -85,7 +106,9 @@ def _measured(subject: Subject, seen: list[float], width: int, depth: int, seed:
         if preconditioner.known(run):
             found["scaled", step] = sharpness(subject, run, batch, "scaled")
             plain = all(isinstance(opt, SGD) for opt in run.optimizers)
-            found["preconditioned", step] = found["scaled", step] if plain else sharpness(subject, run, batch, "preconditioned")
+            found["preconditioned", step] = (
+                found["scaled", step] if plain else sharpness(subject, run, batch, "preconditioned")
+            )
             seen.append(preconditioner.threshold(run))
     return found
 
@@ -96,10 +119,20 @@ def check(subject: Subject, asked: Asked) -> dict[str, Any]:
     SGD nor Adam and has no diagonal to scale by. The verdict is on the mean |slope| over steps.
     """
     seen: list[float] = []
-    sizes = slope_fit.over_seeds(asked, lambda *point: _measured(subject, seen, *point), "sharpness")
-    rows = [_row(step, asked.sizes, {kind: sizes.get((kind, step)) for kind in KINDS}) for step in STEPS]
+    sizes = slope_fit.over_seeds(
+        asked, lambda *point: _measured(subject, seen, *point), "sharpness"
+    )
+    rows = [
+        _row(step, asked.sizes, {kind: sizes.get((kind, step)) for kind in KINDS}) for step in STEPS
+    ]
     slope = sum(abs(row["slope"]) for row in rows) / len(rows)
-    raw = [] if seen else ["an optimizer other than SGD and Adam has no diagonal to scale by: the raw Hessian is judged"]
+    raw = (
+        []
+        if seen
+        else [
+            "an optimizer other than SGD and Adam has no diagonal to scale by: the raw Hessian is judged"
+        ]
+    )
     return {
         "verdict": slope_fit.verdict(slope), "slope": slope, "threshold": min(seen, default=None), "steps": rows,
         "finding": _finding(slope, rows, asked.over), "caveats": subject.caveats + raw,
@@ -111,10 +144,18 @@ def _row(step: int, sizes: Sequence[int], found: dict[str, list[float] | None]) 
     assert judged is not None and found["raw"] is not None
     slope = slope_fit.slope(sizes, judged)
     spread = max(judged) / min(judged) if math.isfinite(slope) else math.inf
-    return {"step": step, **found, "slope": slope, "slope_raw": slope_fit.slope(sizes, found["raw"]), "spread": spread}
+    return {
+        "step": step,
+        **found,
+        "slope": slope,
+        "slope_raw": slope_fit.slope(sizes, found["raw"]),
+        "spread": spread,
+    }
 
 
 def _finding(slope: float, rows: Sequence[dict[str, Any]], over: str) -> str:
-    said = {"pass": "consistent across", "warn": "drifts with", "fail": "answers to"}[slope_fit.verdict(slope)]
+    said = {"pass": "consistent across", "warn": "drifts with", "fail": "answers to"}[
+        slope_fit.verdict(slope)
+    ]
     spread = max(row["spread"] for row in rows)
     return f"sharpness {said} {over}: mean |slope| {slope:.2f}, largest over smallest at most {spread:.2g}"

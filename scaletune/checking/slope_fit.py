@@ -38,15 +38,27 @@ class Asked:
         return [(width, depth) for width in self.widths for depth in self.depths]
 
 
-def asked(over: str, widths: Sequence[int], depths: Sequence[int], seeds: Sequence[int], own: tuple[int, int]) -> Asked:
+def asked(
+    over: str,
+    widths: Sequence[int],
+    depths: Sequence[int],
+    seeds: Sequence[int],
+    own: tuple[int, int],
+) -> Asked:
     """The models to train: `own` is the (width, depth) that does not vary. UserError where no slope can come of it."""
     given = {"width": list(widths), "depth": list(depths)}
     if over not in given:
         raise UserError(f"`over` must be one we know, but got {over!r}{nearest(over, given)}")
-    if low := [size for size in given[over] if isinstance(size, bool) or not isinstance(size, int) or size < 1]:
+    if low := [
+        size
+        for size in given[over]
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1
+    ]:
         raise UserError(f"{over}s must be whole numbers above 0, but got {low[0]!r}")
     if len(set(given[over])) < 2:
-        raise UserError(f"a slope needs two {over}s that differ, but got {', '.join(map(str, given[over])) or 'none'}")
+        raise UserError(
+            f"a slope needs two {over}s that differ, but got {', '.join(map(str, given[over])) or 'none'}"
+        )
     if not seeds:
         raise UserError("a slope needs a seed, but got none")
     fixed = {"width": [own[0]], "depth": [own[1]], over: sorted(set(given[over]))}
@@ -72,10 +84,19 @@ def worst(verdicts: Sequence[str]) -> str:
     return next((each for each in ("fail", "warn") if each in verdicts), "pass")
 
 
-def over_seeds(asked: Asked, measure: Callable[[int, int, int], Mapping[Key, float]], about: str) -> dict[Key, list[float]]:
+def over_seeds(
+    asked: Asked, measure: Callable[[int, int, int], Mapping[Key, float]], about: str
+) -> dict[Key, list[float]]:
     """key -> what `measure(width, depth, seed)` found at each size, the geometric mean over seeds. Progress goes to stderr."""
     sizes: dict[Key, list[float]] = defaultdict(list)
-    with tqdm(total=len(asked.points) * len(asked.seeds), desc=about, delay=3, mininterval=0.5, leave=False, file=sys.stderr) as bar:
+    with tqdm(
+        total=len(asked.points) * len(asked.seeds),
+        desc=about,
+        delay=3,
+        mininterval=0.5,
+        leave=False,
+        file=sys.stderr,
+    ) as bar:
         for width, depth in asked.points:
             runs = []
             for seed in asked.seeds:
@@ -83,5 +104,7 @@ def over_seeds(asked: Asked, measure: Callable[[int, int, int], Mapping[Key, flo
                 runs.append(measure(width, depth, seed))
                 bar.update()
             for key in runs[0]:
-                sizes[key].append(math.exp(sum(math.log(max(run[key], 1e-30)) for run in runs) / len(runs)))
+                sizes[key].append(
+                    math.exp(sum(math.log(max(run[key], 1e-30)) for run in runs) / len(runs))
+                )
     return dict(sizes)

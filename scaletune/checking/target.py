@@ -48,7 +48,9 @@ class Subject:
 @contextmanager
 def steady(model: nn.Module, seed: int) -> Iterator[None]:
     """The same dropout whenever a step, or an observation, is repeated; the caller's random state is left alone."""
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    devices = {
+        parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"
+    }
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)
         yield
@@ -58,8 +60,14 @@ def scalar_loss(subject: Subject, model: nn.Module, batch: Any) -> Tensor:
     """The loss of one batch; UserError where it is no scalar with a gradient."""
     loss = subject.loss(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise UserError(f"`loss(model, batch)` must be one number that has a gradient, but got {got}")
+        got = (
+            f"a tensor of shape {tuple(loss.shape)}"
+            if isinstance(loss, Tensor)
+            else type(loss).__name__
+        )
+        raise UserError(
+            f"`loss(model, batch)` must be one number that has a gradient, but got {got}"
+        )
     return loss
 
 
@@ -91,12 +99,21 @@ def of_recipe(recipe: Recipe) -> Subject:
 
     def start(width: int, depth: int, seed: int) -> Run:
         point = with_settings(recipe, {"width": width, "depth": depth, "seed": seed})
-        model, plan = models.build(point, corpus.vocab_size), counting.planned(point, corpus.vocab_size)
-        return Run(model, several(optim.optimizer(model, plan, point.optimizer)), {row.name: row.role for row in plan})
+        model, plan = (
+            models.build(point, corpus.vocab_size),
+            counting.planned(point, corpus.vocab_size),
+        )
+        return Run(
+            model,
+            several(optim.optimizer(model, plan, point.optimizer)),
+            {row.name: row.role for row in plan},
+        )
 
     return Subject(
         start=start,
-        batch=lambda seed: tuple(map(torch.from_numpy, corpus.batch(seed, 0, rows, recipe.data.seq_len))),
+        batch=lambda seed: tuple(
+            map(torch.from_numpy, corpus.batch(seed, 0, rows, recipe.data.seq_len))
+        ),
         loss=lambda model, batch: model(*batch).sum(),
         logits=lambda model, batch: model(batch[0]),
         own=(recipe.model.width, recipe.model.depth),
@@ -132,12 +149,28 @@ def of_model(
         model, origin = built(width, deep, seed), built(base_width, base_depth or deep, seed)
         delta = built(other_width, base_depth or deep, seed) if width == base_width else None
         plan = parametrizing.parametrize(
-            model, base=origin, delta=delta, form=form, optimizer=optimizer, depth=depth, seed=seed, **settings
+            model,
+            base=origin,
+            delta=delta,
+            form=form,
+            optimizer=optimizer,
+            depth=depth,
+            seed=seed,
+            **settings,
         )
         return Run(model, several(make(plan, model)), {row.name: row.role for row in plan.rows})
 
     known = caveats(form, optimizer, settings.get("alignment", "full"))
-    return Subject(start, lambda seed: batch, loss, (base_width, base_depth or 1), form, optimizer, known, logits)
+    return Subject(
+        start,
+        lambda seed: batch,
+        loss,
+        (base_width, base_depth or 1),
+        form,
+        optimizer,
+        known,
+        logits,
+    )
 
 
 def _maker(rule: str, lr: float) -> Callable[[Plan, nn.Module], Any]:
@@ -146,7 +179,17 @@ def _maker(rule: str, lr: float) -> Callable[[Plan, nn.Module], Any]:
     family = "muon" if rule in factors else {"adam": "adamw"}.get(rule, rule)
     if family not in READS:
         family_named(rule)  # a name nobody knows is told the nearest
-        raise UserError(f"`make(plan, model)` must say how to build optimizers of family {rule!r}: there is none of ours")
-    given = {"shape_factor": factors[rule]} if rule in factors else {"momentum": 0.0, "nesterov": False} if family == "sgd" else {}
-    settings = Settings.model_validate({"family": family, "lr": 1.0 if family in LR_FREE else lr, **given})
+        raise UserError(
+            f"`make(plan, model)` must say how to build optimizers of family {rule!r}: there is none of ours"
+        )
+    given = (
+        {"shape_factor": factors[rule]}
+        if rule in factors
+        else {"momentum": 0.0, "nesterov": False}
+        if family == "sgd"
+        else {}
+    )
+    settings = Settings.model_validate(
+        {"family": family, "lr": 1.0 if family in LR_FREE else lr, **given}
+    )
     return lambda plan, model: alone(plan, model, settings)

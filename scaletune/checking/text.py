@@ -14,13 +14,25 @@ def lines(found: Found) -> list[str]:
     over = found["over"]
     points = ", ".join(map(str, found[f"{over}s"]))
     said = [f"{found['what']} check over {over}s {points}: {found['verdict'].upper()}"]
-    said += {"coordinate": _coordinate, "sharpness": _sharpness, "alignment": _alignment, "regime": _regime}[found["what"]](found)
+    said += {
+        "coordinate": _coordinate,
+        "sharpness": _sharpness,
+        "alignment": _alignment,
+        "regime": _regime,
+    }[found["what"]](found)
     said += [f"  {found['finding']}"] if "finding" in found else []
-    return said + [f"  likely: {each}" for each in found.get("diagnosis", [])] + [f"  note: {each}" for each in found["caveats"]]
+    return (
+        said
+        + [f"  likely: {each}" for each in found.get("diagnosis", [])]
+        + [f"  note: {each}" for each in found["caveats"]]
+    )
 
 
 def _coordinate(found: Found) -> list[str]:
-    return [f"  {s['activation']:10} step {s['step']:<3} slope {s['slope']:+.2f}  {s['verdict']}" for s in found["slopes"]]
+    return [
+        f"  {s['activation']:10} step {s['step']:<3} slope {s['slope']:+.2f}  {s['verdict']}"
+        for s in found["slopes"]
+    ]
 
 
 def _sharpness(found: Found) -> list[str]:
@@ -28,9 +40,15 @@ def _sharpness(found: Found) -> list[str]:
     for row in found["steps"]:
         kind = "scaled" if row["scaled"] else "raw"
         values = " ".join(f"{value:9.4g}" for value in row[kind])
-        rows.append(f"  step {row['step']:<3} {kind:6} {values}  slope {row['slope']:+.2f}  (raw {row['slope_raw']:+.2f})")
+        rows.append(
+            f"  step {row['step']:<3} {kind:6} {values}  slope {row['slope']:+.2f}  (raw {row['slope_raw']:+.2f})"
+        )
     limit = found["threshold"]
-    return rows + ([f"  the optimizer's limit of stability: {limit:.3g}, for the preconditioned sharpness"] if limit else [])
+    return rows + (
+        [f"  the optimizer's limit of stability: {limit:.3g}, for the preconditioned sharpness"]
+        if limit
+        else []
+    )
 
 
 def _alignment(found: Found) -> list[str]:

@@ -26,7 +26,11 @@ def _records_of(source: Path, out: Path) -> tuple[Path, str | None, Path | None]
 
     asked = recipe.load(source)
     workbench, record = (out / "sweeps" / f"{asked.name}{suffix}" for suffix in (".db", ".jsonl"))
-    return workbench if workbench.exists() else record, asked.fit.law, out / "fits" / f"{asked.name}.json"
+    return (
+        workbench if workbench.exists() else record,
+        asked.fit.law,
+        out / "fits" / f"{asked.name}.json",
+    )
 
 
 def fit(args: argparse.Namespace) -> Answer:
@@ -34,7 +38,13 @@ def fit(args: argparse.Namespace) -> Answer:
 
     records, law, path = _records_of(Path(args.source[0]), Path("."))
     table, guessed = importing.trials([records, *args.source[1:]], dict(args.map))
-    made = fitting.fit(table, args.law or law or "lr_nd", holdout=args.holdout, fixed=dict(args.fix), level=args.level)
+    made = fitting.fit(
+        table,
+        args.law or law or "lr_nd",
+        holdout=args.holdout,
+        fixed=dict(args.fix),
+        level=args.level,
+    )
     made = dataclasses.replace(made, assumptions=[*made.assumptions, *guessed])
     path = Path(args.to) if args.to else path
     if path:
@@ -43,8 +53,18 @@ def fit(args: argparse.Namespace) -> Answer:
     lines += [f"written to {path}" if path else "not written: --out FILE keeps it"]
     beyond, best = _allocated(made)
     lines[-1:-1] = beyond
-    answer = {"law": made.law, "status": made.status, "params": made.params, "objective": made.objective, "n_used": len(made.used)}
-    return answer | best | {"n_dropped": len(made.dropped), "held_out": made.held_out, "path": str(path) if path else None}, lines
+    answer = {
+        "law": made.law,
+        "status": made.status,
+        "params": made.params,
+        "objective": made.objective,
+        "n_used": len(made.used),
+    }
+    return answer | best | {
+        "n_dropped": len(made.dropped),
+        "held_out": made.held_out,
+        "path": str(path) if path else None,
+    }, lines
 
 
 def _allocated(made: Fit) -> tuple[list[str], dict[str, Any]]:
@@ -60,19 +80,19 @@ def _allocated(made: Fit) -> tuple[list[str], dict[str, Any]]:
     )
     best = allocation(made, flops)
     (n, *ends), (a, *between) = best["n_params"], best["n_exponent"]
-    said = (
-        f"  compute-optimal at {flops:.3g} FLOPs: {n:.3g} parameters [{ends[0]:.3g}, {ends[1]:.3g}], {best['tokens'][0]:.3g} tokens, loss"
-    )
-    return [f"{said} {best['loss'][0]:.4g}; n_params ~ flops**{a:.3f} [{between[0]:.3f}, {between[1]:.3f}]"], {
-        "allocation": {"flops": flops} | best
-    }
+    said = f"  compute-optimal at {flops:.3g} FLOPs: {n:.3g} parameters [{ends[0]:.3g}, {ends[1]:.3g}], {best['tokens'][0]:.3g} tokens, loss"
+    return [
+        f"{said} {best['loss'][0]:.4g}; n_params ~ flops**{a:.3f} [{between[0]:.3f}, {between[1]:.3f}]"
+    ], {"allocation": {"flops": flops} | best}
 
 
 def predict(args: argparse.Namespace) -> Answer:
     from scaletune import laws, predicting
 
     options = {name: getattr(args, name) for name, column in laws.COLUMNS.items() if column.option}
-    given = _given(args.given, {name: value for name, value in options.items() if value is not None})
+    given = _given(
+        args.given, {name: value for name, value in options.items() if value is not None}
+    )
     if args.fit and not args.law and (answer := _of_relation(args.fit, given)):
         return answer
     missing = [laws.columns.option(name) for name in ("n_params", "tokens") if name not in given]
@@ -80,7 +100,10 @@ def predict(args: argparse.Namespace) -> Answer:
         raise UserError(f"predict: the following arguments are required: {', '.join(missing)}")
     found = predicting.predict(law=args.law, fit=args.fit, **given)
     wide = max([12, *(len(name) for made in found for name in made.values)])
-    return {"predictions": [made.to_dict() for made in found]}, [_asked(given), *(line for made in found for line in _said(made, wide))]
+    return {"predictions": [made.to_dict() for made in found]}, [
+        _asked(given),
+        *(line for made in found for line in _said(made, wide)),
+    ]
 
 
 def _of_relation(path: str, given: dict[str, Any]) -> Answer | None:
@@ -97,9 +120,22 @@ def _of_relation(path: str, given: dict[str, Any]) -> Answer | None:
     own = fitting.RELATIONS[fit.law]
     fit = fitting.of_group(fit, own, given)
     relation = fitting.solved_relation(fit, own)
-    columns = _columns(relation, {name: value for name, value in given.items() if name not in own.groups or relation is not own}, fit.law)
-    found = {key: value[-1] for key, value in fitting.predict_relation(fit, relation, columns).items()}
-    output, warnings = relation.output.name, [sentence for sentence in fit.status if sentence != "ok"]
+    columns = _columns(
+        relation,
+        {
+            name: value
+            for name, value in given.items()
+            if name not in own.groups or relation is not own
+        },
+        fit.law,
+    )
+    found = {
+        key: value[-1] for key, value in fitting.predict_relation(fit, relation, columns).items()
+    }
+    output, warnings = (
+        relation.output.name,
+        [sentence for sentence in fit.status if sentence != "ok"],
+    )
     warnings += distance(fit, {name: column[-1] for name, column in columns.items()})
     answer = {
         "law": fit.law, "lr": None, "batch_tokens": None, "loss": found["value"] if output == "loss" else None,
@@ -116,13 +152,25 @@ def _columns(relation: Relation, given: dict[str, Any], law: str) -> dict[str, A
     from scaletune.laws.schedules import lr_schedule
 
     names = [column.name for column in relation.inputs]
-    whole = {"lr_schedule": given.pop("lr_schedule")} if "lr_schedule" in given and relation.prepare else {}
+    whole = (
+        {"lr_schedule": given.pop("lr_schedule")}
+        if "lr_schedule" in given and relation.prepare
+        else {}
+    )
     other = next((name for name in given if name not in names), None)
     if other and (whole or given.keys() >= set(names)):
-        raise UserError(f"a fit of {law!r} is asked by {', '.join(names)} alone, but got {other}{nearest(other, names)}")
+        raise UserError(
+            f"a fit of {law!r} is asked by {', '.join(names)} alone, but got {other}{nearest(other, names)}"
+        )
     if relation.prepare and not whole:
-        raise UserError(f"a fit of {law!r} is asked by the whole schedule of a run: give --lr-schedule")
-    return dict(schedule.logged(lr_schedule(whole["lr_schedule"]))) if whole else {name: [value] for name, value in given.items()}
+        raise UserError(
+            f"a fit of {law!r} is asked by the whole schedule of a run: give --lr-schedule"
+        )
+    return (
+        dict(schedule.logged(lr_schedule(whole["lr_schedule"])))
+        if whole
+        else {name: [value] for name, value in given.items()}
+    )
 
 
 def _said(made: Prediction, wide: int) -> list[str]:
@@ -131,14 +179,19 @@ def _said(made: Prediction, wide: int) -> list[str]:
 
     points = [(name, unit, getattr(made, name)) for name, unit in POINTS.items()]
     lines = []
-    for name, unit, value in points + [(name, made.units[name], value) for name, value in made.values.items()]:
+    for name, unit, value in points + [
+        (name, made.units[name], value) for name, value in made.values.items()
+    ]:
         interval, band = made.interval.get(name), made.band.get(name)
         if value is not None:
             sure = f"  interval [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
             near = f"  near-optimal [{band[0]:.4g}, {band[1]:.4g}]" if band else ""
             beside = f"  {said}" if name == "lr" and (said := batch_of(made)) else ""
             lines.append(f"{made.law:24} {name:{wide}} {value:<12.5g} {unit}{sure}{near}{beside}")
-    return [*(lines or [f"{made.law:24} gives nothing here"]), *(f"{'':24} ! {warning}" for warning in made.warnings)]
+    return [
+        *(lines or [f"{made.law:24} gives nothing here"]),
+        *(f"{'':24} ! {warning}" for warning in made.warnings),
+    ]
 
 
 def _given(pairs: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
@@ -170,13 +223,21 @@ def _asked(given: dict[str, Any]) -> str:
         for name, value in given.items()
         if name not in ("n_params", "tokens")
     ]
-    return "at " + (", ".join([" and ".join(first), *others] if first else others) or "what laws take by default")
+    return "at " + (
+        ", ".join([" and ".join(first), *others] if first else others)
+        or "what laws take by default"
+    )
 
 
 def laws(args: argparse.Namespace) -> Answer:
     from scaletune import laws
 
-    chosen = {"kind": args.kind, "gives": args.gives, "text": args.text, "confirmed": args.confirmed}
+    chosen = {
+        "kind": args.kind,
+        "gives": args.gives,
+        "text": args.text,
+        "confirmed": args.confirmed,
+    }
     if args.id:
         if any(chosen.values()):
             raise UserError(
@@ -192,17 +253,35 @@ def transfer(args: argparse.Namespace) -> Answer:
     from scaletune.records import Fit
 
     fit = Fit.read(args.fit)
-    made = transferring.transfer(fit, recipe.load(args.target, args.set), args.to or ["granite", "recipe"], args.out, args.force)
-    return made, [*reporting.transfer_lines(made, fit.level), "files:", *(f"  {path}" for path in made["files"])]
+    made = transferring.transfer(
+        fit,
+        recipe.load(args.target, args.set),
+        args.to or ["granite", "recipe"],
+        args.out,
+        args.force,
+    )
+    return made, [
+        *reporting.transfer_lines(made, fit.level),
+        "files:",
+        *(f"  {path}" for path in made["files"]),
+    ]
 
 
 def lint(args: argparse.Namespace) -> Answer:
     from scaletune.linting import lint as lint_config
 
     made = lint_config(args.config)
-    lines = [f"{found['rule']} at {found['at']}: {found['says']}; {found['fix']}" for found in made["findings"]]
-    known = "stack not recognised, so few rules apply" if made["stack"] == "unknown" else made["stack"]
-    return made, [*lines, f"{made['path']} ({known}): {len(lines) or 'no'} known fault{'s' * (len(lines) != 1)}"]
+    lines = [
+        f"{found['rule']} at {found['at']}: {found['says']}; {found['fix']}"
+        for found in made["findings"]
+    ]
+    known = (
+        "stack not recognised, so few rules apply" if made["stack"] == "unknown" else made["stack"]
+    )
+    return made, [
+        *lines,
+        f"{made['path']} ({known}): {len(lines) or 'no'} known fault{'s' * (len(lines) != 1)}",
+    ]
 
 
 def plot(args: argparse.Namespace) -> Answer:

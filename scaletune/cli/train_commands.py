@@ -27,19 +27,38 @@ def sweep(args: argparse.Namespace) -> Answer:
     from scaletune import recipe, sweeping
     from scaletune.sweeping.search.pareto import said
 
-    asked = recipe.load(args.recipe, [*args.set, *([f"engine.kind={args.engine}"] if args.engine else [])])
+    asked = recipe.load(
+        args.recipe, [*args.set, *([f"engine.kind={args.engine}"] if args.engine else [])]
+    )
     trials = sweeping.sweep(asked, out=args.out, adopt=args.adopt)
-    counts = {status: int((trials["status"] == status).sum()) for status in ("done", "diverged", "failed")}
+    counts = {
+        status: int((trials["status"] == status).sum()) for status in ("done", "diverged", "failed")
+    }
     done = trials[trials["status"] == "done"]
     columns = ["id", "width", "depth", "tokens", "lr", "seed", "loss"]
     best = done.nsmallest(1, "loss")[columns].to_dict("records")[0] if len(done) else None
     path = Path(args.out) / "sweeps" / f"{asked.name}.jsonl"
-    lines = [f"{len(trials)} trials: " + ", ".join(f"{n} {status}" for status, n in counts.items()), f"records: {path}"]
+    lines = [
+        f"{len(trials)} trials: " + ", ".join(f"{n} {status}" for status, n in counts.items()),
+        f"records: {path}",
+    ]
     if best:
-        lines.insert(1, f"best: loss {best['loss']:.4f} at width {best['width']}, lr {best['lr']:.4g}, {best['tokens']:,} tokens")
+        lines.insert(
+            1,
+            f"best: loss {best['loss']:.4f} at width {best['width']}, lr {best['lr']:.4g}, {best['tokens']:,} tokens",
+        )
     learnt = _learnt(path.with_suffix(".search.json")) if asked.search.kind == "pareto" else {}
-    answer = {"sweep": asked.name, "n_trials": len(trials), **counts, "best": best, "path": str(path)}
-    return answer | learnt, [*lines, *(said(law) for cell in learnt.get("learnt", []) for law in cell["scaling"])]
+    answer = {
+        "sweep": asked.name,
+        "n_trials": len(trials),
+        **counts,
+        "best": best,
+        "path": str(path),
+    }
+    return answer | learnt, [
+        *lines,
+        *(said(law) for cell in learnt.get("learnt", []) for law in cell["scaling"]),
+    ]
 
 
 def _learnt(path: Path) -> dict[str, Any]:
@@ -51,7 +70,11 @@ def status(args: argparse.Namespace) -> Answer:
     from scaletune.sweeping.status import table
 
     now = sweeping.status(args.sweep, out=args.out)
-    who = "{pid} on {host}, since {since}".format(**now["driver"]) if now["driver"] else "none: `scaletune sweep` or `run` carries on"
+    who = (
+        "{pid} on {host}, since {since}".format(**now["driver"])
+        if now["driver"]
+        else "none: `scaletune sweep` or `run` carries on"
+    )
     return now, [*table(now), f"driver: {who}"]
 
 
@@ -68,10 +91,15 @@ def check(args: argparse.Namespace) -> Answer:
     from scaletune import checking, recipe
     from scaletune.checking.text import lines
 
-    asked, seeds = recipe.load(args.recipe, args.set), None if args.seeds is None else range(args.seeds)
+    asked, seeds = (
+        recipe.load(args.recipe, args.set),
+        None if args.seeds is None else range(args.seeds),
+    )
     whole = [what for what in checking.CHECKS if what != "alignment" or args.over == "width"]
     found = {
-        what: checking.check(asked, args.widths, seeds, over=args.over, depths=args.depths, what=what)
+        what: checking.check(
+            asked, args.widths, seeds, over=args.over, depths=args.depths, what=what
+        )
         for what in (whole if args.what == "all" else [args.what])
     }
     said = [line for each in found.values() for line in lines(each)]
@@ -108,8 +136,14 @@ def _vocab_size(asked: Recipe) -> tuple[int, bool]:
     from scaletune import counting, data, recipe
 
     source = asked.data.source
-    known = source in (recipe.DIGITS, recipe.POWER_LAW) or (source != recipe.PYTHON_STDLIB and Path(source).exists())
-    return (data.load(asked.data).vocab_size if known else asked.data.vocab_size or counting.BYTES_TEXT_VOCAB), known
+    known = source in (recipe.DIGITS, recipe.POWER_LAW) or (
+        source != recipe.PYTHON_STDLIB and Path(source).exists()
+    )
+    return (
+        data.load(asked.data).vocab_size
+        if known
+        else asked.data.vocab_size or counting.BYTES_TEXT_VOCAB
+    ), known
 
 
 def plan(args: argparse.Namespace) -> Answer:
@@ -127,8 +161,14 @@ def plan(args: argparse.Namespace) -> Answer:
     if args.out:
         shared, cells = study(made, Path(args.out).parent, args.target)
         head = f"# Planned for {args.target} by a budget of {args.budget}; cells are trained as they stand.\n"
-        write_atomically(Path(args.out), head + toml(shared) + "".join(f"\n[[cells]]\n{toml(cell)}" for cell in cells))
-        answer, said = answer | {"path": args.out}, [*said, f"written to {args.out}: `scaletune run {args.out}`"]
+        write_atomically(
+            Path(args.out),
+            head + toml(shared) + "".join(f"\n[[cells]]\n{toml(cell)}" for cell in cells),
+        )
+        answer, said = (
+            answer | {"path": args.out},
+            [*said, f"written to {args.out}: `scaletune run {args.out}`"],
+        )
     return answer, said
 
 
@@ -140,7 +180,11 @@ def count(args: argparse.Namespace) -> Answer:
     source, (vocab_size, known) = asked.data.source, _vocab_size(asked)
     points = recipe.points(asked)
     rows = [counting.count(point, vocab_size) for point in points]
-    total = {"trials": len(rows), "flops": sum(row["flops"] for row in rows), "seconds": sum(row["seconds"] for row in rows)}
+    total = {
+        "trials": len(rows),
+        "flops": sum(row["flops"] for row in rows),
+        "seconds": sum(row["seconds"] for row in rows),
+    }
     total["branched"] = branches.saving(points, rows)
     lines = [
         f"{'width':>6} {'depth':>5} {'n_params':>12} {'total':>12} {'tokens':>12} {'steps':>8} {'FLOPs':>9} {'memory':>9} {'seconds':>8}  trials"
@@ -153,7 +197,9 @@ def count(args: argparse.Namespace) -> Answer:
         )
     lines += _first_counted(rows[0])
     if source != recipe.PYTHON_STDLIB and not known:
-        lines.append(f"`{source}` is not here: counted with a vocabulary of {vocab_size}, that of text")
+        lines.append(
+            f"`{source}` is not here: counted with a vocabulary of {vocab_size}, that of text"
+        )
     lines.append(
         f"{total['trials']} trials, {total['flops']:.3g} FLOPs, about {total['seconds']:.0f} core seconds (a guess: 60 GFLOP/s and 2.5 ms a step)"
     )
@@ -171,7 +217,9 @@ def _branched(points: Sequence[Recipe], total: dict[str, Any]) -> list[str]:
             f"{spent['branches']} of them branch off the trunk of a longer horizon: {spent['flops']:.3g} FLOPs ({share:.0%} saved), about"
             f" {spent['seconds']:.0f} core seconds"
         ]
-    several = len({point.budget.tokens for point in points}) > 1 and all(point.engine.branch is not False for point in points)
+    several = len({point.budget.tokens for point in points}) > 1 and all(
+        point.engine.branch is not False for point in points
+    )
     return [f"no trunk serves several horizons: {why}" for why in sorted(reasons - {""}) if several]
 
 
@@ -179,13 +227,22 @@ def _first_counted(row: dict[str, Any]) -> list[str]:
     """The first point part by part: parameters, FLOPs a token, memory."""
     groups, flops, memory = row["params"], row["flops_per_token_by"], row["memory_bytes"]
     met = (
-        f"; {groups['n_params_active']:,} of {groups['n_params']:,} outside embedding and head meet a token" if "experts" in groups else ""
+        f"; {groups['n_params_active']:,} of {groups['n_params']:,} outside embedding and head meet a token"
+        if "experts" in groups
+        else ""
     )
     named = {"six_n": "6N", "deepseek_m": "DeepSeek's M"}
     return [
         "of the first point:",
-        "  parameters by group: " + ", ".join(f"{name} {n:,}" for name, n in groups.items() if not name.startswith("n_params")) + met,
-        "  training FLOPs a token: " + ", ".join(f"{named.get(name, name.replace('_', ' '))} {n:.4g}" for name, n in flops.items()),
+        "  parameters by group: "
+        + ", ".join(
+            f"{name} {n:,}" for name, n in groups.items() if not name.startswith("n_params")
+        )
+        + met,
+        "  training FLOPs a token: "
+        + ", ".join(
+            f"{named.get(name, name.replace('_', ' '))} {n:.4g}" for name, n in flops.items()
+        ),
         f"  memory: weights and optimizer {memory['weights_optimizer'] / 2**20:.4g} MiB, activations {memory['activations'] / 2**20:.4g} MiB;"
         f" moved each step at least {row['bytes_per_step'] / 2**20:.4g} MiB",
     ]

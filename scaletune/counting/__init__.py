@@ -18,7 +18,9 @@ def planned(recipe: Recipe, vocab_size: int) -> list[Planned]:
     p, model = recipe.parametrization, recipe.model
     base = model.model_copy(update={"width": p.base_width})
     m_depth = model.depth / (p.base_depth or model.depth)
-    return plan(tensors(model, vocab_size), tensors(base, vocab_size), p, recipe.optimizer, m_depth=m_depth)
+    return plan(
+        tensors(model, vocab_size), tensors(base, vocab_size), p, recipe.optimizer, m_depth=m_depth
+    )
 
 
 def multipliers(recipe: Recipe, vocab_size: int) -> dict[str, float]:
@@ -30,14 +32,24 @@ def multipliers(recipe: Recipe, vocab_size: int) -> dict[str, float]:
     p, model = recipe.parametrization, recipe.model
     m = model.width / p.base_width
     family = recipe.optimizer.rule
-    emb, out = scale(p.form, "emb", 1.0, m, family=family), scale(p.form, "out", m, 1.0, family=family)
+    emb, out = (
+        scale(p.form, "emb", 1.0, m, family=family),
+        scale(p.form, "out", m, 1.0, family=family),
+    )
     if isinstance(model, Decoder) and model.tied and (emb.std, emb.lr) != (out.std, out.lr):
-        raise UserError(f"a tied head needs a form whose embedding and readout share std and lr (mup_t8, mup_t9), but got form={p.form!r}")
-    softmax = {"attention": p.attention_multiplier * model.head_dim**-0.5} if isinstance(model, Blocks) else {}
+        raise UserError(
+            f"a tied head needs a form whose embedding and readout share std and lr (mup_t8, mup_t9), but got form={p.form!r}"
+        )
+    softmax = (
+        {"attention": p.attention_multiplier * model.head_dim**-0.5}
+        if isinstance(model, Blocks)
+        else {}
+    )
     return {
         "embedding": p.embedding_multiplier * emb.multiplier,
         **softmax,
-        "residual": p.residual_multiplier * depth(p.depth_alpha, model.depth / (p.base_depth or model.depth), family).multiplier,
+        "residual": p.residual_multiplier
+        * depth(p.depth_alpha, model.depth / (p.base_depth or model.depth), family).multiplier,
         "logits": p.logits_multiplier * out.multiplier,
     }
 
@@ -53,7 +65,11 @@ def params(model: Model, vocab_size: int) -> dict[str, int]:
         active += tensor.size * min(tensor.uses, 1.0)
     groups["head"] = groups.pop("head", 0)
     outside, total = groups["embedding"] + groups["head"], sum(groups.values())
-    return groups | {"n_params": total - outside, "n_params_total": total, "n_params_active": round(active) - outside}
+    return groups | {
+        "n_params": total - outside,
+        "n_params_total": total,
+        "n_params_active": round(active) - outside,
+    }
 
 
 def _matmul_flops(tensor: Tensor) -> float:
@@ -79,7 +95,9 @@ def flops(model: Model, vocab_size: int, seq_len: int) -> dict[str, float]:
     if isinstance(model, Decoder):
         found["six_n"] = 6.0 * params(model, vocab_size)["n_params_active"]
     if model.family == "transformer":
-        found["deepseek_m"] = 72.0 * model.depth * model.width**2 + 12.0 * model.depth * model.width * seq_len
+        found["deepseek_m"] = (
+            72.0 * model.depth * model.width**2 + 12.0 * model.depth * model.width * seq_len
+        )
     return found
 
 
@@ -88,8 +106,19 @@ def flops_per_token(model: Model, vocab_size: int, seq_len: int) -> float:
     return flops(model, vocab_size, seq_len)["exact"]
 
 
-FLOATS_A_WEIGHT = {"sgd": 1, "lion": 1, "dadapt_adam": 3, "prodigy": 4, "muon": 1, "shampoo": 1}  # that an optimizer keeps; 2 unless said
-REST_TO_ADAMW = {"muon": ("hid",), "shampoo": ("emb", "hid", "out"), "adafactor": ("emb", "hid", "out")}  # roles of its own kind of state
+FLOATS_A_WEIGHT = {
+    "sgd": 1,
+    "lion": 1,
+    "dadapt_adam": 3,
+    "prodigy": 4,
+    "muon": 1,
+    "shampoo": 1,
+}  # that an optimizer keeps; 2 unless said
+REST_TO_ADAMW = {
+    "muon": ("hid",),
+    "shampoo": ("emb", "hid", "out"),
+    "adafactor": ("emb", "hid", "out"),
+}  # roles of its own kind of state
 
 
 def kept_floats(tensor: Tensor, family: str) -> int:
@@ -99,14 +128,25 @@ def kept_floats(tensor: Tensor, family: str) -> int:
     matrices = tensor.size // (fan_in * fan_out)
     if family == "adafactor":
         return matrices * (fan_in + fan_out) if own else tensor.size
-    sides = 2 * matrices * (fan_in**2 + fan_out**2) if family in ("shampoo", "soap") and tensor.role in ("emb", "hid", "out") else 0
+    sides = (
+        2 * matrices * (fan_in**2 + fan_out**2)
+        if family in ("shampoo", "soap") and tensor.role in ("emb", "hid", "out")
+        else 0
+    )
     return sides + tensor.size * (FLOATS_A_WEIGHT.get(family, 2) if own else 2)
 
 
-def memory_bytes(model: Model, vocab_size: int, batch_tokens: int, seq_len: int, family: str = "adamw") -> dict[str, int]:
+def memory_bytes(
+    model: Model, vocab_size: int, batch_tokens: int, seq_len: int, family: str = "adamw"
+) -> dict[str, int]:
     """float32 training: weights, gradients and what the optimizer keeps; activations kept for the backward pass, roughly."""
-    kept = sum(2 * tensor.size + kept_floats(tensor, family) for tensor in tensors(model, vocab_size))
-    return {"weights_optimizer": 4 * kept, "activations": 4 * batch_tokens * activations(model, vocab_size)}
+    kept = sum(
+        2 * tensor.size + kept_floats(tensor, family) for tensor in tensors(model, vocab_size)
+    )
+    return {
+        "weights_optimizer": 4 * kept,
+        "activations": 4 * batch_tokens * activations(model, vocab_size),
+    }
 
 
 def bytes_moved(model: Model, vocab_size: int, batch_tokens: int, family: str = "adamw") -> int:
@@ -115,14 +155,21 @@ def bytes_moved(model: Model, vocab_size: int, batch_tokens: int, family: str = 
     Weights read forward and backward, gradients written; the optimizer reads gradients, reads and writes weights and what it keeps;
     activations written and read.
     """
-    each = sum(6 * tensor.size + 2 * kept_floats(tensor, family) for tensor in tensors(model, vocab_size))
+    each = sum(
+        6 * tensor.size + 2 * kept_floats(tensor, family) for tensor in tensors(model, vocab_size)
+    )
     return 4 * (each + 2 * batch_tokens * activations(model, vocab_size))
 
 
-def seconds(recipe: Recipe, vocab_size: int, flops_per_second: float = 6e10, step_overhead: float = 2.5e-3) -> float:
+def seconds(
+    recipe: Recipe, vocab_size: int, flops_per_second: float = 6e10, step_overhead: float = 2.5e-3
+) -> float:
     """A guess for one trial: steps * overhead + FLOPs / rate; the defaults suit one laptop core. Used to order and to show time left."""
     seen = recipe.budget.tokens + recipe.budget.eval_tokens / 3
-    return recipe.budget.steps * step_overhead + flops_per_token(recipe.model, vocab_size, recipe.data.seq_len) * seen / flops_per_second
+    return (
+        recipe.budget.steps * step_overhead
+        + flops_per_token(recipe.model, vocab_size, recipe.data.seq_len) * seen / flops_per_second
+    )
 
 
 def count(recipe: Recipe, vocab_size: int = BYTES_TEXT_VOCAB) -> dict[str, Any]:

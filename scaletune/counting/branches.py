@@ -28,7 +28,11 @@ def apart(recipe: Recipe) -> str:
         return "`optimizer.family = 'schedulefree_adamw'`: to evaluate it moves its weights and back, which rounds them"
     if engine.processes > 1:
         return f"`engine.processes = {engine.processes}`: its processes train one trial"
-    return f"`engine.noise_every = {engine.noise_every}`: it measures one trial's gradients" if engine.noise_every else ""
+    return (
+        f"`engine.noise_every = {engine.noise_every}`: it measures one trial's gradients"
+        if engine.noise_every
+        else ""
+    )
 
 
 def trunk(recipe: Recipe) -> str:
@@ -47,18 +51,26 @@ def branch_step(recipe: Recipe) -> int:
         return steps
     stable = 1.0 - schedule.decay  # as `optim.multiplier` has it
     near = int(stable * steps)
-    return next((step for step in range(max(near - 1, 0), steps) if (step + 0.5) / steps > stable), steps)
+    return next(
+        (step for step in range(max(near - 1, 0), steps) if (step + 0.5) / steps > stable), steps
+    )
 
 
 def serves(longer: Recipe, shorter: Recipe) -> bool:
     """Whether a run of one is, up to a step of it, one of the other."""
-    return longer.budget.tokens > shorter.budget.tokens and branch_step(shorter) > 0 and trunk(longer) == trunk(shorter) != ""
+    return (
+        longer.budget.tokens > shorter.budget.tokens
+        and branch_step(shorter) > 0
+        and trunk(longer) == trunk(shorter) != ""
+    )
 
 
 def servers(points: Sequence[Recipe]) -> list[Recipe | None]:
     """For each point the longest horizon of its trial, if it may branch off that one's run."""
     keys, longest = [trunk(point) for point in points], dict[str, Recipe]()
-    for key, point in sorted(zip(keys, points, strict=True), key=lambda pair: pair[1].budget.tokens):
+    for key, point in sorted(
+        zip(keys, points, strict=True), key=lambda pair: pair[1].budget.tokens
+    ):
         longest[key] = point
     pairs = zip(keys, points, strict=True)
     return [longest[key] if key and serves(longest[key], point) else None for key, point in pairs]
@@ -72,7 +84,9 @@ def own_steps(points: Sequence[Recipe]) -> list[int]:
 
 def saving(points: Sequence[Recipe], rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     """FLOPs and guessed seconds of points whose horizons share trunks, and how many branch off one; `rows`: what `counting.count` says of each alone."""
-    shares = [steps / point.budget.steps for steps, point in zip(own_steps(points), points, strict=True)]
+    shares = [
+        steps / point.budget.steps for steps, point in zip(own_steps(points), points, strict=True)
+    ]
     pairs = list(zip(shares, rows, strict=True))
     return {
         "flops": sum(share * row["flops"] for share, row in pairs),

@@ -15,7 +15,12 @@ from scaletune.rules import Tensor
 from scaletune.zoo import Blocks, Decoder, Model
 
 PRECISIONS = {  # bytes of a weight, a gradient, a master weight, an activation
-    "mixed": (2, 2, 4, 2),  # bfloat16 with float32 master weights (arXiv:1910.02054, section 3.1: 2 + 2 + K, K = 12 of Adam)
+    "mixed": (
+        2,
+        2,
+        4,
+        2,
+    ),  # bfloat16 with float32 master weights (arXiv:1910.02054, section 3.1: 2 + 2 + K, K = 12 of Adam)
     "autocast": (4, 4, 0, 2),  # float32 weights, bfloat16 activations: torch.autocast
     "float32": (4, 4, 0, 4),
 }
@@ -60,13 +65,21 @@ def _held(model: Model, vocab_size: int, family: str, split: Split) -> list[tupl
     return held
 
 
-def _activations(model: Model, vocab_size: int, seq_len: int, split: Split, precision: str, recompute: bool) -> list[float]:
+def _activations(
+    model: Model, vocab_size: int, seq_len: int, split: Split, precision: str, recompute: bool
+) -> list[float]:
     """Bytes each stage keeps for the backward pass; recomputed layers keep their input, and one is whole while it is redone."""
     tokens, each = split.micro_rows * seq_len, PRECISIONS[precision][3]
     if not isinstance(model, Blocks):
         return [float(each * tokens * activations(model, vocab_size))]
-    rows, layer, layers = tokens if isinstance(model, Decoder) else tokens * model.tokens, layer_floats(model), model.depth / split.pp
-    outside = tokens * (activations(model, vocab_size) - vocab_size) - rows * layer * model.depth  # the final norm, an image
+    rows, layer, layers = (
+        tokens if isinstance(model, Decoder) else tokens * model.tokens,
+        layer_floats(model),
+        model.depth / split.pp,
+    )
+    outside = (
+        tokens * (activations(model, vocab_size) - vocab_size) - rows * layer * model.depth
+    )  # the final norm, an image
     found = []
     for stage in range(split.pp):
         flying = layers * min(split.pp - stage, split.micro_batches)
@@ -85,7 +98,10 @@ def training_memory(
     weight, gradient, master, _ = PRECISIONS[precision]
     spread = split.dp if zero else 1
     stages = []
-    held, passed = _held(model, vocab_size, family, split), _activations(model, vocab_size, seq_len, split, precision, recompute)
+    held, passed = (
+        _held(model, vocab_size, family, split),
+        _activations(model, vocab_size, seq_len, split, precision, recompute),
+    )
     for (weights, kept), backward in zip(held, passed, strict=True):
         parts = {
             "weights": weight * weights, "gradients": gradient * weights, "optimizer_states": STATE * kept / spread,

@@ -33,7 +33,12 @@ def _divides(recipe: Recipe, tp: int, pp: int) -> bool:
     model = recipe.model
     if not isinstance(model, Blocks):
         return tp == pp == 1
-    return not (model.heads % tp or (model.kv_heads or model.heads) % tp or model.ffn_width % tp or model.depth % pp)
+    return not (
+        model.heads % tp
+        or (model.kv_heads or model.heads) % tp
+        or model.ffn_width % tp
+        or model.depth % pp
+    )
 
 
 def splits(recipe: Recipe, hardware: Hardware) -> Iterator[Split]:
@@ -42,12 +47,16 @@ def splits(recipe: Recipe, hardware: Hardware) -> Iterator[Split]:
     for tp in range(1, min(hardware.gpus, hardware.gpus_per_node) + 1):
         for pp in range(1, hardware.gpus // tp + 1):
             dp, left = divmod(hardware.gpus, tp * pp)
-            whole_nodes = hardware.gpus <= hardware.gpus_per_node or hardware.gpus_per_node % tp == 0
+            whole_nodes = (
+                hardware.gpus <= hardware.gpus_per_node or hardware.gpus_per_node % tp == 0
+            )
             if not left and whole_nodes and rows % dp == 0 and _divides(recipe, tp, pp):
                 yield Split(tp, pp, dp, 1, rows // dp)
 
 
-def memory_of(recipe: Recipe, vocab_size: int, split: Split, hardware: Hardware) -> dict[str, float]:
+def memory_of(
+    recipe: Recipe, vocab_size: int, split: Split, hardware: Hardware
+) -> dict[str, float]:
     """Bytes of the fullest GPU, by part."""
     return training_memory(
         recipe.model, vocab_size, recipe.data.seq_len, split, family=recipe.optimizer.family, precision=hardware.precision,
@@ -77,7 +86,9 @@ def undivided(recipe: Recipe, hardware: Hardware) -> str:
     return f"{hardware.gpus} GPUs do not divide a batch of {rows} sequences{shape}: no data, tensor and pipeline sizes have that product"
 
 
-def hours(flops: float, hardware: Hardware, utilisation: tuple[float, float, float]) -> dict[str, Any]:
+def hours(
+    flops: float, hardware: Hardware, utilisation: tuple[float, float, float]
+) -> dict[str, Any]:
     """GPU-hours and days of wall clock by MFU = FLOPs / (GPU-seconds * peak) (arXiv:2204.02311, App. B), and their range over it."""
     gpu = hardware.resolved()
     value, longest, shortest = (flops / (share * gpu.peak) / 3600 for share in utilisation)
@@ -88,15 +99,31 @@ def hours(flops: float, hardware: Hardware, utilisation: tuple[float, float, flo
     }  # fmt: skip
 
 
-def floors(recipe: Recipe, vocab_size: int, placed: Placed, hardware: Hardware, mfu: float) -> list[str]:
+def floors(
+    recipe: Recipe, vocab_size: int, placed: Placed, hardware: Hardware, mfu: float
+) -> list[str]:
     """Sentences where bandwidth, at its datasheet peak, would take longer than the arithmetic at this MFU: the MFU is then out of reach."""
     gpu, split, parts = hardware.resolved(), placed.split, placed.memory
-    compute = flops_per_token(recipe.model, vocab_size, recipe.data.seq_len) * recipe.budget.batch_tokens / hardware.gpus / gpu.peak / mfu
-    held = sum(parts[name] for name in ("weights", "gradients", "optimizer_states", "master_weights"))
-    reduced = 2 * (split.dp - 1) / split.dp * parts["gradients"]  # of a ring; each direction has half a link's bandwidth
+    compute = (
+        flops_per_token(recipe.model, vocab_size, recipe.data.seq_len)
+        * recipe.budget.batch_tokens
+        / hardware.gpus
+        / gpu.peak
+        / mfu
+    )
+    held = sum(
+        parts[name] for name in ("weights", "gradients", "optimizer_states", "master_weights")
+    )
+    reduced = (
+        2 * (split.dp - 1) / split.dp * parts["gradients"]
+    )  # of a ring; each direction has half a link's bandwidth
     floor = {
-        "reading and writing weights and optimizer": 2 * held / gpu.memory_bandwidth if gpu.memory_bandwidth else 0.0,
-        "reducing gradients, were all GPUs in one node,": reduced / (gpu.link_bandwidth / 2) if gpu.link_bandwidth else 0.0,
+        "reading and writing weights and optimizer": 2 * held / gpu.memory_bandwidth
+        if gpu.memory_bandwidth
+        else 0.0,
+        "reducing gradients, were all GPUs in one node,": reduced / (gpu.link_bandwidth / 2)
+        if gpu.link_bandwidth
+        else 0.0,
     }
     total = hardware.gpus * recipe.budget.steps / 3600
     return [
@@ -108,4 +135,8 @@ def floors(recipe: Recipe, vocab_size: int, placed: Placed, hardware: Hardware, 
 
 def plain(placed: Placed) -> dict[str, Any]:
     """As JSON holds it: the split, its idle share, the bytes a GPU by part."""
-    return {"split": asdict(placed.split) | {"bubble": placed.split.bubble}, "memory_bytes_a_gpu": placed.memory, "fits": placed.fits}
+    return {
+        "split": asdict(placed.split) | {"bubble": placed.split.bubble},
+        "memory_bytes_a_gpu": placed.memory,
+        "fits": placed.fits,
+    }

@@ -9,19 +9,49 @@ from scaletune import counting
 from scaletune.recipe import Recipe
 
 OWN = ("schedule.", "optimizer.")  # of each trial: it keeps an optimizer of its own
-FIXED = ("optimizer.family", "optimizer.shape_factor")  # but these: the rule reads them, and with it the model's multipliers
+FIXED = (
+    "optimizer.family",
+    "optimizer.shape_factor",
+)  # but these: the rule reads them, and with it the model's multipliers
 DRAWN = ("parametrization.init_std", "parametrization.init_gain")
-ACTING = tuple(f"parametrization.{name}_multiplier" for name in ("embedding", "residual", "logits"))  # [K] where the model takes them
-WHEREVER = tuple(f"engine.{name}" for name in ("kind", "workers", "stack", "branch", "runs", "trackers", "evaluate_at", "checkpoint_every"))
-SEEDED = ("transformer", "moe", "mlp")  # take each trial's own batch; a convolution would sum it in another order than one trial's
+ACTING = tuple(
+    f"parametrization.{name}_multiplier" for name in ("embedding", "residual", "logits")
+)  # [K] where the model takes them
+WHEREVER = tuple(
+    f"engine.{name}"
+    for name in (
+        "kind",
+        "workers",
+        "stack",
+        "branch",
+        "runs",
+        "trackers",
+        "evaluate_at",
+        "checkpoint_every",
+    )
+)
+SEEDED = (
+    "transformer",
+    "moe",
+    "mlp",
+)  # take each trial's own batch; a convolution would sum it in another order than one trial's
 READ = (  # what decides a model's shapes, its batches and how it computes
     "model", "parametrization", "optimizer", "schedule", "training", "data", "budget", "seed", "engine",
 )  # fmt: skip
 
-WIDEST = {8: 64, 4: 128}  # on a CPU: stacks of so many pay up to this width; wider, a step fills the core by itself
-FULL_RATE = {"float32": 45e12, "bf16": 450e12}  # FLOPs a second of an H200's products in a model of it, their tiles all in use
+WIDEST = {
+    8: 64,
+    4: 128,
+}  # on a CPU: stacks of so many pay up to this width; wider, a step fills the core by itself
+FULL_RATE = {
+    "float32": 45e12,
+    "bf16": 450e12,
+}  # FLOPs a second of an H200's products in a model of it, their tiles all in use
 FULL_TRAFFIC = 3.3e12  # bytes a second, likewise
-FULL_STEP, LONE_STEP = 5e-3, 1e-3  # seconds: of a stack that fills it; and of a trial that does so by itself
+FULL_STEP, LONE_STEP = (
+    5e-3,
+    1e-3,
+)  # seconds: of a stack that fills it; and of a trial that does so by itself
 MOST, ROOM = 64, 0.5  # trials; share of the memory, as what is counted of activations is rough
 MLPS = 8  # of a CPU's stack: their steps are all overhead
 
@@ -29,7 +59,9 @@ MLPS = 8  # of a CPU's stack: their steps are all overhead
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     """{"a": {"b": 1}} -> ("a.b", 1)."""
     for key, inner in value.items():
-        yield from _flat(inner, f"{above}{key}.") if isinstance(inner, Mapping) else [(above + key, inner)]
+        yield from (
+            _flat(inner, f"{above}{key}.") if isinstance(inner, Mapping) else [(above + key, inner)]
+        )
 
 
 def _own(recipe: Recipe, path: str) -> bool:
@@ -43,7 +75,11 @@ def _own(recipe: Recipe, path: str) -> bool:
 
 def shared(recipe: Recipe) -> dict[str, Any]:
     """{dotted path: value} of what trials must have in common to stack."""
-    return {path: value for path, value in _flat(recipe.model_dump(include=set(READ))) if not _own(recipe, path)}
+    return {
+        path: value
+        for path, value in _flat(recipe.model_dump(include=set(READ)))
+        if not _own(recipe, path)
+    }
 
 
 def unlike(one: Recipe, other: Recipe) -> list[str]:
@@ -57,8 +93,14 @@ def alone(recipe: Recipe) -> str:
     if recipe.engine.processes > 1:
         return f"`engine.processes = {recipe.engine.processes}`: its batch is spread over them"
     if recipe.engine.noise_every:
-        return f"`engine.noise_every = {recipe.engine.noise_every}`: it measures one trial's gradients"
-    return f"`training.z_loss = {recipe.training.z_loss}`: it reads one trial's logits" if recipe.training.z_loss else ""
+        return (
+            f"`engine.noise_every = {recipe.engine.noise_every}`: it measures one trial's gradients"
+        )
+    return (
+        f"`training.z_loss = {recipe.training.z_loss}`: it reads one trial's logits"
+        if recipe.training.z_loss
+        else ""
+    )
 
 
 def size(recipe: Recipe, gpu_bytes: float = 0, vocab_size: int = counting.BYTES_TEXT_VOCAB) -> int:
@@ -78,13 +120,28 @@ def size(recipe: Recipe, gpu_bytes: float = 0, vocab_size: int = counting.BYTES_
 def _filling(recipe: Recipe, gpu_bytes: float, vocab_size: int) -> int:
     """As many as make a step of `FULL_STEP` by FLOPs and traffic, in `ROOM` of the memory; one where there is no update for all at once."""
     model, tokens, seq_len = recipe.model, recipe.budget.batch_tokens, recipe.data.seq_len
-    if recipe.optimizer.family not in ("adamw", "muon") or model.family not in ("transformer", "mlp", "vit"):
+    if recipe.optimizer.family not in ("adamw", "muon") or model.family not in (
+        "transformer",
+        "mlp",
+        "vit",
+    ):
         return 1
-    products = counting.flops_per_token(model, vocab_size, seq_len) * tokens / FULL_RATE[recipe.training.precision]
+    products = (
+        counting.flops_per_token(model, vocab_size, seq_len)
+        * tokens
+        / FULL_RATE[recipe.training.precision]
+    )
     seconds = products + counting.bytes_moved(model, vocab_size, tokens) / FULL_TRAFFIC
     held = sum(counting.memory_bytes(model, vocab_size, tokens, seq_len).values())
-    kernels = 65535 * seq_len // tokens, 2**31 // (tokens * vocab_size)  # sequences in attention's grid, logits in an int32
-    return 1 if seconds > LONE_STEP else max(1, min(MOST, int(FULL_STEP / seconds), int(ROOM * gpu_bytes / held), *kernels))
+    kernels = (
+        65535 * seq_len // tokens,
+        2**31 // (tokens * vocab_size),
+    )  # sequences in attention's grid, logits in an int32
+    return (
+        1
+        if seconds > LONE_STEP
+        else max(1, min(MOST, int(FULL_STEP / seconds), int(ROOM * gpu_bytes / held), *kernels))
+    )
 
 
 def _on_core(recipe: Recipe) -> int:

@@ -27,13 +27,21 @@ READERS: dict[str, Callable[[Data], Corpus]] = {
 
 def load(data: Data) -> Corpus:
     """The corpus a recipe names; UserError when it is missing, shorter than a window in either split, or over its vocabulary."""
-    corpus = _load(data.model_copy(update={"seq_len": 1, "order": "random", "epochs": 1, "vocab_size": None}))
-    corpus = replace(corpus, order=data.order, epochs=data.epochs, vocab_size=_vocabulary(corpus, data))
+    corpus = _load(
+        data.model_copy(update={"seq_len": 1, "order": "random", "epochs": 1, "vocab_size": None})
+    )
+    corpus = replace(
+        corpus, order=data.order, epochs=data.epochs, vocab_size=_vocabulary(corpus, data)
+    )
     for name, length in corpus.lengths().items():
         if not corpus.features and length <= data.seq_len + 1:
-            raise UserError(f"`seq_len + 1 < {name} tokens` must hold, but got seq_len={data.seq_len} and {length} {name} tokens")
+            raise UserError(
+                f"`seq_len + 1 < {name} tokens` must hold, but got seq_len={data.seq_len} and {length} {name} tokens"
+            )
         if not length:
-            raise UserError(f"`data.held_out` must leave examples in both splits, but got {data.held_out} and no {name} ones")
+            raise UserError(
+                f"`data.held_out` must leave examples in both splits, but got {data.held_out} and no {name} ones"
+            )
     return corpus
 
 
@@ -47,31 +55,54 @@ def check_room(corpus: Corpus, tokens: int, batch_tokens: int, seq_len: int) -> 
     """UserError when a batch is more than the train split, or the horizon more than `epochs` times it."""
     room = corpus.room(seq_len)
     if batch_tokens > room:
-        raise UserError(f"`batch_tokens <= train tokens` must hold, but got batch_tokens={batch_tokens} and {room} train tokens")
+        raise UserError(
+            f"`batch_tokens <= train tokens` must hold, but got batch_tokens={batch_tokens} and {room} train tokens"
+        )
     if tokens > corpus.epochs * room:
-        rule, got = "`tokens <= epochs * train tokens` must hold", f"tokens={tokens}, epochs={corpus.epochs} and {room} train tokens"
-        raise UserError(f"{rule}, but got {got}; `data.epochs = {-(-tokens // room)}` asks for repetition")
+        rule, got = (
+            "`tokens <= epochs * train tokens` must hold",
+            f"tokens={tokens}, epochs={corpus.epochs} and {room} train tokens",
+        )
+        raise UserError(
+            f"{rule}, but got {got}; `data.epochs = {-(-tokens // room)}` asks for repetition"
+        )
 
 
 def matches(corpus: Corpus, model: Any) -> None:
     """UserError unless the model's section asks for what an example is: tokens, (channels, height, width) or features; a class or a value."""
-    given = {name: getattr(model, name) for name in ("family", "image_size", "channels", "inputs") if hasattr(model, name)}
+    given = {
+        name: getattr(model, name)
+        for name in ("family", "image_size", "channels", "inputs")
+        if hasattr(model, name)
+    }
     if "image_size" in given:
         alike = corpus.features == (given["channels"], given["image_size"], given["image_size"])
     else:
-        alike = corpus.features == () if "inputs" not in given else prod(corpus.features) == given["inputs"] and corpus.features != ()
+        alike = (
+            corpus.features == ()
+            if "inputs" not in given
+            else prod(corpus.features) == given["inputs"] and corpus.features != ()
+        )
     if not alike:
         got = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise UserError(f"the model must read what the data hold, {_said(corpus.features)}, but got {got}")
+        raise UserError(
+            f"the model must read what the data hold, {_said(corpus.features)}, but got {got}"
+        )
     targets, wanted = ("values", "mse") if corpus.regression else ("classes", "cross_entropy")
     if (loss := getattr(model, "loss", "cross_entropy")) != wanted:
-        raise UserError(f"`model.loss` must be {wanted!r} where the targets are {targets}, but got {loss!r}")
+        raise UserError(
+            f"`model.loss` must be {wanted!r} where the targets are {targets}, but got {loss!r}"
+        )
 
 
 def _said(features: tuple[int, ...]) -> str:
     if not features:
         return "tokens"
-    return f"images of {' x '.join(map(str, features))} (channels, height, width)" if len(features) == 3 else f"{features[0]} features"
+    return (
+        f"images of {' x '.join(map(str, features))} (channels, height, width)"
+        if len(features) == 3
+        else f"{features[0]} features"
+    )
 
 
 def _vocabulary(corpus: Corpus, data: Data) -> int:
@@ -79,9 +110,13 @@ def _vocabulary(corpus: Corpus, data: Data) -> int:
     if data.vocab_size is None:
         return corpus.vocab_size
     if corpus.features:
-        raise UserError(f"`data.vocab_size` pads a vocabulary of tokens, but {data.source!r} holds {_said(corpus.features)}")
+        raise UserError(
+            f"`data.vocab_size` pads a vocabulary of tokens, but {data.source!r} holds {_said(corpus.features)}"
+        )
     if data.vocab_size < corpus.vocab_size:
-        raise UserError(f"`data.vocab_size` must hold every token, {corpus.vocab_size} or more here, but got {data.vocab_size}")
+        raise UserError(
+            f"`data.vocab_size` must hold every token, {corpus.vocab_size} or more here, but got {data.vocab_size}"
+        )
     return data.vocab_size
 
 
@@ -89,7 +124,9 @@ def _vocabulary(corpus: Corpus, data: Data) -> int:
 def _load(data: Data) -> Corpus:
     kind = _format(data)
     if data.tokenizer and kind not in ("text", "dataset"):
-        raise UserError(f"`data.tokenizer` turns text into tokens, but {data.source!r} was read as {kind}")
+        raise UserError(
+            f"`data.tokenizer` turns text into tokens, but {data.source!r} was read as {kind}"
+        )
     return READERS["dataset" if data.tokenizer else kind](data)
 
 

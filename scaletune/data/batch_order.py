@@ -11,7 +11,9 @@ ROUNDS = 12
 
 def drawn(seed: int, step: int, rows: int, n: int) -> Places:
     """`rows` of `n` places with replacement, from the counter-based stream (seed, step)."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step])).integers(0, n, rows)
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step])).integers(
+        0, n, rows
+    )
 
 
 def shuffled(seed: int, step: int, rows: int, n: int) -> Places:

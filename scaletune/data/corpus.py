@@ -27,13 +27,17 @@ class Corpus(ABC):
     digest: str
     order: Literal["random", "shuffle"] = "random"
     epochs: int = 1  # how often the train split may be gone through
-    features: tuple[int, ...] = ()  # of one example: (channels, height, width) or (features,); none of text
+    features: tuple[
+        int, ...
+    ] = ()  # of one example: (channels, height, width) or (features,); none of text
 
     def batch(self, seed: int, step: int, rows: int, seq_len: int) -> Batch:
         """(inputs, targets) of the whole step, over all processes; process r of w takes the rows [r::w]."""
         if self.order == "random":
             return self._train(batch_order.drawn(seed, step, rows, self._starts(seq_len)), seq_len)
-        return self._train(batch_order.shuffled(seed, step, rows, self._windows(seq_len)) * seq_len, seq_len)
+        return self._train(
+            batch_order.shuffled(seed, step, rows, self._windows(seq_len)) * seq_len, seq_len
+        )
 
     @property
     def regression(self) -> bool:
@@ -53,7 +57,11 @@ class Corpus(ABC):
         unique = float(min(tokens, self.room(seq_len)))
         if self.order == "random":
             unique = batch_order.expected_unique(tokens // seq_len, self._starts(seq_len), seq_len)
-        return {"unique_tokens": unique, "repeated_tokens": tokens - unique, "epochs": tokens / self.room(seq_len)}
+        return {
+            "unique_tokens": unique,
+            "repeated_tokens": tokens - unique,
+            "epochs": tokens / self.room(seq_len),
+        }
 
     @abstractmethod
     def held_out_batch(self, tokens: int, seq_len: int) -> Batch:
@@ -116,11 +124,17 @@ class Table:
 
     def take(self, index: Places) -> Batch:
         first, labels = self.parts[0]
-        batch = np.empty((len(index), *first.shape[1:]), first.dtype), np.empty((len(index), *labels.shape[1:]), labels.dtype)
+        batch = (
+            np.empty((len(index), *first.shape[1:]), first.dtype),
+            np.empty((len(index), *labels.shape[1:]), labels.dtype),
+        )
         begin = 0
         for inputs, targets in self.parts:
             here = (begin <= index) & (index < begin + len(inputs))
-            batch[0][here], batch[1][here] = inputs[index[here] - begin], targets[index[here] - begin]
+            batch[0][here], batch[1][here] = (
+                inputs[index[here] - begin],
+                targets[index[here] - begin],
+            )
             begin += len(inputs)
         return batch
 
@@ -128,7 +142,9 @@ class Table:
         """(train, held-out): each array without its tail, and the tails."""
         cuts = [int(len(inputs) * (1 - share)) for inputs, _ in self.parts]
         pairs = list(zip(self.parts, cuts, strict=True))
-        return Table(tuple((x[:cut], y[:cut]) for (x, y), cut in pairs)), Table(tuple((x[cut:], y[cut:]) for (x, y), cut in pairs))
+        return Table(tuple((x[:cut], y[:cut]) for (x, y), cut in pairs)), Table(
+            tuple((x[cut:], y[cut:]) for (x, y), cut in pairs)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +153,16 @@ class Examples(Corpus):
 
     train: Table
     held_out: Table
-    mean: NDArray[np.float64]  # of the train split: a channel's, or 0 and 1 where the scale is the task's
+    mean: NDArray[
+        np.float64
+    ]  # of the train split: a channel's, or 0 and 1 where the scale is the task's
     std: NDArray[np.float64]
 
     def held_out_batch(self, tokens: int, seq_len: int) -> Batch:
         n = min(tokens, len(self.held_out))
-        return self._normalised(self.held_out.take(np.linspace(0, len(self.held_out) - 1, n).astype(np.int64)))
+        return self._normalised(
+            self.held_out.take(np.linspace(0, len(self.held_out) - 1, n).astype(np.int64))
+        )
 
     def lengths(self) -> dict[str, int]:
         return {"train": len(self.train), "held-out": len(self.held_out)}

@@ -30,7 +30,11 @@ def listed(source: str) -> tuple[Path, list[Path]]:
     if source != PYTHON_STDLIB:
         return (top, files_in(top)) if top.is_dir() else (top.parent, [top])
     top = Path(sysconfig.get_paths()["stdlib"])
-    return top, [path for path in top.rglob("*.py") if not {"site-packages", "dist-packages"} & set(path.relative_to(top).parts)]
+    return top, [
+        path
+        for path in top.rglob("*.py")
+        if not {"site-packages", "dist-packages"} & set(path.relative_to(top).parts)
+    ]
 
 
 def tokens(data: Data) -> Text:
@@ -40,7 +44,11 @@ def tokens(data: Data) -> Text:
         train, held_out = (_mapped(path / name, data.dtype) for name in ("train.bin", "val.bin"))
     else:
         train, held_out = tail(_mapped(path, data.dtype), data.held_out)
-    return _text(train, held_out, max(hashing.extremes(split)[1] for split in (train, held_out) if len(split)) + 1)
+    return _text(
+        train,
+        held_out,
+        max(hashing.extremes(split)[1] for split in (train, held_out) if len(split)) + 1,
+    )
 
 
 def is_token_folder(path: Path) -> bool:
@@ -75,17 +83,26 @@ def tail(tokens: Tokens, share: float) -> tuple[Tokens, Tokens]:
 
 
 def _text(train: Tokens, held_out: Tokens, vocab_size: int) -> Text:
-    return Text(train=train, held_out=held_out, vocab_size=vocab_size, digest=hashing.digest(train, held_out))
+    return Text(
+        train=train,
+        held_out=held_out,
+        vocab_size=vocab_size,
+        digest=hashing.digest(train, held_out),
+    )
 
 
 def _mapped(path: Path, dtype: str) -> Tokens:
     """The tokens of a .npy, or of any other file as `dtype`, on disk; UserError unless they are a row of integers of 0 and above."""
     found = _npy(path) if path.suffix == ".npy" else _bin(path, np.dtype(dtype))
     if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
-        raise UserError(f"`data.source` must hold one row of integers, but `{path}` holds {found.dtype} {found.shape}")
+        raise UserError(
+            f"`data.source` must hold one row of integers, but `{path}` holds {found.dtype} {found.shape}"
+        )
     smallest = hashing.extremes(found)[0] if len(found) else None
     if smallest is None or smallest < 0:
-        raise UserError(f"`data.source` must hold tokens of 0 and above, but `{path}` holds {'none' if smallest is None else smallest}")
+        raise UserError(
+            f"`data.source` must hold tokens of 0 and above, but `{path}` holds {'none' if smallest is None else smallest}"
+        )
     return found
 
 
@@ -93,7 +110,9 @@ def _npy(path: Path) -> Tokens:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"`data.source` must hold tokens as one integer array, but `{path}`: {error}") from None
+        raise UserError(
+            f"`data.source` must hold tokens as one integer array, but `{path}`: {error}"
+        ) from None
 
 
 def _bin(path: Path, dtype: np.dtype) -> Tokens:

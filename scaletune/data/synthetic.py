@@ -17,7 +17,9 @@ def power_law(data: Data) -> Examples:
     """
     law = data.power_law
     stream = np.random.Generator(np.random.Philox(key=law.seed))
-    inputs = stream.standard_normal((law.examples, law.inputs), np.float32) * np.sqrt(eigenvalues(law)).astype(np.float32)
+    inputs = stream.standard_normal((law.examples, law.inputs), np.float32) * np.sqrt(
+        eigenvalues(law)
+    ).astype(np.float32)
     noise = law.noise * stream.standard_normal(law.examples)
     targets = (inputs @ teacher(law) + noise).astype(np.float32)[:, None]
     train, held_out = Table(((inputs, targets),)).tails(data.held_out)

@@ -18,7 +18,14 @@ def compare(prediction: Prediction, cell: dict[str, Any]) -> dict[str, Any]:
     be measured (its `status` says why) gives only `excess_grid`.
     """
     out: dict[str, Any] = {key: cell[key] for key in ("n_params", "tokens", "status")}
-    out |= {"predicted_lr": prediction.lr, "measured_lr": None, "ratio": None, "excess": None, "covered": None, "in_band": None}
+    out |= {
+        "predicted_lr": prediction.lr,
+        "measured_lr": None,
+        "ratio": None,
+        "excess": None,
+        "covered": None,
+        "in_band": None,
+    }
     out |= _against_grid(prediction, cell)
     if cell["status"] == "ok" and prediction.lr is not None:
         out |= _against_basin(prediction, cell)
@@ -33,7 +40,10 @@ def _against_grid(prediction: Prediction, cell: dict[str, Any]) -> dict[str, Any
         return {"nearest_lr": None, "excess_grid": None}
     distance = [abs(math.log(lr / prediction.lr)) for lr in grid["lr"]]
     nearest = distance.index(min(distance))
-    return {"nearest_lr": grid["lr"][nearest], "excess_grid": grid["loss"][nearest] / min(grid["loss"]) - 1}
+    return {
+        "nearest_lr": grid["lr"][nearest],
+        "excess_grid": grid["loss"][nearest] / min(grid["loss"]) - 1,
+    }
 
 
 def _against_basin(prediction: Prediction, cell: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +53,9 @@ def _against_basin(prediction: Prediction, cell: dict[str, Any]) -> dict[str, An
         "measured_lr": math.exp(cell["x"]),
         "ratio": math.exp(offset),
         "excess": float(Basin(**cell["basin"])(prediction.lr)) / cell["basin"]["floor"] - 1,
-        "covered": covers(prediction.interval.get("lr"), prediction.lr, math.exp(cell["x"]), cell["se"]),
+        "covered": covers(
+            prediction.interval.get("lr"), prediction.lr, math.exp(cell["x"]), cell["se"]
+        ),
         "in_band": -cell["half_width"][0] <= offset <= cell["half_width"][1],
     }
 
@@ -51,12 +63,24 @@ def _against_basin(prediction: Prediction, cell: dict[str, Any]) -> dict[str, An
 def _loss(prediction: Prediction, floor: float, floor_se: float) -> dict[str, Any]:
     """Predicted loss against the floor, nats/token."""
     if prediction.loss is None:
-        return {"predicted_loss": None, "measured_loss": floor, "loss_ratio": None, "loss_covered": None}
+        return {
+            "predicted_loss": None,
+            "measured_loss": floor,
+            "loss_ratio": None,
+            "loss_covered": None,
+        }
     covered = covers(prediction.interval.get("loss"), prediction.loss, floor, floor_se / floor)
-    return {"predicted_loss": prediction.loss, "measured_loss": floor, "loss_ratio": prediction.loss / floor, "loss_covered": covered}
+    return {
+        "predicted_loss": prediction.loss,
+        "measured_loss": floor,
+        "loss_ratio": prediction.loss / floor,
+        "loss_covered": covered,
+    }
 
 
-def covers(interval: list[float] | None, predicted: float, measured: float, se: float) -> bool | None:
+def covers(
+    interval: list[float] | None, predicted: float, measured: float, se: float
+) -> bool | None:
     """Whether `measured`, known to `se` in its log, is inside: both errors add in squares, in logs."""
     if interval is None:
         return None

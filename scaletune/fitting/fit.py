@@ -29,10 +29,21 @@ from scaletune.records import Fit
 
 LAWS = {
     "lr_nd": ("n_params", "tokens"),  # lr = c * n_params**a * tokens**b
-    "lr_ndb": ("n_params", "tokens", "batch_tokens"),  # lr = c * n_params**a * tokens**b * batch_tokens**d
-    "loss_nd": ("n_params", "tokens"),  # E + A / n_params**alpha + B / tokens**beta, as predicts best one size up
+    "lr_ndb": (
+        "n_params",
+        "tokens",
+        "batch_tokens",
+    ),  # lr = c * n_params**a * tokens**b * batch_tokens**d
+    "loss_nd": (
+        "n_params",
+        "tokens",
+    ),  # E + A / n_params**alpha + B / tokens**beta, as predicts best one size up
     "chinchilla": ("n_params", "tokens"),  # the same form by its published objective
-    "joint": ("n_params", "tokens", "batch_tokens"),  # loss over lr and batch at every scale: surface.py
+    "joint": (
+        "n_params",
+        "tokens",
+        "batch_tokens",
+    ),  # loss over lr and batch at every scale: surface.py
 }
 LEVEL = 0.95  # of every interval
 SPARE = 1  # degrees of freedom a law must keep when one cell is left out
@@ -50,12 +61,16 @@ class Measured:
     said: list[str] = field(default_factory=list)
     noise: tuple[float, int] = (0.0, 0)  # variance of one run's loss, and its degrees of freedom
     level: float = LEVEL
-    choice: list[str] = field(default_factory=list)  # what to say when cells had several batch sizes to choose among
+    choice: list[str] = field(
+        default_factory=list
+    )  # what to say when cells had several batch sizes to choose among
 
     @property
     def usable(self) -> list[Row]:
         """Cells with an optimum; when no cell has one inside its grid, those that bound it."""
-        return [row for row in self.rows if row["status"] == "ok"] or [row for row in self.rows if "x" in row]
+        return [row for row in self.rows if row["status"] == "ok"] or [
+            row for row in self.rows if "x" in row
+        ]
 
 
 def fit(
@@ -73,47 +88,74 @@ def fit(
     known_law(law)
     if not 0 < level < 1:
         raise UserError(f"`0 < level < 1` must hold, but got {level!r}")
-    trials, guessed = (trials, list[str]()) if isinstance(trials, pd.DataFrame) else records_of(trials)
+    trials, guessed = (
+        (trials, list[str]()) if isinstance(trials, pd.DataFrame) else records_of(trials)
+    )
     made = _fitted(trials, law, holdout, fixed, level)
     return replace(made, assumptions=[*made.assumptions, *guessed])
 
 
-def _fitted(trials: pd.DataFrame, law: str, holdout: str | None, fixed: Mapping[str, float | str] | None, level: float) -> Fit:
+def _fitted(
+    trials: pd.DataFrame,
+    law: str,
+    holdout: str | None,
+    fixed: Mapping[str, float | str] | None,
+    level: float,
+) -> Fit:
     trials, others = main_sweep(trials)
     if law in RELATIONS:
         if holdout or fixed:
-            raise UserError(f"a hold-out and fixed parameters are for laws of n_params and tokens, but got law={law!r}")
+            raise UserError(
+                f"a hold-out and fixed parameters are for laws of n_params and tokens, but got law={law!r}"
+            )
         return fit_relation(trials, RELATIONS[law], level=level)
     if law in LOSS_LAWS and not _has_lr_axis(prepare(trials)[0]):
         return fit_rows(trials, law, holdout, fixed, level)
     if fixed:
-        raise UserError(f"fixed parameters are for a loss law of runs without an lr axis, but got {', '.join(fixed)} for {law!r}")
+        raise UserError(
+            f"fixed parameters are for a loss law of runs without an lr axis, but got {', '.join(fixed)} for {law!r}"
+        )
     table = tabulate(trials, [*LAWS[law], "lr", "loss"])
     held = table["cell"].isin(held_out_cells(table, holdout) if holdout else ())
     if law == "joint":
-        result = _finish(fit_joint(table[~held], _mixed(table[~held]), level), trials, table, others, holdout)
+        result = _finish(
+            fit_joint(table[~held], _mixed(table[~held]), level), trials, table, others, holdout
+        )
         return replace(result, held_out=hold_out(result, table[~held], table[held], holdout))
     found = _measure(table[~held], every_batch=law == "lr_ndb", level=level)
     if not found.usable:
         reasons = [row["status"] for row in found.rows]
-        raise UserError(f"a fit needs at least one usable cell, but {'; '.join(reasons[:6])}{'; ...' if len(reasons) > 6 else ''}")
+        raise UserError(
+            f"a fit needs at least one usable cell, but {'; '.join(reasons[:6])}{'; ...' if len(reasons) > 6 else ''}"
+        )
     law, said = _settle(law, found)
-    result = _finish(_assemble(law, found, said + _mixed(table[~held])), trials, table, others, holdout)
+    result = _finish(
+        _assemble(law, found, said + _mixed(table[~held])), trials, table, others, holdout
+    )
     if not holdout:
         return replace(result, held_out=_leave_one_out(law, found))
     rows = _measure(table[held], every_batch=law == "lr_ndb", noise=found.noise, level=level).rows
     judged = [compare(_predict(result, row), row) for row in rows]
-    return replace(result, held_out=summary(f"hold-out: {holdout}", judged, runs=list(table.loc[held, "id"])))
+    return replace(
+        result, held_out=summary(f"hold-out: {holdout}", judged, runs=list(table.loc[held, "id"]))
+    )
 
 
-def _finish(result: Fit, trials: pd.DataFrame, table: pd.DataFrame, others: dict[str, str], holdout: str | None) -> Fit:
+def _finish(
+    result: Fit,
+    trials: pd.DataFrame,
+    table: pd.DataFrame,
+    others: dict[str, str],
+    holdout: str | None,
+) -> Fit:
     """`result` with what the records say of their runs: shapes, setting, and those of other sweeps."""
     setting = common_setting(trials)
     return replace(
         result,
         ranges=result.ranges | _shape_ranges(table),
         dropped=result.dropped | others,
-        provenance=result.provenance | {"trials": len(trials), "holdout": holdout, "setting": setting},
+        provenance=result.provenance
+        | {"trials": len(trials), "holdout": holdout, "setting": setting},
         assumptions=[*setting_sentences(setting), *result.assumptions],
     )
 
@@ -121,12 +163,17 @@ def _finish(result: Fit, trials: pd.DataFrame, table: pd.DataFrame, others: dict
 def known_law(law: str) -> None:
     """UserError, with the nearest name, unless `law` is one that `fit` fits."""
     if law not in LAWS and law not in RELATIONS:
-        raise UserError(f"a law must be one that can be fitted, but got {law!r}{nearest(law, [*LAWS, *RELATIONS])}")
+        raise UserError(
+            f"a law must be one that can be fitted, but got {law!r}{nearest(law, [*LAWS, *RELATIONS])}"
+        )
 
 
 def measure(trials: pd.DataFrame) -> list[Row]:
     """The optimum of every (n_params, tokens) cell with its interval, floor, basin and near-optimal band; `status` says why one has none."""
-    return [_public(row) for row in _measure(tabulate(trials, ["n_params", "tokens", "lr", "loss"])).rows]
+    return [
+        _public(row)
+        for row in _measure(tabulate(trials, ["n_params", "tokens", "lr", "loss"])).rows
+    ]
 
 
 def _has_lr_axis(trials: pd.DataFrame) -> bool:
@@ -137,7 +184,13 @@ def _has_lr_axis(trials: pd.DataFrame) -> bool:
     return bool((table.groupby("cell")["lr"].nunique() >= 3).any())
 
 
-def _measure(table: pd.DataFrame, *, every_batch: bool = False, noise: tuple[float, int] | None = None, level: float = LEVEL) -> Measured:
+def _measure(
+    table: pd.DataFrame,
+    *,
+    every_batch: bool = False,
+    noise: tuple[float, int] | None = None,
+    level: float = LEVEL,
+) -> Measured:
     """The optimum of each cell; at its best batch size unless `every_batch`; with its own noise unless `noise`."""
     rows, dropped = slices(table)
     found = Measured(rows, dropped, noise=optima(rows, noise, level), level=level)
@@ -147,7 +200,8 @@ def _measure(table: pd.DataFrame, *, every_batch: bool = False, noise: tuple[flo
     found.said = [row["status"] for row in found.rows if row["status"] != "ok"]
     if found.usable and found.usable[0]["status"] != "ok":
         found.said.insert(
-            0, "no cell has its optimum inside its lr grid: the law goes through the grids' ends and is a bound, not an optimum"
+            0,
+            "no cell has its optimum inside its lr grid: the law goes through the grids' ends and is a bound, not an optimum",
         )
     for row in found.rows:
         if row not in found.usable:
@@ -163,25 +217,47 @@ def _settle(law: str, found: Measured) -> tuple[str, list[str]]:
     if found.choice:
         return law, found.choice
     if law == "lr_nd" and len(batches) > 1 and None not in batches:
-        return "lr_ndb", ["batch_tokens differs between cells, so the law has a batch exponent: lr_ndb"]
+        return "lr_ndb", [
+            "batch_tokens differs between cells, so the law has a batch exponent: lr_ndb"
+        ]
     return law, []
 
 
 def _mixed(table: pd.DataFrame) -> list[str]:
     """A sentence for each setting that differs between runs of one cell and batch size, which the fit does not see, and for odd units."""
     groups = table.groupby(["cell", "batch_tokens", "lr"], dropna=False)
-    mixed = [c for c in ("sweep", "width", "depth", "seq_len", "weight_decay") if c in table.columns and (groups[c].nunique() > 1).any()]
-    averaged = [f"`{column}` differs between runs of the same cell and lr: they are averaged as if it did not" for column in mixed]
-    own = [f"`{name}` differs between runs of one cell: its optimum is read off runs that are not alike" for name in differing(table)]
+    mixed = [
+        c
+        for c in ("sweep", "width", "depth", "seq_len", "weight_decay")
+        if c in table.columns and (groups[c].nunique() > 1).any()
+    ]
+    averaged = [
+        f"`{column}` differs between runs of the same cell and lr: they are averaged as if it did not"
+        for column in mixed
+    ]
+    own = [
+        f"`{name}` differs between runs of one cell: its optimum is read off runs that are not alike"
+        for name in differing(table)
+    ]
     return [*odd_units(table), *averaged, *own]
 
 
-def _assemble(law: str, found: Measured, said: Sequence[str] = (), n_draws: int | None = None) -> Fit:
+def _assemble(
+    law: str, found: Measured, said: Sequence[str] = (), n_draws: int | None = None
+) -> Fit:
     """The record of a law fitted to cells with optima."""
     usable = found.usable
-    shared: dict[str, Any] = {"used": [i for row in usable for i in row["ids"]], "level": found.level}
+    shared: dict[str, Any] = {
+        "used": [i for row in usable for i in row["ids"]],
+        "level": found.level,
+    }
     lower = law if law in LOSS_LAWS else "loss_nd"
-    loss = _record(lower, _loss_law(usable, lower, n_draws, found.level), ranges=_ranges(usable, lower), **shared)
+    loss = _record(
+        lower,
+        _loss_law(usable, lower, n_draws, found.level),
+        ranges=_ranges(usable, lower),
+        **shared,
+    )
     shared |= {
         "cells": [_public(row) for row in found.rows],
         "dropped": found.dropped,
@@ -194,13 +270,24 @@ def _assemble(law: str, found: Measured, said: Sequence[str] = (), n_draws: int 
         said = [*found.said, *said, *(sentence for sentence in loss.status if sentence != "ok")]
         return replace(loss, status=said or ["ok"], **shared)
     part = fit_power_law(usable, list(LAWS[law]), found.level)
-    part["solution"]["batch_tokens"] = sorted({row["batch_tokens"] for row in usable if row["batch_tokens"] is not None})
-    return _record(law, part, [*found.said, *said], ranges=_ranges(usable, law), loss_law=loss, **shared)
+    part["solution"]["batch_tokens"] = sorted(
+        {row["batch_tokens"] for row in usable if row["batch_tokens"] is not None}
+    )
+    return _record(
+        law, part, [*found.said, *said], ranges=_ranges(usable, law), loss_law=loss, **shared
+    )
 
 
 def _record(law: str, part: dict[str, Any], said: Sequence[str] = (), **fields: Any) -> Fit:
     status = [*said, *part["said"]]
-    return Fit(law=law, params=part["params"], solution=part["solution"], objective=part["objective"], status=status or ["ok"], **fields)
+    return Fit(
+        law=law,
+        params=part["params"],
+        solution=part["solution"],
+        objective=part["objective"],
+        status=status or ["ok"],
+        **fields,
+    )
 
 
 def _assumptions() -> list[str]:
@@ -215,31 +302,51 @@ def _assumptions() -> list[str]:
 def _loss_law(usable: list[Row], law: str, n_draws: int | None, level: float) -> dict[str, Any]:
     """The loss law through each cell's lowest floor."""
     lowest = _lowest(usable)
-    n_params, tokens, floor, se = (np.array([row[key] for row in lowest]) for key in ("n_params", "tokens", "floor", "floor_se"))
-    return fit_loss_law(n_params, tokens, floor, se, level=level, n_draws=n_draws, estimator=ESTIMATORS[law])
+    n_params, tokens, floor, se = (
+        np.array([row[key] for row in lowest])
+        for key in ("n_params", "tokens", "floor", "floor_se")
+    )
+    return fit_loss_law(
+        n_params, tokens, floor, se, level=level, n_draws=n_draws, estimator=ESTIMATORS[law]
+    )
 
 
 def _lowest(usable: list[Row]) -> list[Row]:
     """Each cell at the batch of its lowest floor."""
     cells = sorted({row["cell"] for row in usable})
-    return [min((row for row in usable if row["cell"] == cell), key=lambda row: row["floor"]) for cell in cells]
+    return [
+        min((row for row in usable if row["cell"] == cell), key=lambda row: row["floor"])
+        for cell in cells
+    ]
 
 
 def _ranges(usable: list[Row], law: str) -> dict[str, list[float]]:
-    return {column: [min(row[column] for row in usable), max(row[column] for row in usable)] for column in LAWS[law]}
+    return {
+        column: [min(row[column] for row in usable), max(row[column] for row in usable)]
+        for column in LAWS[law]
+    }
 
 
 def _shape_ranges(table: pd.DataFrame) -> dict[str, list[float]]:
     """Depths and widths of the runs, when the records say: what a target beyond them has to assume."""
-    return {column: [float(table[column].min()), float(table[column].max())] for column in ("width", "depth") if column in table}
+    return {
+        column: [float(table[column].min()), float(table[column].max())]
+        for column in ("width", "depth")
+        if column in table
+    }
 
 
 def _public(row: Row) -> Row:
     """A cell as the record keeps it: plain numbers, and learning rates beside their logs."""
-    out = {key: value for key, value in row.items() if key not in ("points", "ids", "cell")} | {"n_runs": len(row["ids"])}
+    out = {key: value for key, value in row.items() if key not in ("points", "ids", "cell")} | {
+        "n_runs": len(row["ids"])
+    }
     if "x" in row:
         out["lr"] = float(np.exp(row["x"]))
-        out["band"] = [float(np.exp(row["x"] + sign * width)) for sign, width in zip((-1, 1), row["half_width"], strict=True)]
+        out["band"] = [
+            float(np.exp(row["x"] + sign * width))
+            for sign, width in zip((-1, 1), row["half_width"], strict=True)
+        ]
     return out
 
 
@@ -256,8 +363,20 @@ def _leave_one_out(law: str, found: Measured) -> dict[str, Any]:
         return {}
     judged = []
     for cell in tqdm(cells, "cells held out", disable=None, leave=False):
-        without = _assemble(law, Measured([row for row in usable if row["cell"] != cell], level=found.level), n_draws=QUICK)
+        without = _assemble(
+            law,
+            Measured([row for row in usable if row["cell"] != cell], level=found.level),
+            n_draws=QUICK,
+        )
         here = [row for row in usable if row["cell"] == cell]
-        best = min(here, key=lambda row: row["floor"])  # the loss law is that of the best batch size: the others' floors are no test of it
-        judged += [compare(_predict(without, row), row if row is best else {k: v for k, v in row.items() if k != "floor"}) for row in here]
+        best = min(
+            here, key=lambda row: row["floor"]
+        )  # the loss law is that of the best batch size: the others' floors are no test of it
+        judged += [
+            compare(
+                _predict(without, row),
+                row if row is best else {k: v for k, v in row.items() if k != "floor"},
+            )
+            for row in here
+        ]
     return summary("leave-one-cell-out", judged)

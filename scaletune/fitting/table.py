@@ -23,7 +23,14 @@ UNITS = {
 }
 RATIOS = (1e-4, 1e7)  # tokens a parameter, and
 STEPS = 1e7  # steps, that nobody trains with
-OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt}
+OPERATORS = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
 STATUSES = ("done", "diverged", "failed")
 
 
@@ -32,7 +39,10 @@ def main_sweep(trials: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     if "sweep" not in trials or not (trials["sweep"] == "main").any():
         return trials, {}
     rest = trials[trials["sweep"] != "main"]
-    reasons = {run: f"of the sweep {sweep!r}, not of the study's proxies" for run, sweep in zip(rest["id"], rest["sweep"], strict=True)}
+    reasons = {
+        run: f"of the sweep {sweep!r}, not of the study's proxies"
+        for run, sweep in zip(rest["id"], rest["sweep"], strict=True)
+    }
     return trials[trials["sweep"] == "main"], reasons
 
 
@@ -43,8 +53,14 @@ def tabulate(trials: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
     for column in needed:
         if column not in trials.columns:
             names = ", ".join(map(str, trials.columns))
-            hint = "; separate them by commas" if len(trials.columns) == 1 and set(";\t") & set(names) else ""
-            raise UserError(f"trials must have a column `{column}` ({UNITS[column]}), but the columns are: {names}{hint}")
+            hint = (
+                "; separate them by commas"
+                if len(trials.columns) == 1 and set(";\t") & set(names)
+                else ""
+            )
+            raise UserError(
+                f"trials must have a column `{column}` ({UNITS[column]}), but the columns are: {names}{hint}"
+            )
     out = trials.reset_index(drop=True).copy()
     out["status"] = _statuses(out)
     for column in needed:
@@ -52,14 +68,24 @@ def tabulate(trials: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
         out[column] = pd.to_numeric(said, errors="coerce").astype(float)
         if column != "loss":
             _require_positive(out[column], said)
-    out["batch_tokens"] = pd.to_numeric(out["batch_tokens"], errors="coerce").astype(float) if "batch_tokens" in out else np.nan
+    out["batch_tokens"] = (
+        pd.to_numeric(out["batch_tokens"], errors="coerce").astype(float)
+        if "batch_tokens" in out
+        else np.nan
+    )
     out["cell"] = out.groupby([_groups(out["n_params"]), _groups(out["tokens"])]).ngroup()
     out["id"] = _ids(out)
-    out["crossed"] = "seed" in out and bool(out["seed"].notna().all())  # the same seeds at every lr: their common part can be taken out
+    out["crossed"] = "seed" in out and bool(
+        out["seed"].notna().all()
+    )  # the same seeds at every lr: their common part can be taken out
     if not out["crossed"].all():
-        out["seed"] = out.groupby([c for c in ("n_params", "tokens", "batch_tokens", "lr") if c in out], dropna=False).cumcount()
+        out["seed"] = out.groupby(
+            [c for c in ("n_params", "tokens", "batch_tokens", "lr") if c in out], dropna=False
+        ).cumcount()
     order = [column for column in ("cell", "batch_tokens", "lr", "seed", "id") if column in out]
-    return out.sort_values(order, kind="stable").reset_index(drop=True)  # sums, and so the answer, do not depend on the order of rows
+    return out.sort_values(order, kind="stable").reset_index(
+        drop=True
+    )  # sums, and so the answer, do not depend on the order of rows
 
 
 def _ids(table: pd.DataFrame) -> pd.Series:
@@ -73,16 +99,24 @@ def _ids(table: pd.DataFrame) -> pd.Series:
         return ids
     if len(set(zip(ids, table["cell"], strict=True))) == ids.nunique() == table["cell"].nunique():
         return rows
-    raise UserError(f"a trial's id must be its own, or its cell's, but {ids[again].iloc[0]!r} occurs twice")
+    raise UserError(
+        f"a trial's id must be its own, or its cell's, but {ids[again].iloc[0]!r} occurs twice"
+    )
 
 
 def _statuses(table: pd.DataFrame) -> pd.Series:
     """`status`, or what the loss says of it; a "done" without a finite loss has diverged."""
     finite = np.isfinite(pd.to_numeric(table["loss"], errors="coerce").astype(float))
-    status = table["status"].fillna("done").astype(str) if "status" in table else pd.Series("done", index=table.index)
+    status = (
+        table["status"].fillna("done").astype(str)
+        if "status" in table
+        else pd.Series("done", index=table.index)
+    )
     unknown = sorted(set(status) - set(STATUSES))
     if unknown:
-        raise UserError(f"a trial's status must be one of {', '.join(STATUSES)}, but got {unknown[0]!r}{nearest(unknown[0], STATUSES)}")
+        raise UserError(
+            f"a trial's status must be one of {', '.join(STATUSES)}, but got {unknown[0]!r}{nearest(unknown[0], STATUSES)}"
+        )
     return status.where((status != "done") | finite, "diverged")
 
 
@@ -94,7 +128,9 @@ def odd_units(table: pd.DataFrame) -> list[str]:
             f"tokens per parameter go from {ratio.min():.3g} to {ratio.max():.3g}: are both columns counts, not millions or billions, in every row?"
         )
     if (steps := (table["tokens"] / table["batch_tokens"]).max()) > STEPS:
-        said.append(f"tokens / batch_tokens comes to {steps:.3g} steps: is batch_tokens in tokens, not in sequences, in every row?")
+        said.append(
+            f"tokens / batch_tokens comes to {steps:.3g} steps: is batch_tokens in tokens, not in sequences, in every row?"
+        )
     return said
 
 
@@ -103,7 +139,9 @@ def _require_positive(values: pd.Series, said: pd.Series) -> None:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         shown = repr(said.iloc[row]) if isinstance(said.iloc[row], str) else f"{values.iloc[row]:g}"
-        raise UserError(f"`{values.name}` must be a number above 0 in every trial, but row {row} has {shown}")
+        raise UserError(
+            f"`{values.name}` must be a number above 0 in every trial, but row {row} has {shown}"
+        )
 
 
 def _groups(values: pd.Series) -> pd.Series:
@@ -131,16 +169,24 @@ def matches(table: pd.DataFrame, expression: str) -> pd.Series:
     for clause in re.split(r"\s+and\s+", expression.strip()):
         found = re.fullmatch(r"(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S+)", clause.strip())
         if not found:
-            raise UserError(f"a hold-out must read `COLUMN OP NUMBER`, joined by `and`, but got {clause!r}")
+            raise UserError(
+                f"a hold-out must read `COLUMN OP NUMBER`, joined by `and`, but got {clause!r}"
+            )
         column, op, text = found.groups()
         if column not in COLUMNS:
-            raise UserError(f"a hold-out must name a column of the records, but got {column!r}{nearest(column, COLUMNS)}")
+            raise UserError(
+                f"a hold-out must name a column of the records, but got {column!r}{nearest(column, COLUMNS)}"
+            )
         if column not in table.columns:
-            raise UserError(f"a hold-out must name a column these trials have, but they have no `{column}`")
+            raise UserError(
+                f"a hold-out must name a column these trials have, but they have no `{column}`"
+            )
         try:
             number = float(text.replace("_", ""))
         except ValueError:
-            raise UserError(f"a hold-out must compare `{column}` with a number, but got {text!r}") from None
+            raise UserError(
+                f"a hold-out must compare `{column}` with a number, but got {text!r}"
+            ) from None
         keep &= OPERATORS[op](pd.to_numeric(table[column], errors="coerce"), number)
     return keep
 
@@ -150,7 +196,11 @@ def held_out_cells(table: pd.DataFrame, expression: str) -> set[int]:
     mask = matches(table, expression)
     share = mask.groupby(table["cell"]).mean()
     if share.between(0, 1, inclusive="neither").any():
-        raise UserError(f"a hold-out must take whole (n_params, tokens) cells, but {expression!r} splits one")
+        raise UserError(
+            f"a hold-out must take whole (n_params, tokens) cells, but {expression!r} splits one"
+        )
     if not mask.any() or mask.all():
-        raise UserError(f"a hold-out must take some cells and leave some, but {expression!r} takes {'all' if mask.all() else 'none'}")
+        raise UserError(
+            f"a hold-out must take some cells and leave some, but {expression!r} takes {'all' if mask.all() else 'none'}"
+        )
     return {int(cell) for cell in share.index[share > 0]}

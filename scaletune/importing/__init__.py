@@ -39,10 +39,25 @@ def read(path: str | Path) -> pd.DataFrame:
     if path.suffix == ".jsonl":
         return tables.of_lines(path)
     readers = {
-        "W&B": (wandb.read, lambda p: p.suffix == ".wandb" or (p.is_dir() and any(p.rglob("*.wandb")))),
-        "TensorBoard": (tensorboard.read, lambda p: "tfevents" in p.name or (p.is_dir() and any(p.rglob("*tfevents*")))),
-        "Trainer": (_trainers, lambda p: p.name == "trainer_state.json" or (p.is_dir() and any(p.rglob("trainer_state.json")))),
-        "MLflow": (trainer_mlflow.mlflow, lambda p: p.suffix in (".db", ".sqlite") and _is_mlflow(p)),
+        "W&B": (
+            wandb.read,
+            lambda p: p.suffix == ".wandb" or (p.is_dir() and any(p.rglob("*.wandb"))),
+        ),
+        "TensorBoard": (
+            tensorboard.read,
+            lambda p: "tfevents" in p.name or (p.is_dir() and any(p.rglob("*tfevents*"))),
+        ),
+        "Trainer": (
+            _trainers,
+            lambda p: (
+                p.name == "trainer_state.json"
+                or (p.is_dir() and any(p.rglob("trainer_state.json")))
+            ),
+        ),
+        "MLflow": (
+            trainer_mlflow.mlflow,
+            lambda p: p.suffix in (".db", ".sqlite") and _is_mlflow(p),
+        ),
     }
     reader = next((reader for reader, knows in readers.values() if knows(path)), None)
     if reader is None:
@@ -59,7 +74,9 @@ def _trainers(path: Path) -> list[trainer_mlflow.Run]:
     runs = [run for file in files for run in trainer_mlflow.trainer_state(file)]
     last: dict[str, trainer_mlflow.Run] = {}
     for file, run in zip(files, runs, strict=True):
-        folder = str(file.parent.parent if file.parent.name.startswith("checkpoint-") else file.parent)
+        folder = str(
+            file.parent.parent if file.parent.name.startswith("checkpoint-") else file.parent
+        )
         if folder not in last or run.row().get("steps", 0) >= last[folder].row().get("steps", 0):
             last[folder] = run
     return list(last.values())
@@ -73,7 +90,9 @@ def _parquet(path: Path) -> pd.DataFrame:
     except ImportError:
         raise UserError(f"`{path}` needs pyarrow: pip install 'scaletune[data]'") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"`{path}` must be a Parquet table, but {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"`{path}` must be a Parquet table, but {' '.join(str(error).split())}"
+        ) from None
 
 
 def _is_mlflow(path: Path) -> bool:
@@ -87,7 +106,9 @@ def _is_mlflow(path: Path) -> bool:
         return False
 
 
-def trials(source: str | Path | Sequence[str | Path], said: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, list[str]]:
+def trials(
+    source: str | Path | Sequence[str | Path], said: Mapping[str, str] | None = None
+) -> tuple[pd.DataFrame, list[str]]:
     """Records of any kind under the contract's names, and what was guessed: our own `.jsonl`, `.db` and `.csv`, or whatever `read` knows.
 
     Of several sources the rows of all; our own are merged, a trial that two of them hold is one.
@@ -97,9 +118,13 @@ def trials(source: str | Path | Sequence[str | Path], said: Mapping[str, str] | 
     paths = [Path(source)] if isinstance(source, (str, Path)) else [Path(path) for path in source]
     records = [path for path in paths if _own(path) and path.suffix != ".csv"]
     found = [(read_trials(records), False)] if records else []
-    found += [tables.tidied(read_trials(path), path.stem) for path in paths if path.suffix == ".csv"]
+    found += [
+        tables.tidied(read_trials(path), path.stem) for path in paths if path.suffix == ".csv"
+    ]
     found += [(read(path), False) for path in paths if not _own(path)]
-    runs, histories = ([table for table, history in found if history is wanted] for wanted in (False, True))
+    runs, histories = (
+        [table for table, history in found if history is wanted] for wanted in (False, True)
+    )
     whole = pd.concat(runs or histories, ignore_index=True)
     return named(tables.joined(whole, pd.concat(histories)) if runs and histories else whole, said)
 
@@ -107,10 +132,16 @@ def trials(source: str | Path | Sequence[str | Path], said: Mapping[str, str] | 
 def _own(path: Path) -> bool:
     if path.suffix == ".jsonl":
         return not tables.foreign_lines(path)
-    return path.suffix == ".csv" or (path.suffix == ".db" and not _is_mlflow(path)) or not path.exists()
+    return (
+        path.suffix == ".csv"
+        or (path.suffix == ".db" and not _is_mlflow(path))
+        or not path.exists()
+    )
 
 
-def named(table: pd.DataFrame, said: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, list[str]]:
+def named(
+    table: pd.DataFrame, said: Mapping[str, str] | None = None
+) -> tuple[pd.DataFrame, list[str]]:
     """The table under the contract's names, and a sentence for each column that was guessed.
 
     said: {contract column: the table's own}, each used as told. A contract column that is absent is taken from CUSTOMARY, and
@@ -119,7 +150,9 @@ def named(table: pd.DataFrame, said: Mapping[str, str] | None = None) -> tuple[p
     said, guessed = dict(said or {}), []
     for column, own in said.items():
         if own not in table.columns:
-            raise UserError(f"`{column}={own}` must name a column of the records{nearest(own, map(str, table.columns))}")
+            raise UserError(
+                f"`{column}={own}` must name a column of the records{nearest(own, map(str, table.columns))}"
+            )
         table = table.assign(**{column: table[own]})
     for column, names in CUSTOMARY.items():
         found = next((name for name in names if name in table.columns), None)

@@ -29,7 +29,9 @@ class Run:
         """One line: the settings, the last value of each metric, and `steps`, the last step any of them has."""
         last = {key: values[-1][1] for key, values in self.history.items()}
         steps = max((step for values in self.history.values() for step, _ in values), default=0)
-        return {"id": self.name, **self.config, **last} | ({"steps": steps} if steps and "steps" not in self.config else {})
+        return {"id": self.name, **self.config, **last} | (
+            {"steps": steps} if steps and "steps" not in self.config else {}
+        )
 
 
 def number(value: Any) -> float | None:

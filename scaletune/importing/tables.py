@@ -11,7 +11,14 @@ from scaletune.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-STATES = {"finished": "done", "failed": "failed", "crashed": "failed", "killed": "failed", "preempted": "failed", "running": "failed"}
+STATES = {
+    "finished": "done",
+    "failed": "failed",
+    "crashed": "failed",
+    "killed": "failed",
+    "preempted": "failed",
+    "running": "failed",
+}
 SPREAD = ("__MIN", "__MAX")  # beside each column of a chart's export
 OURS = {"point", "sweep"}  # keys of a trial that no one else's line has
 
@@ -30,7 +37,9 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 def foreign_lines(path: Path) -> bool:
     """Whether a `.jsonl` holds someone else's runs: its first line is an object without the keys of a trial."""
     try:
-        first = json.loads(next((line for line in path.read_text("utf-8").splitlines() if line.strip()), "null"))
+        first = json.loads(
+            next((line for line in path.read_text("utf-8").splitlines() if line.strip()), "null")
+        )
     except (OSError, ValueError):
         return False  # the reader of trials says what is wrong
     return isinstance(first, dict) and not OURS & first.keys()
@@ -63,10 +72,19 @@ def _runs(table: pd.DataFrame) -> pd.DataFrame:
 
     unknown = sorted(set(table["State"].dropna().astype(str)) - set(STATES))
     if unknown:
-        raise UserError(f"a W&B run's `State` must be one of {', '.join(STATES)}, but got {unknown[0]!r}")
+        raise UserError(
+            f"a W&B run's `State` must be one of {', '.join(STATES)}, but got {unknown[0]!r}"
+        )
     names, again = table["Name"].astype(str), table.groupby("Name", dropna=False).cumcount()
     ids = names.where(again == 0, names + "#" + (again + 1).astype(str))
-    own = {name: value for name, value in {"id": ids, "status": table["State"].map(STATES).fillna("failed")}.items() if name not in table}
+    own = {
+        name: value
+        for name, value in {
+            "id": ids,
+            "status": table["State"].map(STATES).fillna("failed"),
+        }.items()
+        if name not in table
+    }
     return pd.concat([pd.DataFrame(own), table], axis=1)
 
 
@@ -91,16 +109,34 @@ def _history(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """One run: the last value of each metric."""
     import pandas as pd
 
-    last = {str(column): values.iloc[-1] for column in table if len(values := table[column].dropna())}
-    return pd.DataFrame([{"id": name, "steps": last.pop("_step"), **{k: v for k, v in last.items() if not k.startswith("_")}}])
+    last = {
+        str(column): values.iloc[-1] for column in table if len(values := table[column].dropna())
+    }
+    return pd.DataFrame(
+        [
+            {
+                "id": name,
+                "steps": last.pop("_step"),
+                **{k: v for k, v in last.items() if not k.startswith("_")},
+            }
+        ]
+    )
 
 
 def joined(runs: pd.DataFrame, histories: pd.DataFrame) -> pd.DataFrame:
     """Each run with what its history adds, by `id`; a history's value goes before a summary's. UserError where a history has no run."""
     if "id" not in runs:
-        raise UserError("a W&B chart is joined to its runs by name, but the other records have no `id`")
+        raise UserError(
+            "a W&B chart is joined to its runs by name, but the other records have no `id`"
+        )
     lost = sorted(set(histories["id"]) - set(runs["id"].astype(str)))
     if lost:
-        raise UserError(f"every run of a W&B chart must be in the table of runs, but {lost[0]!r} is not")
+        raise UserError(
+            f"every run of a W&B chart must be in the table of runs, but {lost[0]!r} is not"
+        )
     kept = [column for column in runs if column == "id" or column not in histories]
-    return runs[kept].assign(id=runs["id"].astype(str)).merge(histories.groupby("id", as_index=False).last(), on="id", how="left")
+    return (
+        runs[kept]
+        .assign(id=runs["id"].astype(str))
+        .merge(histories.groupby("id", as_index=False).last(), on="id", how="left")
+    )

@@ -72,4 +72,8 @@ def _tensor(message: bytes) -> float | None:
     if isinstance(content, bytes) and len(content) in (4, 8):
         return float(struct.unpack("<d" if dtype == DOUBLE else "<f", content)[0])
     double = parts.get(6)
-    return float(struct.unpack("<d", double)[0]) if isinstance(double, bytes) and len(double) == 8 else None
+    return (
+        float(struct.unpack("<d", double)[0])
+        if isinstance(double, bytes) and len(double) == 8
+        else None
+    )

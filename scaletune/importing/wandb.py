@@ -36,7 +36,12 @@ def _run(path: Path) -> Run:
                 if field == HISTORY:
                     step = _history(run, message, step)
                 elif field in (CONFIG, RUN):
-                    _config(run, message if field == CONFIG else next((m for f, m in fields(message) if f == 4), b""))
+                    _config(
+                        run,
+                        message
+                        if field == CONFIG
+                        else next((m for f, m in fields(message) if f == 4), b""),
+                    )
     except (ValueError, IndexError, struct.error) as error:
         raise UserError(f"`{path}` must be an offline run as W&B writes it, but {error}") from None
     return run
@@ -46,7 +51,9 @@ def records(path: Path) -> Iterator[bytes]:
     """Payloads of leveldb's log format, whose chunks do not cross blocks."""
     data = path.read_bytes()
     if data[:4] != b":W&B":
-        raise UserError(f"`{path}` must be an offline run as W&B writes it, but it does not begin with `:W&B`")
+        raise UserError(
+            f"`{path}` must be an offline run as W&B writes it, but it does not begin with `:W&B`"
+        )
     at, parts = HEADER, list[bytes]()
     while at + 7 <= len(data):
         if BLOCK - at % BLOCK < 7:  # the rest of a block is padding

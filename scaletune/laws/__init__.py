@@ -66,12 +66,20 @@ def law(law_id: str) -> Law:
     return CATALOGUE[law_id]
 
 
-def select(*, kind: str | None = None, gives: str | None = None, text: str | None = None, confirmed: bool = False) -> list[Law]:
+def select(
+    *,
+    kind: str | None = None,
+    gives: str | None = None,
+    text: str | None = None,
+    confirmed: bool = False,
+) -> list[Law]:
     """Laws of a kind (`loss` has loss_size and its like in it), that give a quantity, that mention a text anywhere (any case), all coefficients confirmed."""
     given = dict.fromkeys(name for entry in CATALOGUE.values() for name in entry.gives)
     for name, value, known in (("kind", kind, KINDS), ("gives", gives, given)):
         if value is not None and value not in known:
-            raise UserError(f"`{name}` must be one that a law has, but got {value!r}{nearest(value, known)}")
+            raise UserError(
+                f"`{name}` must be one that a law has, but got {value!r}{nearest(value, known)}"
+            )
     return [
         entry
         for entry in CATALOGUE.values()

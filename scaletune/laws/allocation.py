@@ -8,14 +8,21 @@ from dataclasses import replace
 from scaletune.laws.entry import Input, Law
 from scaletune.laws.symbols import C_6ND_TOTAL, C_MD, C_PF, C_UNSTATED, PF_DAY
 
-C_HEAD = Input("C", "flops", "training FLOPs 6 N D, N with the output head", "its N counts the output head")
+C_HEAD = Input(
+    "C", "flops", "training FLOPs 6 N D, N with the output head", "its N counts the output head"
+)
 C_ACTIVE = Input(
     "C",
     "flops",
     "training FLOPs M * D, where M (FLOPs per token) counts active experts and no embedding",
     "it counts active experts, by FLOPs per token and not by parameters",
 )
-C_EXACT = Input("C", "flops", "training FLOPs, counted operation by operation with grouped attention", "its C is exact, not 6 N D")
+C_EXACT = Input(
+    "C",
+    "flops",
+    "training FLOPs, counted operation by operation with grouped attention",
+    "its C is exact, not 6 N D",
+)
 
 
 def by_flops_per_token(C: float, *, m0: float, a: float, d0: float, b: float) -> dict[str, float]:
@@ -38,12 +45,21 @@ def by_tokens(C: float, *, A: float, alpha: float) -> dict[str, float]:
 def by_ratio(C: float, *, K2: float, eta: float) -> dict[str, float]:
     """N/D = K2 (C/6e18)^eta    arXiv:2404.06395, section 4."""
     ratio = K2 * (C / 6e18) ** eta
-    return {"tokens_per_param": 1 / ratio, "n_params_opt": math.sqrt(C / 6 * ratio), "tokens_opt": math.sqrt(C / 6 / ratio)}
+    return {
+        "tokens_per_param": 1 / ratio,
+        "n_params_opt": math.sqrt(C / 6 * ratio),
+        "tokens_opt": math.sqrt(C / 6 / ratio),
+    }
 
 
-def kaplan(C: float, *, c: float, a: float, alpha_S: float, alpha_B: float, alpha_N: float) -> dict[str, float]:
+def kaplan(
+    C: float, *, c: float, a: float, alpha_S: float, alpha_B: float, alpha_N: float
+) -> dict[str, float]:
     """N = c (C/PF-day)^a; 1/exponent = 1/alpha_S + 1/alpha_B + 1/alpha_N    arXiv:2001.08361, eq. 1.7, 1.8."""
-    return {"n_params_opt": c * (C / PF_DAY) ** a, "exponent": 1 / (1 / alpha_S + 1 / alpha_B + 1 / alpha_N)}
+    return {
+        "n_params_opt": c * (C / PF_DAY) ** a,
+        "exponent": 1 / (1 / alpha_S + 1 / alpha_B + 1 / alpha_N),
+    }
 
 
 def gemstones(C: float, *, iN: float, aN: float, iD: float, aD: float) -> dict[str, float]:
@@ -79,7 +95,9 @@ LING = replace(
     conditions={"model": "experts 7.8 % active, granularity 2"},
     setup="beside ling_alloc_dense on the same data",
     source="Ling team 2025, arXiv:2507.17702, Table 1",
-    traps=("its text defines M by one forward pass but calls M * D training compute: C is uncertain by a factor 3",),
+    traps=(
+        "its text defines M by one forward pass but calls M * D training compute: C is uncertain by a factor 3",
+    ),
 )
 
 PORIAN = Law(
@@ -97,7 +115,9 @@ PORIAN = Law(
     conditions={"schedule": "constant after a short warmup", "data": "RefinedWeb"},
     setup="isoFLOP with lr, batch and beta2 tuned; loss on validation text",
     source="Porian et al. 2024, arXiv:2406.19146; the released fits of its repository",
-    traps=("the same runs give a = 0.835 when the head's FLOPs, the warmup and the tuning are left uncorrected",),
+    traps=(
+        "the same runs give a = 0.835 when the head's FLOPs, the warmup and the tuning are left uncorrected",
+    ),
 )
 
 LAWS = (
@@ -129,7 +149,12 @@ LAWS = (
         inputs=(C_6ND_TOTAL,),
         gives=("n_params_opt", "tokens_opt"),
         coefficients={"c": 0.0909, "a": 0.5},
-        intervals={"a": (0.488, 0.502), "1 - a": (0.501, 0.512), "a of approach 2": (0.462, 0.534), "1 - a of approach 2": (0.483, 0.529)},
+        intervals={
+            "a": (0.488, 0.502),
+            "1 - a": (0.501, 0.512),
+            "a of approach 2": (0.462, 0.534),
+            "1 - a of approach 2": (0.483, 0.529),
+        },
         level="10 to 90 %; approach 2 (isoFLOP) has a = 0.49",
         fitted={"flops": (6e18, 3e21)},
         conditions={"data": "MassiveText"},
@@ -148,7 +173,10 @@ LAWS = (
         fitted={"flops": (6e18, 1e22)},
         setup="isoFLOP; at 3.8e25 FLOPs it has 16.3e12 tokens and 389e9 parameters, where the paper says 16.55e12 and 402e9",
         source="Grattafiori et al. 2024, arXiv:2407.21783, section 3.2.1; constants from the label of a figure",
-        traps=("the paper writes it as N*(C), but it is of tokens", "the text's rounded 0.29 and 0.53 give 10.5e12 tokens there: no use"),
+        traps=(
+            "the paper writes it as N*(C), but it is of tokens",
+            "the text's rounded 0.29 and 0.53 give 10.5e12 tokens there: no use",
+        ),
     ),
     Law(
         id="minicpm_alloc",
@@ -160,11 +188,16 @@ LAWS = (
         gives=("tokens_per_param", "n_params_opt", "tokens_opt"),
         coefficients={"K2": 0.01, "eta": -0.1},
         fitted={"n_params": (40e6, 2e9)},
-        conditions={"schedule": "WSD, decayed from 10 to 60 tokens per parameter", "parametrization": "muP"},
+        conditions={
+            "schedule": "WSD, decayed from 10 to 60 tokens per parameter",
+            "parametrization": "muP",
+        },
         setup="six sizes; exponents 0.29 of N and 0.23 of D, means over 5 corpora, of loss per byte",
         source="Hu et al. 2024, arXiv:2404.06395, section 4",
         traps=("the exponents as printed would give eta = -0.115, where -0.10 is printed",),
-        cautions=("that N and D are in billions is inferred: with raw FLOPs it would have 10524 tokens per parameter at 1e21",),
+        cautions=(
+            "that N and D are in billions is inferred: with raw FLOPs it would have 10524 tokens per parameter at 1e21",
+        ),
     ),
     Law(
         id="kaplan_alloc",
@@ -176,10 +209,16 @@ LAWS = (
         gives=("n_params_opt", "exponent"),
         coefficients={"c": 1.3e9, "a": 0.73, "alpha_S": 0.76, "alpha_B": 0.21, "alpha_N": 0.076},
         fitted={"n_params_opt": (768, 1.5e9)},
-        conditions={"schedule": "3000 steps of warmup, cosine to zero over 250000", "batch": "524288 tokens", "data": "WebText2"},
+        conditions={
+            "schedule": "3000 steps of warmup, cosine to zero over 250000",
+            "batch": "524288 tokens",
+            "data": "WebText2",
+        },
         setup="read off the frontier; by the formula of the exponents a would be 0.684 and the exponent 0.052, where 0.73 and 0.050 were fitted",
         source="Kaplan et al. 2020, arXiv:2001.08361, eq. 1.7 and 1.8",
-        traps=("0.73 comes of what was counted, of warmup and of untuned hyperparameters: see porian_alloc_rw",),
+        traps=(
+            "0.73 comes of what was counted, of warmup and of untuned hyperparameters: see porian_alloc_rw",
+        ),
     ),
     Law(
         id="gemstones_approach1",
@@ -189,11 +228,19 @@ LAWS = (
         function=gemstones,
         inputs=(C_EXACT,),
         gives=("n_params_opt", "tokens_opt"),
-        coefficients={"iN": -2.84510769608, "aN": 0.499380216083, "iD": 1.89632082733, "aD": 0.480988823213},
+        coefficients={
+            "iN": -2.84510769608,
+            "aN": 0.499380216083,
+            "iD": 1.89632082733,
+            "aD": 0.480988823213,
+        },
         fitted={"flops": (1e19, 1e22)},
         conditions={"data": "Dolma"},
         setup="log-log least squares on the lower hull of training curves",
         source="McLeish et al. 2025, arXiv:2502.06857; the fits of its repository",
-        traps=("the exponents sum to 0.98: C is not 6 N D", "approach 3 on the same runs has 0.70 for N (gemstones_hot)"),
+        traps=(
+            "the exponents sum to 0.98: C is not 6 N D",
+            "approach 3 on the same runs has 0.70 for N (gemstones_hot)",
+        ),
     ),
 )

@@ -8,12 +8,16 @@ from scaletune.laws.moe import JOINT, joint_terms
 from scaletune.laws.symbols import C_6ND_TOTAL, N_UNSTATED, D, E
 
 
-def frontier(C: float, *, E0: float, A: float, B: float, alpha: float, beta: float) -> dict[str, float]:
+def frontier(
+    C: float, *, E0: float, A: float, B: float, alpha: float, beta: float
+) -> dict[str, float]:
     """N = G (C/6)^a, D = (C/6)^(1-a) / G, with G = (alpha A / (beta B))^(1/(alpha+beta)), a = beta/(alpha+beta)    arXiv:2203.15556, eq. 4."""
     G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
     a = beta / (alpha + beta)
     N, D = G * (C / 6) ** a, (C / 6) ** (1 - a) / G
-    return {"n_params_opt": N, "tokens_opt": D, "tokens_per_param": D / N} | chinchilla(N, D, E0=E0, A=A, B=B, alpha=alpha, beta=beta)
+    return {"n_params_opt": N, "tokens_opt": D, "tokens_per_param": D / N} | chinchilla(
+        N, D, E0=E0, A=A, B=B, alpha=alpha, beta=beta
+    )
 
 
 def ratio(C: float, *, A: float, B: float, alpha: float, beta: float, a: float) -> dict[str, float]:
@@ -51,7 +55,9 @@ LAWS = (
         fitted={"flops": (1e18, 1e22)},
         setup="the optimum of `besiroglu`",
         source="Besiroglu et al. 2024, arXiv:2404.10102",
-        traps=("the notebook prints 25.66 tokens per parameter as of Chinchilla's compute; that is of 1e18 FLOPs, at 5.88e23 it is 18.4",),
+        traps=(
+            "the notebook prints 25.66 tokens per parameter as of Chinchilla's compute; that is of 1e18 FLOPs, at 5.88e23 it is 18.4",
+        ),
     ),
     Law(
         id="chinchilla_tex_ratio",
@@ -61,7 +67,8 @@ LAWS = (
         function=ratio,
         inputs=(C_6ND_TOTAL,),
         gives=("tokens_per_param",),
-        coefficients={name: HOFFMANN.coefficients[name] for name in ("A", "B", "alpha", "beta")} | {"a": 0.4545},
+        coefficients={name: HOFFMANN.coefficients[name] for name in ("A", "B", "alpha", "beta")}
+        | {"a": 0.4545},
         setup="a is the middle of the printed 0.454 to 0.455, the rest the unrounded coefficients",
         source="the notebook of Besiroglu et al. 2024, arXiv:2404.10102",
         traps=("a does not follow from alpha and beta here: besiroglu_alloc has one that does",),
@@ -74,14 +81,24 @@ LAWS = (
         "m = a * Eh**delt; n = b * Eh**om; G = (mu * m / (nu * n))**(-1 / (mu + nu)); n_params_opt = G * (C / 6)**(nu / (mu + nu)); "
         "tokens_opt = (C / 6)**(mu / (mu + nu)) / G; loss = m * n_params_opt**mu + n * tokens_opt**nu + c",
         function=joint_frontier,
-        inputs=(Input("C", "flops", "training FLOPs, 6 D times active parameters", "its N counts active parameters"), E),
+        inputs=(
+            Input(
+                "C",
+                "flops",
+                "training FLOPs, 6 D times active parameters",
+                "its N counts active parameters",
+            ),
+            E,
+        ),
         gives=("n_params_opt", "tokens_opt", "loss"),
         coefficients=JOINT.coefficients,
         fitted={"flops": (1e20, 1e22), "n_experts": (1, 32)},
         conditions=JOINT.conditions,
         setup="the optimum of `jointmoe`; n_params_opt are active ones",
         source="Ludziejewski et al. 2025, arXiv:2502.05172, eq. 7 and Table 1",
-        traps=("eq. 7 as printed has the negative exponents inside G; only with their signs turned does it give Table 1",),
+        traps=(
+            "eq. 7 as printed has the negative exponents inside G; only with their signs turned does it give Table 1",
+        ),
         shown_at={"C": 1e21},
     ),
     Law(
@@ -90,7 +107,13 @@ LAWS = (
         kind="allocation",
         formula="elasticity_ratio = 1 + D_inf / (3 * D); flops = 6 * N * D + 2 * N * D_inf",
         function=wedge,
-        inputs=(N_UNSTATED, D, Input("D_inf", "inference_tokens", "tokens read and generated over the life of the model")),
+        inputs=(
+            N_UNSTATED,
+            D,
+            Input(
+                "D_inf", "inference_tokens", "tokens read and generated over the life of the model"
+            ),
+        ),
         gives=("elasticity_ratio", "flops"),
         setup="alpha A N**-alpha over beta B D**-beta at the split of least cost for one loss, with any law of N and D: 1 without inference",
         source="Sardana et al. 2024, arXiv:2401.00448; the condition follows from its problem",

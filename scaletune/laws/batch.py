@@ -32,7 +32,9 @@ LAWS = (
         source="arXiv:2505.13738",
         traps=("c * D**p is in sequences of 2048, not in tokens",),
         confirmed=False,
-        unconfirmed=("the prefactor 0.0306; at 12.2e9 tokens it gives 223 sequences, where the best of the swept batches is 252",),
+        unconfirmed=(
+            "the prefactor 0.0306; at 12.2e9 tokens it gives 223 sequences, where the best of the swept batches is 252",
+        ),
     ),
     Law(
         id="minicpm_bs",

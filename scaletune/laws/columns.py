@@ -25,13 +25,18 @@ class Column:
     def domain(self) -> str:
         if self.least is None:
             return "a positive, finite number"
-        return f"a finite number of at least {self.least:g}" + (f" and below {self.below:g}" if self.below < math.inf else "")
+        return f"a finite number of at least {self.least:g}" + (
+            f" and below {self.below:g}" if self.below < math.inf else ""
+        )
 
 
 COLUMNS: dict[str, Column] = {
     "n_params": Column("parameters, the embedding and the output head left out", 1e9, True),
     "n_params_total": Column("all parameters, both embeddings and all experts included", 1e9, True),
-    "n_params_with_head": Column("parameters with the output head (vocabulary x width, once), without the input embedding", 1e9),
+    "n_params_with_head": Column(
+        "parameters with the output head (vocabulary x width, once), without the input embedding",
+        1e9,
+    ),
     "n_active": Column("parameters a token passes through, embedding and head left out", 1e9, True),
     "n_active_total": Column("parameters a token passes through, both embeddings included", 1e9),
     "n_nonzero": Column("non-zero parameters of a sparse model", 1e9),
@@ -45,7 +50,13 @@ COLUMNS: dict[str, Column] = {
     "loss": Column("loss, nats per token", 3.0, True),
     "n_experts": Column("experts a layer, 1 for a dense model", 8, True, least=1),
     "granularity": Column("granularity of the experts, 4 * d_model / d_expert", 8),
-    "sparsity": Column("share that is off: of experts not chosen for a token, or of weights that are zero", 0.9, True, least=0, below=1),
+    "sparsity": Column(
+        "share that is off: of experts not chosen for a token, or of weights that are zero",
+        0.9,
+        True,
+        least=0,
+        below=1,
+    ),
     "streams": Column("parallel streams of one model", 4, True, least=1),
     "bits_weights": Column("bits a weight in training", 8, True),
     "bits_activations": Column("bits an activation in training", 8, True),
@@ -56,9 +67,16 @@ COLUMNS: dict[str, Column] = {
     "seq_len": Column("tokens a sequence", 4096, True),
     "head_dim": Column("width of one attention head", 64),
     "lr": Column("peak lr in use", 0.001, True),
-    "lr_schedule": Column("SHAPE:STEPS:WARMUP:PEAK:END, SHAPE cosine or constant; or one lr a step", "cosine:40000:2160:3e-4:3e-5", True),
+    "lr_schedule": Column(
+        "SHAPE:STEPS:WARMUP:PEAK:END, SHAPE cosine or constant; or one lr a step",
+        "cosine:40000:2160:3e-4:3e-5",
+        True,
+    ),
     "lr_cap": Column("highest lr allowed", 0.02),
-    "lr_at_noise": Column("highest lr over batches: at infinite batch for SGD, at batch_tokens = noise_batch_tokens for Adam", 0.001),
+    "lr_at_noise": Column(
+        "highest lr over batches: at infinite batch for SGD, at batch_tokens = noise_batch_tokens for Adam",
+        0.001,
+    ),
     "base_lr": Column("lr of the tuned run", 0.01),
     "base_weight_decay": Column("weight decay of the tuned run, PyTorch's lambda", 0.1),
     "base_tokens": Column("tokens of the tuned run", 1e9),
@@ -73,7 +91,9 @@ COLUMNS: dict[str, Column] = {
     "critical_batch_tokens": Column("critical batch at the loss in question, tokens", 1e6),
     "steps_min": Column("steps that the loss takes at infinite batch", 1000),
     "tokens_min": Column("tokens that the loss takes at the smallest batch", 1e9),
-    "memory_copies": Column("bytes or tensors copied in memory a step, as the architecture has it", 1e11),
+    "memory_copies": Column(
+        "bytes or tensors copied in memory a step, as the architecture has it", 1e11
+    ),
     "timescale": Column("timescale of the averaging of weights wanted, as a share of the run", 0.1),
     "tokens_seen": Column("tokens trained on so far", 1e11),
     "inference_tokens": Column("tokens to be generated and read in use", 2e10),
@@ -81,7 +101,10 @@ COLUMNS: dict[str, Column] = {
     "base_density": Column("density at the start: effective over actual parameters", 1),
     "finetune_characters": Column("characters fine-tuned on", 1e7),
     "characters": Column("characters trained on", 8e10),
-    "scale": Column("what a form is fitted over: parameters, tokens or FLOPs, in one unit of the user's choice", 1),
+    "scale": Column(
+        "what a form is fitted over: parameters, tokens or FLOPs, in one unit of the user's choice",
+        1,
+    ),
     "error": Column("the error a form is fitted to", 0.6),
 }
 
@@ -189,7 +212,11 @@ def asked(given: Mapping[str, Any], free: Sequence[str] = ()) -> dict[str, Any]:
         if name in COLUMNS:
             found[name] = checked(name, value)
         elif name not in free:
-            instead = f": give {OTHER_UNITS[name]}" if name in OTHER_UNITS else nearest(name, [*COLUMNS, *free])
+            instead = (
+                f": give {OTHER_UNITS[name]}"
+                if name in OTHER_UNITS
+                else nearest(name, [*COLUMNS, *free])
+            )
             raise UserError(f"`{name}` is no quantity that laws are asked by{instead}")
     _together(found)
     return found
@@ -208,8 +235,12 @@ def _together(found: Mapping[str, Any]) -> None:
     """UserError on counts that contradict each other: most often units mixed up."""
     for part, whole, why in AT_MOST:
         if part in found and whole in found and found[part] > found[whole]:
-            raise UserError(f"`{part} <= {whole}` must hold, for {part} {why}, but got {found[part]:.6g} and {found[whole]:.6g}")
-    if {"flops", "n_params", "tokens"} <= set(found) and found["flops"] < found["n_params"] * found["tokens"] / 1e6:
+            raise UserError(
+                f"`{part} <= {whole}` must hold, for {part} {why}, but got {found[part]:.6g} and {found[whole]:.6g}"
+            )
+    if {"flops", "n_params", "tokens"} <= set(found) and found["flops"] < found["n_params"] * found[
+        "tokens"
+    ] / 1e6:
         raise UserError(
             f"`flops` must be FLOPs of the whole training (1 PF-day is 8.64e19), but got {found['flops']:.6g}, "
             f"where 6 * n_params * tokens is {6 * found['n_params'] * found['tokens']:.3g}"

@@ -33,7 +33,9 @@ LAWS = (
         gives=("flops_per_token", "flops"),
         setup="forward and backward, attention over the whole square (a causal half would be 6 n d l); blocks of 12 d**2 parameters",
         source="DeepSeek-AI 2024, arXiv:2401.02954, eq. 2",
-        traps=("6N as usually counted is 72 n d**2: it misses attention. The C of deepseek_lr_bs and deepseek_alloc is this one",),
+        traps=(
+            "6N as usually counted is 72 n d**2: it misses attention. The C of deepseek_lr_bs and deepseek_alloc is this one",
+        ),
     ),
     Law(
         id="pearce_embed",

@@ -34,7 +34,11 @@ def zhang_by_tokens(D: float, *, c: float, p: float) -> dict[str, float]:
 def tradeoff(S_min: float, D_min: float, B: float) -> dict[str, float]:
     """(S/S_min - 1) (D/D_min - 1) = 1 with B_crit = D_min/S_min    arXiv:1812.06162."""
     critical = D_min / S_min
-    return {"steps": S_min * (1 + critical / B), "tokens": D_min * (1 + B / critical), "critical_batch_tokens": critical}
+    return {
+        "steps": S_min * (1 + critical / B),
+        "tokens": D_min * (1 + B / critical),
+        "critical_batch_tokens": critical,
+    }
 
 
 def powerlines(D_min: float, *, c: float, p: float) -> dict[str, float]:
@@ -90,7 +94,10 @@ ZHANG = Law(
     },
     setup="a line in logs through 5 sizes; critical is where steps exceed linear scaling from 256 sequences by 20 %",
     source="Zhang et al. 2024, arXiv:2410.21676; the notebook of its repository",
-    traps=("c * (N / 1e6)**p counts sequences of 512, with N in millions", "fitted without logs it is 99.51 * (N / 1e6)**0.4576"),
+    traps=(
+        "c * (N / 1e6)**p counts sequences of 512, with N in millions",
+        "fitted without logs it is 99.51 * (N / 1e6)**0.4576",
+    ),
 )
 
 LAWS = (
@@ -101,9 +108,18 @@ LAWS = (
         kind="critical_batch",
         formula="critical_batch_tokens = 1.2 * B1 + 0.2 * b / a",
         function=twenty_percent,
-        inputs=(Input("B1", "base_batch_tokens", "the batch that scaling is measured from, tokens; 256 sequences in the source"),),
+        inputs=(
+            Input(
+                "B1",
+                "base_batch_tokens",
+                "the batch that scaling is measured from, tokens; 256 sequences in the source",
+            ),
+        ),
         gives=("critical_batch_tokens",),
-        unknown={"a": "the steps of S = a + b / B left at infinite batch", "b": "its tokens: b / B is what the batch saves"},
+        unknown={
+            "a": "the steps of S = a + b / B left at infinite batch",
+            "b": "its tokens: b / B is what the batch saves",
+        },
         conditions=ZHANG.conditions,
         setup="S = a + b / B is fitted to steps against batch at one loss; critical is the batch whose steps are 20 % over linear scaling from B1",
         source=ZHANG.source,
@@ -126,7 +142,10 @@ LAWS = (
         held={},
         setup="the paper's finding that it grows with D and hardly with N at one D; c is zhang_cbs_N at N = D / 20, 93.197 * 20**-0.46828",
         source="Zhang et al. 2024, arXiv:2410.21676",
-        traps=("c * (D / 1e6)**p counts sequences of 512, with D in millions", "the rounded exponent makes it 1.7 % larger at 24e9 tokens"),
+        traps=(
+            "c * (D / 1e6)**p counts sequences of 512, with D in millions",
+            "the rounded exponent makes it 1.7 % larger at 24e9 tokens",
+        ),
     ),
     Law(
         id="mccandlish_tradeoff",
@@ -197,6 +216,9 @@ LAWS = (
         "goes as D**0.5 far above; which side rises was read from a review, not from the paper",
         shown_at={"D": 1e10, "k": 1e-4, "k_opt": 3},
         source="Filatov et al. 2024, arXiv:2410.05838",
-        traps=("the root of D rests on two batches, 2**18 and 2**20 tokens", "fit k on runs of your own"),
+        traps=(
+            "the root of D rests on two batches, 2**18 and 2**20 tokens",
+            "fit k on runs of your own",
+        ),
     ),
 )

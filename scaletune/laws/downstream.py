@@ -38,7 +38,9 @@ C4_46 = Law(
     conditions={"data": "C4, GPT-NeoX tokenizer", "tasks": "46, mean top-1 error"},
     setup="6 points: those of the loss law, and 1.4e9 parameters at 20 tokens each",
     source="Gadre et al. 2024, arXiv:2403.08540, eq. 5; refitted from its released code and data",
-    traps=("an error by chance is 0.75 on average, a little below eps: near it the law says nothing",),
+    traps=(
+        "an error by chance is 0.75 on average, a little below eps: near it the law says nothing",
+    ),
 )
 C4_17 = replace(
     C4_46,
@@ -93,7 +95,12 @@ LAWS = (
         function=densing,
         inputs=(
             Input("t", "days", "days since the reference model"),
-            Input("rho0", "base_density", "density at the start: effective over actual parameters", default=1.0),
+            Input(
+                "rho0",
+                "base_density",
+                "density at the start: effective over actual parameters",
+                default=1.0,
+            ),
             N_UNSTATED,
         ),
         gives=("density", "doubling_days", "n_params_effective"),

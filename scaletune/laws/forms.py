@@ -7,13 +7,24 @@ from scaletune.laws.entry import Input, Law
 X = Input("x", "scale", "parameters, tokens or FLOPs, in one unit")
 
 
-def broken(x: float, *, a: float, b: float, c0: float, c1: float, d1: float, f1: float) -> dict[str, float]:
+def broken(
+    x: float, *, a: float, b: float, c0: float, c1: float, d1: float, f1: float
+) -> dict[str, float]:
     """a + b x^-c0 (1 + (x/d1)^(1/f1))^(-c1 f1)    arXiv:2210.14891, one break."""
     return {"value": a + b * x**-c0 * (1 + (x / d1) ** (1 / f1)) ** (-c1 * f1)}
 
 
 def four_estimators(
-    x: float, y: float, *, b: float, c: float, einf: float, g: float, c3: float, e0: float, alpha: float
+    x: float,
+    y: float,
+    *,
+    b: float,
+    c: float,
+    einf: float,
+    g: float,
+    c3: float,
+    e0: float,
+    alpha: float,
 ) -> dict[str, float]:
     """b x^c; einf + b x^c; b (1/x + g)^-c3; and (y - einf) / (e0 - y)^alpha = b x^c    arXiv:2209.06640."""
     power = b * x**c
@@ -67,7 +78,17 @@ LAWS = (
         },
         setup="M4 holds where left equals right; the estimator is chosen by its error in extrapolation. On a toy curve the exponent goes from "
         "-0.09 with M1 to -0.57 with M4",
-        shown_at={"x": 4, "y": 0.6, "b": 1, "c": -0.5, "einf": 0.1, "g": 0, "c3": -0.5, "e0": 0.9, "alpha": 0},
+        shown_at={
+            "x": 4,
+            "y": 0.6,
+            "b": 1,
+            "c": -0.5,
+            "einf": 0.1,
+            "g": 0,
+            "c3": -0.5,
+            "e0": 0.9,
+            "alpha": 0,
+        },
         source="Alabdulmohsin et al. 2022, arXiv:2209.06640",
     ),
 )

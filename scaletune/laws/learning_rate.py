@@ -9,12 +9,16 @@ from scaletune.laws.entry import Law
 from scaletune.laws.symbols import C_MD, N_BODY, N_UNSTATED, N_WITH_HEAD, D, L
 
 
-def steplaw(N: float, D: float, *, c_lr: float, a_N: float, a_D: float, c_bs: float, b_D: float) -> dict[str, float]:
+def steplaw(
+    N: float, D: float, *, c_lr: float, a_N: float, a_D: float, c_bs: float, b_D: float
+) -> dict[str, float]:
     """lr = c_lr N^a_N D^a_D, batch = c_bs D^b_D    arXiv:2503.04715."""
     return {"lr": c_lr * N**a_N * D**a_D, "batch_tokens": c_bs * D**b_D}
 
 
-def steplaw_in_logs(N: float, D: float, *, i_lr: float, a_N: float, a_D: float, i_bs: float, b_D: float) -> dict[str, float]:
+def steplaw_in_logs(
+    N: float, D: float, *, i_lr: float, a_N: float, a_D: float, i_bs: float, b_D: float
+) -> dict[str, float]:
     """`steplaw` with its prefactors as intercepts of the log-log regression    arXiv:2503.04715, released fits."""
     return steplaw(N, D, c_lr=math.exp(i_lr), a_N=a_N, a_D=a_D, c_bs=math.exp(i_bs), b_D=b_D)
 
@@ -50,7 +54,13 @@ STEPLAW = Law(
     kind="learning_rate",
     formula="lr = c_lr * N**a_N * D**a_D; batch_tokens = c_bs * D**b_D",
     function=steplaw,
-    inputs=(replace(N_BODY, means=f"{N_BODY.means}; of a mixture of experts: all experts, not the active ones"), D),
+    inputs=(
+        replace(
+            N_BODY,
+            means=f"{N_BODY.means}; of a mixture of experts: all experts, not the active ones",
+        ),
+        D,
+    ),
     gives=("lr", "batch_tokens"),
     coefficients={"c_lr": 1.79, "a_N": -0.713, "a_D": 0.307, "c_bs": 0.58, "b_D": 0.571},
     fitted={
@@ -120,7 +130,12 @@ LAWS = (
         kind="learning_rate",
         formula="lr = c_lr * C**a; batch_tokens = c_bs * C**b",
         function=by_compute,
-        inputs=(replace(C_MD, mismatch=f"{C_MD.mismatch}, lr 1 to 10 % lower and batch_tokens 3 to 32 % larger"),),
+        inputs=(
+            replace(
+                C_MD,
+                mismatch=f"{C_MD.mismatch}, lr 1 to 10 % lower and batch_tokens 3 to 32 % larger",
+            ),
+        ),
         gives=("lr", "batch_tokens"),
         coefficients={"c_lr": 0.3118, "a": -0.125, "c_bs": 0.292, "b": 0.3271},
         fitted={"flops": (1e17, 2e19)},
@@ -149,7 +164,11 @@ LAWS = (
         coefficients={"c": 0.00155, "a": 0.23, "b": 0.32},
         fitted={"n_params": (50e6, 2.7e9), "tokens": (25e9, 800e9)},
         held={"batch_tokens": 0.5e6},
-        conditions={"schedule": "cosine", "optimizer": "AdamW", "parametrization": "standard; the same trend in D under muP"},
+        conditions={
+            "schedule": "cosine",
+            "optimizer": "AdamW",
+            "parametrization": "standard; the same trend in D under muP",
+        },
         setup="the batch is the same in all runs, so the exponent of D holds no growth of the batch",
         source="Björck et al. 2024, arXiv:2409.19913",
         traps=(
@@ -178,7 +197,9 @@ LAWS = (
         },
         setup="optimum interpolated over lr, then over the batch, at 20 tokens per parameter; checked at 220e6 to 900e6",
         source="Porian et al. 2024, arXiv:2406.19146, section 3 and appendix",
-        traps=("the prefactor 0.7576 is in tokens; the same law circulates as 0.00037 in sequences of 2048",),
+        traps=(
+            "the prefactor 0.7576 is in tokens; the same law circulates as 0.00037 in sequences of 2048",
+        ),
     ),
     Law(
         id="kaplan_lr",

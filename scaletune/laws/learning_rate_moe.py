@@ -53,8 +53,15 @@ LAWS = (
         ),
         gives=("lr", "batch_tokens"),
         coefficients={"c_lr": 1.1576, "a": -0.1529, "c_bs": 0.0694, "b": 0.3644},
-        fitted={"flops": (3e17, 3e20), "lr": (0.000488, 0.00195), "batch_tokens": (262144, 2097152)},
-        conditions={"schedule": "WSD", "model": "experts 7.8 % active (4 of 64, and 1 shared), granularity 2; checked at 4.7 to 10.9 %"},
+        fitted={
+            "flops": (3e17, 3e20),
+            "lr": (0.000488, 0.00195),
+            "batch_tokens": (262144, 2097152),
+        },
+        conditions={
+            "schedule": "WSD",
+            "model": "experts 7.8 % active (4 of 64, and 1 shared), granularity 2; checked at 4.7 to 10.9 %",
+        },
         setup="fitted to the runs within 0.25 % of the lowest loss at each C; at large C the batch is larger and lr a little lower "
         "than for dense models",
         source="Ling team 2025, arXiv:2507.17702, eq. 3",
@@ -71,9 +78,17 @@ LAWS = (
         function=by_compute,
         inputs=(C_6ND,),
         gives=("lr", "batch_tokens"),
-        coefficients={"c_lr": 0.00798107751152, "a": -0.047823418462, "c_bs": 0.242546544107, "b": 0.336884337879},
+        coefficients={
+            "c_lr": 0.00798107751152,
+            "a": -0.047823418462,
+            "c_bs": 0.242546544107,
+            "b": 0.336884337879,
+        },
         fitted={"flops": (2.1e19, 3.5e20)},
-        conditions={"optimizer": "AdamW, weight decay 0.1; Muon scaled to it", "sequences": "8192 tokens"},
+        conditions={
+            "optimizer": "AdamW, weight decay 0.1; Muon scaled to it",
+            "sequences": "8192 tokens",
+        },
         setup="a log-log line of ours through the 5 rows of the paper's table of runs; the one to ask where C is counted as 6ND",
         source="Liu et al. 2025, arXiv:2502.16982, Table 2; the fit is ours",
     ),
@@ -95,7 +110,9 @@ LAWS = (
         },
         setup="least squares on log lr of the best of a grid, with 1 and 8 experts; checked with 4 and 32",
         source="Ludziejewski et al. 2025, arXiv:2502.05172, eq. 8",
-        cautions=("its batch grew during training, to 262144 tokens: its lr belongs to that batch",),
+        cautions=(
+            "its batch grew during training, to 262144 tokens: its lr belongs to that batch",
+        ),
         shown_at={"E": 8},
     ),
 )

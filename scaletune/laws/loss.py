@@ -8,12 +8,16 @@ from scaletune.laws.entry import Law
 from scaletune.laws.symbols import N_BODY, N_TOTAL, N_UNSTATED, D
 
 
-def chinchilla(N: float, D: float, *, E0: float, A: float, B: float, alpha: float, beta: float) -> dict[str, float]:
+def chinchilla(
+    N: float, D: float, *, E0: float, A: float, B: float, alpha: float, beta: float
+) -> dict[str, float]:
     """L = E0 + A N^-alpha + B D^-beta    arXiv:2203.15556, eq. 10."""
     return {"loss": E0 + A * N**-alpha + B * D**-beta}
 
 
-def in_millions(N: float, D: float, *, E0: float, A: float, B: float, alpha: float, beta: float) -> dict[str, float]:
+def in_millions(
+    N: float, D: float, *, E0: float, A: float, B: float, alpha: float, beta: float
+) -> dict[str, float]:
     """`chinchilla` with N in millions and D in billions    arXiv:2602.10300, code."""
     return chinchilla(N / 1e6, D / 1e9, E0=E0, A=A, B=B, alpha=alpha, beta=beta)
 
@@ -26,7 +30,13 @@ HOFFMANN = Law(
     function=chinchilla,
     inputs=(N_TOTAL, D),
     gives=("loss",),
-    coefficients={"E0": 1.693373681, "A": 406.401017519, "B": 410.722826945, "alpha": 0.33917084, "beta": 0.2849083},
+    coefficients={
+        "E0": 1.693373681,
+        "A": 406.401017519,
+        "B": 410.722826945,
+        "alpha": 0.33917084,
+        "beta": 0.2849083,
+    },
     fitted={"n_params_total": (70e6, 16e9), "tokens": (5e9, 500e9)},
     conditions={
         "schedule": "cosine over the whole run, down to a tenth of the peak",
@@ -70,8 +80,19 @@ GEMSTONES = Law(
     function=chinchilla,
     inputs=(N_TOTAL, D),
     gives=("loss",),
-    coefficients={"E0": 2.15182606431, "A": 234.510143168, "B": 3178671.92826, "alpha": 0.2989180518, "beta": 0.6928331414},
-    fitted={"n_params_total": (50e6, 2e9), "tokens": (2e9, 350e9), "width": (256, 3072), "depth": (3, 80)},
+    coefficients={
+        "E0": 2.15182606431,
+        "A": 234.510143168,
+        "B": 3178671.92826,
+        "alpha": 0.2989180518,
+        "beta": 0.6928331414,
+    },
+    fitted={
+        "n_params_total": (50e6, 2e9),
+        "tokens": (2e9, 350e9),
+        "width": (256, 3072),
+        "depth": (3, 80),
+    },
     conditions={"schedule": "constant", "data": "Dolma"},
     setup="Huber loss with delta 1e-4, from a grid of starts",
     source="McLeish et al. 2025, arXiv:2502.06857; the fits of its repository",
@@ -89,11 +110,19 @@ NCPL = Law(
     function=in_millions,
     inputs=(N_BODY, D),
     gives=("loss",),
-    coefficients={"E0": 1.21228882121, "A": 1.85240120191, "B": 0.730826108107, "alpha": 0.125764804555, "beta": 0.333738955397},
+    coefficients={
+        "E0": 1.21228882121,
+        "A": 1.85240120191,
+        "B": 0.730826108107,
+        "alpha": 0.125764804555,
+        "beta": 0.333738955397,
+    },
     setup="a network predicts what is left over this law",
     source="arXiv:2602.10300; the code of its repository",
     traps=("fitted to all runs of the sweeps, badly tuned ones too: it is no frontier",),
-    cautions=("that N is in millions and D in billions is not written anywhere: only so does it fit the runs",),
+    cautions=(
+        "that N is in millions and D in billions is not written anywhere: only so does it fit the runs",
+    ),
 )
 
 LAWS = (
@@ -103,7 +132,10 @@ LAWS = (
         id="hoffmann_rounded",
         name="Chinchilla, approach 3, rounded as printed",
         coefficients={"E0": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28},
-        intervals={"beta / (alpha + beta)": (0.454, 0.455), "alpha / (alpha + beta)": (0.542, 0.543)},
+        intervals={
+            "beta / (alpha + beta)": (0.454, 0.455),
+            "alpha / (alpha + beta)": (0.542, 0.543),
+        },
         level="10 to 90 % as published, far too narrow to be right (see besiroglu)",
         source="Hoffmann et al. 2022, arXiv:2203.15556, eq. 10",
         traps=(
@@ -124,21 +156,36 @@ LAWS = (
         fitted={"n_params": (150e6, 6e9), "tokens_per_param": (10, 10000)},
         setup="all runs; those of at most 100 tokens per parameter alone give 0.17, 7.199, 25.97, 0.08 and 0.13",
         source="Sardana et al. 2024, arXiv:2401.00448, Table 1",
-        traps=("the coefficients move with the longest runs fitted: the form does not hold over four decades",),
+        traps=(
+            "the coefficients move with the longest runs fitted: the form does not hold over four decades",
+        ),
     ),
     GEMSTONES,
     replace(
         GEMSTONES,
         id="gemstones_hot_100bp",
         name="Gemstones, approach 3, lr not yet decayed, beyond 100e9 tokens",
-        coefficients={"E0": 1.94550713641, "A": 131.12839854, "B": 327225.918404, "alpha": 0.2575546364, "beta": 0.5909317455},
+        coefficients={
+            "E0": 1.94550713641,
+            "A": 131.12839854,
+            "B": 327225.918404,
+            "alpha": 0.2575546364,
+            "beta": 0.5909317455,
+        },
     ),
     replace(
         GEMSTONES,
         id="gemstones_cool_end",
         name="Gemstones, approach 3, after the cooldown",
-        coefficients={"E0": 2.10831479875, "A": 213.320602495, "B": 3178016.28641, "alpha": 0.2970133066, "beta": 0.6903991635},
-        conditions=GEMSTONES.conditions | {"schedule": "constant, then a cooldown; models of 0.1e9 to 2e9"},
+        coefficients={
+            "E0": 2.10831479875,
+            "A": 213.320602495,
+            "B": 3178016.28641,
+            "alpha": 0.2970133066,
+            "beta": 0.6903991635,
+        },
+        conditions=GEMSTONES.conditions
+        | {"schedule": "constant, then a cooldown; models of 0.1e9 to 2e9"},
     ),
     Law(
         id="krajewski_dense",
@@ -160,6 +207,12 @@ LAWS = (
         id="ncpl_baseline_marin",
         name="The baseline of a learned predictor, Marin runs",
         inputs=(N_UNSTATED, D),
-        coefficients={"E0": 2.28141652875, "A": 3.99794182444, "B": 0.825145632945, "alpha": 0.441741384329, "beta": 0.16764510542},
+        coefficients={
+            "E0": 2.28141652875,
+            "A": 3.99794182444,
+            "B": 0.825145632945,
+            "alpha": 0.441741384329,
+            "beta": 0.16764510542,
+        },
     ),
 )

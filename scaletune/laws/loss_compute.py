@@ -9,7 +9,9 @@ from scaletune.laws.loss_size import KAPLAN_RUNS
 from scaletune.laws.symbols import C_PF, C_UNSTATED, PF_DAY
 
 
-def kaplan(C: float, *, C_cmin: float, alpha_cmin: float, C_c: float, alpha_c: float) -> dict[str, float]:
+def kaplan(
+    C: float, *, C_cmin: float, alpha_cmin: float, C_c: float, alpha_c: float
+) -> dict[str, float]:
     """(C_c/C)^alpha_c, both ways to batch, C in PF-days    arXiv:2001.08361, eq. 1.3."""
     days = C / PF_DAY
     return {"loss": (C_cmin / days) ** alpha_cmin, "loss_fixed_batch": (C_c / days) ** alpha_c}
@@ -36,10 +38,16 @@ ADAMW = Law(
     gives=("loss",),
     coefficients={"k": 2.608, "a": -0.054},
     fitted={"flops": (0.2 * PF_DAY, 5 * PF_DAY)},
-    conditions={"optimizer": "AdamW", "sequences": "8192 tokens", "tokens per parameter": "22 to 26"},
+    conditions={
+        "optimizer": "AdamW",
+        "sequences": "8192 tokens",
+        "tokens per parameter": "22 to 26",
+    },
     setup="5 sizes, each at its compute optimum",
     source="Liu et al. 2025, arXiv:2502.16982, Table 3",
-    traps=("the power is of PF-days, while moonlight_lr_bs takes FLOPs: with raw FLOPs the loss would be 0.25",),
+    traps=(
+        "the power is of PF-days, while moonlight_lr_bs takes FLOPs: with raw FLOPs the loss would be 0.25",
+    ),
 )
 
 LAWS = (
@@ -77,7 +85,9 @@ LAWS = (
         coefficients={"k": 2.608, "a": -0.054, "k_muon": 2.506, "a_muon": -0.052},
         conditions={},
         setup="where moonlight_loss_muon has the loss that moonlight_loss_adamw has at C",
-        traps=("the rounded coefficients give 0.44 to 0.49 over the range, the paper's headline is 0.52",),
+        traps=(
+            "the rounded coefficients give 0.44 to 0.49 over the range, the paper's headline is 0.52",
+        ),
         shown_at={"C": PF_DAY},
     ),
 )

@@ -22,7 +22,12 @@ C4 = Law(
     function=gadre,
     inputs=(N_TOTAL, D),
     gives=("loss",),
-    coefficients={"E0": 1.50826054441, "a": 141.277255297, "b": 189.515521496, "eta": 0.121236119638},
+    coefficients={
+        "E0": 1.50826054441,
+        "a": 141.277255297,
+        "b": 189.515521496,
+        "eta": 0.121236119638,
+    },
     fitted={"n_params_total": (10.6e6, 410e6), "tokens_per_param": (5, 640)},
     validated={"n_params_total": 6.9e9},
     conditions={
@@ -46,7 +51,12 @@ LAWS = (
         C4,
         id="gadre_loss_rpj",
         name="Over-training, trained on RedPajama, evaluated on C4",
-        coefficients={"E0": 1.83664840874, "a": 212.236121679, "b": 366.687197962, "eta": 0.136425353089},
+        coefficients={
+            "E0": 1.83664840874,
+            "a": 212.236121679,
+            "b": 366.687197962,
+            "eta": 0.136425353089,
+        },
         conditions=C4.conditions | {"data": "RedPajama, evaluated on C4; GPT-NeoX tokenizer"},
         setup=f"{C4.setup} (off by 0.73 %) and on 1.4e9 at 640 tokens each (0.71 %)",
     ),
@@ -54,7 +64,12 @@ LAWS = (
         C4,
         id="gadre_loss_rw",
         name="Over-training, trained on RefinedWeb, evaluated on C4",
-        coefficients={"E0": 1.73446208933, "a": 157.11628411, "b": 246.206686243, "eta": 0.127197422316},
+        coefficients={
+            "E0": 1.73446208933,
+            "a": 157.11628411,
+            "b": 246.206686243,
+            "eta": 0.127197422316,
+        },
         conditions=C4.conditions | {"data": "RefinedWeb, evaluated on C4; GPT-NeoX tokenizer"},
     ),
 )

@@ -26,12 +26,16 @@ def power_of_tokens(D: float, *, D_c: float, alpha_D: float) -> dict[str, float]
     return {"loss": (D_c / D) ** alpha_D}
 
 
-def streamed(N: float, P: float, *, E0: float, A: float, alpha: float, k: float) -> dict[str, float]:
+def streamed(
+    N: float, P: float, *, E0: float, A: float, alpha: float, k: float
+) -> dict[str, float]:
     """L = E0 + (1e9 A / (N (k ln P + 1)))^alpha    arXiv:2505.10475."""
     return {"loss": E0 + (A * 1e9 / (N * (k * math.log(P) + 1))) ** alpha}
 
 
-def shared_capacity(N: float, *, beta: float, f: float, alpha: float, Linf: float) -> dict[str, float]:
+def shared_capacity(
+    N: float, *, beta: float, f: float, alpha: float, Linf: float
+) -> dict[str, float]:
     """L = beta (f N)^-alpha + Linf, of one language pair    arXiv:2302.09650."""
     return {"loss": beta * (f * N) ** -alpha + Linf}
 
@@ -69,7 +73,10 @@ PARSCALE = Law(
     conditions={"data": "Stack-V2, Python"},
     setup="24 runs, Huber loss with delta 1e-3; P streams are worth k ln P + 1 times the parameters",
     source="Chen et al. 2025, arXiv:2505.10475; its released fit, run again",
-    traps=("A stands inside the power, in billions of parameters", "no term of tokens: it holds at those of its runs only"),
+    traps=(
+        "A stands inside the power, in billions of parameters",
+        "no term of tokens: it holds at those of its runs only",
+    ),
     unconfirmed=("that all runs had 42e9 tokens",),
 )
 
@@ -81,7 +88,15 @@ LAWS = (
         kind="loss_size",
         formula="loss = (D_c / D)**alpha_D",
         function=power_of_tokens,
-        inputs=(Input("D", "unique_tokens", "tokens of the data set", "all tokens are taken as unique, one epoch", instead=("tokens",)),),
+        inputs=(
+            Input(
+                "D",
+                "unique_tokens",
+                "tokens of the data set",
+                "all tokens are taken as unique, one epoch",
+                instead=("tokens",),
+            ),
+        ),
         gives=("loss",),
         coefficients={"D_c": 5.4e13, "alpha_D": 0.095},
         fitted={"unique_tokens": (22e6, 23e9)},

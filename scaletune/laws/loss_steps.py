@@ -9,17 +9,23 @@ from scaletune.laws.loss_size import KAPLAN_RUNS
 from scaletune.laws.symbols import N_BODY, N_UNSTATED, B
 
 
-def of_steps_min(N: float, S_min: float, *, N_c: float, alpha_N: float, S_c: float, alpha_S: float) -> dict[str, float]:
+def of_steps_min(
+    N: float, S_min: float, *, N_c: float, alpha_N: float, S_c: float, alpha_S: float
+) -> dict[str, float]:
     """L = (N_c/N)^alpha_N + (S_c/S_min)^alpha_S    arXiv:2001.08361, eq. 1.6."""
     return {"loss": (N_c / N) ** alpha_N + (S_c / S_min) ** alpha_S}
 
 
-def of_steps(N: float, S: float, B: float, B_crit: float, **coefficients: float) -> dict[str, float]:
+def of_steps(
+    N: float, S: float, B: float, B_crit: float, **coefficients: float
+) -> dict[str, float]:
     """`of_steps_min` at S_min = S / (1 + B_crit/B)    arXiv:2001.08361, eq. 1.6 and 5.4."""
     return of_steps_min(N, S / (1 + B_crit / B), **coefficients)
 
 
-def with_critical_batch(N: float, S_min: float, *, B_star: float, alpha_B: float, **coefficients: float) -> dict[str, float]:
+def with_critical_batch(
+    N: float, S_min: float, *, B_star: float, alpha_B: float, **coefficients: float
+) -> dict[str, float]:
     """`of_steps_min` and the critical batch at that loss    arXiv:2403.06563."""
     found = of_steps_min(N, S_min, **coefficients)
     return found | by_loss(found["loss"], B_star=B_star, alpha_B=alpha_B)
@@ -46,7 +52,11 @@ LAWS = (
             N_BODY,
             Input("S", "steps", "optimizer steps"),
             B,
-            Input("B_crit", "critical_batch_tokens", "critical batch at that loss, tokens: kaplan_bcrit"),
+            Input(
+                "B_crit",
+                "critical_batch_tokens",
+                "critical batch at that loss, tokens: kaplan_bcrit",
+            ),
         ),
         gives=("loss",),
         coefficients={"N_c": 6.5e13, "alpha_N": 0.077, "S_c": 2100.0, "alpha_S": 0.76},
@@ -64,7 +74,14 @@ LAWS = (
         function=with_critical_batch,
         inputs=(N_BODY, S_MIN),
         gives=("loss", "critical_batch_tokens"),
-        coefficients={"N_c": 1.5e14, "alpha_N": 0.076, "S_c": 2600.0, "alpha_S": 0.67, "B_star": 1.7e8, "alpha_B": 0.205},
+        coefficients={
+            "N_c": 1.5e14,
+            "alpha_N": 0.076,
+            "S_c": 2600.0,
+            "alpha_S": 0.67,
+            "B_star": 1.7e8,
+            "alpha_B": 0.205,
+        },
         fitted={"n_params": (1e6, 60e6)},
         validated={"n_params": 33e9},
         conditions={"data": "like C4"},
@@ -85,17 +102,34 @@ LAWS = (
             N_UNSTATED,
             Input("B_tok", "batch_tokens", "tokens a step"),
             Input("T", "seconds", "seconds of training"),
-            Input("copies", "memory_copies", "bytes or tensors copied in memory a step, counted from the architecture"),
+            Input(
+                "copies",
+                "memory_copies",
+                "bytes or tensors copied in memory a step, counted from the architecture",
+            ),
         ),
         gives=("loss",),
         unknown={
             "c0": "seconds a step without copies, of the hardware",
             "c1": "seconds a copy, of the hardware",
-            **dict.fromkeys(("E0", "A", "alpha", "B", "beta"), "of a law of N and D fitted to one's own runs"),
+            **dict.fromkeys(
+                ("E0", "A", "alpha", "B", "beta"), "of a law of N and D fitted to one's own runs"
+            ),
         },
         conditions={"data": "C4", "model": "decoder"},
         setup="1535 models; seconds a step are a line in memory copies rather than in FLOPs, put into a law of N and D; wider beats deeper",
-        shown_at={"N": 1e8, "B_tok": 1e6, "T": 2e4, "c0": 1, "c1": 1e-11, "E0": 1, "A": 100, "alpha": 0.25, "B": 10, "beta": 0.1},
+        shown_at={
+            "N": 1e8,
+            "B_tok": 1e6,
+            "T": 2e4,
+            "c0": 1,
+            "c1": 1e-11,
+            "E0": 1,
+            "A": 100,
+            "alpha": 0.25,
+            "B": 10,
+            "beta": 0.1,
+        },
         source="Inbar & Sernau 2024, arXiv:2406.18922",
         confirmed=False,
         unconfirmed=("how copies are counted, and every constant",),

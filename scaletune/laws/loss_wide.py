@@ -9,7 +9,9 @@ from scaletune.laws.loss_size import KAPLAN_RUNS
 from scaletune.laws.symbols import N_BODY, N_TOTAL, D
 
 
-def kaplan(N: float, D: float, *, N_c: float, D_c: float, alpha_N: float, alpha_D: float) -> dict[str, float]:
+def kaplan(
+    N: float, D: float, *, N_c: float, D_c: float, alpha_N: float, alpha_D: float
+) -> dict[str, float]:
     """L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D    arXiv:2001.08361, eq. 1.5."""
     return {"loss": ((N_c / N) ** (alpha_N / alpha_D) + D_c / D) ** alpha_D}
 
@@ -19,7 +21,9 @@ def farseer(
     *, a1: float, g1: float, b1: float, a2: float, g2: float, b2: float, a3: float, g3: float, b3: float,
 ) -> dict[str, float]:  # fmt: skip
     """exp(a3 N^g3 + b3) + exp(a2 N^g2 + b2) D^-exp(a1 N^g1 + b1)    arXiv:2506.10972, eq. 3."""
-    floor, prefactor, exponent = (math.exp(a * N**g + b) for a, g, b in ((a3, g3, b3), (a2, g2, b2), (a1, g1, b1)))
+    floor, prefactor, exponent = (
+        math.exp(a * N**g + b) for a, g, b in ((a3, g3, b3), (a2, g2, b2), (a1, g1, b1))
+    )
     return {"loss_per_char": floor + prefactor * D**-exponent}
 
 
@@ -36,7 +40,12 @@ def vocabulary(
     *, E0: float, A1: float, a1: float, A2: float, a2: float, B: float, b: float, unit_N: float, unit_H: float,
 ) -> dict[str, float]:  # fmt: skip
     """-E0 + A1 N^-a1 + A2 V^-a2 + B H^-b in the paper's units    arXiv:2407.13623."""
-    return {"loss_over_unigram": -E0 + A1 * (N / unit_N) ** -a1 + A2 * (V / unit_N) ** -a2 + B * (H / unit_H) ** -b}
+    return {
+        "loss_over_unigram": -E0
+        + A1 * (N / unit_N) ** -a1
+        + A2 * (V / unit_N) ** -a2
+        + B * (H / unit_H) ** -b
+    }
 
 
 LAWS = (
@@ -48,7 +57,13 @@ LAWS = (
         function=kaplan,
         inputs=(
             N_BODY,
-            Input("D", "unique_tokens", "tokens of the data set", "all tokens are taken as unique, one epoch", instead=("tokens",)),
+            Input(
+                "D",
+                "unique_tokens",
+                "tokens of the data set",
+                "all tokens are taken as unique, one epoch",
+                instead=("tokens",),
+            ),
         ),
         gives=("loss",),
         coefficients={"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103},
@@ -94,7 +109,12 @@ LAWS = (
         kind="loss",
         formula="loss = E0 + cw * w**-aw + cd * depth**-ad + cN * N**-aN + cD * D**-aD",
         function=shaped,
-        inputs=(Input("w", "width", "width, d_model"), Input("depth", "depth", "layers"), N_TOTAL, D),
+        inputs=(
+            Input("w", "width", "width, d_model"),
+            Input("depth", "depth", "layers"),
+            N_TOTAL,
+            D,
+        ),
         gives=("loss",),
         coefficients={
             "E0": 1.53450040085,
@@ -107,7 +127,12 @@ LAWS = (
             "cD": 35314.2826275,
             "aD": 0.4935127042,
         },
-        fitted={"width": (256, 3072), "depth": (3, 80), "n_params_total": (50e6, 2e9), "tokens": (2e9, 350e9)},
+        fitted={
+            "width": (256, 3072),
+            "depth": (3, 80),
+            "n_params_total": (50e6, 2e9),
+            "tokens": (2e9, 350e9),
+        },
         conditions={"schedule": "constant", "data": "Dolma"},
         setup="runs beyond 100e9 tokens, lr not yet decayed",
         source="McLeish et al. 2025, arXiv:2502.06857; the fits of its repository",
@@ -125,12 +150,25 @@ LAWS = (
             Input("H", "characters", "characters trained on"),
         ),
         gives=("loss_over_unigram",),
-        coefficients={"E0": 5.533, "A1": 1.831, "a1": 0.447, "A2": 0.196, "a2": 0.671, "B": 2.124, "b": 0.447},
-        unknown={"unit_N": "the paper's unit of parameters", "unit_H": "the paper's unit of characters"},
+        coefficients={
+            "E0": 5.533,
+            "A1": 1.831,
+            "a1": 0.447,
+            "A2": 0.196,
+            "a2": 0.671,
+            "B": 2.124,
+            "b": 0.447,
+        },
+        unknown={
+            "unit_N": "the paper's unit of parameters",
+            "unit_H": "the paper's unit of characters",
+        },
         fitted={"n_params": (33e6, 1.1e9)},
         setup="loss less that of a unigram model; the best vocabulary's parameters go as N**0.83",
         shown_at={"N": 1e9, "V": 1e9, "H": 1e10, "unit_N": 1e9, "unit_H": 1e10},
         source="Tao et al. 2024, arXiv:2407.13623",
-        traps=("with raw counts its powers vanish (1.8 / 1e9**0.447 = 1.7e-4), so its units are others, and unconfirmed",),
+        traps=(
+            "with raw counts its powers vanish (1.8 / 1e9**0.447 = 1.7e-4), so its units are others, and unconfirmed",
+        ),
     ),
 )

@@ -14,14 +14,26 @@ def saturated(E: float, E_start: float, E_max: float) -> float:
     return 1 / (1 / (E - 1 + 1 / (1 / E_start - 1 / E_max)) + 1 / E_max)
 
 
-def routed(N: float, E: float, *, a: float, b: float, c: float, d: float, E_start: float, E_max: float) -> dict[str, float]:
+def routed(
+    N: float, E: float, *, a: float, b: float, c: float, d: float, E_start: float, E_max: float
+) -> dict[str, float]:
     """log10 L = a log10 N + b log10 Eh + c log10 N log10 Eh + d    arXiv:2202.01169, Table 3."""
     n, e = math.log10(N), math.log10(saturated(E, E_start, E_max))
     return {"loss": 10 ** (a * n + b * e + c * n * e + d)}
 
 
 def fine_grained(
-    N: float, D: float, G: float, *, a: float, alpha: float, b: float, beta: float, g: float, gam: float, c: float
+    N: float,
+    D: float,
+    G: float,
+    *,
+    a: float,
+    alpha: float,
+    b: float,
+    beta: float,
+    g: float,
+    gam: float,
+    c: float,
 ) -> dict[str, float]:
     """L = c + (g G^-gam + a) N^-alpha + b D^-beta    arXiv:2402.07871."""
     return {"loss": c + (g / G**gam + a) / N**alpha + b / D**beta}
@@ -47,7 +59,13 @@ def sparse(
     *, a: float, alpha: float, b: float, beta: float, c: float, lam: float, d: float, delt: float, gam: float, e0: float,
 ) -> dict[str, float]:  # fmt: skip
     """L = a N^-alpha + b D^-beta + c (1-S)^-lam + d (1-S)^-delt N^-gam + e0    arXiv:2501.12370."""
-    return {"loss": a / N**alpha + b / D**beta + c / (1 - S) ** lam + d / ((1 - S) ** delt * N**gam) + e0}
+    return {
+        "loss": a / N**alpha
+        + b / D**beta
+        + c / (1 - S) ** lam
+        + d / ((1 - S) ** delt * N**gam)
+        + e0
+    }
 
 
 SBASE = Law(
@@ -59,7 +77,14 @@ SBASE = Law(
     function=routed,
     inputs=(N_ACTIVE, E),
     gives=("loss",),
-    coefficients={"a": -0.082, "b": -0.108, "c": 0.009, "d": 1.104, "E_start": 1.847, "E_max": 314.478},
+    coefficients={
+        "a": -0.082,
+        "b": -0.108,
+        "c": 0.009,
+        "d": 1.104,
+        "E_start": 1.847,
+        "E_max": 314.478,
+    },
     fitted={"n_active": (15e6, 1.3e9), "n_experts": (1, 512)},
     held={"tokens": 130e9},
     setup="all at 130e9 tokens",
@@ -104,7 +129,10 @@ JOINT = Law(
         "c": 1.3637,
     },
     fitted={"n_params_total": (0.0, 5e9), "n_experts": (1, 32)},
-    conditions={"model": "Switch mixture of experts, one chosen", "data": "FineWeb-Edu, GPT-2 tokenizer"},
+    conditions={
+        "model": "Switch mixture of experts, one chosen",
+        "data": "FineWeb-Edu, GPT-2 tokenizer",
+    },
     setup="280 runs, of which the 30 of lowest loss were held out",
     source="Ludziejewski et al. 2025, arXiv:2502.05172, Table 3",
     traps=("alpha and beta are negative and multiply as they stand",),
@@ -116,13 +144,27 @@ LAWS = (
         SBASE,
         id="clark_rlr",
         name="Routed language models, RL-R",
-        coefficients={"a": -0.083, "b": -0.126, "c": 0.012, "d": 1.111, "E_start": 1.88, "E_max": 469.982},
+        coefficients={
+            "a": -0.083,
+            "b": -0.126,
+            "c": 0.012,
+            "d": 1.111,
+            "E_start": 1.88,
+            "E_max": 469.982,
+        },
     ),
     replace(
         SBASE,
         id="clark_hash",
         name="Routed language models, hashing",
-        coefficients={"a": -0.087, "b": -0.136, "c": 0.012, "d": 1.157, "E_start": 4.175, "E_max": 477.741},
+        coefficients={
+            "a": -0.087,
+            "b": -0.136,
+            "c": 0.012,
+            "d": 1.157,
+            "E_start": 4.175,
+            "E_max": 477.741,
+        },
     ),
     Law(
         id="krajewski_moe",
@@ -131,18 +173,36 @@ LAWS = (
         formula="loss = c + (g / G**gam + a) / N**alpha + b / D**beta",
         function=fine_grained,
         inputs=(
-            Input("N", "n_params_total", "all parameters, all experts included, without embeddings", instead=("n_params",)),
+            Input(
+                "N",
+                "n_params_total",
+                "all parameters, all experts included, without embeddings",
+                instead=("n_params",),
+            ),
             D,
             Input("G", "granularity", "granularity, 4 * d_model / d_expert", default=1.0),
         ),
         gives=("loss",),
-        coefficients={"a": 18.1, "alpha": 0.115, "b": 30.8, "beta": 0.147, "g": 2.1, "gam": 0.58, "c": 0.47},
+        coefficients={
+            "a": 18.1,
+            "alpha": 0.115,
+            "b": 30.8,
+            "beta": 0.147,
+            "g": 2.1,
+            "gam": 0.58,
+            "c": 0.47,
+        },
         fitted={"n_params_total": (129e6, 3.7e9), "tokens": (16e9, 130e9), "granularity": (1, 16)},
-        conditions={"model": "64 times the parameters of a dense layer, experts choosing tokens", "data": "C4"},
+        conditions={
+            "model": "64 times the parameters of a dense layer, experts choosing tokens",
+            "data": "C4",
+        },
         setup="beside krajewski_dense",
         source="Krajewski et al. 2024, arXiv:2402.07871, Table 1",
         traps=("granularity is 4 d / d_expert here, 2 d / d_expert with Ling",),
-        unconfirmed=("that N counts all experts, without embeddings: do not ask it with active parameters",),
+        unconfirmed=(
+            "that N counts all experts, without embeddings: do not ask it with active parameters",
+        ),
     ),
     JOINT,
     Law(
@@ -151,7 +211,11 @@ LAWS = (
         kind="moe",
         formula="loss = a / N**alpha + b / D**beta + c / (1 - S)**lam + d / ((1 - S)**delt * N**gam) + e0",
         function=sparse,
-        inputs=(N_TOTAL, D, Input("S", "sparsity", "share of experts not chosen for a token", default=0.0)),
+        inputs=(
+            N_TOTAL,
+            D,
+            Input("S", "sparsity", "share of experts not chosen for a token", default=0.0),
+        ),
         gives=("loss",),
         coefficients={
             "a": 16612.5,

@@ -10,16 +10,25 @@ from scaletune.laws.transfer import BASE_B, BASE_D, BASE_LR, BASE_WD
 
 W = Input("w", "width", "width, d_model")
 W1 = Input("w1", "base_width", "width of the tuned run")
-DEPTH, DEPTH1 = Input("depth", "depth", "layers"), Input("depth1", "base_depth", "layers of the tuned run")
+DEPTH, DEPTH1 = (
+    Input("depth", "depth", "layers"),
+    Input("depth1", "base_depth", "layers of the tuned run"),
+)
 VARIANCE1 = Input("var1", "base_variance", "initial variance of a hidden weight in the tuned run")
 
 
 def by_layer(lr1: float, w: float, w1: float, *, x_h: float, x_r: float) -> dict[str, float]:
     """lr times (w/w1)^-x in hidden matrices and the output head, as it is in the embedding    arXiv:2407.05872."""
-    return {"lr_hidden": lr1 * (w / w1) ** -x_h, "lr_embedding": lr1, "lr_readout": lr1 * (w / w1) ** -x_r}
+    return {
+        "lr_hidden": lr1 * (w / w1) ** -x_h,
+        "lr_embedding": lr1,
+        "lr_readout": lr1 * (w / w1) ** -x_r,
+    }
 
 
-def mup(w: float, w1: float, lr1: float, var1: float, d_head: float, wd1: float) -> dict[str, float]:
+def mup(
+    w: float, w1: float, lr1: float, var1: float, d_head: float, wd1: float
+) -> dict[str, float]:
     """m = w/w1; hidden lr and variance / m, lambda * m, logits / m, attention / d_head    arXiv:2203.03466."""
     m = w / w1
     return {
@@ -56,7 +65,9 @@ def completep(
     }
 
 
-def completedp(B: float, B1: float, D: float, D1: float, lr1: float, wd1: float) -> dict[str, float]:
+def completedp(
+    B: float, B1: float, D: float, D1: float, lr1: float, wd1: float
+) -> dict[str, float]:
     """lr and lambda times sqrt((B/B1) / (D/D1))    arXiv:2512.22382."""
     factor = math.sqrt(B / B1 / (D / D1))
     return {"lr_factor": factor, "lr": lr1 * factor, "weight_decay": wd1 * factor}
@@ -94,8 +105,22 @@ LAWS = (
         formula="m = w / w1; lr_hidden = lr1 / m; variance_hidden = var1 / m; lr_embedding = lr1; logit_factor = 1 / m; "
         "attention_scale = 1 / d_head; weight_decay_hidden = wd1 * m",
         function=mup,
-        inputs=(W, W1, BASE_LR, VARIANCE1, Input("d_head", "head_dim", "width of one attention head"), BASE_WD),
-        gives=("lr_hidden", "variance_hidden", "lr_embedding", "logit_factor", "attention_scale", "weight_decay_hidden"),
+        inputs=(
+            W,
+            W1,
+            BASE_LR,
+            VARIANCE1,
+            Input("d_head", "head_dim", "width of one attention head"),
+            BASE_WD,
+        ),
+        gives=(
+            "lr_hidden",
+            "variance_hidden",
+            "lr_embedding",
+            "logit_factor",
+            "attention_scale",
+            "weight_decay_hidden",
+        ),
         setup="weight_decay_hidden keeps lr * weight_decay as it was",
         source="Yang et al. 2022, arXiv:2203.03466; microsoft/mup",
         traps=(
@@ -109,8 +134,24 @@ LAWS = (
         formula="m = w / w1; r = depth / depth1; residual_factor = r**-alpha; lr_hidden = lr1 / m * r**(alpha - 1); lr_vectors = lr1 * r**(alpha - 1); "
         "eps_hidden = eps1 / m * r**-alpha; weight_decay_hidden = wd1 * m; variance_hidden = var1 / m",
         function=completep,
-        inputs=(W, DEPTH, W1, DEPTH1, BASE_LR, Input("eps1", "base_eps", "Adam's epsilon of the tuned run"), BASE_WD, VARIANCE1),
-        gives=("residual_factor", "lr_hidden", "lr_vectors", "eps_hidden", "weight_decay_hidden", "variance_hidden"),
+        inputs=(
+            W,
+            DEPTH,
+            W1,
+            DEPTH1,
+            BASE_LR,
+            Input("eps1", "base_eps", "Adam's epsilon of the tuned run"),
+            BASE_WD,
+            VARIANCE1,
+        ),
+        gives=(
+            "residual_factor",
+            "lr_hidden",
+            "lr_vectors",
+            "eps_hidden",
+            "weight_decay_hidden",
+            "variance_hidden",
+        ),
         coefficients={"alpha": 1.0},
         fitted={"n_params": (50e6, 1.5e9)},
         setup="alpha = 1 is CompleteP, alpha = 0.5 depth-muP",
@@ -128,7 +169,12 @@ LAWS = (
         function=completedp,
         inputs=(B, BASE_B, D, BASE_D, BASE_LR, BASE_WD),
         gives=("lr_factor", "lr", "weight_decay"),
-        fitted={"n_params": (50e6, 7.2e9), "width": (128, 2048), "depth": (4, 128), "batch_ratio": (0.125, 4)},
+        fitted={
+            "n_params": (50e6, 7.2e9),
+            "width": (128, 2048),
+            "depth": (4, 128),
+            "batch_ratio": (0.125, 4),
+        },
         conditions={"schedule": "cosine", "data": "RedPajama"},
         setup="on top of CompleteP's factors of width and depth; at a fixed batch lr falls as the square root of steps",
         source="Mlodozeniec et al. 2025, arXiv:2512.22382",

@@ -23,12 +23,26 @@ def trained(
     return {"loss": E0 + A * effective**-alpha + B * D**-alpha if effective else math.nan}
 
 
-def quantized(N: float, D: float, P: float, *, CT: float, gD: float, gN: float, gpost: float) -> dict[str, float]:
+def quantized(
+    N: float, D: float, P: float, *, CT: float, gD: float, gN: float, gpost: float
+) -> dict[str, float]:
     """CT D^gD N^-gN exp(-P/gpost)    arXiv:2411.04330, eq. 2."""
     return {"loss_increase": CT * D**gD / N**gN * math.exp(-P / gpost)}
 
 
-def pruned(N: float, D: float, S: float, *, aS: float, bS: float, cS: float, bN: float, aD: float, bD: float, c: float) -> dict[str, float]:
+def pruned(
+    N: float,
+    D: float,
+    S: float,
+    *,
+    aS: float,
+    bS: float,
+    cS: float,
+    bN: float,
+    aD: float,
+    bD: float,
+    c: float,
+) -> dict[str, float]:
     """L = (aS (1-S)^bS + cS) N^-bN + (aD/D)^bD + c    arXiv:2309.08520."""
     return {"loss": (aS * (1 - S) ** bS + cS) * N**-bN + (aD / D) ** bD + c}
 
@@ -90,7 +104,9 @@ LAWS = (
         fitted={"bits_after": (3, 6)},
         setup="the more tokens, the more is lost",
         source="Kumar et al. 2024, arXiv:2411.04330, eq. 2 and Table 2",
-        cautions=("its table lists a bias of 1.1277 beside gpost without saying where it enters: it is left out here",),
+        cautions=(
+            "its table lists a bias of 1.1277 beside gpost without saying where it enters: it is left out here",
+        ),
         shown_at={"N": 220e6, "D": 26e9},
     ),
     Law(
@@ -107,7 +123,18 @@ LAWS = (
         gives=("loss",),
         unknown=dict.fromkeys(("aS", "bS", "cS", "bN", "aD", "bD", "c"), "to be fitted"),
         setup="sparsity multiplies the term of size and leaves the others",
-        shown_at={"N": 1e10, "D": 1e10, "S": 0.75, "aS": 4, "bS": 0.5, "cS": 3, "bN": 0.1, "aD": 1e8, "bD": 0.5, "c": 1},
+        shown_at={
+            "N": 1e10,
+            "D": 1e10,
+            "S": 0.75,
+            "aS": 4,
+            "bS": 0.5,
+            "cS": 3,
+            "bN": 0.1,
+            "aD": 1e8,
+            "bD": 0.5,
+            "c": 1,
+        },
         source="Frantar et al. 2023, arXiv:2309.08520",
     ),
 )

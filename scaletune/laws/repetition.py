@@ -22,12 +22,24 @@ def worth(total: Any, unique: Any, r_star: float) -> Any:
 
 
 def muennighoff(
-    N: float, D: float, U: float, *, E0: float, A: float, B: float, alpha: float, beta: float, R_Dstar: float, R_Nstar: float
+    N: float,
+    D: float,
+    U: float,
+    *,
+    E0: float,
+    A: float,
+    B: float,
+    alpha: float,
+    beta: float,
+    R_Dstar: float,
+    R_Nstar: float,
 ) -> dict[str, float]:
     """`chinchilla` of what repeated tokens and excess parameters are worth    arXiv:2305.16264."""
     G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
     U_N = min(N, (U * G) ** (beta / alpha) * G)  # the most parameters that U unique tokens can feed
-    return chinchilla(worth(N, U_N, R_Nstar), worth(D, U, R_Dstar), E0=E0, A=A, B=B, alpha=alpha, beta=beta)
+    return chinchilla(
+        worth(N, U_N, R_Nstar), worth(D, U, R_Dstar), E0=E0, A=A, B=B, alpha=alpha, beta=beta
+    )
 
 
 def asymptote(N: float, *, E0: float, A: float, alpha: float) -> dict[str, float]:
@@ -52,7 +64,13 @@ LAWS = (
         inputs=(
             N_TOTAL,
             replace(D, means="tokens trained on, repeats included"),
-            Input("U", "unique_tokens", "unique tokens", "all tokens are taken as unique, one epoch (U = D)", instead=("tokens",)),
+            Input(
+                "U",
+                "unique_tokens",
+                "unique tokens",
+                "all tokens are taken as unique, one epoch (U = D)",
+                instead=("tokens",),
+            ),
         ),
         gives=("loss",),
         coefficients={

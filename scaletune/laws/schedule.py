@@ -23,7 +23,9 @@ def power_scheduler(B: float, T: float, lr_max: float, *, a: float, b: float) ->
 def upto(lrs: tuple[float, ...], steps: float) -> tuple[float, ...]:
     """The lrs of the first steps."""
     if not 1 <= steps <= len(lrs):
-        raise UserError(f"`1 <= steps <= {len(lrs)}` must hold, the length of lr_schedule, but got {steps:g}")
+        raise UserError(
+            f"`1 <= steps <= {len(lrs)}` must hold, the length of lr_schedule, but got {steps:g}"
+        )
     return lrs[: int(steps)]
 
 
@@ -37,20 +39,36 @@ def annealed(lrs: tuple[float, ...], lam: float) -> float:
     return total
 
 
-def annealing(lrs: tuple[float, ...], steps: float, *, L0: float, A: float, alpha: float, C: float, lam: float) -> dict[str, float]:
+def annealing(
+    lrs: tuple[float, ...], steps: float, *, L0: float, A: float, alpha: float, C: float, lam: float
+) -> dict[str, float]:
     """L = L0 + A S1^-alpha - C S2, S1 the sum of lrs    arXiv:2408.11029."""
     done = upto(lrs, steps)
     return {"loss": L0 + A * math.fsum(done) ** -alpha - C * annealed(done, lam)}
 
 
 def multi_power(
-    lrs: tuple[float, ...], steps: float, *, L0: float, A: float, alpha: float, B: float, C: float, bet: float, gam: float
+    lrs: tuple[float, ...],
+    steps: float,
+    *,
+    L0: float,
+    A: float,
+    alpha: float,
+    B: float,
+    C: float,
+    bet: float,
+    gam: float,
 ) -> dict[str, float]:
     """L = L0 + A S^-alpha - B sum of falls d_k (1 - (1 + C lr_k^-gam (S - S_(k-1)))^-bet), rises counted as falls below 0    arXiv:2503.12811."""
     eta = upto(lrs, steps)
     S = list(accumulate(eta))
-    share = (1 - (1 + C * now**-gam * (S[-1] - before)) ** -bet if now else 1.0 for now, before in zip(eta[1:], S, strict=False))
-    drop = math.fsum((before - now) * part for before, now, part in zip(eta, eta[1:], share, strict=False))
+    share = (
+        1 - (1 + C * now**-gam * (S[-1] - before)) ** -bet if now else 1.0
+        for now, before in zip(eta[1:], S, strict=False)
+    )
+    drop = math.fsum(
+        (before - now) * part for before, now, part in zip(eta, eta[1:], share, strict=False)
+    )
     return {"loss": L0 + A * S[-1] ** -alpha - B * drop}
 
 
@@ -72,7 +90,15 @@ ANNEALING = Law(
     },
     conditions={"schedule": "any: constant, cosine, WSD"},
     setup="S1 is the sum of lrs, S2 sums the fading falls of lr over steps, from the first peak on",
-    shown_at={"lrs": "cosine:600:60:3e-4:3e-5", "steps": 600, "L0": 2, "A": 1, "alpha": 0.5, "C": 0.4, "lam": 0.999},
+    shown_at={
+        "lrs": "cosine:600:60:3e-4:3e-5",
+        "steps": 600,
+        "L0": 2,
+        "A": 1,
+        "alpha": 0.5,
+        "C": 0.4,
+        "lam": 0.999,
+    },
     source="Tissue et al. 2024, arXiv:2408.11029",
     traps=("the paper's own constants are not confirmed and not in the catalogue",),
 )
@@ -81,7 +107,13 @@ ANNEALING_25M = replace(
     id="tissue_refit_25m",
     name="Loss under annealing, refitted on a model of 25 million",
     unknown={},
-    coefficients={"L0": 3.15828738837, "A": 0.513580283261, "alpha": 0.513375922302, "C": 0.401907695828, "lam": 0.999},
+    coefficients={
+        "L0": 3.15828738837,
+        "A": 0.513580283261,
+        "alpha": 0.513375922302,
+        "C": 0.401907695828,
+        "lam": 0.999,
+    },
     fitted={"steps": (2160, 72000)},
     held={"peak_lr": 3e-4},
     conditions={"schedule": "2160 steps of warmup", "model": "Llama-like, 25e6 parameters"},
@@ -142,7 +174,9 @@ LAWS = (
         },
         setup="lr near B / sqrt(T), without knowing how long the run will be",
         source="Shen et al. 2024, arXiv:2408.13359; b and the form as in IBM's released scheduler",
-        traps=("a goes with sequences of 4096: in the released code an argument named a is a * B / 4096",),
+        traps=(
+            "a goes with sequences of 4096: in the released code an argument named a is a * B / 4096",
+        ),
         confirmed=False,
         unconfirmed=("a = 4.6 and the cap 0.02",),
         shown_at={"B": 128 * SEQ},
@@ -153,14 +187,26 @@ LAWS = (
         ANNEALING_25M,
         id="tissue_refit_100m",
         name="Loss under annealing, refitted on a model of 100 million",
-        coefficients={"L0": 2.78889574616, "A": 0.592568915955, "alpha": 0.454977648225, "C": 0.481219185783, "lam": 0.999},
+        coefficients={
+            "L0": 2.78889574616,
+            "A": 0.592568915955,
+            "alpha": 0.454977648225,
+            "C": 0.481219185783,
+            "lam": 0.999,
+        },
         conditions=ANNEALING_25M.conditions | {"model": "Llama-like, 100e6 parameters"},
     ),
     replace(
         ANNEALING_25M,
         id="tissue_refit_400m",
         name="Loss under annealing, refitted on a model of 400 million",
-        coefficients={"L0": 2.52462156007, "A": 0.65360575758, "alpha": 0.420498446432, "C": 0.570047637697, "lam": 0.999},
+        coefficients={
+            "L0": 2.52462156007,
+            "A": 0.65360575758,
+            "alpha": 0.420498446432,
+            "C": 0.570047637697,
+            "lam": 0.999,
+        },
         conditions=ANNEALING_25M.conditions | {"model": "Llama-like, 400e6 parameters"},
     ),
     MULTI_POWER_25M,

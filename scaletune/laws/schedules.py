@@ -20,20 +20,31 @@ def lr_schedule(value: str | Sequence[float]) -> tuple[float, ...]:
     except (TypeError, ValueError):
         read = ()
     if not read or not all(math.isfinite(lr) and lr >= 0 for lr in read) or not any(read):
-        raise UserError(f"`lr_schedule` must be {FORMAT} or a list of finite lrs of at least 0, one above 0, but got {_brief(value)}")
+        raise UserError(
+            f"`lr_schedule` must be {FORMAT} or a list of finite lrs of at least 0, one above 0, but got {_brief(value)}"
+        )
     return read
 
 
 def _shaped(text: str) -> tuple[float, ...]:
     shape, *numbers = text.split(":")
     if shape not in SHAPES:
-        raise UserError(f"`lr_schedule` must be {FORMAT}, but got SHAPE {shape!r}{nearest(shape, SHAPES)}")
+        raise UserError(
+            f"`lr_schedule` must be {FORMAT}, but got SHAPE {shape!r}{nearest(shape, SHAPES)}"
+        )
     try:
         steps, warmup, peak, end = (float(number) for number in numbers)
     except ValueError:
         raise UserError(f"`lr_schedule` must be {FORMAT}, but got {text!r}") from None
-    if not (0 <= warmup < steps <= MOST and steps == int(steps) and warmup == int(warmup) and 0 <= end <= peak < math.inf):
-        raise UserError(f"`lr_schedule` must have whole WARMUP < STEPS <= {MOST:g} and 0 <= END <= PEAK, but got {text!r}")
+    if not (
+        0 <= warmup < steps <= MOST
+        and steps == int(steps)
+        and warmup == int(warmup)
+        and 0 <= end <= peak < math.inf
+    ):
+        raise UserError(
+            f"`lr_schedule` must have whole WARMUP < STEPS <= {MOST:g} and 0 <= END <= PEAK, but got {text!r}"
+        )
     return warmed(shape, int(steps), int(warmup), peak, end)
 
 
@@ -43,7 +54,10 @@ def warmed(shape: str, steps: int, warmup: int, peak: float, end: float) -> tupl
     rest = steps - warmup
     if shape == "constant":
         return (*rise, *[peak] * rest)
-    return (*rise, *(end + (peak - end) * (1 + math.cos(math.pi * step / rest)) / 2 for step in range(rest)))
+    return (
+        *rise,
+        *(end + (peak - end) * (1 + math.cos(math.pi * step / rest)) / 2 for step in range(rest)),
+    )
 
 
 def _brief(value: object) -> str:

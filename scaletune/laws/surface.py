@@ -14,7 +14,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 AXES = ("lr", "batch", "wd")
-DIRECTIONS = {"lr": (1, 0, 0), "batch": (0, 1, 0), "ratio": (1, -1, 0), "wd": (0, 0, 1), "product": (1, 0, 1)}  # on AXES
+DIRECTIONS = {
+    "lr": (1, 0, 0),
+    "batch": (0, 1, 0),
+    "ratio": (1, -1, 0),
+    "wd": (0, 0, 1),
+    "product": (1, 0, 1),
+}  # on AXES
 
 
 def exp(x: float) -> float:
@@ -27,17 +33,26 @@ def predict(solution: Mapping[str, Any], scale: Mapping[str, float | None]) -> d
     vector = [*solution["vector"], *[0.0] * len(solution["scatter"])]
     point, tall = optimum(solution, vector, scale)
     half = [solution["quantile"] * sd for sd in errors(solution, vector, scale)]
-    out: dict[str, Any] = {"interval": {"lr": None, "batch_tokens": None, "loss": None}, "band": {"lr": None, "batch_tokens": None}}
+    out: dict[str, Any] = {
+        "interval": {"lr": None, "batch_tokens": None, "loss": None},
+        "band": {"lr": None, "batch_tokens": None},
+    }
     for i, name in enumerate(("loss", "lr", "batch_tokens", "weight_decay")[: len(point)]):
         out[name] = scale.get(name) or exp(point[i])
         if not scale.get(name):
             out["interval"][name] = [exp(point[i] - half[i]), exp(point[i] + half[i])]
-            ends = _near(tall, i - 1, len(point) - 1, solution["band"]) if i else [0.0, math.log1p(solution["band"])]
+            ends = (
+                _near(tall, i - 1, len(point) - 1, solution["band"])
+                if i
+                else [0.0, math.log1p(solution["band"])]
+            )
             out["band"][name] = [exp(point[i] + end) for end in ends]
     return out
 
 
-def errors(solution: Mapping[str, Any], vector: list[float], scale: Mapping[str, float | None]) -> list[float]:
+def errors(
+    solution: Mapping[str, Any], vector: list[float], scale: Mapping[str, float | None]
+) -> list[float]:
     """Standard errors of the logs that `optimum` gives, for a new cell.
 
     They are functions of the parameters and of the cell's own deviations from the law: the variance is the gradient's
@@ -47,12 +62,24 @@ def errors(solution: Mapping[str, Any], vector: list[float], scale: Mapping[str,
     own = solution["scatter"]
     gradient = []
     for i, sd in enumerate([math.sqrt(row[i]) for i, row in enumerate(rows)] + own):
-        ends = [optimum(solution, [v + sign * 0.01 * sd * (i == j) for j, v in enumerate(vector)], scale)[0] for sign in (1, -1)]
+        ends = [
+            optimum(
+                solution, [v + sign * 0.01 * sd * (i == j) for j, v in enumerate(vector)], scale
+            )[0]
+            for sign in (1, -1)
+        ]
         gradient.append([(up - down) / (0.02 * sd) for up, down in zip(*ends, strict=True)])
     found = []
     for g in zip(*gradient, strict=True):
-        law = math.fsum(a * b * v for a, row in zip(g, rows, strict=False) for b, v in zip(g, row, strict=False))
-        found.append(math.sqrt(max(law, 0.0) + math.fsum((a * sd) ** 2 for a, sd in zip(g[len(rows) :], own, strict=True))))
+        law = math.fsum(
+            a * b * v for a, row in zip(g, rows, strict=False) for b, v in zip(g, row, strict=False)
+        )
+        found.append(
+            math.sqrt(
+                max(law, 0.0)
+                + math.fsum((a * sd) ** 2 for a, sd in zip(g[len(rows) :], own, strict=True))
+            )
+        )
     return found
 
 
@@ -62,9 +89,19 @@ def optimum(
     """[ln loss, ln lr, ln batch(, ln weight decay)] at the optimum, and ln(1 + height) at offsets of these settings from it, less its own."""
     axes, value = solution["axes"], dict(zip(solution["names"], vector, strict=False))
     own = vector[len(solution["names"]) :]
-    n, d = (math.log(scale[c] or 1.0) - at for c, at in zip(("n_params", "tokens"), solution["centre"], strict=True))
-    centre = [value[f"{a}.c"] + value[f"{a}.along"] * n + value[f"{a}.D"] * (d - n) + shift for a, shift in zip(axes, own, strict=False)]
-    terms = value["loss.E"], value["loss.A"] - value["loss.alpha"] * n, value["loss.B"] - value["loss.beta"] * d
+    n, d = (
+        math.log(scale[c] or 1.0) - at
+        for c, at in zip(("n_params", "tokens"), solution["centre"], strict=True)
+    )
+    centre = [
+        value[f"{a}.c"] + value[f"{a}.along"] * n + value[f"{a}.D"] * (d - n) + shift
+        for a, shift in zip(axes, own, strict=False)
+    ]
+    terms = (
+        value["loss.E"],
+        value["loss.A"] - value["loss.alpha"] * n,
+        value["loss.B"] - value["loss.beta"] * d,
+    )
     floor = math.log(math.fsum(map(exp, terms))) + own[-1]
     wide = exp(value["width.n"] * n + value["width.d"] * d)
     best = [0.0] * len(axes)
@@ -74,7 +111,10 @@ def optimum(
     lowest = math.log1p(wide * height(value, best)[0])
 
     def tall(offset: list[float]) -> float:
-        return math.log1p(wide * height(value, [a + b for a, b in zip(best, offset, strict=True)])[0]) - lowest
+        return (
+            math.log1p(wide * height(value, [a + b for a, b in zip(best, offset, strict=True)])[0])
+            - lowest
+        )
 
     return [floor + lowest, *(c + b for c, b in zip(centre, best, strict=True))], tall
 
@@ -83,7 +123,12 @@ def height(value: Mapping[str, float], offset: list[float]) -> tuple[float, floa
     """Height of the basin in shares of the floor, and its slope in ln lr: fitting/joint/basin.py, without arrays."""
     skew, reach = value["skew.lr"], exp(value["reach.lr"])
     p = offset[0] / reach - math.sinh(skew)
-    root, ch, th, bend = math.hypot(1.0, p), math.cosh(skew), math.tanh(skew), exp(value["curvature.lr"])
+    root, ch, th, bend = (
+        math.hypot(1.0, p),
+        math.cosh(skew),
+        math.tanh(skew),
+        exp(value["curvature.lr"]),
+    )
     total = bend * reach**2 * ch**3 * (root + th * p - 1 / ch)
     slope = bend * reach * ch**3 * (p / root + th)
     for name, direction in list(DIRECTIONS.items())[1:]:
@@ -100,13 +145,18 @@ def height(value: Mapping[str, float], offset: list[float]) -> tuple[float, floa
     return total, slope
 
 
-def _near(tall: Callable[[list[float]], float], axis: int, n_axes: int, share: float) -> list[float]:
+def _near(
+    tall: Callable[[list[float]], float], axis: int, n_axes: int, share: float
+) -> list[float]:
     """How far below and above the optimum, in the log of one setting, loss has risen by `share`."""
 
     def outside(t: float, sign: int) -> bool:
         return tall([sign * t * (i == axis) for i in range(n_axes)]) > math.log1p(share)
 
-    return [-_bisect(lambda t: outside(t, -1), 0.0, 12.0), _bisect(lambda t: outside(t, 1), 0.0, 12.0)]
+    return [
+        -_bisect(lambda t: outside(t, -1), 0.0, 12.0),
+        _bisect(lambda t: outside(t, 1), 0.0, 12.0),
+    ]
 
 
 def _bisect(above: Callable[[float], bool], low: float, high: float) -> float:

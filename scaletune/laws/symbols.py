@@ -39,14 +39,23 @@ B = Input("B", "batch_tokens", "batch size, tokens an optimizer step")
 L = Input("L", "loss", "loss, nats per token")
 E = Input("E", "n_experts", "experts a layer; 1 is a dense model", default=1.0)
 C_6ND = Input("C", "flops", "training FLOPs, 6 N D")
-C_6ND_TOTAL = Input("C", "flops", "training FLOPs, 6 N D with all parameters", "its N counts all parameters, so its C is a little larger")
+C_6ND_TOTAL = Input(
+    "C",
+    "flops",
+    "training FLOPs, 6 N D with all parameters",
+    "its N counts all parameters, so its C is a little larger",
+)
 C_MD = Input(
     "C",
     "flops",
     "training FLOPs M * D, where M (FLOPs per token) counts the blocks and attention, not the vocabulary",
     "its C counts attention too, which makes C 1.1 to 2.3 times larger",
 )
-C_PF = Input("C", "flops", "training FLOPs without embeddings; the formula turns them into PF-days, 8.64e19 FLOPs each")
+C_PF = Input(
+    "C",
+    "flops",
+    "training FLOPs without embeddings; the formula turns them into PF-days, 8.64e19 FLOPs each",
+)
 C_UNSTATED = Input("C", "flops", "training FLOPs; how they are counted is not pinned down")
 
 PF_DAY = 8.64e19  # FLOPs

@@ -33,7 +33,11 @@ def surging(lr_max: float, B: float, B_noise: float) -> dict[str, float]:
 def square_root(B1: float, B: float, lr1: float, wd1: float) -> dict[str, float]:
     """k = B/B1; lr and lambda times sqrt(k), decoupled decay times k    arXiv:2205.10287, arXiv:2512.22382."""
     k = B / B1
-    return {"lr": lr1 * math.sqrt(k), "weight_decay": wd1 * math.sqrt(k), "weight_decay_decoupled": wd1 * k}
+    return {
+        "lr": lr1 * math.sqrt(k),
+        "weight_decay": wd1 * math.sqrt(k),
+        "weight_decay_decoupled": wd1 * k,
+    }
 
 
 def betas(B1: float, B: float, b1: float, b2: float) -> dict[str, float]:
@@ -64,7 +68,9 @@ LAWS = (
         conditions={"model": "the same", "batch": "the same"},
         setup="one batch size throughout; the SDE argument of `completedp` would have b = 0.5",
         source="Björck et al. 2024, arXiv:2409.19913",
-        cautions=("it holds at the batch of the tuned run: where the batch changes too, a rule of batches comes on top",),
+        cautions=(
+            "it holds at the batch of the tuned run: where the batch changes too, a rule of batches comes on top",
+        ),
         shown_at={"lr1": 0.001, "D1": 25e9, "D": 800e9},
     ),
     Law(
@@ -105,7 +111,10 @@ LAWS = (
         inputs=(BASE_B, B, BASE_LR, BASE_WD),
         gives=("lr", "weight_decay", "weight_decay_decoupled"),
         fitted={"batch_ratio": (0.125, 4)},
-        conditions={"batch": "0.125 to 4 times the tuned one, below the critical batch", "tokens": "the same, so 1/k of the steps"},
+        conditions={
+            "batch": "0.125 to 4 times the tuned one, below the critical batch",
+            "tokens": "the same, so 1/k of the steps",
+        },
         setup="keeps the stochastic differential equation of the run",
         source="Malladi et al. 2022, arXiv:2205.10287; weight decay by Mlodozeniec et al., arXiv:2512.22382",
         traps=(
@@ -144,7 +153,10 @@ LAWS = (
         gives=("batch_tokens", "lr_factor", "weight_decay"),
         coefficients={"p": 0.383},
         fitted={"depth": (8, 50)},
-        conditions={"optimizer": "Muon on matrices, AdamW on the rest", "batch": "rounded to a power of two afterwards"},
+        conditions={
+            "optimizer": "Muon on matrices, AdamW on the rest",
+            "batch": "rounded to a power of two afterwards",
+        },
         setup="Power Lines' exponent, the square-root rule, and B / (lr weight_decay D) kept; its author calls the use with Muon an assumption",
         source="karpathy/nanochat, scripts/base_train.py, 2026; exponent of arXiv:2505.13738",
         traps=("it counts matrices and output head as parameters, not the input embedding",),

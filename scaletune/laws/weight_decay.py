@@ -78,13 +78,18 @@ LAWS = (
         kind="weight_decay",
         formula="weight_decay = wd * factor",
         function=multiplied,
-        inputs=(Input("wd", "base_weight_decay", "weight decay usual for one epoch, 0.1", default=0.1),),
+        inputs=(
+            Input("wd", "base_weight_decay", "weight decay usual for one epoch, 0.1", default=0.1),
+        ),
         gives=("weight_decay",),
         coefficients={"factor": 30.0},
         fitted={"tokens": (2e8, 1.6e9), "n_params": (150e6, 1.4e9)},
         conditions={"data": "DCLM"},
         setup="weight decay, lr and epochs tuned in turn; the best weight decays were 1.6 to 3.2. Members of an ensemble: twice the epochs, half the decay",
         source="Kim et al. 2025, arXiv:2509.14786",
-        traps=("a rule of thumb for repeated data, not for one epoch", "its tokens are the unique ones"),
+        traps=(
+            "a rule of thumb for repeated data, not for one epoch",
+            "its tokens are the unique ones",
+        ),
     ),
 )

@@ -11,7 +11,13 @@ from typing import Any
 
 Flat = Mapping[str, Any]
 Found = list[tuple[str, str, str]]
-MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling", "initializer_range")
+MULTIPLIERS = (
+    "embedding_multiplier",
+    "attention_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
+    "initializer_range",
+)
 GRANITES = ("granite", "granitemoe", "granitemoeshared", "granitemoehybrid", "hyperclovax")
 DIVIDES = GRANITES[:-1]  # those whose logits_scaling divides
 
@@ -27,16 +33,36 @@ def leaf(config: Flat, name: str) -> tuple[str, Any]:
 def default_attention_multiplier(stack: str, config: Flat) -> Found:
     """Granite's default is 1.0, and it is the softmax scale itself; Cerebras says that its switch must be on for muP."""
     if stack == "cerebras" and scales(stack, config) and not leaf(config, "scale_qk_dot_by_d")[1]:
-        return [("scale_qk_dot_by_d", "the softmax scale stays head_dim**-0.5, which is not muP where heads grow", "set it to true")]
+        return [
+            (
+                "scale_qk_dot_by_d",
+                "the softmax scale stays head_dim**-0.5, which is not muP where heads grow",
+                "set it to true",
+            )
+        ]
     value = config.get("attention_multiplier", 1.0)
-    if stack not in DIVIDES or value != 1.0 or config.get("hidden_size") == config.get("num_attention_heads"):
+    if (
+        stack not in DIVIDES
+        or value != 1.0
+        or config.get("hidden_size") == config.get("num_attention_heads")
+    ):
         return []
-    return [("attention_multiplier", "the softmax scale is 1.0, not head_dim**-0.5", "set it to (hidden_size / num_attention_heads)**-0.5")]
+    return [
+        (
+            "attention_multiplier",
+            "the softmax scale is 1.0, not head_dim**-0.5",
+            "set it to (hidden_size / num_attention_heads)**-0.5",
+        )
+    ]
 
 
 def init_std_default(stack: str, config: Flat) -> Found:
     """Multipliers without an init std that goes with them."""
-    if stack not in GRANITES or "initializer_range" in config or not any(key in config for key in MULTIPLIERS[:1] + MULTIPLIERS[2:4]):
+    if (
+        stack not in GRANITES
+        or "initializer_range" in config
+        or not any(key in config for key in MULTIPLIERS[:1] + MULTIPLIERS[2:4])
+    ):
         return []
     return [
         (
@@ -51,14 +77,24 @@ def misspelt_key(stack: str, config: Flat) -> Found:
     """transformers keeps a key that it does not know, and ignores it."""
     if stack not in GRANITES:
         return []
-    close = {key: difflib.get_close_matches(key, MULTIPLIERS, n=1, cutoff=0.85) for key in config if key not in MULTIPLIERS}
-    return [(key, f"transformers ignores the unknown key {key!r} in silence", f"write {near[0]!r}") for key, near in close.items() if near]
+    close = {
+        key: difflib.get_close_matches(key, MULTIPLIERS, n=1, cutoff=0.85)
+        for key in config
+        if key not in MULTIPLIERS
+    }
+    return [
+        (key, f"transformers ignores the unknown key {key!r} in silence", f"write {near[0]!r}")
+        for key, near in close.items()
+        if near
+    ]
 
 
 def logits_direction(stack: str, config: Flat) -> Found:
     """The same key divides in one family and multiplies in the other."""
     scaling, embedding = config.get("logits_scaling", 1.0), config.get("embedding_multiplier", 1.0)
-    copied = abs(scaling * embedding - 1) < 1e-9 if stack in DIVIDES else abs(scaling - embedding) < 1e-9
+    copied = (
+        abs(scaling * embedding - 1) < 1e-9 if stack in DIVIDES else abs(scaling - embedding) < 1e-9
+    )
     if stack not in GRANITES or not copied or embedding <= 1:
         return []
     does = "divides" if stack in DIVIDES else "multiplies"
@@ -68,7 +104,9 @@ def logits_direction(stack: str, config: Flat) -> Found:
 def scales(stack: str, config: Flat) -> bool:
     """Whether the stack's own muP divides the hidden lr: not at a base of its own width."""
     if stack == "megatron":
-        return bool(config.get("use_mup")) and config.get("mup_base_hidden_size") != config.get("hidden_size", 0)
+        return bool(config.get("use_mup")) and config.get("mup_base_hidden_size") != config.get(
+            "hidden_size", 0
+        )
     if stack == "cerebras":
         base = leaf(config, "mup_base_hidden_size")[1]
         return bool(base) and base != leaf(config, "hidden_size")[1]
@@ -89,7 +127,9 @@ def readout_divided_twice(stack: str, config: Flat) -> Found:
 
 def weight_decay_not_scaled(stack: str, config: Flat) -> Found:
     """Stacks whose own muP divides the hidden lr and leaves weight decay."""
-    half = config.get("mup_width_multiplier", 1) != 1 and not config.get("depth_alpha_enabled")  # nanoGPT-mup: its depth code scales it too
+    half = config.get("mup_width_multiplier", 1) != 1 and not config.get(
+        "depth_alpha_enabled"
+    )  # nanoGPT-mup: its depth code scales it too
     if not scales(stack, config) and not (stack == "nanogpt-mup" and half):
         return []
     path, decay = leaf(config, "weight_decay")
@@ -117,14 +157,32 @@ def coupled_l2(stack: str, config: Flat) -> Found:
     """Adam with L2 in the gradient, which does not scale as the loss gradient does and which no coordinate check shows."""
     if stack == "gpt-neox" and leaf(config, "use_mup")[1]:
         path, decay = leaf(config, "weight_decay")
-        return [(path, f"MuAdam is Adam with coupled L2 of {decay:g}", "set it to 0")] if decay else []
+        return (
+            [(path, f"MuAdam is Adam with coupled L2 of {decay:g}", "set it to 0")] if decay else []
+        )
     kind = next(
-        (config[key] for key in ("optimizer.type", "optimizer.class_path", "optimizer.class", "optimizer.name") if key in config), ""
+        (
+            config[key]
+            for key in (
+                "optimizer.type",
+                "optimizer.class_path",
+                "optimizer.class",
+                "optimizer.name",
+            )
+            if key in config
+        ),
+        "",
     )
     decay = leaf(config, "weight_decay")[1] or config.get("groups.weight_decay")
     decoupled = config.get("optimizer.params.adam_w_mode", stack == "deepspeed" and kind == "Adam")
     if str(kind).rsplit(".", 1)[-1] in ("Adam", "MuAdam") and decay and not decoupled:
-        return [("optimizer", f"{kind} adds weight_decay {decay:g} to the gradient, where Adam rescales it", "use AdamW")]
+        return [
+            (
+                "optimizer",
+                f"{kind} adds weight_decay {decay:g} to the gradient, where Adam rescales it",
+                "use AdamW",
+            )
+        ]
     return []
 
 
@@ -141,7 +199,13 @@ def eps_not_scaled(stack: str, config: Flat) -> Found:
     kind, eps = str(config.get("optimizer.type", "")), config.get("optimizer.params.eps", 1e-8)
     if stack != "deepspeed" or kind not in ("MuAdam", "MuAdamW") or eps < 1e-8:
         return []
-    return [("optimizer.params.eps", f"{kind} leaves eps at {eps:g}, while gradients shrink with width", "set it to base eps / m")]
+    return [
+        (
+            "optimizer.params.eps",
+            f"{kind} leaves eps at {eps:g}, while gradients shrink with width",
+            "set it to base eps / m",
+        )
+    ]
 
 
 def square_not_scaled(stack: str, config: Flat) -> Found:
@@ -156,13 +220,32 @@ def hidden_lr_not_scaled(stack: str, config: Flat) -> Found:
     """A width that the model is scaled by and the hidden learning rates are not."""
     path, m = leaf(config, "m_width")
     said, method = leaf(config, "params_group_method")  # null: groups of one's own
-    if stack == "lm-engine" and m not in (None, 1, 1.0) and method != "mup" and not (said and method is None):
+    if (
+        stack == "lm-engine"
+        and m not in (None, 1, 1.0)
+        and method != "mup"
+        and not (said and method is None)
+    ):
         return [
-            (path, "logits are divided by m_width, but every matrix keeps the base lr", "set optimizer_args.params_group_method to 'mup'")
+            (
+                path,
+                "logits are divided by m_width, but every matrix keeps the base lr",
+                "set optimizer_args.params_group_method to 'mup'",
+            )
         ]
-    if stack != "nanogpt-mup" or not config.get("mup_disable_hidden_lr_scaling") or config.get("mup_width_multiplier", 1) == 1:
+    if (
+        stack != "nanogpt-mup"
+        or not config.get("mup_disable_hidden_lr_scaling")
+        or config.get("mup_width_multiplier", 1) == 1
+    ):
         return []
-    return [("mup_disable_hidden_lr_scaling", "hidden matrices keep the base lr at another width", "set it to False")]
+    return [
+        (
+            "mup_disable_hidden_lr_scaling",
+            "hidden matrices keep the base lr at another width",
+            "set it to False",
+        )
+    ]
 
 
 def half_of_a_base(stack: str, config: Flat) -> Found:
@@ -171,7 +254,13 @@ def half_of_a_base(stack: str, config: Flat) -> Found:
     given = [bool(leaf(config, name)[1]) for name in pair]
     if stack != "cerebras" or all(given) or not any(given):
         return []
-    return [(pair[given.index(True)], f"muP needs both bases, but {pair[given.index(False)]} is not set", "set both to the proxy's")]
+    return [
+        (
+            pair[given.index(True)],
+            f"muP needs both bases, but {pair[given.index(False)]} is not set",
+            "set both to the proxy's",
+        )
+    ]
 
 
 def depth_scaled_twice(stack: str, config: Flat) -> Found:

@@ -42,11 +42,20 @@ class Groups:
 
 def _names(group: Mapping[str, Any]) -> list[Any]:
     """Names or patterns of a group, by the key that its stack has for them."""
-    given: Any = next((group[key] for key in ("patterns", "names", "params", "pattern", "name", "param_str_match") if group.get(key)), [])
+    given: Any = next(
+        (
+            group[key]
+            for key in ("patterns", "names", "params", "pattern", "name", "param_str_match")
+            if group.get(key)
+        ),
+        [],
+    )
     return given if isinstance(given, list) else [given]
 
 
-def found_in(groups: Sequence[Mapping[str, Any]], multipliers: Mapping[str, float]) -> Groups | None:
+def found_in(
+    groups: Sequence[Mapping[str, Any]], multipliers: Mapping[str, float]
+) -> Groups | None:
     """The group of each role by the names or patterns it has; None unless the hidden matrices, gains and the embedding are there."""
     roles: dict[str, Mapping[str, Any]] = {}
     for group in groups:
@@ -73,7 +82,12 @@ def readout_divided_twice(g: Groups) -> Found:
 def weight_decay_not_scaled(g: Groups) -> Found:
     """The same weight decay under another lr: lr * weight_decay is what must stay."""
     hidden, embedding = g.of("hid", "weight_decay"), g.of("emb", "weight_decay")
-    if g.m < 1.5 or not hidden or hidden != embedding or abs(g.of("hid", "lr") / g.depth / g.of("emb", "lr") - 1) < 0.05:
+    if (
+        g.m < 1.5
+        or not hidden
+        or hidden != embedding
+        or abs(g.of("hid", "lr") / g.depth / g.of("emb", "lr") - 1) < 0.05
+    ):
         return []
     return [("hidden weight_decay", f"hidden matrices have lr / {g.m:.3g} and the embedding's weight_decay {hidden:g}", f"set theirs to {hidden * g.m:g}")]  # fmt: skip
 
@@ -83,13 +97,20 @@ def eps_not_scaled(g: Groups) -> Found:
     if g.m < 1.5 or {float(group.get("eps") or 1e-8) for group in g.roles.values()} != {1e-8}:
         return []
     return [
-        ("eps", f"eps is the default 1e-8 in every group while gradients shrink {g.m:.3g}-fold", "set it to base eps / m, as the plan says")
+        (
+            "eps",
+            f"eps is the default 1e-8 in every group while gradients shrink {g.m:.3g}-fold",
+            "set it to base eps / m, as the plan says",
+        )
     ]
 
 
 def init_std_not_scaled(g: Groups) -> Found:
     """Hidden matrices that start as the embedding does."""
-    hidden, embedding = g.of("hid", "init_std"), g.of("emb", "init_std") * g.multipliers["embedding"]
+    hidden, embedding = (
+        g.of("hid", "init_std"),
+        g.of("emb", "init_std") * g.multipliers["embedding"],
+    )
     if g.m < 1.5 or not hidden or abs(hidden / embedding - 1) > 0.01:
         return []
     return [("hidden init_std", f"hidden matrices start with the embedding's std {hidden:g} at {g.m:.3g} times the width", f"set theirs to {hidden / g.m**0.5:.4g}")]  # fmt: skip
@@ -97,7 +118,11 @@ def init_std_not_scaled(g: Groups) -> Found:
 
 def hidden_lr_not_scaled(g: Groups) -> Found:
     """Multipliers of a wider model and the base model's learning rates."""
-    s = g.multipliers["embedding"] if abs(g.multipliers["embedding"] * g.multipliers["logits"] - 1) < 1e-9 else 1.0
+    s = (
+        g.multipliers["embedding"]
+        if abs(g.multipliers["embedding"] * g.multipliers["logits"] - 1) < 1e-9
+        else 1.0
+    )
     if g.m > 1.01 or s < 1.2:
         return []
     return [("hidden lr", f"the config has the multipliers of {s**2:.3g} times the base width, but hidden matrices the base lr", f"divide it by {s**2:.3g}")]  # fmt: skip

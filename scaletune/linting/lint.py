@@ -48,7 +48,9 @@ def _parsed(path: Path) -> Any:
             return tomllib.loads(text)
         return _assigned(text) if path.suffix == ".py" else _arguments(text)
     except (RecursionError, SyntaxError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"a config must be readable as {path.suffix or 'arguments'}, but `{path}`: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"a config must be readable as {path.suffix or 'arguments'}, but `{path}`: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def _assigned(text: str) -> dict[str, Any]:
@@ -61,16 +63,23 @@ def _assigned(text: str) -> dict[str, Any]:
                 found[node.targets[0].id] = ast.literal_eval(node.value)
             except ValueError:
                 continue
-    built = [group for node in ast.walk(module) if isinstance(node, ast.Call) and (group := _group(node))]
+    built = [
+        group for node in ast.walk(module) if isinstance(node, ast.Call) and (group := _group(node))
+    ]
     return found | ({"param_groups": built} if built else {})
 
 
 def _group(call: ast.Call) -> dict[str, Any] | None:
     """The literal keywords of a group's config class."""
-    if getattr(call.func, "id", getattr(call.func, "attr", "")) not in ("ParamGroupConfig", "OptimGroupOverride"):
+    if getattr(call.func, "id", getattr(call.func, "attr", "")) not in (
+        "ParamGroupConfig",
+        "OptimGroupOverride",
+    ):
         return None
     try:
-        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        return {
+            keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg
+        }
     except ValueError:
         return None
 
@@ -83,7 +92,9 @@ def _arguments(text: str) -> dict[str, Any]:
         if word.startswith("--"):
             key, _, value = word[2:].partition("=")
             value = value or ("true" if after.startswith("--") else after)
-            found[key.replace("-", "_")] = yaml.safe_load(value) if not re.fullmatch(r"[\d.]+e-?\d+", value) else float(value)
+            found[key.replace("-", "_")] = (
+                yaml.safe_load(value) if not re.fullmatch(r"[\d.]+e-?\d+", value) else float(value)
+            )
     return found
 
 
@@ -93,7 +104,11 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix.rstrip("."): content}
     found: dict[str, Any] = {}
     for key, value in content.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+        found |= (
+            flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping) and value
+            else {f"{prefix}{key}": value}
+        )
     return found
 
 
@@ -102,10 +117,20 @@ def groups_in(content: Any) -> list[dict[str, Any]]:
     if isinstance(content, list):
         return [group for group in content if isinstance(group, dict)]
     optimizer = content.get("optimizer") if isinstance(content.get("optimizer"), dict) else {}
-    given: Any = next((at[key] for at in (content, optimizer) for key in ("groups", "param_groups", "group_overrides") if at.get(key)), [])
+    given: Any = next(
+        (
+            at[key]
+            for at in (content, optimizer)
+            for key in ("groups", "param_groups", "group_overrides")
+            if at.get(key)
+        ),
+        [],
+    )
     rest = {key: optimizer[key] for key in ("lr", "weight_decay", "eps") if key in optimizer}
     each = [group | group.get("opts", {}) | group.get("optimizer_kwargs", {}) for group in given]
-    return [rest | group for group in each] + ([rest | {"patterns": [".*"]}] if each and "lr" in rest else [])
+    return [rest | group for group in each] + (
+        [rest | {"patterns": [".*"]}] if each and "lr" in rest else []
+    )
 
 
 def stack_of(content: Any) -> str:
@@ -115,7 +140,9 @@ def stack_of(content: Any) -> str:
     if content.get("model_type"):
         return str(content["model_type"])
     keys = flat(content)
-    if isinstance(content.get("model"), Mapping) and isinstance(content["model"].get("init_method"), Mapping):
+    if isinstance(content.get("model"), Mapping) and isinstance(
+        content["model"].get("init_method"), Mapping
+    ):
         return "nanotron"
     parts = {part.replace("-", "_") for key in keys for part in key.split(".")}
     return next((stack for stack, signs in SIGNS.items() if parts & set(signs)), "unknown")
@@ -133,13 +160,31 @@ def _multipliers(config: Mapping[str, Any]) -> dict[str, float]:
 def _of_groups(content: Any, beside: Path) -> list[dict[str, str]]:
     """Findings of param groups, with the multipliers of the config.json in their folder."""
     groups = groups_in(content)
-    config = json.loads(beside.read_text()) if beside.exists() else content if isinstance(content, Mapping) else {}
-    optimizer = {} if isinstance(content, list) else flat({"optimizer": content.get("optimizer") or {}})
+    config = (
+        json.loads(beside.read_text())
+        if beside.exists()
+        else content
+        if isinstance(content, Mapping)
+        else {}
+    )
+    optimizer = (
+        {} if isinstance(content, list) else flat({"optimizer": content.get("optimizer") or {}})
+    )
     decay = max((float(group.get("weight_decay") or 0) for group in groups), default=0.0)
-    found = _said([config_rules.coupled_l2], "param groups", optimizer | {"groups.weight_decay": decay})
-    kind = str(optimizer.get("optimizer.class") or optimizer.get("optimizer.name") or "adam").lower()
-    known = group_rules.found_in(groups, _multipliers(config)) if "adam" in kind else None  # the ratios of lr are AdamW's
-    return found + [_one(rule.__name__, each) for rule in (group_rules.RULES if known else ()) for each in rule(known)]  # type: ignore[arg-type]
+    found = _said(
+        [config_rules.coupled_l2], "param groups", optimizer | {"groups.weight_decay": decay}
+    )
+    kind = str(
+        optimizer.get("optimizer.class") or optimizer.get("optimizer.name") or "adam"
+    ).lower()
+    known = (
+        group_rules.found_in(groups, _multipliers(config)) if "adam" in kind else None
+    )  # the ratios of lr are AdamW's
+    return found + [
+        _one(rule.__name__, each)
+        for rule in (group_rules.RULES if known else ())
+        for each in rule(known)
+    ]  # type: ignore[arg-type]
 
 
 def _one(rule: str, found: tuple[str, str, str]) -> dict[str, str]:
@@ -164,19 +209,33 @@ def lint(path: str | Path) -> dict[str, Any]:
     """{"path", "stack", "findings": [{"rule", "at", "says", "fix"}]} of a file, or of a folder's config.json and param_groups.json."""
     path = Path(path)
     if path.is_dir():
-        each = [lint(path / name) for name in ("config.json", "param_groups.json") if (path / name).exists()]
+        each = [
+            lint(path / name)
+            for name in ("config.json", "param_groups.json")
+            if (path / name).exists()
+        ]
         if not each:
-            raise UserError(f"a folder to lint must have a config.json or a param_groups.json, but `{path}` has neither")
-        return {"path": str(path), "stack": each[0]["stack"], "findings": [found for one in each for found in one["findings"]]}
+            raise UserError(
+                f"a folder to lint must have a config.json or a param_groups.json, but `{path}` has neither"
+            )
+        return {
+            "path": str(path),
+            "stack": each[0]["stack"],
+            "findings": [found for one in each for found in one["findings"]],
+        }
     if not path.exists():
         raise UserError(f"the file to lint must exist, but got `{path}`")
     content = _parsed(path)
     if not isinstance(content, Mapping | list):
-        raise UserError(f"a config must hold keys or a list of groups, but `{path}` holds {type(content).__name__}")
+        raise UserError(
+            f"a config must hold keys or a list of groups, but `{path}` holds {type(content).__name__}"
+        )
     try:
         return _found(path, content)
     except ODD as error:
-        raise UserError(f"values of a config must be of the kinds that their keys take, but in `{path}`: {error}") from None
+        raise UserError(
+            f"values of a config must be of the kinds that their keys take, but in `{path}`: {error}"
+        ) from None
 
 
 def _found(path: Path, content: Any) -> dict[str, Any]:
@@ -184,6 +243,14 @@ def _found(path: Path, content: Any) -> dict[str, Any]:
         raise UserError(f"a list to lint must be one of param groups, but `{path}` holds none")
     stack = stack_of(content)
     if stack == "param groups":
-        return {"path": str(path), "stack": stack, "findings": _of_groups(content, path.with_name("config.json"))}
+        return {
+            "path": str(path),
+            "stack": stack,
+            "findings": _of_groups(content, path.with_name("config.json")),
+        }
     config = {key.replace("-", "_"): value for key, value in flat(content).items()}
-    return {"path": str(path), "stack": stack, "findings": _said((*config_rules.RULES, *stack_rules.RULES), stack, config)}
+    return {
+        "path": str(path),
+        "stack": stack,
+        "findings": _said((*config_rules.RULES, *stack_rules.RULES), stack, config),
+    }

@@ -51,7 +51,9 @@ def build(recipe: Recipe, vocab_size: int, seeds: Sequence[int] = ()) -> AnyMode
     return model
 
 
-def _bare(recipe: Recipe, vocab_size: int, multipliers: Mapping[str, float], stack: int) -> AnyModel:
+def _bare(
+    recipe: Recipe, vocab_size: int, multipliers: Mapping[str, float], stack: int
+) -> AnyModel:
     model = recipe.model
     if isinstance(model, zoo.MoE):
         return MoE(model, vocab_size, recipe.data.seq_len, multipliers, stack)
@@ -59,7 +61,11 @@ def _bare(recipe: Recipe, vocab_size: int, multipliers: Mapping[str, float], sta
         return Transformer(model, vocab_size, recipe.data.seq_len, multipliers, stack)
     if isinstance(model, zoo.MLP):
         return MLP(model, vocab_size, multipliers, stack)
-    return ViT(model, vocab_size, multipliers, stack) if isinstance(model, zoo.ViT) else ResNet(model, vocab_size, multipliers, stack)
+    return (
+        ViT(model, vocab_size, multipliers, stack)
+        if isinstance(model, zoo.ViT)
+        else ResNet(model, vocab_size, multipliers, stack)
+    )
 
 
 def acting(model: nn.Module) -> dict[str, float]:
@@ -70,11 +76,16 @@ def acting(model: nn.Module) -> dict[str, float]:
         if isinstance(module, (layers.Linear, layers.Conv, layers.ExpertLinear))
     }
     if isinstance(model, Transformer):
-        tables = {f"model.{name}.weight": model.model.embedding for name in ("embed_tokens", "embed_positions")}
+        tables = {
+            f"model.{name}.weight": model.model.embedding
+            for name in ("embed_tokens", "embed_positions")
+        }
         return own | tables | {"lm_head.weight": model.logits}
     if isinstance(model, ViT):
         factor = model.vit.embeddings.multiplier
-        return own | {f"vit.embeddings.{name}.weight": factor for name in ("cls_token", "position_embeddings")}
+        return own | {
+            f"vit.embeddings.{name}.weight": factor for name in ("cls_token", "position_embeddings")
+        }
     return own
 
 

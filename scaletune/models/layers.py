@@ -27,7 +27,9 @@ class Linear(nn.Module):
     The multiplier is one float, or [K, 1, 1] where trials of a stack have their own.
     """
 
-    def __init__(self, stack: int, fan_in: int, fan_out: int, multiplier: float = 1.0, bias: bool = False):
+    def __init__(
+        self, stack: int, fan_in: int, fan_out: int, multiplier: float = 1.0, bias: bool = False
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(stack, fan_out, fan_in))
         self.bias = nn.Parameter(torch.zeros(stack, fan_out)) if bias else None
@@ -47,7 +49,9 @@ class ExpertLinear(nn.Module):
 
     def forward(self, x: Tensor, counts: list[int]) -> Tensor:
         weights = self.weight.flatten(0, 1).unbind()
-        y = torch.cat([part @ weight.T for part, weight in zip(x.split(counts), weights, strict=True)])
+        y = torch.cat(
+            [part @ weight.T for part, weight in zip(x.split(counts), weights, strict=True)]
+        )
         return times(y, self.multiplier)
 
 
@@ -64,10 +68,17 @@ class Conv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(stack, fan_out, fan_in, side, side))
         self.bias = nn.Parameter(torch.zeros(stack, fan_out)) if bias else None
-        self.multiplier, self.stride, self.padding, self.groups = multiplier, stride, padding, 1 if shared else stack
+        self.multiplier, self.stride, self.padding, self.groups = (
+            multiplier,
+            stride,
+            padding,
+            1 if shared else stack,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.conv2d(x, self.weight.flatten(0, 1), None, self.stride, self.padding, groups=self.groups)
+        y = F.conv2d(
+            x, self.weight.flatten(0, 1), None, self.stride, self.padding, groups=self.groups
+        )
         y = times(y, self.multiplier)
         return y if self.bias is None else y + self.bias.view(-1, 1, 1)
 
@@ -116,7 +127,10 @@ class GroupNorm(nn.Module):
 
     def __init__(self, stack: int, channels: int, groups: int, eps: float):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(stack, channels)), nn.Parameter(torch.zeros(stack, channels))
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(stack, channels)),
+            nn.Parameter(torch.zeros(stack, channels)),
+        )
         self.groups, self.eps = stack * groups, eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,7 +141,11 @@ def mean_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each trial: logits [K, N, V], targets [N] shared or [K, N], in any shape -> [K], nats per target."""
     stack, rows, _ = logits.shape
     own = targets.reshape(-1, rows).expand(stack, rows)
-    return F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="none").view(stack, rows).mean(1)
+    return (
+        F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="none")
+        .view(stack, rows)
+        .mean(1)
+    )
 
 
 def rotary(positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,11 @@ from scaletune import zoo
 from scaletune.models.blocks import Multipliers
 from scaletune.models.layers import Linear, mean_nats
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "tanh": F.tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "tanh": F.tanh,
+}
 
 
 class MLP(nn.Module):
@@ -26,9 +30,15 @@ class MLP(nn.Module):
         def linear(name: str, fan_in: int, fan_out: int) -> Linear:
             return Linear(stack, fan_in, fan_out, multipliers[f"{name}.weight"], model.biases)
 
-        self.stack, self.activation, self.squared = stack, ACTIVATIONS[model.activation], model.loss == "mse"
+        self.stack, self.activation, self.squared = (
+            stack,
+            ACTIVATIONS[model.activation],
+            model.loss == "mse",
+        )
         self.input = linear("input", model.inputs, model.width)
-        self.layers = nn.ModuleList(linear(f"layers.{i}", model.width, model.width) for i in range(model.depth))
+        self.layers = nn.ModuleList(
+            linear(f"layers.{i}", model.width, model.width) for i in range(model.depth)
+        )
         self.readout = linear("readout", model.width, outputs)
 
     def hidden(self, features: Tensor) -> list[Tensor]:
@@ -43,4 +53,8 @@ class MLP(nn.Module):
         y = self.readout(self.hidden(features)[-1])
         if targets is None:
             return y
-        return (y - targets.reshape(-1, *y.shape[1:])).square().mean((1, 2)) if self.squared else mean_nats(y, targets)
+        return (
+            (y - targets.reshape(-1, *y.shape[1:])).square().mean((1, 2))
+            if self.squared
+            else mean_nats(y, targets)
+        )

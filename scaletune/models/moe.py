@@ -26,17 +26,22 @@ class Experts(nn.Module):
         width, inner, self.n = model.width, model.ffn_width, model.n_experts
         fans = {"gate_proj": (width, inner), "up_proj": (width, inner), "down_proj": (inner, width)}
         self.gate_proj, self.up_proj, self.down_proj = (
-            ExpertLinear(stack, self.n, fan_in, fan_out, multipliers[f"{name}.{proj}.weight"]) for proj, (fan_in, fan_out) in fans.items()
+            ExpertLinear(stack, self.n, fan_in, fan_out, multipliers[f"{name}.{proj}.weight"])
+            for proj, (fan_in, fan_out) in fans.items()
         )
 
-    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:  # x: [K, N, width]; chosen, weights: [K, N, top_k]
+    def forward(
+        self, x: Tensor, chosen: Tensor, weights: Tensor
+    ) -> Tensor:  # x: [K, N, width]; chosen, weights: [K, N, top_k]
         stack, _, top_k = chosen.shape
         expert = (chosen + self.n * torch.arange(stack, device=x.device)[:, None, None]).flatten()
         order = expert.argsort(stable=True)
         counts = torch.bincount(expert, minlength=stack * self.n).tolist()
         token = order // top_k
         rows = x.flatten(0, 1)[token]
-        y = self.down_proj(F.silu(self.gate_proj(rows, counts)) * self.up_proj(rows, counts), counts)
+        y = self.down_proj(
+            F.silu(self.gate_proj(rows, counts)) * self.up_proj(rows, counts), counts
+        )
         y = (y * weights.flatten()[order, None]).to(x.dtype)
         return torch.zeros_like(x).flatten(0, 1).index_add(0, token, y).view_as(x)
 
@@ -50,7 +55,9 @@ class Mixture(nn.Module):
         self.gate = Linear(stack, model.width, model.n_experts, multipliers[f"{name}.gate.weight"])
         self.experts = Experts(stack, model, f"{name}.experts", multipliers)
         shared = model.n_shared_experts * model.ffn_width
-        self.shared_experts = MLP(stack, model, f"{name}.shared_experts", multipliers, shared) if shared else None
+        self.shared_experts = (
+            MLP(stack, model, f"{name}.shared_experts", multipliers, shared) if shared else None
+        )
         self.routed: Routed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,14 +77,23 @@ def balance(routed: list[Routed]) -> Tensor:
     """
     n = routed[0][0].shape[-1]
     probability = torch.stack([probabilities.mean(1) for probabilities, _ in routed]).mean(0)
-    choices = torch.stack([F.one_hot(chosen, n).to(probability).sum(2).mean(1) for _, chosen in routed]).mean(0)
+    choices = torch.stack(
+        [F.one_hot(chosen, n).to(probability).sum(2).mean(1) for _, chosen in routed]
+    ).mean(0)
     return n * (choices * probability).sum(-1)
 
 
 class MoE(Transformer):
     """As `Transformer`. The load-balance loss adds `balance_coef` times its gradient, and nothing to the loss told: that is nats per token."""
 
-    def __init__(self, model: zoo.MoE, vocab_size: int, seq_len: int, multipliers: Multipliers, stack: int = 1):
+    def __init__(
+        self,
+        model: zoo.MoE,
+        vocab_size: int,
+        seq_len: int,
+        multipliers: Multipliers,
+        stack: int = 1,
+    ):
         super().__init__(model, vocab_size, seq_len, multipliers, stack, Mixture)
         self.balance_coef = model.balance_coef
 

@@ -22,7 +22,16 @@ class NormedConv(nn.Module):
     ):  # fmt: skip
         super().__init__()
         multiplier = multipliers[f"{name}.convolution.weight"]
-        self.convolution = Conv(stack, fan_in, fan_out, side, multiplier, stride=stride, padding=side // 2, shared=shared)
+        self.convolution = Conv(
+            stack,
+            fan_in,
+            fan_out,
+            side,
+            multiplier,
+            stride=stride,
+            padding=side // 2,
+            shared=shared,
+        )
         self.normalization = GroupNorm(stack, fan_out, model.groups, model.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,14 +41,24 @@ class NormedConv(nn.Module):
 class Block(nn.Module):
     """relu(shortcut(x) + a * conv(relu(conv(x)))), a the residual multiplier; the shortcut is a convolution where the shape changes."""
 
-    def __init__(self, stack: int, model: zoo.ResNet, name: str, multipliers: Multipliers, fan_in: int, fan_out: int):
+    def __init__(
+        self,
+        stack: int,
+        model: zoo.ResNet,
+        name: str,
+        multipliers: Multipliers,
+        fan_in: int,
+        fan_out: int,
+    ):
         super().__init__()
         stride, self.residual = 1 if fan_in == fan_out else 2, multipliers["residual"]
         shape = (stack, model, f"{name}.shortcut", multipliers, fan_in, fan_out)
         self.shortcut = NormedConv(*shape, side=1, stride=stride) if stride == 2 else nn.Identity()
         self.layer = nn.ModuleList(
             [
-                NormedConv(stack, model, f"{name}.layer.0", multipliers, fan_in, fan_out, stride=stride),
+                NormedConv(
+                    stack, model, f"{name}.layer.0", multipliers, fan_in, fan_out, stride=stride
+                ),
                 NormedConv(stack, model, f"{name}.layer.1", multipliers, fan_out, fan_out),
             ]
         )
@@ -57,7 +76,10 @@ class Stage(nn.Module):
         size = model.width * 2**stage
         fans = [size // 2 if stage else size] + [size] * (model.depth - 1)
         names = [f"stages.{stage}.layers.{i}" for i in range(model.depth)]
-        self.layers = nn.ModuleList(Block(stack, model, name, multipliers, fan_in, size) for name, fan_in in zip(names, fans, strict=True))
+        self.layers = nn.ModuleList(
+            Block(stack, model, name, multipliers, fan_in, size)
+            for name, fan_in in zip(names, fans, strict=True)
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         found = [x]
@@ -72,8 +94,12 @@ class ResNet(nn.Module):
     def __init__(self, model: zoo.ResNet, classes: int, multipliers: Multipliers, stack: int = 1):
         super().__init__()
         self.stack, last = stack, model.width * 2 ** (model.stages - 1)
-        self.embedder = NormedConv(stack, model, "embedder", multipliers, model.channels, model.width, shared=True)
-        self.stages = nn.ModuleList(Stage(stack, model, stage, multipliers) for stage in range(model.stages))
+        self.embedder = NormedConv(
+            stack, model, "embedder", multipliers, model.channels, model.width, shared=True
+        )
+        self.stages = nn.ModuleList(
+            Stage(stack, model, stage, multipliers) for stage in range(model.stages)
+        )
         multiplier = multipliers["classifier.weight"]
         self.classifier: Linear | Conv = (
             Linear(stack, last, classes, multiplier, bias=True)
@@ -100,5 +126,13 @@ class ResNet(nn.Module):
     def _read(self, x: Tensor) -> Tensor:
         """The average over places, read out, or the average of what is read out in each: [K, B, V]."""
         if isinstance(self.classifier, Linear):
-            return self.classifier(x.mean((2, 3)).view(len(x), self.stack, -1).transpose(0, 1).contiguous())
-        return self.classifier(x).mean((2, 3)).view(len(x), self.stack, -1).transpose(0, 1).contiguous()
+            return self.classifier(
+                x.mean((2, 3)).view(len(x), self.stack, -1).transpose(0, 1).contiguous()
+            )
+        return (
+            self.classifier(x)
+            .mean((2, 3))
+            .view(len(x), self.stack, -1)
+            .transpose(0, 1)
+            .contiguous()
+        )

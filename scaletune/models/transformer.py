@@ -19,12 +19,26 @@ class Decoder(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, model: Model, vocab_size: int, seq_len: int, multipliers: Multipliers, stack: int, mlp: type[nn.Module]):
+    def __init__(
+        self,
+        model: Model,
+        vocab_size: int,
+        seq_len: int,
+        multipliers: Multipliers,
+        stack: int,
+        mlp: type[nn.Module],
+    ):
         super().__init__()
         self.embedding = multipliers["embedding"]
         self.embed_tokens = Embedding(stack, vocab_size, model.width)
-        self.embed_positions = Embedding(stack, model.max_positions, model.width) if model.positions == "learned" else None
-        self.layers = nn.ModuleList(Block(stack, model, f"model.layers.{i}", multipliers, mlp) for i in range(model.depth))
+        self.embed_positions = (
+            Embedding(stack, model.max_positions, model.width)
+            if model.positions == "learned"
+            else None
+        )
+        self.layers = nn.ModuleList(
+            Block(stack, model, f"model.layers.{i}", multipliers, mlp) for i in range(model.depth)
+        )
         self.norm = norm(stack, model, model.width)
         if model.positions == "rotary":
             cos, sin = rotary(seq_len, model.head_dim, model.rope_theta)
@@ -40,7 +54,9 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
         positions = tokens.shape[-1]
-        turns: Turns | None = (self.cos[:positions], self.sin[:positions]) if self.embed_positions is None else None
+        turns: Turns | None = (
+            (self.cos[:positions], self.sin[:positions]) if self.embed_positions is None else None
+        )
         stream = [self._embedded(tokens)]
         for block in self.layers:
             stream.append(block(stream[-1], positions, turns))
@@ -50,7 +66,15 @@ class Decoder(nn.Module):
 class Transformer(nn.Module):
     """tokens [B, T], or each trial's own [K, B, T] -> logits [K, B, T, V]; with targets like them -> mean nats per token of each trial, [K]."""
 
-    def __init__(self, model: Model, vocab_size: int, seq_len: int, multipliers: Multipliers, stack: int = 1, mlp: type[nn.Module] = MLP):
+    def __init__(
+        self,
+        model: Model,
+        vocab_size: int,
+        seq_len: int,
+        multipliers: Multipliers,
+        stack: int = 1,
+        mlp: type[nn.Module] = MLP,
+    ):
         super().__init__()
         self.stack, self.logits = stack, multipliers["logits"]
         self.model = Decoder(model, vocab_size, seq_len, multipliers, stack, mlp)
@@ -69,4 +93,8 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         logits = self.lm_head(self.hidden(tokens)[-1]) * self.logits  # [K, N, V]
-        return logits.view(self.stack, *tokens.shape[-2:], -1) if targets is None else mean_nats(logits, targets)
+        return (
+            logits.view(self.stack, *tokens.shape[-2:], -1)
+            if targets is None
+            else mean_nats(logits, targets)
+        )

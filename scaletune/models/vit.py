@@ -18,8 +18,15 @@ class Projection(Conv):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = F.unfold(images, self.stride, stride=self.stride).transpose(1, 2).flatten(0, 1)  # [B * patches, channels * side**2]
-        y = product(pixels.expand(len(self.weight), -1, -1), self.weight.flatten(2), self.multiplier, self.bias)
+        pixels = (
+            F.unfold(images, self.stride, stride=self.stride).transpose(1, 2).flatten(0, 1)
+        )  # [B * patches, channels * side**2]
+        y = product(
+            pixels.expand(len(self.weight), -1, -1),
+            self.weight.flatten(2),
+            self.multiplier,
+            self.bias,
+        )
         return y.unflatten(1, (len(images), -1))
 
 
@@ -30,7 +37,14 @@ class Patches(nn.Module):
         super().__init__()
         multiplier = multipliers[f"{name}.projection.weight"]
         self.projection = Projection(
-            stack, model.channels, model.width, model.patch, multiplier, stride=model.patch, bias=model.biases, shared=True
+            stack,
+            model.channels,
+            model.width,
+            model.patch,
+            multiplier,
+            stride=model.patch,
+            bias=model.biases,
+            shared=True,
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -50,7 +64,9 @@ class Embeddings(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embeddings(images)
         if self.cls_token is not None:
-            first = self.cls_token(torch.zeros(len(images), dtype=torch.long, device=images.device))[:, :, None]
+            first = self.cls_token(
+                torch.zeros(len(images), dtype=torch.long, device=images.device)
+            )[:, :, None]
             x = torch.cat([first * self.multiplier, x], 2)
         positions = self.position_embeddings(torch.arange(self.tokens, device=images.device))
         return (x + positions[:, None] * self.multiplier).flatten(1, 2)
@@ -63,7 +79,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.tokens = model.tokens
         self.embeddings = Embeddings(stack, model, "vit.embeddings", multipliers)
-        self.layers = nn.ModuleList(Block(stack, model, f"vit.layers.{i}", multipliers, causal=False) for i in range(model.depth))
+        self.layers = nn.ModuleList(
+            Block(stack, model, f"vit.layers.{i}", multipliers, causal=False)
+            for i in range(model.depth)
+        )
         self.layernorm = norm(stack, model, model.width)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -80,7 +99,9 @@ class ViT(nn.Module):
         super().__init__()
         self.by_class_token = model.pool == "class"
         self.vit = Encoder(stack, model, multipliers)
-        self.classifier = Linear(stack, model.width, classes, multipliers["classifier.weight"], model.biases)
+        self.classifier = Linear(
+            stack, model.width, classes, multipliers["classifier.weight"], model.biases
+        )
 
     @property
     def readout(self) -> Linear:

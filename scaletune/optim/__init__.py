@@ -61,6 +61,14 @@ def guard(opt: Optimizer, plan: Iterable[Planned], when: str) -> None:
     """
     planned = _alike(plan)
     if len(planned) != len(opt.param_groups):
-        raise UserError(f"the optimizer must have the plan's {len(planned)} groups, but got {len(opt.param_groups)} {when}")
+        raise UserError(
+            f"the optimizer must have the plan's {len(planned)} groups, but got {len(opt.param_groups)} {when}"
+        )
     pairs = zip(planned.items(), opt.param_groups, strict=True)
-    hold([Held(names[0], len(names), peak, float(group["lr"])) for ((_, peak, *_), names), group in pairs], when)
+    hold(
+        [
+            Held(names[0], len(names), peak, float(group["lr"]))
+            for ((_, peak, *_), names), group in pairs
+        ],
+        when,
+    )

@@ -62,7 +62,9 @@ def _lamb(groups: Groups, s: Settings) -> Optimizer:
 
     def make(own: Groups) -> Optimizer:
         made = library.Lamb(own, betas=_betas(s), weight_decouple=False)
-        made.clamp = float("inf")  # a cap would break the ratio, and with it the rule, for large tensors alone
+        made.clamp = float(
+            "inf"
+        )  # a cap would break the ratio, and with it the rule, for large tensors alone
         return made
 
     return Trials(groups, make)
@@ -71,12 +73,21 @@ def _lamb(groups: Groups, s: Settings) -> Optimizer:
 def _soap(groups: Groups, s: Settings) -> Optimizer:
     """arXiv:2409.11321; its first step only gathers statistics."""
     library = _library("pytorch_optimizer", "pytorch_optimizer", s)
-    return Trials(groups, lambda own: library.SOAP(own, betas=_betas(s), precondition_frequency=s.precondition_every))
+    return Trials(
+        groups,
+        lambda own: library.SOAP(own, betas=_betas(s), precondition_frequency=s.precondition_every),
+    )
 
 
 def _with_adamw(family: Callable[[Groups], Optimizer], groups: Groups, s: Settings) -> Optimizer:
     """`family` for the groups planned for it, AdamW for the rest."""
-    return Together(groups, [(lambda group: group["family"] != "adamw", family), (lambda group: True, lambda rest: _adamw(rest, s))])
+    return Together(
+        groups,
+        [
+            (lambda group: group["family"] != "adamw", family),
+            (lambda group: True, lambda rest: _adamw(rest, s)),
+        ],
+    )
 
 
 def _muon(groups: Groups, s: Settings) -> Optimizer:
@@ -89,26 +100,36 @@ def _shampoo(groups: Groups, s: Settings) -> Optimizer:
 
     def make(own: Groups) -> Optimizer:
         damped = [group | {"matrix_eps": group["eps"]} for group in own]
-        return library.Shampoo(damped, weight_decouple=True, preconditioning_compute_steps=s.precondition_every)
+        return library.Shampoo(
+            damped, weight_decouple=True, preconditioning_compute_steps=s.precondition_every
+        )
 
     return _with_adamw(lambda own: Trials(own, make), groups, s)
 
 
 def _adam_atan2(groups: Groups, s: Settings) -> Optimizer:
     """lr * 1.27 * atan2(m, sqrt(v)), bias corrected (arXiv:2407.05872; the constant is the library's)."""
-    return _library("adam_atan2_pytorch", "adam-atan2-pytorch", s).AdamAtan2(groups, betas=_betas(s))
+    return _library("adam_atan2_pytorch", "adam-atan2-pytorch", s).AdamAtan2(
+        groups, betas=_betas(s)
+    )
 
 
 def _dadapt_adam(groups: Groups, s: Settings) -> Optimizer:
     """arXiv:2301.07733."""
     library = _library("pytorch_optimizer", "pytorch_optimizer", s)
-    return Trials(groups, lambda own: library.DAdaptAdam(own, betas=_betas(s), weight_decouple=True), unit=s.lr)
+    return Trials(
+        groups,
+        lambda own: library.DAdaptAdam(own, betas=_betas(s), weight_decouple=True),
+        unit=s.lr,
+    )
 
 
 def _prodigy(groups: Groups, s: Settings) -> Optimizer:
     """arXiv:2306.06101, its authors' own; a warmup is kept out of its estimate."""
     library = _library("prodigyopt", "prodigyopt", s)
-    return Trials(groups, lambda own: library.Prodigy(own, betas=_betas(s), safeguard_warmup=True), unit=s.lr)
+    return Trials(
+        groups, lambda own: library.Prodigy(own, betas=_betas(s), safeguard_warmup=True), unit=s.lr
+    )
 
 
 def _schedulefree_adamw(groups: Groups, s: Settings) -> Optimizer:
@@ -125,13 +146,19 @@ class Momo(Trials):
 
     def _step(self, trial: Any, k: int, losses: Tensor | None) -> None:
         if losses is None:
-            raise UserError("optimizer family 'momo_adam' reads the loss: call `step(lambda: losses)` with the loss of each trial")
+            raise UserError(
+                "optimizer family 'momo_adam' reads the loss: call `step(lambda: losses)` with the loss of each trial"
+            )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "More than one param group")  # which matters where their lr differ
+            warnings.filterwarnings(
+                "ignore", "More than one param group"
+            )  # which matters where their lr differ
             trial.step(loss=losses.reshape(-1)[k])
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"known": [{name: getattr(trial, name) for name in self.KNOWN} for trial in self.trials]}
+        return super().state_dict() | {
+            "known": [{name: getattr(trial, name) for name in self.KNOWN} for trial in self.trials]
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)

@@ -33,7 +33,9 @@ def multiplier(schedule: Schedule, share: float, warmed: float | None = None) ->
     table: the multiplier of the last of `shares` that is passed, times warmup's.
     """
     if schedule.warmup_tokens is not None or schedule.knee_tokens is not None:
-        raise UserError("a schedule that counts tokens must be put as shares first: `resolved(schedule, budget)`")
+        raise UserError(
+            "a schedule that counts tokens must be put as shares first: `resolved(schedule, budget)`"
+        )
     risen = warmed if warmed is not None else share / schedule.warmup if schedule.warmup else 1.0
     if schedule.kind == "table":
         return schedule.multipliers[bisect_right(schedule.shares, share) - 1] * min(risen, 1.0)
@@ -44,8 +46,12 @@ def multiplier(schedule: Schedule, share: float, warmed: float | None = None) ->
     decays = schedule.kind in ("wsd", "power")
     start = 1.0 - schedule.decay if decays else schedule.warmup
     down = min(1.0, max(0.0, (share - start) / max(1.0 - start, 1e-12)))
-    shape = SHAPES[schedule.decay_shape if decays else "linear" if schedule.kind == "linear" else "cosine"]
-    return _level(schedule, min(share, start)) * (schedule.floor + (1 - schedule.floor) * shape(down))
+    shape = SHAPES[
+        schedule.decay_shape if decays else "linear" if schedule.kind == "linear" else "cosine"
+    ]
+    return _level(schedule, min(share, start)) * (
+        schedule.floor + (1 - schedule.floor) * shape(down)
+    )
 
 
 def _up(schedule: Schedule, done: float) -> float:
@@ -62,7 +68,9 @@ def _level(schedule: Schedule, share: float) -> float:
     return (share / schedule.knee) ** -schedule.power
 
 
-def set_share(opt: Optimizer, schedule: Schedule, share: float, warmed: float | None = None) -> None:
+def set_share(
+    opt: Optimizer, schedule: Schedule, share: float, warmed: float | None = None
+) -> None:
     """Set every group's lr to its own peak times the multiplier."""
     now = multiplier(schedule, share, warmed)
     for group in opt.param_groups:
@@ -81,10 +89,14 @@ def ema(model: nn.Module, schedule: Schedule, budget: Budget) -> AveragedModel |
 
 
 @contextmanager
-def judged(model: nn.Module, opt: Optimizer, average: AveragedModel | None = None) -> Iterator[None]:
+def judged(
+    model: nn.Module, opt: Optimizer, average: AveragedModel | None = None
+) -> Iterator[None]:
     """Put the weights that are to be judged into the model, and those in training back: the average's, and schedule-free's own average."""
     opt.eval() if hasattr(opt, "eval") else None
-    kept = [p.detach().clone() for p in model.parameters()] if average and average.n_averaged else []
+    kept = (
+        [p.detach().clone() for p in model.parameters()] if average and average.n_averaged else []
+    )
     if kept and average:
         _copy(model, [p.detach() for p in average.module.parameters()])
     try:

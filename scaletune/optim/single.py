@@ -22,7 +22,12 @@ class Alone(Optimizer):
 
     def __init__(self, groups: Groups, make: Callable[[Groups], Optimizer]):
         super().__init__(groups, {})
-        self.inner = make([{**group, "params": [nn.Parameter(p.detach()[None]) for p in group["params"]]} for group in self.param_groups])
+        self.inner = make(
+            [
+                {**group, "params": [nn.Parameter(p.detach()[None]) for p in group["params"]]}
+                for group in self.param_groups
+            ]
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -41,7 +46,11 @@ class Alone(Optimizer):
 
 def alone(plan: Plan, model: nn.Module, settings: Settings) -> Optimizer:
     """The settings' family over a module's plan; torch's own AdamW and SGD where that is the family."""
-    groups = [{**group, "family": trained_by(plan.optimizer, role)} for role in ROLES for group in plan.param_groups(model, [role])]
+    groups = [
+        {**group, "family": trained_by(plan.optimizer, role)}
+        for role in ROLES
+        for group in plan.param_groups(model, [role])
+    ]
     if settings.family in ("adamw", "sgd"):
         return FAMILIES[settings.family](groups, settings)
     return Alone(groups, lambda own: FAMILIES[settings.family](own, settings))

@@ -18,7 +18,11 @@ from scaletune.rules import shape_factor
 from scaletune.rules.families import ShapeFactor
 
 Groups = list[dict[str, Any]]
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic, five rounds: https://kellerjordan.github.io/posts/muon, as torch.optim.Muon has it
+NEWTON_SCHULZ = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # quintic, five rounds: https://kellerjordan.github.io/posts/muon, as torch.optim.Muon has it
 
 
 def _closed(closure: Callable[[], Any] | None) -> Any:
@@ -48,11 +52,15 @@ class Trials(Optimizer):
     A group's lr may be [K], one for each trial.
     """
 
-    def __init__(self, groups: Groups, make: Callable[[Groups], Optimizer], unit: float | None = None):
+    def __init__(
+        self, groups: Groups, make: Callable[[Groups], Optimizer], unit: float | None = None
+    ):
         super().__init__(groups, {})
         self.unit = unit
         stack = len(self.param_groups[0]["params"][0])
-        self.trials = [make([self._own(group, k) for group in self.param_groups]) for k in range(stack)]
+        self.trials = [
+            make([self._own(group, k) for group in self.param_groups]) for k in range(stack)
+        ]
 
     def _ratio(self, group: dict[str, Any]) -> float:
         return group["initial_lr"] / self.unit if self.unit else 1.0
@@ -60,17 +68,29 @@ class Trials(Optimizer):
     def _own(self, group: dict[str, Any], k: int) -> dict[str, Any]:
         """A group of trial k's optimizer."""
         r = self._ratio(group)
-        scaled = {"lr": group["lr"] / r, "weight_decay": group["weight_decay"] * r, "eps": group["eps"] * r}
-        views = [nn.Parameter(part / r if r != 1 else part) for p in group["params"] for part in matrices(p.detach()[k])]
+        scaled = {
+            "lr": group["lr"] / r,
+            "weight_decay": group["weight_decay"] * r,
+            "eps": group["eps"] * r,
+        }
+        views = [
+            nn.Parameter(part / r if r != 1 else part)
+            for p in group["params"]
+            for part in matrices(p.detach()[k])
+        ]
         return _settings(group) | scaled | {"params": views}
 
-    def _pairs(self, trial: Optimizer, k: int) -> Iterator[tuple[float, Tensor, Tensor | None, Tensor]]:
+    def _pairs(
+        self, trial: Optimizer, k: int
+    ) -> Iterator[tuple[float, Tensor, Tensor | None, Tensor]]:
         """(ratio, weights of trial k, their gradient, the view its optimizer knows), one after the other."""
         for group, own in zip(self.param_groups, trial.param_groups, strict=True):
             views = iter(own["params"])
             for p in group["params"]:
                 parts = matrices(p[k])
-                gradients = [None] * len(parts) if p.grad is None else matrices(p.grad[k].contiguous())
+                gradients = (
+                    [None] * len(parts) if p.grad is None else matrices(p.grad[k].contiguous())
+                )
                 for part, gradient in zip(parts, gradients, strict=True):
                     yield self._ratio(group), part, gradient, next(views)
 
@@ -81,7 +101,9 @@ class Trials(Optimizer):
             self._lend(trial, k)
             try:
                 self._step(trial, k, losses)
-            except torch.linalg.LinAlgError:  # of statistics that are not finite: this trial diverged, the others did not
+            except (
+                torch.linalg.LinAlgError
+            ):  # of statistics that are not finite: this trial diverged, the others did not
                 for view in (view for group in trial.param_groups for view in group["params"]):
                     view.fill_(math.nan)
             self._take_back(trial, k)
@@ -93,7 +115,9 @@ class Trials(Optimizer):
     def _lend(self, trial: Optimizer, k: int) -> None:
         """Weights, gradients and lr of trial k; anew at each step, as a model's weights may have moved to another device."""
         for group, own in zip(self.param_groups, trial.param_groups, strict=True):
-            own["lr"] = (group["lr"][k] if isinstance(group["lr"], Tensor) else group["lr"]) / self._ratio(group)
+            own["lr"] = (
+                group["lr"][k] if isinstance(group["lr"], Tensor) else group["lr"]
+            ) / self._ratio(group)
         for r, part, gradient, view in self._pairs(trial, k):
             view.data = part / r if r != 1 else part
             view.grad = None if gradient is None else gradient * r if r != 1 else gradient
@@ -105,7 +129,10 @@ class Trials(Optimizer):
             view.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"param_groups": list(map(_settings, self.param_groups)), "trials": [trial.state_dict() for trial in self.trials]}
+        return {
+            "param_groups": list(map(_settings, self.param_groups)),
+            "trials": [trial.state_dict() for trial in self.trials],
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -115,7 +142,13 @@ class Trials(Optimizer):
             self._lend(trial, k)  # a state goes where its weights are
             trial.load_state_dict(saved)
             for own in trial.param_groups:
-                own.update({key: value.to(own["params"][0].device) for key, value in own.items() if isinstance(value, Tensor)})
+                own.update(
+                    {
+                        key: value.to(own["params"][0].device)
+                        for key, value in own.items()
+                        if isinstance(value, Tensor)
+                    }
+                )
                 for view in own["params"]:
                     view.grad = None
 
@@ -133,7 +166,9 @@ class Muon(Optimizer):
     """
 
     def __init__(self, groups: Groups, momentum: float, nesterov: bool, factor: str):
-        super().__init__(groups, {"momentum": momentum, "nesterov": nesterov, "shape_factor": factor})
+        super().__init__(
+            groups, {"momentum": momentum, "nesterov": nesterov, "shape_factor": factor}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -143,14 +178,32 @@ class Muon(Optimizer):
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                 lr, decay = (_along(value, p) for value in (group["lr"], group["weight_decay"]))
                 ahead = group["momentum"] if group["nesterov"] else 1.0
-                muon(p, buffer, lr, lr * decay, group["momentum"], ahead, group["eps"], group["shape_factor"])
+                muon(
+                    p,
+                    buffer,
+                    lr,
+                    lr * decay,
+                    group["momentum"],
+                    ahead,
+                    group["eps"],
+                    group["shape_factor"],
+                )
         return losses
 
 
 Scalar = float | Tensor  # of a tensor [K, ...], or [K, 1, ...]: each trial's own
 
 
-def muon(p: Tensor, buffer: Tensor, lr: Scalar, decay: Scalar, momentum: Scalar, ahead: Scalar, eps: Scalar, factor: ShapeFactor) -> None:
+def muon(
+    p: Tensor,
+    buffer: Tensor,
+    lr: Scalar,
+    decay: Scalar,
+    momentum: Scalar,
+    ahead: Scalar,
+    eps: Scalar,
+    factor: ShapeFactor,
+) -> None:
     """A step of `Muon` by the gradient p has; `decay`: share of p to lose; `ahead`: share of the buffer in the update, 1 without nesting."""
     assert p.grad is not None
     buffer.lerp_(p.grad, 1 - momentum)
@@ -176,11 +229,19 @@ def orthogonal(gradient: Tensor, eps: Scalar) -> Tensor:
 class Together(Optimizer):
     """Several optimizers as one: its groups are theirs, in the order given, so a schedule and a guard see one optimizer."""
 
-    def __init__(self, groups: Groups, parts: Sequence[tuple[Callable[[dict[str, Any]], bool], Callable[[Groups], Optimizer]]]):
+    def __init__(
+        self,
+        groups: Groups,
+        parts: Sequence[tuple[Callable[[dict[str, Any]], bool], Callable[[Groups], Optimizer]]],
+    ):
         super().__init__(groups, {})
-        self.order = [next(i for i, (mine, _) in enumerate(parts) if mine(group)) for group in groups]
+        self.order = [
+            next(i for i, (mine, _) in enumerate(parts) if mine(group)) for group in groups
+        ]
         self.parts = {
-            i: make([group for j, group in zip(self.order, self.param_groups, strict=True) if j == i])
+            i: make(
+                [group for j, group in zip(self.order, self.param_groups, strict=True) if j == i]
+            )
             for i, (_, make) in enumerate(parts)
             if i in self.order
         }

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from scaletune.parametrizing.attention import Queries
     from scaletune.parametrizing.plan import Plan, Row
 
-MARK = "_scaletune_initialised"  # on the model's own module: the digest of the plan that rescaled it
+MARK = (
+    "_scaletune_initialised"  # on the model's own module: the digest of the plan that rescaled it
+)
 
 
 class Multiply:
@@ -41,7 +43,9 @@ class Multiply:
 
 
 class MultiplyInput(Multiply):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return self._times(args), kwargs
         first = next(iter(kwargs))  # a layer called by keyword
@@ -62,19 +66,37 @@ class MultiplyFirst(MultiplyOutput):
 
     def _times(self, value: Any) -> Any:
         cut = round(self.share * value.shape[-1])
-        return value if self.factor == 1 else torch.cat([value[..., :cut] * self.factor, value[..., cut:]], -1)
+        return (
+            value
+            if self.factor == 1
+            else torch.cat([value[..., :cut] * self.factor, value[..., cut:]], -1)
+        )
 
 
 def takes_multiplier(use: Use) -> bool:
     """Whether a hook on the tensor's module multiplies that tensor and nothing else."""
-    known = (nn.Linear, nn.Embedding, _ConvNd, layers.Linear, layers.Embedding, layers.Conv, layers.ExpertLinear)
-    called = isinstance(use.module, known) and not isinstance(use.module, NonDynamicallyQuantizableLinear)  # which attention never calls
+    known = (
+        nn.Linear,
+        nn.Embedding,
+        _ConvNd,
+        layers.Linear,
+        layers.Embedding,
+        layers.Conv,
+        layers.ExpertLinear,
+    )
+    called = isinstance(use.module, known) and not isinstance(
+        use.module, NonDynamicallyQuantizableLinear
+    )  # which attention never calls
     return use.name.endswith("weight") and (called or type(use.module).__name__ == "Conv1D")
 
 
 def own_multiplier(use: Use) -> float:
     """`output_mult` of mup's MuReadout, at the base size: attaching a plan turns the readout into a plain `nn.Linear`."""
-    return float(getattr(use.module, "output_mult", 1.0)) if _is_mu_readout(use.module) and use.name.endswith("weight") else 1.0
+    return (
+        float(getattr(use.module, "output_mult", 1.0))
+        if _is_mu_readout(use.module) and use.name.endswith("weight")
+        else 1.0
+    )
 
 
 def _is_mu_readout(module: nn.Module) -> bool:
@@ -132,7 +154,10 @@ def _hook(module: nn.Module, factor: float) -> None:
     """Multiply the tensor a module owns: the output of a table, the input of anything else."""
     if isinstance(module, (nn.Embedding, layers.Embedding)):
         return _hook_output(module, factor)
-    mine = next((hook for hook in _values(module._forward_pre_hooks) if isinstance(hook, MultiplyInput)), None)
+    mine = next(
+        (hook for hook in _values(module._forward_pre_hooks) if isinstance(hook, MultiplyInput)),
+        None,
+    )
     if mine is not None:
         mine.factor *= factor
     elif factor != 1:
@@ -140,7 +165,9 @@ def _hook(module: nn.Module, factor: float) -> None:
 
 
 def _hook_output(module: nn.Module, factor: float) -> None:
-    mine = next((hook for hook in _values(module._forward_hooks) if type(hook) is MultiplyOutput), None)
+    mine = next(
+        (hook for hook in _values(module._forward_hooks) if type(hook) is MultiplyOutput), None
+    )
     if mine is not None:
         mine.factor *= factor
     elif factor != 1:
@@ -148,7 +175,9 @@ def _hook_output(module: nn.Module, factor: float) -> None:
 
 
 def _hook_queries(module: nn.Module, found: Queries) -> None:
-    mine = next((hook for hook in _values(module._forward_hooks) if isinstance(hook, MultiplyFirst)), None)
+    mine = next(
+        (hook for hook in _values(module._forward_hooks) if isinstance(hook, MultiplyFirst)), None
+    )
     if mine is not None:
         mine.factor, mine.share = found.factor, found.share
     else:
@@ -169,18 +198,26 @@ def branches(plan: Plan, model: nn.Module) -> dict[str, float]:
 def _agree(plan: Plan, model: nn.Module) -> None:
     """A model of the zoo multiplies by itself, as built from its recipe: refused unless by the plan's factors."""
     if plan.queries:
-        raise UserError("a zoo model scales its own softmax: keep `head_dim` as it is in the base, and have more heads")
+        raise UserError(
+            "a zoo model scales its own softmax: keep `head_dim` as it is in the base, and have more heads"
+        )
     owners, own = modules(model), acting(model)
     for name, factor in plan.multipliers().items():
         mine = own.get(name, 1.0)
         if abs(mine / factor - 1) > 1e-12:
-            raise UserError(f"a zoo model multiplies by its recipe's own factors, but `{name}` by {mine:g} where the plan says {factor:g}")
+            raise UserError(
+                f"a zoo model multiplies by its recipe's own factors, but `{name}` by {mine:g} where the plan says {factor:g}"
+            )
     for row in plan.rows:
         parts = row.name.split(".")
         around = (owners[".".join(parts[:n])] for n in range(len(parts) - 1, 0, -1))
         block = next((module for module in around if hasattr(module, "residual")), None)
-        if row.branch != 1 and (block is None or abs(float(block.residual) / row.branch - 1) > 1e-12):  # type: ignore[arg-type]
-            raise UserError(f"a zoo model multiplies its branches by its recipe's own factor, but the plan says {row.branch:g}")
+        if row.branch != 1 and (
+            block is None or abs(float(block.residual) / row.branch - 1) > 1e-12
+        ):  # type: ignore[arg-type]
+            raise UserError(
+                f"a zoo model multiplies its branches by its recipe's own factor, but the plan says {row.branch:g}"
+            )
 
 
 # --- initialisation --------------------------------------------------------------------------------------------------
@@ -193,12 +230,25 @@ def initialise(plan: Plan, model: nn.Module, seed: int) -> None:
     inner = unwrapped(model)
     parameters = named(model)
     if meta := next((name for name, parameter in parameters.items() if parameter.is_meta), None):
-        raise UserError(f"a model must be materialised (`model.to_empty(device=...)`) before it is initialised, but `{meta}` is on meta")
-    if odd := next((row.name for row in plan.rows if (row.init_value, row.init_std, row.init_scale) == (None, None, None)), None):
-        raise UserError(f"`{odd}` has no initialisation: the plan was made of models on the meta device, give `init_std` or an override")
+        raise UserError(
+            f"a model must be materialised (`model.to_empty(device=...)`) before it is initialised, but `{meta}` is on meta"
+        )
+    if odd := next(
+        (
+            row.name
+            for row in plan.rows
+            if (row.init_value, row.init_std, row.init_scale) == (None, None, None)
+        ),
+        None,
+    ):
+        raise UserError(
+            f"`{odd}` has no initialisation: the plan was made of models on the meta device, give `init_std` or an override"
+        )
     rescales = any(row.init_scale not in (None, 1) for row in plan.rows)
     if rescales and hasattr(inner, MARK):
-        raise UserError("a plan without `init_std` rescales the model's own initialisation once, but this model has been rescaled already")
+        raise UserError(
+            "a plan without `init_std` rescales the model's own initialisation once, but this model has been rescaled already"
+        )
     owners = modules(model)
     for row in plan.rows:
         padding = getattr(owners[row.name.rpartition(".")[0]], "padding_idx", None)
@@ -218,7 +268,9 @@ def _fill(row: Row, parameter: Tensor, seed: int, padding: int | None) -> None:
 
 def _drawn(parameter: Tensor, seed: int, name: str, padding: int | None) -> Tensor:
     """Standard normal values of the whole tensor, of which a sharded one keeps its part: the same on any mesh."""
-    values = torch.empty(parameter.shape, dtype=torch.float32).normal_(generator=generator(seed, name))
+    values = torch.empty(parameter.shape, dtype=torch.float32).normal_(
+        generator=generator(seed, name)
+    )
     if padding is not None:
         values[padding] = 0  # an embedding's row that is never trained
     values = values.to(device=parameter.device, dtype=parameter.dtype)
@@ -226,7 +278,9 @@ def _drawn(parameter: Tensor, seed: int, name: str, padding: int | None) -> Tens
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         assert isinstance(parameter.data, DTensor)
-        return distribute_tensor(values, parameter.data.device_mesh, parameter.data.placements, src_data_rank=None)
+        return distribute_tensor(
+            values, parameter.data.device_mesh, parameter.data.placements, src_data_rank=None
+        )
     return values
 
 
@@ -239,6 +293,12 @@ def param_groups(plan: Plan, model: nn.Module, roles: Collection[str]) -> list[d
     parameters = named(model)
     made: dict[tuple[float, ...], dict[str, Any]] = {}
     for row in (row for row in plan.rows if row.role in roles):
-        settings = {"lr": row.lr, "initial_lr": row.lr, "weight_decay": row.weight_decay} | plan.extra(row)
-        made.setdefault(tuple(settings.values()), {"params": [], **settings})["params"].append(parameters[row.name])
+        settings = {
+            "lr": row.lr,
+            "initial_lr": row.lr,
+            "weight_decay": row.weight_decay,
+        } | plan.extra(row)
+        made.setdefault(tuple(settings.values()), {"params": [], **settings})["params"].append(
+            parameters[row.name]
+        )
     return list(made.values())

@@ -17,9 +17,18 @@ from torch import nn
 from scaletune.errors import UserError, nearest
 from scaletune.parametrizing.shapes import modules, skeleton
 
-SIZES = ("head_dim", "attention_head_size", "head_size")  # attributes that attention modules keep their head size in
+SIZES = (
+    "head_dim",
+    "attention_head_size",
+    "head_size",
+)  # attributes that attention modules keep their head size in
 SCALES = ("scaling", "scale", "softmax_scale")
-CUSTOMARY = {"q_norm": 1.0, "q_proj": 1.0, "query": 1.0, "c_attn": 1 / 3}  # child that gives the queries: the first share of its output
+CUSTOMARY = {
+    "q_norm": 1.0,
+    "q_proj": 1.0,
+    "query": 1.0,
+    "c_attn": 1 / 3,
+}  # child that gives the queries: the first share of its output
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,9 @@ class Queries:
     share: float = 1.0
 
 
-def queries(model: nn.Module, base: Any, declared: Mapping[str, float] | Sequence[str] = ()) -> tuple[tuple[Queries, ...], tuple[str, ...]]:
+def queries(
+    model: nn.Module, base: Any, declared: Mapping[str, float] | Sequence[str] = ()
+) -> tuple[tuple[Queries, ...], tuple[str, ...]]:
     """What must be multiplied so that attention logits go as 1 / d_head, and a note on modules of which nothing says where queries are.
 
     declared: patterns of the modules that give queries, with their share of the output where it is not all of it. Nothing is
@@ -41,9 +52,13 @@ def queries(model: nn.Module, base: Any, declared: Mapping[str, float] | Sequenc
     shares = dict(declared) if isinstance(declared, Mapping) else dict.fromkeys(declared, 1.0)
     for pattern in shares:
         if not any(fnmatchcase(name, pattern) for name in modules(model)):
-            raise UserError(f"`queries` must name modules of the model, but `{pattern}` names none{nearest(pattern, modules(model))}")
+            raise UserError(
+                f"`queries` must name modules of the model, but `{pattern}` names none{nearest(pattern, modules(model))}"
+            )
     found = {name: _givers(model, name, factor, shares) for name, factor in grown.items()}
-    return tuple(each for givers in found.values() for each in givers), _unmet([name for name in found if not found[name]])
+    return tuple(each for givers in found.values() for each in givers), _unmet(
+        [name for name in found if not found[name]]
+    )
 
 
 def _unmet(names: Sequence[str]) -> tuple[str, ...]:
@@ -73,7 +88,9 @@ def _size(module: nn.Module) -> int:
 
 def _scale(module: nn.Module) -> float:
     """The module's own scale of the logits; d_head**-1/2 when it does not say."""
-    said = next((scale for name in SCALES if isinstance(scale := getattr(module, name, None), float)), None)
+    said = next(
+        (scale for name in SCALES if isinstance(scale := getattr(module, name, None), float)), None
+    )
     return _size(module) ** -0.5 if said is None else said
 
 
@@ -82,8 +99,19 @@ def _lacking(module: nn.Module, base: nn.Module) -> float:
     return 1.0 if math.isclose(factor, 1.0) else factor
 
 
-def _givers(model: nn.Module, name: str, factor: float, declared: Mapping[str, float]) -> list[Queries]:
+def _givers(
+    model: nn.Module, name: str, factor: float, declared: Mapping[str, float]
+) -> list[Queries]:
     inside = [child for child in modules(model) if child.startswith(f"{name}.")]
-    said = [Queries(child, factor, share) for child in inside for pattern, share in declared.items() if fnmatchcase(child, pattern)]
-    custom = [Queries(f"{name}.{child}", factor, share) for child, share in CUSTOMARY.items() if f"{name}.{child}" in inside]
+    said = [
+        Queries(child, factor, share)
+        for child in inside
+        for pattern, share in declared.items()
+        if fnmatchcase(child, pattern)
+    ]
+    custom = [
+        Queries(f"{name}.{child}", factor, share)
+        for child, share in CUSTOMARY.items()
+        if f"{name}.{child}" in inside
+    ]
     return said or custom[:1]

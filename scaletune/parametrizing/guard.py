@@ -45,14 +45,23 @@ def guard(optimizers: Any, plan: Plan, model: nn.Module, when: str) -> None:
     """
     optimizers = list(optimizers) if isinstance(optimizers, (list, tuple)) else [optimizers]
     names = {id(parameter): name for name, parameter in named(model).items()}
-    trained = [id(parameter) for opt in optimizers for group in opt.param_groups for parameter in group["params"]]
+    trained = [
+        id(parameter)
+        for opt in optimizers
+        for group in opt.param_groups
+        for parameter in group["params"]
+    ]
     for each, name in names.items():
         if trained.count(each) != 1:
-            raise UserError(f"the optimizer must train every tensor of the plan once, but `{name}` {trained.count(each)} times {when}")
+            raise UserError(
+                f"the optimizer must train every tensor of the plan once, but `{name}` {trained.count(each)} times {when}"
+            )
     for opt in optimizers:
         groups = [
             Held(name, 1, plan[name].lr, float(group["lr"]))
             for group in opt.param_groups
-            for name in (names[id(parameter)] for parameter in group["params"] if id(parameter) in names)
+            for name in (
+                names[id(parameter)] for parameter in group["params"] if id(parameter) in names
+            )
         ]
         hold(groups, when)

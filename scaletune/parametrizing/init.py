@@ -37,7 +37,10 @@ def started(
     """The rows, whose `init_std` is yet the form's factor on the std, with what initialising does to each tensor."""
     target, origin = named(model), named(base) if isinstance(base, nn.Module) else {}
     own = getattr(getattr(unwrapped(model), "config", None), "initializer_range", None)
-    starts = {name: Start(used[name][0], read[name][0], target[name], _real(origin.get(name)), own) for name in target}
+    starts = {
+        name: Start(used[name][0], read[name][0], target[name], _real(origin.get(name)), own)
+        for name in target
+    }
     return tuple(_started(row, starts, declared[row.name].init_std, init_std) for row in rows)
 
 
@@ -45,7 +48,9 @@ def _real(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None or tensor.is_meta else tensor.detach()
 
 
-def _started(row: Row, starts: Mapping[str, Start], said: float | None, init_std: float | None) -> Row:
+def _started(
+    row: Row, starts: Mapping[str, Start], said: float | None, init_std: float | None
+) -> Row:
     start, factor = starts[row.name], row.init_std or 0.0
     bare = replace(row, init_std=None)
     if said is not None:
@@ -56,7 +61,9 @@ def _started(row: Row, starts: Mapping[str, Start], said: float | None, init_std
         return replace(bare, init_std=init_std * factor)
     if start.target.is_meta:
         return bare
-    return replace(bare, init_scale=1.0 if init_std is not None else factor * _undone(start, starts))
+    return replace(
+        bare, init_scale=1.0 if init_std is not None else factor * _undone(start, starts)
+    )
 
 
 def _constant(start: Start, init_std: float | None) -> float | None:
@@ -67,7 +74,11 @@ def _constant(start: Start, init_std: float | None) -> float | None:
         value = float(tensor.flatten()[0])
         if tensor.numel() > 1 or value in (0.0, 1.0):
             return value
-    if start.target.ndim < 2 and name.endswith("bias") and (init_std is not None or start.target.is_meta):
+    if (
+        start.target.ndim < 2
+        and name.endswith("bias")
+        and (init_std is not None or start.target.is_meta)
+    ):
         return 0.0
     return 1.0 if start.target.is_meta and "norm" in kind.lower() and name == "weight" else None
 
@@ -76,7 +87,13 @@ def _undone(start: Start, starts: Mapping[str, Start]) -> float:
     """m_in**e: what takes the model's own std back to the base's. A bias follows its matrix's law and fan-in."""
     if start.target.ndim < 2:
         matrix = starts.get(f"{start.use.module_name}.weight")
-        return _undone(matrix, starts) if matrix and matrix.target.ndim > 1 and isinstance(start.use.module, (nn.Linear, *CONVS)) else 1.0
+        return (
+            _undone(matrix, starts)
+            if matrix
+            and matrix.target.ndim > 1
+            and isinstance(start.use.module, (nn.Linear, *CONVS))
+            else 1.0
+        )
     m = float(start.read.m_in)
     if start.use.looks_up or m == 1:
         return 1.0
@@ -98,7 +115,11 @@ def _near(off: float, n: int) -> bool:
 def _against_base(start: Start, m: float) -> float:
     """e in std ~ fan_in**-e from the two models' own tensors."""
     assert start.base is not None
-    ratio = math.log(_std(start.target) / _std(start.base)) if _std(start.base) and _std(start.target) else 0.0
+    ratio = (
+        math.log(_std(start.target) / _std(start.base))
+        if _std(start.base) and _std(start.target)
+        else 0.0
+    )
     e = min((0.0, 0.5), key=lambda e: abs(ratio + e * math.log(m)))
     if not _near(ratio + e * math.log(m), min(start.target.numel(), start.base.numel())):
         raise _unknown(start)

@@ -18,7 +18,9 @@ from scaletune.records import digest, write_atomically
 from scaletune.rules import FAMILIES, ROLES, Role, caveats
 
 SCHEMA = "scaletune.parametrization/1"
-SHARDED = "_fsdp_wrapped_module"  # FullyShardedDataParallel shows local pieces: their shapes say nothing
+SHARDED = (
+    "_fsdp_wrapped_module"  # FullyShardedDataParallel shows local pieces: their shapes say nothing
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +39,14 @@ class Row:
     lr: float
     weight_decay: float
     eps: float
-    tied: Mapping[str, float] = field(default_factory=dict)  # the tensor's other names, with the multiplier it has there
+    tied: Mapping[str, float] = field(
+        default_factory=dict
+    )  # the tensor's other names, with the multiplier it has there
     branch: float = 1.0  # factor on the output of its residual branch
-    damping: tuple[float, float] = (1.0, 1.0)  # factors on that of the input's and the output's statistics: K-FAC, Shampoo
+    damping: tuple[float, float] = (
+        1.0,
+        1.0,
+    )  # factors on that of the input's and the output's statistics: K-FAC, Shampoo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,9 @@ class Plan:
     optimizer: str
     rows: tuple[Row, ...]
     branches: tuple[str, ...] = ()  # patterns of the modules whose output is a residual branch
-    queries: tuple[Queries, ...] = ()  # what makes a softmax go as 1 / d_head where the head size grows
+    queries: tuple[
+        Queries, ...
+    ] = ()  # what makes a softmax go as 1 / d_head where the head size grows
     notes: tuple[str, ...] = ()  # what the user must see to
 
     def __getitem__(self, name: str) -> Row:
@@ -67,7 +76,11 @@ class Plan:
 
     def multipliers(self) -> dict[str, float]:
         """Tensor, by each of its names -> what it is multiplied by where that name owns it."""
-        return {name: factor for row in self.rows for name, factor in ((row.name, row.multiplier), *row.tied.items())}
+        return {
+            name: factor
+            for row in self.rows
+            for name, factor in ((row.name, row.multiplier), *row.tied.items())
+        }
 
     def extra(self, row: Row) -> dict[str, Any]:
         """Settings beside lr and weight decay that this optimizer's groups carry; `damping`: factors on your own."""
@@ -100,7 +113,9 @@ class Plan:
         apply.initialise(self, model, seed)
         return model
 
-    def param_groups(self, model: nn.Module, roles: Collection[str] = ROLES) -> list[dict[str, Any]]:
+    def param_groups(
+        self, model: nn.Module, roles: Collection[str] = ROLES
+    ) -> list[dict[str, Any]]:
         """{params, lr, initial_lr, weight_decay, eps} for each distinct setting; wrappers' prefixes are looked through.
 
         roles: those tensors only, where two optimizers share a model: Muon takes "hid", AdamW the others.
@@ -126,12 +141,28 @@ class Plan:
             rows = tuple(_row(row) for row in content["rows"])
             plan = cls(
                 **content
-                | {"rows": rows, "branches": tuple(content["branches"]), "queries": softmax, "notes": tuple(content.get("notes", []))}
+                | {
+                    "rows": rows,
+                    "branches": tuple(content["branches"]),
+                    "queries": softmax,
+                    "notes": tuple(content.get("notes", [])),
+                }
             )
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"`{path}` must be a plan that `Plan.save` wrote, but {type(error).__name__}: {error}") from None
+        except (
+            OSError,
+            json.JSONDecodeError,
+            UnicodeDecodeError,
+            AttributeError,
+            KeyError,
+            TypeError,
+        ) as error:
+            raise UserError(
+                f"`{path}` must be a plan that `Plan.save` wrote, but {type(error).__name__}: {error}"
+            ) from None
         if plan.digest != said:
-            raise UserError(f"`{path}` must hold the shapes its digest says, but the digest is {said} and theirs {plan.digest}")
+            raise UserError(
+                f"`{path}` must hold the shapes its digest says, but the digest is {said} and theirs {plan.digest}"
+            )
         return plan
 
     def __str__(self) -> str:
@@ -139,37 +170,79 @@ class Plan:
         alike: dict[tuple[str, ...], list[str]] = {}
         for row in self.rows:
             alike.setdefault((skeleton(row.name), *_cells(row)), []).append(row.name)
-        found = [(names[0] if len(names) == 1 else cells[0], *cells[1:], str(len(names))) for cells, names in alike.items()]
+        found = [
+            (names[0] if len(names) == 1 else cells[0], *cells[1:], str(len(names)))
+            for cells, names in alike.items()
+        ]
         table = [(*HEADER, "x"), *found]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        body = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table)
-        notes = "".join(f"\nnote: {note}" for note in (*self.notes, *_softmax(self.queries), *caveats(self.form, self.optimizer)))
+        body = "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        )
+        notes = "".join(
+            f"\nnote: {note}"
+            for note in (*self.notes, *_softmax(self.queries), *caveats(self.form, self.optimizer))
+        )
         return f"form {self.form}, optimizer {self.optimizer}, {len(self.rows)} tensors, shapes {self.digest}\n{body}{notes}"
 
 
-HEADER = ("tensor", "role", "shape", "m_in", "m_out", "multiplier", "init", "lr", "weight_decay", "eps")
+HEADER = (
+    "tensor",
+    "role",
+    "shape",
+    "m_in",
+    "m_out",
+    "multiplier",
+    "init",
+    "lr",
+    "weight_decay",
+    "eps",
+)
 
 
 def _softmax(found: Collection[Queries]) -> list[str]:
     factors = sorted({f"{each.factor:.4g}" for each in found})
-    return [f"queries of {len(found)} attention modules times {' or '.join(factors)}: the softmax goes as 1 / d_head"] if found else []
+    return (
+        [
+            f"queries of {len(found)} attention modules times {' or '.join(factors)}: the softmax goes as 1 / d_head"
+        ]
+        if found
+        else []
+    )
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    shape = "x".join(f"{base}->{size}" if base is not None else str(size) for base, size in row.shape)
+    shape = "x".join(
+        f"{base}->{size}" if base is not None else str(size) for base, size in row.shape
+    )
     multiplier = "/".join(f"{factor:.4g}" for factor in (row.multiplier, *row.tied.values()))
     numbers = (f"{value:.4g}" for value in (row.lr, row.weight_decay, row.eps))
-    return (row.role, shape, f"{row.m_in:.4g}", f"{row.m_out:.4g}", multiplier, _init(row), *numbers)
+    return (
+        row.role,
+        shape,
+        f"{row.m_in:.4g}",
+        f"{row.m_out:.4g}",
+        multiplier,
+        _init(row),
+        *numbers,
+    )
 
 
 def _init(row: Row) -> str:
     if row.init_value is not None:
         return f"{row.init_value:.4g}"
-    return f"std {row.init_std:.4g}" if row.init_std is not None else ("?" if row.init_scale is None else f"times {row.init_scale:.4g}")
+    return (
+        f"std {row.init_std:.4g}"
+        if row.init_std is not None
+        else ("?" if row.init_scale is None else f"times {row.init_scale:.4g}")
+    )
 
 
 def _row(content: Mapping[str, Any]) -> Row:
     if unknown := content.keys() - {f.name for f in fields(Row)}:
         raise KeyError(min(unknown))
-    tuples = {"shape": tuple(tuple(dim) for dim in content["shape"])} | {"damping": tuple(content.get("damping", (1.0, 1.0)))}
+    tuples = {"shape": tuple(tuple(dim) for dim in content["shape"])} | {
+        "damping": tuple(content.get("damping", (1.0, 1.0)))
+    }
     return Row(**{**content, **tuples})

@@ -39,7 +39,9 @@ class Plan:
     target: Recipe
     n_params: int  # the target's
     runs: pd.DataFrame  # width, depth, n_params, tokens, batch_tokens, lr, flops and seconds of one seed alone, and the share that is spent
-    cells: list[dict[str, Any]]  # one for each (width, tokens): its settings, cost, and what its loss would cost
+    cells: list[
+        dict[str, Any]
+    ]  # one for each (width, tokens): its settings, cost, and what its loss would cost
     seeds: int
     warmup_tokens: int | None  # of every proxy, where horizons share trunks
     level: float
@@ -63,7 +65,13 @@ class Plan:
             "budget": self.budget,
             "total": self.total,
         }
-        return answer | {"seeds": self.seeds, "expected": told, "doubled": doubled, "cells": self.cells, "assumptions": self.said}
+        return answer | {
+            "seeds": self.seeds,
+            "expected": told,
+            "doubled": doubled,
+            "cells": self.cells,
+            "assumptions": self.said,
+        }
 
 
 def _spent(runs: pd.DataFrame, seeds: int) -> dict[str, float]:
@@ -89,7 +97,9 @@ def plan(
     target = target if isinstance(target, Recipe) else recipe.load(target)
     _require(level=level, seeds=seeds, flops_per_second=flops_per_second)
     if target.optimizer.family in LR_FREE:
-        raise UserError(f"a plan is for a learning rate to be found, but `optimizer.family` {target.optimizer.family!r} finds its own")
+        raise UserError(
+            f"a plan is for a learning rate to be found, but `optimizer.family` {target.optimizer.family!r} finds its own"
+        )
     asked, whole = _asked(target, budget, vocab_size, flops_per_second)
     until, cost = asked["amount"], asked["unit"]
     n_params = counting.params(target.model, vocab_size)["n_params"]
@@ -103,7 +113,11 @@ def plan(
     half, without = half_widths(belief, found, chosen, level)
     runs = _shared(table.loc[np.sort(chosen)])
     warmup = possible.warmup_tokens(target, int(runs["tokens"].min()), int(runs["tokens"].max()))
-    full = [f"no more than {MOST} points are planned: the rest of the budget is left"] if len(within) > MOST else []
+    full = (
+        [f"no more than {MOST} points are planned: the rest of the budget is left"]
+        if len(within) > MOST
+        else []
+    )
     return Plan(
         target, n_params, runs.reset_index(drop=True), _cells(runs, without / half, seeds), seeds, warmup, level,
         asked | {"used": float(added(found, chosen).sum())}, _named(half), _doubled(belief, found, far, level),
@@ -117,7 +131,9 @@ def _shared(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(share=1 - runs["stable"].where(runs["tokens"] < longest, 0.0))
 
 
-def _asked(target: Recipe, budget: str, vocab_size: int, flops_per_second: float | None) -> tuple[dict[str, Any], float]:
+def _asked(
+    target: Recipe, budget: str, vocab_size: int, flops_per_second: float | None
+) -> tuple[dict[str, Any], float]:
     """The budget in FLOPs or seconds, and what the target itself costs in that unit."""
     amount, unit = parse_budget(budget)
     own = {
@@ -129,7 +145,12 @@ def _asked(target: Recipe, budget: str, vocab_size: int, flops_per_second: float
     whole = possible.costs(target, pd.DataFrame([own]), vocab_size, flops_per_second).iloc[0]
     cost = "seconds" if unit == "seconds" else "flops"
     amount *= float(whole["flops"]) if unit == "share" else 1.0
-    return {"asked": budget, "unit": cost, "amount": amount, "of_target": amount / float(whole[cost])}, float(whole[cost])
+    return {
+        "asked": budget,
+        "unit": cost,
+        "amount": amount,
+        "of_target": amount / float(whole[cost]),
+    }, float(whole[cost])
 
 
 def _named(values: np.ndarray) -> dict[str, float]:
@@ -145,9 +166,13 @@ def parse_budget(text: str) -> tuple[float, str]:
     except ValueError:
         amount = math.nan
     if not (math.isfinite(amount) and amount > 0):
-        raise UserError(f"a budget must be a share of the target such as 5%, FLOPs such as 1e18 or hours such as 2h, but got {text!r}")
+        raise UserError(
+            f"a budget must be a share of the target such as 5%, FLOPs such as 1e18 or hours such as 2h, but got {text!r}"
+        )
     if unit and unit not in UNITS:
-        raise UserError(f"a budget must be in %, h, min or s, or FLOPs with no unit, but got {text!r}{nearest(unit, UNITS)}")
+        raise UserError(
+            f"a budget must be in %, h, min or s, or FLOPs with no unit, but got {text!r}{nearest(unit, UNITS)}"
+        )
     if unit == "%":
         return amount * UNITS[unit], "share"
     return (amount * UNITS[unit], "seconds") if unit else (amount, "flops")
@@ -158,29 +183,51 @@ def _require(*, level: float, seeds: int, flops_per_second: float | None) -> Non
         raise UserError(f"`0 < level < 1` must hold, but got {level!r}")
     if seeds < 1:
         raise UserError(f"`seeds` must be at least 1, but got {seeds!r}")
-    if flops_per_second is not None and not (math.isfinite(flops_per_second) and flops_per_second > 0):
-        raise UserError(f"`flops_per_second` must be a number above 0, but got {flops_per_second!r}")
+    if flops_per_second is not None and not (
+        math.isfinite(flops_per_second) and flops_per_second > 0
+    ):
+        raise UserError(
+            f"`flops_per_second` must be a number above 0, but got {flops_per_second!r}"
+        )
 
 
-def _possible(target: Recipe, vocab_size: int, fit: Fit | str | Path | None, noise: float | None) -> tuple[Belief, pd.DataFrame]:
+def _possible(
+    target: Recipe, vocab_size: int, fit: Fit | str | Path | None, noise: float | None
+) -> tuple[Belief, pd.DataFrame]:
     """What is believed about the middle of the proxies, and every run that could be trained."""
     cells = possible.scales(target, vocab_size)
     if not len(cells):
-        raise UserError(f"no proxy has tokens per parameter within a factor of {possible.OFF_RATIO} of the target's")
+        raise UserError(
+            f"no proxy has tokens per parameter within a factor of {possible.OFF_RATIO} of the target's"
+        )
     centre = (float(np.log(cells["n_params"]).mean()), float(np.log(cells["tokens"]).mean()))
     if fit is not None:
         belief = from_joint(fit if isinstance(fit, Fit) else Fit.read(fit), centre, noise)
     else:
         width = int(cells["width"].iloc[(np.log(cells["n_params"]) - centre[0]).abs().argmin()])
-        belief = from_priors(centre, *first_guess(target, math.exp(centre[0]), math.exp(centre[1]), width), noise)
+        belief = from_priors(
+            centre, *first_guess(target, math.exp(centre[0]), math.exp(centre[1]), width), noise
+        )
     return belief, possible.settings(target, cells, belief.optimum)
 
 
-def _candidates(table: pd.DataFrame, belief: Belief, scale: tuple[float, float], seeds: int, cost: str) -> Candidates:
+def _candidates(
+    table: pd.DataFrame, belief: Belief, scale: tuple[float, float], seeds: int, cost: str
+) -> Candidates:
     n, d, x = possible.logs(table, belief.centre)
     target = (math.log(scale[0]) - belief.centre[0], math.log(scale[1]) - belief.centre[1])
-    runs, each = Runs(n, d, x, np.zeros(len(n)), table["cell"].to_numpy(int)), seeds * table[cost].to_numpy(float)
-    return Candidates(runs, each, target, seeds, table["trunk"].to_numpy(int), each * table["stable"].to_numpy(float))
+    runs, each = (
+        Runs(n, d, x, np.zeros(len(n)), table["cell"].to_numpy(int)),
+        seeds * table[cost].to_numpy(float),
+    )
+    return Candidates(
+        runs,
+        each,
+        target,
+        seeds,
+        table["trunk"].to_numpy(int),
+        each * table["stable"].to_numpy(float),
+    )
 
 
 def _require_room(found: Candidates, until: float, cost: str, whole: float) -> None:
@@ -197,7 +244,9 @@ def _require_room(found: Candidates, until: float, cost: str, whole: float) -> N
             if cost == "seconds"
             else (f"{price:.3g} FLOPs ({price / whole:.2%} of the target)", f"{until:.3g}")
         )
-        raise UserError(f"the smallest study that can tell the exponents costs {amount}, but the budget is {asked}")
+        raise UserError(
+            f"the smallest study that can tell the exponents costs {amount}, but the budget is {asked}"
+        )
 
 
 def _cells(runs: pd.DataFrame, widening: np.ndarray, seeds: int) -> list[dict[str, Any]]:
@@ -215,7 +264,11 @@ def _cells(runs: pd.DataFrame, widening: np.ndarray, seeds: int) -> list[dict[st
 
 
 def _doubled(belief: Belief, found: Candidates, far: np.ndarray, level: float) -> dict[str, Any]:
-    return {"runs": len(far) * found.seeds, "used": float(added(found, far).sum()), **_named(half_widths(belief, found, far, level)[0])}
+    return {
+        "runs": len(far) * found.seeds,
+        "used": float(added(found, far).sum()),
+        **_named(half_widths(belief, found, far, level)[0]),
+    }
 
 
 def _assumptions(target: Recipe, belief: Belief, warmup: int | None) -> list[str]:
@@ -234,5 +287,7 @@ def _assumptions(target: Recipe, belief: Belief, warmup: int | None) -> list[str
     proxy = possible.depth_of(target)
     rule = f"the rule depth**-{p.depth_alpha:g}" if p.depth_alpha else "no rule"
     return said + (
-        [f"proxies have depth {proxy}, the target {target.model.depth}: {rule} is taken to hold"] if proxy != target.model.depth else []
+        [f"proxies have depth {proxy}, the target {target.model.depth}: {rule} is taken to hold"]
+        if proxy != target.model.depth
+        else []
     )

@@ -28,7 +28,13 @@ LEAST_LEVELS = 3  # of sizes and of horizons: two ends, and one to check the law
 def unit(target: Recipe) -> int:
     """What a width is a multiple of."""
     model = target.model
-    return model.head_dim if isinstance(model, Blocks) else model.groups if isinstance(model, ResNet) else 1
+    return (
+        model.head_dim
+        if isinstance(model, Blocks)
+        else model.groups
+        if isinstance(model, ResNet)
+        else 1
+    )
 
 
 def widths(target: Recipe) -> list[int]:
@@ -74,7 +80,9 @@ def scales(target: Recipe, vocab_size: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def settings(target: Recipe, cells: pd.DataFrame, optimum: Callable[[float, float], tuple[float, float]]) -> pd.DataFrame:
+def settings(
+    target: Recipe, cells: pd.DataFrame, optimum: Callable[[float, float], tuple[float, float]]
+) -> pd.DataFrame:
     """One row a run that could be trained, sorted by cell: the cells' columns, `cell`, batch_tokens, lr, and tokens in whole steps.
 
     `optimum(n_params, tokens)` is the believed (ln lr, ln batch_tokens). Batches are `quantum` times powers of 2, lr has 3 digits.
@@ -83,13 +91,18 @@ def settings(target: Recipe, cells: pd.DataFrame, optimum: Callable[[float, floa
     rows: list[dict[str, Any]] = []
     for row in _rows(cells):
         lr, batch = map(math.exp, optimum(row["n_params"], row["tokens"]))
-        batches = {quantum * 2 ** max(round(math.log2(batch * share / quantum)), 0) for share in BATCHES}
+        batches = {
+            quantum * 2 ** max(round(math.log2(batch * share / quantum)), 0) for share in BATCHES
+        }
         fitting = sorted(b for b in batches if b * LEAST_STEPS <= row["tokens"])
         if len(fitting) < LEAST_LEVELS:
             continue
         tokens = max(round(row["tokens"] / fitting[-1]), 1) * fitting[-1]
         n_cell = rows[-1]["cell"] + 1 if rows else 0
-        rows += [row | {"cell": n_cell, "tokens": tokens, "batch_tokens": b, "lr": r} for b, r in itertools.product(fitting, _rates(lr))]
+        rows += [
+            row | {"cell": n_cell, "tokens": tokens, "batch_tokens": b, "lr": r}
+            for b, r in itertools.product(fitting, _rates(lr))
+        ]
     if not rows:
         raise UserError(
             f"a proxy needs at least {LEAST_STEPS} steps of three batch sizes about the believed best, which the target's tokens={target.budget.tokens} "
@@ -99,7 +112,10 @@ def settings(target: Recipe, cells: pd.DataFrame, optimum: Callable[[float, floa
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [dict(zip(table.columns, row, strict=True)) for row in zip(*(table[c].tolist() for c in table.columns), strict=True)]
+    return [
+        dict(zip(table.columns, row, strict=True))
+        for row in zip(*(table[c].tolist() for c in table.columns), strict=True)
+    ]
 
 
 def _rates(lr: float) -> Iterator[float]:
@@ -108,16 +124,25 @@ def _rates(lr: float) -> Iterator[float]:
     return (float(f"{middle * share:.4g}") for share in RATES)
 
 
-def costs(target: Recipe, runs: pd.DataFrame, vocab_size: int, flops_per_second: float | None = None) -> pd.DataFrame:
+def costs(
+    target: Recipe, runs: pd.DataFrame, vocab_size: int, flops_per_second: float | None = None
+) -> pd.DataFrame:
     """`runs` with flops and (guessed) seconds of one seed alone, `trunk`, alike for horizons of one trial, and `stable`, the share it serves them."""
     target, branches = bare(target), branches_module.apart(bare(target)) == ""
     rate = {} if flops_per_second is None else {"flops_per_second": flops_per_second}
-    each = runs.drop_duplicates(["width", "tokens", "batch_tokens"])[["width", "depth", "tokens", "batch_tokens"]]
+    each = runs.drop_duplicates(["width", "tokens", "batch_tokens"])[
+        ["width", "depth", "tokens", "batch_tokens"]
+    ]
     points = [with_settings(target, row) for row in _rows(each)]
     found = each.assign(
-        flops=[counting.flops_per_token(p.model, vocab_size, p.data.seq_len) * p.budget.tokens for p in points],
+        flops=[
+            counting.flops_per_token(p.model, vocab_size, p.data.seq_len) * p.budget.tokens
+            for p in points
+        ],
         seconds=[counting.seconds(p, vocab_size, **rate) for p in points],
-        stable=[branches_module.branch_step(p) / p.budget.steps if branches else 0.0 for p in points],
+        stable=[
+            branches_module.branch_step(p) / p.budget.steps if branches else 0.0 for p in points
+        ],
     )
     made = runs.merge(found, on=list(each.columns), how="left", sort=False)
     trial = ["width", "depth", "batch_tokens", *(["lr"] if "lr" in runs else [])]
@@ -142,7 +167,9 @@ def warmup_tokens(target: Recipe, shortest: int, longest: int) -> int | None:
     return max(1, round(min(own.warmup * math.sqrt(shortest * longest), stable * shortest / 2)))
 
 
-def logs(runs: pd.DataFrame, centre: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def logs(
+    runs: pd.DataFrame, centre: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """n, d about the centre, and ln lr, ln batch_tokens."""
     return (
         np.log(runs["n_params"].to_numpy(float)) - centre[0],

@@ -21,7 +21,14 @@ from scipy import optimize, stats
 from tqdm import tqdm
 
 from scaletune.fitting.joint.basin import directions
-from scaletune.fitting.joint.surface import SCATTER_WEIGHT, Runs, expected_information, expected_weight, law_basis, model
+from scaletune.fitting.joint.surface import (
+    SCATTER_WEIGHT,
+    Runs,
+    expected_information,
+    expected_weight,
+    law_basis,
+    model,
+)
 from scaletune.fitting.optimum.lr_basin import REACH
 from scaletune.planning.cost import Candidates, Prices
 from scaletune.planning.prior import Belief
@@ -50,7 +57,9 @@ def weights_of(belief: Belief, target: tuple[float, float], theta: Array) -> Arr
     """(3, 3): the criterion is its trace with the covariance of what `target_slopes` are of."""
     k = len(belief.scales.scatter) - 1
     ways = np.array(list(directions(k).values()), float)
-    bend = np.exp(theta[LAW * k + 5 : LAW * k + 5 + len(ways)] + theta[-2] * target[0] + theta[-1] * target[1])
+    bend = np.exp(
+        theta[LAW * k + 5 : LAW * k + 5 + len(ways)] + theta[-2] * target[0] + theta[-1] * target[1]
+    )
     out = np.zeros((k + 1, k + 1))
     out[:k, :k] = (ways.T * bend) @ ways / 2
     out[k, k] = LOSS_WEIGHT
@@ -61,13 +70,22 @@ def information(belief: Belief, candidates: Candidates, chosen: Indices, draws: 
     """(S, C, P, P): what the chosen runs of each cell tell of the law, if it were each of `draws`."""
     runs, chosen = part(candidates.runs, chosen), np.sort(chosen)
     copies = [candidates.seeds * _within_reach(candidates.runs, theta)[chosen] for theta in draws]
-    return np.array([expected_information(runs, theta, belief.scales, each) for theta, each in zip(draws, copies, strict=True)])
+    return np.array(
+        [
+            expected_information(runs, theta, belief.scales, each)
+            for theta, each in zip(draws, copies, strict=True)
+        ]
+    )
 
 
 def covariances(belief: Belief, target: tuple[float, float], told: Array, draws: Array) -> Array:
     """(S, 3, 3): of (ln lr*, ln batch*, ln loss) at the target by a fit of runs that told (S, P, P) of the law."""
     slopes = np.array([target_slopes(belief, target, theta) for theta in draws])
-    return slopes @ np.linalg.inv(told + np.diag(belief.given[:, 1] ** -2.0)) @ slopes.transpose(0, 2, 1)
+    return (
+        slopes
+        @ np.linalg.inv(told + np.diag(belief.given[:, 1] ** -2.0))
+        @ slopes.transpose(0, 2, 1)
+    )
 
 
 def part(runs: Runs, chosen: Indices) -> Runs:
@@ -80,7 +98,9 @@ def part(runs: Runs, chosen: Indices) -> Runs:
 def _within_reach(runs: Runs, theta: Array) -> Array:
     """1 for the runs that a fit would not drop as far above the lowest of their cell's, 0 for the others."""
     tall = model(theta, np.zeros((runs.n_cells, runs.x.shape[1] + 1)), runs)[3]
-    lowest = np.minimum.reduceat(tall, np.searchsorted(runs.cell, np.arange(runs.n_cells)))[runs.cell]
+    lowest = np.minimum.reduceat(tall, np.searchsorted(runs.cell, np.arange(runs.n_cells)))[
+        runs.cell
+    ]
     return (1 + tall <= (1 + REACH) * (1 + lowest)).astype(float)
 
 
@@ -88,10 +108,15 @@ def criterion(belief: Belief, candidates: Candidates, chosen: Indices) -> float:
     """In shares of the loss."""
     weights = np.array([weights_of(belief, candidates.target, theta) for theta in belief.draws])
     told = information(belief, candidates, chosen, belief.draws).sum(1)
-    return float(np.einsum("sij,sij->", weights, covariances(belief, candidates.target, told, belief.draws)) / len(weights))
+    return float(
+        np.einsum("sij,sij->", weights, covariances(belief, candidates.target, told, belief.draws))
+        / len(weights)
+    )
 
 
-def half_widths(belief: Belief, candidates: Candidates, chosen: Indices, level: float) -> tuple[Array, Array]:
+def half_widths(
+    belief: Belief, candidates: Candidates, chosen: Indices, level: float
+) -> tuple[Array, Array]:
     """(3,): half the expected interval of ln lr, ln batch and ln loss of the target, its own deviation from the law within; and (C, 3): without each cell.
 
     With the fit's quantile, that of Student's t, the interval holds the error with the chance `level` over all that is believed:
@@ -100,11 +125,21 @@ def half_widths(belief: Belief, candidates: Candidates, chosen: Indices, level: 
     told = information(belief, candidates, chosen, belief.judges)
     n_cells = told.shape[1]
     whole = _half(belief, candidates.target, told.sum(1), n_cells, level)
-    return whole, np.array([_half(belief, candidates.target, told.sum(1) - told[:, i], n_cells - 1, level) for i in range(n_cells)])
+    return whole, np.array(
+        [
+            _half(belief, candidates.target, told.sum(1) - told[:, i], n_cells - 1, level)
+            for i in range(n_cells)
+        ]
+    )
 
 
-def _half(belief: Belief, target: tuple[float, float], told: Array, n_cells: int, level: float) -> Array:
-    variance = np.einsum("sii->si", covariances(belief, target, told, belief.judges)) + belief.scales.scatter**2
+def _half(
+    belief: Belief, target: tuple[float, float], told: Array, n_cells: int, level: float
+) -> Array:
+    variance = (
+        np.einsum("sii->si", covariances(belief, target, told, belief.judges))
+        + belief.scales.scatter**2
+    )
     t = stats.t(SCATTER_WEIGHT + max(n_cells - LAW, 0))
     return np.array([_holding(np.sqrt(each), t, level) for each in variance.T])
 
@@ -112,7 +147,11 @@ def _half(belief: Belief, target: tuple[float, float], told: Array, n_cells: int
 def _holding(sd: Array, t: Any, level: float) -> float:
     """h with mean P(|t| sd <= h) = level."""
     ends = [float(t.ppf(0.5 + level / 2)) * end for end in (sd.min(), sd.max())]
-    return float(optimize.brentq(lambda h: 1 - 2 * t.sf(h / sd).mean() - level, 0.99 * ends[0], 1.01 * ends[1]))
+    return float(
+        optimize.brentq(
+            lambda h: 1 - 2 * t.sf(h / sd).mean() - level, 0.99 * ends[0], 1.01 * ends[1]
+        )
+    )
 
 
 def core(candidates: Candidates) -> Indices:
@@ -152,10 +191,14 @@ def _cross(runs: Runs, cell: int) -> list[int]:
     middle, reach = np.median(runs.x[own], 0), 0.6 * np.ptp(runs.x[own], axis=0) / 2
     arms = np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]) * reach
     scaled = np.maximum(reach, 1e-9)
-    return sorted({int(own[np.argmin((((runs.x[own] - middle - arm) / scaled) ** 2).sum(1))]) for arm in arms})
+    return sorted(
+        {int(own[np.argmin((((runs.x[own] - middle - arm) / scaled) ** 2).sum(1))]) for arm in arms}
+    )
 
 
-def path(belief: Belief, candidates: Candidates, *, until: float, most: int, trouble: float = 0.0) -> Indices:
+def path(
+    belief: Belief, candidates: Candidates, *, until: float, most: int, trouble: float = 0.0
+) -> Indices:
     """Runs in the order they are worth training, the core first, until they cost more than `until` or are `most`.
 
     `trouble` is put on the price of every run: a study of thousands of runs that cost nothing teaches, and is a nuisance.
@@ -166,7 +209,15 @@ def path(belief: Belief, candidates: Candidates, *, until: float, most: int, tro
     for i in order:
         state.take(i)
         spent += prices.take(i)
-    bar = tqdm(total=most, initial=len(order), desc="runs planned", delay=SLOW, disable=None, leave=False, file=sys.stderr)
+    bar = tqdm(
+        total=most,
+        initial=len(order),
+        desc="runs planned",
+        delay=SLOW,
+        disable=None,
+        leave=False,
+        file=sys.stderr,
+    )
     with bar:
         while len(order) < most:
             i = int(np.argmax(state.gains() / (prices.now + trouble)))
@@ -189,12 +240,22 @@ class _State:
         runs, scales = candidates.runs, belief.scales
         nothing = np.zeros((runs.n_cells, len(scales.scatter)))
         parts = [model(theta, nothing, runs) for theta in belief.draws]
-        self.to_theta, self.to_delta = (np.array([p[i] for p in parts]) for i in (1, 2))  # (S, R, P), (S, R, 3)
+        self.to_theta, self.to_delta = (
+            np.array([p[i] for p in parts]) for i in (1, 2)
+        )  # (S, R, P), (S, R, 3)
         tall = np.array([p[3] for p in parts])
         kept = np.array([_within_reach(runs, theta) for theta in belief.draws])
-        self.noise = np.where(kept > 0, 1 / (candidates.seeds * expected_weight(tall, scales)), math.inf)
-        self.variance, self.scatter2, self.cell = belief.given[:, 1] ** 2, scales.scatter**2, runs.cell
-        self.known = np.einsum("srp,p->sr", self.to_theta**2, self.variance) + np.einsum("srk,k->sr", self.to_delta**2, self.scatter2)
+        self.noise = np.where(
+            kept > 0, 1 / (candidates.seeds * expected_weight(tall, scales)), math.inf
+        )
+        self.variance, self.scatter2, self.cell = (
+            belief.given[:, 1] ** 2,
+            scales.scatter**2,
+            runs.cell,
+        )
+        self.known = np.einsum("srp,p->sr", self.to_theta**2, self.variance) + np.einsum(
+            "srk,k->sr", self.to_delta**2, self.scatter2
+        )
         target = [self._rows(belief, candidates.target, theta) for theta in belief.draws]
         self.to_target = np.einsum("sqp,p,srp->sqr", np.array(target), self.variance, self.to_theta)
         self.factor, self.rows = np.zeros((most, *self.known.shape)), 0
@@ -203,7 +264,9 @@ class _State:
     @staticmethod
     def _rows(belief: Belief, target: tuple[float, float], theta: Array) -> Array:
         """Slopes of the target times a root of the weights: the criterion is the sum of their variances."""
-        return np.linalg.cholesky(weights_of(belief, target, theta)).T @ target_slopes(belief, target, theta)
+        return np.linalg.cholesky(weights_of(belief, target, theta)).T @ target_slopes(
+            belief, target, theta
+        )
 
     def gains(self) -> Array:
         """(R,): the fall of the criterion by one more run."""
@@ -213,7 +276,11 @@ class _State:
     def take(self, i: int) -> None:
         """Condition on run i."""
         row = np.einsum("sp,srp->sr", self.to_theta[:, i] * self.variance, self.to_theta)
-        row += np.where(self.cell == self.cell[i], np.einsum("sk,srk->sr", self.to_delta[:, i] * self.scatter2, self.to_delta), 0.0)
+        row += np.where(
+            self.cell == self.cell[i],
+            np.einsum("sk,srk->sr", self.to_delta[:, i] * self.scatter2, self.to_delta),
+            0.0,
+        )
         known = self.factor[: self.rows]
         row -= np.einsum("ts,tsr->sr", known[:, :, i], known)
         root = np.sqrt(self.known[:, i] + self.noise[:, i])

@@ -19,7 +19,16 @@ from scipy.stats import norm
 
 from scaletune import laws
 from scaletune.errors import UserError
-from scaletune.fitting.joint.surface import MISFIT, NOISE, SCATTER, Runs, Scales, law_basis, names, prior
+from scaletune.fitting.joint.surface import (
+    MISFIT,
+    NOISE,
+    SCATTER,
+    Runs,
+    Scales,
+    law_basis,
+    names,
+    prior,
+)
 from scaletune.laws.surface import AXES
 from scaletune.predicting import FAR
 from scaletune.recipe import Recipe
@@ -66,9 +75,13 @@ class Belief:
 def scales_of(noise: float | None, solution: Mapping[str, Any] | None = None) -> Scales:
     """Noise, misfit and scatter of an earlier fit, else the surface's guesses; `noise`, sd of ln loss of one run, goes before both."""
     if noise is not None and not (math.isfinite(noise) and noise > 0):
-        raise UserError(f"`noise` must be a number above 0, the sd of ln loss of one run, but got {noise!r}")
+        raise UserError(
+            f"`noise` must be a number above 0, the sd of ln loss of one run, but got {noise!r}"
+        )
     if solution is None:
-        return Scales(noise or NOISE, MISFIT, np.array([SCATTER[axis] for axis in (*AXES_PLANNED, "loss")]))
+        return Scales(
+            noise or NOISE, MISFIT, np.array([SCATTER[axis] for axis in (*AXES_PLANNED, "loss")])
+        )
     own = solution["scatter"]
     return Scales(noise or solution["noise"], solution["misfit"], np.array([*own[:2], own[-1]]))
 
@@ -85,17 +98,27 @@ def from_priors(
     return Belief(centre, given[:, 0], np.diag(sd), given, scales_of(noise), [said], seed)
 
 
-def from_joint(fit: Fit, centre: tuple[float, float], noise: float | None = None, seed: int = 0) -> Belief:
+def from_joint(
+    fit: Fit, centre: tuple[float, float], noise: float | None = None, seed: int = 0
+) -> Belief:
     """Draws of the posterior of an earlier fit; UserError unless it is a joint one."""
     if fit.law != "joint":
         raise UserError(f"a plan rests on a fit of law 'joint', but got one of {fit.law!r}")
-    missing = [key for key in ("names", "vector", "covariance", "centre", "scatter", "noise", "misfit") if key not in fit.solution]
+    missing = [
+        key
+        for key in ("names", "vector", "covariance", "centre", "scatter", "noise", "misfit")
+        if key not in fit.solution
+    ]
     if missing:
-        raise UserError(f"a fit of 'joint' must hold `solution.{missing[0]}` to be planned from, but it has none")
+        raise UserError(
+            f"a fit of 'joint' must hold `solution.{missing[0]}` to be planned from, but it has none"
+        )
     rows = [fit.solution["names"].index(name) for name in names(len(AXES_PLANNED))]
     moved = _moved(centre[0] - fit.solution["centre"][0], centre[1] - fit.solution["centre"][1])
     guess = moved @ np.array(fit.solution["vector"])[rows]
-    covariance = np.array([[float(v) for v in line.split()] for line in fit.solution["covariance"]])[np.ix_(rows, rows)]
+    covariance = np.array(
+        [[float(v) for v in line.split()] for line in fit.solution["covariance"]]
+    )[np.ix_(rows, rows)]
     root = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(rows)))
     one = np.zeros(1)
     given = prior(Runs(one, one, guess[None, [0, 3]], one, np.zeros(1, int)))
@@ -106,7 +129,11 @@ def from_joint(fit: Fit, centre: tuple[float, float], noise: float | None = None
 def _strata(n: int, n_columns: int, seed: int) -> Array:
     """(n, columns) standard normals, a Latin hypercube's: each column has every n-th of the distribution once."""
     middles = norm.ppf((np.arange(n) + 0.5) / n)
-    return np.random.default_rng(seed + n).permuted(np.tile(middles / middles.std(), (n_columns, 1)), axis=1).T
+    return (
+        np.random.default_rng(seed + n)
+        .permuted(np.tile(middles / middles.std(), (n_columns, 1)), axis=1)
+        .T
+    )
 
 
 def _moved(n: float, d: float) -> Array:
@@ -123,7 +150,9 @@ def _moved(n: float, d: float) -> Array:
     return out
 
 
-def first_guess(target: Recipe, n_params: float, tokens: float, width: int) -> tuple[tuple[float, float], tuple[float, float], str]:
+def first_guess(
+    target: Recipe, n_params: float, tokens: float, width: int
+) -> tuple[tuple[float, float], tuple[float, float], str]:
     """(ln lr at base width, ln batch_tokens) in the middle of the proxies, their sds, and where they come from.
 
     Step Law's (arXiv:2503.04715) lr is one of the standard parametrization at that width: divided by what the form does to a
@@ -136,12 +165,22 @@ def first_guess(target: Recipe, n_params: float, tokens: float, width: int) -> t
     assert lr and batch
     own, p, m = target.optimizer, target.parametrization, width / target.parametrization.base_width
     asked = {"n_params": n_params, "tokens": tokens}
-    far = any(asked[name] * FAR < low or asked[name] > FAR * high for name, (low, high) in law.fitted.items() if name in asked)
+    far = any(
+        asked[name] * FAR < low or asked[name] > FAR * high
+        for name, (low, high) in law.fitted.items()
+        if name in asked
+    )
     if "lr" not in own.model_fields_set and own.family == "adamw" and not far:
         lr /= scale(p.form, "hid", m, m, family=own.rule).lr
-        return (math.log(lr), math.log(batch)), (GUESS_SD, GUESS_SD), "lr and batch are first guessed by Step Law (arXiv:2503.04715)"
+        return (
+            (math.log(lr), math.log(batch)),
+            (GUESS_SD, GUESS_SD),
+            "lr and batch are first guessed by Step Law (arXiv:2503.04715)",
+        )
     written = f"`optimizer.lr` = {own.lr:g}, " + (
-        "as the target has it" if "lr" in own.model_fields_set else "a recipe's default: --set lr=... knows better"
+        "as the target has it"
+        if "lr" in own.model_fields_set
+        else "a recipe's default: --set lr=... knows better"
     )
     return (
         (math.log(own.lr), math.log(batch)),

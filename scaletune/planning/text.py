@@ -52,14 +52,19 @@ def _saved(plan: Plan) -> list[str]:
 def _row(cell: Mapping[str, Any]) -> str:
     """`without it` is by what factor the intervals (in logs) widen when the cell is dropped."""
     widens = " ".join(f"x{value:.3f}" for value in cell["without"].values())
-    own = "; ".join(f"{each['batch_tokens']}: {' '.join(f'{lr:.3g}' for lr in each['lr'])}" for each in cell["settings"])
+    own = "; ".join(
+        f"{each['batch_tokens']}: {' '.join(f'{lr:.3g}' for lr in each['lr'])}"
+        for each in cell["settings"]
+    )
     return (
         f"{cell['width']:6} {cell['depth']:5} {cell['n_params']:11,} {cell['tokens']:13,} {cell['runs']:5} {cell['flops']:8.2e}"
         f" {cell['hours']:8.2g}  {widens:28} {own}"
     )
 
 
-def study(plan: Plan, folder: str | Path, target: str | Path | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def study(
+    plan: Plan, folder: str | Path, target: str | Path | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(what all runs share, the cells) of the study, as plain values; paths are relative to `folder`, where it will lie."""
     cells = [
         {"width": cell["width"], "depth": cell["depth"], "tokens": cell["tokens"], **each}
@@ -67,10 +72,18 @@ def study(plan: Plan, folder: str | Path, target: str | Path | None = None) -> t
         for each in cell["settings"]
     ]
     first = with_settings(
-        bare(plan.target) if plan.warmup_tokens else plan.target, {name: value for name, value in cells[0].items() if name != "lr"}
+        bare(plan.target) if plan.warmup_tokens else plan.target,
+        {name: value for name, value in cells[0].items() if name != "lr"},
     )
-    data = {name: _beside(value, Path(folder)) if name in PATHS else value for name, value in first.point()["data"].items()}
-    shared = first.point() | {"data": data, "engine": plan.target.engine.model_dump(exclude_defaults=True), "fit": {"law": "joint"}}
+    data = {
+        name: _beside(value, Path(folder)) if name in PATHS else value
+        for name, value in first.point()["data"].items()
+    }
+    shared = first.point() | {
+        "data": data,
+        "engine": plan.target.engine.model_dump(exclude_defaults=True),
+        "fit": {"law": "joint"},
+    }
     if plan.warmup_tokens:
         shared["schedule"] |= {"warmup_tokens": plan.warmup_tokens}
     if plan.seeds > 1:

@@ -22,10 +22,23 @@ from scaletune.importing import trials as records_of
 from scaletune.predicting import LOSS_LAWS, from_fit
 from scaletune.records import Fit
 
-COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # told apart by colour-blind readers too
+COLORS = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+)  # told apart by colour-blind readers too
 DPI = 130
-CROWDED = 40  # from this factor between its ends a logarithmic axis is labelled at its decades alone
-AXIS = {"lr": "optimal learning rate", "batch_tokens": "optimal batch, tokens", "loss": "loss at the optimum, nats per token"}
+CROWDED = (
+    40  # from this factor between its ends a logarithmic axis is labelled at its decades alone
+)
+AXIS = {
+    "lr": "optimal learning rate",
+    "batch_tokens": "optimal batch, tokens",
+    "loss": "loss at the optimum, nats per token",
+}
 HEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # % above the floor at which a basin is drawn
 
 
@@ -62,7 +75,9 @@ def basin_curves(trials: pd.DataFrame) -> list[Curve]:
         x = np.array(sorted(rows["lr"].unique()), float)
         curves.append(
             Curve(
-                f"{size.replace('n_params', 'parameters')} {value:g}", x, *(np.array(f(), float) for f in (loss.mean, loss.min, loss.max))
+                f"{size.replace('n_params', 'parameters')} {value:g}",
+                x,
+                *(np.array(f(), float) for f in (loss.mean, loss.min, loss.max)),
             )
         )
     return curves
@@ -82,7 +97,9 @@ def draw_basins(curves: Sequence[Curve], ax: Axes, title: str = "") -> Axes:
     return ax
 
 
-def law_curve(fit: Fit, tokens: float, quantity: str = "lr", n_params: Sequence[float] = ()) -> Curve:
+def law_curve(
+    fit: Fit, tokens: float, quantity: str = "lr", n_params: Sequence[float] = ()
+) -> Curve:
     """The law's lr (or loss) at one horizon against n_params, from the smallest proxy to the largest of `n_params`; shade: its interval."""
     low, high = fit.ranges["n_params"]
     x = np.geomspace(low * 0.8, max([high, *n_params]) * 1.3, 60)
@@ -103,7 +120,9 @@ def tokens_label(tokens: float) -> str:
 
 def horizons_of(cells: Sequence[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
     """Tokens -> the cells of that horizon, those a rounding apart together."""
-    numbers = levels(np.array([cell["tokens"] for cell in cells])).tolist() if cells else list[int]()
+    numbers = (
+        levels(np.array([cell["tokens"] for cell in cells])).tolist() if cells else list[int]()
+    )
     found: dict[int, list[dict[str, Any]]] = {}
     for number, cell in sorted(zip(numbers, cells, strict=True), key=lambda pair: pair[0]):
         found.setdefault(int(number), []).append(cell)
@@ -117,8 +136,13 @@ def cell_points(cells: Sequence[dict[str, Any]], quantity: str = "lr") -> list[P
         rows = [cell for cell in there if cell["status"] == "ok"]
         y = [row["floor" if quantity == "loss" else quantity] for row in rows]
         errors = {"lr": "se", "batch_tokens": "batch_se"}
-        half = [1.96 * (row[errors[quantity]] if quantity in errors else row["floor_se"] / row["floor"]) for row in rows]
-        low, high = ([v * math.exp(sign * h) for v, h in zip(y, half, strict=True)] for sign in (-1, 1))
+        half = [
+            1.96 * (row[errors[quantity]] if quantity in errors else row["floor_se"] / row["floor"])
+            for row in rows
+        ]
+        low, high = (
+            [v * math.exp(sign * h) for v, h in zip(y, half, strict=True)] for sign in (-1, 1)
+        )
         sets.append(Points(tokens_label(tokens), [row["n_params"] for row in rows], y, low, high))
     return sets
 
@@ -130,7 +154,9 @@ def plain_ticks(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter((lambda value, _: f"{value:.3g}") if high < CROWDED * low else "")
 
 
-def _draw_points(points: Points, ax: Axes, color: str, marker: str = "o", size: float = 5, aside: float = 1.0) -> None:
+def _draw_points(
+    points: Points, ax: Axes, color: str, marker: str = "o", size: float = 5, aside: float = 1.0
+) -> None:
     y = np.array(points.y)
     error = np.array([y - points.low, np.array(points.high) - y]) if points.low else None
     x = np.array(points.x) * aside  # horizons share their x: side by side they can be told apart
@@ -152,7 +178,11 @@ def _draw_points(points: Points, ax: Axes, color: str, marker: str = "o", size: 
 
 
 def draw_law(
-    curves: Sequence[Curve], points: Sequence[Points], held: Sequence[tuple[str, float, Points]], ax: Axes, quantity: str = "lr"
+    curves: Sequence[Curve],
+    points: Sequence[Points],
+    held: Sequence[tuple[str, float, Points]],
+    ax: Axes,
+    quantity: str = "lr",
 ) -> Axes:
     """The law at each horizon, the interval of the last one, the cells it was fitted to, the held-out cell predicted and measured."""
     for i, curve in enumerate(curves):
@@ -164,11 +194,31 @@ def draw_law(
             _draw_points(points[i], ax, color, "s" if again else "o", aside=aside)
     last = curves[-1]
     if last.low is not None and last.high is not None:
-        ax.fill_between(last.x, last.low, last.high, color="black", alpha=0.08, lw=0, label=f"interval at {last.label}")
+        ax.fill_between(
+            last.x,
+            last.low,
+            last.high,
+            color="black",
+            alpha=0.08,
+            lw=0,
+            label=f"interval at {last.label}",
+        )
     if last.near is not None:
-        ax.fill_between(last.x, last.near[:, 0], last.near[:, 1], color="gold", alpha=0.3, lw=0, label=f"near-optimal at {last.label}")
+        ax.fill_between(
+            last.x,
+            last.near[:, 0],
+            last.near[:, 1],
+            color="gold",
+            alpha=0.3,
+            lw=0,
+            label=f"near-optimal at {last.label}",
+        )
     for marker, size, marked in held:
-        _draw_points(marked, ax, *(("white", marker, size) if marker == "D" else ("gold", marker, size, 1.12)))
+        _draw_points(
+            marked,
+            ax,
+            *(("white", marker, size) if marker == "D" else ("gold", marker, size, 1.12)),
+        )
     ax.set_xscale("log")
     ax.set_yscale("log")
     plain_ticks(ax)
@@ -187,10 +237,26 @@ def held_points(fit: Fit, quantity: str) -> list[tuple[str, float, Points]]:
     """Each validated cell as (marker, size, points): the prediction with its interval, then the measurement."""
     made = []
     for cell in _validated(fit):
-        predicted, interval, measured = cell.get(f"predicted_{quantity}"), cell["interval"][quantity], cell.get(f"measured_{quantity}")
+        predicted, interval, measured = (
+            cell.get(f"predicted_{quantity}"),
+            cell["interval"][quantity],
+            cell.get(f"measured_{quantity}"),
+        )
         said = f"held out, {tokens_label(cell['tokens'])}: "
         if predicted is not None and interval:
-            made.append(("D", 6.0, Points(said + "predicted", [cell["n_params"]], [predicted], [interval[0]], [interval[1]])))
+            made.append(
+                (
+                    "D",
+                    6.0,
+                    Points(
+                        said + "predicted",
+                        [cell["n_params"]],
+                        [predicted],
+                        [interval[0]],
+                        [interval[1]],
+                    ),
+                )
+            )
         if measured is not None:
             made.append(("*", 13.0, Points(said + "measured", [cell["n_params"]], [measured])))
     return made
@@ -225,16 +291,30 @@ def law_figure(fit: Fit) -> Figure:
     held = _validated(fit)
     horizons = [*horizons_of(fit.cells), *sorted({cell["tokens"] for cell in held})]
     joint = fit.law == "joint"
-    quantities = ["lr", "batch_tokens", "loss"] if joint else ["lr", "loss"] if fit.loss_law else ["lr"]
+    quantities = (
+        ["lr", "batch_tokens", "loss"] if joint else ["lr", "loss"] if fit.loss_law else ["lr"]
+    )
     rows, columns = (2, 2) if joint else (1, len(quantities))
     figure = Figure(figsize=(5.2 * columns, 4.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     if joint:
-        draw_contour(basin_contour(fit, max(fit.cells, key=lambda cell: cell["n_params"] * cell["tokens"])), axes[-1])
+        draw_contour(
+            basin_contour(fit, max(fit.cells, key=lambda cell: cell["n_params"] * cell["tokens"])),
+            axes[-1],
+        )
     for ax, quantity in zip(axes, quantities, strict=False):
-        curves = [law_curve(fit, tokens, quantity, [cell["n_params"] for cell in held]) for tokens in horizons]
+        curves = [
+            law_curve(fit, tokens, quantity, [cell["n_params"] for cell in held])
+            for tokens in horizons
+        ]
         draw_law(curves, cell_points(fit.cells, quantity), held_points(fit, quantity), ax, quantity)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=4)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        fontsize=8,
+        frameon=False,
+        loc="outside lower center",
+        ncols=4,
+    )
     return figure
 
 
@@ -256,30 +336,63 @@ def basin_contour(fit: Fit, cell: dict[str, Any], n: int = 80) -> Contour:
     runs = np.array([[float(v) for v in line.split()] for line in cell["runs"]])
     lr, batch = (np.geomspace(runs[:, i].min() / 1.2, runs[:, i].max() * 1.2, n) for i in (0, 1))
     offset = np.zeros((n * n, len(cell["x"])))
-    offset[:, :2] = np.stack(np.meshgrid(np.log(lr), np.log(batch)), -1).reshape(-1, 2) - cell["x"][:2]
+    offset[:, :2] = (
+        np.stack(np.meshgrid(np.log(lr), np.log(batch)), -1).reshape(-1, 2) - cell["x"][:2]
+    )
     tall = 100 * cell["scale"] * height(offset, np.array(cell["shape"]))[0].reshape(n, n)
     said = from_fit(fit, n_params=cell["n_params"], tokens=cell["tokens"])
     assert said.lr and said.batch_tokens
     label = f"{cell['n_params']:.3g} parameters, {tokens_label(cell['tokens'])}"
     runs[:, 2] = 100 * (runs[:, 2] / cell["floor"] - 1)
-    return Contour(label, lr, batch, tall, runs, (cell["lr"], cell["batch_tokens"]), (said.lr, said.batch_tokens))
+    return Contour(
+        label,
+        lr,
+        batch,
+        tall,
+        runs,
+        (cell["lr"], cell["batch_tokens"]),
+        (said.lr, said.batch_tokens),
+    )
 
 
 def draw_contour(contour: Contour, ax: Axes) -> Axes:
     """Lines of equal loss, the runs in the same colours, the cell's own optimum and the law's."""
     top = HEIGHTS[-1]
-    lines = ax.contour(contour.lr, contour.batch_tokens, contour.height, HEIGHTS, cmap="viridis", vmin=0, vmax=top, linewidths=1.3)
+    lines = ax.contour(
+        contour.lr,
+        contour.batch_tokens,
+        contour.height,
+        HEIGHTS,
+        cmap="viridis",
+        vmin=0,
+        vmax=top,
+        linewidths=1.3,
+    )
     ax.clabel(lines, fmt="%g %%", fontsize=7)
     x, y, tall = contour.runs.T
-    ax.scatter(x, y, c=np.minimum(tall, top), cmap="viridis", vmin=0, vmax=top, s=14, edgecolors="none", alpha=0.8)
-    ax.plot(*contour.own, "*", color="gold", ms=13, mec="black", mew=0.6, label="the cell's own optimum")
+    ax.scatter(
+        x,
+        y,
+        c=np.minimum(tall, top),
+        cmap="viridis",
+        vmin=0,
+        vmax=top,
+        s=14,
+        edgecolors="none",
+        alpha=0.8,
+    )
+    ax.plot(
+        *contour.own, "*", color="gold", ms=13, mec="black", mew=0.6, label="the cell's own optimum"
+    )
     ax.plot(*contour.law, "D", color="white", ms=6, mec="black", mew=0.8, label="the law's")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:.3g}")
     ax.tick_params(labelsize=8)
-    ax.set(xlabel="learning rate", ylabel="batch, tokens", title=f"% above the floor: {contour.label}")
+    ax.set(
+        xlabel="learning rate", ylabel="batch, tokens", title=f"% above the floor: {contour.label}"
+    )
     ax.title.set_fontsize(9)
     ax.legend(fontsize=8, frameon=False, loc="lower right")
     return ax
@@ -287,7 +400,10 @@ def draw_contour(contour: Contour, ax: Axes) -> Axes:
 
 def _panels(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """One panel a token horizon."""
-    return {tokens_label(tokens): trials[trials["tokens"] == tokens] for tokens in sorted(trials["tokens"].unique())}
+    return {
+        tokens_label(tokens): trials[trials["tokens"] == tokens]
+        for tokens in sorted(trials["tokens"].unique())
+    }
 
 
 def plot(source: Fit | pd.DataFrame | str | Path, out: str | Path = "plots") -> list[Path]:
@@ -298,16 +414,26 @@ def plot(source: Fit | pd.DataFrame | str | Path, out: str | Path = "plots") -> 
         if source.law in RELATIONS or "points" in source.solution:
             from scaletune.plotting import fitted
 
-            panels = fitted.relation_panels(source) if source.law in RELATIONS else fitted.loss_panels(source)
+            panels = (
+                fitted.relation_panels(source)
+                if source.law in RELATIONS
+                else fitted.loss_panels(source)
+            )
             return [save(fitted.figure(panels), Path(out) / "law.png")]
         if source.law in LOSS_LAWS:
-            raise UserError(f"a fit of {source.law!r} to floors of cells has no runs of its own to draw: draw its records, or fit 'lr_nd'")
+            raise UserError(
+                f"a fit of {source.law!r} to floors of cells has no runs of its own to draw: draw its records, or fit 'lr_nd'"
+            )
         if not source.cells:
-            raise UserError(f"a fit must hold the cells it rests on to be drawn, but this one of {source.law!r} holds none")
+            raise UserError(
+                f"a fit must hold the cells it rests on to be drawn, but this one of {source.law!r} holds none"
+            )
         return [save(law_figure(source), Path(out) / "law.png")]
     source = tabulate(source, ["n_params", "tokens", "lr", "loss"])
     source["loss"] = source["loss"].where(source["status"] == "done")
     main, _ = main_sweep(source)
     if not (main["status"] == "done").any():
-        raise UserError(f"records need at least one finished trial to be drawn, but of {len(main)} none is done")
+        raise UserError(
+            f"records need at least one finished trial to be drawn, but of {len(main)} none is done"
+        )
     return [save(basins_figure(_panels(main)), Path(out) / "basins.png")]

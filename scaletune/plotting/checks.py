@@ -35,7 +35,12 @@ class Panel:
 
 def panels(found: Found) -> list[Panel]:
     """What a check's record shows, by its "what"."""
-    return {"coordinate": _coordinate, "sharpness": _sharpness, "alignment": _alignment, "regime": _regime}[found["what"]](found)
+    return {
+        "coordinate": _coordinate,
+        "sharpness": _sharpness,
+        "alignment": _alignment,
+        "regime": _regime,
+    }[found["what"]](found)
 
 
 def _array(values: Sequence[float | None]) -> NDArray[np.float64]:
@@ -52,9 +57,16 @@ def _coordinate(found: Found) -> list[Panel]:
     x, made = _array(found[f"{found['over']}s"]), []
     for step in sorted({row["step"] for row in found["sizes"]}):
         rows = [
-            row for row in found["sizes"] if row["step"] == step and max(row["rms"], default=0) > 1e-20
+            row
+            for row in found["sizes"]
+            if row["step"] == step and max(row["rms"], default=0) > 1e-20
         ]  # a zeroed readout's first step
-        curves = [Curve(_sloped(row["activation"], slopes[row["activation"], step]), x, _array(row["rms"])) for row in rows]
+        curves = [
+            Curve(
+                _sloped(row["activation"], slopes[row["activation"], step]), x, _array(row["rms"])
+            )
+            for row in rows
+        ]
         made.append(Panel(f"step {step}", found["over"], "RMS change since initialisation", curves))
     return made
 
@@ -62,12 +74,27 @@ def _coordinate(found: Found) -> list[Panel]:
 def _sharpness(found: Found) -> list[Panel]:
     """Each kind of sharpness against the step, one curve a width; the limit of stability beside the preconditioned one."""
     sizes, steps, made = found[f"{found['over']}s"], found["steps"], []
-    for kind, unit in (("raw", "top eigenvalue"), ("preconditioned", "entry by entry"), ("scaled", "tensor by tensor: judged")):
+    for kind, unit in (
+        ("raw", "top eigenvalue"),
+        ("preconditioned", "entry by entry"),
+        ("scaled", "tensor by tensor: judged"),
+    ):
         if steps[0][kind] is not None:
             x = _array([row["step"] for row in steps])
-            curves = [Curve(f"{found['over']} {size}", x, _array([row[kind][i] for row in steps])) for i, size in enumerate(sizes)]
+            curves = [
+                Curve(f"{found['over']} {size}", x, _array([row[kind][i] for row in steps]))
+                for i, size in enumerate(sizes)
+            ]
             held = [("limit of stability", found["threshold"])] if kind == "preconditioned" else []
-            made.append(Panel(kind, "step", f"sharpness, {unit}" if kind == "raw" else f"lr * sharpness, {unit}", curves, held))
+            made.append(
+                Panel(
+                    kind,
+                    "step",
+                    f"sharpness, {unit}" if kind == "raw" else f"lr * sharpness, {unit}",
+                    curves,
+                    held,
+                )
+            )
     return made
 
 
@@ -78,12 +105,27 @@ def _alignment(found: Found) -> list[Panel]:
         held: dict[str, list[tuple[int, float | None]]] = {}
         for row in found["tensors"]:
             if row["term"] == term:
-                held.setdefault(row["tensor"], []).append((row["step"], row["exponent"] if row["fits"] != "-" else None))
+                held.setdefault(row["tensor"], []).append(
+                    (row["step"], row["exponent"] if row["fits"] != "-" else None)
+                )
         curves = [
-            Curve(tensor.removesuffix(".weight"), _array([x for x, _ in points]), _array([y for _, y in points]))
+            Curve(
+                tensor.removesuffix(".weight"),
+                _array([x for x, _ in points]),
+                _array([y for _, y in points]),
+            )
             for tensor, points in held.items()
         ]
-        made.append(Panel(term, "step", "alignment exponent over fan-in", curves, [("full", 1.0), ("none", 0.5)], log=False))
+        made.append(
+            Panel(
+                term,
+                "step",
+                "alignment exponent over fan-in",
+                curves,
+                [("full", 1.0), ("none", 0.5)],
+                log=False,
+            )
+        )
     return made
 
 
@@ -92,7 +134,10 @@ def _regime(found: Found) -> list[Panel]:
     x, made = _array(found[f"{found['over']}s"]), []
     for of, title in (("features", "last features"), ("kernel", "empirical NTK")):
         rows = [row for row in found["changes"] if row["of"] == of]
-        curves = [Curve(_sloped(f"step {row['step']}", row["slope"]), x, _array(row["relative"])) for row in rows]
+        curves = [
+            Curve(_sloped(f"step {row['step']}", row["slope"]), x, _array(row["relative"]))
+            for row in rows
+        ]
         made.append(Panel(title, found["over"], "change relative to initialisation", curves))
     return made
 
@@ -110,11 +155,22 @@ def draw(panel: Panel, ax: Axes) -> Axes:
     for curve in panel.curves:
         kind = _kind(curve.label, many)
         i, label = kinds.index(kind), None if kind in named else kind
-        ax.plot(curve.x, curve.y, "-" if i < len(COLORS) else ":", marker="o", color=COLORS[i % len(COLORS)], ms=3, lw=1.4, label=label)
+        ax.plot(
+            curve.x,
+            curve.y,
+            "-" if i < len(COLORS) else ":",
+            marker="o",
+            color=COLORS[i % len(COLORS)],
+            ms=3,
+            lw=1.4,
+            label=label,
+        )
         named.add(kind)
     for label, y in panel.held:
         ax.axhline(y, color="black", ls="--", lw=1)
-        ax.annotate(label, (1, y), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        ax.annotate(
+            label, (1, y), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+        )
     (_logarithmic if panel.log else _linear)(ax)
     ax.set_xticks(panel.curves[0].x if panel.curves else [], minor=False)
     ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=panel.title)
@@ -151,7 +207,13 @@ def figure(found: Found) -> Figure:
         if any(", slope" in label for label in ax.get_legend_handles_labels()[1]):
             ax.legend(fontsize=8, frameon=False)
     if axes[-1].get_legend() is None:  # every panel has the same curves
-        made.legend(*axes[-1].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=10)
+        made.legend(
+            *axes[-1].get_legend_handles_labels(),
+            fontsize=8,
+            frameon=False,
+            loc="outside lower center",
+            ncols=10,
+        )
     made.suptitle(f"{found['what']} check over {found['over']}: {found['verdict']}", fontsize=11)
     return made
 

@@ -46,12 +46,26 @@ def loss_panels(fit: Fit) -> list[Panel]:
     for size in _spread(n_params):
         said = [from_fit(fit, n_params=float(size), tokens=float(t)) for t in beyond]
         ends = np.array([p.interval["loss"] or (np.nan, np.nan) for p in said], float)
-        curves.append(Curve(f"{size:.3g} parameters", beyond, np.array([p.loss for p in said], float), ends[:, 0], ends[:, 1]))
+        curves.append(
+            Curve(
+                f"{size:.3g} parameters",
+                beyond,
+                np.array([p.loss for p in said], float),
+                ends[:, 0],
+                ends[:, 1],
+            )
+        )
         here = np.abs(np.log(n_params / size)) < np.log(1.1)
         points.append(Points(f"{size:.3g} parameters", tokens[here].tolist(), loss[here].tolist()))
-    law = np.array([from_fit(fit, n_params=n, tokens=t).loss for n, t in zip(n_params, tokens, strict=True)], float)
+    law = np.array(
+        [from_fit(fit, n_params=n, tokens=t).loss for n, t in zip(n_params, tokens, strict=True)],
+        float,
+    )
     off = Points("runs", n_params.tolist(), (100 * np.log(loss / law)).tolist())
-    return [Panel("tokens", "loss, nats per token", curves, points), Panel("parameters", "ln loss above the law, %", [], [off], False)]
+    return [
+        Panel("tokens", "loss, nats per token", curves, points),
+        Panel("parameters", "ln loss above the law, %", [], [off], False),
+    ]
 
 
 def relation_panels(fit: Fit) -> list[Panel]:
@@ -65,12 +79,22 @@ def relation_panels(fit: Fit) -> list[Panel]:
     drawn = solved_relation(fit, RELATIONS[fit.law])
     columns = {name: np.array(column, float) for name, column in fit.solution["points"].items()}
     y = columns.pop(drawn.output.name)
-    panel = Panel(f"{drawn.along}", f"{drawn.output.name}, {drawn.output.means.split(',')[0]}", log_y=bool((y > 0).all()))
+    panel = Panel(
+        f"{drawn.along}",
+        f"{drawn.output.name}, {drawn.output.means.split(',')[0]}",
+        log_y=bool((y > 0).all()),
+    )
     for label, rows in _groups(drawn, columns):
         order = rows[np.argsort(columns[drawn.along][rows])]
         at = _along(drawn, {name: column[order] for name, column in columns.items()})
         found = predict_relation(fit, drawn, at)
-        panel.curves.append(Curve(label, at[drawn.along], *(np.array(found[key], float) for key in ("value", "low", "high"))))
+        panel.curves.append(
+            Curve(
+                label,
+                at[drawn.along],
+                *(np.array(found[key], float) for key in ("value", "low", "high")),
+            )
+        )
         panel.points.append(Points(label, columns[drawn.along][order].tolist(), y[order].tolist()))
     return [panel]
 
@@ -79,25 +103,39 @@ def _groups(relation: Relation, columns: Mapping[str, Array]) -> list[tuple[str,
     """(label, rows) of a few combinations of the inputs it is not drawn along; runs where there are runs."""
     others = [c.name for c in relation.inputs if c.name != relation.along and c.name in columns]
     if "run" in columns:
-        return [(f"run {run:g}", np.flatnonzero(columns["run"] == run)) for run in _spread(columns["run"])]
+        return [
+            (f"run {run:g}", np.flatnonzero(columns["run"] == run))
+            for run in _spread(columns["run"])
+        ]
     if not others or relation.id == "seconds_per_step":
         return [(relation.id, np.arange(len(columns[relation.along])))]
     keys = np.stack([columns[name] for name in others], 1)
     distinct = np.unique(keys, axis=0)
     chosen = distinct[np.unique(np.linspace(0, len(distinct) - 1, SHOWN).round().astype(int))]
-    label = [", ".join(f"{name} {value:.3g}" for name, value in zip(others, key, strict=True)) for key in chosen]
-    return [(text, np.flatnonzero((keys == key).all(1))) for text, key in zip(label, chosen, strict=True)]
+    label = [
+        ", ".join(f"{name} {value:.3g}" for name, value in zip(others, key, strict=True))
+        for key in chosen
+    ]
+    return [
+        (text, np.flatnonzero((keys == key).all(1)))
+        for text, key in zip(label, chosen, strict=True)
+    ]
 
 
 def _along(relation: Relation, columns: Mapping[str, Array], n: int = 60) -> dict[str, Array]:
     """The inputs on a fine grid along the one that varies, where the others are constant; else as they are."""
     x = columns[relation.along]
-    constant = all(np.ptp(column) == 0 for name, column in columns.items() if name != relation.along)
+    constant = all(
+        np.ptp(column) == 0 for name, column in columns.items() if name != relation.along
+    )
     if not constant or relation.prepare or (x <= 0).any():
         return dict(columns)
     aside = (x.max() / x.min()) ** 0.15
     fine = np.geomspace(x.min() / aside, x.max() * aside, n)
-    return {name: fine if name == relation.along else np.full(n, column[0]) for name, column in columns.items()}
+    return {
+        name: fine if name == relation.along else np.full(n, column[0])
+        for name, column in columns.items()
+    }
 
 
 def draw(panel: Panel, ax: Axes) -> Axes:
@@ -109,7 +147,10 @@ def draw(panel: Panel, ax: Axes) -> Axes:
             ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.12, lw=0)
     for i, points in enumerate(panel.points):
         ax.plot(points.x, points.y, "o", color=COLORS[i % len(COLORS)], ms=3.5, alpha=0.8)
-    ends = [*(x for curve in panel.curves for x in curve.x), *(x for points in panel.points for x in points.x)]
+    ends = [
+        *(x for curve in panel.curves for x in curve.x),
+        *(x for points in panel.points for x in points.x),
+    ]
     ax.set_xscale("log" if min(ends) > 0 and max(ends) > WIDE * min(ends) else "linear")
     ax.set_yscale("log" if panel.log_y else "linear")
     if panel.log_y:

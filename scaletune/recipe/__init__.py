@@ -6,7 +6,17 @@ the whole study that `scaletune run` carries out.
 
 from scaletune.recipe.data import DIGITS, HUB, NAMED, POWER_LAW, PYTHON_STDLIB, Data, PowerLaw
 from scaletune.recipe.engine import Engine, Search
-from scaletune.recipe.optimization import LR_FREE, MUON, READS, Budget, Optimizer, Parametrization, Schedule, Training, resolved
+from scaletune.recipe.optimization import (
+    LR_FREE,
+    MUON,
+    READS,
+    Budget,
+    Optimizer,
+    Parametrization,
+    Schedule,
+    Training,
+    resolved,
+)
 from scaletune.recipe.points import READ, compared, identity, points, with_settings
 from scaletune.recipe.study import POINT, Ask, Compare, Holdout, Recipe
 from scaletune.recipe.toml_file import load, parse_setting

@@ -22,7 +22,9 @@ def at(path: str) -> str:
     """A short column name, a field of the recipe or a dotted path -> the dotted path; UserError with the nearest name."""
     if path in SHORT or path in Recipe.model_fields or "." in path:
         return SHORT.get(path, path)
-    raise UserError(f"unknown setting `{path}`{nearest(path, SHORT)}; a dotted path such as `optimizer.beta2` names any setting")
+    raise UserError(
+        f"unknown setting `{path}`{nearest(path, SHORT)}; a dotted path such as `optimizer.beta2` names any setting"
+    )
 
 
 def put(content: dict[str, Any], path: str, value: Any) -> None:
@@ -44,7 +46,9 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
         table, dot, _ = at(path).partition(".")
         if dot and table in content and content[table] is getattr(recipe, table, None):
             content[table] = _plain(content[table])
-        put(content, at(path), copy.deepcopy(value))  # a later setting may reach into a table given here
+        put(
+            content, at(path), copy.deepcopy(value)
+        )  # a later setting may reach into a table given here
     return validated(content, recipe.name)
 
 
@@ -56,7 +60,11 @@ def _plain(value: Any) -> Any:
 def points(recipe: Recipe) -> list[Recipe]:
     """One recipe without axes for each combination of the axes, in each cell if there are any; each validated by itself."""
     bare = recipe.model_copy(update={"axes": {}, "cells": []})
-    return [with_settings(bare, settings) for cell in recipe.cells or [{}] for settings in _combinations(_ragged(cell, recipe.axes))]
+    return [
+        with_settings(bare, settings)
+        for cell in recipe.cells or [{}]
+        for settings in _combinations(_ragged(cell, recipe.axes))
+    ]
 
 
 def _ragged(cell: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -67,7 +75,9 @@ def _ragged(cell: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> dict[str,
             raise UserError(f"`{name}` must be set by `axes` or by a cell, but got both")
         if value == []:
             raise UserError(f"a setting of a cell must have a value, but got {name}=[]")
-    return {name: value if isinstance(value, list) else [value] for name, value in cell.items()} | dict(axes)
+    return {
+        name: value if isinstance(value, list) else [value] for name, value in cell.items()
+    } | dict(axes)
 
 
 def _combinations(axes: Mapping[str, list[Any]]) -> Iterable[dict[str, Any]]:
@@ -85,6 +95,12 @@ def identity(recipe: Recipe, data_digest: str) -> str:
     So an option that is added later, at a default that changes nothing, leaves every recorded trial's id what it was.
     """
     point = recipe.model_dump(include=set(POINT), exclude_defaults=True)
-    kinds = {"family": recipe.model.family, "optimizer": recipe.optimizer.family, "schedule": recipe.schedule.kind}
-    data = {key: value for key, value in point.get("data", {}).items() if key not in READ} | {"digest": data_digest}
+    kinds = {
+        "family": recipe.model.family,
+        "optimizer": recipe.optimizer.family,
+        "schedule": recipe.schedule.kind,
+    }
+    data = {key: value for key, value in point.get("data", {}).items() if key not in READ} | {
+        "digest": data_digest
+    }
     return digest({**point, "data": data, "kinds": kinds})

@@ -9,7 +9,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from scaletune.hardware import Hardware
 from scaletune.recipe.data import Data
 from scaletune.recipe.engine import Engine, Search
-from scaletune.recipe.optimization import Budget, Optimizer, Parametrization, Schedule, Training, resolved
+from scaletune.recipe.optimization import (
+    Budget,
+    Optimizer,
+    Parametrization,
+    Schedule,
+    Training,
+    resolved,
+)
 from scaletune.sections import Positive, Section
 from scaletune.sections import Whole as Seed
 from scaletune.zoo import Model
@@ -30,8 +37,12 @@ def _dotted(axes: Any) -> Any:
     if not isinstance(axes, dict):
         return axes
     tables = {name: _dotted(table) for name, table in axes.items() if isinstance(table, dict)}
-    inner = {f"{name}.{key}": values for name, table in tables.items() for key, values in table.items()}
-    return inner | {name: values for name, values in axes.items() if name not in tables}  # `--set` writes the path: it goes over a table
+    inner = {
+        f"{name}.{key}": values for name, table in tables.items() for key, values in table.items()
+    }
+    return inner | {
+        name: values for name, values in axes.items() if name not in tables
+    }  # `--set` writes the path: it goes over a table
 
 
 Axes = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_dotted)]
@@ -58,7 +69,16 @@ class Ask(Section):
     law: str = "lr_nd"
 
 
-POINT = ("model", "parametrization", "optimizer", "schedule", "training", "data", "budget", "seed")  # what a trial's identity is made of
+POINT = (
+    "model",
+    "parametrization",
+    "optimizer",
+    "schedule",
+    "training",
+    "data",
+    "budget",
+    "seed",
+)  # what a trial's identity is made of
 
 
 class Recipe(Section):
@@ -85,14 +105,18 @@ class Recipe(Section):
     target: str | None = None  # a recipe file, relative to this one
     hardware: Hardware | None = None  # of a target: what it is to be trained on
     to: list[str] = ["granite", "recipe"]  # formats the target is emitted in
-    evidence: dict[str, Any] = {}  # of an emitted recipe: the fit, the law, the interval, the assumptions
+    evidence: dict[
+        str, Any
+    ] = {}  # of an emitted recipe: the fit, the law, the interval, the assumptions
 
     @model_validator(mode="after")
     def _told_apart(self) -> Recipe:
         taken = ["main", "validation"]  # what the study's own trials are called on record
         for other in self.compare:
             if other.name in taken:
-                raise ValueError(f"`compare.name` must be its own, and not one of {', '.join(taken)}, but got {other.name!r}")
+                raise ValueError(
+                    f"`compare.name` must be its own, and not one of {', '.join(taken)}, but got {other.name!r}"
+                )
             taken.append(other.name)
         return self
 
@@ -100,8 +124,14 @@ class Recipe(Section):
     def _batch(self) -> Recipe:
         batch, seq_len = self.budget.batch_tokens, self.data.seq_len
         if batch % seq_len:
-            raise ValueError(f"`batch_tokens % seq_len == 0` must hold, but got batch_tokens={batch}, seq_len={seq_len}")
-        rows, processes, accumulation = batch // seq_len, self.engine.processes, self.engine.accumulation
+            raise ValueError(
+                f"`batch_tokens % seq_len == 0` must hold, but got batch_tokens={batch}, seq_len={seq_len}"
+            )
+        rows, processes, accumulation = (
+            batch // seq_len,
+            self.engine.processes,
+            self.engine.accumulation,
+        )
         if rows % (processes * accumulation):
             raise ValueError(
                 f"`batch_tokens / seq_len % (processes * accumulation) == 0` must hold, but got {rows} rows, processes={processes}, "
@@ -112,7 +142,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _scheduled(self) -> Recipe:
         if self.optimizer.family == "schedulefree_adamw" and self.schedule.kind != "constant":
-            raise ValueError(f"family 'schedulefree_adamw' needs `schedule.kind = 'constant'`, but got {self.schedule.kind!r}")
+            raise ValueError(
+                f"family 'schedulefree_adamw' needs `schedule.kind = 'constant'`, but got {self.schedule.kind!r}"
+            )
         resolved(self.schedule, self.budget)
         return self
 

@@ -57,9 +57,16 @@ def _architecture(content: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"`model.hf` must be the path of a config.json, but got {model['hf']!r}")
     read, vocab_size, said = huggingface.read(model["hf"])
     own = {key: value for key, value in model.items() if key != "hf"}
-    said += [f"`model.{key}` {value!r} is the target's own, over the config's" for key, value in own.items()]
+    said += [
+        f"`model.{key}` {value!r} is the target's own, over the config's"
+        for key, value in own.items()
+    ]
     evidence = {"architecture": said} | content.get("evidence", {})
-    return content | {"model": read | own, "data": {"vocab_size": vocab_size} | data, "evidence": evidence}
+    return content | {
+        "model": read | own,
+        "data": {"vocab_size": vocab_size} | data,
+        "evidence": evidence,
+    }
 
 
 def _beside(content: Any, folder: Path, where: str = "") -> Any:

@@ -22,7 +22,14 @@ SHORT = {  # a contract column -> where a recipe keeps it
 
 def _table(annotation: Any) -> type[Section] | None:
     """The section that a field holds as X, X | None or list[X]."""
-    return next((part for part in (annotation, *get_args(annotation)) if isinstance(part, type) and issubclass(part, Section)), None)
+    return next(
+        (
+            part
+            for part in (annotation, *get_args(annotation))
+            if isinstance(part, type) and issubclass(part, Section)
+        ),
+        None,
+    )
 
 
 def _known(location: Iterable[Any]) -> Iterable[str]:
@@ -32,7 +39,11 @@ def _known(location: Iterable[Any]) -> Iterable[str]:
         if isinstance(part, str) and part[1:-1] in FAMILIES and part.startswith("["):
             section = FAMILIES[part[1:-1]]
         elif section and isinstance(part, str):
-            section = _table(section.model_fields[part].annotation) if part in section.model_fields else None
+            section = (
+                _table(section.model_fields[part].annotation)
+                if part in section.model_fields
+                else None
+            )
     return section.model_fields if section else ()
 
 
@@ -60,7 +71,11 @@ def _sentence(errors: Sequence[Mapping[str, Any]]) -> str:
     path, got = _where(error), error.get("input")
     if error["type"] == "extra_forbidden":
         key = path.split(".")[-1]
-        return f"unknown key `{path}`" + (f" (nearest: {SHORT[key]!r})" if key in SHORT else nearest(key, _known(error["loc"][:-1])))
+        return f"unknown key `{path}`" + (
+            f" (nearest: {SHORT[key]!r})"
+            if key in SHORT
+            else nearest(key, _known(error["loc"][:-1]))
+        )
     if error["type"] == "union_tag_invalid":
         family = error["input"]["family"]
         return f"`{path}.family` must be one we know, but got {family!r}{nearest(str(family), FAMILIES)}"
@@ -69,7 +84,11 @@ def _sentence(errors: Sequence[Mapping[str, Any]]) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     rules = " or ".join(_rule(other) for other in errors if _where(other) == path)
-    hint = "; write the number without quotes" if _quoted_number(got) and ("number" in rules or "integer" in rules) else ""
+    hint = (
+        "; write the number without quotes"
+        if _quoted_number(got) and ("number" in rules or "integer" in rules)
+        else ""
+    )
     return f"`{path}` must be {rules}, but got {got!r}{hint}"
 
 

@@ -18,14 +18,24 @@ class Fit:
 
     law: str  # "lr_nd": lr = c * n_params**a * tokens**b; "loss_nd", "chinchilla": E + A / n_params**alpha + B / tokens**beta; "joint": laws/surface.py
     params: dict[str, dict[str, Any]]  # name -> {"value": float, "interval": [lo, hi]} at `level`
-    solution: dict[str, Any]  # what prediction needs: the solver's own vector, its covariance, centres, quantile
+    solution: dict[
+        str, Any
+    ]  # what prediction needs: the solver's own vector, its covariance, centres, quantile
     objective: float
-    cells: list[dict[str, Any]] = field(default_factory=list)  # one row a (n_params, tokens) cell: its optimum and how sure
-    ranges: dict[str, list[float]] = field(default_factory=dict)  # column -> [lowest, highest] fitted on
+    cells: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # one row a (n_params, tokens) cell: its optimum and how sure
+    ranges: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # column -> [lowest, highest] fitted on
     used: list[str] = field(default_factory=list)  # ids of the runs
     dropped: dict[str, str] = field(default_factory=dict)  # id -> reason
-    status: list[str] = field(default_factory=lambda: ["ok"])  # sentences; ["ok"] when there is nothing to say
-    held_out: dict[str, Any] = field(default_factory=dict)  # how well it predicted what it did not see
+    status: list[str] = field(
+        default_factory=lambda: ["ok"]
+    )  # sentences; ["ok"] when there is nothing to say
+    held_out: dict[str, Any] = field(
+        default_factory=dict
+    )  # how well it predicted what it did not see
     loss_law: Fit | None = None  # the floor under the basin, fitted to the same runs
     level: float = 0.95  # of every interval
     assumptions: list[str] = field(default_factory=list)
@@ -45,9 +55,15 @@ class Fit:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Fit:
         unknown = set(content) - {f.name for f in fields(cls)} - {"digest"}
-        missing = [f"no {name}" for name in ("law", "params", "solution", "objective") if name not in content]
+        missing = [
+            f"no {name}"
+            for name in ("law", "params", "solution", "objective")
+            if name not in content
+        ]
         if unknown or missing:
-            raise UserError(f"a fit file must hold the fields of a Fit, but got {', '.join(sorted(unknown) or missing)}")
+            raise UserError(
+                f"a fit file must hold the fields of a Fit, but got {', '.join(sorted(unknown) or missing)}"
+            )
         values = {key: value for key, value in content.items() if key != "digest"}
         if values.get("loss_law"):
             values["loss_law"] = cls.from_dict(values["loss_law"])
@@ -56,7 +72,10 @@ class Fit:
     def write(self, path: str | Path) -> Path:
         """Write `fits/NAME.json`, its own digest in it."""
         path = Path(path)
-        write_atomically(path, json.dumps({"digest": self.digest} | self.to_dict(), indent=1, allow_nan=False) + "\n")
+        write_atomically(
+            path,
+            json.dumps({"digest": self.digest} | self.to_dict(), indent=1, allow_nan=False) + "\n",
+        )
         return path
 
     @classmethod
@@ -68,9 +87,13 @@ class Fit:
         try:
             content = json.loads(path.read_text("utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"a fit file must be JSON as `scaletune fit --out` writes it, but `{path}`: {error}") from error
+            raise UserError(
+                f"a fit file must be JSON as `scaletune fit --out` writes it, but `{path}`: {error}"
+            ) from error
         if not isinstance(content, dict):
-            raise UserError(f"a fit file must hold one object, but `{path}` holds a {type(content).__name__}")
+            raise UserError(
+                f"a fit file must hold one object, but `{path}` holds a {type(content).__name__}"
+            )
         return cls.from_dict(content)
 
     def predict(self, *, n_params: float, tokens: float, **others: float):

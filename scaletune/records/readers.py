@@ -51,8 +51,12 @@ def _table(path: Path) -> pd.DataFrame:
     _require_file(path)
     try:
         table = pd.read_csv(path) if path.stat().st_size else pd.DataFrame()
-    except ValueError as error:  # pandas' parser errors are ValueErrors, and so is text that is not UTF-8
-        raise UserError(f"`{path}` must be a table of comma-separated values, but {' '.join(str(error).split())}") from error
+    except (
+        ValueError
+    ) as error:  # pandas' parser errors are ValueErrors, and so is text that is not UTF-8
+        raise UserError(
+            f"`{path}` must be a table of comma-separated values, but {' '.join(str(error).split())}"
+        ) from error
     if table.empty:
         raise UserError(_empty(path))
     return table

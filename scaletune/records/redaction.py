@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 
-_NAMES = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE)?_?KEY)(_|$)", re.IGNORECASE)  # of variables
+_NAMES = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE)?_?KEY)(_|$)",
+    re.IGNORECASE,
+)  # of variables
 LEAST = 8  # letters of a value that is taken for a secret: a shorter one is a switch, and would blacken every text
 _VALUE = r"(?!\d+\b)[\w\-./+=~]{8,}"
 _FORMS = (  # how secrets look that no variable of ours holds; group 1 stays
@@ -15,14 +18,23 @@ _FORMS = (  # how secrets look that no variable of ours holds; group 1 stays
         rf"[\"']?(?:\s*[=:]\s*|(?<=-password)\s+|(?<=-token)\s+)(?:bearer\s+)?[\"']?){_VALUE}",
         re.IGNORECASE,
     ),
-    re.compile(rf"((?:authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|token)|\bbearer)\s+){_VALUE}", re.IGNORECASE),
-    re.compile(r"()\b(?:hf_|gh[opsu]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA|AIza)[\w-]{16,}"),  # as their issuers begin them
+    re.compile(
+        rf"((?:authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|token)|\bbearer)\s+){_VALUE}",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"()\b(?:hf_|gh[opsu]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA|AIza)[\w-]{16,}"
+    ),  # as their issuers begin them
 )
 
 
 def scrubbed(text: str) -> str:
     """`text` without the values of environment variables that are named as secrets, and without what has the form of one."""
-    secrets = {value for name, value in os.environ.items() if _NAMES.search(name) and len(value) >= LEAST and not os.path.exists(value)}
+    secrets = {
+        value
+        for name, value in os.environ.items()
+        if _NAMES.search(name) and len(value) >= LEAST and not os.path.exists(value)
+    }
     for value in sorted(secrets, key=len, reverse=True):  # the longer first: one may hold another
         text = text.replace(value, "***")
     for form in _FORMS:

@@ -41,13 +41,17 @@ def _told(path: Path, rule: str) -> Iterator[None]:
         record = stem_of(path).with_name(stem_of(path).name + ".jsonl")
         way_out = f"; `{record.name}` is whole: move the .db away and go on from it with --adopt"
         damaged = "malformed" in str(error) and record.exists()
-        raise UserError(f"`{path}` must be {rule}, but {error}{way_out if damaged else ''}") from error
+        raise UserError(
+            f"`{path}` must be {rule}, but {error}{way_out if damaged else ''}"
+        ) from error
 
 
 def _require_schema(db: sqlite3.Connection, path: Path) -> int:
     found = db.execute("PRAGMA user_version").fetchone()[0]
     if found > SCHEMA:
-        raise UserError(f"`{path}` has schema {found}, newer than this scaletune's {SCHEMA}: upgrade scaletune")
+        raise UserError(
+            f"`{path}` has schema {found}, newer than this scaletune's {SCHEMA}: upgrade scaletune"
+        )
     return found
 
 
@@ -60,14 +64,20 @@ class Store:
 
     def __init__(self, path: Path, *, adopt: bool = False):
         stem = stem_of(path)
-        self.record, self.workbench = (stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".db"))
-        self._read: dict[str, Trial] = {}  # by id: a line is parsed once, however often a search looks
+        self.record, self.workbench = (
+            stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".db")
+        )
+        self._read: dict[
+            str, Trial
+        ] = {}  # by id: a line is parsed once, however often a search looks
         adopted = read_jsonl(self.record) if adopt and self.record.exists() else []
         with _told(self.workbench, "a writable SQLite file"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.workbench, timeout=60, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")  # a trial is hours of work: on disk when it is recorded, 1 ms
+            self._db.execute(
+                "PRAGMA synchronous=FULL"
+            )  # a trial is hours of work: on disk when it is recorded, 1 ms
             if _require_schema(self._db, self.workbench) < SCHEMA:
                 self._migrate()
         with self._write():
@@ -90,13 +100,18 @@ class Store:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                with suppress(sqlite3.Error):  # SQLite has undone it by itself when the disk is full
+                with suppress(
+                    sqlite3.Error
+                ):  # SQLite has undone it by itself when the disk is full
                     self._db.execute("ROLLBACK")
                 raise
 
     def _insert(self, trial: Trial) -> None:
         self._db.execute("DELETE FROM live WHERE key = 'exported'")
-        self._db.execute("INSERT OR IGNORE INTO trials (id, line, status) VALUES (?, ?, ?)", (trial.id, line(trial), trial.status))
+        self._db.execute(
+            "INSERT OR IGNORE INTO trials (id, line, status) VALUES (?, ?, ?)",
+            (trial.id, line(trial), trial.status),
+        )
 
     def put(self, trial: Trial, curve: Sequence[float] = ()) -> None:
         """Record a trial, and its training loss per step as compressed float32. The first record of an id stays."""
@@ -137,7 +152,9 @@ class Store:
         return _live(self._db, f"population {population}") or []
 
     def _keep(self, key: str, value: Any) -> None:
-        self._db.execute("INSERT OR REPLACE INTO live VALUES (?, ?)", (key, json.dumps(value, allow_nan=False)))
+        self._db.execute(
+            "INSERT OR REPLACE INTO live VALUES (?, ?)", (key, json.dumps(value, allow_nan=False))
+        )
 
     def statuses(self) -> dict[str, str]:
         """Of every recorded trial, without reading it."""
@@ -206,7 +223,9 @@ def glance(path: Path) -> tuple[list[Trial], dict[str, Any]]:
 
 def _read_only(path: Path) -> sqlite3.Connection:
     """Without its -wal beside it a store in a folder we cannot write to is read as a file that does not change."""
-    db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=60, isolation_level=None)
+    db = sqlite3.connect(
+        f"file:{quote(str(path))}?mode=ro", uri=True, timeout=60, isolation_level=None
+    )
     try:
         db.execute("PRAGMA schema_version").fetchone()
     except sqlite3.OperationalError:

@@ -45,7 +45,9 @@ class Trial:
     seconds: float
     message: str = ""  # why, when the status is not "done"
     provenance: dict[str, Any] = field(default_factory=dict)  # versions, device, when
-    metrics: dict[str, Any] = field(default_factory=dict)  # what else was measured: see `scaletune.training.trial`
+    metrics: dict[str, Any] = field(
+        default_factory=dict
+    )  # what else was measured: see `scaletune.training.trial`
     schema: int = SCHEMA
 
 
@@ -57,7 +59,10 @@ def frame(trials: Iterable[Trial]) -> pd.DataFrame:
     """Many trials as a DataFrame, one row each, in a deterministic order; the columns are the fields of `Trial`."""
     import pandas as pd
 
-    return pd.DataFrame([vars(trial) for trial in sorted(trials, key=_order)], columns=[f.name for f in fields(Trial)])
+    return pd.DataFrame(
+        [vars(trial) for trial in sorted(trials, key=_order)],
+        columns=[f.name for f in fields(Trial)],
+    )
 
 
 def line(trial: Trial) -> str:
@@ -90,11 +95,15 @@ def parsed(text: str, where: str) -> Trial:
     if not isinstance(row, dict) or not isinstance(row.get("schema", SCHEMA), int):
         raise UserError(f"every line of {where} must be a trial, but got {text[:60]!r}")
     if row.get("schema", SCHEMA) > SCHEMA:
-        raise UserError(f"{where} has schema {row['schema']}, newer than this scaletune's {SCHEMA}: upgrade scaletune")
+        raise UserError(
+            f"{where} has schema {row['schema']}, newer than this scaletune's {SCHEMA}: upgrade scaletune"
+        )
     try:
         return Trial(**row)
     except TypeError as error:
-        raise UserError(f"{where} is not a record of trials: {str(error).split('__init__() ')[-1]}") from error
+        raise UserError(
+            f"{where} is not a record of trials: {str(error).split('__init__() ')[-1]}"
+        ) from error
 
 
 def read_jsonl(path: Path) -> list[Trial]:
@@ -104,9 +113,16 @@ def read_jsonl(path: Path) -> list[Trial]:
     except UnicodeDecodeError as error:
         raise UserError(f"`{path}` must be text in UTF-8, but {error}") from error
     if last.strip() and not _is_json(last):
-        print(f"scaletune: the last line of `{path}` is torn and was left out; the {len(whole)} before it are whole", file=sys.stderr)
+        print(
+            f"scaletune: the last line of `{path}` is torn and was left out; the {len(whole)} before it are whole",
+            file=sys.stderr,
+        )
         last = ""
-    return [parsed(text, f"{path}:{number}") for number, text in enumerate([*whole, last], 1) if text.strip()]
+    return [
+        parsed(text, f"{path}:{number}")
+        for number, text in enumerate([*whole, last], 1)
+        if text.strip()
+    ]
 
 
 def _is_json(text: str) -> bool:

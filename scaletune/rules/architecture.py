@@ -47,7 +47,9 @@ def _order(graph: Graph) -> list[Hashable]:
     try:
         return list(sorter.static_order())
     except CycleError as error:
-        raise UserError(f"a graph of layers must have no cycle, but got one through {error.args[1][0]!r}") from None
+        raise UserError(
+            f"a graph of layers must have no cycle, but got one through {error.args[1][0]!r}"
+        ) from None
 
 
 def _ends(graph: Graph) -> tuple[Hashable, Hashable]:
@@ -55,7 +57,9 @@ def _ends(graph: Graph) -> tuple[Hashable, Hashable]:
     sources, targets = {source for source, _ in graph}, {target for _, target in graph}
     first, last = sources - targets, targets - sources
     if len(first) != 1 or len(last) != 1:
-        raise UserError(f"a graph of layers must have one input and one output, but got {len(first)} and {len(last)}")
+        raise UserError(
+            f"a graph of layers must have one input and one output, but got {len(first)} and {len(last)}"
+        )
     return first.pop(), last.pop()
 
 
@@ -75,11 +79,18 @@ def init_std(fan_in: int, in_degree: int = 1, readout: bool = False) -> float:
 def maximal_lr(graph: Graph, base: Graph, kernel: int = 1, base_kernel: int = 1) -> Prior:
     """lr ~ (sum of L**3 over paths of L layers)**(-1/2) / kernel: arXiv:2402.17440, eq. 8 and 9."""
     factor = (_cubes(graph) / _cubes(base)) ** -0.5 * base_kernel / kernel
-    return Prior(factor, f"lr times {factor:.4g} for the graph's paths and kernels (arXiv:2402.17440)", "architecture", caveats=CAVEATS)
+    return Prior(
+        factor,
+        f"lr times {factor:.4g} for the graph's paths and kernels (arXiv:2402.17440)",
+        "architecture",
+        caveats=CAVEATS,
+    )
 
 
 def _cubes(graph: Graph) -> int:
     cubes = sum(count * layers**3 for layers, count in path_depths(graph).items())
     if not cubes:
-        raise UserError("a graph of layers must have a layer on a path from input to output, but it has skips alone")
+        raise UserError(
+            "a graph of layers must have a layer on a path from input to output, but it has skips alone"
+        )
     return cubes

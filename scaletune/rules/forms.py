@@ -46,10 +46,21 @@ class Form:
 
 FORMS: dict[str, Form] = {
     "sp": Form(  # standard practice
-        (0, 0), (0, 0.5), (0, 0.5), per_tensor=False, caveats=("one learning rate for all tensors: its optimum moves with width",)
+        (0, 0),
+        (0, 0.5),
+        (0, 0.5),
+        per_tensor=False,
+        caveats=("one learning rate for all tensors: its optimum moves with width",),
     ),
-    "sp_per_layer": Form((0, 0), (0, 0.5), (0, 0.5), caveats=(_DERIVED, "stable, but no muP")),  # arXiv:2407.05872
-    "ntk": Form((0, 0), (0.5, 0), (0.5, 0), caveats=(_DERIVED, "the classic kernel limit keeps SGD's lr constant instead")),
+    "sp_per_layer": Form(
+        (0, 0), (0, 0.5), (0, 0.5), caveats=(_DERIVED, "stable, but no muP")
+    ),  # arXiv:2407.05872
+    "ntk": Form(
+        (0, 0),
+        (0.5, 0),
+        (0.5, 0),
+        caveats=(_DERIVED, "the classic kernel limit keeps SGD's lr constant instead"),
+    ),
     "mup_t3": Form((0, 0), (0, 0.5), (0, 1), caveats=(_RECALLED,)),  # arXiv:2203.03466, Table 3
     "mup_t8": Form((0, 0), (0, 0.5), (1, 0)),  # Table 8: what the `mup` package implements
     "mup_t9": Form((-0.5, 0.5), (0, 0.5), (0.5, 0.5), caveats=(_RECALLED,)),  # Table 9

@@ -25,9 +25,14 @@ class Scale:
     multiplier: float = 1.0
     std: float = 1.0
     lr: float = 1.0
-    weight_decay: float = 1.0  # PyTorch's convention: lr * weight_decay stays what it is at the base width
+    weight_decay: float = (
+        1.0  # PyTorch's convention: lr * weight_decay stays what it is at the base width
+    )
     eps: float = 1.0
-    damping: tuple[float, float] = (1.0, 1.0)  # of the input's and the output's statistics: K-FAC, Shampoo
+    damping: tuple[float, float] = (
+        1.0,
+        1.0,
+    )  # of the input's and the output's statistics: K-FAC, Shampoo
 
 
 def scale(
@@ -42,7 +47,9 @@ def scale(
     f, optimizer = form_named(form), family_of(family, role)
     s, grown = _alignment(alignment), _grown(role, m_in, m_out)
     if f.emb_lr and not family_named(family).like_adam:
-        raise UserError(f"form {form!r} is defined for Adam and its like, but got family={family!r}; its skeleton is 'u_mup'")
+        raise UserError(
+            f"form {form!r} is defined for Adam and its like, but got family={family!r}; its skeleton is 'u_mup'"
+        )
     m = grown[1] if role == "emb" else grown[0]
     a, b = f.exponents(role)
     if not f.per_tensor:
@@ -52,45 +59,74 @@ def scale(
 
 def _alignment(name: str) -> float:
     if name not in ALIGNMENTS:
-        raise UserError(f"`alignment` must be one we know, but got {name!r}{nearest(name, ALIGNMENTS)}")
+        raise UserError(
+            f"`alignment` must be one we know, but got {name!r}{nearest(name, ALIGNMENTS)}"
+        )
     return ALIGNMENTS[name]
 
 
 def _grown(role: str, m_in: float, m_out: float) -> tuple[float, float]:
     """(n_in, n_out): the ratios of the dimensions that grow in this role, 1 for the others."""
-    grown = {"emb": (1.0, m_out), "hid": (m_in, m_out), "out": (m_in, 1.0), "vec": (1.0, m_out), "fin": (1.0, 1.0)}
+    grown = {
+        "emb": (1.0, m_out),
+        "hid": (m_in, m_out),
+        "out": (m_in, 1.0),
+        "vec": (1.0, m_out),
+        "fin": (1.0, 1.0),
+    }
     if role not in grown:
         raise UserError(f"`role` must be one we know, but got {role!r}{nearest(role, grown)}")
     return grown[role]
 
 
 def _settings(
-    form: Form, family: Family, role: Role, grown: tuple[float, float], acts: tuple[float, float], s: float, fans: tuple[float, float]
+    form: Form,
+    family: Family,
+    role: Role,
+    grown: tuple[float, float],
+    acts: tuple[float, float],
+    s: float,
+    fans: tuple[float, float],
 ) -> Scale:
     """What the optimizer is told of a tensor that grew by (n_in, n_out) and acts as `multiplier * W`, `acts` = (multiplier, std)."""
     (n_in, n_out), (multiplier, std), g = grown, acts, form.backward
     gradient = multiplier * n_out**-g
-    x, y = family.lr(s, g if s == 1 else min(g, 0.5))  # unaligned, the moved readout sends back n**-1/2
+    x, y = family.lr(
+        s, g if s == 1 else min(g, 0.5)
+    )  # unaligned, the moved readout sends back n**-1/2
     lr = n_in**x * n_out**y / multiplier**family.multiplier / _own_factor(family, grown, fans)
     lr *= n_out**form.emb_lr if role == "emb" else 1.0
     lr /= multiplier * std if family.relative else 1.0
     decay = 1 / lr if family.decay is None else gradient**family.decay / (lr * std)
     eps = gradient**family.eps * ((n_in * n_out) ** 0.5 if family.frobenius else 1.0)
-    return Scale(multiplier, std, lr, decay, eps, _damping(family, grown, multiplier**2 * n_out ** (1 - 2 * g)))
+    return Scale(
+        multiplier,
+        std,
+        lr,
+        decay,
+        eps,
+        _damping(family, grown, multiplier**2 * n_out ** (1 - 2 * g)),
+    )
 
 
 def _own_factor(family: Family, grown: tuple[float, float], fans: tuple[float, float]) -> float:
     """By how much the factor that the optimizer itself puts on the tensor has grown since the base model."""
     if family.shape_factor is None:
         return 1.0
-    return shape_factor(family.shape_factor, fans[0] * grown[0], fans[1] * grown[1]) / shape_factor(family.shape_factor, *fans)
+    return shape_factor(family.shape_factor, fans[0] * grown[0], fans[1] * grown[1]) / shape_factor(
+        family.shape_factor, *fans
+    )
 
 
 def _damping(family: Family, grown: tuple[float, float], backward: float) -> tuple[float, float]:
     """Growth of |x|**2 and of the gradient's |dL/dy|**2, one for each factor (K-FAC) or both in each (Shampoo)."""
     if family.damping is None:
         return 1.0, 1.0
-    return (grown[0], backward) if family.damping == "kfac" else (grown[0] * backward, grown[0] * backward)
+    return (
+        (grown[0], backward)
+        if family.damping == "kfac"
+        else (grown[0] * backward, grown[0] * backward)
+    )
 
 
 def depth(alpha: float, m_depth: float, family: str = "adamw") -> Scale:
@@ -105,7 +141,9 @@ def depth(alpha: float, m_depth: float, family: str = "adamw") -> Scale:
         return Scale()
     branch = m_depth**-alpha
     lr = m_depth ** (alpha - 1) / branch**optimizer.gradient
-    damping = {None: (1.0, 1.0), "kfac": (1.0, branch**2), "shampoo": (branch**2, branch**2)}[optimizer.damping]
+    damping = {None: (1.0, 1.0), "kfac": (1.0, branch**2), "shampoo": (branch**2, branch**2)}[
+        optimizer.damping
+    ]
     return Scale(multiplier=branch, lr=lr, eps=branch**optimizer.eps, damping=damping)
 
 
@@ -116,7 +154,9 @@ def weight_decay(scaled: Scale, mode: str = "torch", family: str = "adamw") -> f
     """
     optimizer = family_named(family)
     if mode not in DECAYS:
-        raise UserError(f"weight decay must be of a kind we know, but got {mode!r}{nearest(mode, DECAYS)}")
+        raise UserError(
+            f"weight decay must be of a kind we know, but got {mode!r}{nearest(mode, DECAYS)}"
+        )
     if mode == "l2" and optimizer.gradient != 1:
         raise UserError(
             f"L2 in the gradient does not scale as the loss gradient with width, and no coordinate check shows it: "
@@ -128,5 +168,9 @@ def weight_decay(scaled: Scale, mode: str = "torch", family: str = "adamw") -> f
 def caveats(form: str, family: str = "adamw", alignment: str = "full") -> list[str]:
     """What is derived, argued or unconfirmed in the rule of this form, family and alignment: for users to see."""
     _alignment(alignment)
-    unaligned = ["alignment 'none': derived, updates are taken as uncorrelated with what they meet"] if alignment == "none" else []
+    unaligned = (
+        ["alignment 'none': derived, updates are taken as uncorrelated with what they meet"]
+        if alignment == "none"
+        else []
+    )
     return [*form_named(form).caveats, *family_named(family).caveats, *unaligned]

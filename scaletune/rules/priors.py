@@ -47,11 +47,17 @@ def betas(beta1: float, beta2: float, kappa: float, how: How = "linear") -> tupl
     The linear form (arXiv:2205.10287) is the first order of the power one; UserError where kappa * (1 - beta1) >= 1 ends its validity.
     """
     if how not in ("linear", "power"):
-        raise UserError(f"betas must follow a form we know, but got {how!r}{nearest(how, ('linear', 'power'))}")
+        raise UserError(
+            f"betas must follow a form we know, but got {how!r}{nearest(how, ('linear', 'power'))}"
+        )
     worst = min(beta1, beta2)
     if kappa * (1 - worst) > 1 - 1e-12:
-        raise UserError(f"`kappa * (1 - beta) < 1` must hold for betas to follow the batch, but got kappa={kappa:g}, beta={worst:g}")
-    one, two = (1 - kappa * (1 - beta) if how == "linear" else beta**kappa for beta in (beta1, beta2))
+        raise UserError(
+            f"`kappa * (1 - beta) < 1` must hold for betas to follow the batch, but got kappa={kappa:g}, beta={worst:g}"
+        )
+    one, two = (
+        1 - kappa * (1 - beta) if how == "linear" else beta**kappa for beta in (beta1, beta2)
+    )
     return one, two
 
 
@@ -67,7 +73,11 @@ def _square_root(change: Change, how: How) -> Prior:
 
 def _linear(change: Change, how: How) -> Prior:
     """SGD's: lr ~ B, momentum as it was (arXiv:1706.02677)."""
-    return Prior(change.batch, f"batch times {change.batch:g}: lr times as much by SGD's linear rule (arXiv:1706.02677)", "linear")
+    return Prior(
+        change.batch,
+        f"batch times {change.batch:g}: lr times as much by SGD's linear rule (arXiv:1706.02677)",
+        "linear",
+    )
 
 
 def _complete_d_p(change: Change, how: How) -> Prior:
@@ -114,7 +124,12 @@ def _power_lines(change: Change, how: How) -> Prior:
 def _lion(change: Change, how: How) -> Prior:
     """lr ~ (B / D)**(1/2), unconfirmed."""
     root = (change.batch / change.tokens) ** 0.5
-    return Prior(root, f"lr times {root:.4g}, (B / D)**0.5 for Lion", "lion", caveats=("unconfirmed: quoted for Lion, source not read",))
+    return Prior(
+        root,
+        f"lr times {root:.4g}, (B / D)**0.5 for Lion",
+        "lion",
+        caveats=("unconfirmed: quoted for Lion, source not read",),
+    )
 
 
 PRIORS: dict[str, Callable[[Change, How], Prior]] = {
@@ -131,15 +146,27 @@ PRIORS: dict[str, Callable[[Change, How], Prior]] = {
 def prior(name: str, change: Change, how: How = "linear") -> Prior:
     """The named rule at that change; `how` its betas follow. Nothing changed, nothing moves. UserError on a name we do not know."""
     if name not in PRIORS:
-        raise UserError(f"a rule for batch and duration must be one we know, but got {name!r}{nearest(name, PRIORS)}")
+        raise UserError(
+            f"a rule for batch and duration must be one we know, but got {name!r}{nearest(name, PRIORS)}"
+        )
     return PRIORS[name](change, how)
 
 
-def fitted(replaced: Prior, change: Change, source: str, *, batch: float = 0.0, tokens: float = 0.0, weight_decay: float = 1.0) -> Prior:
+def fitted(
+    replaced: Prior,
+    change: Change,
+    source: str,
+    *,
+    batch: float = 0.0,
+    tokens: float = 0.0,
+    weight_decay: float = 1.0,
+) -> Prior:
     """What a fit puts in a prior's place: lr ~ B**batch * D**tokens with measured exponents; eps and betas stay the prior's."""
     factor = change.batch**batch * change.tokens**tokens
     said = f"batch times {change.batch:g}, tokens times {change.tokens:g}: lr times {factor:.4g} as measured by {source}"
-    return Prior(factor, said, replaced.name, weight_decay, replaced.eps, replaced.betas, measured=True)
+    return Prior(
+        factor, said, replaced.name, weight_decay, replaced.eps, replaced.betas, measured=True
+    )
 
 
 def timescale(batch_tokens: float, tokens: float, lr: float, weight_decay: float) -> float:
@@ -163,7 +190,11 @@ def batch_rule(batch_tokens: float, fitted_at: float, beta1: float) -> Prior:
     if ratio == 1:
         return Prior(1.0, f"batch of {batch_tokens:g} tokens, as in the proxies")
     factor = ratio**0.5
-    beyond = "" if ratio * (1 - beta1) < 1 else f"; beyond the rule's own validity: {ratio:g} * (1 - beta1) >= 1"
+    beyond = (
+        ""
+        if ratio * (1 - beta1) < 1
+        else f"; beyond the rule's own validity: {ratio:g} * (1 - beta1) >= 1"
+    )
     return Prior(
         factor,
         f"batch {fitted_at:g} -> {batch_tokens:g} tokens: lr times {factor:.4g} by the square-root rule (arXiv:2205.10287), "

@@ -24,7 +24,9 @@ class Tensor:
     shape: tuple[int, ...]
     group: str  # "embedding" (all that reads the input) | "attention" | "mlp" | "router" | "experts" | "conv" | "norm" | "head"
     in_block: bool = False
-    own_fans: tuple[int, int] | None = None  # (fan_in, fan_out) where the shape does not tell: inputs, kernels, experts
+    own_fans: tuple[int, int] | None = (
+        None  # (fan_in, fan_out) where the shape does not tell: inputs, kernels, experts
+    )
     uses: float = 1.0  # rows it multiplies a token or an example: top_k / n_experts of an expert, places of a kernel
 
     @property
@@ -46,7 +48,9 @@ class Tensor:
             return self.own_fans
         if self.role in ("vec", "fin"):
             return 1, self.size
-        return (self.shape[0], self.shape[1]) if self.role == "emb" else (self.shape[1], self.shape[0])
+        return (
+            (self.shape[0], self.shape[1]) if self.role == "emb" else (self.shape[1], self.shape[0])
+        )
 
 
 @dataclass(frozen=True)
@@ -65,23 +69,40 @@ class Planned:
     family: str = "adamw"  # whose rule this is: AdamW's where the optimizer leaves the tensor to it
 
 
-def plan(tensors: Sequence[Tensor], base: Sequence[Tensor], p: Parametrization, o: Optimizer, m_depth: float = 1.0) -> list[Planned]:
+def plan(
+    tensors: Sequence[Tensor],
+    base: Sequence[Tensor],
+    p: Parametrization,
+    o: Optimizer,
+    m_depth: float = 1.0,
+) -> list[Planned]:
     """Parameter name -> multiplier, init std, lr, weight decay, eps, from shapes of the target and of a base model with its layers."""
     named = {tensor.name: tensor for tensor in base}
     in_block = depth(p.depth_alpha, m_depth, o.rule)
-    return [_planned(tensor, named[tensor.name], p, o, in_block if tensor.in_block else Scale()) for tensor in tensors]
+    return [
+        _planned(tensor, named[tensor.name], p, o, in_block if tensor.in_block else Scale())
+        for tensor in tensors
+    ]
 
 
-def _planned(tensor: Tensor, base: Tensor, p: Parametrization, o: Optimizer, block: Scale) -> Planned:
+def _planned(
+    tensor: Tensor, base: Tensor, p: Parametrization, o: Optimizer, block: Scale
+) -> Planned:
     (fan_in, fan_out), (base_in, base_out) = tensor.fans, base.fans
     m_in, m_out = fan_in / base_in, fan_out / base_out
     s = scale(p.form, tensor.role, m_in, m_out, family=o.rule, base_fans=base.fans)
     random = tensor.role in ("emb", "hid", "out")
-    own = {"embedding": p.embedding_multiplier, "head": p.logits_multiplier}.get(tensor.group, 1.0) if random else 1.0
+    own = (
+        {"embedding": p.embedding_multiplier, "head": p.logits_multiplier}.get(tensor.group, 1.0)
+        if random
+        else 1.0
+    )
     std = p.init_std if p.init_gain is None or tensor.looked_up else p.init_gain / base_in**0.5
     family = trained_by(o.rule, tensor.role)
     lr = o.lr * s.lr * block.lr * (1.0 if family == o.rule else o.rest_ratio)
-    decay = weight_decay(s, o.decay, o.rule) / (lr if o.decay == "independent" else 1.0)  # every step shrinks by lr * weight_decay
+    decay = weight_decay(s, o.decay, o.rule) / (
+        lr if o.decay == "independent" else 1.0
+    )  # every step shrinks by lr * weight_decay
     return Planned(
         tensor.name, tensor.role, m_in, m_out,
         multiplier=own * s.multiplier,
@@ -95,7 +116,11 @@ def _planned(tensor: Tensor, base: Tensor, p: Parametrization, o: Optimizer, blo
 
 def _eps(family: str, s: Scale, block: Scale) -> float:
     """Factor on eps, which under Shampoo is the damping of its statistics."""
-    return s.damping[0] * block.damping[0] if FAMILIES[family].damping == "shampoo" else s.eps * block.eps
+    return (
+        s.damping[0] * block.damping[0]
+        if FAMILIES[family].damping == "shampoo"
+        else s.eps * block.eps
+    )
 
 
 def shift(row: Planned, theta: float, family: str = "adamw") -> Planned:
@@ -117,6 +142,8 @@ def convert(row: Planned, form: str, other: str, family: str = "adamw") -> Plann
     """
     one, two = form_named(form), form_named(other)
     if one.acts != two.acts:
-        raise UserError(f"forms must be one algorithm in other words to be converted, but {form!r} and {other!r} train differently")
+        raise UserError(
+            f"forms must be one algorithm in other words to be converted, but {form!r} and {other!r} train differently"
+        )
     here, there = (scale(name, row.role, row.m_in, row.m_out) for name in (form, other))
     return shift(row, there.multiplier / here.multiplier, family)

@@ -23,10 +23,18 @@ from scaletune.sweeping.task import Task, failed, tasks
 
 __all__ = ["Task", "export", "failed", "status", "sweep", "tasks", "train_all"]
 
-Then = Callable[[Trial], Sequence[Task]]  # a search: what to train next, now that this trial is on record
+Then = Callable[
+    [Trial], Sequence[Task]
+]  # a search: what to train next, now that this trial is on record
 
 
-def sweep(source: str | Path | Recipe, *, out: str | Path = ".", adopt: bool = False, settings: Sequence[str] = ()) -> pd.DataFrame:
+def sweep(
+    source: str | Path | Recipe,
+    *,
+    out: str | Path = ".",
+    adopt: bool = False,
+    settings: Sequence[str] = (),
+) -> pd.DataFrame:
     """Train every point of the recipe that is not on record in `out/sweeps/NAME.db`; all its trials, a row each.
 
     `adopt` counts the records of an existing `NAME.jsonl` as trained. Writes `sweeps/NAME.jsonl` at every stop.
@@ -37,11 +45,18 @@ def sweep(source: str | Path | Recipe, *, out: str | Path = ".", adopt: bool = F
         from scaletune.sweeping.search import loop
 
         return loop.search(recipe, stem, adopt=adopt)[1]
-    return train_all(tasks("main", recipes.points(recipe)), stem, recipe.engine.workers, adopt=adopt)
+    return train_all(
+        tasks("main", recipes.points(recipe)), stem, recipe.engine.workers, adopt=adopt
+    )
 
 
 def train_all(
-    wanted: Sequence[Task], stem: Path, workers: str | int = "auto", *, adopt: bool = False, then: Then | None = None
+    wanted: Sequence[Task],
+    stem: Path,
+    workers: str | int = "auto",
+    *,
+    adopt: bool = False,
+    then: Then | None = None,
 ) -> pd.DataFrame:
     """Train what is not on record, longest first, and return the wanted trials; the record is written whatever happens.
 
@@ -56,7 +71,9 @@ def train_all(
             if driver.queue:
                 if said := stacks.note(driver.queue):
                     print(f"trials {said}", file=sys.stderr)
-                with pool_module.opened(driver.queue, workers, growing=then is not None, stem=stem) as pool:
+                with pool_module.opened(
+                    driver.queue, workers, growing=then is not None, stem=stem
+                ) as pool:
                     driver.drive(pool)
             return frame(trial for trial in store.trials() if trial.id in driver.wanted)
         finally:

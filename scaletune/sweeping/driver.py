@@ -37,7 +37,11 @@ class Driver:
         """Put what is not on record into the queue; a trial that is asked for twice is the first sweep's."""
         new = {task.id: task for task in reversed(tasks) if task.id not in self.wanted}
         self.wanted |= new.keys()
-        todo = [_placed(task, self.store.workbench) for task in new.values() if task.id not in self.known]
+        todo = [
+            _placed(task, self.store.workbench)
+            for task in new.values()
+            if task.id not in self.known
+        ]
         self.queue = sorted(self.queue + todo, key=lambda task: -task.cost)
         there = self._recorded(new.keys()) if self.then or self.board else []
         if self.board:
@@ -47,7 +51,11 @@ class Driver:
                 self.want(self.then(trial))
 
     def _recorded(self, ids: Collection[str]) -> list[Trial]:
-        return [trial for trial in self.store.trials() if trial.id in ids] if self.known.keys() & set(ids) else []
+        return (
+            [trial for trial in self.store.trials() if trial.id in ids]
+            if self.known.keys() & set(ids)
+            else []
+        )
 
     def drive(self, pool: Pool) -> None:
         """Until the queue is empty and each trial is on record."""
@@ -61,7 +69,9 @@ class Driver:
     def _hear(self, task: Task, message: Message, board: Board) -> None:
         if "lost" in message:
             self._lost(task, message, board)
-        elif "refused" in message:  # what the user can mend is no fault of the worker's: said at once
+        elif (
+            "refused" in message
+        ):  # what the user can mend is no fault of the worker's: said at once
             raise UserError(message["refused"])
         elif "trials" in message:
             self._lineages(task, message, board)
@@ -70,7 +80,9 @@ class Driver:
         else:
             trial = Trial(**message["trial"])
             if trial.id != task.id:
-                raise UserError(f"`{task.recipe.data.source}` must stay as it is while a sweep runs, but a worker read other data")
+                raise UserError(
+                    f"`{task.recipe.data.source}` must stay as it is while a sweep runs, but a worker read other data"
+                )
             self._log(task, message, trial.status)
             self._record(task, trial, message["curve"], board)
 
@@ -117,7 +129,9 @@ class Driver:
             try:
                 folder.mkdir(exist_ok=True)
                 with (folder / f"{task.id}.log").open("a", encoding="utf-8") as file:
-                    file.write(f"{text}\n--- {lockfile.myself()['since']} try {task.tries}: {end}\n")
+                    file.write(
+                        f"{text}\n--- {lockfile.myself()['since']} try {task.tries}: {end}\n"
+                    )
             except OSError as error:
                 raise UserError(f"`{folder}` must be writable, but {error.strerror}") from error
 
@@ -130,5 +144,7 @@ def _placed(task: Task, workbench: Path) -> Task:
     """With a relative `engine.runs` in the folder that has `sweeps/`, from the root: a worker may be elsewhere."""
     engine, home = task.recipe.engine, workbench.parent
     home = home.parent if home.name == "sweeps" else home
-    task.recipe = task.recipe.model_copy(update={"engine": engine.model_copy(update={"runs": str((home / engine.runs).absolute())})})
+    task.recipe = task.recipe.model_copy(
+        update={"engine": engine.model_copy(update={"runs": str((home / engine.runs).absolute())})}
+    )
     return task

@@ -21,17 +21,27 @@ SILENT = 60.0  # seconds without a heartbeat after which a driver of another mac
 
 def myself() -> dict[str, Any]:
     """This process, as a heartbeat names it."""
-    return {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def elsewhere(live: dict[str, Any]) -> bool:
     """Whether a driver of another machine said this, and lately: the kernel's lock may not reach there."""
-    return bool(live.get("driver")) and live["driver"]["host"] != platform.node() and abs(time.time() - live["beat"]) < SILENT
+    return (
+        bool(live.get("driver"))
+        and live["driver"]["host"] != platform.node()
+        and abs(time.time() - live["beat"]) < SILENT
+    )
 
 
 def alive(stem: Path, live: dict[str, Any]) -> bool:
     """Whether the driver that said this is still at the sweep."""
-    return elsewhere(live) or (bool(live.get("driver")) and _taken(stem.with_name(stem.name + ".lock")))
+    return elsewhere(live) or (
+        bool(live.get("driver")) and _taken(stem.with_name(stem.name + ".lock"))
+    )
 
 
 def _taken(path: Path) -> bool:
@@ -46,7 +56,11 @@ def _taken(path: Path) -> bool:
 
 
 def refuse(name: str, driver: dict[str, Any]) -> UserError:
-    who = f"process {driver['pid']} on {driver['host']} has driven it since {driver['since']}" if driver else "another has it"
+    who = (
+        f"process {driver['pid']} on {driver['host']} has driven it since {driver['since']}"
+        if driver
+        else "another has it"
+    )
     return UserError(f"sweep `{name}` must have one driver, but {who}: wait for it, or stop it")
 
 

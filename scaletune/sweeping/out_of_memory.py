@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from scaletune.sweeping import Task
 
 SAID = re.compile(
-    r"\bMemoryError\b|OutOfMemoryError|out of memory|an't allocate memory|annot allocate memory|bad_alloc|DefaultCPUAllocator", re.I
+    r"\bMemoryError\b|OutOfMemoryError|out of memory|an't allocate memory|annot allocate memory|bad_alloc|DefaultCPUAllocator",
+    re.I,
 )
 
 
@@ -39,7 +40,11 @@ def shrink(task: Task, stack: int) -> str:
         return ""
     task.shrunk += 1
     task.most, task.recipe = max(1, stack // 2), smaller or task.recipe
-    return f"with engine.accumulation = {smaller.engine.accumulation}" if smaller else f"in a stack of {task.most}, not of {stack}"
+    return (
+        f"with engine.accumulation = {smaller.engine.accumulation}"
+        if smaller
+        else f"in a stack of {task.most}, not of {stack}"
+    )
 
 
 def halved(recipe: Recipe) -> Recipe | None:

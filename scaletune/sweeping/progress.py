@@ -35,7 +35,13 @@ class Running:
             "batch_tokens": recipe.budget.batch_tokens, "lr": recipe.optimizer.lr, "seed": recipe.seed,
         }  # fmt: skip
         assert tuple(shape) == SHAPE
-        return {"id": self.task.id, **shape, "share": self.share, "seconds": round(now - self.began, 1), "try": self.task.tries + 1}
+        return {
+            "id": self.task.id,
+            **shape,
+            "share": self.share,
+            "seconds": round(now - self.began, 1),
+            "try": self.task.tries + 1,
+        }
 
 
 class Board:
@@ -111,7 +117,9 @@ class Board:
             return
         self._wipe()
         wide, high = _size()
-        rows = [row[: wide - 1] for row in table(self.standing())][: high - 1]  # a row that wraps would be two to wipe
+        rows = [row[: wide - 1] for row in table(self.standing())][
+            : high - 1
+        ]  # a row that wraps would be two to wipe
         print("\n".join(rows), file=sys.stderr, flush=True)
         self.drawn = len(rows)
 

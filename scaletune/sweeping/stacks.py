@@ -26,7 +26,11 @@ def gpu_bytes(workers: str | int) -> int:
 
     gpus = range(torch.cuda.device_count())
     smallest = min((torch.cuda.get_device_properties(i).total_memory for i in gpus), default=1)
-    return smallest // math.ceil(workers / len(gpus)) if gpus and isinstance(workers, int) else smallest
+    return (
+        smallest // math.ceil(workers / len(gpus))
+        if gpus and isinstance(workers, int)
+        else smallest
+    )
 
 
 def note(tasks: Sequence[Task]) -> str:
@@ -48,7 +52,10 @@ def _unstacked(tasks: Sequence[Task]) -> list[str]:
         return []
     lone = sorted({why for point in points if (why := stacks.alone(point))})
     odd = sorted({f"`{name}`" for point in points for name in stacks.unlike(points[0], point)})
-    return [*(f"trained one by one: {why}" for why in lone), *([f"not stacked where they differ: {', '.join(odd)}"] if odd else [])]
+    return [
+        *(f"trained one by one: {why}" for why in lone),
+        *([f"not stacked where they differ: {', '.join(odd)}"] if odd else []),
+    ]
 
 
 def take(queue: list[Task], workers: int, out: int = 0, gpu: bool | None = None) -> list[Task]:
@@ -59,14 +66,29 @@ def take(queue: list[Task], workers: int, out: int = 0, gpu: bool | None = None)
     machine has, unless said.
     """
     first = queue[0]
-    most = 1 if first.population else first.most or _size(first, math.ceil((runs(queue) + out) / workers), gpu)
+    most = (
+        1
+        if first.population
+        else first.most or _size(first, math.ceil((runs(queue) + out) / workers), gpu)
+    )
     alike = _shared(first) if most > 1 else {}
     taken = [first]
     for task in queue[1:]:
-        if len(taken) < most and task.most == first.most and not task.population and _shared(task) == alike:
+        if (
+            len(taken) < most
+            and task.most == first.most
+            and not task.population
+            and _shared(task) == alike
+        ):
             taken.append(task)
     rows = {_trunk(task): task.recipe for task in taken if not task.most}
-    taken += [task for task in queue if not task.most and _trunk(task) in rows and branches.serves(rows[_trunk(task)], task.recipe)]
+    taken += [
+        task
+        for task in queue
+        if not task.most
+        and _trunk(task) in rows
+        and branches.serves(rows[_trunk(task)], task.recipe)
+    ]
     queue[:] = [task for task in queue if not any(task is other for other in taken)]
     return taken
 
@@ -102,5 +124,12 @@ def _size(task: Task, share: int, gpu: bool | None) -> int:
         return 1
     gpu = on_gpu() if gpu is None else gpu
     if task.recipe.engine.stack == "fill" and gpu:
-        return min(share, stacks.size(task.recipe, gpu_bytes(task.recipe.engine.workers), data.load(task.recipe.data).vocab_size))
+        return min(
+            share,
+            stacks.size(
+                task.recipe,
+                gpu_bytes(task.recipe.engine.workers),
+                data.load(task.recipe.data).vocab_size,
+            ),
+        )
     return min(share, stacks.size(task.recipe, gpu))

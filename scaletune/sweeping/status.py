@@ -73,7 +73,11 @@ def line(now: dict[str, Any]) -> str:
     """All of it in one line."""
     counts = ", ".join(f"{now[name]} {name}" for name in COUNTED[1:] if now[name])
     running = f", {len(now['running'])} running" if now["running"] else ""
-    time = f" {100 * now['share']:3.0f}%, {clock(now['elapsed'])} gone, {clock(now['left'])} left," if now["share"] is not None else ""
+    time = (
+        f" {100 * now['share']:3.0f}%, {clock(now['elapsed'])} gone, {clock(now['left'])} left,"
+        if now["share"] is not None
+        else ""
+    )
     said = f"trials {sum(now[name] for name in COUNTED)}/{now['wanted']}{time} {now['seconds']:.0f} s of training{running}"
     return said + (f", {counts}" if counts else "") + (f"; {_best(now)}" if now["best"] else "")
 
@@ -86,13 +90,19 @@ def table(now: dict[str, Any]) -> list[str]:
     """All of it in a few lines, one for each trial under way."""
     counts = "  ".join(f"{name} {now[name]}" for name in COUNTED)
     ended = sum(now[name] for name in COUNTED)
-    lines = [f"{now['sweep']}  trials {ended}/{now['wanted']}  {counts}  running {len(now['running'])}  {now['seconds']:.0f} s of training"]
+    lines = [
+        f"{now['sweep']}  trials {ended}/{now['wanted']}  {counts}  running {len(now['running'])}  {now['seconds']:.0f} s of training"
+    ]
     if now["share"] is not None:
         bar = ("#" * round(BAR * now["share"])).ljust(BAR, ".")
-        lines.append(f"{100 * now['share']:3.0f}% {bar} {clock(now['elapsed'])} gone, {clock(now['left'])} left")
+        lines.append(
+            f"{100 * now['share']:3.0f}% {bar} {clock(now['elapsed'])} gone, {clock(now['left'])} left"
+        )
     lines += [_best(now)] if now["best"] else []
     if now["running"]:
-        lines.append(f"{'width':>8} {'depth':>5} {'tokens':>13} {'batch':>9} {'lr':>9} {'seed':>4} {'done':>5} {'for':>8}  try")
+        lines.append(
+            f"{'width':>8} {'depth':>5} {'tokens':>13} {'batch':>9} {'lr':>9} {'seed':>4} {'done':>5} {'for':>8}  try"
+        )
     for row in now["running"]:
         lines.append(
             "{width:8} {depth:5} {tokens:13,} {batch_tokens:9,} {lr:9.3g} {seed:4} {:4.0f}% {:>8}  {try}".format(

@@ -23,7 +23,9 @@ class Task:
     tries: int = 0
     shrunk: int = 0  # of these, ended for want of memory and was made smaller
     most: int | None = None  # trials of the stack it may be in, since a worker died of it
-    population: dict[str, Any] | None = None  # lr of each member, every, factor, seed: recorded as the lineages that are left, not as `id`
+    population: dict[str, Any] | None = (
+        None  # lr of each member, every, factor, seed: recorded as the lineages that are left, not as `id`
+    )
     shared: dict[str, Any] | None = None  # what trials must have in common with it to stack
     trunk: str | None = None  # what horizons must have in common with it to share a trunk
 
@@ -45,7 +47,9 @@ def _judged(point: Recipe) -> tuple[str, float]:
     """(digest of the corpus, seconds guessed); UserError on a point that no worker could train."""
     corpus = data.load(point.data)
     data.fits(point, corpus)
-    counting.multipliers(point, corpus.vocab_size)  # refuses a form that cannot tie its head, before a worker dies on it
+    counting.multipliers(
+        point, corpus.vocab_size
+    )  # refuses a form that cannot tie its head, before a worker dies on it
     return corpus.digest, counting.seconds(point, corpus.vocab_size)
 
 
@@ -53,4 +57,6 @@ def failed(task: Task, message: str) -> Trial:
     """The record of a trial that could not be trained."""
     corpus = data.load(task.recipe.data)
     known = counting.trial_fields(task.recipe, task.sweep, corpus.vocab_size, corpus.digest)
-    return Trial(**known, status="failed", message=scrubbed(message), loss=None, train_loss=None, seconds=0.0)
+    return Trial(
+        **known, status="failed", message=scrubbed(message), loss=None, train_loss=None, seconds=0.0
+    )

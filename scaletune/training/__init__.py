@@ -8,4 +8,14 @@ from scaletune.training.processes import accelerator, launched
 from scaletune.training.stacked_loop import stacked
 from scaletune.training.trials import trial
 
-__all__ = ["Noise", "Outcome", "accelerator", "evaluate", "launched", "lr_range_test", "stacked", "train", "trial"]
+__all__ = [
+    "Noise",
+    "Outcome",
+    "accelerator",
+    "evaluate",
+    "launched",
+    "lr_range_test",
+    "stacked",
+    "train",
+    "trial",
+]

@@ -26,9 +26,15 @@ def started(points: Sequence[Recipe], corpus: data.Corpus, acc: Accelerator) -> 
     One that a checkpoint left at another step than its head, or beyond its branch point, trains by itself.
     """
     heads, trained = list[Run](), dict[int, Run]()  # of the recipe that a run trains
-    for point, server in sorted(zip(points, counted.servers(points), strict=True), key=lambda pair: -pair[0].budget.tokens):
+    for point, server in sorted(
+        zip(points, counted.servers(points), strict=True), key=lambda pair: -pair[0].budget.tokens
+    ):
         head = trained.get(id(server))
-        run = _restored(point, corpus, acc) if head is None or point.engine.checkpoint_every else _rider(head, point, Outcome())
+        run = (
+            _restored(point, corpus, acc)
+            if head is None or point.engine.checkpoint_every
+            else _rider(head, point, Outcome())
+        )
         if head and run.step == head.step <= counted.branch_step(point):
             head.riders.append(_rider(head, point, run.outcome))
         else:
@@ -45,13 +51,25 @@ def _restored(point: Recipe, corpus: data.Corpus, acc: Accelerator) -> Run:
 
 def _rider(head: Run, point: Recipe, outcome: Outcome) -> Run:
     schedule = optim.resolved(point.schedule, point.budget)
-    return replace(head, recipe=point, schedule=schedule, id=identity(point, head.corpus.digest), outcome=outcome, unread=[], riders=[])
+    return replace(
+        head,
+        recipe=point,
+        schedule=schedule,
+        id=identity(point, head.corpus.digest),
+        outcome=outcome,
+        unread=[],
+        riders=[],
+    )
 
 
 def leaving(heads: Sequence[Run], tracks: Tracks) -> Iterator[Run]:
     """The riders whose ride is over, taken off their heads: stopped, or with a model of their own."""
     for head in heads:
-        for rider in [rider for rider in head.riders if not rider.going or rider.step == counted.branch_step(rider.recipe)]:
+        for rider in [
+            rider
+            for rider in head.riders
+            if not rider.going or rider.step == counted.branch_step(rider.recipe)
+        ]:
             head.riders.remove(rider)
             _read(rider, tracks)
             yield _parted(rider) if rider.going else rider
@@ -82,6 +100,13 @@ def _read(rider: Run, tracks: Tracks) -> None:
 
 def steps_left(heads: Sequence[Run]) -> int:
     """Steps that runs and their riders still take, those of one horizon together."""
-    left = {steps: max(head.steps - head.step for head in heads if head.steps == steps) for steps in {head.steps for head in heads}}
-    own = {rider.steps: rider.steps - counted.branch_step(rider.recipe) for head in heads for rider in head.riders}
+    left = {
+        steps: max(head.steps - head.step for head in heads if head.steps == steps)
+        for steps in {head.steps for head in heads}
+    }
+    own = {
+        rider.steps: rider.steps - counted.branch_step(rider.recipe)
+        for head in heads
+        for rider in head.riders
+    }
     return sum(left.values()) + sum(own.values())

@@ -91,12 +91,16 @@ def restore(run: Run) -> None:
         found = _read(path)
         if found is not None:
             if found["trial"] != run.id:
-                raise UserError(f"a checkpoint must be of the trial it lies with, {run.id}, but `{path}` is of {found['trial']}")
+                raise UserError(
+                    f"a checkpoint must be of the trial it lies with, {run.id}, but `{path}` is of {found['trial']}"
+                )
             put_back(run, found)
             break
     else:
         if present:
-            raise UserError(f"a checkpoint must be one we wrote, whole, but `{present[0]}` is not: remove it to train from the start")
+            raise UserError(
+                f"a checkpoint must be one we wrote, whole, but `{present[0]}` is not: remove it to train from the start"
+            )
     _require_same_step(run)
 
 
@@ -106,10 +110,16 @@ def _read(path: Path) -> dict[str, Any] | None:
         with zipfile.ZipFile(path) as archive:
             torn = archive.testzip()  # torch.load checks no checksum
         found = torch.load(path, map_location="cpu", weights_only=True)
-        if torn is None and isinstance(found, dict) and found.keys() >= {"trial", "model", "optimizer", "curve"}:
+        if (
+            torn is None
+            and isinstance(found, dict)
+            and found.keys() >= {"trial", "model", "optimizer", "curve"}
+        ):
             return found
         reason = f"the checksum of {torn} is wrong" if torn else "it is something else"
-    except Exception as error:  # a damaged archive fails in many ways: zip's, the unpickler's, torch's
+    except (
+        Exception
+    ) as error:  # a damaged archive fails in many ways: zip's, the unpickler's, torch's
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
     print(f"checkpoint `{path}` cannot be read ({reason})", file=sys.stderr)
     return None
@@ -124,7 +134,10 @@ def put_back(run: Run, found: dict[str, Any]) -> None:
     run.outcome.noise = Noise(**found["noise"])
     run.outcome.curve = found["curve"].tolist()
     run.outcome.held_out, run.outcome.seconds = found["held_out"], found["seconds"]
-    run.outcome.spent, run.outcome.trunk = found.get("spent", float(run.step)), found.get("trunk", {})  # none before there were branches
+    run.outcome.spent, run.outcome.trunk = (
+        found.get("spent", float(run.step)),
+        found.get("trunk", {}),
+    )  # none before there were branches
 
 
 def _require_same_step(run: Run) -> None:
@@ -132,4 +145,6 @@ def _require_same_step(run: Run) -> None:
     if run.acc.num_processes > 1:
         steps = run.acc.gather(torch.tensor([run.step], device=run.acc.device)).tolist()
         if len(set(steps)) > 1:
-            raise UserError(f"`engine.runs` must be a folder that all processes share, but their checkpoints are of steps {steps}")
+            raise UserError(
+                f"`engine.runs` must be a folder that all processes share, but their checkpoints are of steps {steps}"
+            )

@@ -78,4 +78,7 @@ class Replayed:
             self.record = recorded(lambda: work(self.parts))
         except RuntimeError as error:
             why = str(error).splitlines()[0]
-            print(f"stacked steps stay a kernel at a time, as CUDA refused to record them: {why}", file=sys.stderr)
+            print(
+                f"stacked steps stay a kernel at a time, as CUDA refused to record them: {why}",
+                file=sys.stderr,
+            )

@@ -21,9 +21,14 @@ def evaluate(model: nn.Module, corpus: data.Corpus, recipe: Recipe, acc: Acceler
     batch = corpus.held_out_batch(recipe.budget.eval_tokens, recipe.data.seq_len)
     parts = list(zip(*(torch.from_numpy(part).split(EVAL_ROWS) for part in batch), strict=True))
     model.eval()
-    own = (tuple(part.to(acc.device) for part in parts[i]) for i in range(acc.process_index, len(parts), acc.num_processes))
+    own = (
+        tuple(part.to(acc.device) for part in parts[i])
+        for i in range(acc.process_index, len(parts), acc.num_processes)
+    )
     total = sum(float(model(inputs, targets)) * len(inputs) for inputs, targets in own)
     model.train()
     if acc.num_processes > 1:
-        total = float(acc.reduce(torch.tensor(total, dtype=torch.float64, device=acc.device), "sum"))
+        total = float(
+            acc.reduce(torch.tensor(total, dtype=torch.float64, device=acc.device), "sum")
+        )
     return total / len(batch[0])

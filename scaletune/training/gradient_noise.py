@@ -27,7 +27,10 @@ class Noise:
         """
         if not (math.isfinite(small) and math.isfinite(big)):
             return
-        found = (big_rows * big - small_rows * small) / (big_rows - small_rows), (small - big) / (1 / small_rows - 1 / big_rows)
+        found = (
+            (big_rows * big - small_rows * small) / (big_rows - small_rows),
+            (small - big) / (1 / small_rows - 1 / big_rows),
+        )
         self.squared_gradient = DECAY * self.squared_gradient + (1 - DECAY) * found[0]
         self.variance = DECAY * self.variance + (1 - DECAY) * found[1]
         self.weight = DECAY * self.weight + 1 - DECAY

@@ -21,7 +21,10 @@ Part = tuple[Tensor, Tensor]  # inputs, targets
 
 def parts(batch: Batch, acc: Accelerator, accumulation: int) -> list[Part]:
     """This process's rows, every `num_processes`-th of the global batch, in equal micro-batches on the device."""
-    own = (torch.from_numpy(part[acc.process_index :: acc.num_processes]).to(acc.device) for part in batch)
+    own = (
+        torch.from_numpy(part[acc.process_index :: acc.num_processes]).to(acc.device)
+        for part in batch
+    )
     return list(zip(*(part.chunk(accumulation) for part in own), strict=True))
 
 
@@ -33,7 +36,9 @@ class ZLoss:
 
     def __init__(self, net: nn.Module, coefficient: float):
         if not hasattr(net, "lm_head"):
-            raise UserError(f"`training.z_loss` is for language models, but got a {type(net).__name__}")
+            raise UserError(
+                f"`training.z_loss` is for language models, but got a {type(net).__name__}"
+            )
         self.coefficient, self.multiplier = coefficient, cast(float, net.logits)
         self.logits: Tensor | None = None
         net.get_submodule("lm_head").register_forward_hook(self._keep)
@@ -83,16 +88,23 @@ class Descent:
             with self.acc.no_sync(self.model):
                 losses.append(self._descend(part, len(step)))
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            squares.append(_squared(grads) * len(step) ** 2)  # each was descended at 1 / count of its weight
+            squares.append(
+                _squared(grads) * len(step) ** 2
+            )  # each was descended at 1 / count of its weight
             torch._foreach_add_(totals, grads)
             self.net.zero_grad()
         small = torch.stack(squares).mean()
         if self.acc.num_processes > 1:
-            totals, small = [self.acc.reduce(total, "mean") for total in totals], self.acc.reduce(small, "mean")
+            totals, small = (
+                [self.acc.reduce(total, "mean") for total in totals],
+                self.acc.reduce(small, "mean"),
+            )
         for p, total in zip(parameters, totals, strict=True):
             p.grad = total
         rows = len(step[0][0])
-        noise.add(float(small), float(_squared(totals)), rows, rows * len(step) * self.acc.num_processes)
+        noise.add(
+            float(small), float(_squared(totals)), rows, rows * len(step) * self.acc.num_processes
+        )
         return torch.stack(losses).mean()
 
     def _descend(self, part: Part, count: int) -> Tensor:
@@ -100,13 +112,19 @@ class Descent:
         with precision(self.settings, self.acc):
             loss = self.model(*part).sum()
         whole = loss + self.z_loss() if self.z_loss else loss
-        (whole if count == 1 else whole / count).backward()  # `Accelerator.backward` would divide by its own count, and scale for fp16
+        (
+            whole if count == 1 else whole / count
+        ).backward()  # `Accelerator.backward` would divide by its own count, and scale for fp16
         return loss.detach()
 
 
 def precision(settings: Training, acc: Accelerator) -> AbstractContextManager:
     """What a forward pass runs in."""
-    return torch.autocast(acc.device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+    return (
+        torch.autocast(acc.device.type, torch.bfloat16)
+        if settings.precision == "bf16"
+        else nullcontext()
+    )
 
 
 def _squared(tensors: list[Tensor]) -> Tensor:

@@ -26,7 +26,10 @@ from scaletune.training import checkpoints, gradients, onednn_matmul, trackers
 from scaletune.training.evaluation import evaluate
 from scaletune.training.gradient_noise import Noise
 
-LOOK = {"cpu": 1, "cuda": 16}  # steps between looks at the losses: each look makes the host wait for the device
+LOOK = {
+    "cpu": 1,
+    "cuda": 16,
+}  # steps between looks at the losses: each look makes the host wait for the device
 
 
 @dataclass
@@ -40,8 +43,12 @@ class Outcome:
     held_out: list[list[float]] = field(default_factory=list)  # [tokens, loss] of each evaluation
     noise: Noise = field(default_factory=Noise)
     spent: float = 0.0  # optimizer steps, each divided by the trials it served
-    trunk: dict[str, Any] = field(default_factory=dict)  # the trial whose run it rode on, and for how many tokens
-    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "compile": 0.0})
+    trunk: dict[str, Any] = field(
+        default_factory=dict
+    )  # the trial whose run it rode on, and for how many tokens
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "compile": 0.0}
+    )
 
     def diverged(self, message: str) -> None:
         self.status, self.message = "diverged", message
@@ -63,12 +70,16 @@ class Run:
     id: str
     outcome: Outcome = field(default_factory=Outcome)
     unread: list[Tensor] = field(default_factory=list)  # losses that are still on the device
-    riders: list[Run] = field(default_factory=list)  # shorter horizons of the same trial, the longest first
+    riders: list[Run] = field(
+        default_factory=list
+    )  # shorter horizons of the same trial, the longest first
 
     def __post_init__(self) -> None:
         self.parameters = list(self.net.parameters())
         self.steps = self.recipe.budget.steps
-        self.evaluations = {math.ceil(share * self.steps) for share in self.recipe.engine.evaluate_at} - {self.steps}
+        self.evaluations = {
+            math.ceil(share * self.steps) for share in self.recipe.engine.evaluate_at
+        } - {self.steps}
 
     @property
     def step(self) -> int:
@@ -88,7 +99,11 @@ class Run:
     @property
     def ceiling(self) -> float:
         """A loss above it, or none at all, is a divergence; of a regression, which has no vocabulary, one that is not finite."""
-        return 2 * math.log(self.corpus.vocab_size) if self.corpus.vocab_size > 1 else sys.float_info.max
+        return (
+            2 * math.log(self.corpus.vocab_size)
+            if self.corpus.vocab_size > 1
+            else sys.float_info.max
+        )
 
 
 def start(recipe: Recipe, corpus: data.Corpus, acc: Accelerator) -> Run:
@@ -101,15 +116,26 @@ def start(recipe: Recipe, corpus: data.Corpus, acc: Accelerator) -> Run:
     model = acc.prepare(net)
     plan = counting.planned(recipe, corpus.vocab_size)
     opt = optim.optimizer(net, plan, recipe.optimizer)
-    schedule, ema = optim.resolved(recipe.schedule, recipe.budget), optim.ema(net, recipe.schedule, recipe.budget)
-    descent = gradients.Descent(compiled(model, acc) if recipe.engine.compile else model, net, recipe.training, acc)
-    return Run(recipe, corpus, acc, plan, net, descent, opt, schedule, ema, identity(recipe, corpus.digest))
+    schedule, ema = (
+        optim.resolved(recipe.schedule, recipe.budget),
+        optim.ema(net, recipe.schedule, recipe.budget),
+    )
+    descent = gradients.Descent(
+        compiled(model, acc) if recipe.engine.compile else model, net, recipe.training, acc
+    )
+    return Run(
+        recipe, corpus, acc, plan, net, descent, opt, schedule, ema, identity(recipe, corpus.digest)
+    )
 
 
 def compiled(model: nn.Module, acc: Accelerator) -> Callable[..., Tensor]:
     """The model by torch.compile; UserError where nothing could compile it."""
-    if acc.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise UserError("`engine.compile` needs a C++ compiler to train on a CPU, but neither g++ nor clang++ is on the path")
+    if acc.device.type == "cpu" and not any(
+        map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))
+    ):
+        raise UserError(
+            "`engine.compile` needs a C++ compiler to train on a CPU, but neither g++ nor clang++ is on the path"
+        )
     return torch.compile(model)
 
 
@@ -125,7 +151,12 @@ def released(recipe: Recipe, acc: Accelerator) -> Iterator[None]:
             torch.compiler.reset()  # and the compiler every graph, until it gives up on the model's code
 
 
-def train(recipe: Recipe, corpus: data.Corpus, acc: Accelerator, progress: Callable[[float], None] = lambda share: None) -> Outcome:
+def train(
+    recipe: Recipe,
+    corpus: data.Corpus,
+    acc: Accelerator,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Outcome:
     """Train the recipe's point. A loss that is not finite, or above twice ln(vocabulary), ends it as "diverged".
 
     With `engine.checkpoint_every` it goes on from where a killed run of the same trial was, to the same bits on a CPU.
@@ -194,15 +225,26 @@ def clock(run: Run, seconds: float) -> None:
         each.outcome.spent += 1 / len(crew)
     for rider in run.riders:
         rider.unread.append(run.unread[-1])
-        rider.outcome.trunk = {"trunk": run.id, "trunk_tokens": rider.step * rider.recipe.budget.batch_tokens}
+        rider.outcome.trunk = {
+            "trunk": run.id,
+            "trunk_tokens": rider.step * rider.recipe.budget.batch_tokens,
+        }
 
 
 def pace(run: Run) -> None:
     """The learning rates of the step to come; UserError when they are not the plan's."""
     step, steps, warmup = run.step, run.steps, run.recipe.schedule.warmup_tokens
-    warmed = (step + 0.5) * run.recipe.budget.batch_tokens / warmup if warmup else None  # the same for every horizon, to the bit
-    optim.set_share(run.opt, run.schedule, (step + 0.5) / steps, warmed)  # the middle of its tokens: no step has a learning rate of 0
-    if step in (0, min(steps - 1, math.ceil(run.schedule.warmup * steps)), steps - 1):  # the start, after warmup, the end
+    warmed = (
+        (step + 0.5) * run.recipe.budget.batch_tokens / warmup if warmup else None
+    )  # the same for every horizon, to the bit
+    optim.set_share(
+        run.opt, run.schedule, (step + 0.5) / steps, warmed
+    )  # the middle of its tokens: no step has a learning rate of 0
+    if step in (
+        0,
+        min(steps - 1, math.ceil(run.schedule.warmup * steps)),
+        steps - 1,
+    ):  # the start, after warmup, the end
         optim.guard(run.opt, run.plan, f"at step {step} of {steps}")
 
 
@@ -215,7 +257,12 @@ def average(run: Run) -> None:
 def batch(run: Run, step: int) -> list[gradients.Part]:
     """What this process reads at `step`."""
     settings = run.recipe
-    rows = run.corpus.batch(settings.seed, step, settings.budget.batch_tokens // settings.data.seq_len, settings.data.seq_len)
+    rows = run.corpus.batch(
+        settings.seed,
+        step,
+        settings.budget.batch_tokens // settings.data.seq_len,
+        settings.data.seq_len,
+    )
     return gradients.parts(rows, run.acc, settings.engine.accumulation)
 
 
@@ -223,7 +270,9 @@ def descend(run: Run, step: int) -> None:
     """Gradient of the batch of `step`, clipped, and the optimizer's step with the learning rates its groups have."""
     parts, every = batch(run, step), run.recipe.engine.noise_every
     measures = every and step % every == 0
-    run.unread.append(run.descent.measured(parts, run.outcome.noise) if measures else run.descent.backward(parts))
+    run.unread.append(
+        run.descent.measured(parts, run.outcome.noise) if measures else run.descent.backward(parts)
+    )
     move(run)
 
 
@@ -244,19 +293,21 @@ def read(run: Run, track: trackers.Track) -> None:
         curve.append(loss)
         track({"train/loss": loss}, step)
         if not loss <= run.ceiling:
-            run.outcome.diverged(_why(loss, f"loss {loss:.3g} at step {step} of {run.steps}", curve[:-1], run))
+            run.outcome.diverged(
+                _why(loss, f"loss {loss:.3g} at step {step} of {run.steps}", curve[:-1], run)
+            )
             break
     run.outcome.seconds["train"] += time.perf_counter() - began
 
 
 def _why(loss: float, what: str, good: list[float], run: Run) -> str:
     """What diverged, when, by which measure, and what there was before: the `good` losses."""
-    said = f"{what}, " + (f"above 2 ln(vocabulary) = {run.ceiling:.3g}" if math.isfinite(loss) else "not finite")
+    said = f"{what}, " + (
+        f"above 2 ln(vocabulary) = {run.ceiling:.3g}" if math.isfinite(loss) else "not finite"
+    )
     if good:
         return f"{said}; last good loss {good[-1]:.4g} at step {len(good) - 1}"
-    return (
-        f"{said}, before any update: `init_std` or a multiplier is too large for {run.recipe.training.precision}, or the data is not finite"
-    )
+    return f"{said}, before any update: `init_std` or a multiplier is too large for {run.recipe.training.precision}, or the data is not finite"
 
 
 def _hold_out(run: Run, track: trackers.Track) -> float | None:
@@ -267,7 +318,9 @@ def _hold_out(run: Run, track: trackers.Track) -> float | None:
     run.outcome.seconds["evaluate"] += time.perf_counter() - began
     if not loss <= run.ceiling:
         when = "the last step" if run.step == run.steps else f"step {run.step} of {run.steps}"
-        run.outcome.diverged(_why(loss, f"held-out loss {loss:.3g} after {when}", run.outcome.curve, run))
+        run.outcome.diverged(
+            _why(loss, f"held-out loss {loss:.3g} after {when}", run.outcome.curve, run)
+        )
         return None
     track({"held_out/loss": loss}, run.step)
     run.outcome.held_out.append([run.step * run.recipe.budget.batch_tokens, loss])

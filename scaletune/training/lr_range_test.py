@@ -18,7 +18,9 @@ from scaletune.training.processes import accelerator
 SMOOTH = 0.9  # decay of the loss's moving average, a step
 
 
-def lr_range_test(recipe: Recipe, low: float, high: float, steps: int = 100, acc: Accelerator | None = None) -> dict[str, Any]:
+def lr_range_test(
+    recipe: Recipe, low: float, high: float, steps: int = 100, acc: Accelerator | None = None
+) -> dict[str, Any]:
     """Train for `steps` at lr = low * (high / low)**(step / (steps - 1)), peak at base width, and read three learning rates off the loss.
 
     {"records": [{"step", "lr", "loss", "smooth"}], "steepest", "lowest", "diverged_at", "suggestion"}: where the smoothed loss falls
@@ -26,7 +28,9 @@ def lr_range_test(recipe: Recipe, low: float, high: float, steps: int = 100, acc
     `steepest`: a starting point for a sweep, never a substitute; a ramp cannot see warmup, decay or the horizon.
     """
     if not (0 < low < high < math.inf and steps >= 10):
-        raise UserError(f"`0 < low < high` and `steps >= 10` must hold for a range test, but got low={low}, high={high}, steps={steps}")
+        raise UserError(
+            f"`0 < low < high` and `steps >= 10` must hold for a range test, but got low={low}, high={high}, steps={steps}"
+        )
     recipe = with_settings(recipe.model_copy(update={"axes": {}}), {"engine.noise_every": 0})
     acc = acc or accelerator()
     lrs = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
@@ -50,7 +54,9 @@ def _ramped(run: Run, lrs: Sequence[float]) -> list[float]:
     return losses
 
 
-def summary(lrs: Sequence[float], losses: Sequence[float], ceiling: float = math.inf) -> dict[str, Any]:
+def summary(
+    lrs: Sequence[float], losses: Sequence[float], ceiling: float = math.inf
+) -> dict[str, Any]:
     """What a range test says of (lr, loss) pairs, lr rising; a loss that is not finite or above `ceiling` ends what is looked at."""
     end = next((i for i, loss in enumerate(losses) if not loss <= ceiling), None)
     smooth = _smoothed(losses[:end])
@@ -58,12 +64,21 @@ def summary(lrs: Sequence[float], losses: Sequence[float], ceiling: float = math
         {"step": i, "lr": lr, "loss": loss, "smooth": smooth[i] if i < len(smooth) else None}
         for i, (lr, loss) in enumerate(zip(lrs, losses, strict=True)) if math.isfinite(loss)
     ]  # fmt: skip
-    found = {"records": records, "steepest": None, "lowest": None, "diverged_at": None if end is None else lrs[end], "suggestion": None}
+    found = {
+        "records": records,
+        "steepest": None,
+        "lowest": None,
+        "diverged_at": None if end is None else lrs[end],
+        "suggestion": None,
+    }
     if len(smooth) < 3:
         return found
     lowest = min(range(len(smooth)), key=smooth.__getitem__)
     back = next((i for i in range(lowest, len(smooth)) if smooth[i] > smooth[0]), None)
-    slopes = torch.gradient(torch.tensor(smooth, dtype=torch.float64), spacing=(torch.tensor(lrs[: len(smooth)]).double().log(),))[0]
+    slopes = torch.gradient(
+        torch.tensor(smooth, dtype=torch.float64),
+        spacing=(torch.tensor(lrs[: len(smooth)]).double().log(),),
+    )[0]
     steepest = lrs[int(slopes[: lowest + 1].argmin())]
     falls = smooth[lowest] < smooth[0]  # a loss that only rises has no learning rate to suggest
     return found | {

@@ -22,7 +22,9 @@ from scaletune import zoo
 from scaletune.recipe import Recipe
 
 POSITIONS = 128  # longest sequence whose attention is two whole products
-PAYS = 2**14  # rows of a product times the width from which on it is quicker: below, oneDNN's start of each call outweighs its kernel
+PAYS = (
+    2**14
+)  # rows of a product times the width from which on it is quicker: below, oneDNN's start of each call outweighs its kernel
 ROUNDING = 1e-5  # of the largest entry: float32 errs by 1e-6 here, bfloat16 by 4e-3
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -50,7 +52,11 @@ def _by_onednn() -> Iterator[None]:
 def _own_graphs() -> AbstractContextManager:
     """The compiler's cache knows a model's code, not which attention it was compiled with: a key of our own beside the user's."""
     config: Any = getattr(torch.compiler, "config", None)  # not in every version
-    return config.patch(cache_key_tag=f"{config.cache_key_tag}whole") if hasattr(config, "cache_key_tag") else nullcontext()
+    return (
+        config.patch(cache_key_tag=f"{config.cache_key_tag}whole")
+        if hasattr(config, "cache_key_tag")
+        else nullcontext()
+    )
 
 
 def applies(recipe: Recipe, device: torch.device) -> bool:
@@ -78,7 +84,11 @@ def _pays(recipe: Recipe) -> bool:
 @cache
 def _able() -> bool:
     """A 512-bit AMD processor, whose products under "medium" are float32's."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not CPUINFO.exists() or "AuthenticAMD" not in CPUINFO.read_text():
+    if (
+        torch.backends.cpu.get_cpu_capability() != "AVX512"
+        or not CPUINFO.exists()
+        or "AuthenticAMD" not in CPUINFO.read_text()
+    ):
         return False
     with _by_onednn():
         return exact(lambda a, b: torch.bmm(a[None], b[None])[0])

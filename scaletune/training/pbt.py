@@ -35,7 +35,11 @@ class Breeding:
 
 
 def population(
-    points: Sequence[Recipe], sweep: str, how: Breeding, acc: Accelerator, progress: Callable[[float], None] = lambda share: None
+    points: Sequence[Recipe],
+    sweep: str,
+    how: Breeding,
+    acc: Accelerator,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> list[tuple[Trial, list[float]]]:
     """Train the points as one population; what `trial` gives for each lineage that is left at the end, a lineage that is left twice once."""
     refuse(points)
@@ -50,14 +54,29 @@ def population(
         for run, track in zip(runs, tracks, strict=True):
             loop.finish(run, track)
         left = {identity(run.recipe, corpus.digest): run for run in reversed(runs)}
-        return [(_recorded(run, sweep, len(runs)), run.outcome.curve) for run in reversed(left.values())]
+        return [
+            (_recorded(run, sweep, len(runs)), run.outcome.curve) for run in reversed(left.values())
+        ]
 
 
 def _recorded(run: Run, sweep: str, members: int) -> Trial:
-    return record(run.recipe, sweep, run.corpus, run.outcome, run.acc, sum(run.outcome.seconds.values()), members)
+    return record(
+        run.recipe,
+        sweep,
+        run.corpus,
+        run.outcome,
+        run.acc,
+        sum(run.outcome.seconds.values()),
+        members,
+    )
 
 
-def _train(runs: Sequence[Run], tracks: Sequence[trackers_module.Track], how: Breeding, progress: Callable[[float], None]) -> None:
+def _train(
+    runs: Sequence[Run],
+    tracks: Sequence[trackers_module.Track],
+    how: Breeding,
+    progress: Callable[[float], None],
+) -> None:
     """Step by step as one model; between intervals the worse half is replaced. Ends early where all have diverged."""
     steps, rng, stack = runs[0].steps, np.random.default_rng(how.seed), Stack(runs)
     marks = generations(how.every, steps)
@@ -83,7 +102,10 @@ def generations(every: float, steps: int) -> list[int]:
 
 def _breed(runs: Sequence[Run], step: int, factor: float, rng: np.random.Generator) -> None:
     """Every member of the worse half by held-out loss, a diverged one before all, goes on from one drawn from the better half."""
-    order = sorted(range(len(runs)), key=lambda k: runs[k].outcome.held_out[-1][1] if runs[k].sound else math.inf)
+    order = sorted(
+        range(len(runs)),
+        key=lambda k: runs[k].outcome.held_out[-1][1] if runs[k].sound else math.inf,
+    )
     better = [k for k in order[: math.ceil(len(runs) / 2)] if runs[k].sound]
     for k in order[math.ceil(len(runs) / 2) :] if better else []:
         parent, up = runs[better[int(rng.integers(len(better)))]], bool(rng.integers(2))
@@ -96,12 +118,20 @@ def inherit(run: Run, parent: Run, step: int, by: float) -> None:
     run.unread.clear()
     checkpoints.put_back(run, checkpoints.apart(checkpoints.content(parent)))
     run.recipe, run.plan = _turned(parent.recipe, step, by), parent.plan
-    run.schedule, run.id = optim.resolved(run.recipe.schedule, run.recipe.budget), identity(run.recipe, run.corpus.digest)
+    run.schedule, run.id = (
+        optim.resolved(run.recipe.schedule, run.recipe.budget),
+        identity(run.recipe, run.corpus.digest),
+    )
 
 
 def _turned(recipe: Recipe, step: int, by: float) -> Recipe:
     """The recipe with lr times `by` from `step` on."""
     before = recipe.schedule
-    shares, multipliers = (before.shares, before.multipliers) if before.kind == "table" else ([0.0], [1.0])
-    table = {"schedule.shares": [*shares, step / recipe.budget.steps], "schedule.multipliers": [*multipliers, multipliers[-1] * by]}
+    shares, multipliers = (
+        (before.shares, before.multipliers) if before.kind == "table" else ([0.0], [1.0])
+    )
+    table = {
+        "schedule.shares": [*shares, step / recipe.budget.steps],
+        "schedule.multipliers": [*multipliers, multipliers[-1] * by],
+    }
     return with_settings(recipe, {"schedule.kind": "table", **table})

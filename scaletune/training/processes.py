@@ -32,10 +32,14 @@ def accelerator() -> Accelerator:
 
 def _require_gpus(processes: int) -> None:
     if processes > torch.cuda.device_count():
-        raise UserError(f"`processes <= GPUs` must hold, but got {processes} processes and {torch.cuda.device_count()} GPUs")
+        raise UserError(
+            f"`processes <= GPUs` must hold, but got {processes} processes and {torch.cuda.device_count()} GPUs"
+        )
 
 
-def launched(recipe: Recipe, sweep: str, progress: Callable[[float], None] = lambda share: None) -> tuple[Trial, list[float]]:
+def launched(
+    recipe: Recipe, sweep: str, progress: Callable[[float], None] = lambda share: None
+) -> tuple[Trial, list[float]]:
     """`trial` over `engine.processes` processes started here, a GPU each where there are any; they end when this one does."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -54,7 +58,9 @@ def launched(recipe: Recipe, sweep: str, progress: Callable[[float], None] = lam
     try:
         return elastic_launch(config, _rank)(recipe.model_dump(), sweep, os.getpid(), shares)[0]
     except ChildFailedError as error:
-        message: Any = error.get_first_failure()[1].message  # declared a string, but a record of a raised error is a dict
+        message: Any = error.get_first_failure()[
+            1
+        ].message  # declared a string, but a record of a raised error is a dict
         said = str(message.get("message") if isinstance(message, dict) else message)
         if not said.startswith(_OURS):
             raise
@@ -81,7 +87,9 @@ def _tell(shares: Any, progress: Callable[[float], None]) -> None:
         progress(share)
 
 
-def _rank(content: dict[str, Any], sweep: str, parent: int, shares: Any) -> tuple[Trial, list[float]]:
+def _rank(
+    content: dict[str, Any], sweep: str, parent: int, shares: Any
+) -> tuple[Trial, list[float]]:
     """One process of a launched trial."""
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     acc = accelerator()

@@ -32,7 +32,12 @@ from scaletune.training import trackers as trackers_module
 from scaletune.training.loop import Run, released
 from scaletune.training.trials import forget_peak, record
 
-MULTIPLIERS = ("multiplier", "embedding", "residual", "logits")  # attributes of modules: a float, [K, 1, 1] where trials differ
+MULTIPLIERS = (
+    "multiplier",
+    "embedding",
+    "residual",
+    "logits",
+)  # attributes of modules: a float, [K, 1, 1] where trials differ
 
 
 class Stack:
@@ -41,7 +46,9 @@ class Stack:
     def __init__(self, runs: Sequence[Run]):
         self.runs, first = list(runs), runs[0]
         self.seeds = {run.recipe.seed: run for run in runs}
-        self.net = models.build(first.recipe, first.corpus.vocab_size, [run.recipe.seed for run in runs]).to(first.acc.device)
+        self.net = models.build(
+            first.recipe, first.corpus.vocab_size, [run.recipe.seed for run in runs]
+        ).to(first.acc.device)
         _own_multipliers(self.net, [run.net for run in runs])
         self.parameters = list(self.net.parameters())
         for i, p in enumerate(self.parameters):
@@ -51,7 +58,9 @@ class Stack:
                 row.data = part  # one storage: an optimizer's step on the row is the stack's
         self.model = loop.compiled(self.net, first.acc) if first.recipe.engine.compile else self.net
         self.vector = self._vector()
-        self.move = self.vector and (torch.compile(self.vector.step) if first.recipe.engine.compile else self.vector.step)
+        self.move = self.vector and (
+            torch.compile(self.vector.step) if first.recipe.engine.compile else self.vector.step
+        )
         one_launch = self.vector is not None and cuda_graph.applies(first.recipe, first.acc.device)
         self.replayed = cuda_graph.Replayed() if one_launch else None
 
@@ -93,7 +102,9 @@ class Stack:
         if len(read) == 1:
             return read[self.runs[0].recipe.seed]
         rows = zip(*(read[run.recipe.seed] for run in self.runs), strict=True)
-        return [(torch.stack([x for x, _ in row]), torch.stack([y for _, y in row])) for row in rows]
+        return [
+            (torch.stack([x for x, _ in row]), torch.stack([y for _, y in row])) for row in rows
+        ]
 
     def _step(self, parts: Sequence[gradients.Part]) -> Tensor:
         """What of a step is the device's alone: gradients, and the update where it is one for all. Each trial's mean loss, [K]."""
@@ -109,9 +120,15 @@ class Stack:
         for part in parts:
             with gradients.precision(first.recipe.training, first.acc):
                 loss = self.model(*part)
-            (loss if len(parts) == 1 else loss / len(parts)).sum().backward()  # the sum: a mean would divide each by K
+            (
+                loss if len(parts) == 1 else loss / len(parts)
+            ).sum().backward()  # the sum: a mean would divide each by K
             losses.append(loss.detach())
-        return losses[0] if len(losses) == 1 else torch.stack([torch.stack(each).mean() for each in zip(*losses, strict=True)])
+        return (
+            losses[0]
+            if len(losses) == 1
+            else torch.stack([torch.stack(each).mean() for each in zip(*losses, strict=True)])
+        )
 
 
 def _own_multipliers(net: nn.Module, nets: Sequence[nn.Module]) -> None:
@@ -120,11 +137,18 @@ def _own_multipliers(net: nn.Module, nets: Sequence[nn.Module]) -> None:
         for name in MULTIPLIERS:
             values = [getattr(other, name, None) for other in theirs]
             if len(set(values)) > 1:
-                setattr(module, name, torch.tensor(values, device=next(net.parameters()).device)[:, None, None])
+                setattr(
+                    module,
+                    name,
+                    torch.tensor(values, device=next(net.parameters()).device)[:, None, None],
+                )
 
 
 def stacked(
-    points: Sequence[Recipe], sweeps: Sequence[str], acc: Accelerator, progress: Callable[[float], None] = lambda share: None
+    points: Sequence[Recipe],
+    sweeps: Sequence[str],
+    acc: Accelerator,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Iterator[tuple[Trial, list[float]]]:
     """Train points as one model, and horizons of a trial on one trunk: what `trial` gives for each, as soon as it is done or has diverged.
 
@@ -135,8 +159,15 @@ def stacked(
     forget_peak(acc)
     with released(points[0], acc), ExitStack() as trackers:
         heads = branches_module.started(points, corpus, acc)
-        tracks = {run.id: trackers.enter_context(trackers_module.opened(run)) for head in heads for run in (head, *head.riders)}
-        asked = {identity(point, corpus.digest): sweep for point, sweep in zip(points, sweeps, strict=True)}
+        tracks = {
+            run.id: trackers.enter_context(trackers_module.opened(run))
+            for head in heads
+            for run in (head, *head.riders)
+        }
+        asked = {
+            identity(point, corpus.digest): sweep
+            for point, sweep in zip(points, sweeps, strict=True)
+        }
         rows = Counter(point.budget.tokens for point in points)
         for run in (run for head in heads for run in (head, *head.riders)):
             loop.look(run, tracks[run.id])
@@ -144,21 +175,32 @@ def stacked(
         for run in _cohorts(heads, tracks, lambda left: progress(max(0.0, 1 - left / whole))):
             loop.finish(run, tracks[run.id])
             seconds, tokens = sum(run.outcome.seconds.values()), run.recipe.budget.tokens
-            yield record(run.recipe, asked[run.id], corpus, run.outcome, acc, seconds, rows[tokens]), run.outcome.curve
+            yield (
+                record(run.recipe, asked[run.id], corpus, run.outcome, acc, seconds, rows[tokens]),
+                run.outcome.curve,
+            )
 
 
 def refuse(points: Sequence[Recipe]) -> None:
     """UserError on points that cannot train as one model, or on one trunk."""
-    heads = [point for point, server in zip(points, branches.servers(points), strict=True) if server is None]
+    heads = [
+        point
+        for point, server in zip(points, branches.servers(points), strict=True)
+        if server is None
+    ]
     for point in heads:
         if odd := counted.unlike(heads[0], point):
             names = ", ".join(f"`{name}`" for name in odd)
-            raise UserError(f"trials that train as one model must have the same {names}, but got others: train them apart")
+            raise UserError(
+                f"trials that train as one model must have the same {names}, but got others: train them apart"
+            )
         if len(heads) > 1 and (why := counted.alone(point)):
             raise UserError(f"a trial trains by itself with {why}")
 
 
-def _cohorts(runs: Sequence[Run], tracks: branches_module.Tracks, say: Callable[[int], None]) -> Iterator[Run]:
+def _cohorts(
+    runs: Sequence[Run], tracks: branches_module.Tracks, say: Callable[[int], None]
+) -> Iterator[Run]:
     """Train the runs of one horizon together, one horizon after the other; `say` is told the steps that are left."""
     for steps in sorted({run.steps for run in runs}):
         after = branches_module.steps_left([run for run in runs if run.steps > steps])
@@ -166,7 +208,9 @@ def _cohorts(runs: Sequence[Run], tracks: branches_module.Tracks, say: Callable[
         yield from _stopping(cohort, tracks, lambda own, after=after: say(own + after))  # type: ignore[misc]
 
 
-def _stopping(runs: Sequence[Run], tracks: branches_module.Tracks, say: Callable[[int], None]) -> Iterator[Run]:
+def _stopping(
+    runs: Sequence[Run], tracks: branches_module.Tracks, say: Callable[[int], None]
+) -> Iterator[Run]:
     """Train runs, and those that ride on them; each when it stops. Those that a checkpoint left behind catch up first."""
     going, stack = list(runs), None
     while going:
@@ -185,7 +229,9 @@ def _stopping(runs: Sequence[Run], tracks: branches_module.Tracks, say: Callable
             say(branches_module.steps_left([run for run in going if run.sound]))
 
 
-def _branched(heads: Sequence[Run], tracks: branches_module.Tracks, say: Callable[[int], None]) -> Iterator[Run]:
+def _branched(
+    heads: Sequence[Run], tracks: branches_module.Tracks, say: Callable[[int], None]
+) -> Iterator[Run]:
     """Train what leaves the heads at this step to its end, and forget its models; the heads wait."""
     runs = list(branches_module.leaving(heads, tracks))
     if runs:

@@ -22,8 +22,13 @@ def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """{"model": {"width": 64}} -> {"model.width": 64}: TensorBoard takes no nested values, and no lists."""
     found: dict[str, Any] = {}
     for key, value in table.items():
-        found |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
-    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in found.items()}
+        found |= (
+            _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
+        )
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in found.items()
+    }
 
 
 def _tensorboard(where: Path, run: Run) -> tracking.GeneralTracker:
@@ -35,7 +40,14 @@ def _wandb(where: Path, run: Run) -> tracking.GeneralTracker:
     import wandb
 
     settings = wandb.Settings(console="off", silent=True)
-    return tracking.WandBTracker(run.recipe.name, name=run.id, dir=str(where), mode="offline", reinit="finish_previous", settings=settings)
+    return tracking.WandBTracker(
+        run.recipe.name,
+        name=run.id,
+        dir=str(where),
+        mode="offline",
+        reinit="finish_previous",
+        settings=settings,
+    )
 
 
 MAKERS = {"tensorboard": _tensorboard, "wandb": _wandb}
@@ -64,6 +76,8 @@ def _started(name: str, run: Run) -> tracking.GeneralTracker:
         tracker = MAKERS[name](where, run)
         tracker.start()
     except ImportError as error:
-        raise UserError(f"tracker {name!r} needs a package that is not installed ({error.name}): pip install 'scaletune[track]'") from error
+        raise UserError(
+            f"tracker {name!r} needs a package that is not installed ({error.name}): pip install 'scaletune[track]'"
+        ) from error
     tracker.store_init_configuration(_flat(run.recipe.point()))
     return tracker

@@ -23,7 +23,10 @@ from scaletune.training.loop import Outcome, released, train
 
 
 def trial(
-    recipe: Recipe, sweep: str, acc: Accelerator, progress: Callable[[float], None] = lambda share: None
+    recipe: Recipe,
+    sweep: str,
+    acc: Accelerator,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Trial, list[float]]:
     """Train a recipe's point and put it on record: (the trial, its training loss per step).
 
@@ -39,7 +42,15 @@ def trial(
     return record(recipe, sweep, corpus, outcome, acc, time.perf_counter() - began), outcome.curve
 
 
-def record(recipe: Recipe, sweep: str, corpus: data.Corpus, outcome: Outcome, acc: Accelerator, seconds: float, stack: int = 1) -> Trial:
+def record(
+    recipe: Recipe,
+    sweep: str,
+    corpus: data.Corpus,
+    outcome: Outcome,
+    acc: Accelerator,
+    seconds: float,
+    stack: int = 1,
+) -> Trial:
     """What a loop left behind, as a record; `stack`: trials that were one model, this one among them."""
     tail = outcome.curve[-max(1, len(outcome.curve) // 10) :]
     train_loss = sum(tail) / len(tail) if outcome.status == "done" else None
@@ -60,13 +71,17 @@ def _provenance(recipe: Recipe, acc: Accelerator, stack: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _metrics(outcome: Outcome, recipe: Recipe, corpus: data.Corpus, acc: Accelerator) -> dict[str, Any]:
+def _metrics(
+    outcome: Outcome, recipe: Recipe, corpus: data.Corpus, acc: Accelerator
+) -> dict[str, Any]:
     return {
         "seconds": {name: round(spent, 3) for name, spent in outcome.seconds.items()},
         "peak_bytes": _peak(acc),
         "held_out": outcome.held_out,
         "noise": outcome.noise.metrics(recipe.data.seq_len),
-        "flops_spent": counting.flops_per_token(recipe.model, corpus.vocab_size, recipe.data.seq_len)
+        "flops_spent": counting.flops_per_token(
+            recipe.model, corpus.vocab_size, recipe.data.seq_len
+        )
         * (outcome.spent * recipe.budget.batch_tokens),
         "data": corpus.seen(recipe.budget.tokens, recipe.budget.batch_tokens, recipe.data.seq_len),
     }
@@ -90,7 +105,11 @@ def _peak(acc: Accelerator) -> int:
     if acc.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     if sys.platform == "linux":
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(
+            line
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
         return int(line.split()[1]) * 1024
     import resource  # not on Windows
 

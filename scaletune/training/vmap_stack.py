@@ -30,21 +30,30 @@ class VmapStack(nn.Module):
         super().__init__()
         kinds = {type(module).__name__ for module in modules}
         if len(kinds) != 1:
-            raise UserError(f"the modules of a stack must be of one kind, but got {', '.join(sorted(kinds)) or 'none'}")
+            raise UserError(
+                f"the modules of a stack must be of one kind, but got {', '.join(sorted(kinds)) or 'none'}"
+            )
         for module in modules[1:]:
             _same_shapes(modules[0], module)
         parameters, buffers = _stacked(modules)
-        self.__dict__["template"] = copy.deepcopy(modules[0]).to("meta")  # hidden from the module tree: it holds no weights, and ties none
+        self.__dict__["template"] = copy.deepcopy(modules[0]).to(
+            "meta"
+        )  # hidden from the module tree: it holds no weights, and ties none
         self.ties = _ties(modules[0])
         self.stacked = nn.ParameterDict(
-            {name.replace(".", "/"): nn.Parameter(value.detach(), value.requires_grad) for name, value in parameters.items()}
+            {
+                name.replace(".", "/"): nn.Parameter(value.detach(), value.requires_grad)
+                for name, value in parameters.items()
+            }
         )
         for name, value in buffers.items():
             self.register_buffer(f"buffer/{name.replace('.', '/')}", value)
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers under the names they have in one module, a tied one under each of its own, [K, ...] each."""
-        own = dict(self.stacked.items()) | {name.removeprefix("buffer/"): value for name, value in self.named_buffers()}
+        own = dict(self.stacked.items()) | {
+            name.removeprefix("buffer/"): value for name, value in self.named_buffers()
+        }
         state = {name.replace("/", "."): value for name, value in own.items()}
         return state | {name: state[first] for name, first in self.ties.items()}
 
@@ -68,27 +77,40 @@ class VmapStack(nn.Module):
 
 def _refused(module: nn.Module, error: Exception) -> UserError:
     reason = str(error).splitlines()[0]
-    return UserError(f"a {type(module).__name__} cannot stack, as vmap refuses it ({reason}): train its trials apart")
+    return UserError(
+        f"a {type(module).__name__} cannot stack, as vmap refuses it ({reason}): train its trials apart"
+    )
 
 
 def _stacked(modules: Sequence[nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         return stack_module_state(list(modules))
-    except (RuntimeError, ValueError) as error:  # of parametrized modules each has a class of its own; some are frozen, others not
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # of parametrized modules each has a class of its own; some are frozen, others not
         raise _refused(modules[0], error) from error
 
 
 def _ties(module: nn.Module) -> dict[str, str]:
     """The further names of a tensor that has several -> its first."""
     firsts, ties = dict[Tensor, str](), {}
-    for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+    for name, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
         if firsts.setdefault(tensor, name) != name:
             ties[name] = firsts[tensor]
     return ties
 
 
 def _same_shapes(one: nn.Module, other: nn.Module) -> None:
-    here, there = ({name: tuple(value.shape) for name, value in module.state_dict().items()} for module in (one, other))
+    here, there = (
+        {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        for module in (one, other)
+    )
     odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
     if odd:
-        raise UserError(f"the modules of a stack must have the same shapes, but `{odd[0]}` is {here.get(odd[0])} and {there.get(odd[0])}")
+        raise UserError(
+            f"the modules of a stack must have the same shapes, but `{odd[0]}` is {here.get(odd[0])} and {there.get(odd[0])}"
+        )

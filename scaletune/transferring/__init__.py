@@ -60,7 +60,9 @@ def one_std(transfer: Transfer) -> tuple[list[Planned], dict[str, float]]:
     """
     hidden = {row.init_std * row.multiplier for row in transfer.plan if row.role == "hid"}
     if max(hidden) > min(hidden) * (1 + 1e-9):
-        raise UserError(f"one init std for all matrices must be reachable, but the hidden ones act with {sorted(hidden)}")
+        raise UserError(
+            f"one init std for all matrices must be reachable, but the hidden ones act with {sorted(hidden)}"
+        )
     common = min(hidden)
     theta = {row.name: row.init_std / common if row.init_std else 1.0 for row in transfer.plan}
     theta |= {row.name: 1 / row.multiplier for row in transfer.plan if routes(row)}
@@ -102,7 +104,9 @@ def known_formats(to: Iterable[str], force: bool = False) -> list[str]:
         if name not in FORMATS:
             raise UserError(f"unknown format `{name}`{nearest(name, FORMATS)}")
         if wanted and wanted != FORMATS[name]:
-            raise UserError(f"format `{name}` is written for version {FORMATS[name]} of its stack, but got {wanted!r}")
+            raise UserError(
+                f"format `{name}` is written for version {FORMATS[name]} of its stack, but got {wanted!r}"
+            )
         if name in UNPROVEN and not force:
             raise UserError(
                 f"format `{name}` has {UNPROVEN[name]}, which no proxy had: it must be asked for with --force, or emit 'granite'"
@@ -117,16 +121,26 @@ def _far(fit: Fit, at: Mapping[str, float], force: bool) -> list[str]:
         value = at.get(column)
         factor = max(value / high, low / value) if value else 1.0
         if factor > TOO_FAR * (1 + 1e-9):
-            said.append(f"{column} {value:.4g} is {factor:.3g} times outside the fitted range [{low:.4g}, {high:.4g}]")
+            said.append(
+                f"{column} {value:.4g} is {factor:.3g} times outside the fitted range [{low:.4g}, {high:.4g}]"
+            )
     if said and not force:
-        raise UserError(f"a transfer over more than {TOO_FAR}x must be asked for with --force, but {said[0]}")
+        raise UserError(
+            f"a transfer over more than {TOO_FAR}x must be asked for with --force, but {said[0]}"
+        )
     return [f"forced: {sentence}, more than {TOO_FAR}x" for sentence in said]
 
 
 def _with_interval(best: Prediction) -> Prediction:
     """The prediction; UserError where it does not say how sure its learning rate is, or says that it is not sure at all."""
-    if not (pair := best.interval.get("lr")) or not all(map(math.isfinite, pair)) or pair[1] > UNSURE * pair[0]:
-        raise UserError(f"a transfer must say how sure it is, but the fit's interval of lr at this target is {pair}")
+    if (
+        not (pair := best.interval.get("lr"))
+        or not all(map(math.isfinite, pair))
+        or pair[1] > UNSURE * pair[0]
+    ):
+        raise UserError(
+            f"a transfer must say how sure it is, but the fit's interval of lr at this target is {pair}"
+        )
     return best
 
 
@@ -134,7 +148,11 @@ def _depth_sentence(target: Recipe, fitted_depths: list[float]) -> list[str]:
     depth, p = target.model.depth, target.parametrization
     if not fitted_depths or (fitted_depths[0] <= depth <= fitted_depths[-1]):
         return []
-    rule = f"by residual branches ~ depth**-{p.depth_alpha:g}" if p.depth_alpha else "with no depth rule"
+    rule = (
+        f"by residual branches ~ depth**-{p.depth_alpha:g}"
+        if p.depth_alpha
+        else "with no depth rule"
+    )
     return [f"depth {fitted_depths[-1]:g} -> {depth} {rule}: no proxy tested another depth"]
 
 
@@ -147,15 +165,23 @@ def differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> lis
     for section, shared in setting.items():
         for key, value in shared.items():
             mine = content[section].get(key, value)
-            if mine == value or (section, key) == ("data", "source") or (mine, key) == (None, "vocab_size"):  # the data's own
+            if (
+                mine == value
+                or (section, key) == ("data", "source")
+                or (mine, key) == (None, "vocab_size")
+            ):  # the data's own
                 continue
             if section == "parametrization":
                 raise UserError(
                     f"a target must be parametrized as the proxies were, but `{section}.{key}` is {mine!r} and theirs {value!r}"
                 )
             if section == "optimizer" and key in LR_MEANS:
-                raise UserError(f"a target must have the proxies' optimizer, but `{section}.{key}` is {mine!r} and theirs {value!r}")
-            said.append(f"`{section}.{key}` is {mine!r} and was {value!r} in every proxy: taken not to move the optimum")
+                raise UserError(
+                    f"a target must have the proxies' optimizer, but `{section}.{key}` is {mine!r} and theirs {value!r}"
+                )
+            said.append(
+                f"`{section}.{key}` is {mine!r} and was {value!r} in every proxy: taken not to move the optimum"
+            )
     return said
 
 
@@ -181,24 +207,44 @@ def _predicted(fit: Fit, target: Recipe, n_params: int) -> tuple[Prediction, Pri
     batch = target.budget.batch_tokens
     best = at_batch(fit, n_params, target.budget.tokens, batch)
     if best.lr is None or not math.isfinite(best.lr):
-        raise UserError(f"a transfer needs a law that gives a learning rate, but `{fit.law}` gives none")
+        raise UserError(
+            f"a transfer needs a law that gives a learning rate, but `{fit.law}` gives none"
+        )
     if best.batch_tokens is None:
-        return _with_interval(best), Prior(1.0, f"batch of {batch:g} tokens: the fitted runs have no one batch size, lr is taken as it is")
+        return _with_interval(best), Prior(
+            1.0,
+            f"batch of {batch:g} tokens: the fitted runs have no one batch size, lr is taken as it is",
+        )
     return _with_interval(best), batch_rule(batch, best.batch_tokens, target.optimizer.beta1)
 
 
-def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None, force: bool = False) -> Transfer:
+def prepare(
+    fit: Fit, target: Recipe, vocab_size: int | None = None, force: bool = False
+) -> Transfer:
     """The fit's prediction at the target, put into the target recipe.
 
     UserError when the target is not parametrized as the proxies were, or lies more than TOO_FAR times outside them and `force` is not set.
     """
     setting = fit.provenance.get("setting") or {}
-    vocab_size = vocab_size or target.data.vocab_size or setting.get("data", {}).get("vocab_size") or counting.BYTES_TEXT_VOCAB
+    vocab_size = (
+        vocab_size
+        or target.data.vocab_size
+        or setting.get("data", {}).get("vocab_size")
+        or counting.BYTES_TEXT_VOCAB
+    )
     unlike = differences(target, setting)
-    doubts = [f"of the rules: {caveat}" for caveat in caveats(target.parametrization.form, target.optimizer.rule)]
+    doubts = [
+        f"of the rules: {caveat}"
+        for caveat in caveats(target.parametrization.form, target.optimizer.rule)
+    ]
     n = counting.params(target.model, vocab_size)["n_params"]
     best, prior = _predicted(fit, target, n)
-    scale = {"n_params": n, "tokens": target.budget.tokens, "batch_tokens": target.budget.batch_tokens, "depth": target.model.depth}
+    scale = {
+        "n_params": n,
+        "tokens": target.budget.tokens,
+        "batch_tokens": target.budget.batch_tokens,
+        "depth": target.model.depth,
+    }
     far = _far(fit, scale, force)
     assert best.lr is not None
 
@@ -216,7 +262,13 @@ def prepare(fit: Fit, target: Recipe, vocab_size: int | None = None, force: bool
     if best.weight_decay is not None:  # the lr is the best at this one
         settings["weight_decay"] = evidence["weight_decay"] = float(f"{best.weight_decay:.4g}")
     chosen = with_settings(target, settings | {"evidence": evidence})
-    return Transfer(chosen, vocab_size, counting.planned(chosen, vocab_size), counting.multipliers(chosen, vocab_size), evidence)
+    return Transfer(
+        chosen,
+        vocab_size,
+        counting.planned(chosen, vocab_size),
+        counting.multipliers(chosen, vocab_size),
+        evidence,
+    )
 
 
 def transfer(

@@ -26,23 +26,40 @@ def _factors(multipliers: Mapping[str, float], head_dim: int) -> dict[str, float
     }  # fmt: skip
 
 
-def folded(rows: Sequence[Planned], multipliers: Mapping[str, float], model: Model) -> tuple[list[Planned], float]:
+def folded(
+    rows: Sequence[Planned], multipliers: Mapping[str, float], model: Model
+) -> tuple[list[Planned], float]:
     """(rows that all act as they are, what still multiplies the logits): 1, but of a tied head the ratio of its two multipliers."""
     if not isinstance(model, Decoder) or model.qk_norm:
-        what = f"`model.family` {model.family!r}" if not isinstance(model, Decoder) else "`model.qk_norm` True"
-        raise UserError(f"multipliers can be written into the weights of a decoder without norms of queries and keys, but got {what}")
+        what = (
+            f"`model.family` {model.family!r}"
+            if not isinstance(model, Decoder)
+            else "`model.qk_norm` True"
+        )
+        raise UserError(
+            f"multipliers can be written into the weights of a decoder without norms of queries and keys, but got {what}"
+        )
     found = []
     for row in rows:
-        own = next((f for part, f in _factors(multipliers, model.head_dim).items() if part in row.name), 1.0)
-        own *= row.multiplier if row.role == "hid" or routes(row) else 1.0  # of emb and out it is in `multipliers` already
-        own = 1.0 if math.isclose(own, 1, rel_tol=1e-12) else own  # roundings would tell tensors apart that a stack keeps in one
+        own = next(
+            (f for part, f in _factors(multipliers, model.head_dim).items() if part in row.name),
+            1.0,
+        )
+        own *= (
+            row.multiplier if row.role == "hid" or routes(row) else 1.0
+        )  # of emb and out it is in `multipliers` already
+        own = (
+            1.0 if math.isclose(own, 1, rel_tol=1e-12) else own
+        )  # roundings would tell tensors apart that a stack keeps in one
         found.append(shift(replace(row, multiplier=own), 1 / own, row.family))
     return found, multipliers["logits"] / multipliers["embedding"] if model.tied else 1.0
 
 
 def without_multipliers(transfer: Transfer, stack: str) -> list[Planned]:
     """The rows for a stack that has no multiplier at all; UserError where a tied head would need one."""
-    return without_logits(*folded(transfer.plan, transfer.multipliers, transfer.target.model), stack)
+    return without_logits(
+        *folded(transfer.plan, transfer.multipliers, transfer.target.model), stack
+    )
 
 
 def without_logits(rows: list[Planned], left: float, stack: str) -> list[Planned]:
@@ -60,13 +77,17 @@ def neutral(head_dim: int) -> dict[str, float]:
     return {"embedding": 1.0, "attention": head_dim**-0.5, "residual": 1.0, "logits": 1.0}
 
 
-def partly_folded(transfer: Transfer, native: Collection[str]) -> tuple[list[Planned], dict[str, float]]:
+def partly_folded(
+    transfer: Transfer, native: Collection[str]
+) -> tuple[list[Planned], dict[str, float]]:
     """(rows, forward multipliers) for a stack whose config has the `native` ones: those stay, the others are written into the weights.
 
     A tied head needs native logits where the embedding is written into the weights, as `folded` says.
     """
     model = transfer.target.model
     none = neutral(getattr(model, "head_dim", 1))
-    rows, left = folded(transfer.plan, transfer.multipliers | {name: none[name] for name in native}, model)
+    rows, left = folded(
+        transfer.plan, transfer.multipliers | {name: none[name] for name in native}, model
+    )
     kept = {name: transfer.multipliers[name] if name in native else none[name] for name in none}
     return rows, kept | {"logits": kept["logits"] * left}

@@ -116,4 +116,8 @@ def loader(usage: str, rule: str = "adamw") -> str:
     """loader.py for an optimizer's rule, with the lines that show how this stack uses it."""
     needs = "torch and pytorch-optimizer" if rule == "lion" else "torch alone"
     said = "\n".join(f"    {line}" if line else "" for line in usage.splitlines())
-    return LOADER.replace("{optimizer}", MAKES[rule]).replace("{needs}", needs).replace("{usage}", said)
+    return (
+        LOADER.replace("{optimizer}", MAKES[rule])
+        .replace("{needs}", needs)
+        .replace("{usage}", said)
+    )

@@ -15,9 +15,7 @@ from scaletune.transferring import Transfer
 GROUPS = "learning rate, weight decay and eps of each tensor: param_groups.json, through loader.py"
 SCHEDULE = "schedule: loader.py's LambdaLR multiplies each group's own peak; a scheduler that writes absolute values undoes the transfer"
 SCRIPT = "gradient clipping, batch size and token horizon: set them in the training script as param_groups.json says"
-CLIPPED = (
-    "the plan's own gradient norm: rewritten weights have other gradients, so a global clip bites at another value than in the proxies"
-)
+CLIPPED = "the plan's own gradient norm: rewritten weights have other gradients, so a global clip bites at another value than in the proxies"
 
 
 def pattern(name: str) -> str:
@@ -29,9 +27,14 @@ def grouped(rows: Sequence[Planned]) -> list[dict[str, Any]]:
     """Tensors that share an optimizer and its settings and init std, as patterns of their names; gains and biases have no init std."""
     groups: dict[tuple[Any, ...], dict[str, None]] = {}
     for row in rows:
-        groups.setdefault((row.family, row.lr, row.weight_decay, row.eps, row.init_std), {})[pattern(row.name)] = None
+        groups.setdefault((row.family, row.lr, row.weight_decay, row.eps, row.init_std), {})[
+            pattern(row.name)
+        ] = None
     keys = ("family", "lr", "weight_decay", "eps", "init_std")
-    return [{"patterns": [*patterns]} | dict(zip(keys, values, strict=True)) for values, patterns in groups.items()]
+    return [
+        {"patterns": [*patterns]} | dict(zip(keys, values, strict=True))
+        for values, patterns in groups.items()
+    ]
 
 
 def kinds(rows: Sequence[Planned]) -> dict[str, Planned]:
@@ -48,10 +51,14 @@ def by_name(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, Plan
     found: dict[str, Planned] = {}
     for kind, row in kinds(rows).items():
         if kind not in names:
-            raise UserError(f"the stack must have a name for every tensor, but has none for {kind!r}: set model.biases = false")
+            raise UserError(
+                f"the stack must have a name for every tensor, but has none for {kind!r}: set model.biases = false"
+            )
         first = found.setdefault(names[kind], row)
         if _settings(first) != _settings(row):
-            raise UserError(f"the stack keeps {first.name!r} and {row.name!r} in one tensor, but they need other settings: emit 'pytorch'")
+            raise UserError(
+                f"the stack keeps {first.name!r} and {row.name!r} in one tensor, but they need other settings: emit 'pytorch'"
+            )
     return found
 
 
@@ -63,7 +70,11 @@ def merged(rows: Sequence[Planned], names: Mapping[str, str]) -> tuple[list[Plan
     shared: dict[str, list[Planned]] = {}
     for kind, row in kinds(rows).items():
         shared.setdefault(names.get(kind, kind), []).append(row)
-    least = {_kind(row): min(each.eps for each in together) for together in shared.values() for row in together}
+    least = {
+        _kind(row): min(each.eps for each in together)
+        for together in shared.values()
+        for row in together
+    }
     said = [
         f"eps of {kind}: {row.eps:.4g} in the plan and {least[kind]:.4g} here, as it is one tensor with others"
         for kind, row in kinds(rows).items() if row.eps > least[kind]
@@ -80,7 +91,10 @@ def named_groups(rows: Sequence[Planned], names: Mapping[str, str]) -> list[dict
     groups: dict[tuple[float, ...], list[str]] = {}
     for name, row in by_name(rows, names).items():
         groups.setdefault((row.lr, row.weight_decay, row.eps), []).append(name)
-    return [{"patterns": found, "lr": lr, "weight_decay": wd, "eps": eps} for (lr, wd, eps), found in groups.items()]
+    return [
+        {"patterns": found, "lr": lr, "weight_decay": wd, "eps": eps}
+        for (lr, wd, eps), found in groups.items()
+    ]
 
 
 def stds(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, float]:
@@ -105,13 +119,20 @@ WHY_NOT = {  # family -> why loader.py does not build it
 
 def _optimizer(o: Optimizer) -> dict[str, Any]:
     """What the optimizer's class is given, for all groups alike."""
-    own: dict[str, Any] = {key: getattr(o, key) for key in ("momentum", "nesterov", "shape_factor") if key in READS[o.family]}
+    own: dict[str, Any] = {
+        key: getattr(o, key)
+        for key in ("momentum", "nesterov", "shape_factor")
+        if key in READS[o.family]
+    }
     own |= {"betas": [o.beta1, o.beta2]} if "beta1" in READS[o.family] else {}
     return {"class": CLASSES[o.family], **own, "max_grad_norm": o.clip}
 
 
 def param_groups(
-    transfer: Transfer, rows: Sequence[Planned], cannot: Sequence[str], multipliers: Mapping[str, float] | None = None
+    transfer: Transfer,
+    rows: Sequence[Planned],
+    cannot: Sequence[str],
+    multipliers: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Patterns with their settings (the first match wins), the optimizer, the schedule, what the config `cannot` hold, the evidence.
 
@@ -137,11 +158,20 @@ def carried(
     families: Sequence[str] = ("adamw",),
 ) -> None:
     """UserError unless the stack, or loader.py, can build the target's optimizer and schedule."""
-    allowed = {"optimizer.family": families, "schedule.kind": kinds, "schedule.decay_shape": shapes, "schedule.ema_half_life": (None,)}
+    allowed = {
+        "optimizer.family": families,
+        "schedule.kind": kinds,
+        "schedule.decay_shape": shapes,
+        "schedule.ema_half_life": (None,),
+    }
     for path, values in allowed.items():
         section, key = path.split(".")
         if (got := getattr(getattr(target, section), key)) not in values:
             why = f" ({WHY_NOT[got]})" if path == "optimizer.family" and got in WHY_NOT else ""
-            raise UserError(f"format {stack!r} carries `{path}` of {', '.join(map(repr, values))} alone, but got {got!r}{why}")
+            raise UserError(
+                f"format {stack!r} carries `{path}` of {', '.join(map(repr, values))} alone, but got {got!r}{why}"
+            )
     if target.optimizer.family == "muon" and target.model.family == "moe":
-        raise UserError(f"format {stack!r} has torch's Muon, which takes matrices one by one: experts are stacked, so set another family")
+        raise UserError(
+            f"format {stack!r} has torch's Muon, which takes matrices one by one: experts are stacked, so set another family"
+        )

@@ -31,7 +31,9 @@ UNREAD = {  # format -> why its folder does not tell the plan, one setting a ten
 
 def settings(rows: list[Planned], left: float = 1.0) -> Settings:
     """Tensor name -> init std, lr, weight decay and eps; what still multiplies the logits under `logits`."""
-    return {row.name: {key: asdict(row)[key] for key in SETTINGS} for row in rows} | {"logits": {"multiplier": left}}
+    return {row.name: {key: asdict(row)[key] for key in SETTINGS} for row in rows} | {
+        "logits": {"multiplier": left}
+    }
 
 
 def plain(transfer: Transfer) -> Settings:
@@ -49,7 +51,12 @@ def _model(config: dict[str, Any]) -> Transformer | MoE:
     if "num_local_experts" not in config:
         return Transformer(**common)
     shared = config.get("shared_intermediate_size", 0) // config["intermediate_size"]
-    return MoE(**common, n_experts=config["num_local_experts"], top_k=config["num_experts_per_tok"], n_shared_experts=shared)
+    return MoE(
+        **common,
+        n_experts=config["num_local_experts"],
+        top_k=config["num_experts_per_tok"],
+        n_shared_experts=shared,
+    )
 
 
 def _multipliers(config: dict[str, Any], head_dim: int) -> dict[str, float]:
@@ -69,7 +76,9 @@ def _row(name: str, role: Any, groups: list[dict[str, Any]]) -> Planned:
         if any(re.match(pattern, name) for pattern in group["patterns"]):
             own = {key: group[key] for key in SETTINGS} | {"family": group.get("family", "adamw")}
             return Planned(name, role, 1.0, 1.0, multiplier=1.0, **own)
-    raise UserError(f"param_groups.json must explain every parameter, but has no pattern for {name!r}")
+    raise UserError(
+        f"param_groups.json must explain every parameter, but has no pattern for {name!r}"
+    )
 
 
 def read(folder: str | Path, model: Model | None = None) -> Settings:
@@ -78,7 +87,9 @@ def read(folder: str | Path, model: Model | None = None) -> Settings:
     if (folder / "plan.json").exists():
         return _of_plan(json.loads((folder / "plan.json").read_text()))
     if not (folder / "param_groups.json").exists():
-        raise UserError(f"a folder to read back must have a plan.json or a param_groups.json, but `{folder}` has neither")
+        raise UserError(
+            f"a folder to read back must have a plan.json or a param_groups.json, but `{folder}` has neither"
+        )
     said = json.loads((folder / "param_groups.json").read_text())
     groups = said["groups"]
     theirs: Callable[[str], str] = str
@@ -93,12 +104,19 @@ def read(folder: str | Path, model: Model | None = None) -> Settings:
         vocab_size, multipliers = 1, said.get("multipliers") or neutral(model.head_dim)
     else:
         raise UserError(f"`{folder}` has no config.json that tells the model's shape: give `model`")
-    rows = [replace(_row(theirs(t.name), t.role, groups), name=t.name) for t in counting.tensors(model, vocab_size)]
+    rows = [
+        replace(_row(theirs(t.name), t.role, groups), name=t.name)
+        for t in counting.tensors(model, vocab_size)
+    ]
     return settings(*folded(rows, multipliers, model))
 
 
 def _of_plan(plan: dict[str, Any]) -> Settings:
     """From the neutral plan of `recipe`."""
     family: type[Transformer | MoE] = MoE if plan["target"]["family"] == "moe" else Transformer
-    model = family(**{key: plan["target"][key] for key in family.model_fields if key in plan["target"]})
-    return settings(*folded([Planned(**row) for row in plan["tensors"]], plan["multipliers"], model))
+    model = family(
+        **{key: plan["target"][key] for key in family.model_fields if key in plan["target"]}
+    )
+    return settings(
+        *folded([Planned(**row) for row in plan["tensors"]], plan["multipliers"], model)
+    )

@@ -43,7 +43,11 @@ def knee(t: Array, skew: float, ln_reach: float) -> tuple[Array, Array, Array, A
     reach, sh, ch, th = np.exp(ln_reach), np.sinh(skew), np.cosh(skew), np.tanh(skew)
     p = t / reach - sh
     root = np.sqrt(1 + p * p)
-    g, to_p, to_skew = root + th * p - 1 / ch, p / root + th, -ch * p / root + p / ch**2 - th * ch + th / ch
+    g, to_p, to_skew = (
+        root + th * p - 1 / ch,
+        p / root + th,
+        -ch * p / root + p / ch**2 - th * ch + th / ch,
+    )
     value, to_t = reach**2 * ch**3 * g, reach * ch**3 * to_p
     return value, to_t, reach**2 * ch**2 * (3 * sh * g + ch * to_skew), 2 * value - t * to_t
 
@@ -56,6 +60,11 @@ def height(offset: Array, shape: Array) -> tuple[Array, Array, Array]:
     matrix = np.array(list(directions(offset.shape[1]).values()), float)
     curvature, skew = np.exp(shape[: len(matrix)]), shape[len(matrix) : 2 * len(matrix)]
     *first, to_reach = knee(offset @ matrix[0], float(skew[0]), float(shape[-1]))
-    parts = [first, *(phi_slopes(offset @ d, float(s)) for d, s in zip(matrix[1:], skew[1:], strict=True))]
-    value, to_t, to_skew = (np.column_stack([part[i] for part in parts]) * curvature for i in range(3))
+    parts = [
+        first,
+        *(phi_slopes(offset @ d, float(s)) for d, s in zip(matrix[1:], skew[1:], strict=True)),
+    ]
+    value, to_t, to_skew = (
+        np.column_stack([part[i] for part in parts]) * curvature for i in range(3)
+    )
     return value.sum(1), to_t @ matrix, np.column_stack([value, to_skew, to_reach * curvature[0]])

@@ -20,10 +20,18 @@ NAMED = 3  # cells that are named, the others are counted
 WORD = {"lr": "learning rate", "batch": "batch size", "wd": "weight decay"}
 
 
-def sentences(kept: pd.DataFrame, axes: Sequence[str], solved: Solved, given: Any, cells: Sequence[Mapping[str, Any]]) -> list[str]:
+def sentences(
+    kept: pd.DataFrame,
+    axes: Sequence[str],
+    solved: Solved,
+    given: Any,
+    cells: Sequence[Mapping[str, Any]],
+) -> list[str]:
     """Everything there is to say of a fit."""
     said = [*_scales(cells), *_axes(kept, axes)]
-    said += _exponents(axes, solved, given, bool(said)) + _centres(axes, solved) + _edges(cells, axes)
+    said += (
+        _exponents(axes, solved, given, bool(said)) + _centres(axes, solved) + _edges(cells, axes)
+    )
     if len(cells) > 1 and solved.scales.scatter[-1] > STRAY:
         said.append(
             f"the cells' lowest losses lie {solved.scales.scatter[-1]:.1%} about the law: is loss in one unit, of one tokenizer and one data set?"
@@ -37,7 +45,9 @@ def sentences(kept: pd.DataFrame, axes: Sequence[str], solved: Solved, given: An
 
 def _scales(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """Whether cells tell n_params from tokens."""
-    sizes, horizons = (n_levels([cell[column] for cell in cells]) for column in ("n_params", "tokens"))
+    sizes, horizons = (
+        n_levels([cell[column] for cell in cells]) for column in ("n_params", "tokens")
+    )
     said = []
     if sizes == 1:
         said.append(
@@ -85,9 +95,14 @@ def _exponents(axes: Sequence[str], solved: Solved, given: Any, partly: bool) ->
     asked |= {f"{axis}.N": rows[f"{axis}.along"] - rows[f"{axis}.D"] for axis in axes}
     weak = []
     for name, row in asked.items():
-        before, after = math.sqrt(float(row**2 @ given[:, 1] ** 2)), math.sqrt(float(row @ solved.covariance @ row))
+        before, after = (
+            math.sqrt(float(row**2 @ given[:, 1] ** 2)),
+            math.sqrt(float(row @ solved.covariance @ row)),
+        )
         if after > HARDLY * before:
-            weak.append(f"{name} ({row @ solved.theta:.2g} ± {after:.2g}, before any run ± {before:.2g})")
+            weak.append(
+                f"{name} ({row @ solved.theta:.2g} ± {after:.2g}, before any run ± {before:.2g})"
+            )
     if not weak:
         return []
     return [
@@ -98,7 +113,12 @@ def _exponents(axes: Sequence[str], solved: Solved, given: Any, partly: bool) ->
 
 def _centres(axes: Sequence[str], solved: Solved) -> list[str]:
     order = names(len(axes))
-    sd = {axis: math.sqrt(float(solved.covariance[order.index(f"{axis}.c"), order.index(f"{axis}.c")])) for axis in axes}
+    sd = {
+        axis: math.sqrt(
+            float(solved.covariance[order.index(f"{axis}.c"), order.index(f"{axis}.c")])
+        )
+        for axis in axes
+    }
     return [
         f"the best {WORD[axis]} of these very runs is known to a factor of {math.exp(error):.2g} only; add runs on both sides of it"
         for axis, error in sd.items()
@@ -112,11 +132,16 @@ def _edges(cells: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[str]
     if len(said) > NAMED:
         said[NAMED:] = [f"{len(said) - NAMED} more cells have their own optimum outside their runs"]
     if sum(cell["status"] != "ok" for cell in cells) == len(cells):
-        said.insert(0, "no cell has its optimum inside its grid: the centre of the basin is extrapolated in all of them")
+        said.insert(
+            0,
+            "no cell has its optimum inside its grid: the centre of the basin is extrapolated in all of them",
+        )
     return said
 
 
-def edge(group: pd.DataFrame, row: Mapping[str, Any], axes: Sequence[str], columns: Mapping[str, str]) -> str:
+def edge(
+    group: pd.DataFrame, row: Mapping[str, Any], axes: Sequence[str], columns: Mapping[str, str]
+) -> str:
     """ "ok", or the sentence that says at which end of its runs a cell's own optimum lies."""
     where = f"the cell of {row['n_params']:g} parameters and {row['tokens']:g} tokens"
     said = []
@@ -127,4 +152,8 @@ def edge(group: pd.DataFrame, row: Mapping[str, Any], axes: Sequence[str], colum
             said.append(
                 f"its best {column}, {best:.3g}, {'below' if best < high else 'above'} all that were tried ({low:.3g} to {high:.3g})"
             )
-    return f"{where} has {' and '.join(said)}: its own optimum is not inside its runs" if said else "ok"
+    return (
+        f"{where} has {' and '.join(said)}: its own optimum is not inside its runs"
+        if said
+        else "ok"
+    )

@@ -43,10 +43,19 @@ PRIORS: dict[str, tuple[float, float]] = {
 CENTRE_SD = 1.5  # of a centre about the cells' best runs
 E_SHARE = (0.7, 0.25)  # irreducible part of the lowest losses, and its sd in logs
 TERM_SD = 1.0  # of ln A and ln B
-SCATTER = {"lr": 0.18, "batch": 0.22, "wd": 0.3, "loss": 0.0025}  # guess of the sd of cells about the law, in logs
+SCATTER = {
+    "lr": 0.18,
+    "batch": 0.22,
+    "wd": 0.3,
+    "loss": 0.0025,
+}  # guess of the sd of cells about the law, in logs
 SCATTER_WEIGHT = 2.0  # cells the guess counts for
 SETTLED = 0.02  # rounds stop when no parameter moved by more of its prior sd
-NOISE, MISFIT, STUDENT = 1e-3, 0.15, 5.0  # sd of ln loss at the bottom; its growth with height; degrees of freedom
+NOISE, MISFIT, STUDENT = (
+    1e-3,
+    0.15,
+    5.0,
+)  # sd of ln loss at the bottom; its growth with height; degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -96,13 +105,24 @@ def names(n_axes: int) -> list[str]:
     axes, ways = AXES[:n_axes], directions(n_axes)
     law = [f"{axis}.{part}" for axis in axes for part in ("c", "along", "D")]
     floor = [f"loss.{part}" for part in ("E", "A", "B", "alpha", "beta")]
-    return [*law, *floor, *(f"curvature.{way}" for way in ways), *(f"skew.{way}" for way in ways), "reach.lr", "width.n", "width.d"]
+    return [
+        *law,
+        *floor,
+        *(f"curvature.{way}" for way in ways),
+        *(f"skew.{way}" for way in ways),
+        "reach.lr",
+        "width.n",
+        "width.d",
+    ]
 
 
 def prior(runs: Runs) -> Array:
     """(P, 2): mean and sd; centres about the cells' best runs, the floor's terms about the lowest losses."""
     starts = np.searchsorted(runs.cell, np.arange(runs.n_cells))
-    best = [a + int(np.argmin(part)) for a, part in zip(starts, np.split(runs.y, starts[1:]), strict=True)]
+    best = [
+        a + int(np.argmin(part))
+        for a, part in zip(starts, np.split(runs.y, starts[1:]), strict=True)
+    ]
     lowest, middle = float(np.exp(runs.y[best].mean())), runs.x[best].mean(0)
     known = {f"{axis}.c": (float(at), CENTRE_SD) for axis, at in zip(AXES, middle, strict=False)}
     known |= {"loss.E": (math.log(E_SHARE[0] * lowest), E_SHARE[1])}
@@ -118,7 +138,11 @@ def law_basis(n: Array, d: Array) -> Array:
 def model(theta: Array, delta: Array, runs: Runs) -> tuple[Array, Array, Array, Array]:
     """ln loss (R,), its derivatives to theta (R, P) and to the cell's own delta (R, axes + 1), and the height (R,)."""
     k = runs.x.shape[1]
-    law, (e, a, b, alpha, beta), shape = theta[: 3 * k].reshape(k, 3), theta[3 * k : 3 * k + 5], theta[3 * k + 5 : -2]
+    law, (e, a, b, alpha, beta), shape = (
+        theta[: 3 * k].reshape(k, 3),
+        theta[3 * k : 3 * k + 5],
+        theta[3 * k + 5 : -2],
+    )
     n, d, basis = runs.n, runs.d, law_basis(runs.n, runs.d)
     tall, to_offset, to_shape = height(runs.x - basis @ law.T - delta[runs.cell, :k], shape)
     wide = np.exp(np.clip(n * theta[-2] + d * theta[-1], -5.0, 5.0))
@@ -142,14 +166,25 @@ def model(theta: Array, delta: Array, runs: Runs) -> tuple[Array, Array, Array, 
     return value, to_theta, np.column_stack([to_centre, np.ones_like(n)]), tall
 
 
-def solve(runs: Runs, given: Array, *, scatter: Array | None = None, noise: tuple[float, float] | None = None, rounds: int = 12) -> Solved:
+def solve(
+    runs: Runs,
+    given: Array,
+    *,
+    scatter: Array | None = None,
+    noise: tuple[float, float] | None = None,
+    rounds: int = 12,
+) -> Solved:
     """The MAP under the prior `given` (P, 2); scatter and (noise, misfit) estimated with it unless they are given."""
     k = runs.x.shape[1]
     guess = np.array([SCATTER[axis] for axis in (*AXES[:k], "loss")])
     scales = Scales(*(noise or (NOISE, MISFIT)), guess if scatter is None else scatter)
     theta, delta = given[:, 0], np.zeros((runs.n_cells, k + 1))
     tall = np.expm1(
-        runs.y - np.repeat(np.minimum.reduceat(runs.y, np.searchsorted(runs.cell, np.arange(runs.n_cells))), np.bincount(runs.cell))
+        runs.y
+        - np.repeat(
+            np.minimum.reduceat(runs.y, np.searchsorted(runs.cell, np.arange(runs.n_cells))),
+            np.bincount(runs.cell),
+        )
     )
     for _ in range(rounds):
         theta, delta, objective, moved = _descend(runs, given, scales, theta, delta, tall)
@@ -161,14 +196,24 @@ def solve(runs: Runs, given: Array, *, scatter: Array | None = None, noise: tupl
         covariance, own, cross = _covariance(*blocks)
         if scatter is None:
             square = delta**2 + np.einsum("cii->ci", own)
-            scales = scales._replace(scatter=np.sqrt((square.sum(0) + SCATTER_WEIGHT * guess**2) / (runs.n_cells + SCATTER_WEIGHT)))
+            scales = scales._replace(
+                scatter=np.sqrt(
+                    (square.sum(0) + SCATTER_WEIGHT * guess**2) / (runs.n_cells + SCATTER_WEIGHT)
+                )
+            )
         if moved < SETTLED:
             break
     return Solved(theta, delta, covariance, own, cross, scales, tall, left, objective)
 
 
 def _descend(
-    runs: Runs, given: Array, scales: Scales, theta: Array, delta: Array, tall: Array, steps: int = 12
+    runs: Runs,
+    given: Array,
+    scales: Scales,
+    theta: Array,
+    delta: Array,
+    tall: Array,
+    steps: int = 12,
 ) -> tuple[Array, Array, float, float]:
     """Levenberg-Marquardt at fixed scales: theta, delta, objective, and how far theta went in prior sds."""
     scale2, damping, start = scales.noise**2 + (scales.misfit * tall) ** 2, 1e-3, theta
@@ -177,9 +222,13 @@ def _descend(
     for _ in range(steps):
         left = runs.y - value
         weight = (STUDENT + 1) / (STUDENT * scale2 + left**2)
-        step_theta, step_delta = _step(runs, given, scales, weight, left, to_theta, to_delta, theta, delta, damping)
+        step_theta, step_delta = _step(
+            runs, given, scales, weight, left, to_theta, to_delta, theta, delta, damping
+        )
         tried = model(theta + step_theta, delta + step_delta, runs)
-        new = _objective(runs.y - tried[0], scale2, given, scales, theta + step_theta, delta + step_delta)
+        new = _objective(
+            runs.y - tried[0], scale2, given, scales, theta + step_theta, delta + step_delta
+        )
         if new > objective or not math.isfinite(new):
             damping *= 8
             if damping > 1e8:
@@ -192,10 +241,16 @@ def _descend(
     return theta, delta, objective, float(np.abs((theta - start) / given[:, 1]).max())
 
 
-def _objective(left: Array, scale2: Array, given: Array, scales: Scales, theta: Array, delta: Array) -> float:
+def _objective(
+    left: Array, scale2: Array, given: Array, scales: Scales, theta: Array, delta: Array
+) -> float:
     """Minus the log posterior, up to what does not depend on theta and delta."""
     misfit = (STUDENT + 1) / 2 * np.log1p(left**2 / (STUDENT * scale2)).sum()
-    return float(misfit + (((theta - given[:, 0]) / given[:, 1]) ** 2).sum() / 2 + ((delta / scales.scatter) ** 2).sum() / 2)
+    return float(
+        misfit
+        + (((theta - given[:, 0]) / given[:, 1]) ** 2).sum() / 2
+        + ((delta / scales.scatter) ** 2).sum() / 2
+    )
 
 
 def _weight(left: Array, tall: Array, scales: Scales) -> Array:
@@ -203,13 +258,23 @@ def _weight(left: Array, tall: Array, scales: Scales) -> Array:
 
 
 def _blocks(
-    runs: Runs, given: Array, scales: Scales, weight: Array, to_theta: Array, to_delta: Array, damping: float = 0.0
+    runs: Runs,
+    given: Array,
+    scales: Scales,
+    weight: Array,
+    to_theta: Array,
+    to_delta: Array,
+    damping: float = 0.0,
 ) -> tuple[Array, Array, Array]:
     """The information matrix in blocks: theta (P, P), cross (C, P, axes + 1), delta (C, axes + 1, axes + 1)."""
     weighted = to_delta * weight[:, None]
     # einsum and not @: threads of a BLAS cost far more than a matrix this narrow
-    of_theta = np.einsum("rp,rq->pq", to_theta, to_theta * weight[:, None]) + np.diag(given[:, 1] ** -2.0)
-    of_delta = runs.per_cell(np.einsum("ri,rj->rij", weighted, to_delta)) + np.diag(scales.scatter**-2.0)
+    of_theta = np.einsum("rp,rq->pq", to_theta, to_theta * weight[:, None]) + np.diag(
+        given[:, 1] ** -2.0
+    )
+    of_delta = runs.per_cell(np.einsum("ri,rj->rij", weighted, to_delta)) + np.diag(
+        scales.scatter**-2.0
+    )
     cross = runs.per_cell(np.einsum("rp,ri->rpi", to_theta, weighted))
     of_theta[np.diag_indices_from(of_theta)] *= 1 + damping
     np.einsum("cii->ci", of_delta)[:] *= 1 + damping
@@ -229,7 +294,9 @@ def expected_information(runs: Runs, theta: Array, scales: Scales, copies: Array
     _, to_theta, to_delta, tall = model(theta, np.zeros((runs.n_cells, len(scales.scatter))), runs)
     weight = (copies * expected_weight(tall, scales))[:, None]
     of_theta = runs.per_cell(np.einsum("rp,rq->rpq", to_theta, to_theta * weight))
-    of_delta = runs.per_cell(np.einsum("ri,rj->rij", to_delta * weight, to_delta)) + np.diag(scales.scatter**-2.0)
+    of_delta = runs.per_cell(np.einsum("ri,rj->rij", to_delta * weight, to_delta)) + np.diag(
+        scales.scatter**-2.0
+    )
     cross = runs.per_cell(np.einsum("rp,ri->rpi", to_theta, to_delta * weight))
     return of_theta - cross @ np.linalg.inv(of_delta) @ cross.transpose(0, 2, 1)
 
@@ -243,8 +310,13 @@ def _step(
     slope = to_theta.T @ (weight * left) - (theta - given[:, 0]) / given[:, 1] ** 2
     own_slope = runs.per_cell(to_delta * (weight * left)[:, None]) - delta / scales.scatter**2
     through = cross @ np.linalg.inv(of_delta)
-    step = np.linalg.solve(of_theta - np.einsum("cpi,cqi->pq", through, cross), slope - np.einsum("cpi,ci->p", through, own_slope))
-    return step, np.linalg.solve(of_delta, (own_slope - np.einsum("cpi,p->ci", cross, step))[..., None])[..., 0]
+    step = np.linalg.solve(
+        of_theta - np.einsum("cpi,cqi->pq", through, cross),
+        slope - np.einsum("cpi,ci->p", through, own_slope),
+    )
+    return step, np.linalg.solve(
+        of_delta, (own_slope - np.einsum("cpi,p->ci", cross, step))[..., None]
+    )[..., 0]
 
 
 def _covariance(of_theta: Array, cross: Array, of_delta: Array) -> tuple[Array, Array, Array]:
@@ -258,10 +330,15 @@ def _covariance(of_theta: Array, cross: Array, of_delta: Array) -> tuple[Array, 
 
 def _noise(left: Array, tall: Array) -> tuple[float, float]:
     """(noise, misfit) of highest Student likelihood on a grid, each with a log-normal prior; a misfit is never taken for less than a tenth: form errors of neighbours are alike."""
-    noises, misfits = NOISE * np.geomspace(0.25, 32, 22)[:, None], MISFIT * np.geomspace(2 / 3, 4, 8)
+    noises, misfits = (
+        NOISE * np.geomspace(0.25, 32, 22)[:, None],
+        MISFIT * np.geomspace(2 / 3, 4, 8),
+    )
     cost = 4 * (np.log(noises / NOISE) ** 2 + np.log(misfits / MISFIT) ** 2)
     for i, j in np.ndindex(cost.shape):
         scale2 = noises[i] ** 2 + (misfits[j] * tall) ** 2
-        cost[i, j] += (np.log(scale2) / 2 + (STUDENT + 1) / 2 * np.log1p(left**2 / (STUDENT * scale2))).sum()
+        cost[i, j] += (
+            np.log(scale2) / 2 + (STUDENT + 1) / 2 * np.log1p(left**2 / (STUDENT * scale2))
+        ).sum()
     i, j = np.unravel_index(np.argmin(cost), cost.shape)
     return float(noises[i, 0]), float(misfits[j])

@@ -20,8 +20,13 @@ from scaletune.fitting.loss.law import Solved
 from scaletune.fitting.loss.uncertainty import influence
 from scaletune.fitting.table import n_levels
 
-LENGTHS = (3.0, 6.0)  # e-folds of tokens / n_params and of sqrt(n_params * tokens) over which residuals stay alike
-SHARES = np.append(0.0, 1 - np.geomspace(1.0, 0.01, 21)[1:])  # of the variance about the law that near runs may have in common
+LENGTHS = (
+    3.0,
+    6.0,
+)  # e-folds of tokens / n_params and of sqrt(n_params * tokens) over which residuals stay alike
+SHARES = np.append(
+    0.0, 1 - np.geomspace(1.0, 0.01, 21)[1:]
+)  # of the variance about the law that near runs may have in common
 SPARE = 2  # degrees of freedom below which residuals say nothing of one another
 KNOWN = 3  # and from which a quantile is taken at the least
 OF_SIZE = 2  # parameters that sizes alone identify: A and alpha
@@ -47,25 +52,34 @@ def discrepancy(solved: Solved) -> Discrepancy:
     share, sill = _common(left, jacobian[kept], near)
     moves = moves[:, kept] * (len(jacobian) / len(kept))
     weights = share * np.linalg.solve(share * near + (1 - share) * np.eye(len(at)), left)
-    return Discrepancy(moves @ (share * sill * near) @ moves.T, np.column_stack([at, weights])[: len(at) if share else 0])
+    return Discrepancy(
+        moves @ (share * sill * near) @ moves.T,
+        np.column_stack([at, weights])[: len(at) if share else 0],
+    )
 
 
 def quantile(solved: Solved, level: float) -> float:
     """Student's t, by which a standard error is multiplied: how sizes scatter is known from as many as there are, less what they fit."""
     from scipy.stats import t
 
-    return float(t.ppf(0.5 + level / 2, max(n_levels(np.exp(scales(solved)[:, 0])) - OF_SIZE, KNOWN)))
+    return float(
+        t.ppf(0.5 + level / 2, max(n_levels(np.exp(scales(solved)[:, 0])) - OF_SIZE, KNOWN))
+    )
 
 
 def scales(solved: Solved) -> Array:
     """ln n_params and ln tokens (R, 2)."""
-    return solved.centre[[1, 2], [0, 1]] - np.column_stack([term.features[:, 1] for term in solved.problem.terms[1:]])
+    return solved.centre[[1, 2], [0, 1]] - np.column_stack(
+        [term.features[:, 1] for term in solved.problem.terms[1:]]
+    )
 
 
 def alike(a: Array, b: Array) -> Array:
     """Correlation of what runs at scales a (A, 2) and b (B, 2) have in common."""
     apart = a[:, None] - b[None]
-    return np.exp(-np.abs(apart[..., 1] - apart[..., 0]) / LENGTHS[0] - np.abs(apart.sum(-1)) / 2 / LENGTHS[1])
+    return np.exp(
+        -np.abs(apart[..., 1] - apart[..., 0]) / LENGTHS[0] - np.abs(apart.sum(-1)) / 2 / LENGTHS[1]
+    )
 
 
 def _common(left: Array, jacobian: Array, near: Array) -> tuple[float, float]:
@@ -86,4 +100,6 @@ def restricted(left: Array, jacobian: Array, spread: Array, dof: int) -> tuple[f
     inner += 1e-9 * np.trace(inner) * np.eye(len(inner))
     slope = jacobian.T @ (left / spread)
     square = float(left @ (left / spread) - slope @ np.linalg.solve(inner, slope))
-    return -(dof * np.log(square) + np.log(spread).sum() + float(np.linalg.slogdet(inner)[1])) / 2, square / dof
+    return -(
+        dof * np.log(square) + np.log(spread).sum() + float(np.linalg.slogdet(inner)[1])
+    ) / 2, square / dof

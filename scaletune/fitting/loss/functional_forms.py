@@ -41,16 +41,25 @@ class Form:
     def centre(self, columns: Mapping[str, Array]) -> Array:
         """(m, q): coefficients at the centre are ln c - centre @ exponents."""
         means = {column: float(np.log(values).mean()) for column, values in columns.items()}
-        return np.array([[means[powers[name]] if name in powers else 0.0 for name in self.exponents] for powers in self.terms.values()])
+        return np.array(
+            [
+                [means[powers[name]] if name in powers else 0.0 for name in self.exponents]
+                for powers in self.terms.values()
+            ]
+        )
 
     def build(self, columns: Mapping[str, Array]) -> tuple[Term, ...]:
         """The terms as functions of (ln c at the centre, exponents)."""
         at = {name: len(self.terms) + i for i, name in enumerate(self.exponents)}
-        logs = {column: np.log(values) - np.log(values).mean() for column, values in columns.items()}
+        logs = {
+            column: np.log(values) - np.log(values).mean() for column, values in columns.items()
+        }
         return tuple(
             Term(
                 (i, *(at[name] for name in powers)),
-                np.column_stack([np.ones(len(next(iter(logs.values())))), *(-logs[c] for c in powers.values())]),
+                np.column_stack(
+                    [np.ones(len(next(iter(logs.values())))), *(-logs[c] for c in powers.values())]
+                ),
             )
             for i, powers in enumerate(self.terms.values())
         )
@@ -59,7 +68,12 @@ class Form:
         """Coefficients at one parameter and one token, then exponents (K, m + q); a term that is off is 0."""
         m = len(self.terms)
         logs = parameters[:, :m] + parameters[:, m:] @ centre.T
-        return np.column_stack([np.where(parameters[:, :m] <= OFF, 0.0, np.exp(np.minimum(logs, 700.0))), parameters[:, m:]])
+        return np.column_stack(
+            [
+                np.where(parameters[:, :m] <= OFF, 0.0, np.exp(np.minimum(logs, 700.0))),
+                parameters[:, m:],
+            ]
+        )
 
 
 CHINCHILLA = Form(
@@ -70,7 +84,12 @@ CHINCHILLA = Form(
 INTERACTION = Form(
     "E + A / n_params**alpha + B / tokens**beta + F / (n_params**alpha * tokens**beta)",
     "the chinchilla form with a product term",
-    {"E": {}, "A": {"alpha": "n_params"}, "B": {"beta": "tokens"}, "F": {"alpha": "n_params", "beta": "tokens"}},
+    {
+        "E": {},
+        "A": {"alpha": "n_params"},
+        "B": {"beta": "tokens"},
+        "F": {"alpha": "n_params", "beta": "tokens"},
+    },
 )
 BROKEN = Form(
     "E + A / n_params**alpha + B / tokens**beta * (1 + (tokens / d)**(1 / f))**(-c * f)",
@@ -89,7 +108,12 @@ class Shape:
     said: tuple[str, ...] = ()
 
 
-def shape(form: Form, centre: Array, fixed: Mapping[str, float | str] | None = None, said: tuple[str, ...] = ()) -> Shape:
+def shape(
+    form: Form,
+    centre: Array,
+    fixed: Mapping[str, float | str] | None = None,
+    said: tuple[str, ...] = (),
+) -> Shape:
     """All parameters free but the `fixed`: name -> value at one parameter and one token, or the name of the exponent that it equals."""
     names, m = form.names, len(form.terms)
     fixed = dict(fixed or {})
@@ -103,7 +127,9 @@ def shape(form: Form, centre: Array, fixed: Mapping[str, float | str] | None = N
             free[i, columns.index(names.index(value))] = 1.0
         else:
             base[i] = value if i >= m else (np.log(value) if value > 0 else OFF)
-    for i in (names.index(name) for name in fixed if name in form.terms):  # a coefficient is fixed at the origin, solved for at the centre
+    for i in (
+        names.index(name) for name in fixed if name in form.terms
+    ):  # a coefficient is fixed at the origin, solved for at the centre
         if base[i] > OFF:
             base[i] -= float(centre[i] @ base[m:])
             free[i] -= centre[i] @ free[m:]
@@ -112,15 +138,23 @@ def shape(form: Form, centre: Array, fixed: Mapping[str, float | str] | None = N
 
 def _check(form: Form, name: str, value: float | str) -> None:
     if name not in form.names:
-        raise UserError(f"a fixed parameter must be one of {', '.join(form.names)}, but got {name!r}{nearest(name, form.names)}")
+        raise UserError(
+            f"a fixed parameter must be one of {', '.join(form.names)}, but got {name!r}{nearest(name, form.names)}"
+        )
     if isinstance(value, str):
         if name not in form.exponents or value not in form.exponents or name == value:
-            raise UserError(f"an exponent can be tied to another of {', '.join(form.exponents)}, but got {name} = {value!r}")
+            raise UserError(
+                f"an exponent can be tied to another of {', '.join(form.exponents)}, but got {name} = {value!r}"
+            )
     elif not (np.isfinite(value) and value >= 0):
-        raise UserError(f"a fixed parameter must be a number of 0 or more, but got {name} = {value!r}")
+        raise UserError(
+            f"a fixed parameter must be a number of 0 or more, but got {name} = {value!r}"
+        )
 
 
-def pose(form: Form, shape: Shape, columns: Mapping[str, Array], loss: Array, weight: Array | None = None) -> Problem:
+def pose(
+    form: Form, shape: Shape, columns: Mapping[str, Array], loss: Array, weight: Array | None = None
+) -> Problem:
     """The problem of one fit: every term between a millionth of the lowest loss and ten times the highest, exponents in BOX."""
     ln_loss, m = np.log(loss)[None], len(form.terms)
     low = np.array([ln_loss.min() - 14.0 if i < m else BOX[0] for i in shape.columns])

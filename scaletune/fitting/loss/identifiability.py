@@ -27,7 +27,10 @@ def choose(n_params: Array, tokens: Array) -> Shape:
         return _shape([0, 1, 2, 3], f"{said}; {_add(sizes, horizons, rows)}", tie=True)
     fixed = f"loss-law exponents are not identified by {rows} cells ({sizes} sizes, {horizons} token counts): fixed at published values"
     if both and rows >= 3:
-        return _shape([0, 1, 2], f"{fixed}, alpha {PUBLISHED[0]}, beta {PUBLISHED[1]}; {_add(sizes, horizons, rows)}")
+        return _shape(
+            [0, 1, 2],
+            f"{fixed}, alpha {PUBLISHED[0]}, beta {PUBLISHED[1]}; {_add(sizes, horizons, rows)}",
+        )
     term, levels = (2, horizons) if sizes == 1 else (1, sizes)
     other = "n_params" if term == 2 else "tokens"
     if levels == 1:

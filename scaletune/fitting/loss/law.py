@@ -22,9 +22,7 @@ from scaletune.fitting.stats import resampling
 from scaletune.fitting.stats.robust import Huber, Loss
 
 NAMES = CHINCHILLA.names
-PAIRS_FROM = (
-    20  # rows (or runs) from which they are resampled in pairs; below it resamples lose whole scales, and noise is resampled instead
-)
+PAIRS_FROM = 20  # rows (or runs) from which they are resampled in pairs; below it resamples lose whole scales, and noise is resampled instead
 SPREAD = 0.02  # of ln L about a start: how wide the cost is at first
 FEW_STEPS = 40  # of Newton in a resample of few rows: those that identify less than the law's parameters creep along a valley
 
@@ -105,7 +103,9 @@ def solve(
         problem, phi = _of_loss(problem, phi, loss, estimator.cost)
     value = float(replace(problem, prior=None).objective(phi[None], estimator.cost)[0])
     alone = np.arange(len(loss), dtype=np.intp)
-    return Solved(problem, used, estimator, centre, phi, value, noise, alone if cluster is None else cluster)
+    return Solved(
+        problem, used, estimator, centre, phi, value, noise, alone if cluster is None else cluster
+    )
 
 
 def _above_floor(loss: Array, fixed: Mapping[str, float | str] | None) -> None:
@@ -119,17 +119,25 @@ def _above_floor(loss: Array, fixed: Mapping[str, float | str] | None) -> None:
 
 def lowest(problem: Problem, used: Shape, cost: Loss, *others: Array) -> tuple[Array, float]:
     """phi (P) and objective at the lowest of the minima that the profile over exponents, and `others`, lead to."""
-    ends, values = descend(problem, np.vstack([*others, starts(problem, cost, exponents(used))]), cost, SPREAD)
+    ends, values = descend(
+        problem, np.vstack([*others, starts(problem, cost, exponents(used))]), cost, SPREAD
+    )
     best = int(np.argmin(values))
     return ends[best], float(values[best])
 
 
-def _of_loss(problem: Problem, phi: Array, loss: Array, cost: Loss, rounds: int = 50) -> tuple[Problem, Array]:
+def _of_loss(
+    problem: Problem, phi: Array, loss: Array, cost: Loss, rounds: int = 50
+) -> tuple[Problem, Array]:
     """The problem whose solution is that for residuals of L: of ln L, weighted by L**2, with the residual that L has; by fixed point."""
     posed, weight = problem, problem.weight
     for _ in range(rounds):
         ln_model = problem.ln_model(phi[None])
-        posed = replace(problem, ln_loss=ln_model + loss * np.exp(-ln_model) - 1, weight=weight * np.exp(2 * ln_model))
+        posed = replace(
+            problem,
+            ln_loss=ln_model + loss * np.exp(-ln_model) - 1,
+            weight=weight * np.exp(2 * ln_model),
+        )
         before, phi = phi, descend(posed, phi[None], cost, 0.0)[0][0]
         if np.abs(phi - before).max() <= 1e-12:
             break
@@ -139,7 +147,11 @@ def _of_loss(problem: Problem, phi: Array, loss: Array, cost: Loss, rounds: int 
 def _prior(estimator: Estimator, used: Shape, sd: float) -> tuple[Array, Array]:
     """Normal prior on the free exponents: a cost of r weighs as much as ln of a density when divided by `slope` (E psi**2 / E psi')."""
     mean, spread = estimator.prior or (0.0, 1.0)
-    slope = sd**2 if not isinstance(estimator.cost, Huber) else sd * min(1.25 * estimator.cost.delta, sd)
+    slope = (
+        sd**2
+        if not isinstance(estimator.cost, Huber)
+        else sd * min(1.25 * estimator.cost.delta, sd)
+    )
     on = np.array([float(i in exponents(used)) for i in range(len(used.columns))])
     return on * mean, np.diag(on * slope / spread**2)
 
@@ -165,26 +177,58 @@ def draw(solved: Solved, n: int, kind: str = "auto", seed: int = 2203) -> Array:
         kind = "pairs" if len(np.unique(solved.cluster)) >= PAIRS_FROM else "noise"
     weight, ln_loss = np.repeat(problem.weight, n, axis=0), np.repeat(problem.ln_loss, n, axis=0)
     if kind == "noise":
-        ln_loss = resampling.noise(rng, n, problem.ln_model(solved.phi[None])[0], solved.residuals, *solved.noise, solved.cluster)
+        ln_loss = resampling.noise(
+            rng,
+            n,
+            problem.ln_model(solved.phi[None])[0],
+            solved.residuals,
+            *solved.noise,
+            solved.cluster,
+        )
     else:
-        weight = weight * (resampling.pairs(rng, n, solved.cluster) if kind == "pairs" else _blocks(rng, n, solved))
-    drawn = replace(problem, ln_loss=ln_loss, weight=weight, base=_assumed(rng, used, n), prior=_drawn_prior(rng, solved, n))
+        weight = weight * (
+            resampling.pairs(rng, n, solved.cluster) if kind == "pairs" else _blocks(rng, n, solved)
+        )
+    drawn = replace(
+        problem,
+        ln_loss=ln_loss,
+        weight=weight,
+        base=_assumed(rng, used, n),
+        prior=_drawn_prior(rng, solved, n),
+    )
     return refit(solved, drawn, several=kind == "noise")
 
 
 def _blocks(rng: np.random.Generator, n: int, solved: Solved) -> Array:
     """Blocks as long as the cube root of a run's checkpoints (Hall, Horowitz & Jing 1995)."""
     tokens = -solved.problem.terms[2].features[:, 1]  # centred ln
-    return resampling.blocks(rng, n, solved.cluster, tokens, max(round(np.bincount(solved.cluster).mean() ** (1 / 3)), 1))
+    return resampling.blocks(
+        rng, n, solved.cluster, tokens, max(round(np.bincount(solved.cluster).mean() ** (1 / 3)), 1)
+    )
 
 
 def refit(solved: Solved, drawn: Problem, several: bool = False) -> Array:
     """Parameters (K, 5) of `drawn` problems, from the solution; few rows may have several minima: then from `several` places, the lowest counts."""
     n = len(drawn.weight)
-    places = np.vstack([solved.phi[None], *([starts(solved.problem, solved.estimator.cost, solved.exponents, n=2)] if several else [])])
+    places = np.vstack(
+        [
+            solved.phi[None],
+            *(
+                [starts(solved.problem, solved.estimator.cost, solved.exponents, n=2)]
+                if several
+                else []
+            ),
+        ]
+    )
     rounds = FEW_STEPS if several else 200
     ends, values = zip(
-        *(descend(drawn, np.repeat(place[None], n, axis=0), solved.estimator.cost, SPREAD / 4, rounds) for place in places), strict=True
+        *(
+            descend(
+                drawn, np.repeat(place[None], n, axis=0), solved.estimator.cost, SPREAD / 4, rounds
+            )
+            for place in places
+        ),
+        strict=True,
     )
     best = np.stack(ends)[np.argmin(values, axis=0), np.arange(n)]
     return drawn.parameters(best)
@@ -206,4 +250,6 @@ def _drawn_prior(rng: np.random.Generator, solved: Solved, n: int) -> tuple[Arra
     prior = solved.problem.prior
     if prior is None or solved.estimator.prior is None:
         return None
-    return prior[0] + (np.diag(prior[1]) > 0) * solved.estimator.prior[1] * rng.standard_normal((n, len(prior[0]))), prior[1]
+    return prior[0] + (np.diag(prior[1]) > 0) * solved.estimator.prior[1] * rng.standard_normal(
+        (n, len(prior[0]))
+    ), prior[1]

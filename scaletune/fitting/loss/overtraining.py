@@ -30,6 +30,8 @@ def fit_overtraining(runs: pd.DataFrame) -> Overtraining:
     if len(runs) < 4:
         raise UserError(f"an over-training law needs 4 runs or more, but got {len(runs)}")
     columns = (runs[column].to_numpy(float) for column in ("n_params", "tokens", "loss"))
-    solved = solve(*columns, estimator=Estimator(cost=SQUARES, linear=True), fixed={"beta": "alpha"})
+    solved = solve(
+        *columns, estimator=Estimator(cost=SQUARES, linear=True), fixed={"beta": "alpha"}
+    )
     e, a, b, alpha, _ = (float(v) for v in solved.vector)
     return Overtraining(e, a * 6 ** (alpha / 2), b * 6 ** (alpha / 2), alpha / 2)

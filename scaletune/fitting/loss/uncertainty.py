@@ -39,7 +39,9 @@ def _bread(solved: Solved) -> Array:
     """Inverse curvature of the objective (P, P)."""
     problem, jacobian = solved.problem, _jacobian(solved)
     prior = 0.0 if problem.prior is None else problem.prior[1]
-    return np.linalg.pinv(jacobian.T @ (jacobian * (problem.weight[0] * _slopes(solved)[1])[:, None]) + prior)
+    return np.linalg.pinv(
+        jacobian.T @ (jacobian * (problem.weight[0] * _slopes(solved)[1])[:, None]) + prior
+    )
 
 
 def _to_origin(solved: Solved) -> Array:
@@ -75,15 +77,24 @@ def profile_interval(solved: Solved, name: str, level: float = 0.95, n: int = 41
     from scipy.stats import f
 
     if name not in NAMES or not solved.shape.free[NAMES.index(name)].any():
-        raise UserError(f"a profile is of a free parameter, one of {', '.join(NAMES)}, but got {name!r}{nearest(name, NAMES)}")
+        raise UserError(
+            f"a profile is of a free parameter, one of {', '.join(NAMES)}, but got {name!r}{nearest(name, NAMES)}"
+        )
     if len(solved.phi) < len(NAMES):
-        raise UserError(f"a profile needs all of {', '.join(NAMES)} free, but these runs identify, or leave free, {len(solved.phi)}")
+        raise UserError(
+            f"a profile needs all of {', '.join(NAMES)} free, but these runs identify, or leave free, {len(solved.phi)}"
+        )
     i, dof = NAMES.index(name), max(solved.noise[1], 1)
     sd = float(np.sqrt(covariance(solved)[i, i]))
     steps = np.linspace(-6, 6, n) * sd
     middle = solved.vector[i]
-    values = middle * np.exp(steps) if i < len(CHINCHILLA.terms) else np.maximum(middle + steps, 1e-3)
-    rise = _profile(solved, name, values) - solved.problem.objective(solved.phi[None], solved.estimator.cost)[0]
+    values = (
+        middle * np.exp(steps) if i < len(CHINCHILLA.terms) else np.maximum(middle + steps, 1e-3)
+    )
+    rise = (
+        _profile(solved, name, values)
+        - solved.problem.objective(solved.phi[None], solved.estimator.cost)[0]
+    )
     slope, curve = _slopes(solved)
     weight = solved.problem.weight[0]
     unit = float((weight**2 * slope**2).sum() / (weight * curve).sum()) * len(slope) / dof
@@ -96,10 +107,20 @@ def _profile(solved: Solved, name: str, values: Array) -> Array:
     shapes = [shape(CHINCHILLA, solved.centre, {name: float(value)}) for value in values]
     kept = [list(solved.shape.columns).index(column) for column in shapes[0].columns]
     bases, free = np.array([one.base for one in shapes]), shapes[0].free
-    problem = replace(solved.problem, base=bases, free=free, low=solved.problem.low[kept], high=solved.problem.high[kept], prior=None)
+    problem = replace(
+        solved.problem,
+        base=bases,
+        free=free,
+        low=solved.problem.low[kept],
+        high=solved.problem.high[kept],
+        prior=None,
+    )
     exponents = [i for i, column in enumerate(shapes[0].columns) if column >= len(CHINCHILLA.terms)]
     cost, found = solved.estimator.cost, []
-    for place in [solved.phi[kept], *starts(replace(problem, base=bases[len(values) // 2]), cost, exponents, n=2)]:
+    for place in [
+        solved.phi[kept],
+        *starts(replace(problem, base=bases[len(values) // 2]), cost, exponents, n=2),
+    ]:
         found.append(descend(problem, np.repeat(place[None], len(values), axis=0), cost, SPREAD)[1])
     return np.min(found, axis=0)
 

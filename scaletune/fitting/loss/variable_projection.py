@@ -44,7 +44,9 @@ class Problem:
     low: Array  # (P)
     high: Array
     power: float = 1.0  # of the whole sum: L = (sum of terms)**power
-    prior: tuple[Array, Array] | None = None  # mean (P) or (K, P) and precision (P, P) of phi, in units of the cost
+    prior: tuple[Array, Array] | None = (
+        None  # mean (P) or (K, P) and precision (P, P) of phi, in units of the cost
+    )
 
     def rows(self, which: NDArray[np.intp] | slice) -> Problem:
         """Some of the fits."""
@@ -53,7 +55,13 @@ class Problem:
             return values[which] if values.ndim == ndim and len(values) > 1 else values
 
         prior = self.prior and (of(self.prior[0], 2), self.prior[1])
-        return replace(self, ln_loss=of(self.ln_loss, 2), weight=of(self.weight, 2), base=of(self.base, 2), prior=prior)
+        return replace(
+            self,
+            ln_loss=of(self.ln_loss, 2),
+            weight=of(self.weight, 2),
+            base=of(self.base, 2),
+            prior=prior,
+        )
 
     def parameters(self, phi: Array) -> Array:
         """(K, n_parameters) of phi (K, P)."""
@@ -68,11 +76,15 @@ class Problem:
     def ln_model(self, phi: Array) -> Array:
         """ln L (K, R)."""
         parameters = self.parameters(phi)
-        return self.power * np.log(sum(np.exp(parameters[:, list(term.columns)] @ term.features.T) for term in self.terms))
+        return self.power * np.log(
+            sum(np.exp(parameters[:, list(term.columns)] @ term.features.T) for term in self.terms)
+        )
 
     def objective(self, phi: Array, loss: Loss) -> Array:
         """Sum over rows of the weighted cost of the residual of ln L: (K,)."""
-        return (self.weight * loss.cost(self.ln_loss - self.ln_model(phi))).sum(-1) + self._prior(phi)[0]
+        return (self.weight * loss.cost(self.ln_loss - self.ln_model(phi))).sum(-1) + self._prior(
+            phi
+        )[0]
 
     def _prior(self, phi: Array) -> tuple[Array, Array, Array]:
         """What the prior adds to the objective, its gradient and second derivative."""
@@ -91,7 +103,10 @@ class Problem:
         r = self.ln_loss - ln_model
         first, second = loss.slope(r)
         value = (self.weight * loss.cost(r)).sum(-1)
-        pull, curve = self.power * self.weight * first, self.power * self.weight * (first + self.power * second)
+        pull, curve = (
+            self.power * self.weight * first,
+            self.power * self.weight * (first + self.power * second),
+        )
         n = self.free.shape[0]
         gradient, hessian = np.zeros((len(phi), n)), np.zeros((len(phi), n, n))
         for i, one in enumerate(self.terms):
@@ -102,7 +117,11 @@ class Problem:
             for j in range(i):
                 _add(hessian, one, self.terms[j], bent * share[j], both=True)
         cost, pull, precision = self._prior(phi)
-        return value + cost, gradient @ self.free + pull, self.free.T @ hessian @ self.free + precision
+        return (
+            value + cost,
+            gradient @ self.free + pull,
+            self.free.T @ hessian @ self.free + precision,
+        )
 
 
 def _add(hessian: Array, one: Term, other: Term, weight: Array, both: bool = False) -> None:
@@ -114,25 +133,36 @@ def _add(hessian: Array, one: Term, other: Term, weight: Array, both: bool = Fal
             hessian[:, list(other.columns), i] += block
 
 
-def descend(problem: Problem, start: Array, loss: Loss, spread: float, rounds: int = 200) -> tuple[Array, Array]:
+def descend(
+    problem: Problem, start: Array, loss: Loss, spread: float, rounds: int = 200
+) -> tuple[Array, Array]:
     """phi (K, P) and objective (K,) at the minimum that each start (K, P) leads to, over ever narrower costs."""
     ends, values, size = [], [], max(CHUNK // problem.ln_loss.shape[1], 1)
     for k in range(0, len(start), size):
-        part, here = problem.rows(slice(k, k + size)), np.clip(start[k : k + size], problem.low, problem.high)
+        part, here = (
+            problem.rows(slice(k, k + size)),
+            np.clip(start[k : k + size], problem.low, problem.high),
+        )
         for stage in loss.stages(spread):
-            here, value = _newton(part, here, stage, *((rounds, RELATIVE) if stage == loss else (COARSE, 1e-4)))
+            here, value = _newton(
+                part, here, stage, *((rounds, RELATIVE) if stage == loss else (COARSE, 1e-4))
+            )
         ends.append(here)
         values.append(value)
     return np.concatenate(ends), np.concatenate(values)
 
 
-def _newton(problem: Problem, here: Array, loss: Loss, rounds: int, relative: float) -> tuple[Array, Array]:
+def _newton(
+    problem: Problem, here: Array, loss: Loss, rounds: int, relative: float
+) -> tuple[Array, Array]:
     """Damped Newton steps of all fits that are not settled yet."""
     here = here.copy()
     value, gradient, hessian = problem.derivatives(here, loss)
     damping, active = np.full(len(here), 1e-3), np.arange(len(here))
     for _ in range(rounds):
-        step, promised = _step(here[active], gradient[active], hessian[active], damping[active], problem)
+        step, promised = _step(
+            here[active], gradient[active], hessian[active], damping[active], problem
+        )
         there = here[active] + step
         part = problem.rows(active)
         new, slope, curve = part.derivatives(there, loss)
@@ -141,22 +171,30 @@ def _newton(problem: Problem, here: Array, loss: Loss, rounds: int, relative: fl
         here[moved], gradient[moved], hessian[moved] = there[better], slope[better], curve[better]
         settled = (promised <= relative * value[active]) | (damping[active] > 1e14)
         value[moved] = new[better]
-        damping[active] = np.where(better, np.maximum(damping[active] / 10, 1e-14), damping[active] * 6)
+        damping[active] = np.where(
+            better, np.maximum(damping[active] / 10, 1e-14), damping[active] * 6
+        )
         active = active[~settled]
         if not len(active):
             break
     return here, value
 
 
-def _step(here: Array, gradient: Array, hessian: Array, damping: Array, problem: Problem) -> tuple[Array, Array]:
+def _step(
+    here: Array, gradient: Array, hessian: Array, damping: Array, problem: Problem
+) -> tuple[Array, Array]:
     """The damped step, kept inside the box, and the decrease its quadratic model promises; a coordinate pushed against its bound stays."""
     stuck = ((here <= problem.low) & (gradient > 0)) | ((here >= problem.high) & (gradient < 0))
     live = ~stuck
     scale = np.abs(np.einsum("kpp->kp", hessian)) * live + 1e-300
     matrix = hessian * (live[:, :, None] & live[:, None, :])
     matrix[:, range(here.shape[1]), range(here.shape[1])] += scale * damping[:, None] + stuck
-    step = np.linalg.solve(matrix, -(gradient * live)[..., None])[..., 0].astype(np.float64, copy=False)
-    uphill = (step * gradient).sum(-1) > 0  # the quadratic has no minimum there: go down the slope, scaled
+    step = np.linalg.solve(matrix, -(gradient * live)[..., None])[..., 0].astype(
+        np.float64, copy=False
+    )
+    uphill = (step * gradient).sum(
+        -1
+    ) > 0  # the quadratic has no minimum there: go down the slope, scaled
     step = np.where(uphill[:, None], -gradient * live / scale / (1 + damping[:, None]), step)
     step = np.clip(here + step, problem.low, problem.high) - here
     return step, -(gradient * step).sum(-1) / 2
@@ -186,13 +224,26 @@ def _coefficients(problem: Problem, phi: Array, coefficients: Sequence[int]) -> 
     """ln of the non-negative coefficients that fit L with the least relative squares, for every row of exponents in phi (with ln c = 0)."""
     parameters = problem.parameters(phi)
     parts = np.stack(
-        [np.exp(parameters[:, list(t.columns)] @ t.features.T - problem.ln_loss[:1] / problem.power) for t in problem.terms], -1
+        [
+            np.exp(
+                parameters[:, list(t.columns)] @ t.features.T - problem.ln_loss[:1] / problem.power
+            )
+            for t in problem.terms
+        ],
+        -1,
     )
-    rows = [int(np.flatnonzero(problem.free[:, i])[0]) for i in coefficients]  # the term each coefficient belongs to
+    rows = [
+        int(np.flatnonzero(problem.free[:, i])[0]) for i in coefficients
+    ]  # the term each coefficient belongs to
     rest = 1 - parts[..., [i for i in range(parts.shape[-1]) if i not in rows]].sum(-1)
     design = parts[..., rows] * np.sqrt(problem.weight[0])[:, None]
     gram = np.einsum("kri,krj->kij", design, design)
-    return np.log(np.maximum(_nonnegative(gram, np.einsum("kri,kr->ki", design, rest * np.sqrt(problem.weight[0]))), 1e-300))
+    return np.log(
+        np.maximum(
+            _nonnegative(gram, np.einsum("kri,kr->ki", design, rest * np.sqrt(problem.weight[0]))),
+            1e-300,
+        )
+    )
 
 
 def _nonnegative(gram: Array, right: Array) -> Array:

@@ -21,7 +21,9 @@ def slices(table: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, str]]:
     rows: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
     groups = table.groupby(["cell", "batch_tokens"], dropna=False, sort=True)
-    for _, group in tqdm(groups, "cells read", groups.ngroups, delay=SLOW, disable=None, leave=False):
+    for _, group in tqdm(
+        groups, "cells read", groups.ngroups, delay=SLOW, disable=None, leave=False
+    ):
         kept, reasons = _usable(group)
         dropped |= reasons
         row = _describe(group, kept) | {"cell": int(group["cell"].iloc[0]), "ids": list(kept["id"])}
@@ -55,7 +57,11 @@ def _describe(group: pd.DataFrame, kept: pd.DataFrame) -> dict[str, Any]:
         "n_params": float(group["n_params"].median()),
         "tokens": float(group["tokens"].median()),
         "batch_tokens": None if np.isnan(batch) else float(batch),
-        "grid": {"lr": [float(v) for v in mean.index], "loss": [float(v) for v in mean], "n": [int(v) for v in kept.groupby("lr").size()]},
+        "grid": {
+            "lr": [float(v) for v in mean.index],
+            "loss": [float(v) for v in mean],
+            "n": [int(v) for v in kept.groupby("lr").size()],
+        },
     }
     return row | {"status": _verdict(row, mean, group)}
 
@@ -72,11 +78,13 @@ def _verdict(row: dict[str, Any], mean: pd.Series, group: pd.DataFrame) -> str:
     lr = float(mean.index[best])
     side, way = ("lowest", "below") if best == 0 else ("highest", "above")
     beyond = group.loc[group["lr"] < lr if best == 0 else group["lr"] > lr, "lr"]
-    why = f"; the next lr {way} it, {beyond.min() if best else beyond.max():.3g}, diverged" if len(beyond) else ""
-    usable = " usable" if len(beyond) else ""
-    return (
-        f"{name(row)} has its lowest loss at the {side}{usable} lr of its grid, {lr:.3g}{why}: the optimum may lie {way} it and is not used"
+    why = (
+        f"; the next lr {way} it, {beyond.min() if best else beyond.max():.3g}, diverged"
+        if len(beyond)
+        else ""
     )
+    usable = " usable" if len(beyond) else ""
+    return f"{name(row)} has its lowest loss at the {side}{usable} lr of its grid, {lr:.3g}{why}: the optimum may lie {way} it and is not used"
 
 
 def _points(kept: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
@@ -86,7 +94,9 @@ def _points(kept: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
     best = int(np.argmin(mean))
     inside = mean <= (1 + REACH) * mean.min()
     inside[max(best - 1, 0) : best + 2] = True
-    reason = f"more than {REACH:.0%} above the lowest loss of its cell: outside the basin that is fitted"
+    reason = (
+        f"more than {REACH:.0%} above the lowest loss of its cell: outside the basin that is fitted"
+    )
     outside = dict.fromkeys(kept["id"][~inside[row]], reason)
     return _additive(kept[inside[row]]), outside
 
@@ -99,7 +109,9 @@ def _additive(runs: pd.DataFrame) -> dict[str, Any]:
     of_lr = np.eye(len(lrs))[row]
     of_seed = np.eye(len(seeds))[column] - 1 / len(seeds)
     design, rank = np.hstack([of_lr, of_seed]), len(lrs) + len(seeds) - 1
-    crossed = bool(runs["crossed"].iloc[0]) and len(seeds) > 1 and np.linalg.matrix_rank(design) == rank
+    crossed = (
+        bool(runs["crossed"].iloc[0]) and len(seeds) > 1 and np.linalg.matrix_rank(design) == rank
+    )
     if not crossed:
         design, rank = of_lr, len(lrs)
     effect = np.linalg.lstsq(design, loss, rcond=None)[0]
@@ -111,12 +123,16 @@ def _additive(runs: pd.DataFrame) -> dict[str, Any]:
         "n": np.bincount(row).astype(float),
         "ss": float(left[near] @ left[near]),
         "dof": int((len(runs) - rank) * near.mean()),
-        "shared": float(np.var(effect[len(lrs) :], ddof=1)) if crossed else None,  # variance of the seeds' common part
+        "shared": float(np.var(effect[len(lrs) :], ddof=1))
+        if crossed
+        else None,  # variance of the seeds' common part
         "seeds": len(seeds) if crossed else 1,
     }
 
 
-def optima(rows: list[dict[str, Any]], noise: tuple[float, int] | None = None, level: float = 0.95) -> tuple[float, int]:
+def optima(
+    rows: list[dict[str, Any]], noise: tuple[float, int] | None = None, level: float = 0.95
+) -> tuple[float, int]:
     """Add the optimum to every row that can give one (in place), with `noise` or their own; returns the noise used.
 
     When no row can, those whose lowest loss is on the edge of their grid get that edge, with an error to match: a bound, better than nothing.
@@ -128,8 +144,17 @@ def optima(rows: list[dict[str, Any]], noise: tuple[float, int] | None = None, l
     points = [row["points"] for row in usable or edges]
     variance, dof = noise or noise_of(points)
     known = [point["shared"] for point in points if point["shared"] is not None]
-    shared = float(np.mean(known)) if known else 0.0  # pooled: two seeds of one cell say little of how seeds vary
-    for row, point in tqdm(zip(usable or edges, points, strict=True), "cells measured", len(points), delay=SLOW, disable=None, leave=False):
+    shared = (
+        float(np.mean(known)) if known else 0.0
+    )  # pooled: two seeds of one cell say little of how seeds vary
+    for row, point in tqdm(
+        zip(usable or edges, points, strict=True),
+        "cells measured",
+        len(points),
+        delay=SLOW,
+        disable=None,
+        leave=False,
+    ):
         row |= locate(point, variance, dof, level)
         row["floor_se"] = math.hypot(row["floor_se"], math.sqrt(shared / point["seeds"]))
     for row in edges:
@@ -142,12 +167,22 @@ def _at_edge(row: dict[str, Any]) -> dict[str, Any]:
     lrs, losses = row["grid"]["lr"], row["grid"]["loss"]
     best = losses.index(min(losses))
     x, se = math.log(lrs[best]), EDGE_STEPS * math.log(lrs[-1] / lrs[0]) / (len(lrs) - 1)
-    drop = losses[1 if best == 0 else best - 1] - losses[best]  # over the last step of the grid: the next may bring as much
+    drop = (
+        losses[1 if best == 0 else best - 1] - losses[best]
+    )  # over the last step of the grid: the next may bring as much
     interval = [math.exp(x - 1.96 * se), math.exp(x + 1.96 * se)]
-    return {"x": x, "se": se, "interval": interval, "floor": losses[best], "floor_se": math.hypot(drop, row["floor_se"])}
+    return {
+        "x": x,
+        "se": se,
+        "interval": interval,
+        "floor": losses[best],
+        "floor_se": math.hypot(drop, row["floor_se"]),
+    }
 
 
-def best_slices(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
+def best_slices(
+    rows: list[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
     """Of a cell's batch sizes the one with the lowest floor; {id: reason} of the others, and what to say when there was a choice."""
     chosen: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
@@ -164,6 +199,12 @@ def best_slices(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[
         for row in here:
             if row is not best:
                 dropped |= dict.fromkeys(row["ids"], "another batch size of this cell is used")
-            if row["status"] != "ok" and usable and min(row["grid"]["loss"], default=np.inf) < best["floor"]:
-                said.append(f"{row['status']}, though its loss is below that of the batch size used, {best['batch_tokens']:g}")
+            if (
+                row["status"] != "ok"
+                and usable
+                and min(row["grid"]["loss"], default=np.inf) < best["floor"]
+            ):
+                said.append(
+                    f"{row['status']}, though its loss is below that of the batch size used, {best['batch_tokens']:g}"
+                )
     return chosen, dropped, said

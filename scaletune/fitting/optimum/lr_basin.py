@@ -76,7 +76,9 @@ def noise_of(points: list[dict[str, Any]]) -> tuple[float, int]:
     usable = [p for p in points if len(p["x"]) > 3]
     dof = sum(len(p["x"]) - 3 for p in usable)
     if not dof:
-        return (1e-3 * float(np.mean([p["y"].min() for p in points]))) ** 2, 0  # 0.1 %: what language models show in public sweeps
+        return (
+            1e-3 * float(np.mean([p["y"].min() for p in points]))
+        ) ** 2, 0  # 0.1 %: what language models show in public sweeps
     usable = usable[:: max(len(usable) // MANY, 1)]
     dof = sum(len(p["x"]) - 3 for p in usable)
 
@@ -99,16 +101,30 @@ def _surface(point: dict[str, Any], variance: float) -> dict[str, Array]:
     height = y - y.min()
     for _ in range(3):  # heights above a fitted floor, not above the luckiest point
         weight = 1 / (variance / point["n"] + (MISFIT * height) ** 2)
-        total, mean_f, mean_y = weight.sum(), shape @ weight / weight.sum(), y @ weight / weight.sum()
+        total, mean_f, mean_y = (
+            weight.sum(),
+            shape @ weight / weight.sum(),
+            y @ weight / weight.sum(),
+        )
         sff = (shape - mean_f[..., None]) ** 2 @ weight
         curvature = ((shape - mean_f[..., None]) @ (weight * (y - mean_y))) / sff
         floor = mean_y - curvature * mean_f
-        chi2 = np.where(curvature > 0, ((y - floor[..., None] - curvature[..., None] * shape) ** 2) @ weight, np.inf)
+        chi2 = np.where(
+            curvature > 0,
+            ((y - floor[..., None] - curvature[..., None] * shape) ** 2) @ weight,
+            np.inf,
+        )
         if not np.isfinite(chi2).any():
             break
         best = np.unravel_index(np.argmin(chi2), chi2.shape)
         height = curvature[best] * shape[best]
-    return {"x": centres, "chi2": chi2, "floor": floor, "curvature": curvature, "floor_var": 1 / total + mean_f**2 / sff}
+    return {
+        "x": centres,
+        "chi2": chi2,
+        "floor": floor,
+        "curvature": curvature,
+        "floor_var": 1 / total + mean_f**2 / sff,
+    }
 
 
 def locate(point: dict[str, Any], variance: float, dof: int, level: float = 0.95) -> dict[str, Any]:
@@ -123,7 +139,9 @@ def locate(point: dict[str, Any], variance: float, dof: int, level: float = 0.95
     over_x = weight.sum(1)
     x = float(over_x @ grid["x"])
     skew = float(weight.sum(0) @ SKEWS)
-    widen = float(stats.t.ppf(0.5 + level / 2, dof) / stats.norm.ppf(0.5 + level / 2)) if dof else 2.0
+    widen = (
+        float(stats.t.ppf(0.5 + level / 2, dof) / stats.norm.ppf(0.5 + level / 2)) if dof else 2.0
+    )
     step = grid["x"][1] - grid["x"][0]
     se = widen * math.sqrt(float(over_x @ (grid["x"] - x) ** 2) + step**2 / 12)
     cumulative = np.cumsum(over_x) - over_x / 2
@@ -147,6 +165,10 @@ def _basin(point: dict[str, Any], variance: float, x: float, skew: float) -> Bas
     shape = phi(point["x"] - x, skew)
     weight = 1 / (variance / point["n"] + (MISFIT * (point["y"] - point["y"].min())) ** 2)
     mean_f, mean_y = shape @ weight / weight.sum(), point["y"] @ weight / weight.sum()
-    curvature = float((weight * (shape - mean_f)) @ (point["y"] - mean_y) / (weight @ (shape - mean_f) ** 2))
-    curvature = max(curvature, 1e-6 * float(mean_y))  # a flat cell: its band is then very wide, which is true
+    curvature = float(
+        (weight * (shape - mean_f)) @ (point["y"] - mean_y) / (weight @ (shape - mean_f) ** 2)
+    )
+    curvature = max(
+        curvature, 1e-6 * float(mean_y)
+    )  # a flat cell: its band is then very wide, which is true
     return Basin(float(mean_y - curvature * mean_f), x, curvature, skew)

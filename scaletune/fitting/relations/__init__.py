@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 
-from scaletune.fitting.relations import critical, curves, downstream, repetition, schedule, trajectory
+from scaletune.fitting.relations import (
+    critical,
+    curves,
+    downstream,
+    repetition,
+    schedule,
+    trajectory,
+)
 from scaletune.fitting.relations.relation import Relation as Relation
 from scaletune.fitting.relations.solver import fit_relation as fit_relation
 from scaletune.fitting.relations.solver import of_group as of_group

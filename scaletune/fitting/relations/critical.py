@@ -22,18 +22,24 @@ def _tradeoff(p: Values) -> dict[str, float]:
     return {"tokens_min": p["steps_min"] * p["batch_critical"]}
 
 
-def overhead_batch(batch_critical: float, batch_reference: float, overhead: float = OVERHEAD) -> float:
+def overhead_batch(
+    batch_critical: float, batch_reference: float, overhead: float = OVERHEAD
+) -> float:
     """The batch at which steps exceed linear scaling from `batch_reference` by `overhead`: (1 + x) B_ref + x B_crit (arXiv:2410.21676)."""
     return (1 + overhead) * batch_reference + overhead * batch_critical
 
 
-def noise_scale(square_small: float, square_big: float, batch_small: float, batch_big: float) -> dict[str, float]:
+def noise_scale(
+    square_small: float, square_big: float, batch_small: float, batch_big: float
+) -> dict[str, float]:
     """|G|**2, tr(Sigma) and B_simple = tr(Sigma) / |G|**2 from mean squared gradient norms at two batch sizes (arXiv:1812.06162, App. A.1).
 
     B_simple has the unit of the batches. UserError when the two batches are one, or leave no signal above the noise.
     """
     if batch_small == batch_big:
-        raise UserError(f"the gradient-noise scale needs two batch sizes, but both are {batch_small:g}")
+        raise UserError(
+            f"the gradient-noise scale needs two batch sizes, but both are {batch_small:g}"
+        )
     signal = (batch_big * square_big - batch_small * square_small) / (batch_big - batch_small)
     noise = (square_small - square_big) / (1 / batch_small - 1 / batch_big)
     if signal <= 0 or noise < 0:
@@ -82,7 +88,13 @@ OF_LOSS = Relation(
     function=_of_loss,
     along="loss",
 )
-OF_TOKENS = power("tokens", "batch_critical", "tokens", "arXiv:2410.05838: p near 1 for a run's critical batch", "critical_batch_tokens")
+OF_TOKENS = power(
+    "tokens",
+    "batch_critical",
+    "tokens",
+    "arXiv:2410.05838: p near 1 for a run's critical batch",
+    "critical_batch_tokens",
+)
 
 
 def regime(batch_tokens: float, batch_critical: float) -> tuple[float, str]:
@@ -93,7 +105,13 @@ def regime(batch_tokens: float, batch_critical: float) -> tuple[float, str]:
     ratio = batch_tokens / batch_critical
     if ratio < 1 / 3:
         return -0.5, "below the critical batch: lr ~ tokens**-1/2"
-    return (0.0, "around the critical batch: lr keeps") if ratio <= 3 else (0.5, "above the critical batch: lr ~ tokens**1/2, unconfirmed")
+    return (
+        (0.0, "around the critical batch: lr keeps")
+        if ratio <= 3
+        else (0.5, "above the critical batch: lr ~ tokens**1/2, unconfirmed")
+    )
 
 
-RELATIONS: Mapping[str, Relation] = {relation.id: relation for relation in (CRITICAL, OF_LOSS, OF_TOKENS)}
+RELATIONS: Mapping[str, Relation] = {
+    relation.id: relation for relation in (CRITICAL, OF_LOSS, OF_TOKENS)
+}

@@ -17,7 +17,9 @@ FLOPS = Column("flops", "training FLOPs")
 
 def broken(x: Array, p: Values) -> Array:
     """E + A x**-c0 (1 + (x / d)**(1 / f))**(-c1 f): a power law whose exponent turns from c0 to c0 + c1 at d (arXiv:2210.14891, eq. 1, n = 1)."""
-    return p["E"] + p["A"] * x ** -p["c0"] * (1 + (x / p["d"]) ** (1 / p["f"])) ** (-p["c1"] * p["f"])
+    return p["E"] + p["A"] * x ** -p["c0"] * (1 + (x / p["d"]) ** (1 / p["f"])) ** (
+        -p["c1"] * p["f"]
+    )
 
 
 def saturating(x: Columns, p: Values) -> Array:
@@ -25,7 +27,11 @@ def saturating(x: Columns, p: Values) -> Array:
 
 
 def _seconds(x: Columns, p: Values) -> Array:
-    return p["overhead"] + x["bytes_moved"] / p["bytes_per_second"] + x["flops_per_step"] / p["flops_per_second"]
+    return (
+        p["overhead"]
+        + x["bytes_moved"] / p["bytes_per_second"]
+        + x["flops_per_step"] / p["flops_per_second"]
+    )
 
 
 BROKEN = Relation(
@@ -55,9 +61,16 @@ SECONDS = Relation(
     id="seconds_per_step",
     formula="seconds_per_step = overhead + bytes_moved / bytes_per_second + flops_per_step / flops_per_second",
     source="after arXiv:2406.18922, which regresses on memory copies; calibrated on your own records",
-    inputs=(Column("bytes_moved", "bytes a step reads and writes"), Column("flops_per_step", "FLOPs of a step")),
+    inputs=(
+        Column("bytes_moved", "bytes a step reads and writes"),
+        Column("flops_per_step", "FLOPs of a step"),
+    ),
     output=Column("seconds_per_step", "seconds"),
-    parameters={"overhead": Box(1e-7, 10.0), "bytes_per_second": Box(1e8, 1e14), "flops_per_second": Box(1e8, 1e18)},
+    parameters={
+        "overhead": Box(1e-7, 10.0),
+        "bytes_per_second": Box(1e8, 1e14),
+        "flops_per_second": Box(1e8, 1e18),
+    },
     function=_seconds,
     along="flops_per_step",
 )
@@ -69,7 +82,9 @@ NEAR = 5.0  # a parabola in ln n_params holds for sizes within this factor of th
 def _near(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows whose size is within NEAR of the lowest loss's."""
     sizes = rows["n_params"].to_numpy(float)
-    return rows[np.abs(np.log(sizes / sizes[rows["loss"].to_numpy(float).argmin()])) <= np.log(NEAR)]
+    return rows[
+        np.abs(np.log(sizes / sizes[rows["loss"].to_numpy(float).argmin()])) <= np.log(NEAR)
+    ]
 
 
 def _parabola(x: Columns, p: Values) -> Array:
@@ -107,11 +122,17 @@ def envelope(rows: pd.DataFrame) -> pd.DataFrame:
     """
     needed = ("run_id", "flops", "n_params", "loss")
     if missing := next((name for name in needed if name not in rows), None):
-        raise UserError(f"frontier reads training curves, rows of {', '.join(needed)}, but there is no `{missing}`")
+        raise UserError(
+            f"frontier reads training curves, rows of {', '.join(needed)}, but there is no `{missing}`"
+        )
     curves = [curve.sort_values("flops") for _, curve in rows.groupby("run_id") if len(curve) > 1]
     if len(curves) < 3:
-        raise UserError(f"frontier needs the training curves of at least 3 runs, but got {len(curves)}")
-    levels = np.geomspace(min(c["flops"].min() for c in curves), max(c["flops"].max() for c in curves), BUDGETS)
+        raise UserError(
+            f"frontier needs the training curves of at least 3 runs, but got {len(curves)}"
+        )
+    levels = np.geomspace(
+        min(c["flops"].min() for c in curves), max(c["flops"].max() for c in curves), BUDGETS
+    )
     found = [_lowest(curves, level) for level in levels]
     return pd.DataFrame([row for row in found if row])
 
@@ -119,11 +140,18 @@ def envelope(rows: pd.DataFrame) -> pd.DataFrame:
 def _lowest(curves: Sequence[pd.DataFrame], level: float) -> dict[str, float] | None:
     there = [c for c in curves if c["flops"].iloc[0] <= level <= c["flops"].iloc[-1]]
     sizes = [float(c["n_params"].iloc[0]) for c in there]
-    losses = [float(np.exp(np.interp(np.log(level), np.log(c["flops"]), np.log(c["loss"])))) for c in there]
+    losses = [
+        float(np.exp(np.interp(np.log(level), np.log(c["flops"]), np.log(c["loss"]))))
+        for c in there
+    ]
     if len(set(sizes)) < 3:
         return None
     best = int(np.argmin(losses))
-    return None if sizes[best] in (min(sizes), max(sizes)) else {"flops": level, "n_params": sizes[best], "loss": losses[best]}
+    return (
+        None
+        if sizes[best] in (min(sizes), max(sizes))
+        else {"flops": level, "n_params": sizes[best], "loss": losses[best]}
+    )
 
 
 FRONTIER = replace(
@@ -132,4 +160,6 @@ FRONTIER = replace(
     source="arXiv:2203.15556, approach 1",
     reduce=envelope,
 )
-RELATIONS: Mapping[str, Relation] = {relation.id: relation for relation in (BROKEN, LEARNING_CURVE, SECONDS, ISOFLOP, FRONTIER)}
+RELATIONS: Mapping[str, Relation] = {
+    relation.id: relation for relation in (BROKEN, LEARNING_CURVE, SECONDS, ISOFLOP, FRONTIER)
+}

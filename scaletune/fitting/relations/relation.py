@@ -48,13 +48,25 @@ class Relation:
     function: Callable[[Columns, Values], Array]
     along: str  # the input it is drawn against
     log: bool = True
-    derived: Callable[[Values], Mapping[str, float]] | None = None  # what users ask of the parameters
-    groups: tuple[str, ...] = ()  # columns whose every combination is fitted by itself, where the table has them
+    derived: Callable[[Values], Mapping[str, float]] | None = (
+        None  # what users ask of the parameters
+    )
+    groups: tuple[
+        str, ...
+    ] = ()  # columns whose every combination is fitted by itself, where the table has them
     across: Relation | None = None  # fitted to the groups' parameters and derived values
-    prepare: Callable[[pd.DataFrame], Mapping[str, Any]] | None = None  # columns made of whole runs, rows in the table's order
-    select: Callable[[pd.DataFrame], pd.DataFrame] | None = None  # the rows of a group that the formula is about
-    robust: bool = True  # soft L1 about twice the residuals' median; False: least squares as published
-    reduce: Callable[[pd.DataFrame], pd.DataFrame] | None = None  # rows made of the table's, before anything is read
+    prepare: Callable[[pd.DataFrame], Mapping[str, Any]] | None = (
+        None  # columns made of whole runs, rows in the table's order
+    )
+    select: Callable[[pd.DataFrame], pd.DataFrame] | None = (
+        None  # the rows of a group that the formula is about
+    )
+    robust: bool = (
+        True  # soft L1 about twice the residuals' median; False: least squares as published
+    )
+    reduce: Callable[[pd.DataFrame], pd.DataFrame] | None = (
+        None  # rows made of the table's, before anything is read
+    )
     curves: bool = False  # rows with one run_id are checkpoints of one run: resampled together
     known: Mapping[str, float] = field(default_factory=dict)  # parameters the caller holds fixed
 

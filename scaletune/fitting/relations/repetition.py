@@ -18,7 +18,10 @@ def _repeated(x: Columns, p: Values) -> Array:
     alpha, beta = p["alpha"], p["alpha"]  # tied, as the source ties them
     G = (alpha * p["A"] / (beta * p["B"])) ** (1 / (alpha + beta))
     fed = np.minimum(x["n_params_total"], (x["unique_tokens"] * G) ** (beta / alpha) * G)
-    n, d = worth(x["n_params_total"], fed, p["r_params"]), worth(x["tokens"], x["unique_tokens"], p["r_tokens"])
+    n, d = (
+        worth(x["n_params_total"], fed, p["r_params"]),
+        worth(x["tokens"], x["unique_tokens"], p["r_tokens"]),
+    )
     return p["E"] + p["A"] * n**-alpha + p["B"] * d**-beta
 
 

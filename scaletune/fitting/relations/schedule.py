@@ -32,7 +32,9 @@ def areas(table: pd.DataFrame) -> dict[str, Any]:
     same = np.concatenate([[False], number[1:] == number[:-1]])
     gap = np.diff(step, prepend=0.0)
     if (same & (gap <= 0)).any() or len(set(number[~same])) != int((~same).sum()):
-        raise UserError("a schedule law needs each run's rows together and its steps rising: sort by run_id and step")
+        raise UserError(
+            "a schedule law needs each run's rows together and its steps rising: sort by run_id and step"
+        )
     mean = np.where(same, (lr + np.concatenate([[0.0], lr[:-1]])) / 2, lr)
     area = np.where(same, gap, step) * mean
     s1 = np.concatenate([np.cumsum(area[number == n]) for n in range(number.max() + 1)])
@@ -91,7 +93,8 @@ MULTI_POWER = Relation(
     source="arXiv:2503.12811",
     inputs=(STEP, LR),
     output=LOSS,
-    parameters=BASE | {"B": Box(1.0, 1e5), "C": Box(1e-3, 100.0), "beta": Box(0.05, 2.0), "gamma": Box(0.05, 2.0)},
+    parameters=BASE
+    | {"B": Box(1.0, 1e5), "C": Box(1e-3, 100.0), "beta": Box(0.05, 2.0), "gamma": Box(0.05, 2.0)},
     function=multi_power,
     along="step",
     prepare=areas,

@@ -32,7 +32,9 @@ def trajectory(x: Columns, p: Values) -> Array:
     low, high = np.log(floor), np.log(floor + 50.0)
     for _ in range(ROUNDS):
         middle = (low + high) / 2
-        above = floor + (p["s_c"] / steps_min(x, p, np.exp(middle))) ** p["alpha_s"] > np.exp(middle)
+        above = floor + (p["s_c"] / steps_min(x, p, np.exp(middle))) ** p["alpha_s"] > np.exp(
+            middle
+        )
         low, high = np.where(above, middle, low), np.where(above, high, middle)
     return np.exp((low + high) / 2)
 
@@ -49,7 +51,13 @@ TRAJECTORY = Relation(
     source="arXiv:2001.08361, eq. 1.6; staged in arXiv:2403.06563",
     inputs=(N_PARAMS, STEPS, BATCH),
     output=LOSS,
-    parameters=SIZES | {"s_c": Box(1e1, 1e6), "alpha_s": Box(0.1, 2.0), "batch_star": Box(1e4, 1e12), "alpha_b": Box(0.05, 1.0)},
+    parameters=SIZES
+    | {
+        "s_c": Box(1e1, 1e6),
+        "alpha_s": Box(0.1, 2.0),
+        "batch_star": Box(1e4, 1e12),
+        "alpha_b": Box(0.05, 1.0),
+    },
     function=trajectory,
     along="steps",
     curves=True,

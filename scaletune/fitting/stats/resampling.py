@@ -8,8 +8,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-CHECKPOINT = re.compile(r"[\W_]*(?:step|steps|ckpt|checkpoint|iter|iteration)[\W_]*\d+\D{0,3}$", re.IGNORECASE)
-NAMED = ("cluster", "run", "run_name", "run_id")  # columns that say which run a row is of, when they repeat
+CHECKPOINT = re.compile(
+    r"[\W_]*(?:step|steps|ckpt|checkpoint|iter|iteration)[\W_]*\d+\D{0,3}$", re.IGNORECASE
+)
+NAMED = (
+    "cluster",
+    "run",
+    "run_name",
+    "run_id",
+)  # columns that say which run a row is of, when they repeat
 SETTING = (
     "n_params",
     "width",
@@ -47,7 +54,11 @@ def _number(keys: pd.Series) -> Index:
 
 def _by_name(table: pd.DataFrame) -> tuple[Index | None, str]:
     for column in NAMED:
-        if column in table and table[column].notna().all() and 1 < table[column].nunique() < len(table):
+        if (
+            column in table
+            and table[column].notna().all()
+            and 1 < table[column].nunique() < len(table)
+        ):
             return _number(table[column].astype(str)), f"`{column}` repeats"
     return None, ""
 
@@ -66,12 +77,16 @@ def _by_trajectory(table: pd.DataFrame) -> tuple[Index | None, str]:
     settings = [column for column in SETTING if column in table]
     number = table.groupby(settings, dropna=False, sort=False).ngroup().to_numpy(np.intp)
     long = np.bincount(number)[number] >= EVEN
-    trajectories = [k for k in np.unique(number[long]) if _even(table["tokens"].to_numpy(float)[number == k])]
+    trajectories = [
+        k for k in np.unique(number[long]) if _even(table["tokens"].to_numpy(float)[number == k])
+    ]
     if not trajectories:
         return None, ""
     even = np.isin(number, trajectories)
     alone = number.max() + 1 + np.arange(len(table))
-    return _number(pd.Series(np.where(even, number, alone))), "their token counts are even steps of one trajectory"
+    return _number(
+        pd.Series(np.where(even, number, alone))
+    ), "their token counts are even steps of one trajectory"
 
 
 def _even(tokens: Array) -> bool:
@@ -98,7 +113,15 @@ def blocks(rng: np.random.Generator, n: int, cluster: Index, tokens: Array, leng
     return counts
 
 
-def noise(rng: np.random.Generator, n: int, ln_model: Array, residuals: Array, sd: float, dof: int, cluster: Index) -> Array:
+def noise(
+    rng: np.random.Generator,
+    n: int,
+    ln_model: Array,
+    residuals: Array,
+    sd: float,
+    dof: int,
+    cluster: Index,
+) -> Array:
     """ln losses (n, R) drawn about the law: noise of rows, and of clusters where rows share theirs; as uncertain as `dof` leaves it (0: known)."""
     number = int(cluster.max()) + 1
     shared = 0.0
@@ -107,4 +130,7 @@ def noise(rng: np.random.Generator, n: int, ln_model: Array, residuals: Array, s
         shared, dof = min(float(means.std(ddof=1)), sd), max(number - 5, 1)
     wide = np.sqrt(dof / rng.chisquare(dof, size=(n, 1))) if dof else 1.0
     own = np.sqrt(sd**2 - shared**2)
-    return ln_model + wide * (own * rng.standard_normal((n, len(ln_model))) + shared * rng.standard_normal((n, number))[:, cluster])
+    return ln_model + wide * (
+        own * rng.standard_normal((n, len(ln_model)))
+        + shared * rng.standard_normal((n, number))[:, cluster]
+    )

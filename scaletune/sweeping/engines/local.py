@@ -33,7 +33,14 @@ HEAP = {  # glibc's: a stack's tensors would be mapped anew each step
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
-INHERITED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # would make a worker wait for peers
+INHERITED = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)  # would make a worker wait for peers
 
 
 def _gpus() -> int:
@@ -44,15 +51,24 @@ def _gpus() -> int:
 
 def slots(workers: str | int, processes: int = 1) -> int:
     """How many workers, each with `processes` of its own: as asked, or as the GPUs go round, or the cores this process may use."""
-    cores, gpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _gpus()
+    cores, gpus = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        _gpus(),
+    )
     if gpus and processes > gpus:
-        raise UserError(f"`processes <= GPUs` must hold, but got {processes} processes and {gpus} GPUs")
+        raise UserError(
+            f"`processes <= GPUs` must hold, but got {processes} processes and {gpus} GPUs"
+        )
     return workers if isinstance(workers, int) else max(1, (gpus or cores) // processes)
 
 
 def environment(slot: int, processes: int = 1, gpus: int | None = None) -> dict[str, str]:
     """One thread a process (two on a shared core collapse), and its own of `gpus` GPUs; nothing of a surrounding distributed launch."""
-    kept = {key: value for key, value in os.environ.items() if key not in INHERITED and not key.startswith("TORCHELASTIC_")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in INHERITED and not key.startswith("TORCHELASTIC_")
+    }
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     gpus = _gpus() if gpus is None else gpus
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
@@ -80,7 +96,10 @@ class Worker:
 
     def order(self, tasks: Sequence[Task]) -> None:
         """Give it what to train, as one model where it is several."""
-        orders = [{"sweep": task.sweep, "recipe": task.recipe.model_dump(), "population": task.population} for task in tasks]
+        orders = [
+            {"sweep": task.sweep, "recipe": task.recipe.model_dump(), "population": task.population}
+            for task in tasks
+        ]
         self.tasks = {task.id: task for task in tasks}
         self.spoke, self.kills = time.monotonic(), kernel_kills()
         with contextlib.suppress(BrokenPipeError):  # a dead worker shows as the end of its output
@@ -105,7 +124,9 @@ class Worker:
     @property
     def hung(self) -> bool:
         """Whether it has said nothing for longer than its trials have patience, by a clock that no one sets."""
-        patience = min((task.recipe.engine.patience for task in self.tasks.values()), default=float("inf"))
+        patience = min(
+            (task.recipe.engine.patience for task in self.tasks.values()), default=float("inf")
+        )
         return time.monotonic() - self.spoke > patience
 
     def answered(self, task: Task) -> None:
@@ -122,7 +143,9 @@ class Worker:
 
     def stop(self) -> int:
         """Kill it and the processes it started; the status it ended with."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says so of a group of the dead
+        with contextlib.suppress(
+            ProcessLookupError, PermissionError
+        ):  # macOS says so of a group of the dead
             os.killpg(self.process.pid, signal.SIGKILL)
         for stream in (self.orders, self.answers):
             with contextlib.suppress(BrokenPipeError):
@@ -163,7 +186,11 @@ class Pool:
         """Give each idle worker the next task, and what may train as one model with it."""
         for worker in [worker for worker in self.workers if not worker.tasks]:
             if queue:
-                taken = stacks.take(queue, len(self.workers), sum(stacks.runs(other.tasks.values()) for other in self.workers))
+                taken = stacks.take(
+                    queue,
+                    len(self.workers),
+                    sum(stacks.runs(other.tasks.values()) for other in self.workers),
+                )
                 worker.order(taken)
                 self.news += [(task, {"progress": 0.0}) for task in taken]
 
@@ -173,7 +200,9 @@ class Pool:
         for key, _ in self.selector.select(0 if heard else WAIT):
             heard += self._heard(key.data)
         for worker in [worker for worker in self.workers if worker.hung]:
-            heard += self._replace(worker, f"its worker said nothing for {time.monotonic() - worker.spoke:.0f} s")
+            heard += self._replace(
+                worker, f"its worker said nothing for {time.monotonic() - worker.spoke:.0f} s"
+            )
         return heard
 
     def _heard(self, worker: Worker) -> list[tuple[Task, Message]]:

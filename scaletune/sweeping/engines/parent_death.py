@@ -7,7 +7,9 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before a fork, after which little is safe to do
+_PRCTL = (
+    ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+)  # looked up before a fork, after which little is safe to do
 
 
 def leave_with_parent() -> None:

@@ -43,7 +43,10 @@ def serve(orders: Iterable[str], answers: IO[str]) -> None:
 
     for line in orders:
         asked = json.loads(line)
-        points, sweeps = [recipes.validated(order["recipe"], "point") for order in asked], [order["sweep"] for order in asked]
+        points, sweeps = (
+            [recipes.validated(order["recipe"], "point") for order in asked],
+            [order["sweep"] for order in asked],
+        )
         try:
             if asked[0].get("population"):
                 found = _bred(points[0], sweeps[0], asked[0]["population"], acc, progress)
@@ -60,22 +63,39 @@ def _told(trial: Trial, curve: Sequence[float]) -> dict[str, Any]:
 
 
 def _bred(
-    point: Recipe, sweep: str, population: dict[str, Any], acc: Accelerator, progress: Callable[[float], None]
+    point: Recipe,
+    sweep: str,
+    population: dict[str, Any],
+    acc: Accelerator,
+    progress: Callable[[float], None],
 ) -> list[tuple[Trial, list[float]]]:
     from scaletune.training.pbt import Breeding
     from scaletune.training.pbt import population as train
 
     how = Breeding(population["every"], population["factor"], population["seed"])
-    return train([recipes.with_settings(point, {"lr": lr}) for lr in population["lr"]], sweep, how, acc, progress)
+    return train(
+        [recipes.with_settings(point, {"lr": lr}) for lr in population["lr"]],
+        sweep,
+        how,
+        acc,
+        progress,
+    )
 
 
 def _trained(
-    points: Sequence[Recipe], sweeps: Sequence[str], acc: Accelerator, progress: Callable[[float], None]
+    points: Sequence[Recipe],
+    sweeps: Sequence[str],
+    acc: Accelerator,
+    progress: Callable[[float], None],
 ) -> Iterable[tuple[Trial, list[float]]]:
     if len(points) > 1:
         return training.stacked(points, sweeps, acc, progress)
     launched = points[0].engine.processes > 1
-    return [training.launched(points[0], sweeps[0], progress) if launched else training.trial(points[0], sweeps[0], acc, progress)]
+    return [
+        training.launched(points[0], sweeps[0], progress)
+        if launched
+        else training.trial(points[0], sweeps[0], acc, progress)
+    ]
 
 
 def main() -> None:

@@ -46,7 +46,9 @@ class Belief:
     def __init__(self, places: Sequence[Place]):
         self.places, self.prior = places, Prior()
         self.axes, self.cells = places[0].grid.shape[1], len(places)
-        self.scale = np.array([[math.log(p.n_params), math.log(p.tokens / p.n_params)] for p in places])
+        self.scale = np.array(
+            [[math.log(p.n_params), math.log(p.tokens / p.n_params)] for p in places]
+        )
         self.middle = self.scale.mean(0)
         self.mean, self.sd = self._prior()
         self.theta, self.precision = self.mean, np.diag(self.sd**-2.0)  # to which `pending` adds
@@ -55,9 +57,15 @@ class Belief:
         low = np.min([p.grid.min(0) for p in self.places], 0)
         high = np.max([p.grid.max(0) for p in self.places], 0)
         law = [((low[i] + high[i]) / 2, max((high[i] - low[i]) / 2, 0.1)) for i in range(self.axes)]
-        known = [pair for i, name in zip(range(self.axes), LAWS, strict=False) for pair in (law[i], *LAWS[name])]
+        known = [
+            pair
+            for i, name in zip(range(self.axes), LAWS, strict=False)
+            for pair in (law[i], *LAWS[name])
+        ]
         p = self.prior
-        known += [p.curvature, p.skew, p.batch_curvature, p.batch_skew, p.tilt][: 2 if self.axes == 1 else 5]
+        known += [p.curvature, p.skew, p.batch_curvature, p.batch_skew, p.tilt][
+            : 2 if self.axes == 1 else 5
+        ]
         wide = len(known) - (2 if self.axes == 1 else 5)
         sd = np.array([s for _, s in known])
         sd[wide:] *= SHAPE_SD
@@ -87,12 +95,16 @@ class Belief:
         if self.axes == 1:
             gap = math.exp(shape[0]) * phi(away[:, 0], shape[1])
         else:
-            gap = math.exp(shape[0]) * phi(away[:, 0] + shape[4] * away[:, 1], shape[1]) + math.exp(shape[2]) * phi(away[:, 1], shape[3])
+            gap = math.exp(shape[0]) * phi(away[:, 0] + shape[4] * away[:, 1], shape[1]) + math.exp(
+                shape[2]
+            ) * phi(away[:, 1], shape[3])
         return TALL * np.tanh(gap / TALL)
 
     def learn(self, runs: Mapping[int, tuple[Array, Array]]) -> None:
         """Take in all runs so far: {cell: (points [R, axes], losses [R], NaN diverged)}."""
-        seen = {cell: (x, np.log(np.where(np.isfinite(y), y, np.nan))) for cell, (x, y) in runs.items()}
+        seen = {
+            cell: (x, np.log(np.where(np.isfinite(y), y, np.nan))) for cell, (x, y) in runs.items()
+        }
         base = self.mean.copy()
         for cell, (_, y) in seen.items():
             base[self.mean.size - self.cells + cell] = np.nanmin(y) if np.isfinite(y).any() else 0.0
@@ -117,7 +129,9 @@ class Belief:
         if known.any():
             above = np.minimum(y[known] - y[known].min(), TALL)
             trust = self.prior.noise + self.prior.misfit * above
-            left[known] = (self._floor(theta, cell) + heights[known] - y[known].min() - above) / trust
+            left[known] = (
+                self._floor(theta, cell) + heights[known] - y[known].min() - above
+            ) / trust
         return left
 
     def _floor(self, theta: Array, cell: int) -> float:
@@ -127,7 +141,10 @@ class Belief:
         """[G, parameters]: how a loss at each of the cell's points depends on theta, over the sd it would be trusted by."""
         grid = self.places[cell].grid
         at = self.heights(self.theta, cell, grid)
-        own = [*range(self.shared), *range(self.shared + cell * self.axes, self.shared + (cell + 1) * self.axes)]
+        own = [
+            *range(self.shared),
+            *range(self.shared + cell * self.axes, self.shared + (cell + 1) * self.axes),
+        ]
         rows = np.zeros((len(grid), self.theta.size))
         for i in own:
             step = np.zeros(self.theta.size)
@@ -138,14 +155,18 @@ class Belief:
 
     def aim(self, n_params: float, tokens: float) -> Array:
         """[axes, parameters] M: the loss expected to be lost at a scale is the trace of M cov(theta) M' (half the curvature, in M)."""
-        at = np.array([1.0, *(np.array([math.log(n_params), math.log(tokens / n_params)]) - self.middle)])
+        at = np.array(
+            [1.0, *(np.array([math.log(n_params), math.log(tokens / n_params)]) - self.middle)]
+        )
         to_law = np.zeros((self.axes, self.theta.size))
         for i in range(self.axes):
             to_law[i, 3 * i : 3 * i + 3] = at
         shape = self.theta[3 * self.axes : self.shared]
         if self.axes == 1:
             return math.sqrt(math.exp(shape[0]) / 2) * to_law
-        tilted = np.array([[math.sqrt(math.exp(shape[0]) / 2), 0.0], [0.0, math.sqrt(math.exp(shape[2]) / 2)]])
+        tilted = np.array(
+            [[math.sqrt(math.exp(shape[0]) / 2), 0.0], [0.0, math.sqrt(math.exp(shape[2]) / 2)]]
+        )
         return tilted @ np.array([[1.0, shape[4]], [0.0, 1.0]]) @ to_law
 
 
@@ -162,7 +183,9 @@ def best_next(belief: Belief, aim: Array, trained: Mapping[int, set[int]]) -> li
     return max(choices, key=lambda choice: choice[0])[1] if choices else []
 
 
-def _greedy(rows: Array, done: set[int], covariance: Array, aim: Array, many: int) -> tuple[float, list[int]]:
+def _greedy(
+    rows: Array, done: set[int], covariance: Array, aim: Array, many: int
+) -> tuple[float, list[int]]:
     """By how much `many` points, taken one after the other, lower the loss expected to be lost; and which."""
     chosen: list[int] = []
     total = 0.0
@@ -183,17 +206,28 @@ def believe(places: Sequence[Place], seen: Mapping[tuple[int, int], float]) -> B
     runs: dict[int, list[tuple[int, float]]] = {}
     for (cell, index), loss in seen.items():
         runs.setdefault(cell, []).append((index, loss))
-    belief.learn({c: (places[c].grid[[i for i, _ in rows]], np.array([y for _, y in rows])) for c, rows in runs.items()})
+    belief.learn(
+        {
+            c: (places[c].grid[[i for i, _ in rows]], np.array([y for _, y in rows]))
+            for c, rows in runs.items()
+        }
+    )
     return belief
 
 
 def next_wave(
-    places: Sequence[Place], seen: Mapping[tuple[int, int], float], target: tuple[float, float], size: int
+    places: Sequence[Place],
+    seen: Mapping[tuple[int, int], float],
+    target: tuple[float, float],
+    size: int,
 ) -> tuple[float, list[tuple[int, int]]]:
     """(loss expected to be lost at the target's (n_params, tokens), what to train next); a cell is opened whole, so a wave may be larger."""
     belief = believe(places, seen)
     aim = belief.aim(*target)
-    lost, wave = float(np.trace(aim @ np.linalg.inv(belief.precision) @ aim.T)), list[tuple[int, int]]()
+    lost, wave = (
+        float(np.trace(aim @ np.linalg.inv(belief.precision) @ aim.T)),
+        list[tuple[int, int]](),
+    )
     while len(wave) < size:
         trained = {c: {i for cell, i in [*seen, *wave] if cell == c} for c in range(len(places))}
         chosen = best_next(belief, aim, trained)
@@ -215,7 +249,10 @@ def joint(cells: list[Cell], asked: Search, target: tuple[float, float]) -> Wave
         lost, wave = next_wave(places, known, target, int(min(asked.wave, most - len(seen))))
         if not wave or (lost < asked.noise and not _grown(cells, seen)):
             break
-        points = [(c, cells[c].points[index]) for c, index in wave[: int(min(len(wave), most - len(seen)))]]
+        points = [
+            (c, cells[c].points[index])
+            for c, index in wave[: int(min(len(wave), most - len(seen)))]
+        ]
         seen |= zip(points, (yield [(cells[c], point, None) for c, point in points]), strict=True)
     left = f"{lost:.2g} of the loss is expected to be lost at n_params {target[0]:.3g}, tokens {target[1]:.3g}"
     for c, cell in enumerate(cells):
@@ -225,5 +262,8 @@ def joint(cells: list[Cell], asked: Search, target: tuple[float, float]) -> Wave
 
 def _grown(cells: list[Cell], seen: Mapping[tuple[int, Point], float]) -> bool:
     """Lengthen the ranges of cells whose best point sits on their end."""
-    best = [lowest({point: loss for (i, point), loss in seen.items() if i == c}) for c in range(len(cells))]
+    best = [
+        lowest({point: loss for (i, point), loss in seen.items() if i == c})
+        for c in range(len(cells))
+    ]
     return any([cell.grow(point) for cell, point in zip(cells, best, strict=True) if point])

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from scaletune.sweeping import Task
 
 
-def search(recipe: Recipe, stem: Path, *, adopt: bool = False, beside: Sequence[Task] = ()) -> tuple[list[Task], pd.DataFrame]:
+def search(
+    recipe: Recipe, stem: Path, *, adopt: bool = False, beside: Sequence[Task] = ()
+) -> tuple[list[Task], pd.DataFrame]:
     """Carry the recipe's search out: what it asked for, in order, and the trials of that. Says on stderr and in `NAME.search.txt` where it grew a range.
 
     `beside`: tasks to train as well, which keep workers busy while a wave waits for its last trial.
@@ -38,7 +40,9 @@ def search(recipe: Recipe, stem: Path, *, adopt: bool = False, beside: Sequence[
 
         return bred(recipe, stem, adopt=adopt)
     found = cells(recipe)
-    sweeping.tasks("main", points(recipe))  # all that may be asked for must be sound before anything is trained
+    sweeping.tasks(
+        "main", points(recipe)
+    )  # all that may be asked for must be sound before anything is trained
     with contextlib.closing(Store(stem, adopt=adopt)) as store:
         known = {trial.id: trial for trial in store.trials() if trial.status != "failed"}
     asker = Asker(found, _lines(found, recipe), known)
@@ -46,9 +50,14 @@ def search(recipe: Recipe, stem: Path, *, adopt: bool = False, beside: Sequence[
     asker.finish()
     write_notes(found, stem)
     if learnt := [cell.found for cell in found if cell.found]:
-        write_atomically(stem.with_name(stem.name + ".search.json"), json.dumps(learnt, indent=1, allow_nan=False) + "\n")
+        write_atomically(
+            stem.with_name(stem.name + ".search.json"),
+            json.dumps(learnt, indent=1, allow_nan=False) + "\n",
+        )
     with contextlib.closing(Store(stem)) as store:
-        return list(asker.asked.values()), frame(trial for trial in store.trials() if trial.id in asker.asked)
+        return list(asker.asked.values()), frame(
+            trial for trial in store.trials() if trial.id in asker.asked
+        )
 
 
 def _lines(found: list[Cell], recipe: Recipe) -> list[Line]:
@@ -75,7 +84,9 @@ def _target(found: list[Cell], recipe: Recipe) -> tuple[float, float]:
         dearest = max(found, key=lambda cell: cell.flops)
         return dearest.n_params, dearest.tokens
     held = with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set)
-    return counting.params(held.model, data.load(held.data).vocab_size)["n_params"], held.budget.tokens
+    return counting.params(held.model, data.load(held.data).vocab_size)[
+        "n_params"
+    ], held.budget.tokens
 
 
 @dataclass
@@ -104,13 +115,20 @@ class Asker:
             return []
         self.known[trial.id] = trial
         waiting = [line for line in self.lines if any(task.id == trial.id for task in line.wave)]
-        return [task for line in waiting if self._missing(line) == [] for task in self._step(line, self._losses(line))]
+        return [
+            task
+            for line in waiting
+            if self._missing(line) == []
+            for task in self._step(line, self._losses(line))
+        ]
 
     def _missing(self, line: Line) -> list[Task]:
         return list({task.id: task for task in line.wave if task.id not in self.known}.values())
 
     def _losses(self, line: Line) -> list[float]:
-        return [math.nan if (loss := self.known[task.id].loss) is None else loss for task in line.wave]
+        return [
+            math.nan if (loss := self.known[task.id].loss) is None else loss for task in line.wave
+        ]
 
     def _step(self, line: Line, losses: list[float] | None) -> list[Task]:
         """Go on until a wave has something to train, or the search ends."""
@@ -122,7 +140,9 @@ class Asker:
                 return []
             finally:
                 self._say()
-            line.wave = sweeping.tasks("main", [cell.recipe(point, rung) for cell, point, rung in wanted])
+            line.wave = sweeping.tasks(
+                "main", [cell.recipe(point, rung) for cell, point, rung in wanted]
+            )
             self.asked |= {task.id: task for task in line.wave if task.id not in self.asked}
             if missing := self._missing(line):
                 return missing
@@ -138,7 +158,9 @@ class Asker:
         """Say which searches a failed trial has stopped."""
         for line in self.lines:
             for task in self._missing(line):
-                self.cells[0].notes.append(f"trial {task.id} failed: its search waits for it, and the next run tries again")
+                self.cells[0].notes.append(
+                    f"trial {task.id} failed: its search waits for it, and the next run tries again"
+                )
         self._say()
 
 
@@ -151,10 +173,16 @@ def basin(cell: Cell, asked: Search) -> Waves:
     most = asked.budget or math.inf
     while len(seen) < most:
         wave, lies, stop = list[Point](), list[float](), ""
-        while not stop and len(seen) + len(wave) < min(most, len(cell.points)) and len(wave) < asked.wave:
+        while (
+            not stop
+            and len(seen) + len(wave) < min(most, len(cell.points))
+            and len(wave) < asked.wave
+        ):
             index = {point: i for i, point in enumerate(cell.points)}
             known = [*seen, *wave]
-            found = propose(cell.logs, [index[p] for p in known], [*seen.values(), *lies], seed=asked.seed)
+            found = propose(
+                cell.logs, [index[p] for p in known], [*seen.values(), *lies], seed=asked.seed
+            )
             if found.gain < asked.noise and not wave and (beside := _beside(cell, seen)):
                 wave, lies = [beside], [found.expected]
             elif found.gain < asked.noise:

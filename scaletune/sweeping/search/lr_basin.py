@@ -27,7 +27,10 @@ class Prior:
 
     centre: float = 0.5  # sd of the optimum's place about the middle, in half widths of the range
     reach: float = 1.2  # how far out it may be, in half widths
-    curvature: tuple[float, float] = (math.log(0.018), 0.35)  # of ln a: second derivative of the gap in ln lr
+    curvature: tuple[float, float] = (
+        math.log(0.018),
+        0.35,
+    )  # of ln a: second derivative of the gap in ln lr
     batch_curvature: tuple[float, float] = (math.log(0.0125), 0.3)  # of ln b
     tilt: tuple[float, float] = (-0.3, 0.2)  # k: the best lr rises as batch**-k
     skew: tuple[float, float] = (0.65, 0.35)  # s
@@ -42,7 +45,9 @@ class Proposal:
     """The point to train next, and what it is worth."""
 
     index: int  # of the candidates
-    gain: float  # expected fall of the best loss, as a share of it; infinite before anything is seen
+    gain: (
+        float  # expected fall of the best loss, as a share of it; infinite before anything is seen
+    )
     outside: float  # probability that the optimum is beyond the range: extend it
     expected: float  # loss there, as far as is known: what a point still in training counts as (its floor is 1 before anything is seen)
 
@@ -51,8 +56,12 @@ def basins(points: Array, draws: int, seed: int, prior: Prior) -> tuple[Array, A
     """Gaps [draws, G] at points [G, 1 or 2] of ln lr (and ln batch_tokens), and each draw's place of the optimum in half widths."""
     rng = np.random.default_rng(seed)
     low, high = points.min(0), points.max(0)
-    place = np.clip(rng.normal(0, prior.centre, (draws, points.shape[1])), -prior.reach, prior.reach)
-    away = points[None] - ((low + high) / 2 + place * (high - low) / 2)[:, None]  # [draws, G, 1 or 2]
+    place = np.clip(
+        rng.normal(0, prior.centre, (draws, points.shape[1])), -prior.reach, prior.reach
+    )
+    away = (
+        points[None] - ((low + high) / 2 + place * (high - low) / 2)[:, None]
+    )  # [draws, G, 1 or 2]
     normal = rng.normal(size=(5, draws, 1))
 
     def drawn(i: int, of: tuple[float, float]) -> Array:
@@ -62,7 +71,9 @@ def basins(points: Array, draws: int, seed: int, prior: Prior) -> tuple[Array, A
         return np.exp(drawn(0, prior.curvature)) * phi(away[..., 0], drawn(1, prior.skew)), place
     across = away[..., 0] + drawn(2, prior.tilt) * away[..., 1]
     gap = np.exp(drawn(0, prior.curvature)) * phi(across, drawn(1, prior.skew))
-    return gap + np.exp(drawn(3, prior.batch_curvature)) * phi(away[..., 1], drawn(4, prior.batch_skew)), place
+    return gap + np.exp(drawn(3, prior.batch_curvature)) * phi(
+        away[..., 1], drawn(4, prior.batch_skew)
+    ), place
 
 
 def phi(t: Array, s: Array | float) -> Array:
@@ -78,24 +89,37 @@ def _weigh(gaps: Array, seen: Sequence[int], ln_loss: Array, prior: Prior) -> tu
     score = -0.5 * (((TALL - heights[:, ~known]) / prior.cliff) ** 2).sum(1)
     floor = np.zeros(len(gaps))
     if known.any():
-        heights, ln_loss = heights[:, known], np.minimum(ln_loss[known], ln_loss[known].min() + TALL)
+        heights, ln_loss = (
+            heights[:, known],
+            np.minimum(ln_loss[known], ln_loss[known].min() + TALL),
+        )
         precision = 1 / (prior.noise + prior.misfit * heights) ** 2
         floor = (precision * (ln_loss - heights)).sum(1) / precision.sum(1)
         left = ln_loss - heights - floor[:, None]
-        score += 0.5 * (np.log(precision).sum(1) - np.log(precision.sum(1)) - (precision * left**2).sum(1))
+        score += 0.5 * (
+            np.log(precision).sum(1) - np.log(precision.sum(1)) - (precision * left**2).sum(1)
+        )
     weights = np.exp(score - score.max())
     return weights / weights.sum(), floor
 
 
 def propose(
-    points: Array, seen: Sequence[int], losses: Sequence[float], *, draws: int = 10_000, seed: int = 0, prior: Prior = Prior()
+    points: Array,
+    seen: Sequence[int],
+    losses: Sequence[float],
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+    prior: Prior = Prior(),
 ) -> Proposal:
     """The candidate [G, 1 or 2] to train next, after `losses` at the candidates `seen`; a loss that is not finite has diverged.
 
     Trained candidates are not proposed again. UserError when none is left.
     """
     if len(set(seen)) >= len(points):
-        raise UserError(f"a search needs a point that is not trained yet, but all {len(points)} are")
+        raise UserError(
+            f"a search needs a point that is not trained yet, but all {len(points)} are"
+        )
     gaps, place = basins(np.asarray(points, float), draws, seed, prior)
     known = np.asarray(losses, float)
     ln_loss = np.log(np.where(np.isfinite(known), known, np.nan))
@@ -108,4 +132,6 @@ def propose(
     gain = weights @ np.maximum(0.0, np.nanmin(ln_loss) - floor[:, None] - gaps)
     gain[list(seen)] = -1.0
     index = int(gain.argmax())
-    return Proposal(index, float(gain[index]), outside, math.exp(float(weights @ floor + height[index])))
+    return Proposal(
+        index, float(gain[index]), outside, math.exp(float(weights @ floor + height[index]))
+    )

@@ -33,7 +33,9 @@ def _optuna() -> Any:
         import cmaes  # noqa: F401 (Optuna asks for it only when its CMA-ES first samples)
         import optuna
     except ImportError:
-        raise UserError("search.kind 'optuna' needs Optuna and cmaes: pip install 'scaletune[search]'") from None
+        raise UserError(
+            "search.kind 'optuna' needs Optuna and cmaes: pip install 'scaletune[search]'"
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -44,7 +46,9 @@ def _sampler(asked: Search) -> optuna.samplers.BaseSampler:
         "tpe": lambda: samplers.TPESampler(seed=seed),
         "gp": lambda: samplers.GPSampler(seed=seed),
         "cmaes": lambda: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
-        "qmc": lambda: samplers.QMCSampler(seed=seed, warn_independent_sampling=False, warn_asynchronous_seeding=False),
+        "qmc": lambda: samplers.QMCSampler(
+            seed=seed, warn_independent_sampling=False, warn_asynchronous_seeding=False
+        ),
         "random": lambda: samplers.RandomSampler(seed=seed),
     }
     return make[asked.sampler]()
@@ -56,7 +60,11 @@ def _median() -> optuna.pruners.BasePruner:
     class Median(_optuna().pruners.BasePruner):  # type: ignore[misc]  # the library is imported late
         def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
             step = max(trial.intermediate_values)
-            others = [t.intermediate_values[step] for t in study.trials if t.number < trial.number and step in t.intermediate_values]
+            others = [
+                t.intermediate_values[step]
+                for t in study.trials
+                if t.number < trial.number and step in t.intermediate_values
+            ]
             return len(others) >= 4 and trial.intermediate_values[step] > float(np.median(others))
 
     return Median()
@@ -70,7 +78,9 @@ def _pruner(asked: Search, n_rungs: int) -> optuna.pruners.BasePruner:
         "topk": pruners.NopPruner,
         "median": _median,
         "halving": lambda: pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=by),
-        "hyperband": lambda: pruners.HyperbandPruner(min_resource=1, max_resource=most, reduction_factor=by),
+        "hyperband": lambda: pruners.HyperbandPruner(
+            min_resource=1, max_resource=most, reduction_factor=by
+        ),
     }
     return make[asked.pruner]()
 
@@ -79,27 +89,43 @@ def _study(asked: Search, n_rungs: int) -> optuna.Study:
     """Minimises; the name is fixed because Hyperband deals trials to its brackets by it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", _optuna().exceptions.ExperimentalWarning)
-        return _optuna().create_study(study_name="scaletune", sampler=_sampler(asked), pruner=_pruner(asked, n_rungs))
+        return _optuna().create_study(
+            study_name="scaletune", sampler=_sampler(asked), pruner=_pruner(asked, n_rungs)
+        )
 
 
 def _wider(study: optuna.Study, asked: Search, cell: Cell, origin: Point) -> optuna.Study:
     """A new study over the grown ranges that knows the old one's trials."""
     optuna = _optuna()
-    distributions = {path: optuna.distributions.IntDistribution(*ends) for path, ends in _ranges(cell, origin).items()}
+    distributions = {
+        path: optuna.distributions.IntDistribution(*ends)
+        for path, ends in _ranges(cell, origin).items()
+    }
     made = _study(asked, len(cell.rungs))
-    made.add_trials([optuna.trial.create_trial(params=t.params, value=t.value, distributions=distributions) for t in study.trials])
+    made.add_trials(
+        [
+            optuna.trial.create_trial(params=t.params, value=t.value, distributions=distributions)
+            for t in study.trials
+        ]
+    )
     return made
 
 
 def _ranges(cell: Cell, origin: Point) -> dict[str, tuple[int, int]]:
     """Lowest and highest index of each searched axis, counted from where it first began: growth does not renumber."""
     lows = [-values.index(first) for values, first in zip(cell.axes, origin, strict=True)]
-    return {path: (low, low + len(values) - 1) for path, low, values in zip(cell.paths, lows, cell.axes, strict=True)}
+    return {
+        path: (low, low + len(values) - 1)
+        for path, low, values in zip(cell.paths, lows, cell.axes, strict=True)
+    }
 
 
 def _suggested(trial: optuna.Trial, cell: Cell, origin: Point) -> Point:
     ranges = _ranges(cell, origin).items()
-    return tuple(values[trial.suggest_int(path, *ends) - ends[0]] for (path, ends), values in zip(ranges, cell.axes, strict=True))
+    return tuple(
+        values[trial.suggest_int(path, *ends) - ends[0]]
+        for (path, ends), values in zip(ranges, cell.axes, strict=True)
+    )
 
 
 def sampled(cell: Cell, asked: Search) -> Waves:
@@ -114,7 +140,9 @@ def sampled(cell: Cell, asked: Search) -> Waves:
         stale = 0 if set(points.values()) - seen.keys() else stale + 1
         first = yield from _climbed(cell, study, wave, points, asked)
         seen |= {points[number]: loss for number, loss in first.items()}
-        best = lowest(seen) if not cell.rungs and 2 * len(seen) >= asked.budget > len(seen) else None
+        best = (
+            lowest(seen) if not cell.rungs and 2 * len(seen) >= asked.budget > len(seen) else None
+        )
         if best and cell.grow(best):
             study = _wider(study, asked, cell, origin)
     if asked.pruner == "topk":
@@ -129,7 +157,11 @@ def _top(seen: Mapping[Point, float], reduction: int) -> list[Point]:
 
 
 def _climbed(
-    cell: Cell, study: optuna.Study, wave: list[optuna.Trial], points: Mapping[int, Point], asked: Search
+    cell: Cell,
+    study: optuna.Study,
+    wave: list[optuna.Trial],
+    points: Mapping[int, Point],
+    asked: Search,
 ) -> Generator[list[tuple[Cell, Point, int | None]], list[float], dict[int, float]]:
     """Train a wave rung by rung, telling the study of those that are pruned and of those that reach the last; losses at the first rung."""
     rungs: list[int | None] = [*cell.rungs[: 1 if asked.pruner == "topk" else None]] or [None]
@@ -140,7 +172,10 @@ def _climbed(
         values = _finite(losses, study)
         for trial, value in zip(wave, values, strict=True):
             trial.report(value, asked.reduction**step)
-        over = [rung is rungs[-1] or math.isnan(loss) or trial.should_prune() for trial, loss in zip(wave, losses, strict=True)]
+        over = [
+            rung is rungs[-1] or math.isnan(loss) or trial.should_prune()
+            for trial, loss in zip(wave, losses, strict=True)
+        ]
         for trial, value, ends in zip(wave, values, over, strict=True):
             if ends and rung is rungs[-1]:
                 study.tell(trial, value)

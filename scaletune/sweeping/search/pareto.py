@@ -25,11 +25,17 @@ from scaletune.sweeping.search.space import Cell, Point, Waves
 
 Array = NDArray[np.float64]
 Cost = Callable[[Point], float]  # FLOPs
-SIZES = ("model.", "data.", "budget.tokens")  # axes that a point's cost depends on: their ranges are the user's, and do not grow
+SIZES = (
+    "model.",
+    "data.",
+    "budget.tokens",
+)  # axes that a point's cost depends on: their ranges are the user's, and do not grow
 RADIUS = 1.5  # sd of a move from the frontier, in steps of each axis
 DRAWS = 600  # moves a proposal is chosen from
 FIRST = 5  # points about the start before the process is asked
-TALL = 0.3  # of ln loss over the frontier: above it points are alike, and so are those that diverged
+TALL = (
+    0.3  # of ln loss over the frontier: above it points are alike, and so are those that diverged
+)
 LEANING = 4  # points of a frontier that say together that a range is too small
 ENOUGH = 6  # points of a frontier that may say how a value scales
 
@@ -38,7 +44,9 @@ def _regression() -> Any:
     try:
         from sklearn import gaussian_process
     except ImportError:
-        raise UserError("search.kind 'pareto' needs scikit-learn: pip install 'scaletune[search]'") from None
+        raise UserError(
+            "search.kind 'pareto' needs scikit-learn: pip install 'scaletune[search]'"
+        ) from None
     return gaussian_process
 
 
@@ -51,7 +59,9 @@ def costs(cell: Cell) -> Cost:
         key = tuple(point[i] for i in sizes)
         if key not in known:
             made = cell.recipe(point)
-            per_token = counting.flops_per_token(made.model, data.load(made.data).vocab_size, made.data.seq_len)
+            per_token = counting.flops_per_token(
+                made.model, data.load(made.data).vocab_size, made.data.seq_len
+            )
             known[key] = per_token * made.budget.tokens
         return known[key]
 
@@ -78,10 +88,14 @@ def surrogate(x: Array, y: Array) -> Any:
     """A Gaussian process through y [R] at x [R, axes]: a plane, and a smooth part with a length for each axis, its numbers by likelihood."""
     process = _regression()
     kernels = process.kernels
-    smooth = kernels.ConstantKernel(1.0, (1e-3, 1e3)) * kernels.Matern(np.full(x.shape[1], 0.5), (0.05, 20.0), nu=2.5)
+    smooth = kernels.ConstantKernel(1.0, (1e-3, 1e3)) * kernels.Matern(
+        np.full(x.shape[1], 0.5), (0.05, 20.0), nu=2.5
+    )
     kernel = smooth + kernels.DotProduct(1.0, (1e-2, 1e2)) + kernels.WhiteKernel(1e-3, (1e-7, 0.3))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a number at its bound, as a length is along an axis that does nothing
+        warnings.simplefilter(
+            "ignore"
+        )  # a number at its bound, as a length is along an axis that does nothing
         return process.GaussianProcessRegressor(kernel, normalize_y=True).fit(x, y)
 
 
@@ -101,7 +115,9 @@ def _features(cell: Cell, points: Sequence[Point], cost: Cost) -> Array:
     return np.column_stack([values, paid])
 
 
-def _moved(cell: Cell, parents: Sequence[Point], draws: int, rng: np.random.Generator) -> list[Point]:
+def _moved(
+    cell: Cell, parents: Sequence[Point], draws: int, rng: np.random.Generator
+) -> list[Point]:
     """Grid points nearest to normal moves in log space from parents drawn alike; each once."""
     near = np.array(parents, float)[rng.integers(len(parents), size=draws)]
     columns = []
@@ -121,7 +137,9 @@ def _heights(cost: Array, loss: Array) -> tuple[Array, Array, Array]:
     return np.where(np.isfinite(loss), np.minimum(np.log(loss), tall), tall), paid, level
 
 
-def propose(cell: Cell, cost: Cost, seen: Mapping[Point, float], left: float, rng: np.random.Generator) -> tuple[Point, float] | None:
+def propose(
+    cell: Cell, cost: Cost, seen: Mapping[Point, float], left: float, rng: np.random.Generator
+) -> tuple[Point, float] | None:
     """The point to train next and the loss expected there, of those that cost no more than `left` FLOPs; None where there is none."""
     known, losses = list(seen), np.array([*seen.values()], float)
     if len(seen) < FIRST or not np.isfinite(losses).any():
@@ -130,25 +148,45 @@ def propose(cell: Cell, cost: Cost, seen: Mapping[Point, float], left: float, rn
     beyond = math.log(2) + (paid[-1] - paid[0]) / len(paid)
     most = min(left, math.exp(rng.uniform(paid[0], paid[-1] + beyond)))
     parents = best(cost, seen)
-    pool = _fresh(cell, cost, parents, seen, most, rng) or _fresh(cell, cost, parents, seen, left, rng)
+    pool = _fresh(cell, cost, parents, seen, most, rng) or _fresh(
+        cell, cost, parents, seen, left, rng
+    )
     if not pool:
         return None
-    mean, sd = surrogate(_features(cell, known, cost), y).predict(_features(cell, pool, cost), return_std=True)
+    mean, sd = surrogate(_features(cell, known, cost), y).predict(
+        _features(cell, pool, cost), return_std=True
+    )
     at = np.interp(np.log([cost(point) for point in pool]), paid, level)
     chosen = int(improvement(mean, sd, at).argmax())
     return pool[chosen], math.exp(mean[chosen])
 
 
-def _opening(cell: Cell, cost: Cost, seen: Mapping[Point, float], left: float, rng: np.random.Generator) -> tuple[Point, float] | None:
+def _opening(
+    cell: Cell, cost: Cost, seen: Mapping[Point, float], left: float, rng: np.random.Generator
+) -> tuple[Point, float] | None:
     """The smallest sizes and the middle of all else, then moves from there."""
-    start = tuple(values[0 if path.startswith(SIZES) else len(values) // 2] for path, values in zip(cell.paths, cell.axes, strict=True))
-    pool = _fresh(cell, cost, [start], seen, left, rng) if seen else [start] if cost(start) <= left else []
+    start = tuple(
+        values[0 if path.startswith(SIZES) else len(values) // 2]
+        for path, values in zip(cell.paths, cell.axes, strict=True)
+    )
+    pool = (
+        _fresh(cell, cost, [start], seen, left, rng)
+        if seen
+        else [start]
+        if cost(start) <= left
+        else []
+    )
     good = [loss for loss in seen.values() if math.isfinite(loss)]
     return (pool[0], sum(good) / len(good) if good else 1.0) if pool else None
 
 
 def _fresh(
-    cell: Cell, cost: Cost, parents: Sequence[Point], seen: Mapping[Point, float], most: float, rng: np.random.Generator
+    cell: Cell,
+    cost: Cost,
+    parents: Sequence[Point],
+    seen: Mapping[Point, float],
+    most: float,
+    rng: np.random.Generator,
 ) -> list[Point]:
     """Moves from the parents that are not trained yet and cost no more than `most`; where there is none, whatever is left of the grid."""
     moves = _moved(cell, parents, DRAWS, rng)
@@ -183,22 +221,33 @@ def _grow(cell: Cell, cost: Cost, seen: Mapping[Point, float]) -> None:
     dearest = best(cost, seen)[-LEANING:]
     for i, path in enumerate(cell.paths):
         for upper in (False, True):
-            if not path.startswith(SIZES) and len(dearest) == LEANING and all((i, upper) in cell.ends(point) for point in dearest):
+            if (
+                not path.startswith(SIZES)
+                and len(dearest) == LEANING
+                and all((i, upper) in cell.ends(point) for point in dearest)
+            ):
                 cell.lengthen(i, upper)
 
 
 def _conclude(cell: Cell, cost: Cost, seen: Mapping[Point, float], spent: float) -> None:
     front = best(cost, seen)
     paid = [cost(point) for point in front]
-    cell.say(f"{len(seen)} of {len(cell.points)} points, {spent:.3g} FLOPs; {len(front)} on the frontier")
-    rows = [dict(zip(cell.paths, point, strict=True)) | {"flops": c, "loss": seen[point]} for point, c in zip(front, paid, strict=True)]
+    cell.say(
+        f"{len(seen)} of {len(cell.points)} points, {spent:.3g} FLOPs; {len(front)} on the frontier"
+    )
+    rows = [
+        dict(zip(cell.paths, point, strict=True)) | {"flops": c, "loss": seen[point]}
+        for point, c in zip(front, paid, strict=True)
+    ]
     laws = scaling(cell.paths, front, paid)
     cell.found = {"cell": cell.name, "flops": spent, "frontier": rows, "scaling": laws}
     for law in laws:
         cell.say(said(law))
 
 
-def scaling(paths: Sequence[str], front: Sequence[Point], cost: Sequence[float]) -> list[dict[str, Any]]:
+def scaling(
+    paths: Sequence[str], front: Sequence[Point], cost: Sequence[float]
+) -> list[dict[str, Any]]:
     """Per axis the line of ln value against ln FLOPs through the frontier, by least squares: slope, its standard error, intercept.
 
     An axis is left out of which the frontier knows one value; all are, where it has fewer than ENOUGH points or 3 costs. Values are the
@@ -212,7 +261,13 @@ def scaling(paths: Sequence[str], front: Sequence[Point], cost: Sequence[float])
         if np.ptp(values)
     }
     return [
-        {"axis": path, "slope": float(line.slope), "slope_se": float(line.stderr), "intercept": float(line.intercept), "n": len(cost)}
+        {
+            "axis": path,
+            "slope": float(line.slope),
+            "slope_se": float(line.stderr),
+            "intercept": float(line.intercept),
+            "n": len(cost),
+        }
         for path, line in lines.items()
     ]
 

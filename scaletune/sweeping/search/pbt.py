@@ -52,12 +52,22 @@ def _population(cell: Cell, recipe: Recipe) -> Task:
             f"search.kind 'pbt' finds the schedule itself: `schedule.kind` must be 'constant', but got {cell.base.schedule.kind!r}"
         )
     if len(rates) < 2:
-        raise UserError(f"a population is two members or more, one for each lr of the axis, but got lr = {rates}")
+        raise UserError(
+            f"a population is two members or more, one for each lr of the axis, but got lr = {rates}"
+        )
     if engine.checkpoint_every or engine.trackers:
-        raise UserError("a population writes no files of its own: `engine.checkpoint_every` must be 0 and `engine.trackers` empty")
+        raise UserError(
+            "a population writes no files of its own: `engine.checkpoint_every` must be 0 and `engine.trackers` empty"
+        )
     how = {"lr": rates, "every": search.every, "factor": search.factor, "seed": search.seed}
     first = sweeping.tasks("main", [cell.recipe((lr,)) for lr in rates])[0]
-    return Task("main", first.recipe, digest({"member": first.id, **how}), first.cost * len(rates), population=how)
+    return Task(
+        "main",
+        first.recipe,
+        digest({"member": first.id, **how}),
+        first.cost * len(rates),
+        population=how,
+    )
 
 
 def _told(trials: list[Trial], members: int) -> str:
@@ -69,4 +79,6 @@ def _told(trials: list[Trial], members: int) -> str:
     schedule = best.point["schedule"]
     steps = zip(schedule["shares"] or [0.0], schedule["multipliers"] or [1.0], strict=True)
     path = ", ".join(f"{best.lr * by:.3g} from {100 * share:.3g} %" for share, by in steps)
-    return f"{members} members, {len(trials)} lineages left; the best, loss {best.loss:.4f}: lr {path}"
+    return (
+        f"{members} members, {len(trials)} lineages left; the best, loss {best.loss:.4f}: lr {path}"
+    )

@@ -40,9 +40,13 @@ class Cell:
     tokens: float = 1.0
     flops: float = 1.0  # of a point
     rungs: list[int] = field(default_factory=list)  # token horizons that a pruner goes through
-    grown: dict[tuple[int, bool], int] = field(default_factory=dict)  # (axis, upper end) -> steps so far
+    grown: dict[tuple[int, bool], int] = field(
+        default_factory=dict
+    )  # (axis, upper end) -> steps so far
     notes: list[str] = field(default_factory=list)
-    found: dict[str, Any] = field(default_factory=dict)  # what a search learnt beside its trials, as plain values
+    found: dict[str, Any] = field(
+        default_factory=dict
+    )  # what a search learnt beside its trials, as plain values
 
     @property
     def points(self) -> list[Point]:
@@ -63,7 +67,9 @@ class Cell:
     def ends(self, best: Point) -> list[tuple[int, bool]]:
         """(axis, upper end) wherever `best` sits on one."""
         axes = [(i, values) for i, values in enumerate(self.axes) if len(values) > 1]
-        return [(i, upper) for i, values in axes for upper in (False, True) if best[i] == values[-upper]]
+        return [
+            (i, upper) for i, values in axes for upper in (False, True) if best[i] == values[-upper]
+        ]
 
     def grow(self, best: Point) -> bool:
         """Lengthen by a step every axis that has `best` at an end; whether there is anything new."""
@@ -78,7 +84,11 @@ class Cell:
 
     def lengthen(self, i: int, upper: bool) -> bool:
         """By a step at one end; False, and said once, where that cannot be."""
-        values, name, steps = self.axes[i], self.paths[i].split(".")[-1], self.grown.get((i, upper), 0)
+        values, name, steps = (
+            self.axes[i],
+            self.paths[i].split(".")[-1],
+            self.grown.get((i, upper), 0),
+        )
         if steps > self.room:
             return False  # has been said
         self.grown[i, upper] = steps + 1
@@ -86,7 +96,14 @@ class Cell:
         where = f"the best `{name}` so far, {values[-upper]:g}, is the {'largest' if upper else 'smallest'} of its range"
         if steps == self.room or wider is None or not self._valid(i, wider):
             self.grown[i, upper] = self.room + 1
-            self.say(where + (f", which has grown by all of `extend = {self.room}`" if steps == self.room else ", which cannot grow"))
+            self.say(
+                where
+                + (
+                    f", which has grown by all of `extend = {self.room}`"
+                    if steps == self.room
+                    else ", which cannot grow"
+                )
+            )
             return False
         self.axes[i] = [*values, wider] if upper else [wider, *values]
         self.say(where + f": the range grows to {wider:g}")
@@ -94,7 +111,9 @@ class Cell:
 
     def _valid(self, i: int, value: float) -> bool:
         try:
-            for point in itertools.product(*([value] if k == i else values for k, values in enumerate(self.axes))):
+            for point in itertools.product(
+                *([value] if k == i else values for k, values in enumerate(self.axes))
+            ):
                 made = self.recipe(point, max(self.rungs, default=None))
                 data.fits(made, data.load(made.data))
         except UserError:
@@ -102,7 +121,9 @@ class Cell:
         return True
 
 
-Waves = Generator[list[tuple[Cell, Point, int | None]], list[float], None]  # asks for (cell, point, rung); is told losses, NaN: diverged
+Waves = Generator[
+    list[tuple[Cell, Point, int | None]], list[float], None
+]  # asks for (cell, point, rung); is told losses, NaN: diverged
 
 
 def lowest(seen: Mapping[Point, float]) -> Point | None:
@@ -122,11 +143,18 @@ def _beyond(values: Sequence[float], upper: bool) -> float | None:
 
 def cells(recipe: Recipe) -> list[Cell]:
     """The cells of a recipe's axes; UserError where there is nothing to search in, or no rung to climb."""
-    search, axes = recipe.search, {SHORT.get(path, path): values for path, values in recipe.axes.items()}
-    searched = [SHORT[name] for name in SEARCHED[search.kind]] or [path for path in axes if path != "seed" and _numbers(axes[path])]
+    search, axes = (
+        recipe.search,
+        {SHORT.get(path, path): values for path, values in recipe.axes.items()},
+    )
+    searched = [SHORT[name] for name in SEARCHED[search.kind]] or [
+        path for path in axes if path != "seed" and _numbers(axes[path])
+    ]
     paths = [path for path in searched if path in axes]
     if SHORT["lr"] not in paths:
-        raise UserError(f"a search needs the grid it picks from: `axes.lr` must be given with search.kind {search.kind!r}")
+        raise UserError(
+            f"a search needs the grid it picks from: `axes.lr` must be given with search.kind {search.kind!r}"
+        )
     for path in paths:
         _require_grid(path, axes[path])
     rungs = sorted(axes.pop(SHORT["tokens"], [])) if search.pruner != "none" else []
@@ -135,10 +163,20 @@ def cells(recipe: Recipe) -> list[Cell]:
             f"pruner {search.pruner!r} climbs the `tokens` axis, a trial of its own each rung: it needs 2 or more, but got {rungs}"
         )
     if search.sampler == "cmaes" and sum(len(axes[path]) > 1 for path in paths) < 2:
-        raise UserError("sampler 'cmaes' adapts a covariance: it needs two searched axes or more, but got one")
-    bare, outer = recipe.model_copy(update={"axes": {}}), [path for path in axes if path not in paths]
+        raise UserError(
+            "sampler 'cmaes' adapts a covariance: it needs two searched axes or more, but got one"
+        )
+    bare, outer = (
+        recipe.model_copy(update={"axes": {}}),
+        [path for path in axes if path not in paths],
+    )
     combinations = itertools.product(*(axes[path] for path in outer))
-    return [_cell(bare, dict(zip(outer, values, strict=True)), {p: sorted(axes[p]) for p in paths}, rungs) for values in combinations]
+    return [
+        _cell(
+            bare, dict(zip(outer, values, strict=True)), {p: sorted(axes[p]) for p in paths}, rungs
+        )
+        for values in combinations
+    ]
 
 
 def _numbers(values: Sequence[Any]) -> bool:
@@ -146,19 +184,41 @@ def _numbers(values: Sequence[Any]) -> bool:
 
 
 def _require_grid(path: str, values: Sequence[Any]) -> None:
-    if not all(isinstance(value, (int, float)) and value > 0 for value in values) or len(set(values)) < len(values):
-        raise UserError(f"an axis that is searched must have different values above 0, but `{path}` has {list(values)}")
+    if not all(isinstance(value, (int, float)) and value > 0 for value in values) or len(
+        set(values)
+    ) < len(values):
+        raise UserError(
+            f"an axis that is searched must have different values above 0, but `{path}` has {list(values)}"
+        )
 
 
-def _cell(bare: Recipe, settings: dict[str, Any], axes: dict[str, list[float]], rungs: list[int]) -> Cell:
+def _cell(
+    bare: Recipe, settings: dict[str, Any], axes: dict[str, list[float]], rungs: list[int]
+) -> Cell:
     base = recipes.with_settings(bare, settings)
     corpus = data.load(base.data)
     n_params = counting.params(base.model, corpus.vocab_size)["n_params"]
-    flops = counting.flops_per_token(base.model, corpus.vocab_size, base.data.seq_len) * base.budget.tokens
+    flops = (
+        counting.flops_per_token(base.model, corpus.vocab_size, base.data.seq_len)
+        * base.budget.tokens
+    )
     name = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in settings.items())
-    return Cell(name, base, list(axes), list(axes.values()), bare.search.extend, n_params, base.budget.tokens, flops, rungs)
+    return Cell(
+        name,
+        base,
+        list(axes),
+        list(axes.values()),
+        bare.search.extend,
+        n_params,
+        base.budget.tokens,
+        flops,
+        rungs,
+    )
 
 
 def write_notes(found: Sequence[Cell], stem: Path) -> None:
     """What was said of the cells, in `NAME.search.txt`."""
-    write_atomically(stem.with_name(stem.name + ".search.txt"), "".join(f"{note}\n" for cell in found for note in cell.notes))
+    write_atomically(
+        stem.with_name(stem.name + ".search.txt"),
+        "".join(f"{note}\n" for cell in found for note in cell.notes),
+    )

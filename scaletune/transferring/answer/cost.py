@@ -19,18 +19,39 @@ NONE = "the target has no [hardware]: the memory is that of a whole model in mix
 def cost(target: Recipe, vocab_size: int) -> dict[str, Any]:
     """{"hardware", "time", "split", "memory_bytes_a_gpu", "fits", "cost_notes"}; null where the target names no hardware."""
     if target.hardware is None:
-        whole = training_memory(target.model, vocab_size, target.data.seq_len, Split(), family=target.optimizer.family)
+        whole = training_memory(
+            target.model, vocab_size, target.data.seq_len, Split(), family=target.optimizer.family
+        )
         nothing: dict[str, Any] = dict.fromkeys(("hardware", "time", "split", "fits"))
         return nothing | {"memory_bytes_a_gpu": whole, "cost_notes": [NONE]}
     hardware, placed = target.hardware, place(target, vocab_size, target.hardware)
-    flops = counting.flops_per_token(target.model, vocab_size, target.data.seq_len) * target.budget.tokens
-    used = _measured(target, vocab_size, hardware, placed) if hardware.calibration else hardware.utilisation()
+    flops = (
+        counting.flops_per_token(target.model, vocab_size, target.data.seq_len)
+        * target.budget.tokens
+    )
+    used = (
+        _measured(target, vocab_size, hardware, placed)
+        if hardware.calibration
+        else hardware.utilisation()
+    )
     time = hours(flops, hardware, used[:3]) | {"mfu_source": used[3]}
-    shown = hardware.model_dump(exclude_none=True) | {"memory_bytes": hardware.resolved().memory, "source": hardware.resolved().source}
+    shown = hardware.model_dump(exclude_none=True) | {
+        "memory_bytes": hardware.resolved().memory,
+        "source": hardware.resolved().source,
+    }
     answer = {"hardware": shown, "time": time}
     if placed is None:
-        return answer | {"split": None, "memory_bytes_a_gpu": None, "fits": False, "cost_notes": [undivided(target, hardware)]}
-    notes = [*_said(placed, hardware), *floors(target, vocab_size, placed, hardware, used[0]), *ASSUMED]
+        return answer | {
+            "split": None,
+            "memory_bytes_a_gpu": None,
+            "fits": False,
+            "cost_notes": [undivided(target, hardware)],
+        }
+    notes = [
+        *_said(placed, hardware),
+        *floors(target, vocab_size, placed, hardware, used[0]),
+        *ASSUMED,
+    ]
     return answer | plain(placed) | {"cost_notes": notes}
 
 
@@ -45,24 +66,45 @@ def _said(placed: Placed, hardware: Hardware) -> list[str]:
     ]
 
 
-def _measured(target: Recipe, vocab_size: int, hardware: Hardware, placed: Placed | None) -> tuple[float, float, float, str]:
+def _measured(
+    target: Recipe, vocab_size: int, hardware: Hardware, placed: Placed | None
+) -> tuple[float, float, float, str]:
     """MFU at the fitted seconds of a step of one GPU's share of FLOPs and bytes; UserError when the fit is of another relation."""
     from scaletune.fitting.relations import RELATIONS, predict_relation, solved_relation
 
     fit = Fit.read(str(hardware.calibration))
     if fit.law != "seconds_per_step":
-        raise UserError(f"`hardware.calibration` must be a fit of 'seconds_per_step', but `{hardware.calibration}` is one of {fit.law!r}")
+        raise UserError(
+            f"`hardware.calibration` must be a fit of 'seconds_per_step', but `{hardware.calibration}` is one of {fit.law!r}"
+        )
     split = placed.split if placed else Split(dp=hardware.gpus)
-    per_step = counting.flops_per_token(target.model, vocab_size, target.data.seq_len) * target.budget.batch_tokens / hardware.gpus
-    moved = counting.bytes_moved(target.model, vocab_size, target.budget.batch_tokens // split.dp, target.optimizer.family)
+    per_step = (
+        counting.flops_per_token(target.model, vocab_size, target.data.seq_len)
+        * target.budget.batch_tokens
+        / hardware.gpus
+    )
+    moved = counting.bytes_moved(
+        target.model, vocab_size, target.budget.batch_tokens // split.dp, target.optimizer.family
+    )
     asked = {"bytes_moved": moved / split.tp / split.pp, "flops_per_step": per_step}
-    found = predict_relation(fit, solved_relation(fit, RELATIONS[fit.law]), {name: [value] for name, value in asked.items()})
+    found = predict_relation(
+        fit,
+        solved_relation(fit, RELATIONS[fit.law]),
+        {name: [value] for name, value in asked.items()},
+    )
     best = per_step / hardware.resolved().peak
     value, low = best / float(found["value"][0]), best / float(found["high"][0])
     high = min(1.0, best / found["low"][0]) if found["low"][0] > 0 else 1.0
     if value > 1:
-        raise UserError(f"an MFU must be at most 1, but `{hardware.calibration}` makes it {value:.3g}: are its records of this GPU?")
-    return value, low, high, f"measured: fit {fit.digest} of seconds_per_step{_far(fit, asked)}; communication between GPUs is not in it"
+        raise UserError(
+            f"an MFU must be at most 1, but `{hardware.calibration}` makes it {value:.3g}: are its records of this GPU?"
+        )
+    return (
+        value,
+        low,
+        high,
+        f"measured: fit {fit.digest} of seconds_per_step{_far(fit, asked)}; communication between GPUs is not in it",
+    )
 
 
 def _far(fit: Fit, asked: dict[str, float]) -> str:

@@ -16,7 +16,13 @@ from scaletune.transferring import Transfer, at_batch
 from scaletune.transferring.answer.cost import cost
 from scaletune.transferring.answer.sensitivity import straying
 
-TOLD = ("beta1", "beta2", "eps", "momentum", "clip")  # of an optimizer beside lr and weight decay, where it reads them
+TOLD = (
+    "beta1",
+    "beta2",
+    "eps",
+    "momentum",
+    "clip",
+)  # of an optimizer beside lr and weight decay, where it reads them
 
 
 def answer(fit: Fit, made: Transfer) -> dict[str, Any]:
@@ -47,7 +53,11 @@ def _source(fit: Fit, section: str, key: str, value: Any) -> str:
     if key not in setting.get(section, {}):
         return "as the target asks: it was not one value in all proxies"
     theirs = setting[section][key]
-    return "as in the proxies, base size" if theirs == value else f"as the target asks: every proxy had {theirs!r}"
+    return (
+        "as in the proxies, base size"
+        if theirs == value
+        else f"as the target asks: every proxy had {theirs!r}"
+    )
 
 
 def _settings(fit: Fit, made: Transfer, scale: dict[str, float]) -> dict[str, Any]:
@@ -65,7 +75,11 @@ def _settings(fit: Fit, made: Transfer, scale: dict[str, float]) -> dict[str, An
         if key in {*READS[optimizer.family], "clip"}:
             value = getattr(optimizer, key)
             told[key] = {"value": value, "source": _source(fit, "optimizer", key, value)}
-    return told | {"warmup": _warmup(fit, made), "schedule": _schedule(fit, made), "init_std": _init(fit, made)}
+    return told | {
+        "warmup": _warmup(fit, made),
+        "schedule": _schedule(fit, made),
+        "init_std": _init(fit, made),
+    }
 
 
 def _batch(fit: Fit, made: Transfer, scale: dict[str, float]) -> dict[str, Any]:
@@ -74,13 +88,21 @@ def _batch(fit: Fit, made: Transfer, scale: dict[str, float]) -> dict[str, Any]:
     if fit.law != "joint":
         return asked
     best = fit.predict(n_params=scale["n_params"], tokens=scale["tokens"])
-    return asked | {"fitted_best": best.batch_tokens, "interval": best.interval["batch_tokens"], "loss_at_best": best.loss}
+    return asked | {
+        "fitted_best": best.batch_tokens,
+        "interval": best.interval["batch_tokens"],
+        "loss_at_best": best.loss,
+    }
 
 
 def _weight_decay(fit: Fit, made: Transfer) -> dict[str, Any]:
     value = made.target.optimizer.weight_decay
     if "weight_decay" in made.evidence:
-        return {"value": value, "interval": made.evidence["interval"]["weight_decay"], "source": f"fitted: law {fit.law}; at base width"}
+        return {
+            "value": value,
+            "interval": made.evidence["interval"]["weight_decay"],
+            "source": f"fitted: law {fit.law}; at base width",
+        }
     return {"value": value, "source": _source(fit, "optimizer", "weight_decay", value)}
 
 
@@ -88,14 +110,26 @@ def _warmup(fit: Fit, made: Transfer) -> dict[str, Any]:
     """As a share of the run, its tokens and its steps."""
     budget, own = made.target.budget, made.target.schedule
     share = resolved(own, budget).warmup
-    key, value = ("warmup", own.warmup) if own.warmup_tokens is None else ("warmup_tokens", own.warmup_tokens)
+    key, value = (
+        ("warmup", own.warmup)
+        if own.warmup_tokens is None
+        else ("warmup_tokens", own.warmup_tokens)
+    )
     sizes = {"tokens": share * budget.tokens, "steps": share * budget.steps}
     return {"value": share, **sizes, "source": _source(fit, "schedule", key, value)}
 
 
 def _schedule(fit: Fit, made: Transfer) -> dict[str, Any]:
-    shown = {key: value for key, value in resolved(made.target.schedule, made.target.budget).model_dump().items() if value is not None}
-    return {"value": shown.pop("kind"), **shown, "source": _source(fit, "schedule", "kind", made.target.schedule.kind)}
+    shown = {
+        key: value
+        for key, value in resolved(made.target.schedule, made.target.budget).model_dump().items()
+        if value is not None
+    }
+    return {
+        "value": shown.pop("kind"),
+        **shown,
+        "source": _source(fit, "schedule", "kind", made.target.schedule.kind),
+    }
 
 
 def _init(fit: Fit, made: Transfer) -> dict[str, Any]:
@@ -107,13 +141,21 @@ def _init(fit: Fit, made: Transfer) -> dict[str, Any]:
         if row.init_std:
             stds.setdefault(row.role, []).append(row.init_std)
     by_role = {role: [min(values), max(values)] for role, values in stds.items()}
-    return {"value": value, "by_role": by_role, "form": p.form, "source": _source(fit, "parametrization", key, value)}
+    return {
+        "value": value,
+        "by_role": by_role,
+        "form": p.form,
+        "source": _source(fit, "parametrization", key, value),
+    }
 
 
 def _flops(made: Transfer) -> dict[str, float]:
     parts = counting.flops(made.target.model, made.vocab_size, made.target.data.seq_len)
     tokens = made.target.budget.tokens
-    return {"total": parts["exact"] * tokens, **{f"{name}_a_token": value for name, value in parts.items()}}
+    return {
+        "total": parts["exact"] * tokens,
+        **{f"{name}_a_token": value for name, value in parts.items()},
+    }
 
 
 def priors(fit: Fit, made: Transfer, scale: dict[str, float]) -> list[dict[str, Any]]:
@@ -122,7 +164,9 @@ def priors(fit: Fit, made: Transfer, scale: dict[str, float]) -> list[dict[str, 
     if change is None or made.target.optimizer.family != "adamw":
         return []
     found, optimizer = [], made.target.optimizer
-    names = ["ema_timescale", "power_lines"] * ("weight_decay" not in made.evidence) + ["square_root"] * (change.batch != 1)
+    names = ["ema_timescale", "power_lines"] * ("weight_decay" not in made.evidence) + [
+        "square_root"
+    ] * (change.batch != 1)
     for name in names:
         try:
             rule = prior(name, change)
@@ -130,10 +174,14 @@ def priors(fit: Fit, made: Transfer, scale: dict[str, float]) -> list[dict[str, 
             found.append({"rule": name, "says": str(error), "values": {}, "caveats": []})
             continue
         values = (
-            {"weight_decay": optimizer.weight_decay * rule.weight_decay} if name != "square_root" else {"eps": optimizer.eps * rule.eps}
+            {"weight_decay": optimizer.weight_decay * rule.weight_decay}
+            if name != "square_root"
+            else {"eps": optimizer.eps * rule.eps}
         )
         values |= dict(zip(("beta1", "beta2"), rule.betas, strict=True)) if rule.betas else {}
-        found.append({"rule": name, "says": rule.sentence, "values": values, "caveats": list(rule.caveats)})
+        found.append(
+            {"rule": name, "says": rule.sentence, "values": values, "caveats": list(rule.caveats)}
+        )
     return found
 
 

@@ -23,20 +23,33 @@ def _page(answer: Table) -> Iterator[str]:
     yield f"# {answer['n_params']:,.0f} parameters (non-embedding), {answer['tokens']:,.0f} tokens"
     yield f"\nFrom fit {answer['fit']}; intervals are at {answer['level']:.0%}.\n"
     yield from (f"- {line.strip()}" for line in lines(answer))
-    for title, said in (("Doubts", [s for s in answer["status"] if s != "ok"]), ("Assumed", answer["assumptions"])):
+    for title, said in (
+        ("Doubts", [s for s in answer["status"] if s != "ok"]),
+        ("Assumed", answer["assumptions"]),
+    ):
         yield from ([f"\n## {title}\n", *(f"- {sentence}" for sentence in said)] if said else [])
 
 
 def lines(answer: Table) -> list[str]:
     """Settings with their sources, loss, what being off by 2x costs, FLOPs, hours, memory, split, priors."""
     loss, flops = answer["loss"], answer["flops"]
-    found = [f"  {name} = {_setting(row)}   ({row['source']})" for name, row in answer["settings"].items()]
+    found = [
+        f"  {name} = {_setting(row)}   ({row['source']})"
+        for name, row in answer["settings"].items()
+    ]
     if loss["value"] is not None:
-        found.append(f"  expected loss {loss['value']:.4g} {loss['unit']}{_interval(loss['interval'])}   ({loss['source']})")
+        found.append(
+            f"  expected loss {loss['value']:.4g} {loss['unit']}{_interval(loss['interval'])}   ({loss['source']})"
+        )
     found += [f"  {line}" for line in _off(answer["off_by_2x"])]
     found.append(f"  FLOPs {flops['total']:.4g}, {flops['exact_a_token']:.4g} a token")
-    found += [f"  {line}" for line in (*_time(answer["time"]), *_memory(answer), *answer["cost_notes"])]
-    return found + [f"  prior, not applied: {rule['says']}{_values(rule['values'])}" for rule in answer["priors"]]
+    found += [
+        f"  {line}" for line in (*_time(answer["time"]), *_memory(answer), *answer["cost_notes"])
+    ]
+    return found + [
+        f"  prior, not applied: {rule['says']}{_values(rule['values'])}"
+        for rule in answer["priors"]
+    ]
 
 
 def _number(value: Any) -> str:
@@ -50,11 +63,15 @@ def _interval(pair: Sequence[float] | None) -> str:
 
 
 def _setting(row: Table) -> str:
-    said = _number(row["value"]) + _interval(row.get("interval") if "fitted_best" not in row else None)
+    said = _number(row["value"]) + _interval(
+        row.get("interval") if "fitted_best" not in row else None
+    )
     if "steps" in row:
         said += f" of the run, {row['tokens']:.4g} tokens, {row['steps']:.4g} steps"
     if "by_role" in row:
-        said += "; by role " + ", ".join(f"{role} {_between(ends)}" for role, ends in row["by_role"].items())
+        said += "; by role " + ", ".join(
+            f"{role} {_between(ends)}" for role, ends in row["by_role"].items()
+        )
     if "fitted_best" in row:
         said += f"; the fit's own best is {row['fitted_best']:.4g}{_interval(row['interval'])}, loss {row['loss_at_best']:.4g}"
     return said
@@ -81,7 +98,8 @@ def _range(row: Table, side: str) -> str:
 def _time(time: Table | None) -> Iterator[str]:
     if time:
         hours, days = (
-            f"{time[name]:.4g} [{time[f'{name}_range'][0]:.4g}, {time[f'{name}_range'][1]:.4g}]" for name in ("gpu_hours", "days")
+            f"{time[name]:.4g} [{time[f'{name}_range'][0]:.4g}, {time[f'{name}_range'][1]:.4g}]"
+            for name in ("gpu_hours", "days")
         )
         shares = f"{time['mfu']:.3g} [{time['mfu_range'][0]:.3g}, {time['mfu_range'][1]:.3g}]"
         yield f"GPU-hours {hours}, days {days}   (at MFU {shares}, {time['mfu_source']}; {time['source']})"
@@ -96,10 +114,16 @@ def _memory(answer: Table) -> Iterator[str]:
             f" pipeline idle {s['bubble']:.1%}"
         )
     if parts := answer["memory_bytes_a_gpu"]:
-        shown = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.4g}" for name, size in parts.items() if name != "total")
+        shown = ", ".join(
+            f"{name.replace('_', ' ')} {size / 1e9:.4g}"
+            for name, size in parts.items()
+            if name != "total"
+        )
         fits = {True: " (fits)", False: " (does NOT fit)", None: ""}[answer["fits"]]
         yield f"memory of the fullest GPU {parts['total'] / 1e9:.4g} GB{fits}: {shown}"
 
 
 def _values(values: Table) -> str:
-    return f": {', '.join(f'{name} {value:.4g}' for name, value in values.items())}" if values else ""
+    return (
+        f": {', '.join(f'{name} {value:.4g}' for name, value in values.items())}" if values else ""
+    )

@@ -20,7 +20,13 @@ from scaletune.rules import Planned, shift
 from scaletune.transferring import Transfer
 from scaletune.transferring.fold_multipliers import EXACT, partly_folded
 from scaletune.transferring.formats.granite import as_llama, written
-from scaletune.transferring.param_groups import CLIPPED, by_name, carried, named_groups, param_groups
+from scaletune.transferring.param_groups import (
+    CLIPPED,
+    by_name,
+    carried,
+    named_groups,
+    param_groups,
+)
 from scaletune.zoo import Transformer
 
 NAMES = {
@@ -36,7 +42,10 @@ SLOTS = {  # its initializers -> what they draw
     "output_layer_initializer": ("self_attn.o_proj.weight",), "ffn_initializer": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "ffn_output_layer_initializer": ("mlp.down_proj.weight",),
 }  # fmt: skip
-LASTS = ("output_layer_initializer", "ffn_output_layer_initializer")  # which its muP divides by sqrt(2L)
+LASTS = (
+    "output_layer_initializer",
+    "ffn_output_layer_initializer",
+)  # which its muP divides by sqrt(2L)
 CANNOT = [
     f"multipliers of hidden matrices: {EXACT}", CLIPPED,
     "eps by tensor: it has one, which all tensors of this plan share",
@@ -58,7 +67,10 @@ def rewritten(transfer: Transfer) -> tuple[list[Planned], dict[str, float]]:
             " set depth_alpha = 0 and residual_multiplier = 1, or emit 'pytorch'"
         )
     embedding = theta["model.embed_tokens.weight"]
-    more = {"embedding": embedding, "logits": theta.get("lm_head.weight", embedding)}  # tied: the same tensor
+    more = {
+        "embedding": embedding,
+        "logits": theta.get("lm_head.weight", embedding),
+    }  # tied: the same tensor
     return rows, {name: value * more.get(name, 1.0) for name, value in multipliers.items()}
 
 
@@ -69,14 +81,18 @@ def initializers(rows: list[Planned], depth: int, by_mup: bool) -> dict[str, Any
     for slot, kinds in SLOTS.items():
         stds = {named[kind].init_std for kind in kinds}
         if max(stds) > min(stds) * (1 + 1e-9):
-            raise UserError(f"format 'cerebras' has one `{slot}` for {', '.join(kinds)}, but the plan has {sorted(stds)}: emit 'pytorch'")
+            raise UserError(
+                f"format 'cerebras' has one `{slot}` for {', '.join(kinds)}, but the plan has {sorted(stds)}: emit 'pytorch'"
+            )
         undone = (2 * depth) ** 0.5 if by_mup and slot in LASTS else 1.0
         found[slot] = {"name": "normal", "mean": 0.0, "std": min(stds) * undone}
     head = named.get("lm_head.weight", named["model.embed_tokens.weight"])
     return found | {"initializer_range": head.init_std}
 
 
-def model_config(transfer: Transfer, model: Transformer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
+def model_config(
+    transfer: Transfer, model: Transformer, rows: list[Planned], multipliers: dict[str, float]
+) -> dict[str, Any]:
     """Keys of its LlamaModelConfig; muP's own only where the logits have a multiplier."""
     by_mup = abs(multipliers["logits"] - 1) > 1e-12
     own = {
@@ -85,7 +101,10 @@ def model_config(transfer: Transfer, model: Transformer, rows: list[Planned], mu
     }  # fmt: skip
     grouped: dict[str, Any] = {"attention_module": "aiayn_attention"}
     if model.kv_heads not in (None, model.heads):
-        grouped = {"attention_module": "multiquery_attention", "extra_attention_params": {"num_kv_groups": model.kv_heads}}
+        grouped = {
+            "attention_module": "multiquery_attention",
+            "extra_attention_params": {"num_kv_groups": model.kv_heads},
+        }
     return {
         "name": "llama", "vocab_size": transfer.vocab_size, "hidden_size": model.width, "num_hidden_layers": model.depth,
         "num_heads": model.heads, "filter_size": model.ffn_width, "nonlinearity": "swiglu", "norm_type": "rmsnorm",
@@ -117,10 +136,21 @@ def schedulers(target: Recipe, tag: str, lr: float, weight_decay: float) -> list
     (name, fields), *rest = (next(iter(phase.items())) for phase in phases(target, lr))
     alone = {name: fields | {"param_group_tags": tag}}
     several = {"SequentialLR": {"schedulers": phases(target, lr), "param_group_tags": tag}}
-    return [several if rest else alone, {"ConstantWD": {"val": weight_decay, "total_iters": target.budget.steps, "param_group_tags": tag}}]
+    return [
+        several if rest else alone,
+        {
+            "ConstantWD": {
+                "val": weight_decay,
+                "total_iters": target.budget.steps,
+                "param_group_tags": tag,
+            }
+        },
+    ]
 
 
-def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
+def config(
+    transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]
+) -> dict[str, Any]:
     """`trainer.init` and the batch size of `trainer.fit`."""
     model, t = as_llama(transfer.target.model, "Cerebras LLaMA"), transfer.target
     tagged = [(f"scaletune_{i}", group) for i, group in enumerate(named_groups(rows, NAMES))]

@@ -71,14 +71,19 @@ def schedule(target: Recipe, peaks: list[float]) -> dict[str, Any]:
     if s.kind == "cosine":
         return {"name": "cosine_annealing", "config": warmup | {"final_lr_scale": s.floor}}
     share = 1.0 if s.kind == "constant" else s.floor
-    return {"name": "polynomial_decay", "config": warmup | {"power": 1.0, "final_lr": [share * peak for peak in peaks]}}
+    return {
+        "name": "polynomial_decay",
+        "config": warmup | {"power": 1.0, "final_lr": [share * peak for peak in peaks]},
+    }
 
 
 def config(transfer: Transfer, rows: list[Planned]) -> dict[str, Any]:
     """Sections of a training recipe that holds model, optimizer, lr_scheduler, trainer and regime."""
     model, t = as_llama(transfer.target.model, "fairseq2 LLaMA"), transfer.target
     if model.norm_eps != NORM_EPS:
-        raise UserError(f"a fairseq2 LLaMA has `model.norm_eps` {NORM_EPS:g}, but the target has {model.norm_eps:g}")
+        raise UserError(
+            f"a fairseq2 LLaMA has `model.norm_eps` {NORM_EPS:g}, but the target has {model.norm_eps:g}"
+        )
     groups = [{"params": group.pop("patterns"), **group} for group in named_groups(rows, NAMES)]
     o = t.optimizer
     overrides = {
@@ -88,7 +93,13 @@ def config(transfer: Transfer, rows: list[Planned]) -> dict[str, Any]:
         "rope_theta": model.rope_theta, "use_scaled_rope": False, "dropout_p": 0.0, "init_std_scale": "none",
         "init_std": next(row.init_std for row in rows if row.name.endswith("v_proj.weight")),
     }  # fmt: skip
-    adamw = {"lr": o.lr, "betas": [o.beta1, o.beta2], "eps": o.eps, "weight_decay": o.weight_decay, "groups": groups}
+    adamw = {
+        "lr": o.lr,
+        "betas": [o.beta1, o.beta2],
+        "eps": o.eps,
+        "weight_decay": o.weight_decay,
+        "groups": groups,
+    }
     return {
         "model": {"family": "llama", "arch": "7b", "config_overrides": overrides},
         "optimizer": {"name": "adamw", "config": adamw},

@@ -20,13 +20,27 @@ STATE, TAPS = 128, 4  # of a Mamba head; of its convolution
 def layer(name: str, model: Transformer) -> Iterator[Tensor]:
     """One layer. The convolution is by channel, so its taps are an embedding's: finite fan-in, and a channel for each unit of width."""
     width, heads, channels = model.width, model.heads, model.width + 2 * STATE
-    yield untested_archs.hidden(f"{name}.mamba.in_proj", width + channels + heads, width, growing=2 * width + heads)
-    yield Tensor(f"{name}.mamba.conv1d.weight", "emb", (channels, 1, TAPS), "conv", True, own_fans=(TAPS, width))
+    yield untested_archs.hidden(
+        f"{name}.mamba.in_proj", width + channels + heads, width, growing=2 * width + heads
+    )
+    yield Tensor(
+        f"{name}.mamba.conv1d.weight",
+        "emb",
+        (channels, 1, TAPS),
+        "conv",
+        True,
+        own_fans=(TAPS, width),
+    )
     yield untested_archs.gains(f"{name}.mamba.conv1d.bias", channels, growing=width)
     for vector in ("dt_bias", "A_log", "D"):
         yield untested_archs.gains(f"{name}.mamba.{vector}", heads)
     yield untested_archs.hidden(f"{name}.mamba.out_proj", width, width)
-    for proj, fan_out in (("q_proj", width), ("k_proj", model.kv_width), ("v_proj", model.kv_width), ("o_proj", width)):
+    for proj, fan_out in (
+        ("q_proj", width),
+        ("k_proj", model.kv_width),
+        ("v_proj", model.kv_width),
+        ("o_proj", width),
+    ):
         yield untested_archs.hidden(f"{name}.self_attn.{proj}", fan_out, width)
     yield from untested_archs.mlp(f"{name}.feed_forward", model)
     for norm in ("input_layernorm", "pre_ff_layernorm"):

@@ -16,11 +16,24 @@ from scaletune.records import write_atomically
 from scaletune.rules import Planned
 from scaletune.transferring import Transfer, one_std
 from scaletune.transferring.loader import loader
-from scaletune.transferring.param_groups import CLIPPED, GROUPS, LOADED, SCHEDULE, SCRIPT, carried, param_groups
+from scaletune.transferring.param_groups import (
+    CLIPPED,
+    GROUPS,
+    LOADED,
+    SCHEDULE,
+    SCRIPT,
+    carried,
+    param_groups,
+)
 from scaletune.zoo import Decoder, Model, Transformer
 
 CANNOT = [f"{GROUPS} or Trainer(optimizers=...)", SCHEDULE, SCRIPT, CLIPPED]
-OURS = {"norm": "rms", "mlp": "swiglu", "positions": "rotary", "qk_norm": False}  # what a Granite is, and a LLaMA
+OURS = {
+    "norm": "rms",
+    "mlp": "swiglu",
+    "positions": "rotary",
+    "qk_norm": False,
+}  # what a Granite is, and a LLaMA
 USAGE = """model = transformers.{model}(transformers.{config}.from_json_file("config.json")){start}
 optimizer = make_optimizer(model)
 scheduler = make_scheduler(optimizer)   # step it once per optimizer step; do not let a launcher step it per process
@@ -31,17 +44,23 @@ def as_llama(model: Model, stack: str = "Granite") -> Transformer:
     """The model, which must be one that Granite's and LLaMA's configs can say; UserError with the first thing that they cannot."""
     if not isinstance(model, Transformer):
         other = ": emit 'granitemoe'" if model.family == "moe" else ""
-        raise UserError(f"a {stack} config must be of a 'transformer', but got `model.family` {model.family!r}{other}")
+        raise UserError(
+            f"a {stack} config must be of a 'transformer', but got `model.family` {model.family!r}{other}"
+        )
     for key, value in OURS.items():
         if getattr(model, key) != value:
-            raise UserError(f"a {stack} has `model.{key}` {value!r}, but the target has {getattr(model, key)!r}")
+            raise UserError(
+                f"a {stack} has `model.{key}` {value!r}, but the target has {getattr(model, key)!r}"
+            )
     return model
 
 
 def whole_theta(model: Transformer, stack: str) -> int:
     """`rope_theta` for a stack that keeps it as an integer; UserError where it is none."""
     if not float(model.rope_theta).is_integer():
-        raise UserError(f"a {stack} has a whole `model.rope_theta`, but the target has {model.rope_theta!r}")
+        raise UserError(
+            f"a {stack} has a whole `model.rope_theta`, but the target has {model.rope_theta!r}"
+        )
     return int(model.rope_theta)
 
 
@@ -58,16 +77,22 @@ def shape(transfer: Transfer, model: Decoder) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float], stack: str = "Granite") -> dict[str, Any]:
+def config(
+    transfer: Transfer, rows: list[Planned], multipliers: dict[str, float], stack: str = "Granite"
+) -> dict[str, Any]:
     """config.json of a GraniteForCausalLM; every key is a declared field of GraniteConfig."""
     own = {"architectures": ["GraniteForCausalLM"], "model_type": "granite"}
-    return own | shape(transfer, as_llama(transfer.target.model, stack)) | scalars(rows, multipliers)
+    return (
+        own | shape(transfer, as_llama(transfer.target.model, stack)) | scalars(rows, multipliers)
+    )
 
 
 def scalars(rows: list[Planned], multipliers: dict[str, float]) -> dict[str, float]:
     """The one init std and the four multipliers of every Granite."""
     return {
-        "initializer_range": next(row.init_std for row in rows if row.name.endswith("v_proj.weight")),
+        "initializer_range": next(
+            row.init_std for row in rows if row.name.endswith("v_proj.weight")
+        ),
         "embedding_multiplier": multipliers["embedding"],
         "attention_multiplier": multipliers["attention"],
         "residual_multiplier": multipliers["residual"],

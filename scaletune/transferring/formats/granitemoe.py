@@ -34,10 +34,14 @@ COUNTED = "the load-balance loss is part of the loss that transformers reports: 
 def as_granitemoe(model: Model) -> MoE:
     """The model; UserError with the first thing that a GraniteMoe's config cannot say."""
     if not isinstance(model, MoE):
-        raise UserError(f"a GraniteMoe config must be of a 'moe', but got `model.family` {model.family!r}")
+        raise UserError(
+            f"a GraniteMoe config must be of a 'moe', but got `model.family` {model.family!r}"
+        )
     for key, value in IS.items():
         if getattr(model, key) != value:
-            raise UserError(f"a GraniteMoe has `model.{key}` {value!r}, but the target has {getattr(model, key)!r}")
+            raise UserError(
+                f"a GraniteMoe has `model.{key}` {value!r}, but the target has {getattr(model, key)!r}"
+            )
     return model
 
 
@@ -52,7 +56,9 @@ def renamed(rows: Sequence[Planned]) -> list[Planned]:
     return list({name_in(row.name): replace(row, name=name_in(row.name)) for row in rows}.values())
 
 
-def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
+def config(
+    transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]
+) -> dict[str, Any]:
     """config.json of a GraniteMoeForCausalLM or GraniteMoeSharedForCausalLM; every key is a declared field of its config."""
     model = as_granitemoe(transfer.target.model)
     kind = {"architectures": [f"{_class(model)}ForCausalLM"], "model_type": _class(model).lower()}
@@ -72,7 +78,9 @@ def emit(transfer: Transfer, folder: Path) -> list[Path]:
     name = _class(as_granitemoe(transfer.target.model))
     carried(transfer.target, "granitemoe", families=LOADED)
     rows, multipliers = one_std(transfer)
-    usage = USAGE.format(model=f"{name}ForCausalLM", config=f"{name}Config", start="\ninitialize(model)")
+    usage = USAGE.format(
+        model=f"{name}ForCausalLM", config=f"{name}Config", start="\ninitialize(model)"
+    )
     return written(folder, {
         "config.json": json.dumps(config(transfer, rows, multipliers), indent=2) + "\n",
         "param_groups.json": json.dumps(param_groups(transfer, renamed(rows), [*CANNOT, STARTS, COUNTED]), indent=1) + "\n",

@@ -14,10 +14,20 @@ from scaletune.transferring.loader import loader
 from scaletune.transferring.param_groups import LOADED, carried, param_groups
 
 
-def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
+def config(
+    transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]
+) -> dict[str, Any]:
     """config.json of a HyperCLOVAXForCausalLM; every key is a declared field of HyperCLOVAXConfig."""
-    own = {"architectures": ["HyperCLOVAXForCausalLM"], "model_type": "hyperclovax", "use_post_norm": False}
-    return granite_config(transfer, rows, multipliers, "HyperCLOVA-X") | own | {"logits_scaling": multipliers["logits"]}
+    own = {
+        "architectures": ["HyperCLOVAXForCausalLM"],
+        "model_type": "hyperclovax",
+        "use_post_norm": False,
+    }
+    return (
+        granite_config(transfer, rows, multipliers, "HyperCLOVA-X")
+        | own
+        | {"logits_scaling": multipliers["logits"]}
+    )
 
 
 def emit(transfer: Transfer, folder: Path) -> list[Path]:

@@ -11,10 +11,25 @@ from scaletune.transferring import Transfer
 from scaletune.transferring.fold_multipliers import EXACT, without_multipliers
 from scaletune.transferring.formats.granite import USAGE, as_llama, shape, written
 from scaletune.transferring.loader import loader
-from scaletune.transferring.param_groups import CLIPPED, GROUPS, LOADED, SCHEDULE, SCRIPT, carried, param_groups
+from scaletune.transferring.param_groups import (
+    CLIPPED,
+    GROUPS,
+    LOADED,
+    SCHEDULE,
+    SCRIPT,
+    carried,
+    param_groups,
+)
 
 STARTS = "init std of each tensor: initialize(model) of loader.py draws them; `initializer_range` is that of most hidden matrices alone"
-CANNOT = [f"{GROUPS} or Trainer(optimizers=...)", STARTS, f"forward multipliers: {EXACT}", SCHEDULE, SCRIPT, CLIPPED]
+CANNOT = [
+    f"{GROUPS} or Trainer(optimizers=...)",
+    STARTS,
+    f"forward multipliers: {EXACT}",
+    SCHEDULE,
+    SCRIPT,
+    CLIPPED,
+]
 
 
 def config(transfer: Transfer, rows: list[Planned]) -> dict[str, Any]:
@@ -32,7 +47,9 @@ def emit(transfer: Transfer, folder: Path) -> list[Path]:
     rows = without_multipliers(transfer, "llama")
     content = config(transfer, rows)
     carried(transfer.target, "llama", families=LOADED)
-    usage = USAGE.format(model="LlamaForCausalLM", config="LlamaConfig", start="\ninitialize(model)")
+    usage = USAGE.format(
+        model="LlamaForCausalLM", config="LlamaConfig", start="\ninitialize(model)"
+    )
     return written(folder, {
         "config.json": json.dumps(content, indent=2) + "\n",
         "param_groups.json": json.dumps(param_groups(transfer, rows, CANNOT), indent=1) + "\n",

@@ -20,7 +20,13 @@ from scaletune.rules import Planned, shift
 from scaletune.transferring import Transfer
 from scaletune.transferring.fold_multipliers import EXACT, partly_folded
 from scaletune.transferring.formats.granite import as_llama, written
-from scaletune.transferring.param_groups import CLIPPED, by_name, carried, named_groups, param_groups
+from scaletune.transferring.param_groups import (
+    CLIPPED,
+    by_name,
+    carried,
+    named_groups,
+    param_groups,
+)
 from scaletune.zoo import Transformer
 
 NAMES = {
@@ -53,12 +59,20 @@ def rewritten(transfer: Transfer) -> tuple[list[Planned], dict[str, float]]:
 
 def init_config(rows: list[Planned]) -> dict[str, Any]:
     """Its three stds; UserError where the plan has others."""
-    named = {kind: row.init_std for kind, row in by_name(rows, {k: k for k in NAMES}).items() if row.init_std}
+    named = {
+        kind: row.init_std
+        for kind, row in by_name(rows, {k: k for k in NAMES}).items()
+        if row.init_std
+    }
     last = {std for kind, std in named.items() if kind.endswith(LASTS)}
-    hidden = {std for kind, std in named.items() if not kind.endswith((*LASTS, "embed_tokens.weight"))}
+    hidden = {
+        std for kind, std in named.items() if not kind.endswith((*LASTS, "embed_tokens.weight"))
+    }
     for what, found in (("a branch's last matrices", last), ("the other matrices", hidden)):
         if max(found) > min(found) * (1 + 1e-9):
-            raise UserError(f"format 'llm_foundry' has one init std for {what}, but the plan has {sorted(found)}: emit 'pytorch'")
+            raise UserError(
+                f"format 'llm_foundry' has one init std for {what}, but the plan has {sorted(found)}: emit 'pytorch'"
+            )
     return {
         "name": "baseline_", "init_std": min(hidden), "emb_init_std": named["model.embed_tokens.weight"],
         "init_div_is_residual": min(hidden) / min(last),
@@ -67,7 +81,11 @@ def init_config(rows: list[Planned]) -> dict[str, Any]:
 
 def shape(transfer: Transfer, model: Transformer, multipliers: dict[str, float]) -> dict[str, Any]:
     """Keys of MPTConfig but for the init."""
-    attention: dict[str, Any] = {"attn_type": "grouped_query_attention", "kv_n_heads": model.kv_heads or model.heads, "fused_qkv": False}
+    attention: dict[str, Any] = {
+        "attn_type": "grouped_query_attention",
+        "kv_n_heads": model.kv_heads or model.heads,
+        "fused_qkv": False,
+    }
     if abs(multipliers["attention"] * model.head_dim**0.5 - 1) > 1e-12:
         attention["softmax_scale"] = multipliers["attention"]
     scale = {"logit_scale": multipliers["logits"]} if abs(multipliers["logits"] - 1) > 1e-12 else {}
@@ -83,7 +101,12 @@ def shape(transfer: Transfer, model: Transformer, multipliers: dict[str, float])
 def optimizer(target: Recipe, rows: list[Planned]) -> dict[str, Any]:
     """`decoupled_adamw`; the group of the last norm is the rest, which no pattern takes."""
     told = [
-        {"param_str_match": "|".join(g["patterns"]), "lr": g["lr"], "weight_decay": g["lr"] * g["weight_decay"], "eps": g["eps"]}
+        {
+            "param_str_match": "|".join(g["patterns"]),
+            "lr": g["lr"],
+            "weight_decay": g["lr"] * g["weight_decay"],
+            "eps": g["eps"],
+        }
         for g in named_groups(rows, NAMES)
     ]
     rest = next(group for group in told if NAMES["model.norm.weight"] in group["param_str_match"])
@@ -104,7 +127,9 @@ def schedule(target: Recipe) -> dict[str, Any]:
     return {"name": name} | warmup | {"alpha_f": s.floor}
 
 
-def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
+def config(
+    transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]
+) -> dict[str, Any]:
     """Keys of its TrainConfig that the plan says something about."""
     model, t = as_llama(transfer.target.model, "LLM-Foundry MPT"), transfer.target
     clipping = {"clipping_type": "norm", "clipping_threshold": t.optimizer.clip}

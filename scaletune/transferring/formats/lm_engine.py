@@ -84,16 +84,28 @@ def schedule(target: Recipe) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def pretrained_config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
+def pretrained_config(
+    transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]
+) -> dict[str, Any]:
     """All keys of its `gpt_base` config, as its own files spell them out; a multiplier of one is null."""
     model = as_llama(transfer.target.model, "lm-engine gpt_base")
-    multiplied = {"m_emb": multipliers["embedding"], "m_width": 1 / multipliers["logits"], "m_residual": multipliers["residual"]}
+    multiplied = {
+        "m_emb": multipliers["embedding"],
+        "m_width": 1 / multipliers["logits"],
+        "m_residual": multipliers["residual"],
+    }
     attention = {
         "sequence_mixer_type": "softmax_attention", "num_attention_heads": model.heads, "num_key_value_heads": model.kv_heads or model.heads,
         "attention_multiplier": multipliers["attention"], "attention_multiplier_method": None, "softmax_dropout": 0, "dropout": 0,
         "add_bias": False, "head_dim": None, "attention_gate": False, "exclusive_self_attention": False, "sliding_window": None,
     }  # fmt: skip
-    mlp = {"mlp_type": "MLP", "activation_function": "swiglu", "intermediate_size": model.ffn_width, "add_bias": False, "dropout": 0}
+    mlp = {
+        "mlp_type": "MLP",
+        "activation_function": "swiglu",
+        "intermediate_size": model.ffn_width,
+        "add_bias": False,
+        "dropout": 0,
+    }
     return {
         "model_type": "gpt_base", "vocab_size": transfer.vocab_size, "max_position_embeddings": transfer.target.data.seq_len,
         "hidden_size": model.width, "num_layers": model.depth, "normalization_function": "rmsnorm", "layer_norm_epsilon": model.norm_eps,
@@ -106,7 +118,9 @@ def pretrained_config(transfer: Transfer, rows: list[Planned], multipliers: dict
     }  # fmt: skip
 
 
-def config(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
+def config(
+    transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]
+) -> dict[str, Any]:
     """Sections of its training arguments that the plan says something about."""
     t, o = transfer.target, transfer.target.optimizer
     return {

@@ -17,7 +17,14 @@ from scaletune.rules import Planned
 from scaletune.transferring import Transfer
 from scaletune.transferring.fold_multipliers import EXACT, neutral, partly_folded
 from scaletune.transferring.formats.granite import as_llama, whole_theta, written
-from scaletune.transferring.param_groups import CLIPPED, by_name, carried, merged, param_groups, stds
+from scaletune.transferring.param_groups import (
+    CLIPPED,
+    by_name,
+    carried,
+    merged,
+    param_groups,
+    stds,
+)
 
 NAMES = {  # of its GPT model: Transformer Engine keeps a block's norms in the linear maps after them, its local layers do not
     "model.embed_tokens.weight": r"embedding\.word_embeddings\.weight$", "lm_head.weight": r"output_layer\.weight$",
@@ -119,15 +126,26 @@ def groups(target: Recipe, rows: list[Planned]) -> list[tuple[str, dict[str, flo
 def schedule(target: Recipe) -> dict[str, Any]:
     """Fields of its scheduler, which takes every group from 0 to its own max_lr and down to its own min_lr."""
     s, steps = resolved(target.schedule, target.budget), target.budget.steps
-    down = {"lr_wsd_decay_style": "linear", "lr_wsd_decay_iters": round(s.decay * steps)} if s.kind == "wsd" else {}
+    down = (
+        {"lr_wsd_decay_style": "linear", "lr_wsd_decay_iters": round(s.decay * steps)}
+        if s.kind == "wsd"
+        else {}
+    )
     style = "WSD" if s.kind == "wsd" else s.kind
-    return {"lr_decay_style": style, "lr_decay_iters": steps, "lr_warmup_iters": round(s.warmup * steps)} | down
+    return {
+        "lr_decay_style": style,
+        "lr_decay_iters": steps,
+        "lr_warmup_iters": round(s.warmup * steps),
+    } | down
 
 
 def multiplied(transfer: Transfer, multipliers: dict[str, float]) -> dict[str, Any]:
     """Fields of its muP, none where no multiplier differs from an ordinary model's."""
     model = as_llama(transfer.target.model, "Megatron GPT")
-    if all(abs(multipliers[name] / value - 1) < 1e-12 for name, value in neutral(model.head_dim).items()):
+    if all(
+        abs(multipliers[name] / value - 1) < 1e-12
+        for name, value in neutral(model.head_dim).items()
+    ):
         return {}
     return {
         "use_mup": True, "mup_base_hidden_size": model.width, "mup_embedding_mult": multipliers["embedding"],
@@ -135,7 +153,9 @@ def multiplied(transfer: Transfer, multipliers: dict[str, float]) -> dict[str, A
     }  # fmt: skip
 
 
-def rewritten(transfer: Transfer, stack: str, native: Sequence[str] = NATIVE) -> tuple[list[Planned], list[str], dict[str, float]]:
+def rewritten(
+    transfer: Transfer, stack: str, native: Sequence[str] = NATIVE
+) -> tuple[list[Planned], list[str], dict[str, float]]:
     """Rows as its GPT model holds them, what of the plan that changes, and multipliers; UserError where it cannot train the target."""
     as_llama(transfer.target.model, "Megatron GPT")
     carried(transfer.target, stack)
@@ -143,10 +163,20 @@ def rewritten(transfer: Transfer, stack: str, native: Sequence[str] = NATIVE) ->
     return (*merged(rows, NAMES), multipliers)
 
 
-def settings(transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]) -> dict[str, Any]:
+def settings(
+    transfer: Transfer, rows: list[Planned], multipliers: dict[str, float]
+) -> dict[str, Any]:
     """Arguments by their names in Python; True is a bare flag, False none."""
-    model, t, o = as_llama(transfer.target.model, "Megatron GPT"), transfer.target, transfer.target.optimizer
-    few = {} if model.kv_heads in (None, model.heads) else {"group_query_attention": True, "num_query_groups": model.kv_heads}
+    model, t, o = (
+        as_llama(transfer.target.model, "Megatron GPT"),
+        transfer.target,
+        transfer.target.optimizer,
+    )
+    few = (
+        {}
+        if model.kv_heads in (None, model.heads)
+        else {"group_query_attention": True, "num_query_groups": model.kv_heads}
+    )
     return {
         "num_layers": model.depth, "hidden_size": model.width, "ffn_hidden_size": model.ffn_width,
         "num_attention_heads": model.heads, "kv_channels": model.head_dim, **few, "seq_length": t.data.seq_len,
@@ -162,14 +192,20 @@ def settings(transfer: Transfer, rows: list[Planned], multipliers: dict[str, flo
 
 def arguments(told: dict[str, Any]) -> str:
     """One `--name value` a line."""
-    each = [("--" + name.replace("_", "-"), value) for name, value in told.items() if value is not False]
+    each = [
+        ("--" + name.replace("_", "-"), value) for name, value in told.items() if value is not False
+    ]
     return "\n".join(name if value is True else f"{name} {value}" for name, value in each) + "\n"
 
 
 def module(text: str, transfer: Transfer, rows: list[Planned], **more: Any) -> str:
     """A loader with the groups and stds put in."""
     listed = "[\n" + "".join(f"    {group!r},\n" for group in groups(transfer.target, rows)) + "]"
-    std = {name: value for name, value in stds(rows, NAMES).items() if name != NAMES["model.embed_tokens.weight"]}
+    std = {
+        name: value
+        for name, value in stds(rows, NAMES).items()
+        if name != NAMES["model.embed_tokens.weight"]
+    }
     return text.format(groups=listed, std=std, **more)
 
 

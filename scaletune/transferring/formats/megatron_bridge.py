@@ -78,8 +78,15 @@ def emit(transfer: Transfer, folder: Path) -> list[Path]:
         "optimizer": "adam", "lr": o.lr, "min_lr": resolved(t.schedule, t.budget).floor * o.lr, "weight_decay": o.weight_decay,
         "adam_beta1": o.beta1, "adam_beta2": o.beta2, "adam_eps": o.eps, "clip_grad": o.clip,
     }  # fmt: skip
-    train = {"global_batch_size": t.budget.batch_tokens // t.data.seq_len, "train_iters": t.budget.steps}
-    told = {"model": model(transfer, multipliers["attention"], rows[0].init_std), "scheduler": schedule(t), "train": train}
+    train = {
+        "global_batch_size": t.budget.batch_tokens // t.data.seq_len,
+        "train_iters": t.budget.steps,
+    }
+    told = {
+        "model": model(transfer, multipliers["attention"], rows[0].init_std),
+        "scheduler": schedule(t),
+        "train": train,
+    }
     return written(folder, {
         "scaletune_megatron_bridge.py": module(MODULE, transfer, rows, optimizer=optimizer, **told),
         "param_groups.json": json.dumps(param_groups(transfer, rows, CANNOT + said, multipliers), indent=1) + "\n",

@@ -16,18 +16,30 @@ from scaletune.transferring import Transfer
 from scaletune.transferring.formats import untested_archs
 from scaletune.zoo import Transformer
 
-QUERIES, KEYS = 4, 8  # width over the rank of queries, and of keys and values: near MiniCPM3-4B's 2560 / 768 and 2560 / 256
+QUERIES, KEYS = (
+    4,
+    8,
+)  # width over the rank of queries, and of keys and values: near MiniCPM3-4B's 2560 / 768 and 2560 / 256
 
 
 def layer(name: str, model: Transformer) -> Iterator[Tensor]:
     """One layer. Half of a head is turned by its position, the same for all heads of a key; a latent's gains are a vector."""
-    queries, keys, turned, attention = model.width // QUERIES, model.width // KEYS, model.head_dim // 2, f"{name}.self_attn"
+    queries, keys, turned, attention = (
+        model.width // QUERIES,
+        model.width // KEYS,
+        model.head_dim // 2,
+        f"{name}.self_attn",
+    )
     yield untested_archs.hidden(f"{attention}.q_a_proj", queries, model.width)
     yield untested_archs.gains(f"{attention}.q_a_layernorm.weight", queries)
     yield untested_archs.hidden(f"{attention}.q_b_proj", model.width, queries)
-    yield untested_archs.hidden(f"{attention}.kv_a_proj_with_mqa", keys + turned, model.width, growing=keys)
+    yield untested_archs.hidden(
+        f"{attention}.kv_a_proj_with_mqa", keys + turned, model.width, growing=keys
+    )
     yield untested_archs.gains(f"{attention}.kv_a_layernorm.weight", keys)
-    yield untested_archs.hidden(f"{attention}.kv_b_proj", model.heads * (model.head_dim - turned + model.head_dim), keys)
+    yield untested_archs.hidden(
+        f"{attention}.kv_b_proj", model.heads * (model.head_dim - turned + model.head_dim), keys
+    )
     yield untested_archs.hidden(f"{attention}.o_proj", model.width, model.width)
     yield from untested_archs.mlp(f"{name}.mlp", model)
     for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -46,7 +58,10 @@ MINICPM3 = untested_archs.Kind(
 
 def readout(transfer: Transfer, rows: list[Planned]) -> tuple[list[Planned], int]:
     """(rows, dim_model_base): the logits' multiplier as a whole number over the width, or else in the head's weights."""
-    width, wanted = transfer.target.model.width, transfer.multipliers["logits"] * transfer.target.model.width
+    width, wanted = (
+        transfer.target.model.width,
+        transfer.multipliers["logits"] * transfer.target.model.width,
+    )
     if abs(round(wanted) - wanted) < 1e-9 * wanted:
         return rows, round(wanted)
     if not any(row.name == "lm_head.weight" for row in rows):
@@ -55,7 +70,9 @@ def readout(transfer: Transfer, rows: list[Planned]) -> tuple[list[Planned], int
             " set model.tied = false or another logits_multiplier"
         )
     theta = width / wanted
-    return [shift(row, theta, row.family) if row.name == "lm_head.weight" else row for row in rows], width
+    return [
+        shift(row, theta, row.family) if row.name == "lm_head.weight" else row for row in rows
+    ], width
 
 
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
@@ -64,9 +81,16 @@ def emit(transfer: Transfer, folder: Path) -> list[Path]:
     model, m = transfer.target.model, transfer.multipliers
     assert isinstance(model, Transformer)
     if model.kv_heads not in (None, model.heads):
-        raise UserError(f"a MiniCPM3 has as many key-value heads as heads, but got kv_heads={model.kv_heads}, heads={model.heads}")
+        raise UserError(
+            f"a MiniCPM3 has as many key-value heads as heads, but got kv_heads={model.kv_heads}, heads={model.heads}"
+        )
     softmax = m["attention"] * model.head_dim**0.5
-    rows = [shift(replace(row, multiplier=softmax), 1 / softmax, row.family) if "q_b_proj" in row.name else row for row in rows]
+    rows = [
+        shift(replace(row, multiplier=softmax), 1 / softmax, row.family)
+        if "q_b_proj" in row.name
+        else row
+        for row in rows
+    ]
     rows, base = readout(transfer, rows)
     own = {
         "q_lora_rank": model.width // QUERIES, "kv_lora_rank": model.width // KEYS, "qk_rope_head_dim": model.head_dim // 2,

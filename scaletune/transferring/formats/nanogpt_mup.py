@@ -15,7 +15,15 @@ from scaletune.transferring.formats.granite import written
 from scaletune.transferring.param_groups import carried
 from scaletune.zoo import Transformer
 
-IS = {"norm": "layer", "mlp": "gelu", "positions": "learned", "tied": True, "ffn_ratio": 4.0, "qk_norm": False, "norm_eps": 1e-5}
+IS = {
+    "norm": "layer",
+    "mlp": "gelu",
+    "positions": "learned",
+    "tied": True,
+    "ffn_ratio": 4.0,
+    "qk_norm": False,
+    "norm_eps": 1e-5,
+}
 CANNOT = [
     "logits at generation: its model multiplies them by mup_output_alpha / mup_width_multiplier in training alone",
     "batch size in tokens: batch_size counts sequences a step and process, so divide by the number of processes",
@@ -28,15 +36,30 @@ def _require(transfer: Transfer) -> Transformer:
     t, p = transfer.target, transfer.target.parametrization
     model = t.model
     if not isinstance(model, Transformer):
-        raise UserError(f"nanoGPT-mup must be of a 'transformer', but got `model.family` {model.family!r}")
+        raise UserError(
+            f"nanoGPT-mup must be of a 'transformer', but got `model.family` {model.family!r}"
+        )
     for key, value in IS.items():
         if getattr(model, key) != value:
-            raise UserError(f"nanoGPT-mup has `model.{key}` {value!r}, but the target has {getattr(model, key)!r}")
+            raise UserError(
+                f"nanoGPT-mup has `model.{key}` {value!r}, but the target has {getattr(model, key)!r}"
+            )
     form = p.form if p.form in ("mup", "mup_t8") else "mup_t8"
-    for key, wanted in {"form": form, "attention_multiplier": 1.0, "residual_multiplier": 1.0, "init_gain": None}.items():
+    for key, wanted in {
+        "form": form,
+        "attention_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "init_gain": None,
+    }.items():
         if getattr(p, key) != wanted:
-            raise UserError(f"nanoGPT-mup has `parametrization.{key}` {wanted!r}, but the target has {getattr(p, key)!r}")
-    if t.optimizer.decay != "torch" or model.kv_heads not in (None, model.heads) or model.max_positions != t.data.seq_len:
+            raise UserError(
+                f"nanoGPT-mup has `parametrization.{key}` {wanted!r}, but the target has {getattr(p, key)!r}"
+            )
+    if (
+        t.optimizer.decay != "torch"
+        or model.kv_heads not in (None, model.heads)
+        or model.max_positions != t.data.seq_len
+    ):
         raise UserError(
             "nanoGPT-mup has decay 'torch', as many key-value heads as query heads and `max_positions == seq_len`; the target has not"
         )
@@ -71,7 +94,15 @@ def emit(transfer: Transfer, folder: Path) -> list[Path]:
     """`scaletune_nanogpt_mup.py`."""
     carried(transfer.target, "nanogpt_mup", kinds=("cosine",))
     e = transfer.evidence
-    head = [f"For nanoGPT-mup at 39044043, written by scaletune {e['scaletune']} from fit {e['fit']} (law {e['law']})."]
-    said = [*head, *(f"Cannot hold: {line}" for line in CANNOT), *(f"Assumed: {line}" for line in e["assumptions"])]
-    lines = [f"# {line}" for line in said] + [f"{key} = {value!r}" for key, value in settings(transfer).items()]
+    head = [
+        f"For nanoGPT-mup at 39044043, written by scaletune {e['scaletune']} from fit {e['fit']} (law {e['law']})."
+    ]
+    said = [
+        *head,
+        *(f"Cannot hold: {line}" for line in CANNOT),
+        *(f"Assumed: {line}" for line in e["assumptions"]),
+    ]
+    lines = [f"# {line}" for line in said] + [
+        f"{key} = {value!r}" for key, value in settings(transfer).items()
+    ]
     return written(folder, {"scaletune_nanogpt_mup.py": "\n".join(lines) + "\n"})

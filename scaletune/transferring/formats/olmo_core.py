@@ -10,7 +10,14 @@ from scaletune.recipe import Recipe, resolved
 from scaletune.transferring import Transfer
 from scaletune.transferring.fold_multipliers import EXACT, without_multipliers
 from scaletune.transferring.formats.granite import as_llama, whole_theta, written
-from scaletune.transferring.param_groups import CLIPPED, SCRIPT, carried, named_groups, param_groups, stds
+from scaletune.transferring.param_groups import (
+    CLIPPED,
+    SCRIPT,
+    carried,
+    named_groups,
+    param_groups,
+    stds,
+)
 
 NAMES = {
     "model.embed_tokens.weight": "embeddings.weight", "lm_head.weight": "lm_head.w_out.weight", "model.norm.weight": "lm_head.norm.weight",
@@ -70,9 +77,20 @@ def schedule(target: Recipe) -> tuple[str, dict[str, float]]:
     """(class, its fields); all multiply a group's `initial_lr`, but WSD's floor is an lr for all groups, so it must be 0."""
     s = resolved(target.schedule, target.budget)
     if s.kind == "wsd" and s.floor:
-        raise UserError(f"format 'olmo_core' has a WSD floor in lr and not as a share: set schedule.floor = 0, but got {s.floor:g}")
-    name = {"constant": "ConstantWithWarmup", "wsd": "WSD", "linear": "LinearWithWarmup", "cosine": "CosWithWarmup"}[s.kind]
-    own = {"wsd": {"decay_fraction": s.decay}, "linear": {"alpha_f": s.floor}, "cosine": {"alpha_f": s.floor}}.get(s.kind, {})
+        raise UserError(
+            f"format 'olmo_core' has a WSD floor in lr and not as a share: set schedule.floor = 0, but got {s.floor:g}"
+        )
+    name = {
+        "constant": "ConstantWithWarmup",
+        "wsd": "WSD",
+        "linear": "LinearWithWarmup",
+        "cosine": "CosWithWarmup",
+    }[s.kind]
+    own = {
+        "wsd": {"decay_fraction": s.decay},
+        "linear": {"alpha_f": s.floor},
+        "cosine": {"alpha_f": s.floor},
+    }.get(s.kind, {})
     return name, {"warmup_fraction": s.warmup, **own}
 
 
@@ -81,7 +99,9 @@ def emit(transfer: Transfer, folder: Path) -> list[Path]:
     model = as_llama(transfer.target.model, "OLMo-core LLaMA")
     carried(transfer.target, "olmo_core")
     if model.tied:
-        raise UserError("format 'olmo_core' has no tied head: set model.tied = false, or emit 'granite'")
+        raise UserError(
+            "format 'olmo_core' has no tied head: set model.tied = false, or emit 'granite'"
+        )
     rows = without_multipliers(transfer, "olmo_core")
     name, fields = schedule(transfer.target)
     o = transfer.target.optimizer

@@ -14,17 +14,31 @@ from scaletune.transferring import Transfer
 def _value(value: Any) -> str:
     """A TOML value. JSON's strings, numbers, booleans and lists are TOML's; tables are written inline."""
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_value(v)}" for key, v in value.items() if v is not None) + " }"
+        return (
+            "{ "
+            + ", ".join(
+                f"{json.dumps(key)} = {_value(v)}" for key, v in value.items() if v is not None
+            )
+            + " }"
+        )
     return json.dumps(value, ensure_ascii=False)
 
 
 def toml(content: Mapping[str, Any]) -> str:
     """A recipe's plain values as TOML: top-level values first, then a table for each section; None is left out."""
-    top = [f"{key} = {_value(value)}" for key, value in content.items() if value is not None and not isinstance(value, Mapping)]
+    top = [
+        f"{key} = {_value(value)}"
+        for key, value in content.items()
+        if value is not None and not isinstance(value, Mapping)
+    ]
     lines = list(top)
     for name, table in content.items():
         if isinstance(table, Mapping) and table:
-            lines += ["", f"[{name}]", *(f"{key} = {_value(value)}" for key, value in table.items() if value is not None)]
+            lines += [
+                "",
+                f"[{name}]",
+                *(f"{key} = {_value(value)}" for key, value in table.items() if value is not None),
+            ]
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,14 @@ from scaletune.recipe import Recipe, resolved
 from scaletune.transferring import Transfer
 from scaletune.transferring.fold_multipliers import EXACT, without_multipliers
 from scaletune.transferring.formats.granite import as_llama, written
-from scaletune.transferring.param_groups import CLIPPED, SCRIPT, carried, named_groups, param_groups, stds
+from scaletune.transferring.param_groups import (
+    CLIPPED,
+    SCRIPT,
+    carried,
+    named_groups,
+    param_groups,
+    stds,
+)
 
 NAMES = {
     "model.embed_tokens.weight": r"tok_embeddings\.weight", "lm_head.weight": r"lm_head\.weight", "model.norm.weight": r"^norm\.weight",
@@ -94,7 +101,13 @@ def schedule(target: Recipe) -> dict[str, object]:
     ratio = {"constant": 0.0, "wsd": s.decay}.get(s.kind)
     shape = "cosine" if s.kind == "cosine" else "linear"
     warmup = round(s.warmup * target.budget.steps)
-    return {"warmup_steps": warmup, "total_steps": target.budget.steps, "decay_ratio": ratio, "decay_type": shape, "min_lr_factor": s.floor}
+    return {
+        "warmup_steps": warmup,
+        "total_steps": target.budget.steps,
+        "decay_ratio": ratio,
+        "decay_type": shape,
+        "min_lr_factor": s.floor,
+    }
 
 
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
@@ -102,7 +115,9 @@ def emit(transfer: Transfer, folder: Path) -> list[Path]:
     model = as_llama(transfer.target.model, "torchtitan LLaMA")
     carried(transfer.target, "torchtitan")
     if model.tied:
-        raise UserError("format 'torchtitan' draws head and embedding apart: set model.tied = false, or emit 'granite'")
+        raise UserError(
+            "format 'torchtitan' draws head and embedding apart: set model.tied = false, or emit 'granite'"
+        )
     rows = without_multipliers(transfer, "torchtitan")
     groups = [("|".join(group.pop("patterns")), group) for group in named_groups(rows, NAMES)]
     shape = {

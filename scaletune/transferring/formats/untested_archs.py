@@ -38,7 +38,14 @@ class Kind:
 
 def hidden(name: str, fan_out: int, fan_in: int, growing: int | None = None) -> Tensor:
     """A matrix of which `growing` rows, all unless said, grow with width: eps, which is one for all rows, is theirs."""
-    return Tensor(f"{name}.weight", "hid", (fan_out, fan_in), "matrix", True, own_fans=(fan_in, growing or fan_out))
+    return Tensor(
+        f"{name}.weight",
+        "hid",
+        (fan_out, fan_in),
+        "matrix",
+        True,
+        own_fans=(fan_in, growing or fan_out),
+    )
 
 
 def gains(name: str, size: int, growing: int | None = None) -> Tensor:
@@ -58,12 +65,17 @@ def tensors(kind: Kind, model: Transformer, vocab_size: int) -> list[Tensor]:
     for i in range(model.depth):
         found += kind.layer(f"model.layers.{i}", model)
     found.append(replace(gains(kind.final_norm, model.width), in_block=False))
-    return found + ([] if model.tied else [Tensor(VOCABULARY[1], "out", (vocab_size, model.width), "head")])
+    return found + (
+        [] if model.tied else [Tensor(VOCABULARY[1], "out", (vocab_size, model.width), "head")]
+    )
 
 
 def _checked(kind: Kind, transfer: Transfer) -> Transformer:
     """The model; UserError with the first thing that the architecture cannot say of it."""
-    model, base_width = as_llama(transfer.target.model, kind.name), transfer.target.parametrization.base_width
+    model, base_width = (
+        as_llama(transfer.target.model, kind.name),
+        transfer.target.parametrization.base_width,
+    )
     if model.biases:
         raise UserError(f"a {kind.name} has `model.biases` False, but the target has True")
     if model.head_dim % kind.needs or base_width % kind.needs:
@@ -81,13 +93,20 @@ def planned(kind: Kind, transfer: Transfer) -> list[Planned]:
     m_depth = model.depth / (t.parametrization.base_depth or model.depth)
     theirs, bases = (tensors(kind, of, transfer.vocab_size) for of in (model, base))
     rows = plan(theirs, bases, t.parametrization, t.optimizer, m_depth)
-    return [row if row.name in VOCABULARY else shift(row, 1 / row.multiplier, row.family) for row in rows]
+    return [
+        row if row.name in VOCABULARY else shift(row, 1 / row.multiplier, row.family)
+        for row in rows
+    ]
 
 
 def said(kind: Kind, transfer: Transfer) -> dict[str, Any]:
     """The evidence, with what no proxy tested."""
     model = _checked(kind, transfer)
-    n = sum(tensor.size for tensor in tensors(kind, model, transfer.vocab_size) if tensor.name not in VOCABULARY)
+    n = sum(
+        tensor.size
+        for tensor in tensors(kind, model, transfer.vocab_size)
+        if tensor.name not in VOCABULARY
+    )
     e = transfer.evidence
     sentence = (
         f"forced: no proxy had {kind.what}: lr is that of a transformer of n_params {e['n_params']:g}, and this model has {n:g};"
@@ -96,14 +115,20 @@ def said(kind: Kind, transfer: Transfer) -> dict[str, Any]:
     return e | {"assumptions": [*e["assumptions"], sentence]}
 
 
-def emit(kind: Kind, transfer: Transfer, rows: list[Planned], own: dict[str, Any], folder: Path) -> list[Path]:
+def emit(
+    kind: Kind, transfer: Transfer, rows: list[Planned], own: dict[str, Any], folder: Path
+) -> list[Path]:
     """`config.json`, `param_groups.json`, `loader.py`."""
     carried(transfer.target, kind.model_type)
     std = next(row.init_std for row in rows if row.name.endswith("o_proj.weight"))
     content = {"architectures": [f"{kind.name}ForCausalLM"], "model_type": kind.model_type}
     content |= shape(transfer, _checked(kind, transfer)) | {"initializer_range": std} | own
-    usage = USAGE.format(model=f"{kind.name}ForCausalLM", config=f"{kind.name}Config", start="\ninitialize(model)")
-    groups = param_groups(replace(transfer, evidence=said(kind, transfer)), rows, [*CANNOT, STARTS, *kind.cannot])
+    usage = USAGE.format(
+        model=f"{kind.name}ForCausalLM", config=f"{kind.name}Config", start="\ninitialize(model)"
+    )
+    groups = param_groups(
+        replace(transfer, evidence=said(kind, transfer)), rows, [*CANNOT, STARTS, *kind.cannot]
+    )
     return written(folder, {
         "config.json": json.dumps(content, indent=2) + "\n",
         "param_groups.json": json.dumps(groups, indent=1) + "\n",

@@ -63,12 +63,20 @@ class Actor:
         import ray
 
         return json.dumps(
-            {"node": ray.get_runtime_context().get_node_id(), "host": platform.node(), "version": version("scaletune"), "pid": os.getpid()}
+            {
+                "node": ray.get_runtime_context().get_node_id(),
+                "host": platform.node(),
+                "version": version("scaletune"),
+                "pid": os.getpid(),
+            }
         )
 
     def order(self, orders: str) -> str:
         """Have these trained; what is heard first."""
-        tasks = [Task(order["sweep"], recipes.validated(order["recipe"], "point"), order["id"], 0.0) for order in json.loads(orders)]
+        tasks = [
+            Task(order["sweep"], recipes.validated(order["recipe"], "point"), order["id"], 0.0)
+            for order in json.loads(orders)
+        ]
         self.pool.workers[0].order(tasks)
         return self.hear()
 
@@ -97,7 +105,9 @@ class Slot:
     @property
     def silent(self) -> bool:
         """Whether it has said nothing for longer than its worker might."""
-        patience = min((task.recipe.engine.patience for task in self.tasks.values()), default=float("inf"))
+        patience = min(
+            (task.recipe.engine.patience for task in self.tasks.values()), default=float("inf")
+        )
         return time.monotonic() - self.spoke > patience + SILENCE
 
 
@@ -137,7 +147,9 @@ class Pool:
         for slot in [slot for slot in self.slots if slot.asked is None]:
             if queue:
                 out = sum(stacks.runs(other.tasks.values()) for other in self.slots)
-                self._order(slot, stacks.take(queue, len(self.slots), out, gpu=self.cluster.need["GPU"] > 0))
+                self._order(
+                    slot, stacks.take(queue, len(self.slots), out, gpu=self.cluster.need["GPU"] > 0)
+                )
 
     def _start(self) -> None:
         gpus = math.ceil(self.cluster.need["GPU"])  # a share of one is one to see
@@ -145,7 +157,10 @@ class Pool:
         self.slots.append(Slot(actor, actor.about.remote()))
 
     def _order(self, slot: Slot, tasks: Sequence[Task]) -> None:
-        orders = [{"sweep": task.sweep, "recipe": task.recipe.model_dump(), "id": task.id} for task in tasks]
+        orders = [
+            {"sweep": task.sweep, "recipe": task.recipe.model_dump(), "id": task.id}
+            for task in tasks
+        ]
         slot.tasks, slot.spoke, slot.log = {task.id: task for task in tasks}, time.monotonic(), ""
         slot.asked = slot.actor.order.remote(json.dumps(orders))
         self.news += [(task, {"progress": 0.0}) for task in tasks]
@@ -156,7 +171,11 @@ class Pool:
         for slot in self._spoken(0 if heard else WAIT):
             heard += self._heard(slot)
         for slot in [slot for slot in self.slots if slot.silent]:
-            heard += self._lost(slot, f"its worker's node {slot.host} said nothing for {time.monotonic() - slot.spoke:.0f} s", "")
+            heard += self._lost(
+                slot,
+                f"its worker's node {slot.host} said nothing for {time.monotonic() - slot.spoke:.0f} s",
+                "",
+            )
         return heard
 
     def _spoken(self, wait: float) -> list[Slot]:
@@ -165,7 +184,14 @@ class Pool:
             time.sleep(wait)
             return []
         ready = self.cluster.ray.wait(list(asked), timeout=wait)[0]
-        return [asked[ref] for ref in self.cluster.ray.wait(list(asked), num_returns=len(asked), timeout=0)[0]] if ready else []
+        return (
+            [
+                asked[ref]
+                for ref in self.cluster.ray.wait(list(asked), num_returns=len(asked), timeout=0)[0]
+            ]
+            if ready
+            else []
+        )
 
     def _heard(self, slot: Slot) -> list[tuple[Task, Message]]:
         try:
@@ -180,13 +206,20 @@ class Pool:
         for i, message in answer["messages"]:
             if "refused" in message:
                 message["refused"] += f" (on {slot.host})"
-            heard.append((slot.tasks.pop(i) if {"trial", "lost"} & message.keys() else slot.tasks[i], message))
+            heard.append(
+                (
+                    slot.tasks.pop(i) if {"trial", "lost"} & message.keys() else slot.tasks[i],
+                    message,
+                )
+            )
         slot.asked = slot.actor.hear.remote() if slot.tasks else None
         return heard
 
     def _started(self, slot: Slot, answer: Mapping[str, str]) -> None:
         if answer["version"] != version("scaletune"):
-            raise UserError(f"every node must have scaletune {version('scaletune')}, but {answer['host']} has {answer['version']}")
+            raise UserError(
+                f"every node must have scaletune {version('scaletune')}, but {answer['host']} has {answer['version']}"
+            )
         slot.node, slot.host, self.stillborn = answer["node"], answer["host"], 0
 
     def _dead(self, slot: Slot, error: Exception) -> list[tuple[Task, Message]]:
@@ -207,10 +240,18 @@ class Pool:
     def _lost(self, slot: Slot, why: str, said: str) -> list[tuple[Task, Message]]:
         """Be rid of the actor; what it was on is lost."""
         self.slots.remove(slot)
-        self.cluster.ray.kill(slot.actor)  # that one was out of reach must not mean that two train a trial
+        self.cluster.ray.kill(
+            slot.actor
+        )  # that one was out of reach must not mean that two train a trial
         log = f"{said}\n{slot.log}".strip()
         memory, models = bool(SAID.search(log)), stacks.models(slot.tasks.values())
-        lost: Message = {"lost": why, "status": "unknown", "memory": memory, "log": log, "stack": models}
+        lost: Message = {
+            "lost": why,
+            "status": "unknown",
+            "memory": memory,
+            "log": log,
+            "stack": models,
+        }
         return [(task, lost) for task in slot.tasks.values()]
 
 

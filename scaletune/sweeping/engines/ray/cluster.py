@@ -40,14 +40,20 @@ class Cluster:
         with ExitStack() as undo:
             if not self.ray.is_initialized():
                 self._connect(_cores(workers, processes * self.asked.cpus), undo)
-            undo.enter_context(redirect_stdout(sys.stderr))  # where Ray says what became of a node, whatever it is told of its logs
+            undo.enter_context(
+                redirect_stdout(sys.stderr)
+            )  # where Ray says what became of a node, whatever it is told of its logs
             self.need = self._need(processes)
             self.room()
             self.leave = undo.pop_all().close
 
     def _connect(self, cores: int, undo: ExitStack) -> None:
         """To an own instance or the cluster asked for. Ray takes SIGTERM for itself: it is given back."""
-        options: dict[str, Any] = {"address": self.asked.address, "log_to_driver": False, "logging_level": "ERROR"}
+        options: dict[str, Any] = {
+            "address": self.asked.address,
+            "log_to_driver": False,
+            "logging_level": "ERROR",
+        }
         before = signal.getsignal(signal.SIGTERM)
         try:
             if self.asked.address == "local":
@@ -55,7 +61,11 @@ class Cluster:
                 folder = tempfile.TemporaryDirectory(
                     prefix="scaletune-", dir="/tmp", ignore_cleanup_errors=True
                 )  # a socket's path is short
-                options |= {"num_cpus": cores, "object_store_memory": STORE, "include_dashboard": False}
+                options |= {
+                    "num_cpus": cores,
+                    "object_store_memory": STORE,
+                    "include_dashboard": False,
+                }
                 options["_temp_dir"] = undo.enter_context(folder)
             else:
                 _knock(self.asked.address)
@@ -71,36 +81,57 @@ class Cluster:
         """What a worker reserves, all on one node."""
         there = any(node.get("GPU") for node in self.nodes().values())
         gpus = self.asked.gpus if self.asked.gpus != "auto" else float(there)
-        return {"CPU": self.asked.cpus * processes, "GPU": gpus * processes, "memory": self.asked.memory}
+        return {
+            "CPU": self.asked.cpus * processes,
+            "GPU": gpus * processes,
+            "memory": self.asked.memory,
+        }
 
     def worker(self, actor: type) -> Any:
         """The class as one of actors, each with what a worker needs; it is not started again: the driver knows what it was on."""
         need = self.need
-        return self.ray.remote(num_cpus=need["CPU"], num_gpus=need["GPU"], memory=need["memory"] or None, max_restarts=0)(actor)
+        return self.ray.remote(
+            num_cpus=need["CPU"],
+            num_gpus=need["GPU"],
+            memory=need["memory"] or None,
+            max_restarts=0,
+        )(actor)
 
     def nodes(self) -> dict[str, dict[str, float]]:
         """{id: resources} of the nodes that are up, looked up now and then."""
         if not self.seen or time.monotonic() - self.looked > LOOK:
-            self.seen = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+            self.seen = {
+                node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]
+            }
             self.looked = time.monotonic()
         return self.seen
 
     def room(self) -> int:
         """Workers that fit on the nodes, whoever else is there; one at least, which waits for a node to join (or calls for one)."""
         need = {name: share for name, share in self.need.items() if share}
-        room = sum(int(min(node.get(name, 0) / share for name, share in need.items())) for node in self.nodes().values())
+        room = sum(
+            int(min(node.get(name, 0) / share for name, share in need.items()))
+            for node in self.nodes().values()
+        )
         if not room and not self.waits:
             self.waits = True
             said = f"has room for a worker, which takes {', '.join(f'{share:g} {name}' for name, share in need.items())}"
             if self.own:
-                raise UserError(f"this machine must have what a worker reserves, but no node {said}")
-            print(f"ray: no node of {self.asked.address} {said}: waiting for one to join", file=sys.stderr)
+                raise UserError(
+                    f"this machine must have what a worker reserves, but no node {said}"
+                )
+            print(
+                f"ray: no node of {self.asked.address} {said}: waiting for one to join",
+                file=sys.stderr,
+            )
         return max(1, room)
 
 
 def _cores(workers: str | int, each: int) -> int:
     """Of an own instance: as many as there are, and as many as it takes to have the workers asked for."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(there, each * (workers if isinstance(workers, int) else 1))
 
 
@@ -112,7 +143,9 @@ def _knock(address: str) -> None:
 
 
 def _refused(address: str, error: Exception) -> str:
-    said = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]  # Ray goes on for a paragraph
+    said = (
+        (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+    )  # Ray goes on for a paragraph
     if address == "local":
         return f"an instance of Ray must start here, but {said}"
     return (

@@ -30,7 +30,15 @@ GRACE = 15.0  # that the last files of a job that has ended may take to be seen
 SETTLE = 10.0  # that jobs which are done or cancelled may take to be gone
 AGAIN = 30.0  # after which a refused array is submitted again
 REFUSALS = 900.0  # that the controller may be away with no job of ours out
-USUAL = {"None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime", "Dependency", "Cleaning"}  # reasons to wait that pass
+USUAL = {
+    "None",
+    "Priority",
+    "Resources",
+    "JobArrayTaskLimit",
+    "BeginTime",
+    "Dependency",
+    "Cleaning",
+}  # reasons to wait that pass
 
 
 class Pool:
@@ -40,7 +48,9 @@ class Pool:
         self.root, self.workers, self.cluster, self.leave = root, workers, reached, leave
         self.out: list[Order] = []  # with trials that are waited for
         earlier = job_messages.left(root)
-        self.found = {id: order for order in earlier for id in order.ids}  # an earlier driver's, not asked for yet
+        self.found = {
+            id: order for order in earlier for id in order.ids
+        }  # an earlier driver's, not asked for yet
         self.jobs = [order.job for order in earlier]  # all that may still run
         self.news: list[tuple[Task, Message]] = []
         self.back: list[Task] = []  # of lost orders, not begun
@@ -80,7 +90,9 @@ class Pool:
         if not queue or free <= 0 or time.monotonic() < self.again:
             return
         engine = queue[0].recipe.engine
-        made = [job_messages.written(self.root, pack) for pack in job_size.pack(queue, self.workers)]
+        made = [
+            job_messages.written(self.root, pack) for pack in job_size.pack(queue, self.workers)
+        ]
         self.out += made  # before they are submitted: an interrupt takes them back
         try:
             self._submit(made, engine, free)
@@ -145,7 +157,12 @@ class Pool:
             return []
         self._say_reasons([states[order.job] for order in self.out if order.job in states])
         self._running(states)
-        return [said for order in self.out if order.tasks for said in self._judge(order, states.get(order.job, GONE), time.monotonic())]
+        return [
+            said
+            for order in self.out
+            if order.tasks
+            for said in self._judge(order, states.get(order.job, GONE), time.monotonic())
+        ]
 
     def _judge(self, order: Order, state: State, now: float) -> list[tuple[Task, Message]]:
         """Progress, or a loss: of a job that has ended and not answered all, or that runs and says nothing."""
@@ -155,13 +172,21 @@ class Pool:
             order.spoke = now
         if state.ended:
             order.ended = now if order.ended is None else order.ended
-            return self._lost(order, f"its job {order.job} ended as {state.name}", state) if now - order.ended >= GRACE else []
+            return (
+                self._lost(order, f"its job {order.job} ended as {state.name}", state)
+                if now - order.ended >= GRACE
+                else []
+            )
         order.ended = None
         if now - order.spoke > min(task.recipe.engine.patience for task in order.tasks.values()):
             self.cluster.cancel([order.job])
-            return self._lost(order, f"its job {order.job} said nothing for {now - order.spoke:.0f} s", state)
+            return self._lost(
+                order, f"its job {order.job} said nothing for {now - order.spoke:.0f} s", state
+            )
         shares = beat.get("shares", {}) if changed else {}
-        return [(task, {"progress": shares[id]}) for id, task in order.tasks.items() if id in shares]
+        return [
+            (task, {"progress": shares[id]}) for id, task in order.tasks.items() if id in shares
+        ]
 
     def _lost(self, order: Order, why: str, state: State) -> list[tuple[Task, Message]]:
         """What it had begun is lost; what it had not goes back to the queue. Where it began nothing, all is lost: no job of its would."""
@@ -169,7 +194,13 @@ class Pool:
         log = "\n".join(filter(None, (order.beat.get("log", ""), self.cluster.log(order.job))))
         memory = state.name == "OUT_OF_MEMORY" or bool(SAID.search(log))
         gone = [task for id, task in order.tasks.items() if id in begun]
-        lost: Message = {"lost": why, "status": state.status, "memory": memory, "log": log, "stack": stacks.models(gone)}
+        lost: Message = {
+            "lost": why,
+            "status": state.status,
+            "memory": memory,
+            "log": log,
+            "stack": stacks.models(gone),
+        }
         self.back += [task for id, task in order.tasks.items() if id not in begun]
         heard = [(task, lost) for task in gone]
         order.tasks.clear()
@@ -205,7 +236,9 @@ class Pool:
         """A refusal may pass: while jobs of ours are out (a limit on jobs), or the controller is not to be reached."""
         now = time.monotonic()
         self.refused = self.refused or now
-        passing = re.search(r"contact|timed out|temporar", why, re.I) and now - self.refused < REFUSALS
+        passing = (
+            re.search(r"contact|timed out|temporar", why, re.I) and now - self.refused < REFUSALS
+        )
         if not self.out and not passing:
             raise UserError(f"Slurm must take the jobs, but said: {why}")
         self.again = now + AGAIN
@@ -227,5 +260,13 @@ def opened(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path)
     root, engine = stem.absolute().with_name(stem.name + ".slurm"), queue[0].recipe.engine
     cluster.require(root)
     if not engine.checkpoint_every:
-        print("slurm: with `engine.checkpoint_every = 0` a trial whose job is preempted, timed out or lost begins anew", file=sys.stderr)
-    return Pool(root, workers if isinstance(workers, int) else engine.slurm.max_jobs, Cluster(root, stem.name), engine.slurm.leave)
+        print(
+            "slurm: with `engine.checkpoint_every = 0` a trial whose job is preempted, timed out or lost begins anew",
+            file=sys.stderr,
+        )
+    return Pool(
+        root,
+        workers if isinstance(workers, int) else engine.slurm.max_jobs,
+        Cluster(root, stem.name),
+        engine.slurm.leave,
+    )

@@ -55,9 +55,13 @@ def require(root: Path) -> None:
     if find_spec("submitit") is None:
         raise UserError("engine.kind 'slurm' needs submitit: `pip install 'scaletune[slurm]'`")
     if absent := [command for command in COMMANDS if shutil.which(command) is None]:
-        raise UserError(f"engine.kind 'slurm' needs Slurm's commands on the PATH, but `{absent[0]}` is not: is this a login node?")
+        raise UserError(
+            f"engine.kind 'slurm' needs Slurm's commands on the PATH, but `{absent[0]}` is not: is this a login node?"
+        )
     if odd := sorted(set("%\\\n") & set(str(root))):
-        raise UserError(f"a folder that Slurm writes to must be named without {odd[0]!r}, but got `{root}`")
+        raise UserError(
+            f"a folder that Slurm writes to must be named without {odd[0]!r}, but got `{root}`"
+        )
 
 
 class Cluster:
@@ -72,9 +76,14 @@ class Cluster:
         """Submit a job an order, as one array of which `parallel` run at once: their ids. `Refused` in Slurm's words."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        with _outside(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+        with (
+            _outside(),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # submitit prints what it raises
             try:
-                jobs = self._executor(engine, parallel).submit_array([Job(str(folder)) for folder in folders])
+                jobs = self._executor(engine, parallel).submit_array(
+                    [Job(str(folder)) for folder in folders]
+                )
             except (FailedJobError, FailedSubmissionError) as error:
                 raise Refused(" ".join(str(error).split()) or "nothing") from error
         return [job.job_id for job in jobs]
@@ -82,13 +91,27 @@ class Cluster:
     def _executor(self, engine: Engine, parallel: int) -> Any:
         import submitit
 
-        made = submitit.AutoExecutor(folder=self.root / "jobs", cluster=self.kind, slurm_max_num_timeout=engine.slurm.timeouts)
-        made.update_parameters(**_parameters(engine), name=self.name, slurm_array_parallelism=parallel)
+        made = submitit.AutoExecutor(
+            folder=self.root / "jobs",
+            cluster=self.kind,
+            slurm_max_num_timeout=engine.slurm.timeouts,
+        )
+        made.update_parameters(
+            **_parameters(engine), name=self.name, slurm_array_parallelism=parallel
+        )
         return made
 
     def states(self) -> dict[str, State] | None:
         """By id, of jobs that the controller remembers (minutes past their end); None when it does not answer."""
-        command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--name={self.name}", FIELDS]
+        command = [
+            "squeue",
+            "--noheader",
+            "--array",
+            "--states=all",
+            f"--user={os.getuid()}",
+            f"--name={self.name}",
+            FIELDS,
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SLOW)
         except (OSError, subprocess.TimeoutExpired):
@@ -99,7 +122,9 @@ class Cluster:
         """End jobs, wherever they are; it does not matter whether they are."""
         for i in range(0, len(ids), AT_ONCE):
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                subprocess.run(["scancel", *ids[i : i + AT_ONCE]], capture_output=True, timeout=SLOW)
+                subprocess.run(
+                    ["scancel", *ids[i : i + AT_ONCE]], capture_output=True, timeout=SLOW
+                )
 
     def log(self, job: str) -> str:
         """The end of what Slurm, submitit and the job itself said."""
@@ -113,7 +138,9 @@ class Cluster:
 
 def _state(line: str) -> tuple[str, State]:
     job, name, status, *reason = line.strip().split(maxsplit=3)
-    return job, State(name, os.waitstatus_to_exitcode(int(status)) if status.isdigit() else 0, "".join(reason))
+    return job, State(
+        name, os.waitstatus_to_exitcode(int(status)) if status.isdigit() else 0, "".join(reason)
+    )
 
 
 def _parameters(engine: Engine) -> dict[str, Any]:

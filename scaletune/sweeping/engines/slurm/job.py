@@ -61,12 +61,17 @@ class Training:
         if not self.queue:
             return
         with local.Pool(1, max(task.recipe.engine.processes for task in self.queue)) as pool:
-            while (self.queue or pool.busy) and not self.taken and job_messages.standing(self.folder):
+            while (
+                (self.queue or pool.busy) and not self.taken and job_messages.standing(self.folder)
+            ):
                 pool.hand_out(self.queue)
                 heard = pool.messages()
                 if any("lost" in message for _, message in heard):
                     time.sleep(1)  # what takes the job away may take its worker first
-                for task, message in heard:  # answered together: what was a stack is taken up as one
+                for (
+                    task,
+                    message,
+                ) in heard:  # answered together: what was a stack is taken up as one
                     self._hear(task, message)
                 self._beat(pool.workers[0].said())
         if self.taken:
@@ -91,11 +96,17 @@ class Training:
         raise SystemExit(1)
 
     def _beat(self, log: str) -> None:
-        if time.monotonic() - self.beaten >= job_messages.BEAT and job_messages.standing(self.folder):
+        if time.monotonic() - self.beaten >= job_messages.BEAT and job_messages.standing(
+            self.folder
+        ):
             self.beats, self.beaten = self.beats + 1, time.monotonic()
-            job_messages.beat(self.folder, {"shares": self.shares, "log": log[-TAIL:], "beats": self.beats})
+            job_messages.beat(
+                self.folder, {"shares": self.shares, "log": log[-TAIL:], "beats": self.beats}
+            )
 
 
 def _unanswered(folder: Path) -> list[Task]:
     """Of an order, what no earlier run of the job has trained."""
-    return [task for task in job_messages.tasks(folder) if not job_messages.answered(folder, task.id)]
+    return [
+        task for task in job_messages.tasks(folder) if not job_messages.answered(folder, task.id)
+    ]

@@ -33,7 +33,9 @@ class Order:
     folder: Path
     ids: Collection[str]  # all that it was to train
     job: str = ""
-    tasks: dict[str, Task] = field(default_factory=dict)  # those that are asked for and not answered
+    tasks: dict[str, Task] = field(
+        default_factory=dict
+    )  # those that are asked for and not answered
     beat: dict[str, Any] = field(default_factory=dict)  # the last one seen
     spoke: float = 0.0  # when, by a clock that no one sets
     ended: float | None = None  # when Slurm was first seen to have ended it
@@ -56,7 +58,10 @@ def written(root: Path, tasks: Sequence[Task]) -> Order:
         folder = Path(tempfile.mkdtemp(dir=root / "orders", prefix=f"{tasks[0].id}-"))
     except OSError as error:
         raise UserError(f"`{root}` must be a folder to write to, but {error.strerror}") from error
-    content = [{"sweep": task.sweep, "id": task.id, "tries": task.tries, "recipe": _placed(task)} for task in tasks]
+    content = [
+        {"sweep": task.sweep, "id": task.id, "tries": task.tries, "recipe": _placed(task)}
+        for task in tasks
+    ]
     write_atomically(folder / "order.json", json.dumps({"tasks": content}))
     return Order(folder, [task.id for task in tasks], tasks={task.id: task for task in tasks})
 
@@ -71,7 +76,10 @@ def _placed(task: Task) -> dict[str, Any]:
 def tasks(folder: Path) -> list[Task]:
     """What an order asks for; nothing when it is withdrawn."""
     asked = read(folder / "order.json") or {"tasks": []}
-    return [Task(one["sweep"], recipes.validated(one["recipe"], "point"), one["id"], 0.0, one["tries"]) for one in asked["tasks"]]
+    return [
+        Task(one["sweep"], recipes.validated(one["recipe"], "point"), one["id"], 0.0, one["tries"])
+        for one in asked["tasks"]
+    ]
 
 
 def standing(folder: Path) -> bool:
@@ -91,7 +99,9 @@ def left(root: Path) -> list[Order]:
     for folder in sorted((root / "orders").glob("*")):
         asked, job = read(folder / "order.json"), folder / "job"
         if asked and job.exists():
-            found.append(Order(folder, [one["id"] for one in asked["tasks"]], job.read_text("utf-8")))
+            found.append(
+                Order(folder, [one["id"] for one in asked["tasks"]], job.read_text("utf-8"))
+            )
         else:
             withdraw(folder)
     return found
@@ -117,7 +127,9 @@ def answers(root: Path) -> set[str]:
 
 def answer(folder: Path, id: str, message: dict[str, Any]) -> None:
     """A job's word on one of its trials."""
-    write_atomically(answer_path(folder.parent.parent, id), json.dumps(message | {"order": folder.name}))
+    write_atomically(
+        answer_path(folder.parent.parent, id), json.dumps(message | {"order": folder.name})
+    )
 
 
 def answered(folder: Path, id: str) -> bool:

@@ -14,7 +14,9 @@ def pack(queue: list[Task], workers: int) -> list[list[Task]]:
     engine = queue[0].recipe.engine
     mine = [task for task in queue if _asked(task.recipe.engine) == _asked(engine)]
     seconds = 60 * engine.slurm.minutes
-    jobs = min(workers, math.ceil(sum(task.cost for task in mine) / seconds)) if seconds else workers
+    jobs = (
+        min(workers, math.ceil(sum(task.cost for task in mine) / seconds)) if seconds else workers
+    )
     packs: list[list[Task]] = []
     while mine and len(packs) < engine.slurm.max_jobs:
         packs.append(_order(mine, max(1, jobs), seconds))
@@ -30,7 +32,12 @@ def _asked(engine: Engine) -> tuple[object, ...]:
 def _order(queue: list[Task], jobs: int, seconds: float) -> list[Task]:
     """A stack, and more while a job is guessed to be shorter than it should. A trial whose job was lost goes alone, so that it fails alone."""
     taken = _stack(queue, jobs)
-    while queue and not taken[0].tries and not queue[0].tries and sum(task.cost for task in taken) + queue[0].cost <= seconds:
+    while (
+        queue
+        and not taken[0].tries
+        and not queue[0].tries
+        and sum(task.cost for task in taken) + queue[0].cost <= seconds
+    ):
         taken += _stack(queue, jobs)
     return taken
 

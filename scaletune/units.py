@@ -1,0 +1,25 @@
+"""Numbers as people write them: 7.0B parameters, 1.4T tokens, 64.7k GPU-hours."""
+
+from __future__ import annotations
+
+SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def human(value: float) -> str:
+    """Formats a count with two or three significant digits and a suffix.
+
+    Args:
+        value: A count, for example of parameters, tokens or hours.
+
+    Returns:
+        The number with `k`, `M`, `B` or `T`; exact below one thousand.
+
+    Example:
+        >>> human(7e9), human(1.4e12), human(64_700), human(131_072), human(12)
+        ('7.0B', '1.4T', '64.7k', '131k', '12')
+    """
+    for size, suffix in SUFFIXES:
+        if abs(value) >= 0.9995 * size:  # 999,600 rounds up to the next suffix
+            scaled = value / size
+            return f"{scaled:.1f}{suffix}" if abs(scaled) < 99.95 else f"{scaled:.0f}{suffix}"
+    return f"{value:g}"
