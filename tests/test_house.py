@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "scaletune"
 ROWS = {
     "shared": (
         "errors",
+        "units",
         "records",
         "rules",
         "sections",

@@ -183,8 +183,8 @@ def _of_groups(content: Any, beside: Path) -> list[dict[str, str]]:
     return found + [
         _one(rule.__name__, each)
         for rule in (group_rules.RULES if known else ())
-        for each in rule(known)
-    ]  # type: ignore[arg-type]
+        for each in rule(known)  # type: ignore[arg-type]
+    ]
 
 
 def _one(rule: str, found: tuple[str, str, str]) -> dict[str, str]:
