@@ -117,7 +117,7 @@ OF = {
     [{}, {"model.tied": True} | WIDTH, SCALED | FEW | WIDTH | {"schedule.kind": "linear"}],
 )
 @pytest.mark.parametrize("stack", STACKS)
-def test_every_key_is_declared(transferred, tmp_path, stack, settings):  # noqa: F811
+def test_every_key_is_declared(transferred, tmp_path, stack, settings):
     """Many of them keep or drop an unknown key in silence."""
     if stack == "fairseq2" and "model.tied" in settings:
         settings = {}
@@ -157,7 +157,7 @@ NATIVE = {  # the keys that make it muP, or that are neutral
 
 @pytest.mark.parametrize("form", ["mup_t9", "mean_field"])
 @pytest.mark.parametrize("stack", STACKS)
-def test_at_the_base_size_it_is_the_ordinary_config(transferred, tmp_path, stack, form):  # noqa: F811
+def test_at_the_base_size_it_is_the_ordinary_config(transferred, tmp_path, stack, form):
     config = files(stack, transferred({"width": 32, "form": form}), tmp_path)
     text = "".join(
         path.read_text() for path in tmp_path.iterdir() if path.suffix in (".yaml", ".args")
@@ -198,7 +198,7 @@ def cerebras_lr(phases, step):
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
-def test_cerebras_takes_every_tag_through_the_plans_schedule(transferred, tmp_path, kind):  # noqa: F811
+def test_cerebras_takes_every_tag_through_the_plans_schedule(transferred, tmp_path, kind):
     made = transferred(SHARES | (WSD if kind == "wsd" else {"schedule.kind": kind}))
     config = files("cerebras", made, tmp_path)
     chains = [
@@ -218,7 +218,7 @@ def test_cerebras_takes_every_tag_through_the_plans_schedule(transferred, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
-def test_fairseq2_takes_every_group_through_the_plans_schedule(transferred, tmp_path, kind):  # noqa: F811
+def test_fairseq2_takes_every_group_through_the_plans_schedule(transferred, tmp_path, kind):
     made = transferred(SHARES | {"schedule.kind": kind})
     config = files("fairseq2", made, tmp_path)
     told, peaks = (
@@ -250,7 +250,7 @@ def test_fairseq2_takes_every_group_through_the_plans_schedule(transferred, tmp_
         ("cosine", {"name": "cosine_with_warmup", "t_warmup": "2ba", "alpha_f": 0.1}),
     ],
 )
-def test_llm_foundrys_schedules_multiply(transferred, tmp_path, kind, expected):  # noqa: F811
+def test_llm_foundrys_schedules_multiply(transferred, tmp_path, kind, expected):
     assert (
         files("llm_foundry", transferred(SHARES | {"schedule.kind": kind}), tmp_path)["scheduler"]
         == expected
@@ -266,7 +266,7 @@ def test_llm_foundrys_schedules_multiply(transferred, tmp_path, kind, expected):
         (WSD, ("linear", 2, 4, 2)),
     ],
 )
-def test_lm_engines_schedules_multiply(transferred, tmp_path, settings, expected):  # noqa: F811
+def test_lm_engines_schedules_multiply(transferred, tmp_path, settings, expected):
     told = files("lm_engine", transferred(SHARES | settings), tmp_path)["lr_scheduler_args"]
     counts = tuple(told[f"num_{phase}_steps"] for phase in ("warmup", "constant", "decay"))
     assert (told["lr_decay_style"], *counts) == expected and told["lr_decay_factor"] == 0.1
@@ -345,7 +345,7 @@ def test_lm_engines_schedules_multiply(transferred, tmp_path, settings, expected
         ),
     ],
 )
-def test_what_they_cannot_say_is_refused(transferred, tmp_path, module, settings, said):  # noqa: F811
+def test_what_they_cannot_say_is_refused(transferred, tmp_path, module, settings, said):
     with pytest.raises(UserError, match=said):
         module.emit(transferred(settings), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -356,7 +356,7 @@ def test_what_they_cannot_say_is_refused(transferred, tmp_path, module, settings
     [megatron, megatron_bridge, lm_engine],
     ids=lambda module: module.__name__.split(".")[-1],
 )
-def test_an_eps_that_one_tensor_cannot_hold_is_said(transferred, tmp_path, module):  # noqa: F811
+def test_an_eps_that_one_tensor_cannot_hold_is_said(transferred, tmp_path, module):
     """Keys and values of few heads are one tensor with the queries, whose eps shrinks with width."""
     module.emit(transferred(FEW), tmp_path)
     said = json.loads((tmp_path / "param_groups.json").read_text())["cannot"]
@@ -369,7 +369,7 @@ def test_an_eps_that_one_tensor_cannot_hold_is_said(transferred, tmp_path, modul
 # --- loaders ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_megatron_loader_refuses_what_it_cannot_explain(transferred, tmp_path, monkeypatch):  # noqa: F811
+def test_the_megatron_loader_refuses_what_it_cannot_explain(transferred, tmp_path, monkeypatch):
     made = transferred()
     files("megatron", made, tmp_path)
     for stages in (1, 2):
@@ -409,7 +409,7 @@ def test_the_fairseq2_loader_leaves_what_is_not_there_and_says_what_is_missing(
         loader.initialize(model)
 
 
-def test_every_name_of_theirs_is_told_apart(transferred):  # noqa: F811
+def test_every_name_of_theirs_is_told_apart(transferred):
     """Each pattern matches the kind it is for and no other, in every stack."""
     made = transferred()
     for stack, module in STACKS.items():
@@ -433,7 +433,7 @@ def _matches(stack, pattern, name):
 # --- lint ------------------------------------------------------------------------------------------------------------
 
 
-def test_lint_still_names_megatrons_fault_at_the_proxys_base(transferred, tmp_path):  # noqa: F811
+def test_lint_still_names_megatrons_fault_at_the_proxys_base(transferred, tmp_path):
     """At a base of its own width its muP scales nothing; at the proxy's it scales the head twice and no weight decay."""
     files("megatron", transferred(), tmp_path)
     path = tmp_path / "megatron.args"

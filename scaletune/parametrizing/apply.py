@@ -212,7 +212,7 @@ def _agree(plan: Plan, model: nn.Module) -> None:
         parts = row.name.split(".")
         around = (owners[".".join(parts[:n])] for n in range(len(parts) - 1, 0, -1))
         block = next((module for module in around if hasattr(module, "residual")), None)
-        factor = None if block is None else float(block.residual)  # type: ignore[arg-type]
+        factor = None if block is None else float(block.residual)  # type: ignore[arg-type, assignment]
         if row.branch != 1 and (factor is None or abs(factor / row.branch - 1) > 1e-12):
             raise UserError(
                 f"a zoo model multiplies its branches by its recipe's own factor, but the plan says {row.branch:g}"

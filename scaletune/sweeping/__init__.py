@@ -71,7 +71,7 @@ def train_all(
             if driver.queue:
                 if said := stacks.note(driver.queue):
                     print(f"trials {said}", file=sys.stderr)
-                with pool_module.opened(
+                with pool_module.open_pool(
                     driver.queue, workers, growing=then is not None, stem=stem
                 ) as pool:
                     driver.drive(pool)

@@ -38,6 +38,6 @@ class Pool(Protocol):
         """Wait a second at most, and say what was heard. Each task handed out ends with one "trial" or one "lost"."""
 
 
-def opened(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> Pool:
+def open_pool(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> Pool:
     """A pool of the engine that the queue's recipes ask for; `growing`: more may be asked for than is in the queue; `stem`: `sweeps/NAME`."""
     return import_module(ENGINES[queue[0].recipe.engine.kind]).opened(queue, workers, growing, stem)
