@@ -1,7 +1,8 @@
-"""scaletune: tune small proxies, fit the law, predict the optimum at the target scale, say how sure.
+"""scaletune: train small proxies, fit a law, predict the optimum at the target scale, with intervals.
 
-The verbs, each the command of the same name: `run plan sweep status export fit predict transfer lint plot report check count`; `laws` is the
-catalogue of published laws. Loaded on first use: predicting imports no torch.
+Each function has a command of the same name: `run`, `plan`, `sweep`, `status`, `export`, `fit`,
+`predict`, `transfer`, `lint`, `plot`, `report`, `check`, `count`, `init`. `laws` is the catalogue of
+published laws. Names load on first use, so `import scaletune` and `predict` do not import torch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from scaletune.checking import check_model as check_model
     from scaletune.counting import count as count
     from scaletune.errors import UserError as UserError
+    from scaletune.examples import init as init
     from scaletune.fitting.fit import fit as fit
     from scaletune.linting import lint as lint
     from scaletune.parametrizing import parametrize as parametrize
@@ -32,17 +34,41 @@ if TYPE_CHECKING:
     from scaletune.sweeping.status import status as status
     from scaletune.transferring import transfer as transfer
 
-_HOME = {
-    "check": "checking", "count": "counting", "fit": "fitting", "parametrize": "parametrizing", "plan": "planning", "plot": "plotting", "predict": "predicting",
-    "report": "reporting", "run": "study", "sweep": "sweeping", "status": "sweeping", "export": "sweeping", "transfer": "transferring", "lint": "linting",
-    "check_model": "checking", "Fit": "records", "Recipe": "recipe", "Trial": "records", "UserError": "errors", "read_trials": "records",
-}  # fmt: skip
-__all__ = [*_HOME, "laws"]
+__version__ = "0.1.0"
+
+_MODULES = {
+    "Fit": "records",
+    "Recipe": "recipe",
+    "Trial": "records",
+    "UserError": "errors",
+    "check": "checking",
+    "check_model": "checking",
+    "count": "counting",
+    "export": "sweeping",
+    "fit": "fitting",
+    "init": "examples",
+    "lint": "linting",
+    "parametrize": "parametrizing",
+    "plan": "planning",
+    "plot": "plotting",
+    "predict": "predicting",
+    "read_trials": "records",
+    "report": "reporting",
+    "run": "study",
+    "status": "sweeping",
+    "sweep": "sweeping",
+    "transfer": "transferring",
+}
+__all__ = [*_MODULES, "laws"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"scaletune.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"scaletune.{_MODULES[name]}"), name)
     if name == "laws":
         return import_module("scaletune.laws")
     raise AttributeError(f"module 'scaletune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

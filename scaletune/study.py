@@ -1,4 +1,4 @@
-"""The main job: sweep, fit, put the law to the test on a cell it never saw, transfer, draw, answer."""
+"""Runs a study: sweep, fit, validate on a held-out setting, transfer to the target, plot, report."""
 
 from __future__ import annotations
 
@@ -24,21 +24,43 @@ from scaletune.sweeping.search import loop
 def run(
     study: str | Path, *, out: str | Path = ".", adopt: bool = False, settings: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Carry out a study file: what is on record is not trained again. Returns the answer and writes it with all it rests on.
+    """Runs a study file and writes everything that the answer rests on. Resumes.
 
-    `out/sweeps/NAME.jsonl` the trials, `out/fits/NAME.json` the fit, `out/fits/NAME/` pictures and report,
-    `out/configs/NAME/FORMAT/` the target's configs. UserError on a study that is not sound, before anything is trained.
+    Writes `sweeps/NAME.jsonl` (the trials), `fits/NAME.json` (the fit), `fits/NAME/` (plots and
+    `report.html`) and, for a study with a target, `configs/NAME/FORMAT/` (its configs). Trials that
+    are recorded are not trained again.
+
+    Args:
+        study: A recipe file with `axes`; optional: `holdout`, `compare` and `target`.
+        out: The folder for `sweeps/`, `fits/` and `configs/`.
+        adopt: Accept the trials of an existing `.jsonl` record instead of training them again.
+        settings: Overrides such as `"model.depth=4"`.
+
+    Returns:
+        `study` (its name), `fit` (a `Fit`), `path` (the fit's file), `shift` (by how much the
+        optimal lr moves over width), `transfer` (the answer at the target, if there is one),
+        `pictures` and `report` (files).
+
+    Raises:
+        UserError: The study is not valid. Nothing is trained then.
+
+    Example:
+        >>> import scaletune as st
+        >>> st.run("configs/quickstart.toml", settings=["fit.law='loss_nd'"])
+        Traceback (most recent call last):
+        ...
+        scaletune.errors.UserError: `fit.law` of a study must predict a learning rate, but got ...
     """
     recipe, out = recipes.load(study, settings), Path(out)
     target = recipes.load(Path(study).parent / recipe.target) if recipe.target else None
-    _require_sound(recipe, target)
+    _validate_study(recipe, target)
     stem, vocab_size = out / "sweeps" / recipe.name, data.load(recipe.data).vocab_size
-    trials = _train(_asked(recipe, stem, adopt), stem, recipe, "proxies", adopt)
+    trials = _train(_study_tasks(recipe, stem, adopt), stem, recipe, "proxies", adopt)
     main = trials[trials["sweep"] == "main"]
     fit = fitting.fit(main, recipe.fit.law)
     fit_path = fit.write(out / "fits" / f"{recipe.name}.json")
     if recipe.holdout:
-        fit = _validated(fit, recipe, vocab_size, stem, fit_path)
+        fit = _validate_law(fit, recipe, vocab_size, stem, fit_path)
     answer: dict[str, Any] = {
         "study": recipe.name,
         "fit": fit,
@@ -46,127 +68,136 @@ def run(
         "shift": reporting.shifts(trials),
     }
     if target:
-        answer["transfer"] = transferring.transfer(
-            fit, target, recipe.to, out / "configs" / recipe.name, force=True
-        )
-    answer["pictures"] = _pictures(trials, fit, recipe, out / "fits" / recipe.name)
+        folder = out / "configs" / recipe.name
+        answer["transfer"] = transferring.transfer(fit, target, recipe.to, folder, force=True)
+    answer["pictures"] = _plot_study(trials, fit, recipe, out / "fits" / recipe.name)
     answer["report"] = reporting.report(fit, out / "fits" / recipe.name / "report.html", answer)
     return answer
 
 
-def _require_sound(recipe: Recipe, target: Recipe | None) -> None:
-    """UserError on what would otherwise show after the training: a law, a format, a target or a held-out cell that cannot be."""
-    fitting.known_law(recipe.fit.law)
+def _validate_study(recipe: Recipe, target: Recipe | None) -> None:
+    """Raises UserError, before training, on a law, format, target or held-out setting that fails."""
+    fitting.require_known_law(recipe.fit.law)
     if recipe.fit.law in LOSS_LAWS:
         raise UserError(
-            f"a study answers with a learning rate, but `fit.law` is {recipe.fit.law!r}: fit that to the records with `scaletune fit`"
+            f"`fit.law` of a study must predict a learning rate, but got {recipe.fit.law!r}: use"
+            f" `scaletune fit RECORDS --law {recipe.fit.law}`"
         )
     transferring.known_formats(recipe.to)
     points = [point.point() for point in recipes.points(recipe)]
     if recipe.search.kind == "pbt":
         raise UserError(
-            "a law is fitted to trials of one schedule, and search.kind 'pbt' finds each its own: `scaletune sweep` trains it"
+            "a law needs trials of one schedule, but `search.kind` is 'pbt', which finds one"
+            " schedule per trial: use `scaletune sweep`"
         )
     if target:
         transferring.differences(target, common_setting(pd.DataFrame({"point": points})))
     if recipe.holdout:
-        held = recipes.with_settings(
-            recipe.model_copy(update={"axes": {}}), recipe.holdout.set
-        ).point()
-        if any(
-            point["model"] == held["model"]
-            and point["budget"]["tokens"] == held["budget"]["tokens"]
-            for point in points
-        ):
-            width, tokens = held["model"]["width"], held["budget"]["tokens"]
+        held = _held_out(recipe).point()
+        width, tokens = held["model"]["width"], held["budget"]["tokens"]
+        if any(p["model"] == held["model"] and p["budget"]["tokens"] == tokens for p in points):
             raise UserError(
-                f"a held-out cell must be one that no proxy trains, but `axes` has width {width} and tokens {tokens}"
+                "no proxy may train the held-out setting, but `axes` contains width"
+                f" {width} with {tokens} tokens"
             )
 
 
-def _asked(recipe: Recipe, stem: Path, adopt: bool) -> list[Task]:
-    """The study's proxies (of a search: those it asked for, then trained) and, beside them, each comparison's."""
-    beside = [
+def _held_out(recipe: Recipe) -> Recipe:
+    assert recipe.holdout
+    return recipes.with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set)
+
+
+def _study_tasks(recipe: Recipe, stem: Path, adopt: bool) -> list[Task]:
+    """The tasks of the proxies and of each comparison. A search trains its proxies here."""
+    compared = [
         task
         for other in recipe.compare
         for task in tasks(other.name, recipes.points(recipes.compared(recipe, other)))
     ]
     if recipe.search.kind == "grid":
-        return tasks("main", recipes.points(recipe)) + beside
-    return loop.search(recipe, stem, adopt=adopt, beside=beside)[0] + beside
+        return tasks("main", recipes.points(recipe)) + compared
+    return loop.search(recipe, stem, adopt=adopt, beside=compared)[0] + compared
 
 
 def _train(
     wanted: list[Task], stem: Path, recipe: Recipe, what: str, adopt: bool = False
 ) -> pd.DataFrame:
     print(f"{recipe.name}: {len(wanted)} {what}, recorded in {stem}.jsonl", file=sys.stderr)
-    asked = {
-        task.id: task.sweep for task in reversed(wanted)
-    }  # a trial may be on record for another sweep: last time's validation
+    # a trial may be recorded for another sweep, for example for an earlier validation
+    sweeps = {task.id: task.sweep for task in reversed(wanted)}
     trials = train_all(wanted, stem, recipe.engine.workers, adopt=adopt)
-    return trials.assign(sweep=trials["id"].map(asked))
+    return trials.assign(sweep=trials["id"].map(sweeps))
 
 
-def _validated(fit: Fit, recipe: Recipe, vocab_size: int, stem: Path, path: Path) -> Fit:
-    """Predict the held-out cell, write the prediction down, train the cell, and write down by how much it missed."""
+def _validate_law(fit: Fit, recipe: Recipe, vocab_size: int, stem: Path, path: Path) -> Fit:
+    """Predicts the held-out setting, writes the prediction, trains the setting, writes the error."""
+    held_out = _held_out(recipe)
     assert recipe.holdout
-    cell = recipes.with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set)
-    n_params = counting.params(cell.model, vocab_size)["n_params"]
+    n_params = counting.params(held_out.model, vocab_size)["n_params"]
+    budget = held_out.budget
     predicted = fit.predict(
-        n_params=n_params, tokens=cell.budget.tokens, batch_tokens=cell.budget.batch_tokens
+        n_params=n_params, tokens=budget.tokens, batch_tokens=budget.batch_tokens
     )
     assert predicted.lr is not None
-    chosen = float(
-        f"{predicted.lr:.3g}"
-    )  # three digits: the same point on every machine, so that a second run trains nothing
+    # three digits: the same point on every machine, so that a second run trains nothing
+    chosen = float(f"{predicted.lr:.3g}")
     before = {
         "kind": "predicted, not trained yet",
         "prediction": predicted.to_dict(),
         "leave_one_cell_out": fit.held_out,
     }
     replace(fit, held_out=before).write(path)
-    points = [
-        recipes.with_settings(cell, {"lr": lr}) for lr in sorted({*recipe.holdout.lr, chosen})
-    ]
-    trials = _train(
-        tasks("validation", points), stem, recipe, f"held-out trials, predicted lr {chosen:g}"
-    )
-    judged = replace(fit, held_out=judge(fit, predicted, chosen, trials))
-    judged.write(path)
-    return judged
+    lrs = sorted({*recipe.holdout.lr, chosen})
+    points = [recipes.with_settings(held_out, {"lr": lr}) for lr in lrs]
+    what = f"held-out trials, predicted lr {chosen:g}"
+    trials = _train(tasks("validation", points), stem, recipe, what)
+    validated = replace(fit, held_out=judge(fit, predicted, chosen, trials))
+    validated.write(path)
+    return validated
 
 
 def judge(fit: Fit, predicted: Prediction, chosen: float, trials: pd.DataFrame) -> dict[str, Any]:
-    """What the held-out cell says of the prediction: `loss_excess` is the loss of the trial at the predicted lr over the grid's best, minus 1."""
+    """Compares the prediction for the held-out setting with its trials.
+
+    Args:
+        fit: The fit that predicted.
+        predicted: Its prediction.
+        chosen: The learning rate that was trained for the prediction.
+        trials: The trials of the held-out setting.
+
+    Returns:
+        A value for `Fit.held_out`. `loss_excess` is the loss at the predicted learning rate over
+        the lowest loss of the grid, minus 1.
+    """
     done = trials[trials["status"] == "done"]
     losses = dict(zip(done["lr"], done["loss"], strict=True))
     best = min(losses, key=lambda lr: losses[lr]) if losses else None
-    at = losses.get(chosen)
-    compared = fitting.compare(predicted, fitting.measure(trials)[0])
-    row = compared | {
-        "interval": predicted.interval, "band": predicted.band, "trained_lr": chosen, "loss_at_predicted": at,
-        "best_lr": best, "best_loss": losses[best] if best else None,
-        "loss_excess": at / losses[best] - 1 if at and best else None,
+    at_chosen = losses.get(chosen)
+    row = fitting.compare(predicted, fitting.measure(trials)[0]) | {
+        "interval": predicted.interval,
+        "band": predicted.band,
+        "trained_lr": chosen,
+        "loss_at_predicted": at_chosen,
+        "best_lr": best,
+        "best_loss": losses[best] if best else None,
+        "loss_excess": at_chosen / losses[best] - 1 if at_chosen and best else None,
         "grid": [{"lr": lr, "loss": loss} for lr, loss in sorted(losses.items())],
-    }  # fmt: skip
+    }
     return {"kind": "validation", "cells": [row], "leave_one_cell_out": fit.held_out}
 
 
-def _pictures(trials: pd.DataFrame, fit: Fit, recipe: Recipe, out: Path) -> list[Path]:
-    """Loss against lr by width, each comparison beside the study at the horizon they share; the law with the held-out point."""
+def _plot_study(trials: pd.DataFrame, fit: Fit, recipe: Recipe, out: Path) -> list[Path]:
+    """Plots loss against lr by width, for each comparison and the study, and the fitted law."""
     main = trials[trials["sweep"] == "main"]
     panels = {}
     for other in recipe.compare:
         rows = trials[trials["sweep"] == other.name]
-        panels[f"{other.name}, {plotting.tokens_label(rows['tokens'].max())}"] = rows[
-            rows["tokens"] == rows["tokens"].max()
-        ]
-    shared = max(
-        {rows["tokens"].max() for rows in panels.values()} & set(main["tokens"]),
-        default=main["tokens"].max(),
-    )
-    panels[f"{recipe.parametrization.form}, {plotting.tokens_label(shared)}"] = main[
-        main["tokens"] == shared
-    ]
+        longest = rows["tokens"].max()
+        title = f"{other.name}, {plotting.tokens_label(longest)}"
+        panels[title] = rows[rows["tokens"] == longest]
+    horizons = {rows["tokens"].max() for rows in panels.values()} & set(main["tokens"])
+    shared = max(horizons, default=main["tokens"].max())
+    title = f"{recipe.parametrization.form}, {plotting.tokens_label(shared)}"
+    panels[title] = main[main["tokens"] == shared]
     figures = {"basins.png": plotting.basins_figure(panels), "law.png": plotting.law_figure(fit)}
     return [plotting.save(figure, out / name) for name, figure in figures.items()]

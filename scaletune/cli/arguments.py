@@ -1,17 +1,38 @@
-"""What may be asked on the command line, and of which command."""
+"""The command-line parser: the commands, their arguments and their help."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from scaletune.cli import fit_commands, train_commands
+from scaletune import __version__
+from scaletune.cli import fit_commands, setup_commands, train_commands
 from scaletune.errors import UserError
+
+DESCRIPTION = (
+    "Scaling laws and hyperparameter transfer: train small proxies, fit a law, predict the optimum"
+    " at the target scale, with its uncertainty."
+)
+RELATIONS = (  # repeated here because importing the fitter takes a second
+    "annealing, asymptote_n, broken_flops, critical_batch, critical_batch_loss,"
+    " critical_batch_tokens, error_of_loss, frontier, isoflop, kaplan_n, kaplan_trajectory,"
+    " learning_curve, multi_power, pass_rate, repeated_tokens, seconds_per_step"
+)
+
+
+class Command(NamedTuple):
+    """One command: the function that runs it, the function that adds its arguments, its help."""
+
+    run: Callable[[argparse.Namespace], tuple[Any, list[str]]]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    help: str
+    example: str
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that says one line and exits 2."""
+    """An argparse parser whose errors are one line and exit with status 2."""
 
     def error(self, message: str) -> NoReturn:
         command = self.prog.removeprefix("scaletune").strip()
@@ -22,18 +43,16 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be a number such as 1e9, but got {text!r}"
-        ) from None
+        message = f"must be a number such as 1e9, but got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _whole_numbers(text: str) -> list[int]:
     try:
         return [int(width) for width in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be whole numbers such as 32,64,128, but got {text!r}"
-        ) from None
+        message = f"must be whole numbers such as 32,64,128, but got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _file(text: str) -> str:
@@ -42,8 +61,8 @@ def _file(text: str) -> str:
     return text
 
 
-def _fixed(text: str) -> tuple[str, float | str]:
-    """NAME=NUMBER or NAME=NAME."""
+def _parameter(text: str) -> tuple[str, float | str]:
+    """NAME=NUMBER fixes a parameter; NAME=NAME ties it to another."""
     name, _, value = text.partition("=")
     if not name or not value:
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE, but got {text!r}")
@@ -53,342 +72,379 @@ def _fixed(text: str) -> tuple[str, float | str]:
         return name, value
 
 
-def _mapped(text: str) -> tuple[str, str]:
-    """COLUMN=NAME, a column of the contract and what the records call it."""
+def _column(text: str) -> tuple[str, str]:
+    """COLUMN=NAME: a contract column and its name in the records."""
     column, _, name = text.partition("=")
     if not column or not name:
         raise argparse.ArgumentTypeError(f"must be COLUMN=NAME, but got {text!r}")
     return column, name
 
 
-def _settings(made: argparse.ArgumentParser) -> None:
-    made.add_argument(
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="A.B=C",
-        help="put a setting over the file's, e.g. --set model.depth=4",
+        help="override a recipe setting, e.g. --set model.depth=4; may be repeated",
     )
 
 
-def _run(c: argparse.ArgumentParser) -> None:
-    c.add_argument("study", help="a recipe with axes, and where wanted `holdout` and `target`")
-    c.add_argument(
-        "--out", default=".", help="folder that gets sweeps/, fits/ and configs/ (default: here)"
+def _add_level(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--level",
+        type=float,
+        default=0.95,
+        help="confidence level of all intervals (default: 0.95)",
     )
-    c.add_argument(
+
+
+def _add_adopt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--adopt",
         action="store_true",
-        help="count the records of an existing .jsonl as trained here",
-    )
-    _settings(c)
-
-
-def _laws(c: argparse.ArgumentParser) -> None:
-    c.add_argument("id", nargs="?")
-    c.add_argument("--kind", help="learning_rate, batch, loss, ...: laws of that kind")
-    c.add_argument(
-        "--gives",
-        metavar="NAME",
-        help="laws that answer with this, e.g. lr, batch_tokens, loss, weight_decay",
-    )
-    c.add_argument("--text", help="laws that say this anywhere")
-    c.add_argument(
-        "--confirmed", action="store_true", help="laws whose every coefficient was seen in a source"
+        help="accept the trials of an existing .jsonl record instead of training them again",
     )
 
 
-def _predict(c: argparse.ArgumentParser) -> None:
+def _run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "study", help="a recipe with `axes`; optional: `holdout`, `compare` and `target`"
+    )
+    parser.add_argument(
+        "--out", default=".", help="folder for sweeps/, fits/ and configs/ (default: this folder)"
+    )
+    _add_adopt(parser)
+    _add_settings(parser)
+
+
+def _laws(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", nargs="?", help="show this law in full")
+    parser.add_argument("--kind", help="laws of this kind: learning_rate, batch, loss, ...")
+    parser.add_argument(
+        "--gives", metavar="NAME", help="laws that give this quantity: lr, batch_tokens, loss, ..."
+    )
+    parser.add_argument("--text", help="laws whose entry contains this text")
+    parser.add_argument(
+        "--confirmed", action="store_true", help="laws whose coefficients were all read in a source"
+    )
+
+
+def _predict(parser: argparse.ArgumentParser) -> None:
     from scaletune.laws.columns import COLUMNS, option
 
     for name, column in COLUMNS.items():
         if column.option:
-            c.add_argument(
-                option(name),
-                type=str if isinstance(column.example, str) else _number,
-                help=column.means,
-            )
-    c.add_argument(
+            kind = str if isinstance(column.example, str) else _number
+            parser.add_argument(option(name), type=kind, help=column.means)
+    parser.add_argument(
         "--given",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other quantity, or a coefficient that a law leaves open",
+        help="any other quantity, or a coefficient that a law leaves open; may be repeated",
     )
-    c.add_argument(
+    parser.add_argument(
         "--law",
         action="append",
         metavar="ID",
-        help="a published law; may be repeated (default: all that give an lr)",
+        help="a published law; may be repeated (default: every law that gives a learning rate)",
     )
-    c.add_argument("--fit", metavar="FIT.json", help="a fit written by `scaletune fit` or `run`")
+    parser.add_argument("--fit", metavar="FIT.json", help="a fit from `scaletune fit` or `run`")
 
 
-def _plan(c: argparse.ArgumentParser) -> None:
-    c.add_argument("target", metavar="TARGET.toml")
-    c.add_argument(
+def _plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="TARGET.toml")
+    parser.add_argument(
         "--budget",
         default="5%",
         help="a share of the target's FLOPs (5%%), FLOPs (1e18) or hours (2h) (default: 5%%)",
     )
-    c.add_argument(
-        "--noise", type=_number, help="sd of ln loss of one run (default: 0.001, or the fit's)"
+    parser.add_argument(
+        "--noise",
+        type=_number,
+        help="standard deviation of ln loss between equal runs (default: the fit's, or 0.001)",
     )
-    c.add_argument("--fit", metavar="FIT.json", help="an earlier fit of law joint: where to look")
-    c.add_argument("--level", type=float, default=0.95, help="of every interval (default: 0.95)")
-    c.add_argument("--seeds", type=int, default=1, help="runs of each point (default: 1)")
-    c.add_argument(
+    parser.add_argument(
+        "--fit", metavar="FIT.json", help="an earlier fit of law `joint`, to start from"
+    )
+    _add_level(parser)
+    parser.add_argument("--seeds", type=int, default=1, help="runs per point (default: 1)")
+    parser.add_argument(
         "--flops-per-second",
         type=_number,
-        help="what hours are guessed by (default: 6e10, a laptop core)",
+        help="speed used to estimate hours (default: 6e10, one laptop core)",
     )
-    c.add_argument(
-        "--out",
-        type=_file,
-        metavar="STUDY.toml",
-        help="the study, for `scaletune run`, `sweep` and `count`",
+    parser.add_argument(
+        "--out", type=_file, metavar="STUDY.toml", help="write the study for `scaletune run` here"
     )
-    _settings(c)
+    _add_settings(parser)
 
 
-def _count(c: argparse.ArgumentParser) -> None:
-    c.add_argument("recipe")
-    _settings(c)
+def _count(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe")
+    _add_settings(parser)
 
 
-def _check(c: argparse.ArgumentParser) -> None:
-    c.add_argument("recipe")
-    c.add_argument("--over", choices=["width", "depth"], default="width")
-    c.add_argument("--widths", type=_whole_numbers, default=[32, 64, 128, 256], metavar="W,W,...")
-    c.add_argument("--depths", type=_whole_numbers, default=[2, 4, 8, 16], metavar="L,L,...")
-    c.add_argument(
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe")
+    parser.add_argument("--over", choices=["width", "depth"], default="width")
+    parser.add_argument(
+        "--widths", type=_whole_numbers, default=[32, 64, 128, 256], metavar="W,W,..."
+    )
+    parser.add_argument("--depths", type=_whole_numbers, default=[2, 4, 8, 16], metavar="L,L,...")
+    parser.add_argument(
         "--what",
         choices=["coordinate", "sharpness", "alignment", "regime", "all"],
         default="coordinate",
+        help="which check (default: coordinate)",
     )
-    c.add_argument(
-        "--seeds", type=int, help="how many (default: 3 for the coordinate check, 2 for the others)"
+    parser.add_argument(
+        "--seeds", type=int, help="number of seeds (default: 3 for the coordinate check, else 2)"
     )
-    c.add_argument(
-        "--out", metavar="DIR", help="folder that gets each check as a picture and as JSON"
-    )
-    _settings(c)
+    parser.add_argument("--out", metavar="DIR", help="folder for a plot and a JSON file per check")
+    _add_settings(parser)
 
 
-def _sweep(c: argparse.ArgumentParser) -> None:
-    c.add_argument("recipe")
-    c.add_argument(
+def _sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe")
+    parser.add_argument(
         "--engine",
         metavar="ENGINE",
-        help="where trials run, in place of the recipe's engine.kind: local, ray, slurm",
+        help="local, ray or slurm; overrides engine.kind of the recipe",
     )
-    c.add_argument("--out", default=".", help="folder that gets sweeps/ (default: here)")
-    c.add_argument(
-        "--adopt",
-        action="store_true",
-        help="count the records of an existing .jsonl as trained here",
+    parser.add_argument("--out", default=".", help="folder for sweeps/ (default: this folder)")
+    _add_adopt(parser)
+    _add_settings(parser)
+
+
+def _recorded(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", metavar="SWEEP", help="name, recipe or .db file of the sweep")
+    parser.add_argument(
+        "--out", default=".", help="folder that contains sweeps/ (default: this folder)"
     )
-    _settings(c)
 
 
-def _recorded(c: argparse.ArgumentParser) -> None:
-    c.add_argument("sweep", metavar="SWEEP", help="its name, its recipe, or its .db file")
-    c.add_argument("--out", default=".", help="folder that has sweeps/ (default: here)")
-
-
-RELATIONS = (  # here too, as the fitter takes a second to import
-    "annealing", "asymptote_n", "broken_flops", "critical_batch", "critical_batch_loss", "critical_batch_tokens", "error_of_loss", "frontier",
-    "isoflop", "kaplan_n", "kaplan_trajectory", "learning_curve", "multi_power", "pass_rate", "repeated_tokens", "seconds_per_step",
-)  # fmt: skip
-
-
-def _fit(c: argparse.ArgumentParser) -> None:
-    c.add_argument(
+def _fit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "source",
         nargs="+",
         metavar="RECIPE.toml | RECORDS",
-        help="a sweep's recipe, or runs: .jsonl, .db, .csv, .parquet, or logs of W&B, TensorBoard, a Trainer or MLflow; several are merged",
+        help="the recipe of a sweep, or runs: .jsonl, .db, .csv, .parquet, or logs of W&B,"
+        " TensorBoard, a Hugging Face Trainer or MLflow; several sources are merged",
     )
-    c.add_argument(
+    parser.add_argument(
         "--map",
         action="append",
-        type=_mapped,
+        type=_column,
         default=[],
         metavar="COLUMN=NAME",
-        help="what the records call a column, e.g. loss=eval/ce",
+        help="the name of a column in your records, e.g. loss=eval/ce; may be repeated",
     )
-    c.add_argument(
+    parser.add_argument(
         "--law",
-        help="lr_nd (default), lr_ndb, joint, loss_nd, chinchilla, or a relation between other columns: "
-        + ", ".join(RELATIONS),
+        help="lr_nd (default), lr_ndb, joint, loss_nd, chinchilla, or a relation between other"
+        f" columns: {RELATIONS}",
     )
-    c.add_argument(
+    parser.add_argument(
         "--fix",
         action="append",
-        type=_fixed,
+        type=_parameter,
         default=[],
         metavar="NAME=VALUE",
-        help="hold a loss law's parameter, or tie exponents: beta=alpha",
+        help="fix a parameter of a loss law (alpha=0.34) or tie two (beta=alpha)",
     )
-    c.add_argument(
+    parser.add_argument(
         "--holdout",
         metavar="EXPR",
-        help="cells to judge on instead of fitting, e.g. 'n_params > 5e6 and tokens >= 1e9'",
+        help="settings to validate on instead of fitting: 'n_params > 5e6 and tokens >= 1e9'",
     )
-    c.add_argument("--level", type=float, default=0.95, help="of every interval (default: 0.95)")
-    c.add_argument(
+    _add_level(parser)
+    parser.add_argument(
         "--out",
         dest="to",
         type=_file,
         metavar="FILE",
-        help="where the fit is written (of a recipe: fits/NAME.json)",
+        help="where to write the fit (default for a recipe: fits/NAME.json)",
     )
 
 
-def _transfer(c: argparse.ArgumentParser) -> None:
-    c.add_argument("fit", metavar="FIT.json")
-    c.add_argument("target", metavar="TARGET.toml")
-    c.add_argument(
+def _transfer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("fit", metavar="FIT.json")
+    parser.add_argument("target", metavar="TARGET.toml")
+    parser.add_argument(
         "--to",
         action="append",
         metavar="FORMAT[@VERSION]",
         help="llama, torchtitan, ...; may be repeated (default: granite and recipe)",
     )
-    c.add_argument(
+    parser.add_argument(
         "--force",
         action="store_true",
-        help="transfer more than 30x outside the fitted range, or to what no proxy had, and write so into the files",
+        help="allow a target more than 30x outside the fitted range, or settings that no proxy had;"
+        " the written files say so",
     )
-    c.add_argument("--out", default="configs/transferred", metavar="DIR")
-    _settings(c)
+    parser.add_argument("--out", default="configs/transferred", metavar="DIR")
+    _add_settings(parser)
 
 
-def _lint(c: argparse.ArgumentParser) -> None:
-    c.add_argument(
+def _lint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "config",
         metavar="CONFIG",
         help=".json, .yaml, .toml, .py, a file of arguments, or a folder with a config.json",
     )
 
 
-def _plot(c: argparse.ArgumentParser) -> None:
-    c.add_argument("source", metavar="FIT.json | RECORDS")
-    c.add_argument("--out", default="plots", metavar="DIR")
+def _plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FIT.json | RECORDS")
+    parser.add_argument("--out", default="plots", metavar="DIR")
 
 
-def _report(c: argparse.ArgumentParser) -> None:
-    c.add_argument("fit", metavar="FIT.json")
-    c.add_argument("--out", type=_file, default="report.html", metavar="FILE")
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("fit", metavar="FIT.json")
+    parser.add_argument("--out", type=_file, default="report.html", metavar="FILE")
 
 
-COMMANDS = (  # what acts, what it reads, what it is for, an example
-    (
+def _init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="folder for the examples")
+
+
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", help="bash, zsh, fish, tcsh or powershell")
+
+
+def _help(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("about", nargs="?", metavar="COMMAND", help="show the help of this command")
+
+
+COMMANDS = (
+    Command(
         train_commands.run,
         _run,
-        "The main job: sweep, fit, validate on a held-out cell, transfer, report. Resumes.",
+        "Run a whole study: sweep, fit, validate, transfer, report. Resumes.",
         "scaletune run configs/quickstart.toml",
     ),
-    (
+    Command(
         fit_commands.laws,
         _laws,
-        "The catalogue of published laws, a choice of it, or one in full.",
+        "List published laws, or show one in full.",
         "scaletune laws --kind allocation --confirmed",
     ),
-    (
+    Command(
         fit_commands.predict,
         _predict,
-        "The optimum at a scale, by published laws or by a fit.",
+        "Predict the optimum at a scale, with published laws or with a fit.",
         "scaletune predict --n-params 1e9 --tokens 1e11 --law steplaw_lr_bs",
     ),
-    (
+    Command(
         train_commands.plan,
         _plan,
-        "Which proxies to train so that the target's predicted lr, batch and loss are tightest. Trains nothing.",
+        "Choose the proxies that make the prediction for a target most precise. Trains nothing.",
         "scaletune plan configs/quickstart-target.toml --budget 5% --out study.toml",
     ),
-    (
+    Command(
         train_commands.count,
         _count,
-        "Parameters, FLOPs, tokens, memory and seconds of every point. Trains nothing.",
+        "Count parameters, FLOPs, tokens, memory and seconds of each point. Trains nothing.",
         "scaletune count configs/quickstart.toml",
     ),
-    (
+    Command(
         train_commands.check,
         _check,
-        "Does this parametrization hold over width, or depth? Coordinates, sharpness, alignment, regime.",
+        "Check a parametrization over width or depth: coordinates, sharpness, alignment, regime.",
         "scaletune check configs/quickstart.toml --widths 32,64,128 --what all --out checks",
     ),
-    (
+    Command(
         train_commands.sweep,
         _sweep,
-        "Train every point of a recipe that is not on record.",
+        "Train the points of a recipe that are not recorded yet. Resumes.",
         "scaletune sweep configs/quickstart.toml --set model.depth=4",
     ),
-    (
+    Command(
         train_commands.status,
         _recorded,
-        "How a sweep stands, from another terminal: trials under way, done, failed, diverged, the best, time left.",
+        "Show the progress of a sweep that runs in another terminal.",
         "scaletune status quickstart",
     ),
-    (
+    Command(
         train_commands.export,
         _recorded,
-        "Write a sweep's record NAME.jsonl from its workbench NAME.db, while it runs too.",
+        "Write the record NAME.jsonl from the database NAME.db, also while the sweep runs.",
         "scaletune export quickstart",
     ),
-    (
+    Command(
         fit_commands.fit,
         _fit,
         "Fit a law to records.",
         "scaletune fit sweeps/quickstart.jsonl --law lr_nd --holdout 'n_params > 4e5'",
     ),
-    (
+    Command(
         fit_commands.transfer,
         _transfer,
-        "Put a fit's answer into a target's configs.",
-        "scaletune transfer fits/quickstart.json configs/quickstart-target.toml --to granite --force --out out",
+        "Write training configs for a target from a fit.",
+        "scaletune transfer fits/quickstart.json configs/quickstart-target.toml"
+        " --to granite --force --out out",
     ),
-    (
+    Command(
         fit_commands.lint,
         _lint,
-        "Known muP faults of a config, arguments or param groups that you have.",
+        "Find known muP mistakes in a config, in arguments or in parameter groups.",
         "scaletune lint config.json",
     ),
-    (
+    Command(
         fit_commands.plot,
         _plot,
-        "Pictures of a fit or of records.",
+        "Plot a fit or records.",
         "scaletune plot fits/quickstart.json --out plots",
     ),
-    (
+    Command(
         fit_commands.report,
         _report,
-        "A fit as one HTML page.",
+        "Write a fit as one HTML page.",
         "scaletune report fits/quickstart.json --out report.html",
+    ),
+    Command(
+        setup_commands.init,
+        _init,
+        "Write the example recipes and targets to a folder.",
+        "scaletune init my-study",
+    ),
+    Command(
+        setup_commands.completion,
+        _completion,
+        "Print a completion script for a shell.",
+        "scaletune completion bash",
+    ),
+    Command(
+        setup_commands.help,
+        _help,
+        "Show this help, or the help of a command.",
+        "scaletune help fit",
     ),
 )
 
 
-def parser() -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser, and the names of the commands."""
-    whole = _Parser(
+def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """Builds the parser of all commands, and lists the names of the commands."""
+    parser = _Parser(
         prog="scaletune",
-        description="Scaling laws and hyperparameter transfer: tune small proxies, predict the target, say how sure.",
+        description=DESCRIPTION,
+        epilog="`scaletune help COMMAND` shows the arguments of a command and an example.",
     )
-    commands = whole.add_subparsers(
+    parser.add_argument("--version", action="version", version=f"scaletune {__version__}")
+    commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=_Parser
     )
-    for act, reads, about, example in COMMANDS:
-        made = commands.add_parser(
-            act.__name__,
-            help=about,
-            description=about,
-            epilog=f"example:\n  {example}",
+    for command in COMMANDS:
+        added = commands.add_parser(
+            command.run.__name__,
+            help=command.help,
+            description=command.help,
+            epilog=f"example:\n  {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        made.set_defaults(act=act)
-        made.add_argument(
-            "--json", action="store_true", help="plain values on stdout, nothing else there"
-        )
-        reads(made)
-    return whole, list(commands.choices)
+        added.set_defaults(run_command=command.run)
+        added.add_argument("--json", action="store_true", help="print JSON only")
+        command.add_arguments(added)
+    return parser, list(commands.choices)

@@ -1,4 +1,4 @@
-"""Commands that train, or count what training would cost: run, sweep, status, export, plan, count, check."""
+"""Commands that train, or count what training costs: run, sweep, status, export, plan, count, check."""
 
 from __future__ import annotations
 
@@ -13,72 +13,62 @@ if TYPE_CHECKING:
     from scaletune.recipe import Recipe
 
 Answer = tuple[Any, list[str]]
+STATUSES = ("done", "diverged", "failed")
 
 
 def run(args: argparse.Namespace) -> Answer:
+    """`scaletune run`."""
     from scaletune import reporting
-    from scaletune import study as study_module
+    from scaletune.study import run
 
-    answer = study_module.run(args.study, out=args.out, adopt=args.adopt, settings=args.set)
+    answer = run(args.study, out=args.out, adopt=args.adopt, settings=args.set)
     return strings(answer | {"fit": answer["fit"].to_dict()}), reporting.answer_lines(answer)
 
 
 def sweep(args: argparse.Namespace) -> Answer:
+    """`scaletune sweep`."""
     from scaletune import recipe, sweeping
-    from scaletune.sweeping.search.pareto import said
+    from scaletune.sweeping.search.pareto import said as scaling_line
 
-    asked = recipe.load(
-        args.recipe, [*args.set, *([f"engine.kind={args.engine}"] if args.engine else [])]
-    )
-    trials = sweeping.sweep(asked, out=args.out, adopt=args.adopt)
-    counts = {
-        status: int((trials["status"] == status).sum()) for status in ("done", "diverged", "failed")
-    }
+    engine = [f"engine.kind={args.engine}"] if args.engine else []
+    loaded = recipe.load(args.recipe, [*args.set, *engine])
+    trials = sweeping.sweep(loaded, out=args.out, adopt=args.adopt)
+    counts = {status: int((trials["status"] == status).sum()) for status in STATUSES}
     done = trials[trials["status"] == "done"]
     columns = ["id", "width", "depth", "tokens", "lr", "seed", "loss"]
     best = done.nsmallest(1, "loss")[columns].to_dict("records")[0] if len(done) else None
-    path = Path(args.out) / "sweeps" / f"{asked.name}.jsonl"
-    lines = [
-        f"{len(trials)} trials: " + ", ".join(f"{n} {status}" for status, n in counts.items()),
-        f"records: {path}",
-    ]
+    path = Path(args.out) / "sweeps" / f"{loaded.name}.jsonl"
+    lines = [f"{len(trials)} trials: " + ", ".join(f"{n} {name}" for name, n in counts.items())]
     if best:
-        lines.insert(
-            1,
-            f"best: loss {best['loss']:.4f} at width {best['width']}, lr {best['lr']:.4g}, {best['tokens']:,} tokens",
+        lines.append(
+            f"best: loss {best['loss']:.4f} at width {best['width']}, lr {best['lr']:.4g},"
+            f" {best['tokens']:,} tokens"
         )
-    learnt = _learnt(path.with_suffix(".search.json")) if asked.search.kind == "pareto" else {}
-    answer = {
-        "sweep": asked.name,
-        "n_trials": len(trials),
-        **counts,
-        "best": best,
-        "path": str(path),
-    }
-    return answer | learnt, [
-        *lines,
-        *(said(law) for cell in learnt.get("learnt", []) for law in cell["scaling"]),
-    ]
+    lines.append(f"records: {path}")
+    frontier = _frontier(path.with_suffix(".search.json")) if loaded.search.kind == "pareto" else {}
+    scaling = [law for setting in frontier.get("learnt", []) for law in setting["scaling"]]
+    answer = {"sweep": loaded.name, "n_trials": len(trials), **counts, "best": best}
+    return answer | {"path": str(path)} | frontier, [*lines, *map(scaling_line, scaling)]
 
 
-def _learnt(path: Path) -> dict[str, Any]:
+def _frontier(path: Path) -> dict[str, Any]:
     return {"learnt": json.loads(path.read_text("utf-8"))} if path.exists() else {}
 
 
 def status(args: argparse.Namespace) -> Answer:
+    """`scaletune status`."""
     from scaletune import sweeping
     from scaletune.sweeping.status import table
 
-    now = sweeping.status(args.sweep, out=args.out)
-    who = (
-        "{pid} on {host}, since {since}".format(**now["driver"])
-        if now["driver"]
-        else "none: `scaletune sweep` or `run` carries on"
-    )
-    return now, [*table(now), f"driver: {who}"]
+    answer = sweeping.status(args.sweep, out=args.out)
+    driver = "none; `scaletune sweep` or `scaletune run` continues"
+    if answer["driver"]:
+        driver = "{pid} on {host}, since {since}".format(**answer["driver"])
+    return answer, [*table(answer), f"driver: {driver}"]
 
 
 def export(args: argparse.Namespace) -> Answer:
+    """`scaletune export`."""
     from scaletune import sweeping
     from scaletune.records import read_jsonl
 
@@ -88,34 +78,36 @@ def export(args: argparse.Namespace) -> Answer:
 
 
 def check(args: argparse.Namespace) -> Answer:
+    """`scaletune check`."""
     from scaletune import checking, recipe
     from scaletune.checking.text import lines
 
-    asked, seeds = (
-        recipe.load(args.recipe, args.set),
-        None if args.seeds is None else range(args.seeds),
-    )
+    loaded = recipe.load(args.recipe, args.set)
+    seeds = None if args.seeds is None else range(args.seeds)
+    # alignment compares widths, so it needs a check over width
     whole = [what for what in checking.CHECKS if what != "alignment" or args.over == "width"]
-    found = {
+    results = {
         what: checking.check(
-            asked, args.widths, seeds, over=args.over, depths=args.depths, what=what
+            loaded, args.widths, seeds, over=args.over, depths=args.depths, what=what
         )
         for what in (whole if args.what == "all" else [args.what])
     }
-    said = [line for each in found.values() for line in lines(each)]
-    found = _finite(found)
-    files = _kept(found, Path(args.out)) if args.out else []
-    answer = found.get(args.what, {"what": "all", **found})
-    return answer | ({"files": files} if args.out else {}), said + files
+    text = [line for each in results.values() for line in lines(each)]
+    results = _finite(results)
+    answer = results.get(args.what, {"what": "all", **results})
+    if not args.out:
+        return answer, text
+    files = _write_checks(results, Path(args.out))
+    return answer | {"files": files}, text + files
 
 
-def _kept(found: dict[str, Any], out: Path) -> list[str]:
-    """Each check as a picture and as JSON under `out`."""
+def _write_checks(results: dict[str, Any], out: Path) -> list[str]:
+    """Writes each check as a plot and as JSON under `out`."""
     from scaletune.plotting import checks
     from scaletune.records import write_atomically
 
     files = []
-    for what, each in found.items():
+    for what, each in results.items():
         picture, record = checks.plot(each, out), out / f"{what}.json"
         write_atomically(record, json.dumps(each, indent=1, allow_nan=False) + "\n")
         files += [str(picture), str(record)]
@@ -123,7 +115,7 @@ def _kept(found: dict[str, Any], out: Path) -> list[str]:
 
 
 def _finite(value: Any) -> Any:
-    """Inside plain containers null for what JSON has no number for: the slope of an activation that blew up."""
+    """Replaces NaN and infinities by None inside plain containers: JSON has no such numbers."""
     if isinstance(value, dict):
         return {key: _finite(v) for key, v in value.items()}
     if isinstance(value, list):
@@ -131,134 +123,146 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _vocab_size(asked: Recipe) -> tuple[int, bool]:
-    """Of the recipe's data, and whether they are here to be read; what it says itself otherwise, or that of text."""
-    from scaletune import counting, data, recipe
+def _vocab_size(recipe: Recipe) -> tuple[int, bool]:
+    """The vocabulary of a recipe's data, and whether it was read from the data.
 
-    source = asked.data.source
-    known = source in (recipe.DIGITS, recipe.POWER_LAW) or (
-        source != recipe.PYTHON_STDLIB and Path(source).exists()
-    )
-    return (
-        data.load(asked.data).vocab_size
-        if known
-        else asked.data.vocab_size or counting.BYTES_TEXT_VOCAB
-    ), known
+    Data that are not on this machine have the vocabulary that the recipe states, or that of text.
+    """
+    from scaletune import counting, data
+    from scaletune.recipe import DIGITS, POWER_LAW, PYTHON_STDLIB
+
+    source = recipe.data.source
+    local = source != PYTHON_STDLIB and Path(source).exists()
+    if source in (DIGITS, POWER_LAW) or local:
+        return data.load(recipe.data).vocab_size, True
+    return recipe.data.vocab_size or counting.BYTES_TEXT_VOCAB, False
 
 
 def plan(args: argparse.Namespace) -> Answer:
+    """`scaletune plan`."""
     from scaletune import planning, recipe
     from scaletune.planning.text import lines, study
     from scaletune.records import write_atomically
     from scaletune.transferring.formats.recipe import toml
 
     target = recipe.load(args.target, args.set)
-    made = planning.plan(
-        target, args.budget, noise=args.noise, fit=args.fit, level=args.level, seeds=args.seeds,
-        flops_per_second=args.flops_per_second, vocab_size=_vocab_size(target)[0],
-    )  # fmt: skip
-    answer, said = made.to_dict(), lines(made)
-    if args.out:
-        shared, cells = study(made, Path(args.out).parent, args.target)
-        head = f"# Planned for {args.target} by a budget of {args.budget}; cells are trained as they stand.\n"
-        write_atomically(
-            Path(args.out),
-            head + toml(shared) + "".join(f"\n[[cells]]\n{toml(cell)}" for cell in cells),
-        )
-        answer, said = (
-            answer | {"path": args.out},
-            [*said, f"written to {args.out}: `scaletune run {args.out}`"],
-        )
-    return answer, said
+    planned = planning.plan(
+        target,
+        args.budget,
+        noise=args.noise,
+        fit=args.fit,
+        level=args.level,
+        seeds=args.seeds,
+        flops_per_second=args.flops_per_second,
+        vocab_size=_vocab_size(target)[0],
+    )
+    answer, text = planned.to_dict(), lines(planned)
+    if not args.out:
+        return answer, text
+    shared, cells = study(planned, Path(args.out).parent, args.target)
+    head = f"# Planned by `scaletune plan {args.target} --budget {args.budget}`.\n"
+    head += "# Each [[cells]] table is one setting; `scaletune run` trains exactly these runs.\n"
+    body = toml(shared) + "".join(f"\n[[cells]]\n{toml(cell)}" for cell in cells)
+    write_atomically(Path(args.out), head + body)
+    line = f"written to {args.out}; next: `scaletune run {args.out}`"
+    return answer | {"path": args.out}, [*text, line]
 
 
 def count(args: argparse.Namespace) -> Answer:
+    """`scaletune count`."""
     from scaletune import counting, recipe
     from scaletune.counting import branches
 
-    asked = recipe.load(args.recipe, args.set)
-    source, (vocab_size, known) = asked.data.source, _vocab_size(asked)
-    points = recipe.points(asked)
+    loaded = recipe.load(args.recipe, args.set)
+    vocab_size, known = _vocab_size(loaded)
+    points = recipe.points(loaded)
     rows = [counting.count(point, vocab_size) for point in points]
     total = {
         "trials": len(rows),
         "flops": sum(row["flops"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
+        "branched": branches.saving(points, rows),
     }
-    total["branched"] = branches.saving(points, rows)
-    lines = [
-        f"{'width':>6} {'depth':>5} {'n_params':>12} {'total':>12} {'tokens':>12} {'steps':>8} {'FLOPs':>9} {'memory':>9} {'seconds':>8}  trials"
-    ]
-    for row, n in _counted(rows):
-        p, memory = row["params"], sum(row["memory_bytes"].values())
+    lines = [*_count_table(rows), *_first_point_lines(rows[0])]
+    if loaded.data.source != recipe.PYTHON_STDLIB and not known:
         lines.append(
-            f"{row['width']:6} {row['depth']:5} {p['n_params']:12,} {p['n_params_total']:12,} {row['tokens']:12,} {row['steps']:8,}"
-            f" {row['flops']:9.2e} {memory / 2**20:6.0f}MiB {row['seconds']:8.3g}  {n}"
-        )
-    lines += _first_counted(rows[0])
-    if source != recipe.PYTHON_STDLIB and not known:
-        lines.append(
-            f"`{source}` is not here: counted with a vocabulary of {vocab_size}, that of text"
+            f"`{loaded.data.source}` is not on this machine: counted with the vocabulary of text,"
+            f" {vocab_size}"
         )
     lines.append(
-        f"{total['trials']} trials, {total['flops']:.3g} FLOPs, about {total['seconds']:.0f} core seconds (a guess: 60 GFLOP/s and 2.5 ms a step)"
+        f"{total['trials']} trials, {total['flops']:.3g} FLOPs, about {total['seconds']:.0f} core"
+        " seconds (estimated with 60 GFLOP/s and 2.5 ms per step)"
     )
-    return {"points": rows, "total": total}, lines + _branched(points, total)
+    return {"points": rows, "total": total}, lines + _branch_lines(points, total)
 
 
-def _branched(points: Sequence[Recipe], total: dict[str, Any]) -> list[str]:
-    """What trunks that serve several horizons save; why there are none, where horizons might share one."""
+def _count_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line per group of points that cost the same."""
+    lines = [
+        f"{'width':>6} {'depth':>5} {'n_params':>12} {'total':>12} {'tokens':>12} {'steps':>8}"
+        f" {'FLOPs':>9} {'memory':>9} {'seconds':>8}  trials"
+    ]
+    for row, n in _group_equal(rows):
+        params, memory = row["params"], sum(row["memory_bytes"].values())
+        lines.append(
+            f"{row['width']:6} {row['depth']:5} {params['n_params']:12,}"
+            f" {params['n_params_total']:12,} {row['tokens']:12,} {row['steps']:8,}"
+            f" {row['flops']:9.2e} {memory / 2**20:6.0f}MiB {row['seconds']:8.3g}  {n}"
+        )
+    return lines
+
+
+def _branch_lines(points: Sequence[Recipe], total: dict[str, Any]) -> list[str]:
+    """The saving of branched training, or the reason why these token horizons share no trunk."""
     from scaletune.counting import branches
 
-    spent, reasons = total["branched"], {branches.apart(point) for point in points}
+    spent = total["branched"]
     if spent["branches"]:
         share = 1 - spent["flops"] / total["flops"]
         return [
-            f"{spent['branches']} of them branch off the trunk of a longer horizon: {spent['flops']:.3g} FLOPs ({share:.0%} saved), about"
-            f" {spent['seconds']:.0f} core seconds"
+            f"{spent['branches']} of the trials branch off the trunk of a longer token horizon:"
+            f" {spent['flops']:.3g} FLOPs ({share:.0%} saved), about {spent['seconds']:.0f} core"
+            " seconds"
         ]
-    several = len({point.budget.tokens for point in points}) > 1 and all(
-        point.engine.branch is not False for point in points
-    )
-    return [f"no trunk serves several horizons: {why}" for why in sorted(reasons - {""}) if several]
+    horizons = {point.budget.tokens for point in points}
+    if len(horizons) == 1 or any(point.engine.branch is False for point in points):
+        return []
+    reasons = {branches.apart(point) for point in points} - {""}
+    return [f"no branched training: {reason}" for reason in sorted(reasons)]
 
 
-def _first_counted(row: dict[str, Any]) -> list[str]:
-    """The first point part by part: parameters, FLOPs a token, memory."""
+def _first_point_lines(row: dict[str, Any]) -> list[str]:
+    """Parameters, FLOPs per token and memory of the first point, part by part."""
     groups, flops, memory = row["params"], row["flops_per_token_by"], row["memory_bytes"]
-    met = (
-        f"; {groups['n_params_active']:,} of {groups['n_params']:,} outside embedding and head meet a token"
-        if "experts" in groups
-        else ""
-    )
-    named = {"six_n": "6N", "deepseek_m": "DeepSeek's M"}
-    return [
-        "of the first point:",
-        "  parameters by group: "
-        + ", ".join(
-            f"{name} {n:,}" for name, n in groups.items() if not name.startswith("n_params")
+    names = {"six_n": "6N", "deepseek_m": "DeepSeek's M"}
+    by_group = ", ".join(f"{k} {n:,}" for k, n in groups.items() if not k.startswith("n_params"))
+    if "experts" in groups:
+        by_group += (
+            f"; active per token: {groups['n_params_active']:,} of {groups['n_params']:,}"
+            " outside embedding and readout"
         )
-        + met,
-        "  training FLOPs a token: "
-        + ", ".join(
-            f"{named.get(name, name.replace('_', ' '))} {n:.4g}" for name, n in flops.items()
-        ),
-        f"  memory: weights and optimizer {memory['weights_optimizer'] / 2**20:.4g} MiB, activations {memory['activations'] / 2**20:.4g} MiB;"
-        f" moved each step at least {row['bytes_per_step'] / 2**20:.4g} MiB",
+    by_part = ", ".join(f"{names.get(k, k.replace('_', ' '))} {n:.4g}" for k, n in flops.items())
+    return [
+        "first point:",
+        f"  parameters by group: {by_group}",
+        f"  training FLOPs per token: {by_part}",
+        f"  memory: weights and optimizer {memory['weights_optimizer'] / 2**20:.4g} MiB,"
+        f" activations {memory['activations'] / 2**20:.4g} MiB;"
+        f" memory traffic per step at least {row['bytes_per_step'] / 2**20:.4g} MiB",
     ]
 
 
-def _counted(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
-    """Points that cost the same (they differ in lr or seed) as one row with their number."""
-    found: dict[str, tuple[dict[str, Any], int]] = {}
+def _group_equal(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """Groups points that cost the same, because they differ only in lr or seed: (row, number)."""
+    groups: dict[str, tuple[dict[str, Any], int]] = {}
     for row in rows:
         key = json.dumps(row)
-        found[key] = (row, found[key][1] + 1 if key in found else 1)
-    return list(found.values())
+        groups[key] = (row, groups[key][1] + 1 if key in groups else 1)
+    return list(groups.values())
 
 
 def strings(value: Any) -> Any:
-    """Paths as strings, inside plain containers."""
+    """Replaces paths by strings inside plain containers."""
     if isinstance(value, dict):
         return {key: strings(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
