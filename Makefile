@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-.PHONY: quickstart test test-engines test-stacks check dev gpu-evidence
+.PHONY: quickstart test test-engines test-stacks check dev docs gpu-evidence
 
 quickstart: .venv/ready  ## the main job: proxies, fit, validation, transfer
 	$(BIN)/scaletune run configs/quickstart.toml
@@ -32,6 +32,10 @@ check: dev  ## what must be clean before a commit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/ready  ## the site, in build/site: a broken link fails
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 gpu-evidence:  ## what a machine with a GPU is asked: run it there, in an environment that has the dependencies
 	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'gpu-evidence needs a CUDA device'"
