@@ -33,7 +33,7 @@ check: dev  ## what must be clean before a commit
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: .venv/ready  ## the site, in build/site: a broken link fails
+docs: .venv/ready  ## builds the site in build/site; a broken link fails. To read it: python3 -m http.server -d build/site
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

@@ -9,12 +9,14 @@ import argparse
 import ast
 import html
 import inspect
+import re
 import textwrap
 import types
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin
 
+import griffe
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -29,14 +31,9 @@ from scaletune.recipe import Recipe
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Adds one page per kind of law to the navigation."""
     (reference,) = (part["Reference"] for part in config.nav or [] if "Reference" in part)
-    pages = [{title(kind): f"reference/laws/{kind}.md"} for kind in laws.KINDS]
+    pages = [{laws.KIND_TITLES[kind]: f"reference/laws/{kind}.md"} for kind in laws.KINDS]
     reference.append({"Published laws": ["reference/laws/index.md", *pages]})
     return config
-
-
-def title(kind: str) -> str:
-    """`learning_rate` -> "Learning rate"."""
-    return kind.replace("_", " ").capitalize()
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -46,6 +43,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+class ExampleSections(griffe.Extension):
+    """Reads the section "Example:" of a docstring as griffe's "Examples:"."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Called for each function and class that the API page shows."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(
+                r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE
+            )
 
 
 # --- recipe keys -----------------------------------------------------------------------------------
@@ -222,13 +230,27 @@ def law_pages() -> dict[str, str]:
     ]
     for kind in laws.KINDS:
         entries = laws.select(kind=kind)
-        index += [f"## [{title(kind)}]({kind}.md)", ""]
+        index += [f"## [{laws.KIND_TITLES[kind]}]({kind}.md)", ""]
         index += [f"- [`{law.id}`]({kind}.md#{law.id.lower()}): {law.name}" for law in entries]
         index += [""]
-        pages[kind] = f"# {title(kind)}\n\n" + "\n".join(law_text(law) for law in entries)
+        pages[kind] = f"# {laws.KIND_TITLES[kind]}\n\n" + "\n".join(
+            law_text(law) for law in entries
+        )
     return pages | {"index": "\n".join(index)}
 
 
 def law_text(law: laws.Law) -> str:
-    """One law: its description as `scaletune laws ID` prints it."""
-    return f"## {law.id}\n\n```text\n{laws.describe(law)}\n```\n"
+    """One law: its summary and formula, then everything else as a list of definitions."""
+    parts = dict(laws.sections(law))
+    summary, formula = parts.pop("summary"), parts.pop("formula")
+    lines = [f"## {law.id}", "", f"**{law.name}.** {' '.join(summary)}", ""]
+    lines += ["```text", *formula, "```", ""]
+    lines += ["| | |", "|---|---|"]
+    for heading, rows in parts.items():
+        lines.append(f"| {heading} | {'<br>'.join(map(escape, rows))} |")
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text whose `*`, `_` and `<` are not Markdown."""
+    return re.sub(r"([*_<|])", r"\\\1", text)
