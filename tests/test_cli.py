@@ -5,10 +5,13 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from test_fitting import optimal, study
 from test_sweeping import PATIENCE, InProcess, children, gone, wait_for
 
 import scaletune
-from scaletune import checking, cli, laws, recipe
+from scaletune import checking, cli, examples, laws, recipe
 from scaletune.errors import UserError
 from scaletune.records import Fit, Store, read_jsonl
 from scaletune.transferring.formats.recipe import toml
@@ -36,6 +39,7 @@ COMMANDS = (
     "check",
     "count",
     "laws",
+    "init",
 )
 RECIPE = """
 data = { source = "words.txt", seq_len = 32 }
@@ -63,7 +67,7 @@ def home(words, tmp_path_factory):
     )
     study().to_csv(folder / "runs.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
+        patch.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
         scaletune.run(folder / "some-1.5b.toml", out=folder)
     scaletune.fit(folder / "runs.csv").write(folder / "runs.json")
     return folder
@@ -73,7 +77,7 @@ def home(words, tmp_path_factory):
 def cli_at(home, tmp_path, monkeypatch, capsys):
     """arguments -> (exit status, stdout, stderr), in that folder, with nothing to be trained; {out} is a fresh folder."""
     monkeypatch.chdir(home)
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
 
     def call(*arguments):
         capsys.readouterr()
@@ -102,7 +106,7 @@ USES = {  # command -> (arguments, keys under --json, a line for people)
     "run": (
         "some-1.5b.toml",
         {"study", "path", "shift", "transfer", "pictures", "report", "fit"},
-        "study some-1.5b",
+        "Target: ",
     ),
     "sweep": (
         "some-1.5b.toml",
@@ -160,6 +164,7 @@ USES = {  # command -> (arguments, keys under --json, a line for people)
         "expected at the target (",
     ),
     "count": ("some-1.5b.toml", {"points", "total"}, "6 trials, "),
+    "init": ("{out}/new", {"files"}, "next: `scaletune run {out}/new/quickstart.toml`"),
     "laws": ("steplaw_lr_bs", {"id", "name", "formula", "source"}, "steplaw_lr_bs: "),
 }
 
@@ -238,7 +243,7 @@ def test_fit_of_a_recipe_takes_its_records_and_writes_beside_them(cli_at, home):
 
 
 def test_fit_says_where_nothing_is_written(cli_at):
-    assert "not written: --out FILE keeps it" in cli_at("fit", "runs.csv")[1]
+    assert "not saved: use --out FILE" in cli_at("fit", "runs.csv")[1]
 
 
 def test_predict_says_what_the_contract_says(cli_at):
@@ -300,7 +305,7 @@ def test_predict_shows_interval_band_and_warnings(cli_at):
     assert [
         line
         for line in out.splitlines()
-        if line.strip().startswith("! tokens 1e+09 is 16.67 times above the fitted range")
+        if line.strip().startswith("! tokens 1.0B is 16.67x above the fitted range")
     ]
 
 
@@ -329,7 +334,7 @@ def test_count_says_what_trunks_save_or_what_keeps_horizons_apart(cli_at):
         in cli_at("count", "some-1.5b.toml", *settings, "--set", "schedule.warmup_tokens=512")[1]
     )
     assert (
-        "no trunk serves several horizons: `schedule.warmup = 0.1`"
+        "no branched training: `schedule.warmup = 0.1`"
         in cli_at("count", "some-1.5b.toml", *settings)[1]
     )
 
@@ -341,7 +346,8 @@ def test_count_says_when_it_does_not_know_the_vocabulary(cli_at):
     )
     assert (
         "vocabulary" not in known
-        and "`elsewhere.bin` is not here: counted with a vocabulary of 256" in unknown
+        and "`elsewhere.bin` is not on this machine: counted with the vocabulary of text, 256"
+        in unknown
     )
 
 
@@ -420,7 +426,7 @@ def test_help_shows_an_example_that_parses(command, capsys):
     assert left.value.code == 0 and "--json" in shown
     name, *arguments = shlex.split(shown.split("example:\n")[1])
     assert name == "scaletune" and arguments[0] == command
-    assert cli.parser()[0].parse_args(arguments).act.__name__ == command
+    assert cli.build_parser()[0].parse_args(arguments).run_command.__name__ == command
 
 
 def test_help_names_every_command(capsys):
@@ -432,13 +438,89 @@ def test_help_names_every_command(capsys):
     )
 
 
+def help_text(capsys, *arguments):
+    assert cli.main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_bare_scaletune_shows_the_help(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert help_text(capsys) == help_text(capsys, "help") == shown
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--help"])
+    assert capsys.readouterr().out == help_text(capsys, "help", "fit")
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"scaletune {version('scaletune')}\n"
+    assert scaletune.__version__ == version("scaletune")
+
+
+def test_tab_completion_shows_the_api():
+    assert dir(scaletune) == sorted([*scaletune.__all__, "__version__"])
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("scaletune pre", ["predict"]), ("scaletune fit --hol", ["--holdout"])],
+)
+def test_bash_completes_commands_and_options(capsys, words, expected):
+    """bash itself runs the script and completes the last word."""
+    script = help_text(capsys, "completion", "bash")
+    line = words.split()
+    ask = f"""
+    COMP_WORDS=({words}); COMP_CWORD={len(line) - 1}; COMP_TYPE=9
+    _shtab_scaletune scaletune "{line[-1]}" "{line[-2]}" 2>/dev/null
+    printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected
+
+
+def test_init_writes_recipes_that_load(cli_at, tmp_path):
+    code, out, _ = cli_at("init", "{out}/new", "--json")
+    files = [Path(path) for path in json.loads(out)["files"]]
+    assert code == 0 and tmp_path / "new/quickstart.toml" in files
+    paths = [path for path in files if path.suffix == ".toml"]
+    loaded = [recipe.load(path) for path in paths]
+    assert len(paths) > 8 and all(isinstance(each, scaletune.Recipe) for each in loaded)
+    study = loaded[paths.index(tmp_path / "new/quickstart.toml")]
+    assert (tmp_path / "new" / study.target).exists()
+    assert cli_at("init", "{out}/new")[0] == 0  # equal files stay
+
+
+def test_init_overwrites_nothing(cli_at, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/quickstart.toml").write_text("mine")
+    assert "quickstart.toml` exists and differs" in refused(cli_at("init", "{out}/new"))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["quickstart.toml"]
+
+
+def test_the_wheel_holds_what_init_writes():
+    """The build copies each file that `init` writes in a clone."""
+    root = Path(scaletune.__file__).parents[1]
+    build = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    copies = build["targets"]["wheel"]["force-include"]
+    files = [path for pattern in examples.PATTERNS for path in examples.CLONE.glob(pattern)]
+    for path in (path.relative_to(root) for path in files):
+        (entry,) = (each for each in (path, *path.parents) if each.as_posix() in copies)
+        packaged = Path(copies[entry.as_posix()]) / path.relative_to(entry)
+        assert packaged == Path("scaletune", examples.PACKAGED.name, *path.parts[1:])
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("", "the following arguments are required: COMMAND"),
         ("--json", "the following arguments are required: COMMAND"),
         ("frit runs.csv", "unknown command `frit` (nearest: 'fit')"),
         ("predit --n-params 1", "unknown command `predit` (nearest: 'predict')"),
@@ -470,6 +552,8 @@ def test_help_names_every_command(capsys):
         ),
         ("predict --n-params 1e9 --tokens 1e11 --fit words.txt", "a fit file must be JSON"),
         ("predict --n-params 1e9 --tokens 1e11 --extra", "unrecognized arguments: --extra"),
+        ("help frit", "unknown command `frit` (nearest: 'fit')"),
+        ("completion bsh", "the shell must be one of bash"),
         ("laws steplw_lr_bs", "there is no law 'steplw_lr_bs' (nearest: 'steplaw_lr_bs')"),
         ("fit", "fit: the following arguments are required: RECIPE.toml | RECORDS"),
         ("fit no.csv", "the records file must exist, but got `no.csv`"),
@@ -539,8 +623,8 @@ def test_help_names_every_command(capsys):
             "check point.toml --widths 32,40",
             "`width % head_dim == 0` must hold, but got width=40, head_dim=16",
         ),
-        ("check point.toml --widths 32", "a slope needs two widths that differ, but got 32"),
-        ("check point.toml --widths 32,64 --seeds 0", "a slope needs a seed, but got none"),
+        ("check point.toml --widths 32", "a slope needs two different widths, but got 32"),
+        ("check point.toml --widths 32,64 --seeds 0", "a slope needs at least one seed, but got none"),
         (
             "check point.toml --set data.source=wrods.txt",
             "`data.source` must be one of 'python-stdlib', 'digits', 'power-law', a file or a folder",
@@ -688,7 +772,7 @@ def test_records_that_are_none_are_one_line(cli_at, home, command, name, content
         ),
         (
             '{"law": "lr_nd", "params": {}, "solution": {}, "objective": 0}',
-            "must hold (`solution.columns` to be predicted from|the cells it rests on to be drawn)",
+            "must (hold `solution.columns` to be predicted from|contain its settings .* to be drawn)",
         ),
         (
             '{"law": "loss_nd", "params": {}, "solution": {"vector": [1]}, "objective": 0}',
@@ -856,7 +940,7 @@ LONG = {
 def test_a_stopped_sweep_leaves_its_record(tiny, tmp_path, stop):
     """Exit 130, nothing on stdout, one sentence on stderr; the trial that was done is on record, no worker is left."""
     (tmp_path / "long.toml").write_text(
-        toml(tiny(LONG).model_dump(include={*recipe.POINT, "axes", "engine"}))
+        toml(tiny(LONG).model_dump(include={*recipe.POINT_SECTIONS, "axes", "engine"}))
     )
     command = [
         sys.executable,
@@ -887,7 +971,7 @@ def test_a_stopped_sweep_leaves_its_record(tiny, tmp_path, stop):
     assert (driver.returncode, out) == (130, "") and len(workers) == 2 and gone(workers)
     assert (
         err.count(
-            "scaletune: interrupted; what was trained is on record, the same command carries on\n"
+            "scaletune: interrupted; finished trials are recorded, the same command continues\n"
         )
         == 1
         and "Traceback" not in err

@@ -1,11 +1,19 @@
 """The house rules of imports, read off the source with `ast`: which room a module is in, and what it may take from where."""
 
 import ast
+import inspect
 import subprocess
 import sys
+import textwrap
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import get_args
 
+import pydantic
 import pytest
+
+import scaletune
 
 PACKAGE = Path(__file__).parent.parent / "scaletune"
 ROWS = {
@@ -33,7 +41,7 @@ ROWS = {
         "plotting",
         "reporting",
     ),
-    "top": ("study", "cli", "__init__", "__main__"),
+    "top": ("examples", "study", "cli", "__init__", "__main__"),
 }
 ROW = {name: row for row, names in ROWS.items() for name in names}
 HANDS_OVER = {
@@ -126,7 +134,7 @@ def test_fit_predict_alone_hands_over():
         for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef)
         and any(
-            isinstance(node, ast.ImportFrom) and node.module == "scaletune.predicting"
+            isinstance(node, ast.ImportFrom) and str(node.module).startswith("scaletune.predicting")
             for node in ast.walk(function)
         )
     ]
@@ -201,3 +209,136 @@ def test_torch_stays_out_until_something_trains(name):
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout == "False\n"
+
+
+# --- names and circles ---------------------------------------------------------------------------
+
+PACKAGES_AND_TERMS = {  # the only modules whose names end in -ing: packages, and terms of the field
+    *("parametrizing", "training", "checking", "sweeping", "counting", "predicting", "importing"),
+    *("fitting", "planning", "transferring", "linting", "plotting", "reporting"),
+    *("hashing", "overtraining", "resampling"),
+}
+PRIVATE_WORDS = {"said", "found", "asked", "left", "made", "told"}  # each says nothing of the value
+
+
+def module_of(path):
+    """`scaletune/sweeping/__init__.py` -> `scaletune.sweeping`."""
+    dotted = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    return dotted.removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def modules_imported(path):
+    """Modules of ours that a file imports, also inside functions and for type checking."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                dotted = f"{node.module}.{alias.name}"
+                yield from (
+                    name
+                    for name in [dotted if dotted in MODULES else node.module]
+                    if name in MODULES
+                )
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {
+        name: set(modules_imported(path)) - {name, "scaletune"} for name, path in MODULES.items()
+    }
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+    assert set(order) == set(MODULES)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_module_is_named_by_a_noun(path):
+    name = path.parent.name if path.name == "__init__.py" else path.stem
+    assert not name.endswith("ing") or name in PACKAGES_AND_TERMS
+
+
+def test_class_names_are_unique():
+    homes = defaultdict(list)
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].append(name)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
+def bound_names(tree):
+    """Names that a file assigns: variables, arguments, functions, imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name, node.lineno
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name, node.lineno
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_names_say_what_they_hold(path):
+    bound = bound_names(ast.parse(path.read_text()))
+    assert [(name, line) for name, line in bound if name.strip("_") in PRIVATE_WORDS] == []
+
+
+@pytest.mark.parametrize("name", scaletune.__all__)
+def test_public_names_are_documented_with_an_example(name):
+    """Google style: what tools show as arguments, results, errors; doctest runs the example."""
+    public = getattr(scaletune, name)
+    text = inspect.getdoc(public)
+    assert text and ">>>" in text
+    if inspect.isfunction(public):
+        if inspect.signature(public).parameters:
+            assert "\nArgs:\n" in text
+        assert "\nReturns:\n" in text and "\nExample:\n" in text
+
+
+def field_strings(cls):
+    """The fields of a class, and those with a string under them."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    for field, below in zip(body, [*body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign) and not field.target.id.startswith("_"):
+            text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            yield field.target.id, text and isinstance(below.value.value, str)
+
+
+def tables(model):
+    """The recipe tables that a pydantic model contains, itself among them."""
+    yield model
+    for field in model.model_fields.values():
+        queue = [field.annotation]
+        while queue:
+            each = queue.pop()
+            queue += get_args(each)
+            if isinstance(each, type) and issubclass(each, pydantic.BaseModel):
+                yield from tables(each)
+
+
+def public_records():
+    from scaletune.parametrizing.plan import Plan
+    from scaletune.predicting import Prediction
+
+    classes = {*tables(scaletune.Recipe), scaletune.Trial, scaletune.Fit, Plan, Prediction}
+    bases = {
+        base for cls in classes for base in cls.__mro__ if base.__module__.startswith("scaletune")
+    }
+    return sorted(classes | bases, key=lambda cls: cls.__name__)
+
+
+@pytest.mark.parametrize("cls", public_records(), ids=lambda cls: cls.__name__)
+def test_each_field_of_a_public_record_has_a_docstring(cls):
+    assert [name for name, has_text in field_strings(cls) if not has_text] == []
+
+
+def test_the_readme_fits_on_a_few_screens():
+    lines = (PACKAGE.parent / "README.md").read_text().splitlines()
+    assert len(lines) <= 130

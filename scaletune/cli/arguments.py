@@ -16,9 +16,10 @@ DESCRIPTION = (
     " at the target scale, with its uncertainty."
 )
 RELATIONS = (  # repeated here because importing the fitter takes a second
-    "annealing, asymptote_n, broken_flops, critical_batch, critical_batch_loss,"
-    " critical_batch_tokens, error_of_loss, frontier, isoflop, kaplan_n, kaplan_trajectory,"
-    " learning_curve, multi_power, pass_rate, repeated_tokens, seconds_per_step"
+    *("annealing", "asymptote_n", "broken_flops", "critical_batch", "critical_batch_loss"),
+    *("critical_batch_tokens", "error_of_loss", "frontier", "isoflop", "kaplan_n"),
+    *("kaplan_trajectory", "learning_curve", "multi_power", "pass_rate", "repeated_tokens"),
+    "seconds_per_step",
 )
 
 
@@ -244,7 +245,7 @@ def _fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--law",
         help="lr_nd (default), lr_ndb, joint, loss_nd, chinchilla, or a relation between other"
-        f" columns: {RELATIONS}",
+        f" columns: {', '.join(RELATIONS)}",
     )
     parser.add_argument(
         "--fix",

@@ -99,7 +99,7 @@ def predict(args: argparse.Namespace) -> Answer:
 
 def _predict_relation(path: str, given: dict[str, Any]) -> Answer | None:
     """The prediction of a fitted relation between columns; None for a fit of another kind."""
-    from scaletune.predicting import FITTED, distance
+    from scaletune.predicting import FITTED, extrapolation_warnings
     from scaletune.records import Fit
 
     fitted = Fit.read(path)
@@ -109,16 +109,18 @@ def _predict_relation(path: str, given: dict[str, Any]) -> Answer | None:
 
     fitting.require_known_law(fitted.law)
     declared = fitting.RELATIONS[fitted.law]
-    fitted = fitting.of_group(fitted, declared, given)
-    relation = fitting.solved_relation(fitted, declared)
+    fitted = fitting.select_group(fitted, declared, given)
+    relation = fitting.fitted_relation(fitted, declared)
     groups = declared.groups if relation is declared else ()
     inputs = {name: value for name, value in given.items() if name not in groups}
     columns = _columns(relation, inputs, fitted.law)
     predicted = fitting.predict_relation(fitted, relation, columns)
     value, low, high = (predicted[key][-1] for key in ("value", "low", "high"))
-    output, unit = relation.output.name, relation.output.means
+    output, unit = relation.output.name, relation.output.description
     warnings = [sentence for sentence in fitted.status if sentence != "ok"]
-    warnings += distance(fitted, {name: column[-1] for name, column in columns.items()})
+    warnings += extrapolation_warnings(
+        fitted, {name: column[-1] for name, column in columns.items()}
+    )
     answer = {
         "law": fitted.law,
         "lr": None,
@@ -150,13 +152,13 @@ def _columns(relation: Relation, given: dict[str, Any], law: str) -> dict[str, A
     if takes_schedule and not text:
         raise UserError(f"a fit of {law!r} needs the lr schedule of a run: give --lr-schedule")
     if text:
-        return dict(schedule.logged(lr_schedule(text)))
+        return dict(schedule.sample_schedule(lr_schedule(text)))
     return {name: [value] for name, value in given.items()}
 
 
 def _prediction_lines(prediction: Prediction, width: int) -> list[str]:
     """One line per quantity, with names `width` characters wide, and one line per warning."""
-    from scaletune.predicting import POINTS, batch_of
+    from scaletune.predicting import POINTS, describe_batch
 
     rows = [(name, unit, getattr(prediction, name)) for name, unit in POINTS.items()]
     rows += [(name, prediction.units[name], value) for name, value in prediction.values.items()]
@@ -168,7 +170,7 @@ def _prediction_lines(prediction: Prediction, width: int) -> list[str]:
         line = f"{prediction.law:24} {name:{width}} {value:<12.5g} {unit}"
         line += f"  interval [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
         line += f"  near-optimal [{band[0]:.4g}, {band[1]:.4g}]" if band else ""
-        batch = batch_of(prediction) if name == "lr" else ""
+        batch = describe_batch(prediction) if name == "lr" else ""
         lines.append(line + (f"  {batch}" if batch else ""))
     lines = lines or [f"{prediction.law:24} gives nothing for these inputs"]
     return [*lines, *(f"{'':24} ! {warning}" for warning in prediction.warnings)]
@@ -231,7 +233,7 @@ def transfer(args: argparse.Namespace) -> Answer:
     formats = args.to or ["granite", "recipe"]
     answer = transferring.transfer(fitted, target, formats, args.out, args.force)
     files = [f"  {path}" for path in answer["files"]]
-    return answer, [*reporting.transfer_lines(answer, fitted.level), "files:", *files]
+    return answer, [*reporting.transfer_lines(answer, fitted.level), "Files:", *files]
 
 
 def lint(args: argparse.Namespace) -> Answer:

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> Answer:
 def sweep(args: argparse.Namespace) -> Answer:
     """`scaletune sweep`."""
     from scaletune import recipe, sweeping
-    from scaletune.sweeping.search.pareto import said as scaling_line
+    from scaletune.sweeping.search.pareto import describe_scaling as scaling_line
 
     engine = [f"engine.kind={args.engine}"] if args.engine else []
     loaded = recipe.load(args.recipe, [*args.set, *engine])
@@ -58,13 +58,13 @@ def _frontier(path: Path) -> dict[str, Any]:
 def status(args: argparse.Namespace) -> Answer:
     """`scaletune status`."""
     from scaletune import sweeping
-    from scaletune.sweeping.status import table
+    from scaletune.sweeping.status import format_table
 
     answer = sweeping.status(args.sweep, out=args.out)
     driver = "none; `scaletune sweep` or `scaletune run` continues"
     if answer["driver"]:
         driver = "{pid} on {host}, since {since}".format(**answer["driver"])
-    return answer, [*table(answer), f"driver: {driver}"]
+    return answer, [*format_table(answer), f"driver: {driver}"]
 
 
 def export(args: argparse.Namespace) -> Answer:
@@ -176,12 +176,12 @@ def count(args: argparse.Namespace) -> Answer:
     loaded = recipe.load(args.recipe, args.set)
     vocab_size, known = _vocab_size(loaded)
     points = recipe.points(loaded)
-    rows = [counting.count(point, vocab_size) for point in points]
+    rows = [counting.count_point(point, vocab_size) for point in points]
     total = {
         "trials": len(rows),
         "flops": sum(row["flops"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
-        "branched": branches.saving(points, rows),
+        "branched": branches.branched_cost(points, rows),
     }
     lines = [*_count_table(rows), *_first_point_lines(rows[0])]
     if loaded.data.source != recipe.PYTHON_STDLIB and not known:
@@ -227,7 +227,7 @@ def _branch_lines(points: Sequence[Recipe], total: dict[str, Any]) -> list[str]:
     horizons = {point.budget.tokens for point in points}
     if len(horizons) == 1 or any(point.engine.branch is False for point in points):
         return []
-    reasons = {branches.apart(point) for point in points} - {""}
+    reasons = {branches.no_branch_reason(point) for point in points} - {""}
     return [f"no branched training: {reason}" for reason in sorted(reasons)]
 
 
