@@ -1,4 +1,4 @@
-"""What a fit says, for people: lines for the terminal, and one self-contained HTML page."""
+"""Reports of a fit and of a study: lines for the terminal, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -15,178 +15,251 @@ from scaletune import fitting
 from scaletune.errors import UserError
 from scaletune.records import Fit, write_atomically
 from scaletune.transferring.answer import text as answer_text
+from scaletune.units import human, scientific
+
+KINDS = {"leave-one-cell-out": "leave-one-setting-out cross-validation"}  # of `held_out["kind"]`
 
 
-def _pair(interval: Sequence[float] | None) -> str:
-    return f"[{interval[0]:.4g}, {interval[1]:.4g}]" if interval else "none given"
+def _interval(pair: Sequence[float] | None) -> str:
+    return f"{pair[0]:.4g} to {pair[1]:.4g}" if pair else "not available"
+
+
+def _lr_interval(pair: Sequence[float] | None) -> str:
+    """`1.5e-3 to 7.9e-3`."""
+    return f"{scientific(pair[0], 2)} to {scientific(pair[1], 2)}" if pair else "not available"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _scale(n_params: float, tokens: float) -> str:
+    return f"{human(n_params)} parameters, {human(tokens)} tokens"
+
+
+def caution_lines(sentences: Iterable[str]) -> list[str]:
+    """One line per distinct status or warning that is not "ok"."""
+    return [f"Caution: {sentence}" for sentence in dict.fromkeys(sentences) if sentence != "ok"]
 
 
 def fit_lines(fit: Fit) -> list[str]:
-    """Law, parameters with intervals, what it was fitted to, how it did on what it had not seen, status."""
-    lines = [
-        f"law {fit.law}: {len(fit.used)} runs used, {len(fit.dropped)} dropped, {len(fit.cells)} cells"
-    ]
+    """Describes a fit: cautions, law, runs, parameters with intervals, held-out error.
+
+    Args:
+        fit: The fit.
+
+    Returns:
+        Lines of text. Statuses other than "ok" come first.
+
+    Example:
+        >>> from scaletune import Fit
+        >>> fit = Fit(law="lr_nd", params={"a": {"value": -0.25, "interval": [-0.3, -0.2]}},
+        ...           solution={}, objective=0.0, held_out={"kind": "x", "coverage": 1.0})
+        >>> print("\\n".join(fit_lines(fit)))
+        Fit: law lr_nd, 0 runs used, 0 dropped, 0 settings, status ok
+          a = -0.25   (95 % interval -0.3 to -0.2)
+          x: interval covers 100 % of settings
+    """
+    return [*caution_lines(fit.status), *_fit_summary(fit)]
+
+
+def _fit_summary(fit: Fit) -> list[str]:
+    """`fit_lines` without the cautions."""
+    status = ", status ok" if list(fit.status) == ["ok"] else ""
+    has_settings = fit.law in fitting.LAWS  # a relation has groups, which are not held out
+    unit = "settings" if has_settings else "groups"
+    runs = f"{len(fit.used)} runs used, {len(fit.dropped)} dropped, {len(fit.cells)} {unit}"
+    lines = [f"Fit: law {fit.law}, {runs}{status}"]
     lines += [
-        f"  {name} = {p['value']:.4g}   {fit.level:.0%} interval {_pair(p['interval'])}"
-        for name, p in fit.params.items()
+        f"  {name} = {param['value']:.4g}   "
+        f"({100 * fit.level:.0f} % interval {_interval(param['interval'])})"
+        for name, param in fit.params.items()
     ]
-    lines += (
-        held_out_lines(fit.held_out) if fit.held_out or fit.law in fitting.LAWS else []
-    )  # a relation has no cells to leave out
-    return [*lines, *(f"  status: {sentence}" for sentence in fit.status)]
+    return lines + (held_out_lines(fit.held_out) if fit.held_out or has_settings else [])
 
 
 def held_out_lines(held_out: Mapping[str, Any]) -> list[str]:
-    """How the law did on cells it had not seen: worst excess loss and coverage, and a validation cell by cell."""
+    """Describes the error on held-out settings, one by one for a validation."""
     if not held_out:
-        return ["  held out: nothing (too few cells, or too many runs, to leave some out)"]
+        return ["  held out: nothing (too few settings, or too many runs, to hold some out)"]
     if held_out["kind"] == "validation":
         lines = [line for cell in held_out["cells"] for line in validation_lines(cell)]
-        return [
-            *lines,
-            *(
-                held_out_lines(held_out["leave_one_cell_out"])
-                if held_out.get("leave_one_cell_out")
-                else []
-            ),
-        ]
+        rest = held_out.get("leave_one_cell_out")
+        return [*lines, *(held_out_lines(rest) if rest else [])]
     worst, coverage = held_out.get("worst_excess"), held_out.get("coverage")
-    said = [f"worst loss excess {worst:.2%}"] if worst is not None else []
-    said += [f"interval covered {coverage:.0%} of cells"] if coverage is not None else []
+    parts = []
+    if worst is not None:
+        parts.append(f"worst excess loss {_percent(worst)}")
+    if coverage is not None:
+        parts.append(f"interval covers {100 * coverage:.0f} % of settings")
     if worst is None and held_out.get("worst_loss_error") is not None:
-        median = (
-            f"median {held_out['median_loss_error']:.2%}, "
-            if "median_loss_error" in held_out
-            else ""
+        median = held_out.get("median_loss_error")
+        parts.append(
+            ("" if median is None else f"median loss error {_percent(median)}, ")
+            + f"worst loss error {_percent(held_out['worst_loss_error'])}, "
+            + f"interval covers {100 * held_out['loss_coverage']:.0f} % of runs"
         )
-        said += [
-            f"loss missed by {median}worst {held_out['worst_loss_error']:.2%}, interval covered {held_out['loss_coverage']:.0%} of runs"
-        ]
-    return [f"  {held_out['kind']}: {', '.join(said) or 'no cell could be judged'}"]
+    kind = KINDS.get(held_out["kind"], held_out["kind"])
+    return [f"  {kind}: {', '.join(parts) or 'no setting could be evaluated'}"]
 
 
 def validation_lines(cell: Mapping[str, Any]) -> list[str]:
-    """The held-out cell in words: predicted, measured, the miss as a ratio and in loss, and whether the interval covered it."""
-    lines = [f"  held-out cell: {cell['n_params']:,.0f} parameters, {cell['tokens']:,.0f} tokens"]
-    lines.append(
-        f"    predicted lr {cell['predicted_lr']:.4g}, interval {_pair(cell['interval']['lr'])}"
-    )
+    """Compares the prediction for one held-out setting with its measurement."""
+    lines = [f"  held-out setting: {_scale(cell['n_params'], cell['tokens'])}"]
+    interval = _lr_interval(cell["interval"]["lr"])
+    predicted = f"predicted {scientific(cell['predicted_lr'])} (interval {interval})"
     if cell["measured_lr"] is None:
-        lines.append(f"    its optimum could not be measured: {cell['status']}")
+        lines.append(f"    learning rate: {predicted}, not measured: {cell['status']}")
     else:
-        covered = "covered" if cell["covered"] else "did NOT cover"
         lines.append(
-            f"    measured lr {cell['measured_lr']:.4g}: predicted / measured = {cell['ratio']:.3g}; the interval {covered} it"
+            f"    learning rate: {predicted}, measured {scientific(cell['measured_lr'])}: "
+            f"ratio {cell['ratio']:.3g}, {_covered(cell['covered'])}"
         )
     if cell.get("loss_excess") is not None:
-        found = f"loss {cell['loss_at_predicted']:.4f} at the predicted lr, best of the grid {cell['best_loss']:.4f} at lr {cell['best_lr']:.4g}"
-        lines.append(f"    {found}: {cell['loss_excess']:+.2%}")
+        lines.append(
+            f"    loss at the predicted learning rate {cell['loss_at_predicted']:.4f}, "
+            f"lowest loss of the grid {cell['best_loss']:.4f} at {scientific(cell['best_lr'])}: "
+            f"{100 * cell['loss_excess']:+.2f} %"
+        )
     else:
-        lines.append("    the trial at the predicted lr did not finish: the prediction failed")
+        lines.append(
+            "    the trial at the predicted learning rate did not finish: the prediction failed"
+        )
     if cell.get("predicted_loss") is not None:
-        covered = "covered" if cell["loss_covered"] else "did NOT cover"
-        said = f"predicted loss {cell['predicted_loss']:.4f}, interval {_pair(cell['interval']['loss'])}"
-        lines.append(f"    {said}; measured {cell['measured_loss']:.4f}: the interval {covered} it")
+        lines.append(
+            f"    minimum loss: predicted {cell['predicted_loss']:.4f} "
+            f"(interval {_interval(cell['interval']['loss'])}), "
+            f"measured {cell['measured_loss']:.4f}: {_covered(cell['loss_covered'])}"
+        )
     return lines
 
 
+def _covered(covered: bool) -> str:
+    return "inside the interval" if covered else "OUTSIDE the interval"
+
+
 def shifts(trials: pd.DataFrame) -> list[dict[str, Any]]:
-    """How far each sweep's optimal lr moves over width, at the longest horizon that all have: the optima and the largest over the smallest."""
-    made = []
-    sweeps = {sweep: rows for sweep, rows in trials.groupby("sweep") if sweep != "validation"}
-    tokens = max(set.intersection(*(set(rows["tokens"]) for rows in sweeps.values())), default=None)
-    for sweep, rows in sweeps.items():
-        cells = (
-            sorted(
-                fitting.measure(rows[rows["tokens"] == tokens]), key=lambda cell: cell["n_params"]
-            )
-            if tokens
-            else []
+    """Measures how far each sweep's optimal lr moves over width.
+
+    Uses the longest token budget that all sweeps share. A sweep with one usable width is left out.
+
+    Args:
+        trials: Trials with a column `sweep`; rows of the sweep "validation" are ignored.
+
+    Returns:
+        One row per sweep: `lr` (optima by increasing size), `ratio` (largest over smallest),
+        `on_edge` (sizes whose optimum is at the edge of its grid, so that `ratio` is a lower bound)
+        and `unusable` (sizes without a usable run).
+    """
+    rows = []
+    sweeps = {sweep: part for sweep, part in trials.groupby("sweep") if sweep != "validation"}
+    tokens = max(set.intersection(*(set(part["tokens"]) for part in sweeps.values())), default=None)
+    if tokens is None:
+        return []
+    for sweep, part in sweeps.items():
+        measured = fitting.measure(part[part["tokens"] == tokens])
+        cells = sorted(measured, key=lambda cell: cell["n_params"])
+        usable = [cell for cell in cells if _optimal_lr(cell)]
+        lrs = [_optimal_lr(cell) for cell in usable]
+        if len(usable) < 2:
+            continue
+        rows.append(
+            {
+                "sweep": sweep,
+                "tokens": usable[0]["tokens"],
+                "lr": lrs,
+                "ratio": max(lrs) / min(lrs),
+                "on_edge": [f"{cell['n_params']:g}" for cell in usable if cell["status"] != "ok"],
+                "unusable": [f"{cell['n_params']:g}" for cell in cells if not _optimal_lr(cell)],
+            }
         )
-        unusable = [f"{cell['n_params']:g}" for cell in cells if not _lr_of(cell)]
-        cells = [cell for cell in cells if _lr_of(cell)]
-        lrs = [_lr_of(cell) for cell in cells]
-        if len(cells) > 1:
-            on_edge = [f"{cell['n_params']:g}" for cell in cells if cell["status"] != "ok"]
-            made.append(
-                {
-                    "sweep": sweep,
-                    "tokens": cells[0]["tokens"],
-                    "lr": lrs,
-                    "ratio": max(lrs) / min(lrs),
-                    "on_edge": on_edge,
-                    "unusable": unusable,
-                }
-            )
-    return made
+    return rows
 
 
-def _lr_of(cell: Mapping[str, Any]) -> float:
-    """A cell's optimal lr; of one on the edge of its grid the edge (the optimum lies further out)."""
+def _optimal_lr(cell: Mapping[str, Any]) -> float:
+    """The optimal lr of a setting; the edge of the grid if the optimum lies beyond; 0 for none."""
     if cell["status"] == "ok":
         return cell["lr"]
     grid = cell["grid"]
     return min(zip(grid["loss"], grid["lr"], strict=True))[1] if grid["lr"] else 0.0
 
 
-def shift_lines(found: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One line a sweep: how far its optimum moved over the widths."""
+def shift_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Describes how far each sweep's optimal lr moves over width, one line per sweep."""
     lines = []
-    for row in found:
+    for row in rows:
         at_least = "at least " if row["on_edge"] else ""
-        left_out = (
-            f" ({', '.join(row['unusable'])} parameters: no usable run)" if row["unusable"] else ""
-        )
-        lrs = " -> ".join(f"{lr:.3g}" for lr in row["lr"])
+        unusable = ", ".join(row["unusable"])
+        note = f" ({unusable} parameters: no usable run)" if unusable else ""
+        lrs = " -> ".join(map(scientific, row["lr"]))
         lines.append(
-            f"  {row['sweep']}, {row['tokens']:,.0f} tokens: optimal lr over width {lrs}, moves by a factor of {at_least}{row['ratio']:.2f}{left_out}"
+            f"  {row['sweep']}, {human(row['tokens'])} tokens: optimal learning rate {lrs}, "
+            f"changes by a factor of {at_least}{row['ratio']:.2f}{note}"
         )
     return lines
 
 
 def answer_lines(answer: Mapping[str, Any]) -> list[str]:
-    """What `scaletune run` ends with: what to set, how sure, what was assumed, where the files are."""
-    lines = ["", f"study {answer['study']}", *fit_lines(answer["fit"])]
+    """The result of `scaletune run`: answer and cautions first, then the fit and the files."""
+    fit, transfer = answer["fit"], answer.get("transfer")
+    if transfer:
+        extra = [sentence for sentence in fit.status if sentence not in transfer["status"]]
+        lines = ["", *transfer_lines(transfer, extra), "", *_fit_summary(fit)]
+    else:
+        lines = ["", *fit_lines(fit)]
     if len(answer["shift"]) > 1:
         lines += [
-            "learning-rate transfer over width (main = the study's form):",
+            "Learning-rate transfer over width (main: the parametrization of this study)",
             *shift_lines(answer["shift"]),
         ]
-    if transfer := answer.get("transfer"):
-        lines += ["", *transfer_lines(transfer, answer["fit"].level)]
-    files = [answer["path"], *answer["pictures"], answer["report"]]
-    return [
-        *lines,
-        "files:",
-        *(f"  {path}" for path in files),
-        *(f"  {path}" for path in (transfer or {}).get("files", [])),
-    ]
+    files = [answer["path"], *answer["pictures"], *(transfer or {}).get("files", [])]
+    details = f"Details of study {answer['study']}: {answer['report']}"
+    return [*lines, "", details, "Files:", *(f"  {path}" for path in files)]
 
 
-def transfer_lines(transfer: Mapping[str, Any], level: float) -> list[str]:
-    """The answer at the target: the value to set, its interval, the near-optimal band, warnings, assumptions."""
-    answer = transfer["answer"]
-    lines = [
-        f"ANSWER for {transfer['n_params']:,.0f} parameters (non-embedding) and {transfer['tokens']:,.0f} tokens"
-    ]
-    lines.append(
-        f"  set lr = {transfer['lr']:.4g}   (peak, at base width; {level:.0%} interval {_pair(transfer['interval']['lr'])})"
-    )
-    lines.append(
-        f"  near-optimal band (loss within 0.25 % of the optimum's): {_pair(transfer['band']['lr'])}"
-    )
-    lines += [line for line in answer_text.lines(answer) if not line.startswith("  lr = ")]
-    lines += [f"  warning: {sentence}" for sentence in transfer["status"] if sentence != "ok"]
-    return [*lines, "  assumed:", *(f"    - {sentence}" for sentence in transfer["assumptions"])]
+def transfer_lines(transfer: Mapping[str, Any], cautions: Sequence[str] = ()) -> list[str]:
+    """The answer at the target: settings, loss and cost, cautions, and where the assumptions are.
+
+    Args:
+        transfer: The result of `transferring.transfer`.
+        cautions: Further statuses to show with those of the transfer.
+
+    Returns:
+        Lines of text.
+    """
+    n_params, tokens = human(transfer["n_params"]), human(transfer["tokens"])
+    lines = [f"Target: {n_params} parameters (non-embedding), {tokens} tokens", ""]
+    lines += answer_text.lines(transfer["answer"])
+    if concerns := caution_lines([*transfer["status"], *cautions]):
+        lines += ["", *concerns]
+    if count := len(transfer["assumptions"]):
+        page = next((f for f in transfer["files"] if Path(f).name == "ANSWER.md"), None)
+        where = f"listed in {page}" if page else "listed in the report"
+        lines.append(f"Assumptions: {count}, {where}")
+    return lines
 
 
-CELL = ("n_params", "tokens", "batch_tokens", "lr", "se", "floor", "floor_se", "n_runs", "status")
+COLUMNS = {  # of the settings table: key of `Fit.cells` -> heading
+    "n_params": "parameters",
+    "tokens": "tokens",
+    "batch_tokens": "batch size, tokens",
+    "lr": "optimal learning rate",
+    "se": "standard error of ln lr",
+    "floor": "minimum loss",
+    "floor_se": "standard error of the loss",
+    "n_runs": "runs",
+    "status": "status",
+}
+COUNTS = ("n_params", "tokens", "batch_tokens")
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{title}</title>
 <style>
- body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
+   padding: 0 1rem; color: #222 }}
  pre {{ background: #f6f6f4; padding: .8rem 1rem; overflow-x: auto; white-space: pre-wrap }}
- table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }} th, td {{ padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd }}
+ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+ th, td {{ padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd }}
+ td:last-child, th:last-child {{ text-align: left }} li {{ margin: .2rem 0 }}
  img {{ max-width: 100% }} h1, h2 {{ font-weight: 600 }}
 </style>
 <h1>{title}</h1>
@@ -194,20 +267,24 @@ PAGE = """<!doctype html>
 """
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    def cell(value: Any) -> str:
+def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """An HTML table; `columns` maps keys of the rows to headings."""
+
+    def cell(key: str, value: Any) -> str:
+        if isinstance(value, float | int) and key in COUNTS:
+            return human(value)
         return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in columns.values())
     lines = "".join(
-        "<tr>" + "".join(f"<td>{cell(row.get(column, ''))}</td>" for column in columns) + "</tr>"
+        "<tr>" + "".join(f"<td>{cell(key, row.get(key, ''))}</td>" for key in columns) + "</tr>"
         for row in rows
     )
     return f"<table><tr>{head}</tr>{lines}</table>"
 
 
-def _drawn(fit: Fit, folder: Path) -> list[Path]:
-    """The pictures of a fit; none where it cannot be drawn."""
+def _draw(fit: Fit, folder: Path) -> list[Path]:
+    """Writes the pictures of a fit; none if it cannot be drawn."""
     from scaletune import plotting
 
     try:
@@ -219,32 +296,57 @@ def _drawn(fit: Fit, folder: Path) -> list[Path]:
 def report(
     fit: Fit, path: str | Path = "report.html", answer: Mapping[str, Any] | None = None
 ) -> Path:
-    """One HTML page without outside links: the answer, the pictures, every cell, every run dropped and why."""
+    """Writes one HTML page without external links.
+
+    The page contains the text of the terminal, the pictures, the assumptions, every setting, and
+    every dropped run with its reason.
+
+    Args:
+        fit: The fit to report.
+        path: The file to write; its folder is created if it does not exist.
+        answer: The result of `scaletune.run`, whose text and pictures replace those of the fit.
+
+    Returns:
+        The path of the page.
+
+    Example:
+        >>> import tempfile
+        >>> import scaletune as st
+        >>> fit = st.Fit(law="lr_nd", params={"a": {"value": -0.25, "interval": [-0.3, -0.2]}},
+        ...              solution={}, objective=0.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = st.report(fit, f"{folder}/report.html").read_text()
+        >>> "95 % interval -0.3 to -0.2" in page
+        True
+    """
     path, parts = Path(path), []
     text = answer_lines({**answer, "report": path}) if answer else fit_lines(fit)
     parts.append(f"<pre>{html.escape(chr(10).join(text).strip())}</pre>")
     with tempfile.TemporaryDirectory() as folder:
-        for picture in answer["pictures"] if answer else _drawn(fit, Path(folder)):
+        for picture in answer["pictures"] if answer else _draw(fit, Path(folder)):
             encoded = base64.b64encode(Path(picture).read_bytes()).decode()
-            parts.append(
-                f'<img alt="{html.escape(Path(picture).stem)}" src="data:image/png;base64,{encoded}">'
-            )
-    scalars = [
-        key
-        for key, value in (fit.cells[0] if fit.cells else {}).items()
-        if not isinstance(value, dict | list)
-    ]
-    columns = (
-        CELL if fit.law in fitting.LAWS else scalars
-    )  # a relation's cells are groups, with parameters of their own
-    parts += ["<h2>Cells</h2>", _table(fit.cells, columns)] if fit.cells else []
-    dropped = [{"run": run, "reason": reason} for run, reason in fit.dropped.items()]
-    parts += ["<h2>Runs left out</h2>", _table(dropped, ("run", "reason"))] if dropped else []
-    write_atomically(
-        path,
-        PAGE.format(
-            title=html.escape(f"scaletune: {(answer or {}).get('study', fit.law)}"),
-            body="\n".join(parts),
-        ),
-    )
+            name = html.escape(Path(picture).stem)
+            parts.append(f'<img alt="{name}" src="data:image/png;base64,{encoded}">')
+    transfer = (answer or {}).get("transfer")
+    if assumptions := transfer["assumptions"] if transfer else fit.assumptions:
+        items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in assumptions)
+        parts += ["<h2>Assumptions</h2>", f"<ul>{items}</ul>"]
+    if fit.cells:
+        parts += [f"<h2>Settings ({len(fit.cells)})</h2>", _table(fit.cells, _columns(fit))]
+    if fit.dropped:
+        dropped = [{"run": run, "reason": reason} for run, reason in fit.dropped.items()]
+        parts += [
+            f"<h2>Dropped runs ({len(dropped)})</h2>",
+            _table(dropped, {"run": "run", "reason": "reason"}),
+        ]
+    title = html.escape(f"scaletune: {(answer or {}).get('study', fit.law)}")
+    write_atomically(path, PAGE.format(title=title, body="\n".join(parts)))
     return path
+
+
+def _columns(fit: Fit) -> dict[str, str]:
+    """Columns of the settings table: for a relation, the scalars of its groups."""
+    if fit.law in fitting.LAWS:
+        return COLUMNS
+    scalars = [key for key, value in fit.cells[0].items() if not isinstance(value, dict | list)]
+    return {key: key for key in scalars}

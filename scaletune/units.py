@@ -1,4 +1,4 @@
-"""Numbers as people write them: 7.0B parameters, 1.4T tokens, 64.7k GPU-hours."""
+"""Numbers for people: 7.0B parameters, 1.4T tokens, 64.7k GPU-hours, lr 3.49e-3."""
 
 from __future__ import annotations
 
@@ -23,3 +23,23 @@ def human(value: float) -> str:
             scaled = value / size
             return f"{scaled:.1f}{suffix}" if abs(scaled) < 99.95 else f"{scaled:.0f}{suffix}"
     return f"{value:g}"
+
+
+def scientific(value: float, digits: int = 3) -> str:
+    """Formats a learning rate or a FLOP count with few digits.
+
+    Args:
+        value: The number.
+        digits: Significant digits.
+
+    Returns:
+        Scientific notation below 0.1 and from ten thousand on, a plain number between.
+
+    Example:
+        >>> scientific(0.003488), scientific(0.25), scientific(2.719e15, 2)
+        ('3.49e-3', '0.25', '2.7e15')
+    """
+    if value == 0 or 0.1 <= abs(value) < 1e4:
+        return f"{value:.{digits}g}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"

@@ -1,4 +1,4 @@
-"""Fitted laws against closed forms, published numbers, scipy, and simulations whose truth is known."""
+"""Fits of laws, compared with closed forms, published numbers, scipy and simulations."""
 
 import json
 import math
@@ -28,7 +28,7 @@ SIZES, HORIZONS = (3e5, 1e6, 4e6), (2e7, 6e7)
 
 
 def optimal(n_params, tokens):
-    """The law that made-up studies follow: a = -0.2, b = 0.1, 4e-3 at a million parameters and 3e7 tokens."""
+    """The law of simulated studies: a = -0.2, b = 0.1, 4e-3 at a million parameters and 3e7 tokens."""
     return 4e-3 * (n_params / 1e6) ** -0.2 * (tokens / 3e7) ** 0.1
 
 
@@ -48,17 +48,17 @@ def study(
     skew=1.0,
     height=0.03,
 ):
-    """Runs on a factor-2 grid of lrs; every seed has luck of its own that it keeps over a cell's lrs."""
+    """Simulated runs on a factor-2 grid of lr; each seed has an error that is equal at all lr of a cell."""
     rng, rows = np.random.default_rng(seed), []
     for n_params in sizes:
         for tokens in horizons:
             for run in range(seeds):
-                luck = shared * rng.standard_normal()
+                seed_error = shared * rng.standard_normal()
                 for lr in 4e-3 * 2.0 ** (np.arange(n_lrs) - n_lrs // 2):
                     loss = (
                         floor(n_params, tokens)
                         + height * phi(math.log(lr / optimal(n_params, tokens)), skew)
-                        + luck
+                        + seed_error
                         + noise * rng.standard_normal()
                     )
                     rows.append(
@@ -85,7 +85,7 @@ def fitted(trials):
     return fit(trials)
 
 
-# the basin of one cell
+# the loss basin of one cell
 
 
 @given(st.floats(-3, 3), st.floats(-0.5, 2.5))
@@ -128,9 +128,9 @@ def test_units_of_lr_do_not_matter(factor):
         )
 
 
-def test_luck_a_seed_has_at_every_lr_moves_no_optimum(trials):
-    lucky = trials.assign(loss=trials["loss"] + np.where(trials["seed"] == 1, 0.2, 0.0))
-    for a, b in zip(measure(trials), measure(lucky), strict=True):
+def test_an_error_of_a_seed_that_is_equal_at_every_lr_moves_no_optimum(trials):
+    shifted = trials.assign(loss=trials["loss"] + np.where(trials["seed"] == 1, 0.2, 0.0))
+    for a, b in zip(measure(trials), measure(shifted), strict=True):
         assert b["x"] == pytest.approx(a["x"], abs=0.02)
         assert b["floor_se"] > a["floor_se"]
 
@@ -169,7 +169,7 @@ def test_intervals_of_optima_and_floors_cover_the_truth(shape):
     known = np.abs(floors) < 1.96 * np.array(claimed)
     said = f"{shape}: {np.mean(hits):.2f} covered of {len(hits)}, bias {np.mean(errors):+.3f}; floors {np.mean(known):.2f}, bias {np.mean(floors):+.4f}"
     assert np.mean(hits) >= 0.90 and np.mean(known) >= 0.90, said
-    assert abs(np.mean(floors)) < 0.0015, said  # 0.05 %: no winner's curse
+    assert abs(np.mean(floors)) < 0.0015, said  # 0.05 %: the minimum is not biased low
 
 
 # the law through the optima
@@ -263,13 +263,14 @@ def test_the_answer_depends_on_neither_the_order_of_rows_nor_the_run(trials, fit
         ((3e5, 1e6), HORIZONS, set()),
     ],
 )
-def test_exponents_that_the_runs_cannot_give_are_fixed_and_said(sizes, horizons, fixed):
+def test_exponents_that_the_runs_do_not_identify_are_fixed_with_a_warning(sizes, horizons, fixed):
     found = fit(study(sizes=sizes, horizons=horizons))
     assert {name for name in ("a", "b") if found.params[name].get("fixed")} == fixed
     for name in fixed:
         column = {"a": "n_params", "b": "tokens"}[name]
         assert any(
-            f"`{column}` is the same in every fitted cell" in sentence for sentence in found.status
+            f"`{column}` is the same in every fitted setting" in sentence
+            for sentence in found.status
         )
         assert found.params[name] == {"value": 0.0, "interval": None, "fixed": True}
     predicted = from_fit(found, n_params=2e6, tokens=5e7)
@@ -278,7 +279,7 @@ def test_exponents_that_the_runs_cannot_give_are_fixed_and_said(sizes, horizons,
     json.dumps(predicted.to_dict() | found.to_dict(), allow_nan=False)
 
 
-def test_tokens_in_proportion_to_size_are_not_told_apart():
+def test_tokens_in_proportion_to_size_have_no_exponent_of_their_own():
     runs = study(sizes=SIZES, horizons=(2e7, 6e7, 2.4e8))
     diagonal = runs[np.isclose(runs["tokens"] / runs["n_params"], 60, rtol=0.2)]
     found = fit(diagonal.assign(tokens=diagonal["n_params"] * 60))
@@ -288,7 +289,7 @@ def test_tokens_in_proportion_to_size_are_not_told_apart():
     )  # -0.2 + 0.1
 
 
-# what is left out, and what is said of it
+# runs that are left out, and warnings
 
 
 def accounted(found, trials):
@@ -296,13 +297,13 @@ def accounted(found, trials):
     return not gone & set(found.used) and gone | set(found.used) == set(trials["id"])
 
 
-def test_an_optimum_on_the_edge_is_named_and_not_used(trials):
+def test_an_optimum_at_the_end_of_the_grid_is_not_used_and_warned_about(trials):
     edge = trials[~((trials["n_params"] == 4e6) & (trials["lr"] < 3.9e-3))]
     found = fit(edge)
     said = [sentence for sentence in found.status if "lowest lr of its grid" in sentence]
     assert (
         len(said) == 2
-        and "4e+06 parameters" in said[0]
+        and "4.0M parameters" in said[0]
         and "0.004" in said[0]
         and "below" in said[0]
     )
@@ -328,7 +329,7 @@ def test_diverged_and_failed_runs_are_dropped_with_a_reason(trials):
     assert accounted(found, runs)
 
 
-def test_an_optimum_beside_divergence_says_so(trials):
+def test_a_lowest_loss_next_to_divergence_gives_a_warning(trials):
     runs = trials.copy()
     runs.loc[(runs["n_params"] == 4e6) & (runs["lr"] > 2.9e-3), "status"] = "diverged"
     found = fit(runs)
@@ -338,20 +339,20 @@ def test_an_optimum_beside_divergence_says_so(trials):
     )
 
 
-def test_a_cell_that_diverged_whole_is_said_and_all_cells_is_an_error(trials):
+def test_one_diverged_setting_is_a_warning_and_all_are_an_error(trials):
     runs = trials.copy()
     runs.loc[runs["n_params"] == 4e6, "status"] = "diverged"
     found = fit(runs)
     assert any(
         "no usable run: 14 of 14 diverged" in sentence for sentence in found.status
     ) and accounted(found, runs)
-    with pytest.raises(UserError, match=r"at least one usable cell, but .*14 of 14 diverged"):
+    with pytest.raises(UserError, match=r"at least one usable setting, but .*14 of 14 diverged"):
         fit(trials.assign(status="diverged"))
     with pytest.raises(UserError, match="2 usable learning rates"):
         fit(trials[trials["lr"].between(3e-3, 9e-3)])
 
 
-def test_a_bare_table_will_do(tmp_path):
+def test_a_table_with_only_the_required_columns_is_fitted(tmp_path):
     """No id, seed, status, batch; one run a point; loss not a number where it diverged; from a file."""
     runs = study(seeds=1)[["n_params", "tokens", "lr", "loss"]].copy()
     runs.loc[runs["lr"] > 0.03, "loss"] = math.nan
@@ -408,7 +409,7 @@ def test_of_several_batches_the_best_is_taken_and_one_each_gets_an_exponent():
     assert (
         chosen.law == "lr_nd"
         and chosen.solution["batch_tokens"] == [4096]
-        and "lowest floor" in chosen.status[0]
+        and "lowest loss" in chosen.status[0]
     )
     assert accounted(chosen, several_batches(single=False))
     ndb = fit(several_batches(single=True))
@@ -420,15 +421,16 @@ def test_of_several_batches_the_best_is_taken_and_one_each_gets_an_exponent():
     )
 
 
-def test_settings_mixed_within_a_cell_are_said(trials):
+def test_settings_that_differ_within_a_cell_give_a_warning(trials):
     found = fit(trials.assign(weight_decay=np.where(trials["seed"] == 1, 0.1, 0.0), width=64))
     assert [sentence for sentence in found.status if "differs between runs" in sentence] == [
-        "`weight_decay` differs between runs of the same cell and lr: they are averaged as if it did not"
+        "`weight_decay` differs between runs of the same setting and lr: their losses are averaged; "
+        "fit each value separately if it matters"
     ]
 
 
-def test_runs_of_one_cell_under_two_schedules_are_said(trials):
-    """As of a population's lineages, or of two sweeps put together."""
+def test_two_schedules_in_one_cell_give_a_warning(trials):
+    """As in the lineages of a population, or in two sweeps put together."""
 
     def asked(kinds):
         points = [
@@ -438,12 +440,13 @@ def test_runs_of_one_cell_under_two_schedules_are_said(trials):
         return [
             sentence
             for sentence in fit(trials.assign(point=points)).status
-            if "not alike" in sentence
+            if "not comparable" in sentence
         ]
 
     mixed = asked(np.where(trials["lr"] > trials["lr"].median(), "wsd", "cosine"))
     assert mixed == [
-        "`schedule.kind` differs between runs of one cell: its optimum is read off runs that are not alike"
+        "`schedule.kind` differs between runs of one setting: their losses are not comparable, so its "
+        "optimum is unreliable; fit each value separately"
     ]
     assert asked(["wsd"] * len(trials)) == []
     assert (
@@ -451,17 +454,17 @@ def test_runs_of_one_cell_under_two_schedules_are_said(trials):
     )  # a cell's own
 
 
-def test_a_better_batch_whose_optimum_is_on_the_edge_is_said():
+def test_a_better_batch_size_without_an_optimum_gives_a_warning():
     runs = several_batches(single=False)
     cut = runs[(runs["batch_tokens"] > 5000) | (runs["lr"] < 2.1e-3) | (runs["n_params"] < 3e6)]
     said = [
         sentence
         for sentence in fit(cut).status
-        if "though its loss is below that of the batch size used, 16384" in sentence
+        if "its loss is below that of the batch size used, 16.4k" in sentence
     ]
     assert len(said) == 2 and all(
-        "4e+06 parameters" in sentence
-        and "at batch 4096 has its lowest loss at the highest lr" in sentence
+        "4.0M parameters" in sentence
+        and "at batch size 4.1k has its lowest loss at the highest lr" in sentence
         for sentence in said
     )
 
@@ -469,7 +472,7 @@ def test_a_better_batch_whose_optimum_is_on_the_edge_is_said():
 # predictions
 
 
-def test_a_prediction_carries_the_fits_doubts_its_distance_and_its_batch(fitted):
+def test_a_prediction_has_the_warnings_of_the_fit_the_distance_and_the_batch(fitted):
     said = fitted.loss_law.status
     fitted = replace(fitted, loss_law=None)
     near = from_fit(fitted, n_params=1e6, tokens=3e7)
@@ -479,10 +482,10 @@ def test_a_prediction_carries_the_fits_doubts_its_distance_and_its_batch(fitted)
     assert (
         len(far.warnings) == 1
         and "n_params" in far.warnings[0]
-        and "100 times above" in far.warnings[0]
+        and "100x above" in far.warnings[0]
     )
     below = from_fit(fitted, n_params=1e6, tokens=1e6)
-    assert "20 times below" in below.warnings[0] and "tokens" in below.warnings[0]
+    assert "20x below" in below.warnings[0] and "tokens" in below.warnings[0]
     width = [math.log(p.interval["lr"][1] / p.interval["lr"][0]) for p in (near, far)]
     assert width[1] > width[0]
     other = from_fit(fitted, n_params=1e6, tokens=3e7, batch_tokens=16384)
@@ -699,10 +702,10 @@ def test_a_loss_law_held_out(trials):
     )
 
 
-def test_floors_make_the_loss_law_when_there_is_an_lr_axis(trials):
+def test_the_loss_law_is_fitted_to_minimum_losses_if_there_is_an_lr_axis(trials):
     found = fit(trials, "loss_nd")
     assert found.law == "loss_nd" and found.loss_law is None and len(found.cells) == 6
-    assert any("cannot tell alpha from beta" in sentence for sentence in found.status)
+    assert any("cannot separate alpha from beta" in sentence for sentence in found.status)
     predicted = from_fit(found, n_params=2e6, tokens=5e7)
     assert (
         predicted.lr is None
@@ -754,13 +757,13 @@ def test_public_sweeps_are_predicted_cell_by_cell():
     assert len(found.held_out["cells"]) == 8 and found.solution["batch_tokens"] == [262144]
 
 
-# what a study asks for besides its proxies, and grids that miss the optimum
+# other sweeps of a study, and grids that miss the optimum
 
 
-def test_a_law_through_grid_ends_says_that_it_is_a_bound(trials):
+def test_a_law_fitted_to_grid_ends_warns_that_it_is_a_bound(trials):
     cut = trials[trials["lr"] < 0.0025]  # every cell still falls at the highest lr that is left
     made = fit(cut)
-    assert made.status[0].startswith("no cell has its optimum inside its lr grid")
+    assert made.status[0].startswith("no setting has its lowest loss inside its lr grid")
     assert sum(
         "lowest loss at the highest lr of its grid" in sentence for sentence in made.status
     ) == len(SIZES) * len(HORIZONS)
@@ -775,7 +778,7 @@ def test_comparisons_and_validation_are_dropped_with_the_reason(trials):
     made = fit(pd.concat([trials.assign(sweep="main"), other]))
     assert made.params == fit(trials).params
     assert {run: made.dropped[run] for run in other["id"]} == dict.fromkeys(
-        other["id"], "of the sweep 'sp', not of the study's proxies"
+        other["id"], "belongs to the sweep 'sp', not to the study's proxies"
     )
 
 

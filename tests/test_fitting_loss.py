@@ -1,4 +1,4 @@
-"""The loss-law solver, its resamples, forms and bad input, against scipy, closed forms, published numbers and simulations with a known truth."""
+"""The loss law: solver, resamples, forms and bad input, compared with scipy and simulations."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from scaletune.cli import main
 from scaletune.errors import UserError
 from scaletune.fitting import compare_forms, fit
 from scaletune.fitting.loss import functional_forms
-from scaletune.fitting.loss.discrepancy import SHARES, alike, scales
+from scaletune.fitting.loss.discrepancy import SHARES, correlation, log_scales
 from scaletune.fitting.loss.law import DESCRIBE, NAMES, PREDICT, Estimator, draw, refit, solve
 from scaletune.fitting.loss.overtraining import fit_overtraining
 from scaletune.fitting.loss.record import fit_loss_law
@@ -23,7 +23,7 @@ from scaletune.fitting.loss.uncertainty import covariance, influence, profile_in
 from scaletune.fitting.loss.variable_projection import Problem, _nonnegative
 from scaletune.fitting.stats import resampling
 from scaletune.fitting.stats.robust import SQUARES, Huber, Student
-from scaletune.fitting.table import odd_units
+from scaletune.fitting.table import unit_warnings
 from scaletune.predicting import from_fit
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -43,7 +43,7 @@ def grid(sizes=5, horizons=5):
     )
 
 
-def made_up(seed=0, sd=0.004, sizes=5, horizons=5, law=chinchilla):
+def simulated(seed=0, sd=0.004, sizes=5, horizons=5, law=chinchilla):
     n, d = grid(sizes, horizons)
     return n, d, law(n, d) * np.exp(sd * np.random.default_rng(seed).standard_normal(len(n)))
 
@@ -54,7 +54,7 @@ def frame(n, d, loss, **others):
 
 @pytest.fixture(scope="module")
 def runs():
-    return made_up()
+    return simulated()
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +103,8 @@ def test_derivatives_are_those_of_finite_differences(form, power, runs):
     n, d, loss = runs
     columns = {"n_params": n, "tokens": d}
     size = len(form.names)
-    problem = functional_forms.pose(
-        form, functional_forms.shape(form, form.centre(columns)), columns, loss
+    problem = functional_forms.build_problem(
+        form, functional_forms.make_shape(form, form.centre(columns)), columns, loss
     )
     problem = replace(
         problem,
@@ -140,7 +140,7 @@ def test_nonnegative_least_squares_are_scipys(seed):
     np.testing.assert_allclose(ours, optimize.nnls(design, right)[0], atol=1e-8)
 
 
-def test_squares_in_logs_are_what_scipy_finds_when_told_where_to_start(runs):
+def test_squares_in_logs_equal_scipy_from_a_given_start(runs):
     n, d, loss = runs
     solved = solve(n, d, loss, estimator=Estimator(cost=SQUARES))
 
@@ -161,10 +161,14 @@ def test_squares_in_logs_are_what_scipy_finds_when_told_where_to_start(runs):
     )  # theirs is not robust
 
 
-def test_residuals_of_the_loss_itself_are_what_scipy_finds(runs):
+def test_residuals_of_the_loss_itself_equal_scipy(runs):
     n, d, loss = runs
     solved = solve(
-        n, d, loss, estimator=Estimator(cost=SQUARES, linear=True), fixed={"beta": "alpha"}
+        n,
+        d,
+        loss,
+        estimator=Estimator(cost=SQUARES, linear_residuals=True),
+        fixed={"beta": "alpha"},
     )
     x, y = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
     theirs = optimize.least_squares(
@@ -368,7 +372,7 @@ def alike_runs(rng, share, sd=0.006):
     n, d = np.append(n, np.full(5, 4e9)), np.append(d, np.geomspace(2e9, 7e10, 5))
     at = np.log(np.column_stack([n, d]))
     errors = np.linalg.cholesky(
-        share * alike(at, at) + (1 - share) * np.eye(45)
+        share * correlation(at, at) + (1 - share) * np.eye(45)
     ) @ rng.standard_normal(45)
     return n, d, chinchilla(n, d) * np.exp(sd * errors)
 
@@ -393,23 +397,23 @@ def test_intervals_cover_larger_runs_whether_errors_are_shared_or_not(share):
     assert 0.85 <= np.mean(hits) <= 0.97 and np.median(wide) < 0.06
 
 
-def test_what_near_runs_miss_is_a_conditional_normal_mean_at_the_likeliest_share():
+def test_the_discrepancy_is_a_conditional_normal_mean_at_the_most_likely_share():
     """The share against restricted likelihoods by scipy on contrasts free of the law; the mean at a target by the joint normal's formula."""
     n, d, loss = (column[:40] for column in alike_runs(np.random.default_rng(3), 0.9))
     solved = solve(n, d, loss, estimator=PREDICT)
-    at, left = scales(solved), solved.residuals
+    at, left = log_scales(solved), solved.residuals
     contrasts = linalg.null_space(influence(solved)[1].T).T
 
     def likelihood(share):
-        spread = contrasts @ (share * alike(at, at) + (1 - share) * np.eye(40)) @ contrasts.T
+        spread = contrasts @ (share * correlation(at, at) + (1 - share) * np.eye(40)) @ contrasts.T
         sill = contrasts @ left @ np.linalg.solve(spread, contrasts @ left) / len(contrasts)
         return stats.multivariate_normal(cov=sill * spread).logpdf(contrasts @ left)
 
     share = max(SHARES, key=likelihood)
     target = np.log([[3e9, 5e10]])
-    both = share * alike(np.vstack([at, target]), np.vstack([at, target])) + (1 - share) * np.eye(
-        41
-    )
+    both = share * correlation(np.vstack([at, target]), np.vstack([at, target])) + (
+        1 - share
+    ) * np.eye(41)
     expected = both[-1, :40] @ np.linalg.solve(both[:40, :40], left)
     made = fit_record(fit_loss_law(n, d, loss, n_draws=2, estimator=PREDICT), n, d)
     law = chinchilla(3e9, 5e10, solved.vector)
@@ -428,7 +432,7 @@ def test_runs_that_follow_the_form_add_nothing(runs):
         ).any()
     )
     described = fit(
-        frame(*made_up(sd=0.01)), "chinchilla"
+        frame(*simulated(sd=0.01)), "chinchilla"
     )  # the published law predicts what its formula says
     assert from_fit(described, n_params=1e9, tokens=1e10).loss == pytest.approx(
         chinchilla(1e9, 1e10, described.solution["vector"])
@@ -453,8 +457,8 @@ def test_one_size_up_on_public_cells():
     assert made.held_out["loss_coverage"] == 1.0
 
 
-def test_the_prior_gives_way_to_data_and_holds_without():
-    rich, poor = made_up(sd=1e-4, sizes=8, horizons=8), made_up(sd=0.05, sizes=3, horizons=3)
+def test_the_prior_matters_only_with_few_data():
+    rich, poor = simulated(sd=1e-4, sizes=8, horizons=8), simulated(sd=0.05, sizes=3, horizons=3)
     assert solve(*rich, estimator=PREDICT).vector[3:] == pytest.approx(TRUTH[3:], abs=0.01)
     assert solve(*poor, estimator=PREDICT).vector[3:] == pytest.approx((0.36, 0.36), abs=0.12)
     assert (
@@ -480,16 +484,16 @@ def test_blocks_of_checkpoints_are_narrower_than_whole_runs():
     data = [table[column].to_numpy() for column in ("n_params", "tokens", "loss")]
     solved = solve(*data, cluster=np.repeat(np.arange(25), 8))
     whole, parts = (draw(solved, 60, kind)[:, 3].std() for kind in ("pairs", "blocks"))
-    assert parts < 0.7 * whole  # luck that a run keeps is in no block of it
+    assert parts < 0.7 * whole  # a block has no part of the error that a whole run shares
 
 
 def checkpoints(**others):
     n = np.repeat(np.geomspace(3e7, 3e9, 25), 8)
     d = np.tile(np.arange(1, 9) * 5e9, 25)
     rng = np.random.default_rng(1)
-    luck = np.repeat(0.01 * rng.standard_normal(25), 8)
+    run_error = np.repeat(0.01 * rng.standard_normal(25), 8)
     return frame(
-        n, d, chinchilla(n, d) * np.exp(luck + 0.0005 * rng.standard_normal(200)), **others
+        n, d, chinchilla(n, d) * np.exp(run_error + 0.0005 * rng.standard_normal(200)), **others
     )
 
 
@@ -509,18 +513,19 @@ def test_checkpoints_of_one_run_are_found_and_resampled_together(named):
 
 
 @public
-def test_public_trajectories_are_told_from_public_horizons():
+def test_public_trajectories_are_distinguished_from_token_budgets():
     gemstones, overtraining = (
         pd.read_csv(DATA / f"{name}_dev.csv") for name in ("gemstones", "overtraining_104")
     )
     whole = gemstones[gemstones["schedule"] == "constant"]
-    assert len(set(resampling.clusters(whole)[0])) == whole["model"].nunique()
+    assert len(set(resampling.find_clusters(whole)[0])) == whole["model"].nunique()
     assert (
-        len(set(resampling.clusters(whole.drop(columns="run_id"))[0])) == whole["model"].nunique()
+        len(set(resampling.find_clusters(whole.drop(columns="run_id"))[0]))
+        == whole["model"].nunique()
     )
     assert (
-        resampling.clusters(overtraining)[1] == ""
-        and resampling.clusters(overtraining.drop(columns="run_id"))[1] == ""
+        resampling.find_clusters(overtraining)[1] == ""
+        and resampling.find_clusters(overtraining.drop(columns="run_id"))[1] == ""
     )
 
 
@@ -541,7 +546,7 @@ def broken(n, d):
     ("law", "named"), [(kaplan, "kaplan"), (broken, "broken"), (chinchilla, None)]
 )
 def test_the_form_that_runs_follow_is_named(law, named):
-    data = made_up(law=law, sd=0.001, sizes=7, horizons=8)
+    data = simulated(law=law, sd=0.001, sizes=7, horizons=8)
     table = compare_forms(frame(*data)).set_index("form")
     assert set(table.columns) == {"k", "scatter", "aicc", "left_out", "one_size_up"}
     made = fit(frame(*data), "chinchilla")
@@ -575,28 +580,28 @@ def test_aicc_of_the_winner_is_that_of_scipys_likelihood(runs):
     assert row["k"] == 6 and row["aicc"] == pytest.approx(best + 12 + 2 * 6 * 7 / (25 - 7), abs=0.1)
 
 
-def test_no_law_through_unrelated_losses_is_called_a_fit():
+def test_unrelated_losses_give_a_warning():
     n, d = grid()
     made = fit(frame(n, d, np.random.default_rng(1).uniform(2, 4, 25)), "chinchilla")
-    assert any("the form does not fit these runs" in sentence for sentence in made.status)
+    assert any("the loss law does not fit these runs" in sentence for sentence in made.status)
 
 
 # bad input
 
 
-def test_what_the_scales_cannot_tell_and_what_to_add():
-    n, d, loss = made_up(sizes=3, horizons=2)
+def test_parameters_that_are_not_identified_and_the_runs_to_add():
+    n, d, loss = simulated(sizes=3, horizons=2)
     status = " ".join(fit(frame(n, d, loss), "chinchilla").status)
     assert (
-        "3 sizes and 2 token counts cannot tell alpha from beta" in status
-        and "runs at 1 more token count would identify both" in status
+        "3 sizes and 2 token budgets cannot separate alpha from beta" in status
+        and "add runs at 1 more token budget to identify both exponents" in status
     )
-    n, d, loss = made_up(sizes=2, horizons=2)
-    assert "runs at 1 more size and runs at 1 more token count would identify both" in " ".join(
+    n, d, loss = simulated(sizes=2, horizons=2)
+    assert "add runs at 1 more size and 1 more token budget to identify both exponents" in " ".join(
         fit(frame(n, d, loss), "chinchilla").status
     )
-    n, d, loss = made_up(sizes=1, horizons=5)
-    assert "runs at a second value of `n_params` would give it one" in " ".join(
+    n, d, loss = simulated(sizes=1, horizons=5)
+    assert "add runs at a second value of `n_params`" in " ".join(
         fit(frame(n, d, loss), "chinchilla").status
     )
 
@@ -617,11 +622,11 @@ def test_duplicates_failures_and_nan_are_dropped_with_the_reason(runs):
     )
     made = fit(more, "chinchilla")
     assert made.dropped == {
-        "row25": "the same settings and loss as another run: a duplicate",
+        "row25": "duplicate: the same settings and loss as another run",
         "row26": made.dropped["row25"],
         "row27": "diverged",
     }
-    assert "2 runs repeat the settings and loss of another: dropped" in made.status
+    assert "2 runs repeat the settings and loss of another run: dropped" in made.status
     assert made.objective == pytest.approx(fit(table, "chinchilla").objective, rel=1e-9)
 
 
@@ -632,7 +637,7 @@ def test_tokens_are_taken_from_flops_in_floating_point(runs):
     made = fit(whole.drop(columns="tokens").assign(flops=flops), "chinchilla")
     assert (
         made.objective == pytest.approx(fit(whole, "chinchilla").objective, rel=1e-6)
-        and "`tokens` was taken as flops" in made.status[0]
+        and "`tokens` is computed as flops" in made.status[0]
     )
     with np.errstate(over="ignore"):
         wrapped = 6 * whole["n_params"] * 100 * whole["tokens"]  # int64
@@ -647,13 +652,17 @@ def test_tokens_are_taken_from_flops_in_floating_point(runs):
         (
             {"tokenizer": ["a", "b"] * 12 + ["a"]},
             {},
-            "a loss law is of one `tokenizer`, but the runs have 'a', 'b'",
+            "a loss law needs runs with one `tokenizer`, but got 'a', 'b'",
         ),
-        ({"loss_unit": ["nats", "bits"] * 12 + ["nats"]}, {}, "a loss law is of one `loss_unit`"),
+        (
+            {"loss_unit": ["nats", "bits"] * 12 + ["nats"]},
+            {},
+            "a loss law needs runs with one `loss_unit`",
+        ),
         (
             {},
             {"fixed": {"E": 2.4}},
-            r"every loss must lie above the fixed floor E = 2.4, but \d+ of 25 do not",
+            r"every loss must be above the fixed irreducible loss E = 2.4, but \d+ of 25 are not",
         ),
         (
             {},
@@ -668,15 +677,15 @@ def test_tokens_are_taken_from_flops_in_floating_point(runs):
         ({"n_params": [0.0] * 25}, {}, "`n_params` must be a number above 0"),
     ],
 )
-def test_users_mistakes_are_one_sentence(runs, change, options, said):
+def test_user_errors_are_one_sentence(runs, change, options, said):
     with pytest.raises(UserError, match=said):
         fit(frame(*runs).assign(**change), "chinchilla", **options)
 
 
-def test_mixed_data_sets_are_said(runs):
+def test_mixed_data_sets_give_a_warning(runs):
     made = fit(frame(*runs, train_dataset=["x", "y"] * 12 + ["x"]), "chinchilla")
-    assert (
-        "`train_dataset` differs between runs (2 values): one law goes through all" in made.status
+    assert any(
+        "`train_dataset` differs between runs (2 values)" in sentence for sentence in made.status
     )
 
 
@@ -748,7 +757,7 @@ def test_published_overtraining_laws_and_their_predictions_are_reproduced():
 
 
 def test_overtraining_needs_runs():
-    with pytest.raises(UserError, match="needs 4 runs or more, but got 1"):
+    with pytest.raises(UserError, match="needs at least 4 runs, but got 1"):
         fit_overtraining(frame([1e8], [2e9], [3.0]))
 
 
@@ -764,13 +773,13 @@ def test_problems_of_many_rows_and_of_one_are_the_same_problem(runs):
 
 
 @pytest.mark.parametrize("column", ["tokens", "batch_tokens"])
-def test_counts_that_cannot_be_counts_are_said(column):
+def test_columns_with_odd_units_give_a_warning(column):
     """Billions in the place of tokens, sequences in the place of a batch in tokens."""
     table = pd.DataFrame(
         {"n_params": [1e8, 1e9], "tokens": [2e9, 2e10], "batch_tokens": [65536.0, 65536.0]}
     )
-    assert odd_units(table) == []
-    said = odd_units(
+    assert unit_warnings(table) == []
+    said = unit_warnings(
         table.assign(**{column: table[column] / (1e9 if column == "tokens" else 2048)})
     )
-    assert len(said) == 1 and column in said[0] and said[0].endswith("in every row?")
+    assert len(said) == 1 and column in said[0] and said[0].endswith("in every row")

@@ -6,8 +6,8 @@ import pytest
 
 from scaletune.laws import CATALOGUE, law
 from scaletune.laws.moe import joint_terms
-from scaletune.laws.precision import kept
-from scaletune.laws.repetition import worth
+from scaletune.laws.precision import effective_share
+from scaletune.laws.repetition import effective_amount
 
 TABLE = Path(__file__).parents[1] / "../shared/facts/laws.yaml"
 yaml = pytest.importorskip("yaml")
@@ -54,10 +54,10 @@ STEPS = {
     "cosine_72000": "cosine:72000:2160:3e-4:3e-5",
 }
 BETWEEN = {  # what a law computes on its way
-    ("muennighoff", "Dp"): lambda at, found: worth(
+    ("muennighoff", "Dp"): lambda at, found: effective_amount(
         at["D"], at["U"], law("muennighoff").coefficients["R_Dstar"]
     ),
-    ("precision", "f_w"): lambda at, found: kept(
+    ("precision", "f_w"): lambda at, found: effective_share(
         at["Pw"], *(law("precision").coefficients[name] for name in ("gw", "nw"))
     ),
     ("kaplan_L_Cmin", "C_flops"): lambda at, found: at["C"],

@@ -1,4 +1,4 @@
-"""Asking laws: what is needed, what is taken for what, what is refused; the commands `laws` and `predict`."""
+"""Inputs of laws: needed, substituted and refused ones; the commands `laws` and `predict`."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def ask(capsys, line):
         ),
         (
             "--law meituan_lr --loss 3 --given lam=2",
-            "meituan_lr has no published value of alpha, the exponent of the loss: give your own",
+            "meituan_lr has no published value of alpha (exponent of the loss): give your own",
         ),
         ("", "predict: the following arguments are required: --n-params, --tokens"),
         ("--n-params 1e9 --loss 3", "predict: the following arguments are required: --tokens"),
@@ -99,7 +99,7 @@ def test_every_quantity_is_given_by_the_option_it_names(name, capsys):
         (
             "kaplan_L_N",
             {"n_active": 1e9},
-            r"needs n_params .*; n_active counts other parameters and is not taken for it$",
+            r"needs n_params .*; n_active counts other parameters and does not replace it$",
         ),
         (
             "porian_lr_bs",
@@ -142,14 +142,14 @@ def test_the_count_a_law_is_of_comes_without_a_warning():
         ({"flops": 7}, r"1 PF-day is 8.64e19"),
         (
             {"batch_seqs": 256},
-            "`batch_seqs` is no quantity that laws are asked by: give batch_tokens, which is tokens: sequences",
+            "`batch_seqs` is not an input of laws: give batch_tokens, in tokens: sequences",
         ),
         (
             {"N": 1e9},
-            r"`N` is no quantity .*: give n_params \(no embedding, no head\), n_params_total",
+            r"`N` is not an input of laws: give n_params \(without embedding and head\), n_params_total",
         ),
         ({"epochs": 4}, "give unique_tokens = tokens / epochs"),
-        ({"widht": 64}, r"`widht` is no quantity that laws are asked by \(nearest: 'width'\)"),
+        ({"widht": 64}, r"`widht` is not an input of laws \(nearest: 'width'\)"),
         (
             {"sparsity": 1},
             "`sparsity` must be a finite number of at least 0 and below 1, but got 1",
@@ -166,7 +166,7 @@ def test_units_mixed_up_are_refused(given, said):
 def test_what_the_law_knows_nothing_of_is_said():
     repeated = from_law("besiroglu", n_params_total=1e9, tokens=2e10, unique_tokens=5e9)
     assert repeated.warnings == [
-        "unique_tokens 5e+09 is not used: the law knows nothing of it, and takes the 4 epochs as one"
+        "unique_tokens 5.0B is not used: the law has no such input and treats the 4 epochs as new data"
     ]
     assert from_law("besiroglu", n_params_total=1e9, tokens=2e10, unique_tokens=2e10).warnings == []
     assert any(
@@ -178,8 +178,8 @@ def test_what_the_law_knows_nothing_of_is_said():
 def test_defaults_are_said():
     dense = from_law("jointmoe_lr", n_params=1e9)
     assert dense.lr == pytest.approx(0.0002258035, rel=1e-6)
-    assert any(said.startswith("n_experts was not given: 1 is taken") for said in dense.warnings)
-    assert any("as in a dense model" in said for said in dense.warnings)
+    assert any(said.startswith("n_experts not given: 1 is used") for said in dense.warnings)
+    assert any("as for a dense model" in said for said in dense.warnings)
 
 
 def test_repetition_is_asked_by_unique_tokens():
@@ -191,7 +191,7 @@ def test_repetition_is_asked_by_unique_tokens():
     assert from_law("muennighoff", **given, unique_tokens=25e9).warnings == []
     assert any("U = D" in said for said in from_law("muennighoff", **given).warnings)
     assert any(
-        "epochs 1e+03 is 2x above" in said
+        "epochs 1000 is 2x above" in said
         for said in from_law("muennighoff", n_params=1e9, tokens=1e11, unique_tokens=1e8).warnings
     )
 
@@ -203,7 +203,7 @@ def test_steps_follow_from_tokens_and_batch():
         from_law("kaplan_L_NS", **asked, tokens=2e11),
     )
     assert given.loss == derived.loss == pytest.approx(2.400514, rel=1e-5)
-    assert any("tokens / batch_tokens = 2e+05 was used" in said for said in derived.warnings)
+    assert any("tokens / batch_tokens = 2e+05 is used" in said for said in derived.warnings)
 
 
 def test_a_batch_of_less_than_a_sequence_is_asked_about():
@@ -279,16 +279,16 @@ def test_side_by_side_lr_and_batch_of_two_laws_are_kept_apart():
     lr, batch = from_laws(["bjorck_lr", "powerlines_bopt"], n_params=1e9, tokens=1e11)
     assert (
         lr.warnings[0]
-        == "it gives no batch_tokens: do not pair its lr with the batch_tokens of powerlines_bopt, fitted apart from it"
+        == "this law gives no batch_tokens: do not combine its lr with the batch_tokens of powerlines_bopt, which was fitted separately"
     )
     assert (
         batch.warnings[0]
-        == "it gives no lr: do not pair its batch_tokens with the lr of bjorck_lr, fitted apart from it"
+        == "this law gives no lr: do not combine its batch_tokens with the lr of bjorck_lr, which was fitted separately"
     )
     (alone,) = from_laws(["bjorck_lr"], n_params=1e9, tokens=1e11)
-    assert not any("do not pair" in said for said in alone.warnings)
+    assert not any("this law gives no" in said for said in alone.warnings)
     assert not any(
-        "do not pair" in said
+        "this law gives no" in said
         for said in from_laws(["steplaw_lr_bs", "powerlines_bopt"], **SCALE)[0].warnings
     )
 
@@ -296,11 +296,11 @@ def test_side_by_side_lr_and_batch_of_two_laws_are_kept_apart():
 @pytest.mark.parametrize(
     ("law_id", "words"),
     [
-        ("steplaw_lr_bs", "with batch_tokens 4.419e+05, its own"),
-        ("bjorck_lr", "with batch_tokens 5e+05, that of its runs"),
-        ("surge_lr", "with the batch given"),
-        ("bjorck_horizon_rule", "with the batch of the tuned run"),
-        ("jointmoe_lr", "with the batch of its own runs"),
+        ("steplaw_lr_bs", "at the predicted batch size, 442k tokens"),
+        ("bjorck_lr", "at the batch size of its runs, 500k tokens"),
+        ("surge_lr", "at the given batch size"),
+        ("bjorck_horizon_rule", "at the batch size of the tuned run"),
+        ("jointmoe_lr", "at the batch size of its runs"),
         ("besiroglu", ""),
     ],
 )
@@ -313,7 +313,7 @@ def test_every_row_of_a_comparison_says_which_batch_its_lr_belongs_to(capsys):
     _, out, _ = ask(capsys, "predict --n-params 1e9 --tokens 2e10")
     rows = [line for line in out.splitlines() if re.search(r"^\S+ +lr ", line)]
     assert len(rows) == 10 and all(
-        re.search(r"  with (the batch|batch_tokens \S+, )", row) for row in rows
+        re.search(r"  at the (predicted )?batch size", row) for row in rows
     )
 
 
@@ -321,7 +321,7 @@ def test_a_comparison_takes_what_some_of_its_laws_leave_open():
     passing, loss = from_laws(["passuntil", "besiroglu"], **SCALE, c=10, alpha=0.1)
     assert passing.values["pass_rate"] == pytest.approx(math.exp(-10 * 1e9**-0.1), rel=1e-12)
     assert loss.loss == pytest.approx(2.53005032368, rel=1e-9)
-    with pytest.raises(UserError, match="`gamma` is no quantity that laws are asked by"):
+    with pytest.raises(UserError, match="`gamma` is not an input of laws"):
         from_laws(["passuntil", "besiroglu"], **SCALE, c=10, alpha=0.1, gamma=1)
 
 
@@ -391,7 +391,9 @@ def test_loss_is_read_within_the_schedule():
     ):
         from_law("mpl_25m", lr_schedule="cosine:600:60:3e-4:3e-5", steps=601)
     other = from_law("mpl_25m", lr_schedule="cosine:6000:60:6e-4:0", steps=6000)
-    assert any("peak_lr 0.0006 is 2x the 0.0003 of all its runs" in said for said in other.warnings)
+    assert any(
+        "peak_lr 0.0006 is 2x the 0.0003 of all runs of this law" in said for said in other.warnings
+    )
 
 
 def test_constant_lr_has_nothing_to_anneal():
@@ -448,7 +450,7 @@ def test_choice_of_laws(capsys, choice, some, none):
         ),
         (
             "laws kaplan_lr --confirmed",
-            "`laws` takes an id or a choice of laws, but got both, `kaplan_lr` and --confirmed",
+            "`laws` takes an id or filters, but got both `kaplan_lr` and --confirmed",
         ),
         (
             "predict --law kaplan_lr --n-params 1e9 --given width",
@@ -471,7 +473,7 @@ def test_mistake_is_one_line(capsys, line, said):
 
 def test_what_was_asked_comes_first(capsys):
     assert ask(capsys, "predict --law wd_data_constrained")[1].startswith(
-        "at what laws take by default\nwd_data_constrained "
+        "at the laws' default inputs\nwd_data_constrained "
     )
     assert ask(capsys, "predict --law besiroglu --given n-params-total=1e9 --tokens 2e10")[
         1
@@ -482,7 +484,7 @@ def test_what_was_asked_comes_first(capsys):
 
 
 def test_nothing_chosen_is_said(capsys):
-    assert ask(capsys, "laws --text zzz") == (0, "no law is like that\n", "")
+    assert ask(capsys, "laws --text zzz") == (0, "no law matches\n", "")
 
 
 def ask_fit(**given):
@@ -494,11 +496,11 @@ def ask_fit(**given):
 
 def test_a_fit_is_asked_by_its_columns_alone():
     with pytest.raises(
-        UserError, match="a fit is asked by n_params, tokens, batch_tokens alone, but got loss"
+        UserError, match="a fit takes only n_params, tokens, batch_tokens, but got loss"
     ):
         ask_fit(loss=3)
     with pytest.raises(
-        UserError, match="a fit is asked by n_params and tokens, but tokens was not given"
+        UserError, match="a fit needs n_params and tokens, but tokens was not given"
     ):
         ask_fit(tokens=None)
 
@@ -506,4 +508,4 @@ def test_a_fit_is_asked_by_its_columns_alone():
 def test_a_law_that_gives_nothing_here_is_named_all_the_same(capsys):
     """Kaplan's lr falls below zero at 1e13 parameters: its warnings are not left without a name."""
     assert cli.main(["predict", "--law", "kaplan_lr", "--n-params", "1e13"]) == 0
-    assert "kaplan_lr                gives nothing here\n" in capsys.readouterr().out
+    assert "kaplan_lr                gives nothing for these inputs\n" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Pictures are data, then ink: the data against closed forms and hand-made tables, the ink against the data."""
+"""Pictures: the arrays against closed forms and small tables, the drawing against the arrays."""
 
 import ast
 import math
@@ -159,7 +159,7 @@ def test_cells_are_points_with_intervals_of_their_standard_errors():
         },
     ]
     short, long = cell_points(cells)
-    assert (short.label, short.x, short.y) == ("50M tokens", [1e6], [4e-3])
+    assert (short.label, short.x, short.y) == ("50.0M tokens", [1e6], [4e-3])
     assert (long.label, long.x, long.y) == ("100M tokens", [2e6], [3e-3])
     assert long.low == pytest.approx([3e-3 * math.exp(-0.196)]) and long.high == pytest.approx(
         [3e-3 * math.exp(0.196)]
@@ -192,21 +192,21 @@ def test_a_held_out_cell_that_could_not_be_measured_is_its_prediction(fitted):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "said"),
+    ("tokens", "label"),
     [
         (512, "512 tokens"),
         (102400, "102k tokens"),
-        (999_960, "1M tokens"),
+        (999_960, "1.0M tokens"),
         (1.4e12, "1.4T tokens"),
-        (2e9, "2B tokens"),
-        (1e6, "1M tokens"),
+        (2e9, "2.0B tokens"),
+        (1e6, "1.0M tokens"),
     ],
 )
-def test_tokens_are_said_in_three_digits(tokens, said):
-    assert tokens_label(tokens) == said
+def test_token_budgets_are_labeled_with_suffixes(tokens, label):
+    assert tokens_label(tokens) == label
 
 
-# --- ink -------------------------------------------------------------------------------------------------------------
+# --- drawing -------------------------------------------------------------------------------------------------------------
 
 
 def test_basins_are_drawn_as_they_are(ax):
@@ -277,7 +277,7 @@ def test_every_horizon_is_drawn_however_many(fitted, ax):
 
 
 def test_a_horizon_without_a_measured_optimum_has_its_curve_alone(fitted, ax):
-    draw_law([law_curve(fitted, 2e7)], [Points("20M tokens", [], [])], [], ax)
+    draw_law([law_curve(fitted, 2e7)], [Points("20.0M tokens", [], [])], [], ax)
     assert [len(line.get_xdata()) for line in ax.get_lines() if len(line.get_xdata())] == [60]
 
 
@@ -313,7 +313,7 @@ def test_the_law_figure_shows_lr_and_loss(validated):
         "loss at the optimum, nats per token",
     )
     assert {box.get_label() for box in lr.containers} == {
-        "20M tokens", "60M tokens", "held out, 120M tokens: predicted", "held out, 120M tokens: measured",
+        "20.0M tokens", "60.0M tokens", "held out, 120M tokens: predicted", "held out, 120M tokens: measured",
     }  # fmt: skip
     alone = plotting.law_figure(replace(validated, loss_law=None)).axes
     assert [ax.get_ylabel() for ax in alone] == ["optimal learning rate"]
@@ -353,7 +353,7 @@ def drawn_from(trials, monkeypatch, out):
 def test_plot_shows_a_horizon_a_panel_of_the_studys_own_trials(trials, monkeypatch, tmp_path):
     others = trials.assign(sweep="sp", loss=99.0, id=trials["id"] + "sp")
     panels = drawn_from(pd.concat([trials.assign(sweep="main"), others]), monkeypatch, tmp_path)
-    assert list(panels) == ["20M tokens", "60M tokens"]
+    assert list(panels) == ["20.0M tokens", "60.0M tokens"]
     assert all((rows["sweep"] == "main").all() and len(rows) == 42 for rows in panels.values())
     assert [len(rows) for rows in drawn_from(others, monkeypatch, tmp_path).values()] == [42, 42]
 
@@ -371,7 +371,7 @@ def test_plot_leaves_out_what_did_not_finish(trials, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"lr": "fast"}, "`lr` must be a number above 0 in every trial, but row 0 has 'fast'"),
         ({"lr": -1.0}, "`lr` must be a number above 0 in every trial, but row 0 has -1"),
@@ -381,16 +381,16 @@ def test_plot_leaves_out_what_did_not_finish(trials, monkeypatch, tmp_path):
         ),
         (
             {"loss": None},
-            "records need at least one finished trial to be drawn, but of 84 none is done",
+            "records must contain at least one finished trial to be drawn, but none of 84 is done",
         ),
         (
             {"status": "diverged"},
-            "records need at least one finished trial to be drawn, but of 84 none is done",
+            "records must contain at least one finished trial to be drawn, but none of 84 is done",
         ),
     ],
 )
-def test_records_that_cannot_be_drawn_are_refused(trials, tmp_path, change, said):
-    with pytest.raises(UserError, match=f"^{said}$"):
+def test_records_that_cannot_be_drawn_are_refused(trials, tmp_path, change, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
         plotting.plot(trials.assign(**change), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -401,11 +401,14 @@ def test_records_without_a_column_are_refused(trials, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [({"law": "loss_nd"}, "no runs of its own to draw"), ({"cells": []}, "must hold the cells")],
+    ("change", "message"),
+    [
+        ({"law": "loss_nd"}, "no runs of its own to draw"),
+        ({"cells": []}, "must contain its settings"),
+    ],
 )
-def test_a_fit_that_cannot_be_drawn_is_refused(fitted, tmp_path, change, said):
-    with pytest.raises(UserError, match=said):
+def test_a_fit_that_cannot_be_drawn_is_refused(fitted, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
         plotting.plot(replace(fitted, **change), tmp_path)
 
 
@@ -437,4 +440,7 @@ def test_horizons_a_rounding_apart_are_one_set():
         {"tokens": tokens, "n_params": 1e8, "status": "ok", "lr": 1e-3, "se": 0.1}
         for tokens in (4.0e9, 3.999e9, 8e9)
     ]
-    assert [points.label for points in plotting.cell_points(cells)] == ["4B tokens", "8B tokens"]
+    assert [points.label for points in plotting.cell_points(cells)] == [
+        "4.0B tokens",
+        "8.0B tokens",
+    ]

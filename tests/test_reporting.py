@@ -1,4 +1,4 @@
-"""What a fit says in words, and the page it makes: against hand-made cells and tables, read back by an HTML parser."""
+"""Reports: text lines and the HTML page of small examples; the page is read by an HTML parser."""
 
 import base64
 import math
@@ -22,20 +22,34 @@ from scaletune.reporting import (
     transfer_lines,
     validation_lines,
 )
+from scaletune.transferring.answer import text as answer_text
+from scaletune.units import human
 
 CELL = {
     "n_params": 1234567.0, "tokens": 2e8, "status": "ok", "predicted_lr": 2e-3, "measured_lr": 4e-3, "ratio": 0.5, "covered": True,
     "interval": {"lr": [1e-3, 5e-3], "loss": [2.5, 2.7]}, "predicted_loss": 2.6, "measured_loss": 2.55, "loss_covered": True,
     "loss_at_predicted": 2.6, "best_loss": 2.5, "best_lr": 3.9e-3, "loss_excess": 0.04,
 }  # fmt: skip
-ANSWER = {  # as `scaletune.transferring.answer.settings.answer` makes it
-    "settings": {"lr": {"value": 1.5e-3, "source": "fitted"}, "batch_tokens": {"value": 512, "source": "as the target asks"}},
-    "loss": {"value": 2.2, "interval": [2.0, 2.4], "unit": "nats per token", "source": "fitted: law loss_nd"},
-    "off_by_2x": {
-        "lr": {"half": 0.01, "double": 0.02, "range": None, "source": "one cell"}, "batch_tokens": {"half": None, "source": "no basin"},
+ANSWER = {  # as `scaletune.transferring.answer.settings.build_answer` makes it
+    "level": 0.95,
+    "settings": {
+        "lr": {
+            "value": 1.5e-3, "interval": [1e-3, 2e-3], "band": [1.1e-3, 1.9e-3], "source": "fitted",
+        },
+        "batch_tokens": {"value": 512, "source": "set by the target"},
     },
-    "flops": {"total": 3e16, "exact_a_token": 3e7}, "time": None, "split": None, "memory_bytes_a_gpu": None, "fits": None,
-    "cost_notes": ["no GPUs"], "priors": [{"says": "weight decay times 2", "values": {"weight_decay": 0.2}}],
+    "loss": {
+        "value": 2.2, "interval": [2.0, 2.4], "unit": "nats per token",
+        "source": "fitted: law loss_nd",
+    },
+    "off_by_2x": {
+        "lr": {"half": 0.01, "double": 0.02, "range": None, "source": "one setting"},
+        "batch_tokens": {"half": None, "source": "batch sensitivity unknown"},
+    },
+    "flops": {"total": 3e16, "exact_a_token": 3e7},
+    "time": None, "split": None, "memory_bytes_a_gpu": None, "fits": None,
+    "cost_notes": ["no GPUs"],
+    "priors": [{"says": "weight decay times 2", "values": {"weight_decay": 0.2}}],
 }  # fmt: skip
 TRANSFER = {
     "n_params": 5e6, "tokens": 1e9, "lr": 1.5e-3, "interval": {"lr": [1e-3, 2e-3], "loss": [2.0, 2.4]}, "band": {"lr": [1.1e-3, 1.9e-3]},
@@ -51,8 +65,8 @@ def fitted():
 
 def one(lines, *words):
     """The one line that has all these words."""
-    (found,) = [line for line in lines if all(word in line for word in words)]
-    return found
+    (line,) = [line for line in lines if all(word in line for word in words)]
+    return line
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -60,47 +74,54 @@ def one(lines, *words):
 
 def test_a_fit_says_what_it_is_and_what_it_rests_on(fitted):
     lines = fit_lines(fitted)
+    dropped = len(fitted.dropped)
     assert (
         lines[0]
-        == f"law lr_nd: {len(fitted.used)} runs used, {len(fitted.dropped)} dropped, 6 cells"
+        == f"Fit: law lr_nd, {len(fitted.used)} runs used, {dropped} dropped, 6 settings, status ok"
     )
     assert len(fitted.used) + len(fitted.dropped) == len(study())
     for name in ("c", "a", "b"):
         value, (low, high) = fitted.params[name]["value"], fitted.params[name]["interval"]
         assert (
             one(lines, f"  {name} = ")
-            == f"  {name} = {value:.4g}   95% interval [{low:.4g}, {high:.4g}]"
+            == f"  {name} = {value:.4g}   (95 % interval {low:.4g} to {high:.4g})"
         )
-    assert one(lines, "leave-one-cell-out").endswith(
-        f"worst loss excess {100 * fitted.held_out['worst_excess']:.2f}%, interval covered {100 * fitted.held_out['coverage']:.0f}% of cells"
+    worst, coverage = fitted.held_out["worst_excess"], fitted.held_out["coverage"]
+    assert one(lines, "leave-one-setting-out cross-validation").endswith(
+        f"worst excess loss {100 * worst:.2f} %, interval covers {100 * coverage:.0f} % of settings"
     )
-    assert [line for line in lines if "status" in line] == [
-        f"  status: {sentence}" for sentence in fitted.status
-    ]
+    assert fitted.status == ["ok"] and not [line for line in lines if "Caution" in line]
 
 
 def test_every_status_is_a_line_and_a_missing_interval_is_said(fitted):
     fixed = replace(
         fitted, status=["first", "second"], params={"a": {"value": 0.0, "interval": None}}
     )
-    assert fit_lines(fixed)[1] == "  a = 0   95% interval none given"
-    assert fit_lines(fixed)[-2:] == ["  status: first", "  status: second"]
+    assert fit_lines(fixed)[:2] == ["Caution: first", "Caution: second"]
+    assert fit_lines(fixed)[2].endswith("6 settings")
+    assert fit_lines(fixed)[3] == "  a = 0   (95 % interval not available)"
 
 
 @pytest.mark.parametrize(
-    ("held_out", "said"),
+    ("held_out", "lines"),
     [
-        ({}, ["  held out: nothing (too few cells, or too many runs, to leave some out)"]),
-        ({"kind": "hold-out: tokens > 1"}, ["  hold-out: tokens > 1: no cell could be judged"]),
-        ({"kind": "x", "worst_excess": 0.0123, "coverage": None}, ["  x: worst loss excess 1.23%"]),
+        ({}, ["  held out: nothing (too few settings, or too many runs, to hold some out)"]),
+        (
+            {"kind": "hold-out: tokens > 1"},
+            ["  hold-out: tokens > 1: no setting could be evaluated"],
+        ),
+        (
+            {"kind": "x", "worst_excess": 0.0123, "coverage": None},
+            ["  x: worst excess loss 1.23 %"],
+        ),
         (
             {"kind": "x", "worst_excess": 0.0, "coverage": 0.0},
-            ["  x: worst loss excess 0.00%, interval covered 0% of cells"],
+            ["  x: worst excess loss 0.00 %, interval covers 0 % of settings"],
         ),
     ],
 )
-def test_what_was_held_out_is_said(held_out, said):
-    assert held_out_lines(held_out) == said
+def test_the_held_out_error_is_described(held_out, lines):
+    assert held_out_lines(held_out) == lines
 
 
 def test_a_validation_comes_before_the_cells_left_out():
@@ -111,7 +132,7 @@ def test_a_validation_comes_before_the_cells_left_out():
             "leave_one_cell_out": {"kind": "loo", "worst_excess": 0.5},
         }
     )
-    assert lines == 2 * validation_lines(CELL) + ["  loo: worst loss excess 50.00%"]
+    assert lines == 2 * validation_lines(CELL) + ["  loo: worst excess loss 50.00 %"]
     assert held_out_lines(
         {"kind": "validation", "cells": [CELL], "leave_one_cell_out": {}}
     ) == validation_lines(CELL)
@@ -119,30 +140,35 @@ def test_a_validation_comes_before_the_cells_left_out():
 
 def test_a_validated_cell_says_predicted_measured_and_the_miss():
     assert validation_lines(CELL) == [
-        "  held-out cell: 1,234,567 parameters, 200,000,000 tokens",
-        "    predicted lr 0.002, interval [0.001, 0.005]",
-        "    measured lr 0.004: predicted / measured = 0.5; the interval covered it",
-        "    loss 2.6000 at the predicted lr, best of the grid 2.5000 at lr 0.0039: +4.00%",
-        "    predicted loss 2.6000, interval [2.5, 2.7]; measured 2.5500: the interval covered it",
+        "  held-out setting: 1.2M parameters, 200M tokens",
+        "    learning rate: predicted 2.00e-3 (interval 1.0e-3 to 5.0e-3), measured 4.00e-3: "
+        "ratio 0.5, inside the interval",
+        "    loss at the predicted learning rate 2.6000, lowest loss of the grid 2.5000 at 3.90e-3: "
+        "+4.00 %",
+        "    minimum loss: predicted 2.6000 (interval 2.5 to 2.7), measured 2.5500: "
+        "inside the interval",
     ]
 
 
 @pytest.mark.parametrize(
-    ("which", "line"), [("covered", "measured lr"), ("loss_covered", "predicted loss")]
+    ("which", "line"), [("covered", "learning rate: predicted"), ("loss_covered", "minimum loss")]
 )
 def test_an_interval_that_missed_says_so_in_capitals(which, line):
     missed = validation_lines(CELL | {which: False})
-    assert one(missed, line).endswith("the interval did NOT cover it")
+    assert one(missed, line).endswith("OUTSIDE the interval")
     assert (
-        sum("NOT" in line for line in missed) == 1
-        and sum("the interval covered it" in line for line in missed) == 1
+        sum("OUTSIDE" in line for line in missed) == 1
+        and sum("inside the interval" in line for line in missed) == 1
     )
 
 
 def test_a_prediction_whose_trial_did_not_finish_has_failed():
     lines = validation_lines(CELL | {"loss_excess": None, "loss_at_predicted": None})
-    assert "    the trial at the predicted lr did not finish: the prediction failed" in lines
-    assert not [line for line in lines if "best of the grid" in line]
+    assert (
+        "    the trial at the predicted learning rate did not finish: the prediction failed"
+        in lines
+    )
+    assert not [line for line in lines if "lowest loss of the grid" in line]
 
 
 def test_an_optimum_that_could_not_be_measured_says_why():
@@ -159,29 +185,50 @@ def test_an_optimum_that_could_not_be_measured_says_why():
             "loss_excess": None,
         }
     )
-    assert lines[2] == "    its optimum could not be measured: 2 usable"
-    assert not [line for line in lines if "measured lr" in line or "cover" in line]
+    assert lines[1].endswith("not measured: 2 usable")
+    assert not [line for line in lines if "ratio" in line or "the interval" in line]
 
 
 def test_the_answer_says_what_to_set_how_sure_and_what_was_assumed():
-    assert transfer_lines(TRANSFER, 0.95) == [
-        "ANSWER for 5,000,000 parameters (non-embedding) and 1,000,000,000 tokens",
-        "  set lr = 0.0015   (peak, at base width; 95% interval [0.001, 0.002])",
-        "  near-optimal band (loss within 0.25 % of the optimum's): [0.0011, 0.0019]",
-        "  batch_tokens = 512   (as the target asks)",
-        "  expected loss 2.2 nats per token, interval [2, 2.4]   (fitted: law loss_nd)",
-        "  off by 2x in lr: loss +1.00% at half of it, +2.00% at twice it   (one cell)",
-        "  off by 2x in batch_tokens: not known, no basin",
-        "  FLOPs 3e+16, 3e+07 a token",
-        "  no GPUs",
-        "  prior, not applied: weight decay times 2: weight_decay 0.2",
-        "  warning: extrapolated more than 10x",
-        "  assumed:",
-        "    - batch of 512 tokens",
+    lines = transfer_lines(TRANSFER)
+    assert lines[:2] == ["Target: 5.0M parameters (non-embedding), 1.0B tokens", ""]
+    assert lines[2:-3] == answer_text.lines(ANSWER)
+    assert lines[2] == (
+        "  learning rate   1.50e-3   (peak, at base width; 95 % interval 1.0e-3 to 2.0e-3; "
+        "within 0.25 % of the best loss: 1.1e-3 to 1.9e-3)"
+    )
+    assert lines[-3:] == [
+        "",
+        "Caution: extrapolated more than 10x",
+        "Assumptions: 1, listed in the report",
     ]
+    files = ["out/answer.json", "out/ANSWER.md"]
+    assert transfer_lines(TRANSFER | {"files": files})[-1].endswith("listed in out/ANSWER.md")
     quiet = ANSWER | {"loss": ANSWER["loss"] | {"value": None}}
-    calm = transfer_lines(TRANSFER | {"answer": quiet, "status": ["ok"]}, 0.95)
-    assert not [line for line in calm if "warning" in line or "expected loss" in line]
+    calm = transfer_lines(TRANSFER | {"answer": quiet, "status": ["ok"]})
+    assert not [line for line in calm if "Caution" in line or "expected loss" in line]
+
+
+def test_a_doubtful_fit_stays_in_the_terminal_answer(fitted):
+    """Every status of the fit and of the transfer is a caution before the details, once."""
+    doubtful = replace(fitted, status=["the optimum is at the edge", "extrapolated more than 10x"])
+    answer = {
+        "study": "small",
+        "fit": doubtful,
+        "path": "fit.json",
+        "shift": [],
+        "pictures": [],
+        "report": "report.html",
+        "transfer": TRANSFER,
+    }
+    lines = answer_lines(answer)
+    cautions = [line for line in lines if line.startswith("Caution: ")]
+    assert cautions == [
+        "Caution: extrapolated more than 10x",
+        "Caution: the optimum is at the edge",
+    ]
+    (start,) = [i for i, line in enumerate(lines) if line.startswith("Fit: ")]
+    assert max(map(lines.index, cautions)) < start
 
 
 # --- how far optima move over width ----------------------------------------------------------------------------------
@@ -243,7 +290,8 @@ def test_an_optimum_on_the_edge_is_a_bound():
     (row,) = shifts(table(basin("main", 32, 0.25, GRID), basin("main", 64, 0.01, GRID)))
     assert row["lr"] == [pytest.approx(0.25, rel=0.1), 0.0625] and row["on_edge"] == ["40960"]
     assert shift_lines([row]) == [
-        f"  main, 1,000 tokens: optimal lr over width {row['lr'][0]:.3g} -> 0.0625, moves by a factor of at least {row['ratio']:.2f}"
+        f"  main, 1.0k tokens: optimal learning rate {row['lr'][0]:.3g} -> 6.25e-2, "
+        f"changes by a factor of at least {row['ratio']:.2f}"
     ]
     (row,) = shifts(
         table(basin("main", 32, 0.25, GRID), basin("main", 64, 1.0, GRID, status={1.0: "diverged"}))
@@ -265,7 +313,8 @@ def test_an_optimum_inside_is_no_bound():
         ]
     )
     assert (
-        line == "  sp, 81,920 tokens: optimal lr over width 0.5 -> 0.125, moves by a factor of 4.00"
+        line
+        == "  sp, 81.9k tokens: optimal learning rate 0.5 -> 0.125, changes by a factor of 4.00"
     )
 
 
@@ -326,10 +375,11 @@ def test_the_page_holds_every_line_every_cell_and_every_run_left_out(fitted, tmp
     assert path == tmp_path / "new/report.html" and page.open == []
     assert page.texts["pre"].splitlines() == fit_lines(replace(fitted, dropped=dropped))
     cells, left_out = page.tables
-    assert cells[0][:4] == ["n_params", "tokens", "batch_tokens", "lr"] and len(cells) == 1 + 6
+    headings = ["parameters", "tokens", "batch size, tokens", "optimal learning rate"]
+    assert cells[0][:4] == headings and len(cells) == 1 + 6
     for row, cell in zip(cells[1:], fitted.cells, strict=True):
-        assert (float(row[0]), float(row[3]), row[-1]) == (
-            cell["n_params"],
+        assert (row[0], float(row[3]), row[-1]) == (
+            human(cell["n_params"]),
             pytest.approx(cell["lr"], rel=1e-3),
             "ok",
         )
@@ -338,7 +388,7 @@ def test_the_page_holds_every_line_every_cell_and_every_run_left_out(fitted, tmp
 
 def test_nothing_left_out_is_not_a_table(fitted, tmp_path):
     page = Page(report(replace(fitted, dropped={}), tmp_path / "report.html"))
-    assert len(page.tables) == 1 and "left out" not in page.source
+    assert len(page.tables) == 1 and "Dropped runs" not in page.source
 
 
 def test_what_the_user_named_is_escaped(fitted, tmp_path):
@@ -363,7 +413,7 @@ def test_what_the_user_named_is_escaped(fitted, tmp_path):
     assert (
         page.tables[1][1] == [evil, evil]
         and page.tables[0][1][-1] == evil
-        and f"  status: {evil}" in page.texts["pre"]
+        and f"Caution: {evil}" in page.texts["pre"]
     )
 
 
@@ -401,9 +451,9 @@ def test_the_pictures_are_in_the_page_and_nothing_is_outside(fitted, tmp_path):
     lines = page.texts["pre"].splitlines()
     assert lines == "\n".join(answer_lines(answer | {"report": path})).strip().splitlines()
     assert (
-        one(lines, "set lr = 0.0015")
-        and one(lines, "sp, 1,000 tokens")
-        and f"  {path}" in lines
+        one(lines, "learning rate   1.50e-3")
+        and one(lines, "sp, 1.0k tokens")
+        and f"Details of study small: {path}" in lines
         and "  out/config.json" in lines
     )
 
@@ -428,14 +478,18 @@ def test_an_answer_compares_forms_only_when_there_are_several(fitted):
         "report": "report.html",
     }
     assert not [
-        line for line in answer_lines(answer) if "transfer over width" in line or "ANSWER" in line
+        line for line in answer_lines(answer) if "transfer over width" in line or "Target" in line
     ]
     assert [
         line
         for line in answer_lines(answer | {"shift": shift * 2})
         if "transfer over width" in line
     ]
-    assert answer_lines(answer)[-3:] == ["files:", "  fit.json", "  report.html"]
+    assert answer_lines(answer)[-3:] == [
+        "Details of study small: report.html",
+        "Files:",
+        "  fit.json",
+    ]
 
 
 def test_a_page_of_a_fit_read_back_is_the_same(fitted, tmp_path):

@@ -1,12 +1,17 @@
-"""Laws fitted to runs: `fit` gives a `Fit`, `measure` the optimum of each cell, `compare` a prediction against one."""
+"""Fits laws to runs.
+
+`fit` fits a law and returns a `Fit`, `measure` finds the optimum of each setting, `compare`
+compares a prediction with a measured optimum, and `compare_forms` ranks the functional forms of
+the loss.
+"""
 
 from scaletune.fitting.cross_validation import compare as compare
 from scaletune.fitting.fit import LAWS as LAWS
 from scaletune.fitting.fit import fit as fit
-from scaletune.fitting.fit import known_law as known_law
 from scaletune.fitting.fit import measure as measure
+from scaletune.fitting.fit import require_known_law as require_known_law
 from scaletune.fitting.loss.model_selection import compare_forms as compare_forms
 from scaletune.fitting.relations import RELATIONS as RELATIONS
-from scaletune.fitting.relations import of_group as of_group
+from scaletune.fitting.relations import fitted_relation as fitted_relation
 from scaletune.fitting.relations import predict_relation as predict_relation
-from scaletune.fitting.relations import solved_relation as solved_relation
+from scaletune.fitting.relations import select_group as select_group

@@ -1,4 +1,4 @@
-"""How well a law predicts a cell it has not seen: predicted first, measured after."""
+"""Compares predictions of a law with settings that it was not fitted to."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from scaletune.predicting import Prediction
 
 
 def compare(prediction: Prediction, cell: dict[str, Any]) -> dict[str, Any]:
-    """A prediction against a measured cell (a row of `Fit.cells` or `measure`).
+    """Compares a prediction with a measured setting.
 
-    `ratio` is predicted lr over measured; `excess` the cell's fitted basin at the predicted lr over its floor, minus 1;
-    `excess_grid` the mean loss of the trained lr nearest to it over the lowest mean, minus 1; `covered` whether the
-    prediction's interval, widened by the measurement's own, holds the measured optimum. A cell whose optimum could not
-    be measured (its `status` says why) gives only `excess_grid`.
+    Args:
+        prediction: The prediction for the setting.
+        cell: The setting: a row of `Fit.cells` or of `measure`.
+
+    Returns:
+        A dict. `ratio`: predicted lr over measured lr. `excess`: loss of the setting's fitted basin
+        at the predicted lr over its minimum loss, minus 1. `excess_grid`: mean loss at the trained
+        lr nearest to the prediction over the lowest mean loss, minus 1. `covered`: whether the
+        prediction interval, widened by the standard error of the measurement, contains the measured
+        optimum. `in_band`: whether the predicted lr is in the near-optimal band. The same for the
+        loss: `loss_ratio`, `loss_covered`. If the optimum could not be measured (`status` says
+        why), only `excess_grid` has a value.
     """
-    out: dict[str, Any] = {key: cell[key] for key in ("n_params", "tokens", "status")}
-    out |= {
+    row: dict[str, Any] = {key: cell[key] for key in ("n_params", "tokens", "status")}
+    row |= {
         "predicted_lr": prediction.lr,
         "measured_lr": None,
         "ratio": None,
@@ -26,15 +34,15 @@ def compare(prediction: Prediction, cell: dict[str, Any]) -> dict[str, Any]:
         "covered": None,
         "in_band": None,
     }
-    out |= _against_grid(prediction, cell)
+    row |= _compare_grid(prediction, cell)
     if cell["status"] == "ok" and prediction.lr is not None:
-        out |= _against_basin(prediction, cell)
+        row |= _compare_basin(prediction, cell)
     if "floor" in cell:
-        out |= _loss(prediction, cell["floor"], cell["floor_se"])
-    return out
+        row |= _compare_loss(prediction, cell["floor"], cell["floor_se"])
+    return row
 
 
-def _against_grid(prediction: Prediction, cell: dict[str, Any]) -> dict[str, Any]:
+def _compare_grid(prediction: Prediction, cell: dict[str, Any]) -> dict[str, Any]:
     grid = cell.get("grid", {"lr": [], "loss": []})
     if not grid["lr"] or prediction.lr is None:
         return {"nearest_lr": None, "excess_grid": None}
@@ -46,60 +54,59 @@ def _against_grid(prediction: Prediction, cell: dict[str, Any]) -> dict[str, Any
     }
 
 
-def _against_basin(prediction: Prediction, cell: dict[str, Any]) -> dict[str, Any]:
+def _compare_basin(prediction: Prediction, cell: dict[str, Any]) -> dict[str, Any]:
     assert prediction.lr is not None
     offset = math.log(prediction.lr) - cell["x"]
+    measured = math.exp(cell["x"])
     return {
-        "measured_lr": math.exp(cell["x"]),
+        "measured_lr": measured,
         "ratio": math.exp(offset),
         "excess": float(Basin(**cell["basin"])(prediction.lr)) / cell["basin"]["floor"] - 1,
-        "covered": covers(
-            prediction.interval.get("lr"), prediction.lr, math.exp(cell["x"]), cell["se"]
-        ),
+        "covered": covers(prediction.interval.get("lr"), prediction.lr, measured, cell["se"]),
         "in_band": -cell["half_width"][0] <= offset <= cell["half_width"][1],
     }
 
 
-def _loss(prediction: Prediction, floor: float, floor_se: float) -> dict[str, Any]:
-    """Predicted loss against the floor, nats/token."""
-    if prediction.loss is None:
-        return {
-            "predicted_loss": None,
-            "measured_loss": floor,
-            "loss_ratio": None,
-            "loss_covered": None,
-        }
-    covered = covers(prediction.interval.get("loss"), prediction.loss, floor, floor_se / floor)
+def _compare_loss(prediction: Prediction, minimum: float, se: float) -> dict[str, Any]:
+    """Compares the predicted loss with the measured minimum loss, both in nats/token."""
+    predicted = prediction.loss
     return {
-        "predicted_loss": prediction.loss,
-        "measured_loss": floor,
-        "loss_ratio": prediction.loss / floor,
-        "loss_covered": covered,
+        "predicted_loss": predicted,
+        "measured_loss": minimum,
+        "loss_ratio": None if predicted is None else predicted / minimum,
+        "loss_covered": None
+        if predicted is None
+        else covers(prediction.interval.get("loss"), predicted, minimum, se / minimum),
     }
 
 
 def covers(
     interval: list[float] | None, predicted: float, measured: float, se: float
 ) -> bool | None:
-    """Whether `measured`, known to `se` in its log, is inside: both errors add in squares, in logs."""
+    """Whether an interval, widened by the standard error of ln `measured`, contains `measured`.
+
+    The half-width of the interval and 1.96 standard errors add in squares, in logs.
+    """
     if interval is None:
         return None
     half = abs(math.log(max(interval[1 if measured > predicted else 0], 1e-300) / predicted))
     return abs(math.log(measured / predicted)) <= math.hypot(half, 1.96 * se)
 
 
-def summary(kind: str, rows: list[dict[str, Any]], **others: Any) -> dict[str, Any]:
-    """What `Fit.held_out` holds: the cells, the worst and median excess loss, and the share of cells covered."""
+def summarize(kind: str, rows: list[dict[str, Any]], **others: Any) -> dict[str, Any]:
+    """The content of `Fit.held_out`: compared settings, excess losses and share of covered ones."""
 
     def values(key: str) -> list[float]:
         return sorted(float(row[key]) for row in rows if row.get(key) is not None)
 
-    def median(found: list[float]) -> float | None:
-        return (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2 if found else None
+    def median(ordered: list[float]) -> float | None:
+        if not ordered:
+            return None
+        return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
     def share(key: str) -> float | None:
-        found = values(key)
-        return sum(found) / len(found) if found else None
+        flags = values(key)
+        return sum(flags) / len(flags) if flags else None
 
     excess = values("excess")
     return {

@@ -1,4 +1,7 @@
-"""How the fitted runs were parametrized and trained: what a law takes for granted, and a target must share."""
+"""The settings that all fitted runs share, as the assumptions of a fit.
+
+A law holds for targets that are parametrized and trained with the same settings.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +12,44 @@ from typing import Any
 import pandas as pd
 
 SECTIONS = ("model", "parametrization", "optimizer", "schedule", "training", "data")
-CHOSEN = (
-    "parametrization",
-    "optimizer",
-    "schedule",
-    "training",
-)  # sections whose settings make a loss another, at any scale
-VARIED = {"optimizer": {"lr"}, "model": {"width", "depth"}}  # what a law is about is no setting
+# Sections whose settings change the loss at any scale.
+TRAINING_SECTIONS = ("parametrization", "optimizer", "schedule", "training")
+# Settings that a law describes: {section: keys}.
+EXCLUDED = {"optimizer": {"lr"}, "model": {"width", "depth"}}
 
 
 def common_setting(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """{section: {key: value}} of every setting that all the runs share; empty for records that do not keep their recipe point."""
+    """{section: {key: value}} of the recipe settings that all runs share.
+
+    Empty if the trials have no column `point` with the recipe of each run.
+    """
     if "point" not in trials:
         return {}
     points = list(trials["point"])
-    found: dict[str, dict[str, Any]] = {}
+    common: dict[str, dict[str, Any]] = {}
     for section in SECTIONS:
         first = points[0].get(section, {})
-        keys = [
-            key
+        common[section] = {
+            key: first[key]
             for key in first
-            if key not in VARIED.get(section, ())
-            and all(p.get(section, {}).get(key) == first[key] for p in points)
-        ]
-        found[section] = {key: first[key] for key in keys}
-    return found
+            if key not in EXCLUDED.get(section, ())
+            and all(point.get(section, {}).get(key) == first[key] for point in points)
+        }
+    return common
 
 
-def differing(table: pd.DataFrame) -> list[str]:
-    """The settings, by dotted path, in which runs of one cell and batch size differ; lr and weight decay, which laws have as axes, aside."""
+def differing_settings(table: pd.DataFrame) -> list[str]:
+    """Dotted paths of the settings that differ between runs of one cell and batch size.
+
+    Ignores lr and weight decay, which laws have as axes.
+    """
     if "point" not in table:
         return []
     points = pd.json_normalize(
-        [{section: point.get(section, {}) for section in CHOSEN} for point in table["point"]]
+        [
+            {section: point.get(section, {}) for section in TRAINING_SECTIONS}
+            for point in table["point"]
+        ]
     ).astype(str)
     groups = points.drop(
         columns=["optimizer.lr", "optimizer.weight_decay"], errors="ignore"
@@ -49,27 +57,32 @@ def differing(table: pd.DataFrame) -> list[str]:
     return [str(name) for name, most in groups.nunique().max().items() if most > 1]
 
 
-def setting_sentences(setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The shared setting in words; of records that do not say, that."""
+def describe_setting(setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Sentences for `Fit.assumptions`."""
     if not setting:
         return [
-            "the records do not say how their runs were parametrized and trained: a target is taken to be like them"
+            "the records do not contain the recipe of their runs: the target is assumed to be "
+            "parametrized and trained like them"
         ]
     p, o, s, d = (
         setting[section] for section in ("parametrization", "optimizer", "schedule", "data")
     )
     return [
-        f"lr is written at base width {p.get('base_width')} and reaches each tensor by form {p.get('form')!r}",
-        f"{o.get('family')}: beta1 {o.get('beta1')}, beta2 {o.get('beta2')}, clip {o.get('clip')}, "
-        f"weight decay {o.get('weight_decay')} (lr * weight decay of a tensor is kept over width)",
-        f"schedule {s.get('kind')}, the same shares of the tokens at every horizon: warmup {s.get('warmup')}, decay {s.get('decay')}, floor {s.get('floor')}",
-        f"{_read(d.get('seq_len'))} from {Path(str(d.get('source'))).name}",
+        f"lr is the value at base width {p.get('base_width')} and is scaled per tensor with "
+        f"parametrization {p.get('form')!r}",
+        f"optimizer {o.get('family')}: beta1 {o.get('beta1')}, beta2 {o.get('beta2')}, "
+        f"clip {o.get('clip')}, weight decay {o.get('weight_decay')} at base width (lr * weight "
+        "decay of a tensor does not change with width)",
+        f"schedule {s.get('kind')}: warmup {s.get('warmup')} and decay {s.get('decay')} as "
+        "fractions of the token budget, final lr / peak lr "
+        f"{s.get('floor')}, the same at every token budget",
+        f"data: {_describe_data(d.get('seq_len'))} from {Path(str(d.get('source'))).name}",
     ]
 
 
-def _read(seq_len: Any) -> str:
+def _describe_data(seq_len: Any) -> str:
     return (
-        "examples, each of which counts as one token,"
+        "examples that count as one token each"
         if seq_len == 1
         else f"sequences of {seq_len} tokens"
     )

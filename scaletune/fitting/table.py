@@ -1,4 +1,8 @@
-"""From anyone's runs to cells: the columns a fit needs, checked; runs of one scale grouped; what is unusable named."""
+"""Checks a table of runs and groups its rows into cells.
+
+A cell is one setting: one (n_params, tokens). Sizes or token budgets that differ by less than 1 %
+count as equal. Also parses hold-out expressions.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ import pandas as pd
 from scaletune.errors import UserError, nearest
 from scaletune.records import COLUMNS
 
-SAME = 1.01  # sizes or token counts closer than this factor are one scale: steps * batch_tokens rounds differently in each run
+# Values closer than this factor are one scale: steps * batch_tokens rounds differently in each run.
+SAME_SCALE = 1.01
 UNITS = {
     "n_params": "non-embedding parameters",
     "tokens": "tokens trained on",
@@ -21,8 +26,8 @@ UNITS = {
     "loss": "nats/token",
     "batch_tokens": "tokens",
 }
-RATIOS = (1e-4, 1e7)  # tokens a parameter, and
-STEPS = 1e7  # steps, that nobody trains with
+TOKENS_PER_PARAM = (1e-4, 1e7)  # outside this range the units of n_params or tokens are doubtful
+MAX_STEPS = 1e7  # above this the unit of batch_tokens is doubtful
 OPERATORS = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -35,77 +40,81 @@ STATUSES = ("done", "diverged", "failed")
 
 
 def main_sweep(trials: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A study's own proxies, without its comparisons and its validation; {id: reason} of those."""
+    """The proxies of a study without its comparison and validation sweeps, and {id: reason}."""
     if "sweep" not in trials or not (trials["sweep"] == "main").any():
         return trials, {}
-    rest = trials[trials["sweep"] != "main"]
+    others = trials[trials["sweep"] != "main"]
     reasons = {
-        run: f"of the sweep {sweep!r}, not of the study's proxies"
-        for run, sweep in zip(rest["id"], rest["sweep"], strict=True)
+        run: f"belongs to the sweep {sweep!r}, not to the study's proxies"
+        for run, sweep in zip(others["id"], others["sweep"], strict=True)
     }
     return trials[trials["sweep"] == "main"], reasons
 
 
 def tabulate(trials: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
-    """A copy of `trials` with checked numbers in the `needed` columns, and `id`, `seed`, `status`, `batch_tokens` and `cell` in any case."""
+    """Copies a table of runs with checked numbers in the `needed` columns.
+
+    Adds `id`, `seed`, `status` and `batch_tokens` if they are missing, `cell` (a number per
+    setting), and `crossed`: whether every run has a seed, so that its effect can be estimated.
+    Rows are sorted, so that the result of a fit does not depend on their order.
+    """
     if not len(trials):
         raise UserError("a fit needs at least one trial, but the table is empty")
     for column in needed:
         if column not in trials.columns:
-            names = ", ".join(map(str, trials.columns))
-            hint = (
-                "; separate them by commas"
-                if len(trials.columns) == 1 and set(";\t") & set(names)
-                else ""
-            )
-            raise UserError(
-                f"trials must have a column `{column}` ({UNITS[column]}), but the columns are: {names}{hint}"
-            )
+            raise UserError(_missing_column(trials, column))
     out = trials.reset_index(drop=True).copy()
     out["status"] = _statuses(out)
     for column in needed:
-        said = out[column]
-        out[column] = pd.to_numeric(said, errors="coerce").astype(float)
+        given = out[column]
+        out[column] = pd.to_numeric(given, errors="coerce").astype(float)
         if column != "loss":
-            _require_positive(out[column], said)
+            _require_positive(out[column], given)
     out["batch_tokens"] = (
         pd.to_numeric(out["batch_tokens"], errors="coerce").astype(float)
         if "batch_tokens" in out
         else np.nan
     )
-    out["cell"] = out.groupby([_groups(out["n_params"]), _groups(out["tokens"])]).ngroup()
+    out["cell"] = out.groupby(
+        [_group_scales(out["n_params"]), _group_scales(out["tokens"])]
+    ).ngroup()
     out["id"] = _ids(out)
-    out["crossed"] = "seed" in out and bool(
-        out["seed"].notna().all()
-    )  # the same seeds at every lr: their common part can be taken out
+    out["crossed"] = "seed" in out and bool(out["seed"].notna().all())
     if not out["crossed"].all():
-        out["seed"] = out.groupby(
-            [c for c in ("n_params", "tokens", "batch_tokens", "lr") if c in out], dropna=False
-        ).cumcount()
+        same = [c for c in ("n_params", "tokens", "batch_tokens", "lr") if c in out]
+        out["seed"] = out.groupby(same, dropna=False).cumcount()
     order = [column for column in ("cell", "batch_tokens", "lr", "seed", "id") if column in out]
-    return out.sort_values(order, kind="stable").reset_index(
-        drop=True
-    )  # sums, and so the answer, do not depend on the order of rows
+    return out.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def _missing_column(trials: pd.DataFrame, column: str) -> str:
+    names = ", ".join(map(str, trials.columns))
+    wrong_separator = len(trials.columns) == 1 and set(";\t") & set(names)
+    return (
+        f"trials must have a column `{column}` ({UNITS[column]}), but the columns are: {names}"
+        + ("; separate them by commas" if wrong_separator else "")
+    )
 
 
 def _ids(table: pd.DataFrame) -> pd.Series:
-    """`id`; the row's number where there is none, or where it names cells and not runs."""
+    """The column `id`; row numbers if there is none, or if an id names a cell and not a run."""
     rows = pd.Series([f"row{i}" for i in range(len(table))], index=table.index)
     if "id" not in table:
         return rows
     ids = table["id"].astype(str)
-    again = ids.duplicated()
-    if not again.any():
+    repeated = ids.duplicated()
+    if not repeated.any():
         return ids
     if len(set(zip(ids, table["cell"], strict=True))) == ids.nunique() == table["cell"].nunique():
         return rows
     raise UserError(
-        f"a trial's id must be its own, or its cell's, but {ids[again].iloc[0]!r} occurs twice"
+        "the id of a trial must be unique, or name its setting, "
+        f"but {ids[repeated].iloc[0]!r} occurs twice"
     )
 
 
 def _statuses(table: pd.DataFrame) -> pd.Series:
-    """`status`, or what the loss says of it; a "done" without a finite loss has diverged."""
+    """The column `status`, by default "done"; "done" without a finite loss becomes "diverged"."""
     finite = np.isfinite(pd.to_numeric(table["loss"], errors="coerce").astype(float))
     status = (
         table["status"].fillna("done").astype(str)
@@ -115,71 +124,82 @@ def _statuses(table: pd.DataFrame) -> pd.Series:
     unknown = sorted(set(status) - set(STATUSES))
     if unknown:
         raise UserError(
-            f"a trial's status must be one of {', '.join(STATUSES)}, but got {unknown[0]!r}{nearest(unknown[0], STATUSES)}"
+            f"the status of a trial must be one of {', '.join(STATUSES)}, "
+            f"but got {unknown[0]!r}{nearest(unknown[0], STATUSES)}"
         )
     return status.where((status != "done") | finite, "diverged")
 
 
-def odd_units(table: pd.DataFrame) -> list[str]:
-    """What to say of columns that look as if they were not the counts of the contract."""
-    said, ratio = [], table["tokens"] / table["n_params"]
-    if ratio.min() < RATIOS[0] or ratio.max() > RATIOS[1]:
-        said.append(
-            f"tokens per parameter go from {ratio.min():.3g} to {ratio.max():.3g}: are both columns counts, not millions or billions, in every row?"
+def unit_warnings(table: pd.DataFrame) -> list[str]:
+    """Warnings about columns that seem to have the wrong unit."""
+    warnings, ratio = [], table["tokens"] / table["n_params"]
+    if ratio.min() < TOKENS_PER_PARAM[0] or ratio.max() > TOKENS_PER_PARAM[1]:
+        warnings.append(
+            f"tokens per parameter range from {ratio.min():.3g} to {ratio.max():.3g}: check that "
+            "n_params and tokens are counts, not millions or billions, in every row"
         )
-    if (steps := (table["tokens"] / table["batch_tokens"]).max()) > STEPS:
-        said.append(
-            f"tokens / batch_tokens comes to {steps:.3g} steps: is batch_tokens in tokens, not in sequences, in every row?"
+    if (steps := (table["tokens"] / table["batch_tokens"]).max()) > MAX_STEPS:
+        warnings.append(
+            f"tokens / batch_tokens is {steps:.3g} steps: check that batch_tokens counts tokens, "
+            "not sequences, in every row"
         )
-    return said
+    return warnings
 
 
-def _require_positive(values: pd.Series, said: pd.Series) -> None:
+def _require_positive(values: pd.Series, given: pd.Series) -> None:
     bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        shown = repr(said.iloc[row]) if isinstance(said.iloc[row], str) else f"{values.iloc[row]:g}"
+        shown = repr(given.iloc[row])
+        if not isinstance(given.iloc[row], str):
+            shown = f"{values.iloc[row]:g}"
         raise UserError(
             f"`{values.name}` must be a number above 0 in every trial, but row {row} has {shown}"
         )
 
 
-def _groups(values: pd.Series) -> pd.Series:
-    """Number the scales that `values` are of."""
+def _group_scales(values: pd.Series) -> pd.Series:
     return pd.Series(levels(values.to_numpy(float)), index=values.index)
 
 
 def levels(values: np.ndarray) -> np.ndarray:
-    """Number scales from the lowest: a new one wherever a value exceeds the first of its scale by more than the factor SAME."""
+    """The number of each value's scale, from the lowest.
+
+    A new scale starts where a value exceeds the first value of the last scale by more than the
+    factor SAME_SCALE.
+    """
     ordered = np.unique(values)
     firsts = [ordered[0]]
-    while (i := int(np.searchsorted(ordered, SAME * firsts[-1], side="right"))) < len(ordered):
+    while (i := int(np.searchsorted(ordered, SAME_SCALE * firsts[-1], side="right"))) < len(
+        ordered
+    ):
         firsts.append(ordered[i])
     return np.searchsorted(firsts, values, side="right") - 1
 
 
 def n_levels(values: Any) -> int:
-    """How many scales `values` are of."""
+    """The number of different scales."""
     return int(levels(np.asarray(values, float)).max()) + 1
 
 
-def matches(table: pd.DataFrame, expression: str) -> pd.Series:
-    """Which rows satisfy `COLUMN OP NUMBER [and COLUMN OP NUMBER ...]`; columns are those of the contract."""
+def select_rows(table: pd.DataFrame, expression: str) -> pd.Series:
+    """Which rows satisfy `COLUMN OP NUMBER [and COLUMN OP NUMBER ...]`."""
     keep = pd.Series(True, index=table.index)
     for clause in re.split(r"\s+and\s+", expression.strip()):
-        found = re.fullmatch(r"(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S+)", clause.strip())
-        if not found:
+        match = re.fullmatch(r"(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S+)", clause.strip())
+        if not match:
             raise UserError(
                 f"a hold-out must read `COLUMN OP NUMBER`, joined by `and`, but got {clause!r}"
             )
-        column, op, text = found.groups()
+        column, op, text = match.groups()
         if column not in COLUMNS:
             raise UserError(
-                f"a hold-out must name a column of the records, but got {column!r}{nearest(column, COLUMNS)}"
+                "a hold-out must name a column of the records, "
+                f"but got {column!r}{nearest(column, COLUMNS)}"
             )
         if column not in table.columns:
             raise UserError(
-                f"a hold-out must name a column these trials have, but they have no `{column}`"
+                f"a hold-out must name a column of these trials, but they have no `{column}`"
             )
         try:
             number = float(text.replace("_", ""))
@@ -192,15 +212,16 @@ def matches(table: pd.DataFrame, expression: str) -> pd.Series:
 
 
 def held_out_cells(table: pd.DataFrame, expression: str) -> set[int]:
-    """The cells an expression takes out, whole: a law is judged on scales it has not seen, not on runs of a scale it has."""
-    mask = matches(table, expression)
+    """The cells that an expression holds out; it must select all runs of a cell or none."""
+    mask = select_rows(table, expression)
     share = mask.groupby(table["cell"]).mean()
     if share.between(0, 1, inclusive="neither").any():
         raise UserError(
-            f"a hold-out must take whole (n_params, tokens) cells, but {expression!r} splits one"
+            f"a hold-out must take whole settings (n_params, tokens), but {expression!r} splits one"
         )
     if not mask.any() or mask.all():
         raise UserError(
-            f"a hold-out must take some cells and leave some, but {expression!r} takes {'all' if mask.all() else 'none'}"
+            "a hold-out must take some settings and leave some, "
+            f"but {expression!r} takes {'all' if mask.all() else 'none'}"
         )
     return {int(cell) for cell in share.index[share > 0]}

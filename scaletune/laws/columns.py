@@ -1,4 +1,4 @@
-"""What laws may be asked by and what they answer, in the contract's names: the unit of each, its domain, the option that gives it."""
+"""Inputs and outputs of laws by column name: unit, domain and command-line option."""
 
 from __future__ import annotations
 
@@ -13,107 +13,119 @@ from scaletune.laws.schedules import lr_schedule
 
 @dataclass(frozen=True)
 class Column:
-    """A quantity that laws are asked by. `example` is where every law shows its worked number."""
+    """An input quantity of laws."""
 
     means: str
+    """What it counts, with its unit."""
+
     example: Any
-    option: bool = False  # common: `scaletune predict --its-name`; the others are given as `--given its_name=VALUE`
-    least: float | None = None  # allowed itself, where not every positive number is
+    """Value at which every law shows its worked example."""
+
+    option: bool = False
+    """Whether `scaletune predict` has an option of its own for it; if not: `--given NAME=VALUE`."""
+
+    least: float | None = None
+    """Smallest allowed value; None if every positive number is allowed."""
+
     below: float = math.inf
+    """Upper bound, not allowed itself."""
 
     @property
     def domain(self) -> str:
+        """The allowed values in words."""
         if self.least is None:
             return "a positive, finite number"
-        return f"a finite number of at least {self.least:g}" + (
-            f" and below {self.below:g}" if self.below < math.inf else ""
-        )
+        upper = f" and below {self.below:g}" if self.below < math.inf else ""
+        return f"a finite number of at least {self.least:g}{upper}"
 
 
 COLUMNS: dict[str, Column] = {
-    "n_params": Column("parameters, the embedding and the output head left out", 1e9, True),
-    "n_params_total": Column("all parameters, both embeddings and all experts included", 1e9, True),
+    "n_params": Column("parameters without the embedding and the output head", 1e9, True),
+    "n_params_total": Column(
+        "all parameters, including both embeddings and all experts", 1e9, True
+    ),
     "n_params_with_head": Column(
         "parameters with the output head (vocabulary x width, once), without the input embedding",
         1e9,
     ),
-    "n_active": Column("parameters a token passes through, embedding and head left out", 1e9, True),
-    "n_active_total": Column("parameters a token passes through, both embeddings included", 1e9),
+    "n_active": Column("active parameters per token, without embedding and head", 1e9, True),
+    "n_active_total": Column("active parameters per token, including both embeddings", 1e9),
     "n_nonzero": Column("non-zero parameters of a sparse model", 1e9),
     "n_vocab_params": Column("parameters of one vocabulary matrix: vocabulary x width", 32e6),
     "tokens": Column("tokens trained on, repeats included", 2e10, True),
-    "unique_tokens": Column("unique tokens among those", 5e9, True),
-    "flops": Column("FLOPs of the training", 1.2e20, True),
-    "batch_tokens": Column("tokens an optimizer step", 524288, True),
+    "unique_tokens": Column("unique tokens among the tokens trained on", 5e9, True),
+    "flops": Column("training FLOPs", 1.2e20, True),
+    "batch_tokens": Column("tokens per optimizer step", 524288, True),
     "steps": Column("optimizer steps", 40000, True),
     "seconds": Column("seconds of training", 86400, True),
     "loss": Column("loss, nats per token", 3.0, True),
-    "n_experts": Column("experts a layer, 1 for a dense model", 8, True, least=1),
+    "n_experts": Column("experts per layer; 1 is a dense model", 8, True, least=1),
     "granularity": Column("granularity of the experts, 4 * d_model / d_expert", 8),
     "sparsity": Column(
-        "share that is off: of experts not chosen for a token, or of weights that are zero",
+        "share of experts not chosen for a token, or share of weights that are zero",
         0.9,
         True,
         least=0,
         below=1,
     ),
     "streams": Column("parallel streams of one model", 4, True, least=1),
-    "bits_weights": Column("bits a weight in training", 8, True),
-    "bits_activations": Column("bits an activation in training", 8, True),
-    "bits_kv": Column("bits a key or value in training", 8, True),
-    "bits_after": Column("bits a weight when quantized after training", 4, True),
+    "bits_weights": Column("bits per weight in training", 8, True),
+    "bits_activations": Column("bits per activation in training", 8, True),
+    "bits_kv": Column("bits per key or value in training", 8, True),
+    "bits_after": Column("bits per weight after quantization", 4, True),
     "width": Column("width, d_model", 2048, True),
     "depth": Column("layers", 24, True),
-    "seq_len": Column("tokens a sequence", 4096, True),
+    "seq_len": Column("tokens per sequence", 4096, True),
     "head_dim": Column("width of one attention head", 64),
     "lr": Column("peak lr in use", 0.001, True),
     "lr_schedule": Column(
-        "SHAPE:STEPS:WARMUP:PEAK:END, SHAPE cosine or constant; or one lr a step",
+        "SHAPE:STEPS:WARMUP:PEAK:END with SHAPE cosine or constant, or a list of one lr per step",
         "cosine:40000:2160:3e-4:3e-5",
         True,
     ),
     "lr_cap": Column("highest lr allowed", 0.02),
     "lr_at_noise": Column(
-        "highest lr over batches: at infinite batch for SGD, at batch_tokens = noise_batch_tokens for Adam",
+        "highest optimal lr over batch sizes: at infinite batch for SGD, "
+        "at batch_tokens = noise_batch_tokens for Adam",
         0.001,
     ),
     "base_lr": Column("lr of the tuned run", 0.01),
     "base_weight_decay": Column("weight decay of the tuned run, PyTorch's lambda", 0.1),
     "base_tokens": Column("tokens of the tuned run", 1e9),
-    "base_batch_tokens": Column("batch of the tuned run, tokens", 524288),
+    "base_batch_tokens": Column("batch size of the tuned run, tokens", 524288),
     "base_beta1": Column("Adam's beta1 of the tuned run", 0.99, least=0, below=1),
     "base_beta2": Column("Adam's beta2 of the tuned run", 0.999, least=0, below=1),
     "base_width": Column("width of the tuned run", 256),
     "base_depth": Column("layers of the tuned run", 2),
     "base_eps": Column("Adam's epsilon of the tuned run", 1e-12),
-    "base_variance": Column("initial variance of a hidden weight in the tuned run", 0.02),
+    "base_variance": Column("initial variance of hidden weights in the tuned run", 0.02),
     "noise_batch_tokens": Column("gradient noise scale, tokens", 1e6),
-    "critical_batch_tokens": Column("critical batch at the loss in question, tokens", 1e6),
-    "steps_min": Column("steps that the loss takes at infinite batch", 1000),
-    "tokens_min": Column("tokens that the loss takes at the smallest batch", 1e9),
+    "critical_batch_tokens": Column("critical batch size at the given loss, tokens", 1e6),
+    "steps_min": Column("steps to reach the loss at infinite batch size", 1000),
+    "tokens_min": Column("tokens to reach the loss at the smallest batch size", 1e9),
     "memory_copies": Column(
-        "bytes or tensors copied in memory a step, as the architecture has it", 1e11
+        "bytes or tensors copied in memory per step, counted from the architecture", 1e11
     ),
-    "timescale": Column("timescale of the averaging of weights wanted, as a share of the run", 0.1),
+    "timescale": Column("target timescale of weight averaging, as a share of the run", 0.1),
     "tokens_seen": Column("tokens trained on so far", 1e11),
-    "inference_tokens": Column("tokens to be generated and read in use", 2e10),
-    "days": Column("days between two models", 99.0210258, least=0),
+    "inference_tokens": Column("tokens read and generated in use", 2e10),
+    "days": Column("days since the reference model", 99.0210258, least=0),
     "base_density": Column("density at the start: effective over actual parameters", 1),
     "finetune_characters": Column("characters fine-tuned on", 1e7),
     "characters": Column("characters trained on", 8e10),
     "scale": Column(
-        "what a form is fitted over: parameters, tokens or FLOPs, in one unit of the user's choice",
+        "independent variable of a form: parameters, tokens or FLOPs, in a unit of your choice",
         1,
     ),
-    "error": Column("the error a form is fitted to", 0.6),
+    "error": Column("error that a form is fitted to", 0.6),
 }
 
-QUANTITIES: dict[str, str] = {  # what laws answer -> unit
+QUANTITIES: dict[str, str] = {  # output of laws -> unit
     "lr": "peak",
-    "batch_tokens": "tokens a step",
+    "batch_tokens": "tokens per step",
     "loss": "nats per token",
     "lr_now": "lr at that point of the run",
-    "lr_factor": "times the tuned lr",
+    "lr_factor": "multiplies the tuned lr",
     "lr_hidden": "hidden matrices",
     "lr_embedding": "input embedding",
     "lr_readout": "output head",
@@ -123,15 +135,15 @@ QUANTITIES: dict[str, str] = {  # what laws answer -> unit
     "weight_decay_hidden": "PyTorch's lambda, hidden matrices",
     "weight_decay_decoupled": "not multiplied by lr",
     "variance_hidden": "initial, hidden matrices",
-    "logit_factor": "on the output",
-    "attention_scale": "on the scores",
-    "residual_factor": "on each block's output",
+    "logit_factor": "multiplies the output logits",
+    "attention_scale": "multiplies the attention scores",
+    "residual_factor": "multiplies each block's output",
     "eps_hidden": "Adam's epsilon, hidden matrices",
     "beta1": "Adam's, exact rule",
     "beta2": "Adam's, first order in 1 - beta2",
     "beta2_half_life": "Adam's, of equal half-life in tokens",
     "timescale": "share of the run",
-    "critical_batch_tokens": "tokens a step",
+    "critical_batch_tokens": "tokens per step",
     "steps": "optimizer steps",
     "tokens": "tokens",
     "n_params_opt": "parameters",
@@ -140,18 +152,18 @@ QUANTITIES: dict[str, str] = {  # what laws answer -> unit
     "flops": "FLOPs",
     "flops_per_token": "FLOPs per token",
     "n_params_total": "parameters, embeddings included",
-    "exponent": "of loss in compute",
-    "elasticity_ratio": "parameter term's over data term's, elasticities",
+    "exponent": "of the loss over compute",
+    "elasticity_ratio": "elasticity of the parameter term over that of the data term",
     "loss_fixed_batch": "nats per token",
     "loss_per_char": "bits per character",
-    "loss_over_unigram": "nats, less the unigram model's",
+    "loss_over_unigram": "nats, relative to the unigram model",
     "loss_increase": "nats per token",
-    "compute_ratio": "of compute at equal loss",
-    "error": "share of answers wrong, 0 to 1",
-    "pass_rate": "share of samples passing, 0 to 1",
+    "compute_ratio": "compute over reference compute at equal loss",
+    "error": "share of wrong answers, 0 to 1",
+    "pass_rate": "share of passing samples, 0 to 1",
     "density": "effective over actual parameters",
     "doubling_days": "days",
-    "n_params_effective": "parameters of the reference family",
+    "n_params_effective": "parameters of the reference model family",
     "transferred_characters": "characters",
     "value": "of the form",
     "power": "of the form",
@@ -161,43 +173,52 @@ QUANTITIES: dict[str, str] = {  # what laws answer -> unit
     "sigmoid_right": "right side of the form",
 }
 
-SIGNED = {"loss_over_unigram", "value", "sigmoid_left"}  # answers that may be 0 or less
+SIGNED = {"loss_over_unigram", "value", "sigmoid_left"}  # outputs that may be zero or negative
 
-OTHER_UNITS = {  # names people give, and what to give instead: one name is one unit here
-    "batch": "batch_tokens, which is tokens: sequences * their length",
-    "batch_size": "batch_tokens, which is tokens: sequences * their length",
-    "batch_seqs": "batch_tokens, which is tokens: sequences * their length",
+N_HINT = (
+    "n_params (without embedding and head), n_params_total (all) or "
+    "n_active (active, for a mixture of experts)"
+)
+BATCH_HINT = "batch_tokens, in tokens: sequences * sequence length"
+OTHER_UNITS = {  # common names with another unit -> the input to give instead
+    "batch": BATCH_HINT,
+    "batch_size": BATCH_HINT,
+    "batch_seqs": BATCH_HINT,
     "pf_days": "flops = 8.64e19 * PF-days",
-    "N": "n_params (no embedding, no head), n_params_total (all) or n_active (of a mixture of experts)",
+    "N": N_HINT,
     "D": "tokens",
     "C": "flops",
     "L": "loss",
-    "params": "n_params (no embedding, no head), n_params_total (all) or n_active (of a mixture of experts)",
+    "params": N_HINT,
     "bits_per_byte": "loss in nats per token: bits per byte * ln 2 * bytes per token",
     "epochs": "unique_tokens = tokens / epochs",
 }
 
 
 def option(name: str) -> str:
-    """How the command line is given this quantity: `--n-active`, `--given width=`."""
+    """Returns the command-line option of an input: `--n-active`, `--given width=VALUE`."""
     known = COLUMNS.get(name)
     return "--" + name.replace("_", "-") if known and known.option else f"--given {name}=VALUE"
 
 
-def checked(name: str, value: Any, column: str | None = None) -> Any:
-    """`value` of `name` as the column has it, a float but for a schedule; UserError outside of the column's domain."""
+def check_value(name: str, value: Any, column: str | None = None) -> Any:
+    """Returns `value` as a float, or as a tuple for a schedule.
+
+    Raises:
+        UserError: The value is outside the domain of `column` (default: the column `name`).
+    """
     if (column or name) == "lr_schedule":
         return lr_schedule(value)
     known = COLUMNS[column or name]
-    number = finite(value)
+    number = to_float(value)
     inside = number > 0 if known.least is None else known.least <= number < known.below
     if not inside:
         raise UserError(f"`{name}` must be {known.domain}, but got {value!r}")
     return number
 
 
-def finite(value: Any) -> float:
-    """A float, nan for what is none or has no end."""
+def to_float(value: Any) -> float:
+    """Returns a float; nan for infinite values and for what is not a number."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -205,43 +226,48 @@ def finite(value: Any) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def asked(given: Mapping[str, Any], free: Sequence[str] = ()) -> dict[str, Any]:
-    """What was given, checked by name and value; names in `free` are coefficients of the user's own."""
-    found = {}
+def check_given(given: Mapping[str, Any], free: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the given inputs, checked by name and value.
+
+    Names in `free` are coefficients that the user gives; they are left out.
+    """
+    values = {}
     for name, value in given.items():
         if name in COLUMNS:
-            found[name] = checked(name, value)
+            values[name] = check_value(name, value)
         elif name not in free:
-            instead = (
+            hint = (
                 f": give {OTHER_UNITS[name]}"
                 if name in OTHER_UNITS
                 else nearest(name, [*COLUMNS, *free])
             )
-            raise UserError(f"`{name}` is no quantity that laws are asked by{instead}")
-    _together(found)
-    return found
+            raise UserError(f"`{name}` is not an input of laws{hint}")
+    _check_consistency(values)
+    return values
 
 
-AT_MOST = (  # of two counts, which cannot be the larger
-    ("n_params", "n_params_total", "leaves out the embeddings that n_params_total counts"),
-    ("n_params", "n_params_with_head", "leaves out the head that n_params_with_head counts"),
-    ("n_active", "n_params_total", "is the part of all parameters that a token passes through"),
-    ("unique_tokens", "tokens", "is how many of the tokens trained on are new"),
-    ("batch_tokens", "tokens", "is what one step takes of them"),
+AT_MOST = (  # pairs of counts of which the first cannot be the larger, and the reason
+    ("n_params", "n_params_total", "n_params leaves out the embeddings"),
+    ("n_params", "n_params_with_head", "n_params leaves out the output head"),
+    ("n_active", "n_params_total", "the active parameters are a part of all parameters"),
+    ("unique_tokens", "tokens", "unique tokens are a part of the tokens trained on"),
+    ("batch_tokens", "tokens", "one step is a part of the run"),
 )
 
 
-def _together(found: Mapping[str, Any]) -> None:
-    """UserError on counts that contradict each other: most often units mixed up."""
+def _check_consistency(values: Mapping[str, Any]) -> None:
+    """Raises UserError on counts that contradict each other, most often because of mixed units."""
     for part, whole, why in AT_MOST:
-        if part in found and whole in found and found[part] > found[whole]:
+        if part in values and whole in values and values[part] > values[whole]:
             raise UserError(
-                f"`{part} <= {whole}` must hold, for {part} {why}, but got {found[part]:.6g} and {found[whole]:.6g}"
+                f"`{part} <= {whole}` must hold ({why}), "
+                f"but got {values[part]:.6g} and {values[whole]:.6g}"
             )
-    if {"flops", "n_params", "tokens"} <= set(found) and found["flops"] < found["n_params"] * found[
-        "tokens"
-    ] / 1e6:
+    if {"flops", "n_params", "tokens"} <= set(values) and values["flops"] < values[
+        "n_params"
+    ] * values["tokens"] / 1e6:
         raise UserError(
-            f"`flops` must be FLOPs of the whole training (1 PF-day is 8.64e19), but got {found['flops']:.6g}, "
-            f"where 6 * n_params * tokens is {6 * found['n_params'] * found['tokens']:.3g}"
+            f"`flops` must be FLOPs of the whole training (1 PF-day is 8.64e19), "
+            f"but got {values['flops']:.6g}, where 6 * n_params * tokens is "
+            f"{6 * values['n_params'] * values['tokens']:.3g}"
         )

@@ -1,4 +1,7 @@
-"""Published laws of the loss, in nats per token of their own data and tokenizer: compare slopes, not levels."""
+"""Published laws of the loss in N and D, in nats per token.
+
+Data and tokenizers differ between laws, so compare exponents, not levels.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ def in_millions(
 HOFFMANN = Law(
     id="hoffmann_tex",
     name="Chinchilla, approach 3, unrounded coefficients",
+    summary="Predicts the loss from model size and tokens.",
     kind="loss",
     formula="loss = E0 + A * N**-alpha + B * D**-beta",
     function=chinchilla,
@@ -44,15 +48,21 @@ HOFFMANN = Law(
         "parametrization": "standard",
         "data": "MassiveText",
     },
-    setup="Huber loss with delta 1e-3 on log loss; the optimizer of the fit stopped early (see besiroglu)",
+    setup=(
+        "Huber loss with delta 1e-3 on log loss. The optimizer of the fit stopped "
+        "early (see besiroglu)."
+    ),
     source="Hoffmann et al. 2022, arXiv:2203.15556, values from its TeX source",
-    traps=("the refit `besiroglu` describes the same runs better",),
+    caveats=("The refit `besiroglu` describes the same runs better",),
 )
 
 BESIROGLU = replace(
     HOFFMANN,
     id="besiroglu",
     name="Chinchilla, approach 3, refitted by Epoch AI",
+    summary=(
+        "Predicts the loss from model size and tokens, with a corrected fit of Chinchilla's runs."
+    ),
     coefficients={"E0": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658},
     intervals={
         "E0": (1.769, 1.871),
@@ -63,18 +73,25 @@ BESIROGLU = replace(
     },
     level="95 % bootstrap",
     fitted={"n_params_total": (44e6, 16e9), "tokens": (8.2e8, 3.2e11)},
-    setup="240 of 245 points read off a figure of Hoffmann et al., the 5 of fewest tokens per parameter dropped; tokens = "
-    "C / (6 N) of those points. Huber loss with delta 1e-3, summed, BFGS, 4000 bootstraps",
+    setup=(
+        "240 of 245 points read from a figure of Hoffmann et al.; the 5 points with "
+        "the fewest tokens per parameter are dropped. Tokens are C / (6 N). Huber loss "
+        "with delta 1e-3, summed, BFGS, 4000 bootstraps."
+    ),
     source="Besiroglu et al. 2024, arXiv:2404.10102",
-    traps=(
-        "the notebook of the fit prints E0 = 1.81686, the paper 1.8172",
-        "the intervals of A and B are wide because the coefficients are correlated: never vary one alone",
+    caveats=(
+        "The notebook of the fit prints E0 = 1.81686, the paper 1.8172",
+        (
+            "The intervals of A and B are wide because the coefficients are correlated: "
+            "never vary one alone"
+        ),
     ),
 )
 
 GEMSTONES = Law(
     id="gemstones_hot",
-    name="Gemstones, approach 3, lr not yet decayed",
+    name="Gemstones, approach 3, before lr decay",
+    summary="Predicts the loss at constant lr from model size and tokens.",
     kind="loss",
     formula=HOFFMANN.formula,
     function=chinchilla,
@@ -94,17 +111,21 @@ GEMSTONES = Law(
         "depth": (3, 80),
     },
     conditions={"schedule": "constant", "data": "Dolma"},
-    setup="Huber loss with delta 1e-4, from a grid of starts",
+    setup="Huber loss with delta 1e-4, from a grid of starting points.",
     source="McLeish et al. 2025, arXiv:2502.06857; the fits of its repository",
-    traps=(
-        "the released files hold logarithms of A, B and E0",
-        "the same runs give the optimal N an exponent 0.70 by this and 0.50 by gemstones_approach1: fits are that fragile",
+    caveats=(
+        "The released files contain logarithms of A, B and E0",
+        (
+            "For the optimal N, the same runs give an exponent of 0.70 with this law and "
+            "0.50 with gemstones_approach1, which shows how fragile such fits are"
+        ),
     ),
 )
 
 NCPL = Law(
     id="ncpl_baseline_steplaw",
-    name="The baseline of a learned predictor, Step Law runs",
+    name="Baseline of a learned predictor, Step Law runs",
+    summary="Predicts the average loss of the Step Law sweeps from model size and tokens.",
     kind="loss",
     formula="loss = E0 + A * (N / 1e6)**-alpha + B * (D / 1e9)**-beta",
     function=in_millions,
@@ -117,11 +138,16 @@ NCPL = Law(
         "alpha": 0.125764804555,
         "beta": 0.333738955397,
     },
-    setup="a network predicts what is left over this law",
+    setup="A neural network predicts the residuals of this law.",
     source="arXiv:2602.10300; the code of its repository",
-    traps=("fitted to all runs of the sweeps, badly tuned ones too: it is no frontier",),
-    cautions=(
-        "that N is in millions and D in billions is not written anywhere: only so does it fit the runs",
+    caveats=(
+        (
+            "Fitted to all runs of the sweeps, including badly tuned ones: the law is not "
+            "the lowest loss"
+        ),
+    ),
+    warnings=(
+        "No source states that N is in millions and D in billions; only these units fit the runs",
     ),
 )
 
@@ -131,22 +157,32 @@ LAWS = (
         HOFFMANN,
         id="hoffmann_rounded",
         name="Chinchilla, approach 3, rounded as printed",
+        summary=(
+            "Predicts the loss from model size and tokens, with the rounded coefficients "
+            "of the paper."
+        ),
         coefficients={"E0": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28},
         intervals={
             "beta / (alpha + beta)": (0.454, 0.455),
             "alpha / (alpha + beta)": (0.542, 0.543),
         },
-        level="10 to 90 % as published, far too narrow to be right (see besiroglu)",
+        level="10 to 90 % as published; far too narrow to be right (see besiroglu)",
         source="Hoffmann et al. 2022, arXiv:2203.15556, eq. 10",
-        traps=(
-            "the rounding of beta (0.28 for 0.2849) changes the data term by 13 % at 1e11 tokens: use hoffmann_tex or besiroglu",
-            "it implies 93 tokens per parameter at 5.88e23 FLOPs, not 20",
+        caveats=(
+            (
+                "Rounding beta (0.28 for 0.2849) changes the data term by 13 % at 1e11 tokens: "
+                "use hoffmann_tex or besiroglu"
+            ),
+            "The rounded law implies 93 tokens per parameter at 5.88e23 FLOPs, not 20",
         ),
     ),
     BESIROGLU,
     Law(
         id="sardana_fit",
-        name="Beyond Chinchilla, fitted up to 10000 tokens per parameter",
+        name="Beyond Chinchilla: loss up to 10000 tokens per parameter",
+        summary=(
+            "Predicts the loss from model size and tokens, for up to 10000 tokens per parameter."
+        ),
         kind="loss",
         formula=HOFFMANN.formula,
         function=chinchilla,
@@ -154,17 +190,27 @@ LAWS = (
         gives=("loss",),
         coefficients={"E0": 1.45, "A": 33.66, "B": 138.9, "alpha": 0.18, "beta": 0.24},
         fitted={"n_params": (150e6, 6e9), "tokens_per_param": (10, 10000)},
-        setup="all runs; those of at most 100 tokens per parameter alone give 0.17, 7.199, 25.97, 0.08 and 0.13",
+        setup=(
+            "Fitted to all runs. The runs with at most 100 tokens per parameter alone give "
+            "E0 = 0.17, A = 7.199, B = 25.97, alpha = 0.08 and beta = 0.13."
+        ),
         source="Sardana et al. 2024, arXiv:2401.00448, Table 1",
-        traps=(
-            "the coefficients move with the longest runs fitted: the form does not hold over four decades",
+        caveats=(
+            (
+                "The coefficients change with the longest runs in the fit: the form does not "
+                "hold over four decades"
+            ),
         ),
     ),
     GEMSTONES,
     replace(
         GEMSTONES,
         id="gemstones_hot_100bp",
-        name="Gemstones, approach 3, lr not yet decayed, beyond 100e9 tokens",
+        name="Gemstones, approach 3, before lr decay, beyond 100e9 tokens",
+        summary=(
+            "Predicts the loss at constant lr from model size and tokens, for runs beyond "
+            "100e9 tokens."
+        ),
         coefficients={
             "E0": 1.94550713641,
             "A": 131.12839854,
@@ -177,6 +223,7 @@ LAWS = (
         GEMSTONES,
         id="gemstones_cool_end",
         name="Gemstones, approach 3, after the cooldown",
+        summary="Predicts the loss after the cooldown from model size and tokens.",
         coefficients={
             "E0": 2.10831479875,
             "A": 213.320602495,
@@ -185,11 +232,12 @@ LAWS = (
             "beta": 0.6903991635,
         },
         conditions=GEMSTONES.conditions
-        | {"schedule": "constant, then a cooldown; models of 0.1e9 to 2e9"},
+        | {"schedule": "constant, then a cooldown; models with 0.1e9 to 2e9 parameters"},
     ),
     Law(
         id="krajewski_dense",
-        name="Fine-grained experts: the dense baseline",
+        name="Fine-grained experts: loss of the dense baseline",
+        summary="Predicts the loss of dense models from model size and tokens.",
         kind="loss",
         formula=HOFFMANN.formula,
         function=chinchilla,
@@ -198,14 +246,15 @@ LAWS = (
         coefficients={"E0": 0.47, "A": 16.3, "B": 26.7, "alpha": 0.126, "beta": 0.127},
         fitted={"n_params": (129e6, 3.7e9), "tokens": (16e9, 130e9)},
         conditions={"data": "C4"},
-        setup="beside krajewski_moe",
+        setup="The dense baseline of krajewski_moe.",
         source="Krajewski et al. 2024, arXiv:2402.07871, Table 1",
     ),
     NCPL,
     replace(
         NCPL,
         id="ncpl_baseline_marin",
-        name="The baseline of a learned predictor, Marin runs",
+        name="Baseline of a learned predictor, Marin runs",
+        summary="Predicts the average loss of the Marin runs from model size and tokens.",
         inputs=(N_UNSTATED, D),
         coefficients={
             "E0": 2.28141652875,

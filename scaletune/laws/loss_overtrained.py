@@ -1,4 +1,4 @@
-"""Published laws of the loss of over-trained models, over compute and tokens per parameter."""
+"""Published laws of the loss of over-trained models, from compute and tokens per parameter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def gadre(N: float, D: float, *, E0: float, a: float, b: float, eta: float) -> d
 
 C4 = Law(
     id="gadre_loss_c4",
-    name="Over-training, trained and evaluated on C4",
+    name="Over-training: loss, trained and evaluated on C4",
+    summary="Predicts the loss of over-trained models on C4 from model size and tokens.",
     kind="loss",
     formula="M = D / N; C = 6 * N * D; loss = E0 + (a * M**eta + b * M**-eta) * C**-eta",
     function=gadre,
@@ -32,16 +33,30 @@ C4 = Law(
     validated={"n_params_total": 6.9e9},
     conditions={
         "schedule": "cosine, 2000 steps of warmup",
-        "optimizer": "AdamW, lr 3e-3, weight decay 0.033, 512 sequences of 2048 (varies with size)",
+        "optimizer": (
+            "AdamW, lr 3e-3, weight decay 0.033, 512 sequences of 2048 tokens (varies with size)"
+        ),
         "data": "C4, GPT-NeoX tokenizer",
     },
-    setup="5 points: four small models at 20 tokens per parameter, the smallest (11e6) also at 320; checked on 6.9e9 parameters",
+    setup=(
+        "Fitted to 5 points: four small models at 20 tokens per parameter, the "
+        "smallest (11e6) also at 320. Validated on 6.9e9 parameters."
+    ),
     source="Gadre et al. 2024, arXiv:2403.08540; refitted from its released code and data",
-    traps=(
-        "its repository fits A * N**-(2 * eta) + B * 6**-eta * D**-(2 * eta) above E0: a here is A * 6**eta, and b is B",
+    caveats=(
+        (
+            "The released code fits A * N**-(2 * eta) + B * 6**-eta * D**-(2 * eta) above "
+            "E0: a here is A * 6**eta, and b is B"
+        ),
         "eta is half the exponent of N and of D",
-        "N counts both embeddings; what its released records call parameters without embedding leaves out only one of them",
-        "the level depends on the evaluation set: other sets change the coefficients several-fold",
+        (
+            "N includes both embeddings; the released records' parameter count without "
+            "embedding leaves out only one of them"
+        ),
+        (
+            "The level depends on the evaluation set: on other sets the coefficients "
+            "differ by a factor of several"
+        ),
     ),
 )
 
@@ -50,7 +65,11 @@ LAWS = (
     replace(
         C4,
         id="gadre_loss_rpj",
-        name="Over-training, trained on RedPajama, evaluated on C4",
+        name="Over-training: loss, trained on RedPajama, evaluated on C4",
+        summary=(
+            "Predicts the C4 loss of over-trained models trained on RedPajama from model "
+            "size and tokens."
+        ),
         coefficients={
             "E0": 1.83664840874,
             "a": 212.236121679,
@@ -58,12 +77,20 @@ LAWS = (
             "eta": 0.136425353089,
         },
         conditions=C4.conditions | {"data": "RedPajama, evaluated on C4; GPT-NeoX tokenizer"},
-        setup=f"{C4.setup} (off by 0.73 %) and on 1.4e9 at 640 tokens each (0.71 %)",
+        setup=(
+            "Fitted to 5 points: four small models at 20 tokens per parameter, the "
+            "smallest (11e6) also at 320. Validated on 6.9e9 parameters (error 0.73 %) and "
+            "on 1.4e9 at 640 tokens per parameter (error 0.71 %)."
+        ),
     ),
     replace(
         C4,
         id="gadre_loss_rw",
-        name="Over-training, trained on RefinedWeb, evaluated on C4",
+        name="Over-training: loss, trained on RefinedWeb, evaluated on C4",
+        summary=(
+            "Predicts the C4 loss of over-trained models trained on RefinedWeb from model "
+            "size and tokens."
+        ),
         coefficients={
             "E0": 1.73446208933,
             "a": 157.11628411,

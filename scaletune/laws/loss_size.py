@@ -1,4 +1,4 @@
-"""Published laws of the loss in one count: parameters, or tokens, or parameters and parallel streams at one number of tokens."""
+"""Published laws of the loss in one variable: parameters (also with parallel streams) or tokens."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from scaletune.laws.entry import Input, Law
 from scaletune.laws.symbols import N_BODY, N_UNSTATED
 
 KAPLAN_RUNS = {
-    "schedule": "3000 steps of warmup, then cosine to zero over 250000",
+    "schedule": "3000 steps of warmup, then cosine to zero over 250000 steps",
     "batch": "524288 tokens",
-    "optimizer": "Adam, Adafactor over 1e9 parameters",
+    "optimizer": "Adam; Adafactor above 1e9 parameters",
     "data": "WebText2",
 }
 
@@ -36,13 +36,14 @@ def streamed(
 def shared_capacity(
     N: float, *, beta: float, f: float, alpha: float, Linf: float
 ) -> dict[str, float]:
-    """L = beta (f N)^-alpha + Linf, of one language pair    arXiv:2302.09650."""
+    """L = beta (f N)^-alpha + Linf, for one language pair    arXiv:2302.09650."""
     return {"loss": beta * (f * N) ** -alpha + Linf}
 
 
 KAPLAN = Law(
     id="kaplan_L_N",
-    name="Kaplan et al., loss over size",
+    name="Kaplan et al.: loss over model size",
+    summary="Predicts the loss at convergence from model size.",
     kind="loss_size",
     formula="loss = (N_c / N)**alpha_N",
     function=power_of_size,
@@ -51,14 +52,17 @@ KAPLAN = Law(
     coefficients={"N_c": 8.8e13, "alpha_N": 0.076},
     fitted={"n_params": (768, 1.5e9)},
     conditions=KAPLAN_RUNS,
-    setup="trained to convergence, data without end",
+    setup="Models trained to convergence with unlimited data.",
     source="Kaplan et al. 2020, arXiv:2001.08361, eq. 1.1",
-    traps=("no floor under it: its exponent is not to be compared with Chinchilla's",),
+    caveats=(
+        "The law has no irreducible loss, so its exponent cannot be compared with Chinchilla's",
+    ),
 )
 
 PARSCALE = Law(
     id="parscale_stack",
-    name="Parallel streams, Python of Stack-V2",
+    name="ParScale: loss with parallel streams, Python of Stack-V2",
+    summary="Predicts the loss on Python code from model size and number of parallel streams.",
     kind="loss_size",
     formula="loss = E0 + (A * 1e9 / (N * (k * log(P) + 1)))**alpha",
     function=streamed,
@@ -71,20 +75,24 @@ PARSCALE = Law(
     fitted={"n_params": (536e6, 4.41e9), "streams": (1, 8)},
     held={"tokens": 42e9},
     conditions={"data": "Stack-V2, Python"},
-    setup="24 runs, Huber loss with delta 1e-3; P streams are worth k ln P + 1 times the parameters",
-    source="Chen et al. 2025, arXiv:2505.10475; its released fit, run again",
-    traps=(
-        "A stands inside the power, in billions of parameters",
-        "no term of tokens: it holds at those of its runs only",
+    setup=(
+        "24 runs, Huber loss with delta 1e-3. P streams have the effect of k ln P + 1 "
+        "times the parameters."
     ),
-    unconfirmed=("that all runs had 42e9 tokens",),
+    source="Chen et al. 2025, arXiv:2505.10475; its released fit, repeated",
+    caveats=(
+        "A is inside the power, in billions of parameters",
+        "There is no token term: the law holds only at the tokens of its runs",
+    ),
+    unconfirmed=("the statement that all runs had 42e9 tokens",),
 )
 
 LAWS = (
     KAPLAN,
     Law(
         id="kaplan_L_D",
-        name="Kaplan et al., loss over tokens",
+        name="Kaplan et al.: loss over tokens",
+        summary="Predicts the early-stopped loss of large models from the size of the data set.",
         kind="loss_size",
         formula="loss = (D_c / D)**alpha_D",
         function=power_of_tokens,
@@ -93,7 +101,7 @@ LAWS = (
                 "D",
                 "unique_tokens",
                 "tokens of the data set",
-                "all tokens are taken as unique, one epoch",
+                "all tokens are taken as unique (one epoch)",
                 instead=("tokens",),
             ),
         ),
@@ -101,49 +109,62 @@ LAWS = (
         coefficients={"D_c": 5.4e13, "alpha_D": 0.095},
         fitted={"unique_tokens": (22e6, 23e9)},
         conditions=KAPLAN_RUNS,
-        setup="large models over many epochs, stopped early",
+        setup="Large models trained for many epochs, stopped early.",
         source="Kaplan et al. 2020, arXiv:2001.08361, eq. 1.2",
-        traps=("it does not add to kaplan_L_N by reciprocals: their joint law is kaplan_L_ND",),
+        caveats=(
+            (
+                "It does not combine with kaplan_L_N by adding reciprocals: the joint law is "
+                "kaplan_L_ND"
+            ),
+        ),
     ),
     replace(
         KAPLAN,
         id="clark_dense",
-        name="Routed language models: the dense baseline",
+        name="Routed language models: loss of the dense baseline",
+        summary="Predicts the loss of dense models from model size, at 130e9 tokens.",
         inputs=(N_UNSTATED,),
         coefficients={"N_c": 3.568e13, "alpha_N": 0.078},
         fitted={"n_params": (15e6, 1.3e9)},
         held={"tokens": 130e9},
         conditions={},
-        setup="all at 130e9 tokens",
+        setup="All models trained on 130e9 tokens.",
         source="Clark et al. 2022, arXiv:2202.01169",
     ),
     PARSCALE,
     replace(
         PARSCALE,
         id="parscale_pile",
-        name="Parallel streams, the Pile",
+        name="ParScale: loss with parallel streams, the Pile",
+        summary="Predicts the loss on the Pile from model size and number of parallel streams.",
         coefficients={"E0": 1.28876563, "A": 0.19735203, "alpha": 0.19633308, "k": 0.33445557},
         conditions={"data": "the Pile"},
     ),
     Law(
         id="nmt_multilingual",
-        name="Translation of many language pairs by one model",
+        name="Multilingual translation: loss of one language pair over model size",
+        summary=(
+            "Gives the loss of one language pair as a power of model size, without "
+            "published coefficients."
+        ),
         kind="loss_size",
         formula="loss = beta * (f * N)**-alpha + Linf",
         function=shared_capacity,
         inputs=(N_BODY,),
         gives=("loss",),
         unknown={
-            "beta": "the prefactor of the pair",
-            "f": "the share of the capacity that the pair gets, a function of its sampling weight alone",
-            "alpha": "the exponent of the pair",
-            "Linf": "the pair's loss of an endless model",
+            "beta": "prefactor of the pair",
+            "f": "share of the capacity that the pair gets; depends on its sampling weight alone",
+            "alpha": "exponent of the pair",
+            "Linf": "loss of the pair for an infinitely large model",
         },
         fitted={"n_params": (20e6, 1e9)},
-        setup="how often a pair is sampled changes f and leaves the exponent",
+        setup="The sampling weight of a pair changes f and does not change the exponent.",
         shown_at={"N": 2e10, "beta": 2, "f": 0.5, "alpha": 0.1, "Linf": 1},
         source="Fernandes et al. 2023, arXiv:2302.09650",
         confirmed=False,
-        unconfirmed=("the form p + c1 * p**c2 * (1 - p)**c3 of f over the sampling weight p",),
+        unconfirmed=(
+            "the form p + c1 * p**c2 * (1 - p)**c3 of f as a function of the sampling weight p",
+        ),
     ),
 )

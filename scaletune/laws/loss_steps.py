@@ -1,4 +1,4 @@
-"""Published laws of the loss during training: over steps at any batch, and over seconds."""
+"""Published laws of the loss during training: over steps at any batch size, and over seconds."""
 
 from __future__ import annotations
 
@@ -26,25 +26,39 @@ def of_steps(
 def with_critical_batch(
     N: float, S_min: float, *, B_star: float, alpha_B: float, **coefficients: float
 ) -> dict[str, float]:
-    """`of_steps_min` and the critical batch at that loss    arXiv:2403.06563."""
-    found = of_steps_min(N, S_min, **coefficients)
-    return found | by_loss(found["loss"], B_star=B_star, alpha_B=alpha_B)
+    """`of_steps_min` and the critical batch size at that loss    arXiv:2403.06563."""
+    loss = of_steps_min(N, S_min, **coefficients)
+    return loss | by_loss(loss["loss"], B_star=B_star, alpha_B=alpha_B)
 
 
 def of_seconds(
-    N: float, B_tok: float, T: float, copies: float,
-    *, c0: float, c1: float, E0: float, A: float, alpha: float, B: float, beta: float,
-) -> dict[str, float]:  # fmt: skip
-    """`chinchilla` of the tokens reached in T seconds of c0 + c1 copies a step    arXiv:2406.18922."""
+    N: float,
+    B_tok: float,
+    T: float,
+    copies: float,
+    *,
+    c0: float,
+    c1: float,
+    E0: float,
+    A: float,
+    alpha: float,
+    B: float,
+    beta: float,
+) -> dict[str, float]:
+    """`chinchilla` at the tokens reached in T seconds    arXiv:2406.18922.
+
+    A step takes c0 + c1 copies seconds.
+    """
     return chinchilla(N, B_tok * T / (c0 + c1 * copies), E0=E0, A=A, B=B, alpha=alpha, beta=beta)
 
 
-S_MIN = Input("S_min", "steps_min", "steps at infinite batch: S / (1 + B_crit / B)")
+S_MIN = Input("S_min", "steps_min", "steps at infinite batch size: S / (1 + B_crit / B)")
 
 LAWS = (
     Law(
         id="kaplan_L_NS",
-        name="Kaplan et al., loss over size and steps",
+        name="Kaplan et al.: loss over model size and steps",
+        summary="Predicts the loss from model size, steps and batch size.",
         kind="loss_steps",
         formula="S_min = S / (1 + B_crit / B); loss = (N_c / N)**alpha_N + (S_c / S_min)**alpha_S",
         function=of_steps,
@@ -55,22 +69,29 @@ LAWS = (
             Input(
                 "B_crit",
                 "critical_batch_tokens",
-                "critical batch at that loss, tokens: kaplan_bcrit",
+                "critical batch size at that loss, in tokens, for example from kaplan_bcrit",
             ),
         ),
         gives=("loss",),
         coefficients={"N_c": 6.5e13, "alpha_N": 0.077, "S_c": 2100.0, "alpha_S": 0.76},
         fitted={"n_params": (768, 1.5e9)},
         conditions=KAPLAN_RUNS,
-        setup="data without end, after the warmup's transient",
+        setup="Unlimited data, after the initial transient of the warmup.",
         source="Kaplan et al. 2020, arXiv:2001.08361, eq. 1.6, Table 3",
         shown_at={"S": 200000, "B": 1e6},
     ),
     Law(
         id="su_unraveling",
-        name="Unraveling the mystery: Kaplan's form, constants by stages",
+        name="Unraveling the Mystery of Scaling Laws: Kaplan's form, fitted in stages",
+        summary=(
+            "Predicts the loss and the critical batch size from model size and steps at "
+            "infinite batch size."
+        ),
         kind="loss_steps",
-        formula="loss = (N_c / N)**alpha_N + (S_c / S_min)**alpha_S; critical_batch_tokens = B_star / loss**(1 / alpha_B)",
+        formula=(
+            "loss = (N_c / N)**alpha_N + (S_c / S_min)**alpha_S; critical_batch_tokens = "
+            "B_star / loss**(1 / alpha_B)"
+        ),
         function=with_critical_batch,
         inputs=(N_BODY, S_MIN),
         gives=("loss", "critical_batch_tokens"),
@@ -85,8 +106,12 @@ LAWS = (
         fitted={"n_params": (1e6, 60e6)},
         validated={"n_params": 33e9},
         conditions={"data": "like C4"},
-        setup="N_c and alpha_N from models of 1e6 to 60e6 trained to the end; B_star and alpha_B from steps and tokens to several losses at one "
-        "small size; steps turned into S_min; then S_c and alpha_S. The constants are to be fitted anew on other data",
+        setup=(
+            "N_c and alpha_N are fitted to converged models of 1e6 to 60e6 parameters. "
+            "B_star and alpha_B are fitted to steps and tokens at several losses of one "
+            "small model. Steps are then converted to S_min, and S_c and alpha_S are "
+            "fitted. Fit the constants again for other data."
+        ),
         source="Su et al. 2024, arXiv:2403.06563",
         confirmed=False,
         unconfirmed=("all six constants",),
@@ -94,30 +119,39 @@ LAWS = (
     ),
     Law(
         id="time_matters",
-        name="Loss over seconds, by memory copies",
+        name="Time Matters: loss over seconds, from memory copies",
+        summary=(
+            "Predicts the loss after a given training time from model size and memory "
+            "copies per step."
+        ),
         kind="loss_time",
         formula="D = B_tok * T / (c0 + c1 * copies); loss = E0 + A * N**-alpha + B * D**-beta",
         function=of_seconds,
         inputs=(
             N_UNSTATED,
-            Input("B_tok", "batch_tokens", "tokens a step"),
+            Input("B_tok", "batch_tokens", "tokens per step"),
             Input("T", "seconds", "seconds of training"),
             Input(
                 "copies",
                 "memory_copies",
-                "bytes or tensors copied in memory a step, counted from the architecture",
+                "bytes or tensors copied in memory per step, counted from the architecture",
             ),
         ),
         gives=("loss",),
         unknown={
-            "c0": "seconds a step without copies, of the hardware",
-            "c1": "seconds a copy, of the hardware",
+            "c0": "seconds per step without copies; depends on the hardware",
+            "c1": "seconds per copy; depends on the hardware",
             **dict.fromkeys(
-                ("E0", "A", "alpha", "B", "beta"), "of a law of N and D fitted to one's own runs"
+                ("E0", "A", "alpha", "B", "beta"),
+                "coefficient of a loss law in N and D, fitted to your own runs",
             ),
         },
         conditions={"data": "C4", "model": "decoder"},
-        setup="1535 models; seconds a step are a line in memory copies rather than in FLOPs, put into a law of N and D; wider beats deeper",
+        setup=(
+            "1535 models. The seconds per step are linear in memory copies, not in FLOPs, "
+            "and are inserted into a loss law in N and D. The paper concludes that wider "
+            "is better than deeper."
+        ),
         shown_at={
             "N": 1e8,
             "B_tok": 1e6,
@@ -132,6 +166,6 @@ LAWS = (
         },
         source="Inbar & Sernau 2024, arXiv:2406.18922",
         confirmed=False,
-        unconfirmed=("how copies are counted, and every constant",),
+        unconfirmed=("the counting of copies, and every constant",),
     ),
 )

@@ -1,4 +1,4 @@
-"""Published laws of the loss of mixtures of experts."""
+"""Published laws of the loss of mixture-of-experts models."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from scaletune.laws.entry import Input, Law
 from scaletune.laws.symbols import N_ACTIVE, N_TOTAL, D, E
 
 
-def saturated(E: float, E_start: float, E_max: float) -> float:
-    """What E experts count for: 1/Eh = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max    arXiv:2202.01169."""
+def effective_experts(E: float, E_start: float, E_max: float) -> float:
+    """Effective number of experts Eh of E experts    arXiv:2202.01169.
+
+    1/Eh = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max.
+    """
     return 1 / (1 / (E - 1 + 1 / (1 / E_start - 1 / E_max)) + 1 / E_max)
 
 
@@ -18,7 +21,7 @@ def routed(
     N: float, E: float, *, a: float, b: float, c: float, d: float, E_start: float, E_max: float
 ) -> dict[str, float]:
     """log10 L = a log10 N + b log10 Eh + c log10 N log10 Eh + d    arXiv:2202.01169, Table 3."""
-    n, e = math.log10(N), math.log10(saturated(E, E_start, E_max))
+    n, e = math.log10(N), math.log10(effective_experts(E, E_start, E_max))
     return {"loss": 10 ** (a * n + b * e + c * n * e + d)}
 
 
@@ -40,11 +43,25 @@ def fine_grained(
 
 
 def joint_terms(
-    E: float, *, a: float, alpha: float, delt: float, gam: float, b: float, beta: float, om: float, zet: float,
-    E_start: float, E_max: float, c: float,
-) -> tuple[float, float, float, float]:  # fmt: skip
-    """m, mu, n, nu of L = m N^mu + n D^nu + c for E experts; mu and nu are negative    arXiv:2502.05172, Table 4."""
-    e = saturated(E, E_start, E_max)
+    E: float,
+    *,
+    a: float,
+    alpha: float,
+    delt: float,
+    gam: float,
+    b: float,
+    beta: float,
+    om: float,
+    zet: float,
+    E_start: float,
+    E_max: float,
+    c: float,
+) -> tuple[float, float, float, float]:
+    """m, mu, n, nu of L = m N^mu + n D^nu + c for E experts    arXiv:2502.05172, Table 4.
+
+    mu and nu are negative.
+    """
+    e = effective_experts(E, E_start, E_max)
     return a * e**delt, alpha + gam * math.log(e), b * e**om, beta + zet * math.log(e)
 
 
@@ -55,9 +72,21 @@ def joint(N: float, D: float, E: float, **coefficients: float) -> dict[str, floa
 
 
 def sparse(
-    N: float, D: float, S: float,
-    *, a: float, alpha: float, b: float, beta: float, c: float, lam: float, d: float, delt: float, gam: float, e0: float,
-) -> dict[str, float]:  # fmt: skip
+    N: float,
+    D: float,
+    S: float,
+    *,
+    a: float,
+    alpha: float,
+    b: float,
+    beta: float,
+    c: float,
+    lam: float,
+    d: float,
+    delt: float,
+    gam: float,
+    e0: float,
+) -> dict[str, float]:
     """L = a N^-alpha + b D^-beta + c (1-S)^-lam + d (1-S)^-delt N^-gam + e0    arXiv:2501.12370."""
     return {
         "loss": a / N**alpha
@@ -70,7 +99,10 @@ def sparse(
 
 SBASE = Law(
     id="clark_sbase",
-    name="Routed language models, S-BASE",
+    name="Routed language models, S-BASE: loss",
+    summary=(
+        "Predicts the loss of S-BASE routed models from active parameters and number of experts."
+    ),
     kind="moe",
     formula="Eh = 1 / (1 / (E - 1 + 1 / (1 / E_start - 1 / E_max)) + 1 / E_max); "
     "loss = 10**(a * log10(N) + b * log10(Eh) + c * log10(N) * log10(Eh) + d)",
@@ -87,28 +119,38 @@ SBASE = Law(
     },
     fitted={"n_active": (15e6, 1.3e9), "n_experts": (1, 512)},
     held={"tokens": 130e9},
-    setup="all at 130e9 tokens",
+    setup="All models trained on 130e9 tokens.",
     source="Clark et al. 2022, arXiv:2202.01169, Table 3",
-    traps=(
-        "the logarithms are of base 10; natural ones give 0.58 at 1e9 parameters",
-        "N from which experts no longer help is 10**(-b / c): the rounded c makes it 1e12 for S-BASE, published as 937e9",
+    caveats=(
+        "The logarithms are of base 10; natural logarithms give a loss of 0.58 at 1e9 parameters",
+        (
+            "Experts stop helping at N = 10**(-b / c). For S-BASE the rounded c gives "
+            "1e12; the paper says 937e9"
+        ),
     ),
     shown_at={"E": 64},
 )
 
 JOINT = Law(
     id="jointmoe",
-    name="Joint MoE, loss over active parameters, tokens and experts",
+    name="Joint MoE: loss over active parameters, tokens and experts",
+    summary=(
+        "Predicts the loss of mixtures of experts from active parameters, tokens and "
+        "number of experts."
+    ),
     kind="moe",
-    formula="Eh = 1 / (1 / (E - 1 + 1 / (1 / E_start - 1 / E_max)) + 1 / E_max); mu = alpha + gam * log(Eh); nu = beta + zet * log(Eh); "
-    "m = a * Eh**delt; n = b * Eh**om; loss = m * N**mu + n * D**nu + c",
+    formula=(
+        "Eh = 1 / (1 / (E - 1 + 1 / (1 / E_start - 1 / E_max)) + 1 / E_max); mu = "
+        "alpha + gam * log(Eh); nu = beta + zet * log(Eh); m = a * Eh**delt; n = b * "
+        "Eh**om; loss = m * N**mu + n * D**nu + c"
+    ),
     function=joint,
     inputs=(
         Input(
             "N",
             "n_active_total",
             "active parameters, embeddings included",
-            "its N counts active parameters with the embeddings",
+            "in this law, N counts active parameters including the embeddings",
             instead=("n_active", "n_params"),
         ),
         D,
@@ -130,12 +172,12 @@ JOINT = Law(
     },
     fitted={"n_params_total": (0.0, 5e9), "n_experts": (1, 32)},
     conditions={
-        "model": "Switch mixture of experts, one chosen",
+        "model": "Switch mixture of experts, top-1 routing",
         "data": "FineWeb-Edu, GPT-2 tokenizer",
     },
-    setup="280 runs, of which the 30 of lowest loss were held out",
+    setup="280 runs, of which the 30 with the lowest loss were held out.",
     source="Ludziejewski et al. 2025, arXiv:2502.05172, Table 3",
-    traps=("alpha and beta are negative and multiply as they stand",),
+    caveats=("alpha and beta are negative and are used as they are, without a further minus sign",),
 )
 
 LAWS = (
@@ -143,7 +185,10 @@ LAWS = (
     replace(
         SBASE,
         id="clark_rlr",
-        name="Routed language models, RL-R",
+        name="Routed language models, RL-R: loss",
+        summary=(
+            "Predicts the loss of RL-R routed models from active parameters and number of experts."
+        ),
         coefficients={
             "a": -0.083,
             "b": -0.126,
@@ -156,7 +201,10 @@ LAWS = (
     replace(
         SBASE,
         id="clark_hash",
-        name="Routed language models, hashing",
+        name="Routed language models, hash routing: loss",
+        summary=(
+            "Predicts the loss of hash-routed models from active parameters and number of experts."
+        ),
         coefficients={
             "a": -0.087,
             "b": -0.136,
@@ -169,6 +217,10 @@ LAWS = (
     Law(
         id="krajewski_moe",
         name="Fine-grained experts: loss over size, tokens and granularity",
+        summary=(
+            "Predicts the loss of fine-grained mixtures of experts from model size, tokens "
+            "and granularity."
+        ),
         kind="moe",
         formula="loss = c + (g / G**gam + a) / N**alpha + b / D**beta",
         function=fine_grained,
@@ -194,22 +246,31 @@ LAWS = (
         },
         fitted={"n_params_total": (129e6, 3.7e9), "tokens": (16e9, 130e9), "granularity": (1, 16)},
         conditions={
-            "model": "64 times the parameters of a dense layer, experts choosing tokens",
+            "model": "64 times the parameters of a dense layer, expert-choice routing",
             "data": "C4",
         },
-        setup="beside krajewski_dense",
+        setup="Fitted together with the dense baseline krajewski_dense.",
         source="Krajewski et al. 2024, arXiv:2402.07871, Table 1",
-        traps=("granularity is 4 d / d_expert here, 2 d / d_expert with Ling",),
+        caveats=("Granularity is 4 d / d_expert here; Ling defines it as 2 d / d_expert",),
         unconfirmed=(
-            "that N counts all experts, without embeddings: do not ask it with active parameters",
+            (
+                "the statement that N counts all experts without embeddings (do not use active "
+                "parameters)"
+            ),
         ),
     ),
     JOINT,
     Law(
         id="abnar_sparsity",
-        name="Loss over size, tokens and sparsity",
+        name="Loss of sparse mixtures of experts over size, tokens and sparsity",
+        summary=(
+            "Predicts the loss of mixtures of experts from total parameters, tokens and sparsity."
+        ),
         kind="moe",
-        formula="loss = a / N**alpha + b / D**beta + c / (1 - S)**lam + d / ((1 - S)**delt * N**gam) + e0",
+        formula=(
+            "loss = a / N**alpha + b / D**beta + c / (1 - S)**lam + d / ((1 - S)**delt * "
+            "N**gam) + e0"
+        ),
         function=sparse,
         inputs=(
             N_TOTAL,
@@ -230,8 +291,8 @@ LAWS = (
             "e0": 0.94,
         },
         fitted={"sparsity": (0, 0.98)},
-        setup="R2 of 0.68 on runs held out",
+        setup="R2 is 0.68 on held-out runs.",
         source="Abnar et al. 2025, arXiv:2501.12370, Table 3",
-        cautions=("on runs held out it explains 68 % of the variance only",),
+        warnings=("On held-out runs this law explains only 68 % of the variance",),
     ),
 )

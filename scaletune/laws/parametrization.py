@@ -1,4 +1,7 @@
-"""Published rules of width, depth, batch and duration from a tuned run. `scaletune.rules` holds them tensor by tensor; these are the bare factors."""
+"""Published rules that scale hyperparameters with width, depth, batch size and duration.
+
+`scaletune.rules` applies them tensor by tensor; this module contains only the factors.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ VARIANCE1 = Input("var1", "base_variance", "initial variance of a hidden weight 
 
 
 def by_layer(lr1: float, w: float, w1: float, *, x_h: float, x_r: float) -> dict[str, float]:
-    """lr times (w/w1)^-x in hidden matrices and the output head, as it is in the embedding    arXiv:2407.05872."""
+    """lr times (w/w1)^-x for hidden matrices and the output head    arXiv:2407.05872."""
     return {
         "lr_hidden": lr1 * (w / w1) ** -x_h,
         "lr_embedding": lr1,
@@ -29,7 +32,10 @@ def by_layer(lr1: float, w: float, w1: float, *, x_h: float, x_r: float) -> dict
 def mup(
     w: float, w1: float, lr1: float, var1: float, d_head: float, wd1: float
 ) -> dict[str, float]:
-    """m = w/w1; hidden lr and variance / m, lambda * m, logits / m, attention / d_head    arXiv:2203.03466."""
+    """Factors of muP with Adam for the width ratio m = w/w1    arXiv:2203.03466.
+
+    Hidden lr and variance / m, weight decay * m, logits / m, attention / d_head.
+    """
     m = w / w1
     return {
         "lr_hidden": lr1 / m,
@@ -53,7 +59,10 @@ def completep(
     *,
     alpha: float,
 ) -> dict[str, float]:
-    """m = w/w1, r = depth/depth1: blocks times r^-alpha, their lr times r^(alpha-1), epsilon r^-alpha / m    arXiv:2505.01618."""
+    """Factors of width m = w/w1 and depth r = depth/depth1    arXiv:2505.01618.
+
+    Residual blocks r^-alpha, their lr r^(alpha-1), epsilon r^-alpha / m.
+    """
     m, r = w / w1, depth / depth1
     return {
         "residual_factor": r**-alpha,
@@ -74,36 +83,51 @@ def completedp(
 
 
 def embedding_ratio(w: float, *, k: float, p: float) -> dict[str, float]:
-    """lr of the embedding over lr of hidden matrices = k w^p    arXiv:2506.15025."""
+    """lr of the embedding over lr of hidden matrices is k w^p    arXiv:2506.15025."""
     return {"lr_ratio": k * w**p}
 
 
 LAWS = (
     Law(
         id="everett_width",
-        name="lr by layer over width, standard parametrization and Adam",
+        name="Everett et al.: lr per layer over width, standard parametrization and Adam",
+        summary="Scales the lr per layer with width in standard parametrization.",
         kind="parametrization",
-        formula="lr_hidden = lr1 * (w / w1)**-x_h; lr_embedding = lr1; lr_readout = lr1 * (w / w1)**-x_r",
+        formula=(
+            "lr_hidden = lr1 * (w / w1)**-x_h; lr_embedding = lr1; lr_readout = lr1 * (w / "
+            "w1)**-x_r"
+        ),
         function=by_layer,
         inputs=(BASE_LR, W, W1),
         gives=("lr_hidden", "lr_embedding", "lr_readout"),
         coefficients={"x_h": 1.0, "x_r": 1.0},
         fitted={"n_params": (0.0, 26.8e9)},
-        conditions={"optimizer": "Adam; SGD and Adafactor have others"},
-        setup="exponents of full alignment; with no alignment both are 0.5. Constants tuned by layer on top did better than muP",
+        conditions={"optimizer": "Adam; SGD and Adafactor have other exponents"},
+        setup=(
+            "The exponents assume full alignment; without alignment both are 0.5. With "
+            "additional constants tuned per layer, this parametrization was better than "
+            "muP."
+        ),
         source="Everett et al. 2024, arXiv:2407.05872",
-        traps=("Adam's epsilon must shrink with width, or be replaced (Adam-atan2)",),
+        caveats=("Adam's epsilon must shrink with width, or Adam must be replaced by Adam-atan2",),
         confirmed=False,
         unconfirmed=(
-            "the exponents, which also follow from an argument on root mean squares; the constants by layer are not in the catalogue",
+            (
+                "the exponents (they also follow from an argument on root mean squares; the "
+                "constants per layer are not in the catalogue)"
+            ),
         ),
     ),
     Law(
         id="mup_adam",
         name="muP for AdamW over width",
+        summary="Scales lr, initial variance, logits and weight decay with width by muP.",
         kind="parametrization",
-        formula="m = w / w1; lr_hidden = lr1 / m; variance_hidden = var1 / m; lr_embedding = lr1; logit_factor = 1 / m; "
-        "attention_scale = 1 / d_head; weight_decay_hidden = wd1 * m",
+        formula=(
+            "m = w / w1; lr_hidden = lr1 / m; variance_hidden = var1 / m; lr_embedding = "
+            "lr1; logit_factor = 1 / m; attention_scale = 1 / d_head; weight_decay_hidden "
+            "= wd1 * m"
+        ),
         function=mup,
         inputs=(
             W,
@@ -121,18 +145,25 @@ LAWS = (
             "attention_scale",
             "weight_decay_hidden",
         ),
-        setup="weight_decay_hidden keeps lr * weight_decay as it was",
+        setup="weight_decay_hidden keeps lr * weight_decay constant.",
         source="Yang et al. 2022, arXiv:2203.03466; microsoft/mup",
-        traps=(
-            "in microsoft/mup weight decay follows only with decoupled_wd=False, its default; its example attention divides by d_head / 8",
+        caveats=(
+            (
+                "In microsoft/mup, weight decay is scaled only with decoupled_wd=False, its "
+                "default; its example divides attention by d_head / 8"
+            ),
         ),
     ),
     Law(
         id="completep",
         name="CompleteP over width and depth",
+        summary="Scales lr, residual branches, epsilon and weight decay with width and depth.",
         kind="parametrization",
-        formula="m = w / w1; r = depth / depth1; residual_factor = r**-alpha; lr_hidden = lr1 / m * r**(alpha - 1); lr_vectors = lr1 * r**(alpha - 1); "
-        "eps_hidden = eps1 / m * r**-alpha; weight_decay_hidden = wd1 * m; variance_hidden = var1 / m",
+        formula=(
+            "m = w / w1; r = depth / depth1; residual_factor = r**-alpha; lr_hidden = lr1 "
+            "/ m * r**(alpha - 1); lr_vectors = lr1 * r**(alpha - 1); eps_hidden = eps1 / "
+            "m * r**-alpha; weight_decay_hidden = wd1 * m; variance_hidden = var1 / m"
+        ),
         function=completep,
         inputs=(
             W,
@@ -154,18 +185,25 @@ LAWS = (
         ),
         coefficients={"alpha": 1.0},
         fitted={"n_params": (50e6, 1.5e9)},
-        setup="alpha = 1 is CompleteP, alpha = 0.5 depth-muP",
+        setup="alpha = 1 is CompleteP, alpha = 0.5 is depth-muP.",
         source="Dey et al. 2025, arXiv:2505.01618",
-        traps=(
-            "with alpha = 1 depth leaves every lr alone; with 0.5 lr falls as depth**-0.5",
-            "public reference code has one epsilon for all tensors, the embedding too",
+        caveats=(
+            (
+                "With alpha = 1, lr does not depend on depth; with alpha = 0.5, lr scales as "
+                "depth**-0.5"
+            ),
+            "Public reference code uses one epsilon for all tensors, including the embedding",
         ),
     ),
     Law(
         id="completedp",
-        name="Complete(d)P over batch and duration",
+        name="Complete(d)P over batch size and duration",
+        summary="Scales lr and weight decay with batch size and training tokens.",
         kind="parametrization",
-        formula="lr_factor = sqrt(B / B1 / (D / D1)); lr = lr1 * lr_factor; weight_decay = wd1 * lr_factor",
+        formula=(
+            "lr_factor = sqrt(B / B1 / (D / D1)); lr = lr1 * lr_factor; weight_decay = wd1 "
+            "* lr_factor"
+        ),
         function=completedp,
         inputs=(B, BASE_B, D, BASE_D, BASE_LR, BASE_WD),
         gives=("lr_factor", "lr", "weight_decay"),
@@ -176,25 +214,36 @@ LAWS = (
             "batch_ratio": (0.125, 4),
         },
         conditions={"schedule": "cosine", "data": "RedPajama"},
-        setup="on top of CompleteP's factors of width and depth; at a fixed batch lr falls as the square root of steps",
+        setup=(
+            "These factors multiply CompleteP's factors of width and depth. At a fixed "
+            "batch size, lr scales as 1 over the square root of the steps."
+        ),
         source="Mlodozeniec et al. 2025, arXiv:2512.22382",
-        traps=(
-            "epsilon of a QK norm shared over heads scales by the inverse factor",
-            "its -0.5 over duration stands beside -0.32 of bjorck_lr, whose authors saw 0.3 to 0.7",
+        caveats=(
+            "The epsilon of a QK norm shared over heads scales by the inverse factor",
+            (
+                "The exponent over duration is -0.5; bjorck_lr has -0.32, and its authors saw "
+                "0.3 to 0.7"
+            ),
         ),
     ),
     Law(
         id="embedding_lr_vocab",
-        name="lr of the embedding over that of hidden matrices, large vocabularies",
+        name="Hayou & Liu: lr of the embedding over lr of hidden matrices, large vocabularies",
+        summary=(
+            "Predicts the ratio of embedding lr to hidden lr from width, for large vocabularies."
+        ),
         kind="parametrization",
         formula="lr_ratio = k * w**p",
         function=embedding_ratio,
         inputs=(W,),
         gives=("lr_ratio",),
         coefficients={"p": 0.5},
-        unknown={"k": "the ratio at width 1, fitted on a proxy"},
+        unknown={"k": "ratio at width 1, fitted on a proxy"},
         conditions={"vocabulary": "far larger than the width"},
-        setup="muP has p = 1, for a vocabulary that stays while the width grows",
+        setup=(
+            "muP has p = 1, which assumes that the vocabulary stays constant while the width grows."
+        ),
         shown_at={"w": 4096, "k": 1},
         source="Hayou & Liu 2025, arXiv:2506.15025",
     ),

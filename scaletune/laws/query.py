@@ -1,4 +1,4 @@
-"""Asking published laws at what is known of a run, and what must be said beside the answer."""
+"""Evaluates published laws at a user's inputs and collects the warnings of the result."""
 
 from __future__ import annotations
 
@@ -7,62 +7,80 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scaletune.errors import UserError
-from scaletune.laws.columns import COLUMNS, SIGNED, asked, option
+from scaletune.laws.columns import COLUMNS, SIGNED, check_given, option
 from scaletune.laws.entry import Input, Law
+from scaletune.units import human
 
-SEQUENCE = 1024  # tokens: a batch of fewer is most often a count of sequences
+SEQUENCE = 1024  # tokens: a smaller batch_tokens is most often a count of sequences
 SLACK = 1.01  # ranges are published rounded: 214.7e6 for a model of 214663680
-NEAR = 1.1  # "about half a million tokens" is 0.5e6 to one and 524288 to another
-COUNTS = (
+NEAR = 1.1  # "half a million tokens" is 0.5e6 in one paper and 524288 in another
+COUNTS = (  # the best match to the N of 6ND first
     "n_active",
     "n_params",
     "n_active_total",
     "n_params_with_head",
     "n_params_total",
-)  # nearest first to the N of 6ND
+)
 
 
-def consult(law: Law, **given: Any) -> tuple[dict[str, float | None], list[str]]:
-    """What the law gives, None where that is not positive, and the warnings. `given`: columns and, where the law has none, coefficients."""
-    known = asked(
+def evaluate(law: Law, **given: Any) -> tuple[dict[str, float | None], list[str]]:
+    """Evaluates a law at inputs given by column name.
+
+    Args:
+        law: An entry of `laws.CATALOGUE`.
+        **given: Values by the names of `laws.COLUMNS`, in their units; coefficients that the law
+            leaves open by their names in `law.unknown`. None means not given.
+
+    Returns:
+        {quantity: value} (None where the formula gives no positive number) and the warnings.
+
+    Raises:
+        UserError: An input is missing, unknown or outside its domain.
+
+    Example:
+        >>> from scaletune import laws
+        >>> values, warnings = laws.evaluate(laws.law("kaplan_lr"), n_params=1e8)
+        >>> round(values["lr"], 6), len(warnings)
+        (0.000669, 1)
+    """
+    known = check_given(
         {name: value for name, value in given.items() if value is not None}, tuple(law.unknown)
     )
-    scale = _derived(known) | known
-    found = {entry.symbol: _value(law, entry, scale) for entry in law.inputs}
-    raw = law(**found, **{name: given[name] for name in law.unknown if given.get(name) is not None})
+    scale = _derive(known) | known
+    inputs = {entry.symbol: _input_value(law, entry, scale) for entry in law.inputs}
+    own = {name: given[name] for name in law.unknown if given.get(name) is not None}
+    outputs = law(**inputs, **own)
     values = {
         name: value if math.isfinite(value) and (value > 0 or name in SIGNED) else None
-        for name, value in raw.items()
+        for name, value in outputs.items()
     }
-    scale |= {entry.column: found[entry.symbol] for entry in law.inputs}
+    scale |= {entry.column: inputs[entry.symbol] for entry in law.inputs}
     warnings = [
-        f"{name} would be {raw[name]:.3g}, not a positive number: the law has none here"
+        f"the formula gives {name} = {outputs[name]:.3g}, which is not a positive number: "
+        f"the law has no {name} here"
         for name, value in values.items()
         if value is None
     ]
     warnings += [
-        *_units(law, known, scale),
-        *_ranges(law, scale | values),
-        *_held(law, scale),
-        *_batch(law, scale, values),
+        *_count_warnings(law, known, scale),
+        *_range_warnings(law, scale | values),
+        *_held_warnings(law, scale),
+        *_batch_warnings(law, scale, values),
+        *_unused_warnings(law, known, scale),
     ]
-    warnings += _unused(law, known, scale)
-    return values, [
-        *warnings,
-        *law.cautions,
-        *(f"unconfirmed, from memory: {part}" for part in law.unconfirmed),
-    ]
+    unconfirmed = [f"unconfirmed, not checked in the source: {part}" for part in law.unconfirmed]
+    return values, [*warnings, *law.warnings, *unconfirmed]
 
 
-def answers(law: Law, **given: Any) -> bool:
-    """Whether this is enough to ask the law."""
+def can_evaluate(law: Law, **given: Any) -> bool:
+    """Whether these inputs are enough to evaluate the law."""
     known = {name: value for name, value in given.items() if value is not None}
-    scale = (
-        _derived(asked({name: value for name, value in known.items() if name in COLUMNS})) | known
+    columns = check_given({name: value for name, value in known.items() if name in COLUMNS})
+    scale = _derive(columns) | known
+    has_inputs = all(
+        _source_column(entry, scale) or entry.default is not None for entry in law.inputs
     )
-    return all(_from(entry, scale) or entry.default is not None for entry in law.inputs) and set(
-        law.unknown
-    ) <= set(known)
+    return has_inputs and set(law.unknown) <= set(known)
 
 
 RATIOS = {
@@ -72,8 +90,8 @@ RATIOS = {
 }
 
 
-def _derived(known: Mapping[str, Any]) -> dict[str, float]:
-    """What follows from the given: 6ND, tokens per parameter, and what ranges are said of."""
+def _derive(known: Mapping[str, Any]) -> dict[str, float]:
+    """Quantities that follow from the inputs: 6ND, tokens per parameter, epochs and the like."""
     derived = {
         name: known[over] / known[under]
         for name, (over, under) in RATIOS.items()
@@ -90,58 +108,68 @@ def _derived(known: Mapping[str, Any]) -> dict[str, float]:
     return derived
 
 
-def _from(entry: Input, scale: Mapping[str, Any]) -> str:
-    """The column that an input is read from, empty when it is not known. Of a mixture of experts n_params is not what is active."""
-    mixed = entry.column in ("n_active", "n_active_total") and scale.get("n_experts", 1) > 1
+def _source_column(entry: Input, scale: Mapping[str, Any]) -> str:
+    """The column that an input is read from; empty if none is known.
+
+    For a mixture of experts, n_params does not replace the active parameters.
+    """
+    mixture = entry.column in ("n_active", "n_active_total") and scale.get("n_experts", 1) > 1
     return next(
         (
             name
             for name in (entry.column, *entry.instead)
-            if name in scale and not (mixed and name == "n_params")
+            if name in scale and not (mixture and name == "n_params")
         ),
         "",
     )
 
 
-def _value(law: Law, entry: Input, scale: Mapping[str, Any]) -> Any:
-    """The value of one input; UserError naming the option that would give it."""
-    if name := _from(entry, scale):
+def _input_value(law: Law, entry: Input, scale: Mapping[str, Any]) -> Any:
+    """The value of one input; UserError with the option that gives it."""
+    if name := _source_column(entry, scale):
         return scale[name]
     if entry.default is not None:
         return entry.default
     other = next((name for name in COUNTS if name in scale), "") if entry.column in COUNTS else ""
-    need = f"{law.id} needs {entry.column} ({entry.means}): give {option(entry.column)}"
+    needed = f"{law.id} needs {entry.column} ({entry.means}): give {option(entry.column)}"
     if not other:
-        raise UserError(need)
+        raise UserError(needed)
     related = (
-        " (pearce_embed relates the two)"
+        " (the law pearce_embed converts between the two)"
         if {entry.column, other} == {"n_params", "n_params_total"}
         else ""
     )
-    raise UserError(f"{need}; {other} counts other parameters and is not taken for it{related}")
+    raise UserError(f"{needed}; {other} counts other parameters and does not replace it{related}")
 
 
-def _units(law: Law, known: Mapping[str, Any], scale: Mapping[str, Any]) -> Iterator[str]:
-    """Inputs that the source counts in another way than the column they came from."""
+def _show(value: float) -> str:
+    """A number for a warning: `7.0B` for large counts, else three or four digits."""
+    if 1e4 <= value < 1e15:
+        return human(value)
+    return f"{value:.4g}" if 1e3 <= value < 1e4 else f"{value:.3g}"
+
+
+def _count_warnings(law: Law, known: Mapping[str, Any], scale: Mapping[str, Any]) -> Iterator[str]:
+    """Inputs that the source counts differently, and inputs that were derived or set by default."""
     for entry in law.inputs:
-        name = _from(entry, known)
+        name = _source_column(entry, known)
         if entry.doubt:
             yield entry.doubt
         if name == entry.column:
             continue
         if name:
-            yield entry.mismatch or f"{name} is taken for its {entry.column}"
+            yield entry.mismatch or f"{name} is used for {entry.column}"
         elif entry.column in ("flops", "steps"):
             count = next((name for name in COUNTS if name in known), "")
             rule = f"6 * {count} * tokens" if entry.column == "flops" else "tokens / batch_tokens"
-            used = f"{entry.column} were not given, so {rule} = {scale[entry.column]:.3g} was used"
-            yield f"{used}: {entry.mismatch}" if entry.mismatch else used
+            used = f"{entry.column} not given: {rule} = {scale[entry.column]:.3g} is used"
+            yield f"{used}; {entry.mismatch}" if entry.mismatch else used
         else:
-            yield f"{entry.column} was not given: {scale[entry.column]:g} is taken ({entry.means})"
+            yield f"{entry.column} not given: {scale[entry.column]:g} is used ({entry.means})"
 
 
-def _ranges(law: Law, quantities: Mapping[str, float | None]) -> Iterator[str]:
-    """Quantities, asked or answered, outside of the runs behind the law."""
+def _range_warnings(law: Law, quantities: Mapping[str, float | None]) -> Iterator[str]:
+    """Inputs and outputs outside the range of the runs behind the law."""
     for name, (low, high) in law.fitted.items():
         value = quantities.get(name)
         if value is None or low / SLACK <= value <= high * SLACK:
@@ -152,36 +180,48 @@ def _ranges(law: Law, quantities: Mapping[str, float | None]) -> Iterator[str]:
             else ("below", low / value if value else math.inf)
         )
         times = f"{factor:.3g}" if factor < 1000 else f"{factor:,.0f}"
-        span = f"{low:.3g} to {high:.3g}" if low else f"up to {high:.3g}"
-        checked = (
-            f", checked by its authors up to {law.validated[name]:.3g}"
+        span = f"{_show(low)} to {_show(high)}" if low else f"up to {_show(high)}"
+        validated = (
+            f", validated by its authors up to {_show(law.validated[name])}"
             if side == "above" and name in law.validated
             else ""
         )
-        yield f"{name} {value:.3g} is {times}x {side} the law's range ({span}{checked})"
+        yield f"{name} {_show(value)} is {times}x {side} the fitted range ({span}{validated})"
 
 
-def _held(law: Law, scale: Mapping[str, float]) -> Iterator[str]:
-    """Quantities that had one value in all runs behind the law, and another here, or none."""
+def _held_warnings(law: Law, scale: Mapping[str, float]) -> Iterator[str]:
+    """Quantities that had one value in all runs of the law and differ here or are not given."""
     for name, held in law.held.items():
         if name not in scale:
-            yield f"its {law.gives[0]} holds at {name} {held:.3g}, the same in all its runs: train with that"
+            yield (
+                f"{law.gives[0]} is valid at {name} {_show(held)}, the value in all runs of this "
+                "law: train with that value"
+            )
         elif not held / NEAR <= scale[name] <= held * NEAR:
-            yield f"{name} {scale[name]:.3g} is {scale[name] / held:.3g}x the {held:.3g} of all its runs: the law does not know that direction"
+            yield (
+                f"{name} {_show(scale[name])} is {scale[name] / held:.3g}x the {_show(held)} of "
+                "all runs of this law: the law does not describe its effect"
+            )
 
 
-def _batch(
+def _batch_warnings(
     law: Law, scale: Mapping[str, float], values: Mapping[str, float | None]
 ) -> Iterator[str]:
-    """A batch the user gave, beside one that the law chose: mixing them is the commonest misuse of these laws."""
+    """A given batch size next to one that the law predicts: combining them is a common mistake."""
     own, given = values.get("batch_tokens"), scale.get("batch_tokens")
     if given is not None and given < SEQUENCE:
-        yield f"batch_tokens {given:g} is less than one sequence of most runs: if it counts sequences, multiply it by their length"
+        yield (
+            f"batch_tokens {given:g} is less than one sequence of most runs: if it counts "
+            "sequences, multiply it by the sequence length"
+        )
     if own is None or given is None:
         return
-    yield f"the given batch_tokens {given:.3g} is not used: the law chooses its own, {own:.3g}"
+    yield f"the given batch_tokens {_show(given)} is not used: the law predicts {_show(own)}"
     if "lr" in values:
-        yield f"its lr was fitted together with its batch_tokens {own:.3g} and must not be paired with another"
+        yield (
+            f"lr was fitted together with the predicted batch_tokens {_show(own)}: "
+            "do not combine it with another batch size"
+        )
 
 
 ALTERING = (
@@ -196,55 +236,53 @@ ALTERING = (
 )
 
 
-def _unused(law: Law, known: Mapping[str, Any], scale: Mapping[str, float]) -> Iterator[str]:
-    """What makes another model or other data of it, given to a law that knows nothing of that."""
-    read = {entry.column for entry in law.inputs}
+def _unused_warnings(
+    law: Law, known: Mapping[str, Any], scale: Mapping[str, float]
+) -> Iterator[str]:
+    """Given properties of the model or data that the law has no input for."""
+    columns = {entry.column for entry in law.inputs}
     for name in ALTERING:
-        if (
-            name in known
-            and name not in read
-            and not (name == "unique_tokens" and scale.get("epochs", 1) <= SLACK)
-        ):
-            epochs = (
-                f", and takes the {scale['epochs']:.3g} epochs as one"
-                if name == "unique_tokens" and "epochs" in scale
-                else ""
-            )
-            yield f"{name} {known[name]:.3g} is not used: the law knows nothing of it{epochs}"
+        one_epoch = name == "unique_tokens" and scale.get("epochs", 1) <= SLACK
+        if name not in known or name in columns or one_epoch:
+            continue
+        epochs = (
+            f" and treats the {scale['epochs']:.3g} epochs as new data"
+            if name == "unique_tokens" and "epochs" in scale
+            else ""
+        )
+        yield f"{name} {_show(known[name])} is not used: the law has no such input{epochs}"
 
 
 def batch_of(law: Law, values: Mapping[str, float | None]) -> str:
-    """Which batch the lr of this law belongs to, in words; empty for a law without an lr."""
+    """The batch size that the lr of this law belongs to, in words; empty for a law without lr."""
     if "lr" not in law.gives:
         return ""
     own = values.get("batch_tokens")
     if own is not None:
-        return f"with batch_tokens {own:.4g}, its own"
+        return f"at the predicted batch size, {_show(own)} tokens"
     if "batch_tokens" in law.held:
-        return f"with batch_tokens {law.held['batch_tokens']:.4g}, that of its runs"
-    read = {entry.column for entry in law.inputs}
-    if "batch_tokens" in read:
-        return "with the batch given"
-    return (
-        "with the batch of the tuned run" if "base_lr" in read else "with the batch of its own runs"
-    )
+        return f"at the batch size of its runs, {_show(law.held['batch_tokens'])} tokens"
+    columns = {entry.column for entry in law.inputs}
+    if "batch_tokens" in columns:
+        return "at the given batch size"
+    if "base_lr" in columns:
+        return "at the batch size of the tuned run"
+    return "at the batch size of its runs"
 
 
-def pairing(law: Law, others: Sequence[Law]) -> list[str]:
-    """What is said beside a law that gives only one of lr and batch, where another of the comparison gives the other."""
-    half = {"lr", "batch_tokens"} & set(law.gives)
-    if len(half) != 1 or any(
-        entry.column == "batch_tokens" for entry in law.inputs
-    ):  # its lr is a function of the batch
+def pairing_warnings(law: Law, others: Sequence[Law]) -> list[str]:
+    """A warning if this law gives only one of lr and batch size and another law gives the other."""
+    given = {"lr", "batch_tokens"} & set(law.gives)
+    is_function_of_batch = any(entry.column == "batch_tokens" for entry in law.inputs)
+    if len(given) != 1 or is_function_of_batch:
         return []
-    has = half.pop()
+    has = given.pop()
     lacks = "batch_tokens" if has == "lr" else "lr"
     giving = [other.id for other in others if other.id != law.id and lacks in other.gives]
-    whose = ", ".join(giving) if len(giving) < 3 else f"the {len(giving)} laws here that give one"
-    return (
-        [
-            f"it gives no {lacks}: do not pair its {has} with the {lacks} of {whose}, fitted apart from it"
-        ]
-        if giving
-        else []
-    )
+    whose = ", ".join(giving) if len(giving) < 3 else f"the {len(giving)} laws here that give it"
+    if not giving:
+        return []
+    return [
+        f"this law gives no {lacks}: do not combine its {has} with the {lacks} of {whose}, "
+        "which was fitted separately"
+    ]

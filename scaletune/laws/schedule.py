@@ -1,4 +1,4 @@
-"""Published laws of the lr during a run, and of the loss under any schedule of it."""
+"""Published laws of the learning-rate schedule, and of the loss under a given schedule."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from scaletune.errors import UserError
 from scaletune.laws.entry import Input, Law
 from scaletune.laws.symbols import B
 
-LRS = Input("lrs", "lr_schedule", "peak to end: one lr a step")
-STEPS = Input("steps", "steps", "the step at which the loss is read, at most those of the schedule")
+LRS = Input("lrs", "lr_schedule", "learning rates of all steps, one per step")
+STEPS = Input(
+    "steps", "steps", "step at which the loss is evaluated, at most the length of the schedule"
+)
 SEQ = 4096  # tokens in the power scheduler's sequences
 
 
@@ -20,8 +22,8 @@ def power_scheduler(B: float, T: float, lr_max: float, *, a: float, b: float) ->
     return {"lr_now": min(lr_max, a * T**b * B / SEQ)}
 
 
-def upto(lrs: tuple[float, ...], steps: float) -> tuple[float, ...]:
-    """The lrs of the first steps."""
+def first_lrs(lrs: tuple[float, ...], steps: float) -> tuple[float, ...]:
+    """Returns the learning rates of the first `steps` steps."""
     if not 1 <= steps <= len(lrs):
         raise UserError(
             f"`1 <= steps <= {len(lrs)}` must hold, the length of lr_schedule, but got {steps:g}"
@@ -29,8 +31,11 @@ def upto(lrs: tuple[float, ...], steps: float) -> tuple[float, ...]:
     return lrs[: int(steps)]
 
 
-def annealed(lrs: tuple[float, ...], lam: float) -> float:
-    """S2: the sum over steps of the lr that fell so far, each fall fading by lam a step; the warmup left out    arXiv:2408.11029."""
+def annealing_area(lrs: tuple[float, ...], lam: float) -> float:
+    """S2: sum over steps of the lr decrease so far, decayed by lam    arXiv:2408.11029.
+
+    Starts at the first peak, so the warmup is left out.
+    """
     after = lrs[lrs.index(max(lrs)) :]
     fading = total = 0.0
     for before, now in pairwise(after):
@@ -42,9 +47,9 @@ def annealed(lrs: tuple[float, ...], lam: float) -> float:
 def annealing(
     lrs: tuple[float, ...], steps: float, *, L0: float, A: float, alpha: float, C: float, lam: float
 ) -> dict[str, float]:
-    """L = L0 + A S1^-alpha - C S2, S1 the sum of lrs    arXiv:2408.11029."""
-    done = upto(lrs, steps)
-    return {"loss": L0 + A * math.fsum(done) ** -alpha - C * annealed(done, lam)}
+    """L = L0 + A S1^-alpha - C S2, where S1 is the sum of all lrs    arXiv:2408.11029."""
+    done = first_lrs(lrs, steps)
+    return {"loss": L0 + A * math.fsum(done) ** -alpha - C * annealing_area(done, lam)}
 
 
 def multi_power(
@@ -59,8 +64,12 @@ def multi_power(
     bet: float,
     gam: float,
 ) -> dict[str, float]:
-    """L = L0 + A S^-alpha - B sum of falls d_k (1 - (1 + C lr_k^-gam (S - S_(k-1)))^-bet), rises counted as falls below 0    arXiv:2503.12811."""
-    eta = upto(lrs, steps)
+    """Multi-power law    arXiv:2503.12811.
+
+    L = L0 + A S^-alpha - B sum of d_k (1 - (1 + C lr_k^-gam (S - S_(k-1)))^-bet), where d_k is
+    the decrease of lr at step k (negative for an increase).
+    """
+    eta = first_lrs(lrs, steps)
     S = list(accumulate(eta))
     share = (
         1 - (1 + C * now**-gam * (S[-1] - before)) ** -bet if now else 1.0
@@ -74,22 +83,29 @@ def multi_power(
 
 ANNEALING = Law(
     id="tissue_annealing",
-    name="Loss under annealing: the form",
+    name="Loss under lr annealing (functional form only)",
+    summary="Gives the loss as a function of the lr schedule, without published coefficients.",
     kind="schedule",
-    formula="eta = lrs[:int(steps)]; S1 = sum(eta); w = eta.index(max(eta)); S2 = sum((eta[k - 1] - eta[k]) * lam**(i - k) "
-    "for i in range(len(eta)) for k in range(w + 1, i + 1)); loss = L0 + A * S1**-alpha - C * S2",
+    formula=(
+        "eta = lrs[:int(steps)]; S1 = sum(eta); w = eta.index(max(eta)); S2 = "
+        "sum((eta[k - 1] - eta[k]) * lam**(i - k) for i in range(len(eta)) for k in "
+        "range(w + 1, i + 1)); loss = L0 + A * S1**-alpha - C * S2"
+    ),
     function=annealing,
     inputs=(LRS, STEPS),
     gives=("loss",),
     unknown={
-        "L0": "the loss of an endless run",
-        "A": "the prefactor of the sum of lrs",
-        "alpha": "its exponent",
-        "C": "what annealing gains",
-        "lam": "how much of a fall of lr is left a step later, 0.99 to 0.999",
+        "L0": "loss of an infinitely long run",
+        "A": "prefactor of the sum of learning rates",
+        "alpha": "exponent of the sum of learning rates",
+        "C": "gain from annealing",
+        "lam": "share of an lr decrease that remains one step later, 0.99 to 0.999",
     },
     conditions={"schedule": "any: constant, cosine, WSD"},
-    setup="S1 is the sum of lrs, S2 sums the fading falls of lr over steps, from the first peak on",
+    setup=(
+        "S1 is the sum of the learning rates. S2 sums the decayed lr decreases over "
+        "steps, from the first peak on."
+    ),
     shown_at={
         "lrs": "cosine:600:60:3e-4:3e-5",
         "steps": 600,
@@ -100,12 +116,13 @@ ANNEALING = Law(
         "lam": 0.999,
     },
     source="Tissue et al. 2024, arXiv:2408.11029",
-    traps=("the paper's own constants are not confirmed and not in the catalogue",),
+    caveats=("The paper's own constants are not confirmed and not in the catalogue",),
 )
 ANNEALING_25M = replace(
     ANNEALING,
     id="tissue_refit_25m",
-    name="Loss under annealing, refitted on a model of 25 million",
+    name="Loss under lr annealing, refitted on a model of 25 million parameters",
+    summary="Predicts the loss curve of a 25e6-parameter model from the lr schedule.",
     unknown={},
     coefficients={
         "L0": 3.15828738837,
@@ -117,18 +134,27 @@ ANNEALING_25M = replace(
     fitted={"steps": (2160, 72000)},
     held={"peak_lr": 3e-4},
     conditions={"schedule": "2160 steps of warmup", "model": "Llama-like, 25e6 parameters"},
-    setup="a fit of ours to three public curves (cosine and constant of 24000 steps, one WSD), Huber loss with delta 1e-3 on log loss; within "
-    "0.45 % on average of the schedules held out",
-    source="arXiv:2408.11029 for the form, the curves of arXiv:2503.12811; the fit is ours",
-    traps=("of this model and data alone: coefficients hold absolute lrs",),
+    setup=(
+        "Fitted by scaletune to three public curves (cosine and constant of 24000 "
+        "steps, one WSD), Huber loss with delta 1e-3 on log loss. The average error on "
+        "held-out schedules is within 0.45 %."
+    ),
+    source="arXiv:2408.11029 for the form, the curves of arXiv:2503.12811; fitted by scaletune",
+    caveats=(
+        "Valid for this model and data only: the coefficients depend on absolute learning rates",
+    ),
     shown_at={"lrs": "cosine:600:60:3e-4:3e-5", "steps": 600},
 )
 MULTI_POWER_25M = Law(
     id="mpl_25m",
     name="Multi-power law, 25 million parameters",
+    summary="Predicts the loss curve of a 25e6-parameter model from the lr schedule.",
     kind="schedule",
-    formula="eta = lrs[:int(steps)]; S = list(accumulate(eta)); loss = L0 + A * S[-1]**-alpha - B * sum((eta[k - 1] - eta[k]) * "
-    "(1 - (1 + C * eta[k]**-gam * (S[-1] - S[k - 1]))**-bet) for k in range(1, len(eta)))",
+    formula=(
+        "eta = lrs[:int(steps)]; S = list(accumulate(eta)); loss = L0 + A * "
+        "S[-1]**-alpha - B * sum((eta[k - 1] - eta[k]) * (1 - (1 + C * eta[k]**-gam * "
+        "(S[-1] - S[k - 1]))**-bet) for k in range(1, len(eta)))"
+    ),
     function=multi_power,
     inputs=(LRS, STEPS),
     gives=("loss",),
@@ -144,11 +170,17 @@ MULTI_POWER_25M = Law(
     fitted={"steps": (2160, 72000)},
     held={"peak_lr": 3e-4},
     conditions={"schedule": "2160 steps of warmup", "model": "Llama-like, 25e6 parameters"},
-    setup="fitted to cosine, constant and WSD curves; the sums hold the warmup",
+    setup="Fitted to cosine, constant and WSD curves. The sums include the warmup.",
     source="Luo et al. 2025, arXiv:2503.12811; coefficients of its repository",
-    traps=(
-        "what its README calls the maximum of the worst error is the mean over curves of each curve's worst",
-        "B is near 400 because falls of lr are near 1e-4: coefficients hold absolute lrs",
+    caveats=(
+        (
+            "What the README calls the maximum of the worst error is the mean over curves "
+            "of each curve's worst error"
+        ),
+        (
+            "B is near 400 because lr decreases are near 1e-4: the coefficients depend on "
+            "absolute learning rates"
+        ),
     ),
     shown_at={"lrs": "cosine:600:60:3e-4:3e-5", "steps": 600},
 )
@@ -156,29 +188,35 @@ MULTI_POWER_25M = Law(
 LAWS = (
     Law(
         id="power_scheduler",
-        name="Power scheduler, lr over tokens so far",
+        name="Power scheduler: lr from the tokens so far",
+        summary="Computes the lr at any point of a run from batch size and tokens so far.",
         kind="schedule",
         formula="lr_now = min(lr_max, a * T**b * B / 4096)",
         function=power_scheduler,
         inputs=(
             B,
-            Input("T", "tokens_seen", "tokens trained on so far, whatever the horizon"),
-            Input("lr_max", "lr_cap", "highest lr, of muP's base width", default=0.02),
+            Input("T", "tokens_seen", "tokens trained on so far, for any token horizon"),
+            Input("lr_max", "lr_cap", "highest lr, at muP's base width", default=0.02),
         ),
         gives=("lr_now",),
         coefficients={"a": 4.6, "b": -0.51},
         fitted={"batch_tokens": (16 * SEQ, 512 * SEQ)},
         conditions={
-            "schedule": "warmup, this power, fast exponential decay over the last 10 %",
-            "parametrization": "muP: the factors of each layer come on top",
+            "schedule": "warmup, this power law, fast exponential decay over the last 10 %",
+            "parametrization": "muP; the factors per layer are applied on top",
         },
-        setup="lr near B / sqrt(T), without knowing how long the run will be",
+        setup=(
+            "lr is nearly proportional to B / sqrt(T) and does not depend on the length of the run."
+        ),
         source="Shen et al. 2024, arXiv:2408.13359; b and the form as in IBM's released scheduler",
-        traps=(
-            "a goes with sequences of 4096: in the released code an argument named a is a * B / 4096",
+        caveats=(
+            (
+                "a is per sequence of 4096 tokens: in the released code, the argument named a "
+                "is a * B / 4096"
+            ),
         ),
         confirmed=False,
-        unconfirmed=("a = 4.6 and the cap 0.02",),
+        unconfirmed=("a = 4.6 and the lr cap 0.02",),
         shown_at={"B": 128 * SEQ},
     ),
     ANNEALING,
@@ -186,7 +224,8 @@ LAWS = (
     replace(
         ANNEALING_25M,
         id="tissue_refit_100m",
-        name="Loss under annealing, refitted on a model of 100 million",
+        name="Loss under lr annealing, refitted on a model of 100 million parameters",
+        summary="Predicts the loss curve of a 100e6-parameter model from the lr schedule.",
         coefficients={
             "L0": 2.78889574616,
             "A": 0.592568915955,
@@ -199,7 +238,8 @@ LAWS = (
     replace(
         ANNEALING_25M,
         id="tissue_refit_400m",
-        name="Loss under annealing, refitted on a model of 400 million",
+        name="Loss under lr annealing, refitted on a model of 400 million parameters",
+        summary="Predicts the loss curve of a 400e6-parameter model from the lr schedule.",
         coefficients={
             "L0": 2.52462156007,
             "A": 0.65360575758,
@@ -214,6 +254,7 @@ LAWS = (
         MULTI_POWER_25M,
         id="mpl_100m",
         name="Multi-power law, 100 million parameters",
+        summary="Predicts the loss curve of a 100e6-parameter model from the lr schedule.",
         coefficients={
             "L0": 2.6514477,
             "A": 0.60115152,
@@ -229,6 +270,7 @@ LAWS = (
         MULTI_POWER_25M,
         id="mpl_400m",
         name="Multi-power law, 400 million parameters",
+        summary="Predicts the loss curve of a 400e6-parameter model from the lr schedule.",
         coefficients={
             "L0": 2.37474466,
             "A": 0.65421216,

@@ -1,4 +1,4 @@
-"""Learning rates over the steps of a run, as the laws of schedules take them."""
+"""Learning-rate schedules as lists with one value per step, the input of schedule laws."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from scaletune.errors import UserError, nearest
 
 SHAPES = ("cosine", "constant")
 FORMAT = "SHAPE:STEPS:WARMUP:PEAK:END"
-MOST = 10**7  # steps: a list of floats, not more
+MAX_STEPS = 10**7
 
 
 def lr_schedule(value: str | Sequence[float]) -> tuple[float, ...]:
-    """One lr a step, of a list of them or of text such as `cosine:24000:2160:3e-4:3e-5`."""
-    lrs = _shaped(value) if isinstance(value, str) else value
+    """Returns one learning rate per step, from a list or from `cosine:24000:2160:3e-4:3e-5`."""
+    lrs = _parse(value) if isinstance(value, str) else value
     try:
-        read = tuple(map(float, lrs))
+        schedule = tuple(map(float, lrs))
     except (TypeError, ValueError):
-        read = ()
-    if not read or not all(math.isfinite(lr) and lr >= 0 for lr in read) or not any(read):
+        schedule = ()
+    valid = all(math.isfinite(lr) and lr >= 0 for lr in schedule)
+    if not schedule or not valid or not any(schedule):
         raise UserError(
-            f"`lr_schedule` must be {FORMAT} or a list of finite lrs of at least 0, one above 0, but got {_brief(value)}"
+            f"`lr_schedule` must be {FORMAT} or a list of finite numbers of at least 0, "
+            f"one of them above 0, but got {_abbreviate(value)}"
         )
-    return read
+    return schedule
 
 
-def _shaped(text: str) -> tuple[float, ...]:
+def _parse(text: str) -> tuple[float, ...]:
     shape, *numbers = text.split(":")
     if shape not in SHAPES:
         raise UserError(
@@ -37,19 +39,22 @@ def _shaped(text: str) -> tuple[float, ...]:
     except ValueError:
         raise UserError(f"`lr_schedule` must be {FORMAT}, but got {text!r}") from None
     if not (
-        0 <= warmup < steps <= MOST
+        0 <= warmup < steps <= MAX_STEPS
         and steps == int(steps)
         and warmup == int(warmup)
         and 0 <= end <= peak < math.inf
     ):
         raise UserError(
-            f"`lr_schedule` must have whole WARMUP < STEPS <= {MOST:g} and 0 <= END <= PEAK, but got {text!r}"
+            f"`lr_schedule` must have integers WARMUP < STEPS <= {MAX_STEPS:g} "
+            f"and 0 <= END <= PEAK, but got {text!r}"
         )
-    return warmed(shape, int(steps), int(warmup), peak, end)
+    return build_schedule(shape, int(steps), int(warmup), peak, end)
 
 
-def warmed(shape: str, steps: int, warmup: int, peak: float, end: float) -> tuple[float, ...]:
-    """`warmup` steps in a line up to the peak, then half a cosine down to `end`, or the peak to the last."""
+def build_schedule(
+    shape: str, steps: int, warmup: int, peak: float, end: float
+) -> tuple[float, ...]:
+    """Linear warmup to `peak`, then half a cosine down to `end`, or constant `peak`."""
     rise = [peak * step / warmup for step in range(1, warmup + 1)]
     rest = steps - warmup
     if shape == "constant":
@@ -60,6 +65,6 @@ def warmed(shape: str, steps: int, warmup: int, peak: float, end: float) -> tupl
     )
 
 
-def _brief(value: object) -> str:
+def _abbreviate(value: object) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."

@@ -1,10 +1,15 @@
-"""The joint surface at one scale, without arrays: optimum, interval and near-optimal band of lr, batch, loss (and weight decay).
+"""Evaluates the joint loss surface of a fit at one scale, without numpy.
 
-    height = sum over directions of curvature * form(t; skew),    t = direction . (x - optimum)
+Gives the optimum, its interval and the near-optimal band of lr, batch size, loss (and weight
+decay). The relative increase of the loss above its minimum is
 
-in shares of the floor, x in logs of the settings. Directions are those in which training goes wrong for a reason of its
-own: lr (instability), batch (too few steps), lr / batch (gradient noise, arXiv:1711.00489), weight decay, lr * weight decay
-(how long weights remember, arXiv:2405.13698). lr / batch is what makes the best lr rise with the batch. fitting/joint/surface.py fits it.
+    sum over directions of curvature * form(t; skew),    t = direction . (x - optimum),
+
+where x holds the logs of lr, batch size and weight decay. Each direction is a mechanism by which
+training gets worse: lr (instability), batch (too few steps), lr / batch (gradient noise,
+arXiv:1711.00489), weight decay, and lr * weight decay (averaging timescale of the weights,
+arXiv:2405.13698). The direction lr / batch makes the optimal lr rise with the batch size.
+fitting/joint/surface.py fits the surface.
 """
 
 from __future__ import annotations
@@ -14,25 +19,28 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 AXES = ("lr", "batch", "wd")
-DIRECTIONS = {
+DIRECTIONS = {  # in the coordinates of AXES
     "lr": (1, 0, 0),
     "batch": (0, 1, 0),
     "ratio": (1, -1, 0),
     "wd": (0, 0, 1),
     "product": (1, 0, 1),
-}  # on AXES
+}
 
 
 def exp(x: float) -> float:
-    """exp that stays a finite number: an interval may be absurdly wide, JSON has no infinity."""
+    """exp with a finite result for every x: very wide intervals must be valid JSON numbers."""
     return math.exp(min(max(x, -700.0), 700.0))
 
 
 def predict(solution: Mapping[str, Any], scale: Mapping[str, float | None]) -> dict[str, Any]:
-    """Point, interval and band of every quantity; at a batch that is asked for, the best lr and the loss there."""
+    """Returns point, interval and band of every quantity.
+
+    If `scale` has batch_tokens, lr and loss are the best ones at that batch size.
+    """
     vector = [*solution["vector"], *[0.0] * len(solution["scatter"])]
-    point, tall = optimum(solution, vector, scale)
-    half = [solution["quantile"] * sd for sd in errors(solution, vector, scale)]
+    point, log_excess = optimum(solution, vector, scale)
+    half = [solution["quantile"] * sd for sd in standard_errors(solution, vector, scale)]
     out: dict[str, Any] = {
         "interval": {"lr": None, "batch_tokens": None, "loss": None},
         "band": {"lr": None, "batch_tokens": None},
@@ -42,7 +50,7 @@ def predict(solution: Mapping[str, Any], scale: Mapping[str, float | None]) -> d
         if not scale.get(name):
             out["interval"][name] = [exp(point[i] - half[i]), exp(point[i] + half[i])]
             ends = (
-                _near(tall, i - 1, len(point) - 1, solution["band"])
+                _band(log_excess, i - 1, len(point) - 1, solution["band"])
                 if i
                 else [0.0, math.log1p(solution["band"])]
             )
@@ -50,13 +58,13 @@ def predict(solution: Mapping[str, Any], scale: Mapping[str, float | None]) -> d
     return out
 
 
-def errors(
+def standard_errors(
     solution: Mapping[str, Any], vector: list[float], scale: Mapping[str, float | None]
 ) -> list[float]:
-    """Standard errors of the logs that `optimum` gives, for a new cell.
+    """Standard errors of the logs that `optimum` gives, for a new setting.
 
-    They are functions of the parameters and of the cell's own deviations from the law: the variance is the gradient's
-    square in the covariance of both, the gradient by central differences.
+    The logs depend on the parameters of the law and on the setting's own deviations from it. The
+    variance propagates the covariance of both, with a gradient by central differences.
     """
     rows = [[float(v) for v in line.split()] for line in solution["covariance"]]
     own = solution["scatter"]
@@ -69,24 +77,29 @@ def errors(
             for sign in (1, -1)
         ]
         gradient.append([(up - down) / (0.02 * sd) for up, down in zip(*ends, strict=True)])
-    found = []
+    errors = []
     for g in zip(*gradient, strict=True):
         law = math.fsum(
             a * b * v for a, row in zip(g, rows, strict=False) for b, v in zip(g, row, strict=False)
         )
-        found.append(
+        errors.append(
             math.sqrt(
                 max(law, 0.0)
                 + math.fsum((a * sd) ** 2 for a, sd in zip(g[len(rows) :], own, strict=True))
             )
         )
-    return found
+    return errors
 
 
 def optimum(
     solution: Mapping[str, Any], vector: list[float], scale: Mapping[str, float | None]
 ) -> tuple[list[float], Callable[[list[float]], float]]:
-    """[ln loss, ln lr, ln batch(, ln weight decay)] at the optimum, and ln(1 + height) at offsets of these settings from it, less its own."""
+    """The optimum, and the log of the loss increase at log offsets of the settings from it.
+
+    Returns:
+        [ln loss, ln lr, ln batch(, ln weight decay)] at the optimum, and a function
+        offset -> ln(loss there / loss at the optimum).
+    """
     axes, value = solution["axes"], dict(zip(solution["names"], vector, strict=False))
     own = vector[len(solution["names"]) :]
     n, d = (
@@ -102,56 +115,57 @@ def optimum(
         value["loss.A"] - value["loss.alpha"] * n,
         value["loss.B"] - value["loss.beta"] * d,
     )
-    floor = math.log(math.fsum(map(exp, terms))) + own[-1]
-    wide = exp(value["width.n"] * n + value["width.d"] * d)
+    minimum = math.log(math.fsum(map(exp, terms))) + own[-1]
+    width = exp(value["width.n"] * n + value["width.d"] * d)
     best = [0.0] * len(axes)
     if scale["batch_tokens"]:
         best[1] = math.log(scale["batch_tokens"]) - centre[1]
-        best[0] = _bisect(lambda u: height(value, [u, *best[1:]])[1] > 0, -12.0, 12.0)
-    lowest = math.log1p(wide * height(value, best)[0])
+        best[0] = _bisect(lambda u: relative_excess(value, [u, *best[1:]])[1] > 0, -12.0, 12.0)
+    lowest = math.log1p(width * relative_excess(value, best)[0])
 
-    def tall(offset: list[float]) -> float:
-        return (
-            math.log1p(wide * height(value, [a + b for a, b in zip(best, offset, strict=True)])[0])
-            - lowest
-        )
+    def log_excess(offset: list[float]) -> float:
+        there = [a + b for a, b in zip(best, offset, strict=True)]
+        return math.log1p(width * relative_excess(value, there)[0]) - lowest
 
-    return [floor + lowest, *(c + b for c, b in zip(centre, best, strict=True))], tall
+    return [minimum + lowest, *(c + b for c, b in zip(centre, best, strict=True))], log_excess
 
 
-def height(value: Mapping[str, float], offset: list[float]) -> tuple[float, float]:
-    """Height of the basin in shares of the floor, and its slope in ln lr: fitting/joint/basin.py, without arrays."""
+def relative_excess(value: Mapping[str, float], offset: list[float]) -> tuple[float, float]:
+    """Loss increase as a share of the minimum loss, and its slope in ln lr.
+
+    The same as fitting/joint/basin.py, without numpy.
+    """
     skew, reach = value["skew.lr"], exp(value["reach.lr"])
     p = offset[0] / reach - math.sinh(skew)
-    root, ch, th, bend = (
+    root, ch, th, curvature = (
         math.hypot(1.0, p),
         math.cosh(skew),
         math.tanh(skew),
         exp(value["curvature.lr"]),
     )
-    total = bend * reach**2 * ch**3 * (root + th * p - 1 / ch)
-    slope = bend * reach * ch**3 * (p / root + th)
+    total = curvature * reach**2 * ch**3 * (root + th * p - 1 / ch)
+    slope = curvature * reach * ch**3 * (p / root + th)
     for name, direction in list(DIRECTIONS.items())[1:]:
         if f"skew.{name}" in value:
-            t, s, bend = (
+            t, s, curvature = (
                 math.fsum(a * b for a, b in zip(direction, offset, strict=False)),
                 value[f"skew.{name}"],
                 exp(value[f"curvature.{name}"]),
             )
             s = s if abs(s) > 1e-4 else 1e-4
             rise = math.expm1(min(max(s * t, -60.0), 60.0))
-            total += bend * (rise - s * t) / s**2
-            slope += bend * direction[0] * rise / s
+            total += curvature * (rise - s * t) / s**2
+            slope += curvature * direction[0] * rise / s
     return total, slope
 
 
-def _near(
-    tall: Callable[[list[float]], float], axis: int, n_axes: int, share: float
+def _band(
+    log_excess: Callable[[list[float]], float], axis: int, n_axes: int, share: float
 ) -> list[float]:
-    """How far below and above the optimum, in the log of one setting, loss has risen by `share`."""
+    """Log offsets along one axis, below and above the optimum, where loss has risen by `share`."""
 
     def outside(t: float, sign: int) -> bool:
-        return tall([sign * t * (i == axis) for i in range(n_axes)]) > math.log1p(share)
+        return log_excess([sign * t * (i == axis) for i in range(n_axes)]) > math.log1p(share)
 
     return [
         -_bisect(lambda t: outside(t, -1), 0.0, 12.0),
@@ -160,7 +174,7 @@ def _near(
 
 
 def _bisect(above: Callable[[float], bool], low: float, high: float) -> float:
-    """Where `above` turns true."""
+    """The point at which `above` becomes true."""
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (low, middle) if above(middle) else (middle, high)

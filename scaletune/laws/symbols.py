@@ -1,4 +1,4 @@
-"""Inputs that many laws share, each with how the source counts it."""
+"""Inputs that many laws share, each with the counting convention of the source."""
 
 from __future__ import annotations
 
@@ -9,53 +9,62 @@ N_WITH_HEAD = Input(
     "N",
     "n_params_with_head",
     "parameters with the output head (vocabulary x width, once), without the input embedding",
-    "its N counts the output head (vocabulary x width), which n_params leaves out; that matters most in small models",
+    (
+        "in this law, N includes the output head (vocabulary x width), which n_params "
+        "leaves out; this matters most for small models"
+    ),
     instead=("n_params",),
 )
 N_TOTAL = Input(
     "N",
     "n_params_total",
     "all parameters, both embeddings included",
-    "its N counts all parameters, while n_params leaves the embeddings out: "
-    "about 47491 * n_params**(1/3) more in Chinchilla-like shapes (arXiv:2406.12907)",
+    (
+        "in this law, N counts all parameters, but n_params leaves out the embeddings: "
+        "about 47491 * n_params**(1/3) more in Chinchilla-like shapes "
+        "(arXiv:2406.12907)"
+    ),
     instead=("n_params",),
 )
 N_UNSTATED = Input(
     "N",
     "n_params",
-    "parameters; whether embeddings count is not recorded",
+    "parameters; the source does not say whether embeddings count",
     instead=("n_params_total",),
-    doubt="whether its N counts embeddings is not recorded",
+    doubt="the source does not say whether N includes embeddings",
 )
 N_ACTIVE = Input(
     "N",
     "n_active",
-    "active parameters: those a token passes through, without embedding and head",
-    "its N counts active parameters: n_params is taken for them, as in a dense model",
+    "active parameters per token, without embedding and head",
+    "in this law, N counts active parameters: n_params is used for them, as for a dense model",
     instead=("n_params",),
 )
 D = Input("D", "tokens", "tokens trained on")
-B = Input("B", "batch_tokens", "batch size, tokens an optimizer step")
+B = Input("B", "batch_tokens", "batch size, tokens per optimizer step")
 L = Input("L", "loss", "loss, nats per token")
-E = Input("E", "n_experts", "experts a layer; 1 is a dense model", default=1.0)
+E = Input("E", "n_experts", "experts per layer; 1 is a dense model", default=1.0)
 C_6ND = Input("C", "flops", "training FLOPs, 6 N D")
 C_6ND_TOTAL = Input(
     "C",
     "flops",
     "training FLOPs, 6 N D with all parameters",
-    "its N counts all parameters, so its C is a little larger",
+    "in this law, N counts all parameters, so C is a little larger",
 )
 C_MD = Input(
     "C",
     "flops",
-    "training FLOPs M * D, where M (FLOPs per token) counts the blocks and attention, not the vocabulary",
-    "its C counts attention too, which makes C 1.1 to 2.3 times larger",
+    (
+        "training FLOPs M * D, where M (FLOPs per token) counts the blocks and "
+        "attention, not the vocabulary"
+    ),
+    "this law's C includes attention, which makes C 1.1 to 2.3 times larger",
 )
 C_PF = Input(
     "C",
     "flops",
-    "training FLOPs without embeddings; the formula turns them into PF-days, 8.64e19 FLOPs each",
+    "training FLOPs without embeddings; the formula converts them to PF-days of 8.64e19 FLOPs",
 )
-C_UNSTATED = Input("C", "flops", "training FLOPs; how they are counted is not pinned down")
+C_UNSTATED = Input("C", "flops", "training FLOPs; the source does not say how they are counted")
 
 PF_DAY = 8.64e19  # FLOPs

@@ -1,4 +1,4 @@
-"""Laws as text: one in full, or many in a table."""
+"""Laws as text: one law in full, or many laws as a table."""
 
 from __future__ import annotations
 
@@ -11,77 +11,96 @@ from scaletune.laws.columns import QUANTITIES, option
 from scaletune.laws.entry import Input, Law
 from scaletune.laws.loss import chinchilla
 
-WIDTH, INDENT, CELL = 120, 18, 38
-BUDGET = 5.88e23  # FLOPs of Chinchilla, where laws of its form are compared
+WIDTH, INDENT, CELL = 100, 20, 38
+LISTS = ("caveats", "not confirmed")  # headings whose lines are shown as a list
+BUDGET = 5.88e23  # FLOPs of Chinchilla, at which laws of its form are compared
 MARKS = {
-    "*": "a coefficient is unconfirmed",
-    "?": "a coefficient is not published: it needs yours, see `scaletune laws ID`",
+    "*": "a coefficient is not confirmed",
+    "?": "a coefficient is not published: give your own, see `scaletune laws ID`",
 }
 
 
-def describe(law: Law) -> str:
-    """One law in full, with a number worked out by its function."""
-    rows = [("formula", law.formula), ("with", _coefficients(law))]
-    rows += [
-        (name, f"{means}; not published: --given {name}=VALUE")
+def sections(law: Law) -> dict[str, list[str]]:
+    """Returns a law as plain strings under headings, for the terminal and the documentation.
+
+    Args:
+        law: An entry of `laws.CATALOGUE`.
+
+    Returns:
+        Heading -> lines, in reading order. Headings without content are left out.
+
+    Example:
+        >>> from scaletune import laws
+        >>> parts = laws.sections(laws.law("kaplan_lr"))
+        >>> parts["formula"], parts["outputs"]
+        (['lr = c0 + c1 * log(N)'], ['lr (peak)'])
+    """
+    own = [
+        f"{name}: {means}; not published, give it with --given {name}=VALUE"
         for name, means in law.unknown.items()
     ]
-    rows += [(entry.symbol, _input(entry)) for entry in law.inputs]
-    rows += [
-        ("gives", ", ".join(f"{name} ({QUANTITIES[name]})" for name in law.gives)),
-        ("range", _ranges(law)),
+    parts = {
+        "summary": [law.summary],
+        "formula": [law.formula],
+        "coefficients": [*_coefficients(law), *own],
+        "inputs": [_describe_input(entry) for entry in law.inputs],
+        "outputs": [f"{name} ({QUANTITIES[name]})" for name in law.gives],
+        "fitted range": _ranges(law),
+        "held fixed": [f"{name} {value:g}" for name, value in law.held.items()],
+        "conditions": [f"{name}: {text}" for name, text in law.conditions.items()],
+        "fit and notes": [law.setup],
+        "source": [law.source],
+        "near-optimal band": [
+            f"{name}: a range of a factor {width:g}, in which loss is within 0.25 % of its minimum"
+            for name, width in law.band.items()
+        ],
+        "caveats": [*law.warnings, *law.caveats],
+        "not confirmed": list(law.unconfirmed),
+        "confirmed": [_confirmed(law)],
+        "example": [_example(law)],
+        "implies": _implied_allocation(law),
+    }
+    return {heading: lines for heading, lines in parts.items() if lines}
+
+
+def describe(law: Law) -> str:
+    """Returns one law in full as text for the terminal, with a worked example."""
+    rows = [
+        _row(heading if i == 0 else "", f"- {line}" if heading in LISTS else line)
+        for heading, lines in sections(law).items()
+        for i, line in enumerate(lines)
     ]
-    rows += [("held at", f"{name} {value:g}") for name, value in law.held.items()]
-    rows += [*law.conditions.items(), ("setup", law.setup), ("source", law.source)]
-    rows += [
-        ("band", f"a factor {width:g} in {name}, where loss is within 0.25 %")
-        for name, width in law.band.items()
-    ]
-    rows += [("beware", text) for text in (*law.cautions, *law.traps)]
-    rows += [("UNCONFIRMED", text) for text in law.unconfirmed]
-    rows += [("confirmed", _confirmed(law)), ("example", _example(law)), ("implies", _implied(law))]
-    return "\n".join(
-        [f"{law.id}: {law.name}", *(_row(label, text) for label, text in rows if text)]
-    )
+    return "\n".join([f"{law.id}: {law.name}", *rows])
 
 
 def listing(laws: Iterable[Law]) -> str:
-    """A table of laws, one line each; see MARKS."""
+    """Returns a table with one line per law; MARKS are explained below it."""
     rows = [("id", "kind", "gives", "needs", "source")]
     for law in laws:
         needs = ", ".join(
             dict.fromkeys(entry.column for entry in law.inputs if entry.default is None)
         )
         mark = " ?" if law.unknown else "" if law.confirmed else " *"
+        gives, source = ", ".join(law.gives), law.source.split(";")[0]
         rows.append(
-            (
-                law.id + mark,
-                law.kind,
-                _short(", ".join(law.gives)),
-                _short(needs),
-                _short(law.source.split(";")[0], 60),
-            )
+            (law.id + mark, law.kind, _shorten(gives), _shorten(needs), _shorten(source, 60))
         )
     if len(rows) == 1:
-        return "no law is like that"
+        return "no law matches"
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
         for row in rows
     ]
-    return "\n".join(
-        [
-            *lines,
-            *(
-                f"{mark} {means}"
-                for mark, means in MARKS.items()
-                if any(row[0].endswith(f" {mark}") for row in rows)
-            ),
-        ]
-    )
+    notes = [
+        f"{mark} {means}"
+        for mark, means in MARKS.items()
+        if any(row[0].endswith(f" {mark}") for row in rows)
+    ]
+    return "\n".join([*lines, *notes])
 
 
-def _short(text: str, most: int = CELL) -> str:
+def _shorten(text: str, most: int = CELL) -> str:
     return textwrap.shorten(text, most, placeholder=" …")
 
 
@@ -93,14 +112,14 @@ def _row(label: str, text: str) -> str:
     )
 
 
-def _input(entry: Input) -> str:
-    """What it is, how it is given, what is taken where it is not."""
-    taken = (
-        f", or {entry.default:g}"
+def _describe_input(entry: Input) -> str:
+    """Symbol, meaning, command-line option, and what is used when the input is not given."""
+    otherwise = (
+        f", default {entry.default:g}"
         if entry.default is not None
         else "".join(f", or {option(name)}" for name in entry.instead)
     )
-    return f"{entry.means} ({option(entry.column)}{taken})"
+    return f"{entry.symbol}: {entry.means} ({option(entry.column)}{otherwise})"
 
 
 def _numbers(values: Mapping[str, Any], sign: str) -> str:
@@ -110,48 +129,46 @@ def _numbers(values: Mapping[str, Any], sign: str) -> str:
     )
 
 
-def _coefficients(law: Law) -> str:
-    """Every coefficient in full, then the published intervals."""
+def _coefficients(law: Law) -> list[str]:
+    """Every coefficient with all its digits, and the published intervals."""
     shown = ", ".join(f"{name} = {value:.12g}" for name, value in law.coefficients.items())
     intervals = ", ".join(
         f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in law.intervals.items()
     )
-    return f"{shown}; intervals ({law.level}): {intervals}" if intervals else shown
+    lines = [shown, f"intervals ({law.level}): {intervals}" if intervals else ""]
+    return [line for line in lines if line]
 
 
 def _confirmed(law: Law) -> str:
-    """Whether each coefficient was seen in a source."""
+    """Whether each coefficient was read in a source."""
     if not law.confirmed:
         return "no"
-    return (
-        "every coefficient" if law.coefficients else "the form; it has no coefficients of its own"
-    )
+    return "every coefficient" if law.coefficients else "the form; it has no published coefficients"
 
 
-def _implied(law: Law) -> str:
-    """Of a law of Chinchilla's form: the split of compute that loses least, 6 N D = C."""
+def _implied_allocation(law: Law) -> list[str]:
+    """For a law of Chinchilla's form: the compute-optimal allocation with 6 N D = C."""
     if law.function is not chinchilla:
-        return ""
-    best, exponent = (
-        frontier(BUDGET, **law.coefficients),
-        law.coefficients["beta"] / (law.coefficients["alpha"] + law.coefficients["beta"]),
-    )
-    return f"the best N grows as C**{exponent:.3g}; at {BUDGET:g} FLOPs {best['tokens_per_param']:.4g} tokens per parameter"
+        return []
+    best = frontier(BUDGET, **law.coefficients)
+    exponent = law.coefficients["beta"] / (law.coefficients["alpha"] + law.coefficients["beta"])
+    return [
+        f"compute-optimal N grows as C**{exponent:.3g}; "
+        f"{best['tokens_per_param']:.4g} tokens per parameter at {BUDGET:g} FLOPs"
+    ]
 
 
-def _ranges(law: Law) -> str:
-    """The runs behind the law, and how far it was checked beyond them."""
-    parts = [
+def _ranges(law: Law) -> list[str]:
+    """The range of the runs behind the law, and how far it was validated beyond them."""
+    fitted = [
         f"{name} {low:.4g} to {high:.4g}" if low else f"{name} up to {high:.4g}"
         for name, (low, high) in law.fitted.items()
     ]
-    return ", ".join(
-        parts + [f"checked up to {name} {high:.3g}" for name, high in law.validated.items()]
-    )
+    return fitted + [f"validated up to {name} {high:.3g}" for name, high in law.validated.items()]
 
 
 def _example(law: Law) -> str:
     """`N = 1e+09, D = 2e+10 -> lr 0.001`"""
     worked = law.example()
-    illustration = f"with {', '.join(law.unknown)} for illustration only: " if law.unknown else ""
+    illustration = f"{', '.join(law.unknown)} for illustration only: " if law.unknown else ""
     return f"{illustration}{_numbers(worked['inputs'], ' = ')} -> {_numbers(worked['values'], ' ')}"

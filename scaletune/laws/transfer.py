@@ -1,4 +1,4 @@
-"""Rules that carry hyperparameters from a tuned run to another batch or horizon of the same model."""
+"""Published rules that transfer hyperparameters to another batch size or token horizon."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from scaletune.laws.symbols import B, D
 
 BASE_LR = Input("lr1", "base_lr", "lr of the tuned run")
 BASE_D = Input("D1", "base_tokens", "tokens of the tuned run")
-BASE_B = Input("B1", "base_batch_tokens", "batch of the tuned run, tokens a step")
+BASE_B = Input("B1", "base_batch_tokens", "batch size of the tuned run, tokens per step")
 BASE_WD = Input("wd1", "base_weight_decay", "weight decay of the tuned run, PyTorch's lambda")
 NOISE = Input("B_noise", "noise_batch_tokens", "gradient noise scale, tokens")
-PEAK = Input("lr_max", "lr_at_noise", "the highest lr over batches")
+PEAK = Input("lr_max", "lr_at_noise", "highest optimal lr over batch sizes")
 
 
 def horizon(lr1: float, D1: float, D: float, *, b: float) -> dict[str, float]:
@@ -31,7 +31,10 @@ def surging(lr_max: float, B: float, B_noise: float) -> dict[str, float]:
 
 
 def square_root(B1: float, B: float, lr1: float, wd1: float) -> dict[str, float]:
-    """k = B/B1; lr and lambda times sqrt(k), decoupled decay times k    arXiv:2205.10287, arXiv:2512.22382."""
+    """lr and lambda times sqrt(k), decoupled decay times k, where k = B/B1
+
+    arXiv:2205.10287, arXiv:2512.22382.
+    """
     k = B / B1
     return {
         "lr": lr1 * math.sqrt(k),
@@ -47,7 +50,10 @@ def betas(B1: float, B: float, b1: float, b2: float) -> dict[str, float]:
 
 
 def nanochat(D: float, D1: float, B1: float, wd1: float, *, p: float) -> dict[str, float]:
-    """B = B1 (D/D1)^p, lr times sqrt(B/B1), lambda times sqrt(B/B1) D1/D: B / (lr lambda D) stays."""
+    """B = B1 (D/D1)^p, lr times sqrt(B/B1), lambda times sqrt(B/B1) D1/D.
+
+    B / (lr lambda D) is constant.
+    """
     batch = B1 * (D / D1) ** p
     factor = math.sqrt(batch / B1)
     return {"batch_tokens": batch, "lr_factor": factor, "weight_decay": wd1 * factor * D1 / D}
@@ -56,7 +62,10 @@ def nanochat(D: float, D1: float, B1: float, wd1: float, *, p: float) -> dict[st
 LAWS = (
     Law(
         id="bjorck_horizon_rule",
-        name="Björck et al., lr to another horizon",
+        name="Björck et al.: lr at another token horizon",
+        summary=(
+            "Transfers the lr of a tuned run to another token horizon at the same batch size."
+        ),
         kind="transfer",
         formula="lr = lr1 * (D / D1)**-b",
         function=horizon,
@@ -64,70 +73,100 @@ LAWS = (
         gives=("lr",),
         coefficients={"b": 0.32},
         intervals={"b": (0.3, 0.7)},
-        level="spread over models and setups, the larger for small models; not a confidence interval",
+        level=(
+            "spread over models and setups, the larger for small models; not a confidence interval"
+        ),
         conditions={"model": "the same", "batch": "the same"},
-        setup="one batch size throughout; the SDE argument of `completedp` would have b = 0.5",
+        setup="One batch size throughout. The SDE argument of `completedp` would give b = 0.5.",
         source="Björck et al. 2024, arXiv:2409.19913",
-        cautions=(
-            "it holds at the batch of the tuned run: where the batch changes too, a rule of batches comes on top",
+        warnings=(
+            (
+                "The rule holds at the batch size of the tuned run; if the batch size changes "
+                "too, apply a batch-size rule on top"
+            ),
         ),
         shown_at={"lr1": 0.001, "D1": 25e9, "D": 800e9},
     ),
     Law(
         id="mccandlish_lr",
-        name="Best lr of SGD against batch",
+        name="McCandlish et al.: optimal lr of SGD from the batch size",
+        summary="Computes the optimal lr of SGD from batch size and gradient noise scale.",
         kind="transfer",
         formula="lr = lr_max / (1 + B_noise / B)",
         function=saturating,
         inputs=(PEAK, B, NOISE),
         gives=("lr",),
         conditions={"optimizer": "SGD"},
-        setup="linear in B well below the noise scale tr(H S) / (G' H G), flat above; tr(S) / |G|**2 is its simple estimate",
+        setup=(
+            "Linear in B well below the noise scale tr(H S) / (G' H G), constant above it. "
+            "tr(S) / |G|**2 is its simple estimate."
+        ),
         source="McCandlish et al. 2018, arXiv:1812.06162, eq. 2.6",
-        traps=("of SGD; Adam follows surge_lr or adam_sde_batch",),
+        caveats=("For SGD only; for Adam use surge_lr or adam_sde_batch",),
     ),
     Law(
         id="surge_lr",
-        name="Best lr of Adam against batch: rises, then falls",
+        name="Surge: optimal lr of Adam from the batch size",
+        summary=(
+            "Computes the optimal lr of Adam from batch size and gradient noise scale; the "
+            "lr rises, then falls."
+        ),
         kind="transfer",
         formula="lr = 2 * lr_max / (sqrt(B_noise / B) + sqrt(B / B_noise))",
         function=surging,
         inputs=(PEAK, B, NOISE),
         gives=("lr",),
-        conditions={"optimizer": "Adam and its kin"},
-        setup="grows as sqrt(B) below B_noise, peaks there at lr_max, falls beyond",
+        conditions={"optimizer": "Adam and similar optimizers"},
+        setup="Grows as sqrt(B) below B_noise, is lr_max at B_noise, and falls above it.",
         source="Li et al. 2024, arXiv:2405.14578",
-        traps=(
-            "also written with the roots nested, which is another function",
-            "Hunyuan-Large applies it an expert: B / n tokens for n routed experts; its factor 0.31 at n = 16 has B near 0.26 B_noise",
+        caveats=(
+            "The formula is also quoted with nested roots, which is a different function",
+            (
+                "Hunyuan-Large applies it per expert, with B / n tokens for n routed experts; "
+                "its factor 0.31 at n = 16 corresponds to B near 0.26 B_noise"
+            ),
         ),
     ),
     Law(
         id="adam_sde_batch",
         name="Square-root rule of Adam, with weight decay",
+        summary="Transfers lr and weight decay of a tuned run to another batch size.",
         kind="transfer",
-        formula="k = B / B1; lr = lr1 * sqrt(k); weight_decay = wd1 * sqrt(k); weight_decay_decoupled = wd1 * k",
+        formula=(
+            "k = B / B1; lr = lr1 * sqrt(k); weight_decay = wd1 * sqrt(k); "
+            "weight_decay_decoupled = wd1 * k"
+        ),
         function=square_root,
         inputs=(BASE_B, B, BASE_LR, BASE_WD),
         gives=("lr", "weight_decay", "weight_decay_decoupled"),
         fitted={"batch_ratio": (0.125, 4)},
         conditions={
-            "batch": "0.125 to 4 times the tuned one, below the critical batch",
+            "batch": "0.125 to 4 times the tuned batch size, below the critical batch size",
             "tokens": "the same, so 1/k of the steps",
         },
-        setup="keeps the stochastic differential equation of the run",
-        source="Malladi et al. 2022, arXiv:2205.10287; weight decay by Mlodozeniec et al., arXiv:2512.22382",
-        traps=(
-            "weight_decay is PyTorch's, multiplied by lr; weight_decay_decoupled is Loshchilov and Hutter's, which is not",
-            "epsilon follows too where it is not negligible; betas by adam_batch_betas",
+        setup="Keeps the stochastic differential equation of the run unchanged.",
+        source=(
+            "Malladi et al. 2022, arXiv:2205.10287; weight decay by Mlodozeniec et al., "
+            "arXiv:2512.22382"
+        ),
+        caveats=(
+            (
+                "weight_decay is PyTorch's, multiplied by lr; weight_decay_decoupled is "
+                "Loshchilov and Hutter's, not multiplied by lr"
+            ),
+            "Scale epsilon too where it is not negligible; for the betas see adam_batch_betas",
         ),
         shown_at={"B": 2097152},
     ),
     Law(
         id="adam_batch_betas",
-        name="Betas of Adam against batch",
+        name="Betas of Adam from the batch size",
+        summary="Transfers Adam's betas of a tuned run to another batch size.",
         kind="transfer",
-        formula="k = B / B1; beta1 = 1 - k * (1 - b1); beta2 = 1 - k * (1 - b2); beta2_half_life = b2**k",
+        formula=(
+            "k = B / B1; beta1 = 1 - k * (1 - b1); beta2 = 1 - k * (1 - b2); "
+            "beta2_half_life = b2**k"
+        ),
         function=betas,
         inputs=(
             BASE_B,
@@ -137,7 +176,9 @@ LAWS = (
         ),
         gives=("beta1", "beta2", "beta2_half_life"),
         fitted={"batch_ratio": (0.125, 4)},
-        setup="two rules that agree to first order: scale 1 - beta, or keep the half-life in tokens",
+        setup=(
+            "Two rules that agree to first order: scale 1 - beta, or keep the half-life in tokens."
+        ),
         source="Malladi et al. 2022, arXiv:2205.10287 (scaling 1 - beta)",
         confirmed=False,
         unconfirmed=("both rules",),
@@ -145,9 +186,15 @@ LAWS = (
     ),
     Law(
         id="nanochat_recipe",
-        name="nanochat, ratios to a tuned run",
+        name="nanochat: batch size, lr and weight decay relative to a tuned run",
+        summary=(
+            "Transfers batch size, lr and weight decay of a tuned run to another token horizon."
+        ),
         kind="transfer",
-        formula="batch_tokens = B1 * (D / D1)**p; lr_factor = sqrt(batch_tokens / B1); weight_decay = wd1 * lr_factor * D1 / D",
+        formula=(
+            "batch_tokens = B1 * (D / D1)**p; lr_factor = sqrt(batch_tokens / B1); "
+            "weight_decay = wd1 * lr_factor * D1 / D"
+        ),
         function=nanochat,
         inputs=(D, BASE_D, BASE_B, BASE_WD),
         gives=("batch_tokens", "lr_factor", "weight_decay"),
@@ -157,8 +204,11 @@ LAWS = (
             "optimizer": "Muon on matrices, AdamW on the rest",
             "batch": "rounded to a power of two afterwards",
         },
-        setup="Power Lines' exponent, the square-root rule, and B / (lr weight_decay D) kept; its author calls the use with Muon an assumption",
+        setup=(
+            "Combines the exponent of Power Lines, the square-root rule, and a constant B "
+            "/ (lr weight_decay D). Its author calls the use with Muon an assumption."
+        ),
         source="karpathy/nanochat, scripts/base_train.py, 2026; exponent of arXiv:2505.13738",
-        traps=("it counts matrices and output head as parameters, not the input embedding",),
+        caveats=("The parameter count includes matrices and output head, not the input embedding",),
     ),
 )

@@ -1,4 +1,8 @@
-"""Pictures of checks: `panels(found)` gives arrays, `draw` puts a panel on an axis, `plot` writes the file."""
+"""Pictures of checks: coordinate check, sharpness, alignment, training regime.
+
+`panels` gives arrays, `draw` draws a panel, `figure` puts panels side by side, `plot` writes the
+file.
+"""
 
 from __future__ import annotations
 
@@ -12,143 +16,142 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from numpy.typing import NDArray
 
-from scaletune.plotting import COLORS, Curve, save
+from scaletune.plotting.shared import COLORS, Array, Curve, save
 
-Found = Mapping[str, Any]
-RANGE = 0.3, 1.2  # of the exponents shown, at least
+Record = Mapping[str, Any]
+EXPONENTS = 0.3, 1.2  # least range of an axis of exponents
 DECADE = 10.0
 
 
 @dataclass(frozen=True)
-class Panel:
-    """Curves that share an axis, with lines for what they are held against."""
+class CheckPanel:
+    """Curves that share an axis, with reference lines."""
 
     title: str
+    """Title of the panel."""
+
     xlabel: str
+    """Label of the x axis."""
+
     ylabel: str
+    """Label of the y axis."""
+
     curves: list[Curve]
-    held: list[tuple[str, float]] = field(default_factory=list)  # (what it is, y)
-    log: bool = True  # both axes; else neither
+    """Measured values."""
+
+    references: list[tuple[str, float]] = field(default_factory=list)
+    """(label, y) of each horizontal reference line."""
+
+    log: bool = True
+    """Whether both axes are logarithmic; if not, neither is."""
 
 
-def panels(found: Found) -> list[Panel]:
-    """What a check's record shows, by its "what"."""
+def panels(record: Record) -> list[CheckPanel]:
+    """The panels of a check's record, selected by record["what"]."""
     return {
         "coordinate": _coordinate,
         "sharpness": _sharpness,
         "alignment": _alignment,
         "regime": _regime,
-    }[found["what"]](found)
+    }[record["what"]](record)
 
 
-def _array(values: Sequence[float | None]) -> NDArray[np.float64]:
+def _array(values: Sequence[float | None]) -> Array:
     return np.array([math.nan if value is None else value for value in values], float)
 
 
-def _sloped(label: str, slope: float | None) -> str:
+def _with_slope(label: str, slope: float | None) -> str:
     return f"{label}, slope {math.inf if slope is None else slope:+.2f}"
 
 
-def _coordinate(found: Found) -> list[Panel]:
-    """RMS change of each activation against width (or depth), a panel a step."""
-    slopes = {(row["activation"], row["step"]): row["slope"] for row in found["slopes"]}
-    x, made = _array(found[f"{found['over']}s"]), []
-    for step in sorted({row["step"] for row in found["sizes"]}):
-        rows = [
-            row
-            for row in found["sizes"]
-            if row["step"] == step and max(row["rms"], default=0) > 1e-20
-        ]  # a zeroed readout's first step
+def _coordinate(record: Record) -> list[CheckPanel]:
+    """RMS change of each activation against width (or depth), one panel per step."""
+    slopes = {(row["activation"], row["step"]): row["slope"] for row in record["slopes"]}
+    x, shown = _array(record[f"{record['over']}s"]), []
+    ylabel = "RMS change since initialization"
+    for step in sorted({row["step"] for row in record["sizes"]}):
         curves = [
             Curve(
-                _sloped(row["activation"], slopes[row["activation"], step]), x, _array(row["rms"])
+                _with_slope(row["activation"], slopes[row["activation"], step]),
+                x,
+                _array(row["rms"]),
             )
-            for row in rows
+            for row in record["sizes"]
+            if row["step"] == step
+            and max(row["rms"], default=0) > 1e-20  # zero: the first step of a zeroed readout
         ]
-        made.append(Panel(f"step {step}", found["over"], "RMS change since initialisation", curves))
-    return made
+        shown.append(CheckPanel(f"step {step}", record["over"], ylabel, curves))
+    return shown
 
 
-def _sharpness(found: Found) -> list[Panel]:
-    """Each kind of sharpness against the step, one curve a width; the limit of stability beside the preconditioned one."""
-    sizes, steps, made = found[f"{found['over']}s"], found["steps"], []
-    for kind, unit in (
-        ("raw", "top eigenvalue"),
-        ("preconditioned", "entry by entry"),
-        ("scaled", "tensor by tensor: judged"),
+def _sharpness(record: Record) -> list[CheckPanel]:
+    """Each kind of sharpness against the step, one curve per width, with the stability limit."""
+    sizes, steps, shown = record[f"{record['over']}s"], record["steps"], []
+    for kind, ylabel in (
+        ("raw", "sharpness, top eigenvalue"),
+        ("preconditioned", "lr * sharpness, entry by entry"),
+        ("scaled", "lr * sharpness, tensor by tensor (used for the verdict)"),
     ):
-        if steps[0][kind] is not None:
-            x = _array([row["step"] for row in steps])
-            curves = [
-                Curve(f"{found['over']} {size}", x, _array([row[kind][i] for row in steps]))
-                for i, size in enumerate(sizes)
-            ]
-            held = [("limit of stability", found["threshold"])] if kind == "preconditioned" else []
-            made.append(
-                Panel(
-                    kind,
-                    "step",
-                    f"sharpness, {unit}" if kind == "raw" else f"lr * sharpness, {unit}",
-                    curves,
-                    held,
-                )
-            )
-    return made
+        if steps[0][kind] is None:
+            continue
+        x = _array([row["step"] for row in steps])
+        curves = [
+            Curve(f"{record['over']} {size}", x, _array([row[kind][i] for row in steps]))
+            for i, size in enumerate(sizes)
+        ]
+        limit = [("stability limit", record["threshold"])] if kind == "preconditioned" else []
+        shown.append(CheckPanel(kind, "step", ylabel, curves, limit))
+    return shown
 
 
-def _alignment(found: Found) -> list[Panel]:
-    """Each tensor's exponent against the step, a panel a term."""
-    made = []
-    for term in dict.fromkeys(row["term"] for row in found["tensors"]):
-        held: dict[str, list[tuple[int, float | None]]] = {}
-        for row in found["tensors"]:
+def _alignment(record: Record) -> list[CheckPanel]:
+    """The alignment exponent of each tensor against the step, one panel per term."""
+    shown = []
+    references = [("full", 1.0), ("none", 0.5)]
+    for term in dict.fromkeys(row["term"] for row in record["tensors"]):
+        by_tensor: dict[str, list[tuple[int, float | None]]] = {}
+        for row in record["tensors"]:
             if row["term"] == term:
-                held.setdefault(row["tensor"], []).append(
-                    (row["step"], row["exponent"] if row["fits"] != "-" else None)
-                )
+                exponent = row["exponent"] if row["fits"] != "-" else None
+                by_tensor.setdefault(row["tensor"], []).append((row["step"], exponent))
         curves = [
             Curve(
                 tensor.removesuffix(".weight"),
                 _array([x for x, _ in points]),
                 _array([y for _, y in points]),
             )
-            for tensor, points in held.items()
+            for tensor, points in by_tensor.items()
         ]
-        made.append(
-            Panel(
-                term,
-                "step",
-                "alignment exponent over fan-in",
-                curves,
-                [("full", 1.0), ("none", 0.5)],
-                log=False,
-            )
-        )
-    return made
+        ylabel = "alignment exponent over fan-in"
+        shown.append(CheckPanel(term, "step", ylabel, curves, references, log=False))
+    return shown
 
 
-def _regime(found: Found) -> list[Panel]:
-    """Relative change of features and kernel against width, one curve a step."""
-    x, made = _array(found[f"{found['over']}s"]), []
+def _regime(record: Record) -> list[CheckPanel]:
+    """Relative change of features and kernel against width, one curve per step."""
+    x, shown = _array(record[f"{record['over']}s"]), []
+    ylabel = "change relative to initialization"
     for of, title in (("features", "last features"), ("kernel", "empirical NTK")):
-        rows = [row for row in found["changes"] if row["of"] == of]
         curves = [
-            Curve(_sloped(f"step {row['step']}", row["slope"]), x, _array(row["relative"]))
-            for row in rows
+            Curve(_with_slope(f"step {row['step']}", row["slope"]), x, _array(row["relative"]))
+            for row in record["changes"]
+            if row["of"] == of
         ]
-        made.append(Panel(title, found["over"], "change relative to initialisation", curves))
-    return made
+        shown.append(CheckPanel(title, record["over"], ylabel, curves))
+    return shown
 
 
 def _kind(label: str, many: bool) -> str:
-    """What a curve is called: where there are more curves than colors, layers' tensors of one kind share a name."""
+    """The legend label of a curve; with more curves than colors, tensors of one kind share it."""
     return label.rpartition(".")[2] if many else label
 
 
-def draw(panel: Panel, ax: Axes) -> Axes:
-    """A panel's curves and what they are held against. An axis of sizes spans a decade at least, so that noise looks like noise."""
+def draw(panel: CheckPanel, ax: Axes) -> Axes:
+    """Draws the curves and reference lines of a panel.
+
+    A logarithmic y axis spans at least a decade, so that noise does not fill it.
+    """
     many = len(panel.curves) > len(COLORS)
     kinds = list(dict.fromkeys(_kind(curve.label, many) for curve in panel.curves))
     named: set[str] = set()
@@ -166,7 +169,7 @@ def draw(panel: Panel, ax: Axes) -> Axes:
             label=label,
         )
         named.add(kind)
-    for label, y in panel.held:
+    for label, y in panel.references:
         ax.axhline(y, color="black", ls="--", lw=1)
         ax.annotate(
             label, (1, y), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
@@ -194,30 +197,27 @@ def _logarithmic(ax: Axes) -> None:
 
 def _linear(ax: Axes) -> None:
     low, high = ax.get_ylim()
-    ax.set_ylim(min(low, RANGE[0]), max(high, RANGE[1]))
+    ax.set_ylim(min(low, EXPONENTS[0]), max(high, EXPONENTS[1]))
 
 
-def figure(found: Found) -> Figure:
-    """The panels of a check side by side, its verdict above them."""
-    shown = panels(found)
-    made = Figure(figsize=(4.4 * len(shown), 4.2), layout="constrained")
-    axes = made.subplots(1, len(shown), squeeze=False)[0]
+def figure(record: Record) -> Figure:
+    """The panels of a check side by side, with its verdict as the title."""
+    shown = panels(record)
+    page = Figure(figsize=(4.4 * len(shown), 4.2), layout="constrained")
+    axes = page.subplots(1, len(shown), squeeze=False)[0]
     for panel, ax in zip(shown, axes, strict=True):
         draw(panel, ax)
         if any(", slope" in label for label in ax.get_legend_handles_labels()[1]):
             ax.legend(fontsize=8, frameon=False)
     if axes[-1].get_legend() is None:  # every panel has the same curves
-        made.legend(
-            *axes[-1].get_legend_handles_labels(),
-            fontsize=8,
-            frameon=False,
-            loc="outside lower center",
-            ncols=10,
-        )
-    made.suptitle(f"{found['what']} check over {found['over']}: {found['verdict']}", fontsize=11)
-    return made
+        legend: dict[str, Any] = {"fontsize": 8, "frameon": False, "ncols": 10}
+        handles, labels = axes[-1].get_legend_handles_labels()
+        page.legend(handles, labels, loc="outside lower center", **legend)
+    title = f"{record['what']} check over {record['over']}: {record['verdict']}"
+    page.suptitle(title, fontsize=11)
+    return page
 
 
-def plot(found: Found, out: str | Path) -> Path:
-    """Write `out`/WHAT.png and return its path."""
-    return save(figure(found), Path(out) / f"{found['what']}.png")
+def plot(record: Record, out: str | Path) -> Path:
+    """Writes `out`/WHAT.png, where WHAT is the kind of check, and returns its path."""
+    return save(figure(record), Path(out) / f"{record['what']}.png")

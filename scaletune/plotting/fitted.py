@@ -1,4 +1,8 @@
-"""Fits of the loss, and of relations between columns: what was measured, the law through it, its interval."""
+"""Fits of the loss law and of relations between columns: data, law and interval.
+
+`loss_panels` and `relation_panels` give arrays, `draw` draws a panel, `figure` puts panels side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -10,136 +14,139 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from scaletune.fitting.relations import RELATIONS, Relation, predict_relation, solved_relation
-from scaletune.plotting import COLORS, Curve, Points, plain_ticks
+from scaletune.fitting.relations import RELATIONS, Relation, fitted_relation, predict_relation
+from scaletune.plotting.shared import COLORS, Array, Curve, Points, plain_ticks
 from scaletune.predicting import from_fit
 from scaletune.records import Fit
+from scaletune.units import human
 
-WIDE = 30  # from this factor between its ends on an axis is logarithmic
+WIDE = 30  # an axis that spans more than this factor is logarithmic
 SHOWN = 5  # lines in one picture: sizes, or combinations of the other inputs
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Panel:
-    """Lines and points on common axes."""
+class FitPanel:
+    """Lines and points with common axes."""
 
     x: str
+    """Label of the x axis."""
+
     y: str
+    """Label of the y axis."""
+
     curves: list[Curve] = field(default_factory=list)
+    """The law, one curve per group, with its interval."""
+
     points: list[Points] = field(default_factory=list)
+    """The data, one set per group."""
+
     log_y: bool = True
+    """Whether the y axis is logarithmic."""
+
     title: str = ""
+    """Title of the panel."""
 
 
 def _spread(values: Array, n: int = SHOWN) -> Array:
-    """At most n of the distinct values, evenly over their order."""
+    """At most n of the distinct values, evenly spaced in their order."""
     distinct = np.unique(values)
     return distinct[np.unique(np.linspace(0, len(distinct) - 1, n).round().astype(int))]
 
 
-def loss_panels(fit: Fit) -> list[Panel]:
-    """Loss against tokens for a few sizes, ten times beyond the runs; and how far every run lies from the law, against its size."""
+def loss_panels(fit: Fit) -> list[FitPanel]:
+    """Loss against tokens for a few sizes, and the residual of every run against its size.
+
+    The curves extend to ten times the tokens of the runs.
+    """
     n_params, tokens, loss = np.array(fit.solution["points"], float).T
     beyond = np.geomspace(tokens.min() / 1.2, tokens.max() * 10, 60)
     curves, points = [], []
     for size in _spread(n_params):
-        said = [from_fit(fit, n_params=float(size), tokens=float(t)) for t in beyond]
-        ends = np.array([p.interval["loss"] or (np.nan, np.nan) for p in said], float)
-        curves.append(
-            Curve(
-                f"{size:.3g} parameters",
-                beyond,
-                np.array([p.loss for p in said], float),
-                ends[:, 0],
-                ends[:, 1],
-            )
-        )
-        here = np.abs(np.log(n_params / size)) < np.log(1.1)
-        points.append(Points(f"{size:.3g} parameters", tokens[here].tolist(), loss[here].tolist()))
+        predictions = [from_fit(fit, n_params=float(size), tokens=float(t)) for t in beyond]
+        ends = np.array([p.interval["loss"] or (np.nan, np.nan) for p in predictions], float)
+        y = np.array([p.loss for p in predictions], float)
+        label = f"{human(size)} parameters"
+        curves.append(Curve(label, beyond, y, ends[:, 0], ends[:, 1]))
+        near = np.abs(np.log(n_params / size)) < np.log(1.1)
+        points.append(Points(label, tokens[near].tolist(), loss[near].tolist()))
     law = np.array(
         [from_fit(fit, n_params=n, tokens=t).loss for n, t in zip(n_params, tokens, strict=True)],
         float,
     )
-    off = Points("runs", n_params.tolist(), (100 * np.log(loss / law)).tolist())
+    residuals = Points("runs", n_params.tolist(), (100 * np.log(loss / law)).tolist())
     return [
-        Panel("tokens", "loss, nats per token", curves, points),
-        Panel("parameters", "ln loss above the law, %", [], [off], False),
+        FitPanel("tokens", "loss, nats per token", curves, points),
+        FitPanel("parameters", "ln loss above the law, %", [], [residuals], False),
     ]
 
 
-def relation_panels(fit: Fit) -> list[Panel]:
-    """The output against the input it is drawn along, a line for each of a few combinations of the others; of groups one by one a panel each."""
+def relation_panels(fit: Fit) -> list[FitPanel]:
+    """The output of a relation against one input, one line per combination of the other inputs.
+
+    At most SHOWN combinations are drawn. A fit per group gives one panel per group.
+    """
     if not fit.solution:
         keys = [key for key in RELATIONS[fit.law].groups if fit.cells and key in fit.cells[0]]
         shown = [cell for cell in fit.cells if "solution" in cell][:SHOWN]
         panels = [relation_panels(replace(fit, solution=cell["solution"]))[0] for cell in shown]
         titles = [", ".join(f"{key} {cell[key]}" for key in keys) for cell in shown]
         return [replace(panel, title=title) for panel, title in zip(panels, titles, strict=True)]
-    drawn = solved_relation(fit, RELATIONS[fit.law])
+    relation = fitted_relation(fit, RELATIONS[fit.law])
     columns = {name: np.array(column, float) for name, column in fit.solution["points"].items()}
-    y = columns.pop(drawn.output.name)
-    panel = Panel(
-        f"{drawn.along}",
-        f"{drawn.output.name}, {drawn.output.means.split(',')[0]}",
-        log_y=bool((y > 0).all()),
-    )
-    for label, rows in _groups(drawn, columns):
-        order = rows[np.argsort(columns[drawn.along][rows])]
-        at = _along(drawn, {name: column[order] for name, column in columns.items()})
-        found = predict_relation(fit, drawn, at)
-        panel.curves.append(
-            Curve(
-                label,
-                at[drawn.along],
-                *(np.array(found[key], float) for key in ("value", "low", "high")),
-            )
-        )
-        panel.points.append(Points(label, columns[drawn.along][order].tolist(), y[order].tolist()))
+    y = columns.pop(relation.output.name)
+    meaning = relation.output.description.split(",")[0]
+    log_y = bool((y > 0).all())
+    panel = FitPanel(relation.along, f"{relation.output.name}, {meaning}", log_y=log_y)
+    for label, rows in _groups(relation, columns):
+        order = rows[np.argsort(columns[relation.along][rows])]
+        x = columns[relation.along][order]
+        inputs = _along(relation, {name: column[order] for name, column in columns.items()})
+        predicted = predict_relation(fit, relation, inputs)
+        value, low, high = (np.array(predicted[key], float) for key in ("value", "low", "high"))
+        panel.curves.append(Curve(label, inputs[relation.along], value, low, high))
+        panel.points.append(Points(label, x.tolist(), y[order].tolist()))
     return [panel]
 
 
 def _groups(relation: Relation, columns: Mapping[str, Array]) -> list[tuple[str, NDArray[np.int_]]]:
-    """(label, rows) of a few combinations of the inputs it is not drawn along; runs where there are runs."""
+    """(label, rows) per run, or per combination of the inputs that are not on the x axis."""
     others = [c.name for c in relation.inputs if c.name != relation.along and c.name in columns]
     if "run" in columns:
-        return [
-            (f"run {run:g}", np.flatnonzero(columns["run"] == run))
-            for run in _spread(columns["run"])
-        ]
+        runs = _spread(columns["run"])
+        return [(f"run {run:g}", np.flatnonzero(columns["run"] == run)) for run in runs]
     if not others or relation.id == "seconds_per_step":
         return [(relation.id, np.arange(len(columns[relation.along])))]
     keys = np.stack([columns[name] for name in others], 1)
     distinct = np.unique(keys, axis=0)
     chosen = distinct[np.unique(np.linspace(0, len(distinct) - 1, SHOWN).round().astype(int))]
-    label = [
+    labels = [
         ", ".join(f"{name} {value:.3g}" for name, value in zip(others, key, strict=True))
         for key in chosen
     ]
     return [
-        (text, np.flatnonzero((keys == key).all(1)))
-        for text, key in zip(label, chosen, strict=True)
+        (label, np.flatnonzero((keys == key).all(1)))
+        for label, key in zip(labels, chosen, strict=True)
     ]
 
 
 def _along(relation: Relation, columns: Mapping[str, Array], n: int = 60) -> dict[str, Array]:
-    """The inputs on a fine grid along the one that varies, where the others are constant; else as they are."""
+    """The inputs on a fine grid along the x axis if the others are constant, else unchanged."""
     x = columns[relation.along]
     constant = all(
         np.ptp(column) == 0 for name, column in columns.items() if name != relation.along
     )
     if not constant or relation.prepare or (x <= 0).any():
         return dict(columns)
-    aside = (x.max() / x.min()) ** 0.15
-    fine = np.geomspace(x.min() / aside, x.max() * aside, n)
+    margin = (x.max() / x.min()) ** 0.15
+    fine = np.geomspace(x.min() / margin, x.max() * margin, n)
     return {
         name: fine if name == relation.along else np.full(n, column[0])
         for name, column in columns.items()
     }
 
 
-def draw(panel: Panel, ax: Axes) -> Axes:
-    """Points, their curve and its interval, a colour each."""
+def draw(panel: FitPanel, ax: Axes) -> Axes:
+    """Draws curves with intervals and points, one color per group."""
     for i, curve in enumerate(panel.curves):
         color = COLORS[i % len(COLORS)]
         ax.plot(curve.x, curve.y, color=color, lw=1.4, label=curve.label)
@@ -164,8 +171,9 @@ def draw(panel: Panel, ax: Axes) -> Axes:
     return ax
 
 
-def figure(panels: Sequence[Panel]) -> Figure:
-    made = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
-    for panel, ax in zip(panels, made.subplots(1, len(panels), squeeze=False)[0], strict=True):
+def figure(panels: Sequence[FitPanel]) -> Figure:
+    """The panels side by side."""
+    page = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
+    for panel, ax in zip(panels, page.subplots(1, len(panels), squeeze=False)[0], strict=True):
         draw(panel, ax)
-    return made
+    return page

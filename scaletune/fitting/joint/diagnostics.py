@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scaletune.fitting.joint.surface import Solved, names
-from scaletune.fitting.table import SAME, n_levels
+from scaletune.fitting.table import SAME_SCALE, n_levels
 
 HARDLY = 0.8  # posterior over prior sd from which an exponent is mostly prior
 VAGUE = 0.6  # sd of a centre, in logs
@@ -60,7 +60,7 @@ def _scales(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     if sizes > 1 and horizons > 1:
         n, d = (np.log([cell[column] for cell in cells]) for column in ("n_params", "tokens"))
         slope = float(((n - n.mean()) @ (d - d.mean())) / ((n - n.mean()) @ (n - n.mean())))
-        if np.std(d - d.mean() - slope * (n - n.mean())) < math.log(SAME):
+        if np.std(d - d.mean() - slope * (n - n.mean())) < math.log(SAME_SCALE):
             said.append(
                 f"tokens follow n_params**{slope:.2g} in all cells: exponents are identified along that line only; add cells at another ratio of tokens to n_params"
             )

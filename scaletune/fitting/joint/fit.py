@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scaletune.errors import UserError
-from scaletune.fitting.cross_validation import covers, summary
+from scaletune.fitting.cross_validation import covers, summarize
 from scaletune.fitting.joint import diagnostics
 from scaletune.fitting.joint.basin import height
 from scaletune.fitting.joint.surface import (
@@ -387,7 +387,7 @@ def _pooled(made: Fit) -> Solved:
 
 def _summary(kind: str, judged: list[Row], **others: Any) -> dict[str, Any]:
     known = [row["batch_covered"] for row in judged if row["batch_covered"] is not None]
-    return summary(
+    return summarize(
         kind, judged, batch_coverage=sum(known) / len(known) if known else None, **others
     )
 

@@ -1,1 +1,1 @@
-"""Loss laws: E + A / n_params**alpha + B / tokens**beta and their variants, fitted to losses."""
+"""Fits loss laws, E + A / n_params**alpha + B / tokens**beta and its variants, to losses."""

@@ -1,64 +1,79 @@
-"""Which parameters of the loss law the scales of the runs identify, and what to add for the others."""
+"""Chooses which parameters of the loss law are free, by the sizes and token budgets of the runs."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletune.fitting.loss.functional_forms import OFF, Shape
+from scaletune.fitting.loss.functional_forms import LN_ABSENT, Shape
 from scaletune.fitting.table import n_levels
 
-PUBLISHED = (0.35, 0.37)  # exponents assumed when the runs cannot give them: arXiv:2404.10102
-ASSUMED = (0.15, 0.6)  # and the range of them that intervals then allow for
-TIED = 0.1  # how far alpha and beta may differ in the intervals of a fit that ties them
+PUBLISHED = (0.35, 0.37)  # exponents (arXiv:2404.10102) if the runs do not identify them,
+ASSUMED = (0.15, 0.6)  # and their range in the intervals of such a fit
+MAX_DIFFERENCE = 0.1  # of alpha and beta, in the intervals of a fit that sets them equal
 
 Array = NDArray[np.float64]
 
 
-def choose(n_params: Array, tokens: Array) -> Shape:
-    """The richest shape of (ln E, ln A, ln B, alpha, beta) these scales identify; what is tied, fixed or left out is said."""
+def choose_shape(n_params: Array, tokens: Array) -> Shape:
+    """The shape of (ln E, ln A, ln B, alpha, beta) with the most parameters that are identified.
+
+    Its notes say what is tied, fixed or absent, and which runs would identify it.
+    """
     sizes, horizons = n_levels(n_params), n_levels(tokens)
     both = sizes > 1 and horizons > 1 and not _collinear(n_params, tokens)
     rows = len(n_params)
     if both and min(sizes, horizons) >= 3 and rows >= 6:
         return _shape([0, 1, 2, 3, 4])
     if both and max(sizes, horizons) >= 3 and rows >= 5:
-        said = f"{sizes} sizes and {horizons} token counts cannot tell alpha from beta: the loss law has them equal"
-        return _shape([0, 1, 2, 3], f"{said}; {_add(sizes, horizons, rows)}", tie=True)
-    fixed = f"loss-law exponents are not identified by {rows} cells ({sizes} sizes, {horizons} token counts): fixed at published values"
-    if both and rows >= 3:
-        return _shape(
-            [0, 1, 2],
-            f"{fixed}, alpha {PUBLISHED[0]}, beta {PUBLISHED[1]}; {_add(sizes, horizons, rows)}",
+        tied = (
+            f"{sizes} sizes and {horizons} token budgets cannot separate alpha from beta: the loss "
+            f"law sets them equal; {_missing_runs(sizes, horizons, rows)}"
         )
+        return _shape([0, 1, 2, 3], tied, tie=True)
+    fixed = (
+        f"{rows} settings ({sizes} sizes, {horizons} token budgets) do not identify the exponents "
+        "of the loss law: they are fixed at published values"
+    )
+    if both and rows >= 3:
+        values = f"alpha {PUBLISHED[0]}, beta {PUBLISHED[1]}"
+        return _shape([0, 1, 2], f"{fixed}, {values}; {_missing_runs(sizes, horizons, rows)}")
     term, levels = (2, horizons) if sizes == 1 else (1, sizes)
     other = "n_params" if term == 2 else "tokens"
     if levels == 1:
-        return _shape([0], "one scale only: the loss law is a constant")
-    alone = f"the loss law has no term in `{other}`, which these cells do not vary on its own; runs at a second value of `{other}` would give it one"
+        return _shape(
+            [0],
+            "all runs have one size and one token budget, so the loss law is a constant; add runs "
+            "at other sizes and token budgets",
+        )
+    absent = (
+        f"the loss law has no term in `{other}`, because `{other}` does not vary independently; "
+        f"add runs at a second value of `{other}`"
+    )
     if levels >= 4:
-        return _shape([0, term, term + 2], alone)
-    return _shape([0, term], f"{fixed}; {alone}")
+        return _shape([0, term, term + 2], absent)
+    return _shape([0, term], f"{fixed}; {absent}")
 
 
-def _add(sizes: int, horizons: int, rows: int) -> str:
-    """What would identify both exponents: three sizes, three token counts, six cells."""
-    wanted = [
-        f"runs at {3 - have} more {what}{'s' if have < 2 else ''}"
-        for have, what in ((sizes, "size"), (horizons, "token count"))
-        if have < 3
+def _missing_runs(sizes: int, horizons: int, rows: int) -> str:
+    """The runs to add: both exponents need three sizes, three token budgets and six settings."""
+    missing = [
+        f"{3 - present} more {what}{'s' if present < 2 else ''}"
+        for present, what in ((sizes, "size"), (horizons, "token budget"))
+        if present < 3
     ]
-    return f"{' and '.join(wanted) or f'{6 - rows} more cells'} would identify both"
+    needed = f"runs at {' and '.join(missing)}" if missing else f"{6 - rows} more settings"
+    return f"add {needed} to identify both exponents"
 
 
-def _shape(free: list[int], *said: str, tie: bool = False) -> Shape:
-    base = np.array([OFF, OFF, OFF, *PUBLISHED])
+def _shape(free: list[int], *notes: str, tie: bool = False) -> Shape:
+    base = np.array([LN_ABSENT, LN_ABSENT, LN_ABSENT, *PUBLISHED])
     columns = np.eye(5)[:, free]
     if tie:
         columns[4, 3], base[4] = 1.0, 0.0
     base[[i for i in free if i > 2]] = 0.0
     base[[i for i in free if i < 3]] = 0.0
-    return Shape(tuple(free), base, columns, said)
+    return Shape(tuple(free), base, columns, notes)
 
 
 def _collinear(n_params: Array, tokens: Array) -> bool:

@@ -1,9 +1,10 @@
-"""The loss law, E + A / n_params**alpha + B / tokens**beta in nats/token (arXiv:2203.15556, eq. 2), fitted robustly and resampled.
+"""Fits the loss law E + A / n_params**alpha + B / tokens**beta, in nats/token.
 
-Two estimators of one form. DESCRIBE is the published objective: the SUM of Huber(1e-3) over residuals of ln L (arXiv:2404.10102:
-averaging it instead stops the solver early and moved the published constants). PREDICT is what extrapolated one size up best on
-public sweeps: the same cost, weights that grow with compute, exponents drawn towards what the field has found, and what near runs
-show the law to miss.
+The form is that of arXiv:2203.15556, eq. 2. There are two estimators. DESCRIBE is the published
+objective: the sum of Huber(1e-3) over residuals of ln L. (The mean instead of the sum stops the
+solver early and changed the published constants: arXiv:2404.10102.) PREDICT extrapolates best to
+the next larger size on public sweeps: the same cost, row weights that grow with compute, a prior
+on the exponents, and a correction near the runs (discrepancy.py).
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaletune.errors import UserError
-from scaletune.fitting.loss.functional_forms import CHINCHILLA, Shape, pose, shape
-from scaletune.fitting.loss.identifiability import ASSUMED, TIED, choose
+from scaletune.fitting.loss.functional_forms import CHINCHILLA, Shape, build_problem, make_shape
+from scaletune.fitting.loss.identifiability import ASSUMED, MAX_DIFFERENCE, choose_shape
 from scaletune.fitting.loss.variable_projection import Problem, descend, starts
 from scaletune.fitting.stats import resampling
 from scaletune.fitting.stats.robust import Huber, Loss
 
 NAMES = CHINCHILLA.names
-PAIRS_FROM = 20  # rows (or runs) from which they are resampled in pairs; below it resamples lose whole scales, and noise is resampled instead
-SPREAD = 0.02  # of ln L about a start: how wide the cost is at first
-FEW_STEPS = 40  # of Newton in a resample of few rows: those that identify less than the law's parameters creep along a valley
+# Rows (or runs) from which pairs are resampled. With fewer, a resample can lose a whole scale, so
+# noise is resampled instead.
+PAIRS_FROM = 20
+SPREAD = 0.02  # of ln L around a start: the width of the first cost
+# Newton steps in a resample of few rows: if they identify fewer parameters than the law has, the
+# solver moves slowly along a valley.
+NEWTON_STEPS = 40
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -32,32 +37,51 @@ Index = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Estimator:
-    """How residuals of ln L count: their cost, row weights (n_params * tokens)**lean, and a normal prior (mean, sd) on free exponents."""
+    """The cost, weights and prior of a fit of the loss law."""
 
     cost: Loss = Huber()  # noqa: RUF009 (frozen)
-    lean: float = 0.0
+    """Cost of a residual."""
+
+    weight_power: float = 0.0
+    """Row weights are (n_params * tokens)**weight_power."""
+
     prior: tuple[float, float] | None = None
-    linear: bool = False  # residuals of L itself, not of ln L
-    near: bool = False  # predictions add what near runs show the law to miss (discrepancy.py)
+    """Mean and sd of a normal prior on the free exponents."""
+
+    linear_residuals: bool = False
+    """Use residuals of L instead of ln L."""
+
+    use_discrepancy: bool = False
+    """Correct predictions by the residuals of near runs (discrepancy.py)."""
 
 
 DESCRIBE = Estimator()
-PREDICT = Estimator(lean=0.25, prior=(0.36, 0.1), near=True)
+PREDICT = Estimator(weight_power=0.25, prior=(0.36, 0.1), use_discrepancy=True)
 ESTIMATORS = {"chinchilla": DESCRIBE, "loss_nd": PREDICT}
 
 
 @dataclass(frozen=True)
-class Solved:
-    """A fitted law: the problem as posed, its solution, residuals of ln L, and how the law's centre maps to one parameter and one token."""
+class LossSolution:
+    """A fitted loss law."""
 
     problem: Problem
     shape: Shape
     estimator: Estimator
+
     centre: Array
-    phi: Array  # (P)
-    objective: float  # without the prior's part
-    noise: tuple[float, int]  # sd of ln L about the law, degrees of freedom
+    """(3, 2): maps exponents to ln coefficients at one parameter and one token."""
+
+    phi: Array
+    """(P): the free parameters."""
+
+    objective: float
+    """Cost of the residuals, without the prior."""
+
+    noise: tuple[float, int]
+    """sd of ln L around the law, and its degrees of freedom."""
+
     cluster: Index
+    """(R): number of the run of each row."""
 
     @property
     def parameters(self) -> Array:
@@ -65,7 +89,7 @@ class Solved:
 
     @property
     def vector(self) -> Array:
-        """(E, A, B, alpha, beta)."""
+        """(E, A, B, alpha, beta) at one parameter and one token."""
         return CHINCHILLA.natural(self.parameters, self.centre)[0]
 
     @property
@@ -74,90 +98,117 @@ class Solved:
 
     @property
     def exponents(self) -> list[int]:
-        return exponents(self.shape)
+        return exponent_coordinates(self.shape)
 
 
-def exponents(shape: Shape) -> list[int]:
-    """Which coordinates of phi are exponents."""
+def exponent_coordinates(shape: Shape) -> list[int]:
+    """Indices of the coordinates of phi that are exponents."""
     return [i for i, column in enumerate(shape.columns) if column >= len(CHINCHILLA.terms)]
 
 
 def solve(
-    n_params: Array, tokens: Array, loss: Array, se: Array | None = None, *, estimator: Estimator = DESCRIBE,
-    fixed: Mapping[str, float | str] | None = None, weight: Array | None = None, cluster: Index | None = None,
-) -> Solved:  # fmt: skip
-    """The law through losses (or floors with standard error `se`), from no start of the user's; `fixed`: name -> value, or an exponent's equal."""
-    _above_floor(loss, fixed)
+    n_params: Array,
+    tokens: Array,
+    loss: Array,
+    se: Array | None = None,
+    *,
+    estimator: Estimator = DESCRIBE,
+    fixed: Mapping[str, float | str] | None = None,
+    weight: Array | None = None,
+    cluster: Index | None = None,
+) -> LossSolution:
+    """Fits the loss law; starting points are found on a grid of exponents.
+
+    Args:
+        n_params: (R) non-embedding parameters.
+        tokens: (R) tokens.
+        loss: (R) losses, or minimum losses, in nats/token.
+        se: (R) standard errors of minimum losses.
+        estimator: Cost, weights and prior.
+        fixed: Parameter name -> value, or the name of the exponent that it equals.
+        weight: (R) row weights.
+        cluster: (R) number of the run of each row; by default every row is a run.
+    """
+    _require_above_minimum_loss(loss, fixed)
     columns = {"n_params": n_params, "tokens": tokens}
     centre = CHINCHILLA.centre(columns)
-    used = shape(CHINCHILLA, centre, fixed) if fixed else choose(n_params, tokens)
+    used = make_shape(CHINCHILLA, centre, fixed) if fixed else choose_shape(n_params, tokens)
     rows = np.ones(len(loss)) if weight is None else weight
-    leaning = rows * (n_params * tokens / (n_params * tokens).max()) ** estimator.lean
-    problem = pose(CHINCHILLA, used, columns, loss, leaning)
-    phi, _ = lowest(problem, used, estimator.cost)
+    weights = rows * (n_params * tokens / (n_params * tokens).max()) ** estimator.weight_power
+    problem = build_problem(CHINCHILLA, used, columns, loss, weights)
+    phi, _ = minimize(problem, used, estimator.cost)
     noise = _noise(problem, phi, None if se is None else se / loss)
-    if estimator.prior and exponents(used):
+    if estimator.prior and exponent_coordinates(used):
         problem = replace(problem, prior=_prior(estimator, used, noise[0]))
-        phi, _ = lowest(problem, used, estimator.cost, phi)
-    if estimator.linear:
-        problem, phi = _of_loss(problem, phi, loss, estimator.cost)
+        phi, _ = minimize(problem, used, estimator.cost, phi)
+    if estimator.linear_residuals:
+        problem, phi = _fit_linear_residuals(problem, phi, loss, estimator.cost)
     value = float(replace(problem, prior=None).objective(phi[None], estimator.cost)[0])
-    alone = np.arange(len(loss), dtype=np.intp)
-    return Solved(
-        problem, used, estimator, centre, phi, value, noise, alone if cluster is None else cluster
-    )
+    if cluster is None:
+        cluster = np.arange(len(loss), dtype=np.intp)
+    return LossSolution(problem, used, estimator, centre, phi, value, noise, cluster)
 
 
-def _above_floor(loss: Array, fixed: Mapping[str, float | str] | None) -> None:
-    floor = (fixed or {}).get("E", 0.0)
-    if not isinstance(floor, str) and loss.min() <= floor:
-        below = int((loss <= floor).sum())
+def _require_above_minimum_loss(loss: Array, fixed: Mapping[str, float | str] | None) -> None:
+    minimum = (fixed or {}).get("E", 0.0)
+    if not isinstance(minimum, str) and loss.min() <= minimum:
+        below = int((loss <= minimum).sum())
         raise UserError(
-            f"every loss must lie above the fixed floor E = {floor:g}, but {below} of {len(loss)} do not: the lowest is {loss.min():g}"
+            f"every loss must be above the fixed irreducible loss E = {minimum:g}, "
+            f"but {below} of {len(loss)} are not: the lowest is {loss.min():g}"
         )
 
 
-def lowest(problem: Problem, used: Shape, cost: Loss, *others: Array) -> tuple[Array, float]:
-    """phi (P) and objective at the lowest of the minima that the profile over exponents, and `others`, lead to."""
-    ends, values = descend(
-        problem, np.vstack([*others, starts(problem, cost, exponents(used))]), cost, SPREAD
-    )
+def minimize(problem: Problem, used: Shape, cost: Loss, *others: Array) -> tuple[Array, float]:
+    """phi (P) and objective at the lowest minimum.
+
+    Starts are the best places of the profile over exponents (`starts`), and `others`.
+    """
+    places = np.vstack([*others, starts(problem, cost, exponent_coordinates(used))])
+    ends, values = descend(problem, places, cost, SPREAD)
     best = int(np.argmin(values))
     return ends[best], float(values[best])
 
 
-def _of_loss(
+def _fit_linear_residuals(
     problem: Problem, phi: Array, loss: Array, cost: Loss, rounds: int = 50
 ) -> tuple[Problem, Array]:
-    """The problem whose solution is that for residuals of L: of ln L, weighted by L**2, with the residual that L has; by fixed point."""
-    posed, weight = problem, problem.weight
+    """The problem and its solution for residuals of L instead of ln L.
+
+    A fixed-point iteration: residuals of ln L get weights L**2 and are replaced by those of L.
+    """
+    linearized, weight = problem, problem.weight
     for _ in range(rounds):
         ln_model = problem.ln_model(phi[None])
-        posed = replace(
+        linearized = replace(
             problem,
             ln_loss=ln_model + loss * np.exp(-ln_model) - 1,
             weight=weight * np.exp(2 * ln_model),
         )
-        before, phi = phi, descend(posed, phi[None], cost, 0.0)[0][0]
+        before, phi = phi, descend(linearized, phi[None], cost, 0.0)[0][0]
         if np.abs(phi - before).max() <= 1e-12:
             break
-    return posed, phi
+    return linearized, phi
 
 
 def _prior(estimator: Estimator, used: Shape, sd: float) -> tuple[Array, Array]:
-    """Normal prior on the free exponents: a cost of r weighs as much as ln of a density when divided by `slope` (E psi**2 / E psi')."""
+    """Mean (P) and precision (P, P) of the normal prior on the free exponents.
+
+    The cost divided by `slope` = E psi**2 / E psi' weighs as much as -ln of a density, so the
+    precision is multiplied by `slope`.
+    """
     mean, spread = estimator.prior or (0.0, 1.0)
     slope = (
         sd**2
         if not isinstance(estimator.cost, Huber)
         else sd * min(1.25 * estimator.cost.delta, sd)
     )
-    on = np.array([float(i in exponents(used)) for i in range(len(used.columns))])
-    return on * mean, np.diag(on * slope / spread**2)
+    free = np.array([float(i in exponent_coordinates(used)) for i in range(len(used.columns))])
+    return free * mean, np.diag(free * slope / spread**2)
 
 
 def _noise(problem: Problem, phi: Array, se: Array | None) -> tuple[float, int]:
-    """sd of ln L about the law, at least what the floors' own errors are, and its degrees of freedom."""
+    """sd of ln L around the law, at least the rms standard error of the losses, and its dof."""
     dof = problem.ln_loss.shape[1] - len(phi)
     own = float(np.sqrt(np.mean(se**2))) if se is not None else 0.0
     if dof < 1:
@@ -166,11 +217,19 @@ def _noise(problem: Problem, phi: Array, se: Array | None) -> tuple[float, int]:
     return max(float(np.sqrt(r @ r / dof)), own), dof
 
 
-def draw(solved: Solved, n: int, kind: str = "auto", seed: int = 2203) -> Array:
-    """Parameters (n, 5) of refits to resamples: "pairs" (of whole clusters), "blocks" of a run's checkpoints, "noise" about the law;
-    "auto": pairs where there are enough, else noise.
+def draw(solved: LossSolution, n: int, kind: str = "auto", seed: int = 2203) -> Array:
+    """Parameters (n, 5) of refits to n resamples.
 
-    Exponents that were assumed are drawn from their range, the prior's mean from the prior: what they leave open shows in the draws.
+    Args:
+        solved: The fitted law.
+        n: Number of resamples.
+        kind: "pairs" resamples whole runs, "blocks" resamples blocks of a run's checkpoints,
+            "noise" draws losses around the law, "auto" is "pairs" if there are PAIRS_FROM runs,
+            else "noise".
+        seed: Seed of the random numbers.
+
+    Exponents that were fixed or tied for lack of data are drawn from their range, and the mean of
+    the prior from the prior, so that the draws include this uncertainty.
     """
     rng, used, problem = np.random.default_rng([seed, 15556]), solved.shape, solved.problem
     if kind == "auto":
@@ -193,63 +252,57 @@ def draw(solved: Solved, n: int, kind: str = "auto", seed: int = 2203) -> Array:
         problem,
         ln_loss=ln_loss,
         weight=weight,
-        base=_assumed(rng, used, n),
-        prior=_drawn_prior(rng, solved, n),
+        base=_draw_assumed(rng, used, n),
+        prior=_draw_prior(rng, solved, n),
     )
     return refit(solved, drawn, several=kind == "noise")
 
 
-def _blocks(rng: np.random.Generator, n: int, solved: Solved) -> Array:
+def _blocks(rng: np.random.Generator, n: int, solved: LossSolution) -> Array:
     """Blocks as long as the cube root of a run's checkpoints (Hall, Horowitz & Jing 1995)."""
     tokens = -solved.problem.terms[2].features[:, 1]  # centred ln
-    return resampling.blocks(
-        rng, n, solved.cluster, tokens, max(round(np.bincount(solved.cluster).mean() ** (1 / 3)), 1)
-    )
+    length = max(round(np.bincount(solved.cluster).mean() ** (1 / 3)), 1)
+    return resampling.blocks(rng, n, solved.cluster, tokens, length)
 
 
-def refit(solved: Solved, drawn: Problem, several: bool = False) -> Array:
-    """Parameters (K, 5) of `drawn` problems, from the solution; few rows may have several minima: then from `several` places, the lowest counts."""
+def refit(solved: LossSolution, drawn: Problem, several: bool = False) -> Array:
+    """Parameters (K, 5) of resampled problems, solved from the solution of the original one.
+
+    With `several`, from other starts too: a problem with few rows can have several minima, and the
+    lowest counts.
+    """
     n = len(drawn.weight)
-    places = np.vstack(
-        [
-            solved.phi[None],
-            *(
-                [starts(solved.problem, solved.estimator.cost, solved.exponents, n=2)]
-                if several
-                else []
-            ),
-        ]
-    )
-    rounds = FEW_STEPS if several else 200
-    ends, values = zip(
-        *(
-            descend(
-                drawn, np.repeat(place[None], n, axis=0), solved.estimator.cost, SPREAD / 4, rounds
-            )
-            for place in places
-        ),
-        strict=True,
-    )
+    cost, exponents = solved.estimator.cost, solved.exponents
+    more = [starts(solved.problem, cost, exponents, n=2)] if several else []
+    places = np.vstack([solved.phi[None], *more])
+    rounds = NEWTON_STEPS if several else 200
+    results = [
+        descend(drawn, np.repeat(place[None], n, axis=0), cost, SPREAD / 4, rounds)
+        for place in places
+    ]
+    ends, values = zip(*results, strict=True)
     best = np.stack(ends)[np.argmin(values, axis=0), np.arange(n)]
     return drawn.parameters(best)
 
 
-def _assumed(rng: np.random.Generator, used: Shape, n: int) -> Array:
+def _draw_assumed(rng: np.random.Generator, used: Shape, n: int) -> Array:
+    """Base parameters (n, 5); exponents that are not identified are drawn from their range."""
     base = np.tile(used.base, (n, 1))
-    if not used.said:  # fixed by the user, or all free
+    if not used.notes:  # fixed by the user, or all free
         return base
     for i in (3, 4):
         if not used.free[i].any():
             base[:, i] = rng.uniform(*ASSUMED, size=n)
     if used.free[3] @ used.free[4]:
-        base[:, 4] = rng.uniform(-TIED, TIED, size=n)
+        base[:, 4] = rng.uniform(-MAX_DIFFERENCE, MAX_DIFFERENCE, size=n)
     return base
 
 
-def _drawn_prior(rng: np.random.Generator, solved: Solved, n: int) -> tuple[Array, Array] | None:
+def _draw_prior(
+    rng: np.random.Generator, solved: LossSolution, n: int
+) -> tuple[Array, Array] | None:
     prior = solved.problem.prior
     if prior is None or solved.estimator.prior is None:
         return None
-    return prior[0] + (np.diag(prior[1]) > 0) * solved.estimator.prior[1] * rng.standard_normal(
-        (n, len(prior[0]))
-    ), prior[1]
+    spread = (np.diag(prior[1]) > 0) * solved.estimator.prior[1]
+    return prior[0] + spread * rng.standard_normal((n, len(prior[0]))), prior[1]

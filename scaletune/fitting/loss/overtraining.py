@@ -1,4 +1,7 @@
-"""The law of over-training (arXiv:2403.08540): the loss from compute and tokens per parameter; the error from the loss is the relation `error_of_loss`."""
+"""The over-training law of arXiv:2403.08540: loss from compute and tokens per parameter.
+
+The downstream error as a function of the loss is the relation `error_of_loss`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from scaletune.fitting.stats.robust import SQUARES
 
 @dataclass(frozen=True)
 class Overtraining:
-    """loss = E + (a * M**eta + b * M**-eta) * flops**-eta, nats/token; M = tokens / n_params, flops = 6 * n_params * tokens (eq. 4)."""
+    """loss = E + (a * M**eta + b * M**-eta) * flops**-eta in nats/token (eq. 4).
+
+    M = tokens / n_params, flops = 6 * n_params * tokens.
+    """
 
     E: float
     a: float
@@ -26,12 +32,21 @@ class Overtraining:
 
 
 def fit_overtraining(runs: pd.DataFrame) -> Overtraining:
-    """Least squares of the loss, as published: the chinchilla form with alpha = beta = 2 eta. Columns n_params (total), tokens, loss; 4 runs or more."""
+    """Fits the law by least squares of the loss, as published.
+
+    It is the Chinchilla form with alpha = beta = 2 eta.
+
+    Args:
+        runs: At least 4 rows with columns `n_params` (all parameters), `tokens` and `loss`.
+
+    Raises:
+        UserError: There are fewer than 4 runs.
+    """
     if len(runs) < 4:
-        raise UserError(f"an over-training law needs 4 runs or more, but got {len(runs)}")
+        raise UserError(f"an over-training law needs at least 4 runs, but got {len(runs)}")
     columns = (runs[column].to_numpy(float) for column in ("n_params", "tokens", "loss"))
     solved = solve(
-        *columns, estimator=Estimator(cost=SQUARES, linear=True), fixed={"beta": "alpha"}
+        *columns, estimator=Estimator(cost=SQUARES, linear_residuals=True), fixed={"beta": "alpha"}
     )
     e, a, b, alpha, _ = (float(v) for v in solved.vector)
     return Overtraining(e, a * 6 ** (alpha / 2), b * 6 ** (alpha / 2), alpha / 2)

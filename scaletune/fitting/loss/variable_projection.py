@@ -1,9 +1,11 @@
-"""Losses that are sums of power laws, L = sum_i c_i * exp(-theta . x_i): linear in c once the exponents are known.
+"""Fits losses that are sums of power laws, L = sum_i c_i * exp(-theta . x_i), to many data sets.
 
-Solved side by side for many data sets. For exponents on a grid the coefficients are a non-negative linear problem (variable
-projection, Golub & Pereyra 1973), which gives the basins to start from; from there damped Newton steps in (ln c, theta) on a
-robust cost of the residuals of ln L, with analytic first and second derivatives (ln L is a log-sum-exp of functions linear in the
-parameters). A step is taken only when it lowers the cost; a fit stops when a step promises less than RELATIVE of it, whatever its scale.
+For known exponents theta, L is linear in the coefficients c. For exponents on a grid, c is solved
+by non-negative least squares (variable projection, Golub & Pereyra 1973); the best grid points are
+the starting points. From there, damped Newton steps in (ln c, theta) minimize a robust cost of the
+residuals of ln L, with analytic first and second derivatives: ln L is a log-sum-exp of functions
+that are linear in the parameters. A step is taken only if it lowers the cost. A fit stops when a
+step promises a decrease of less than TOLERANCE times the cost. All data sets are solved at once.
 """
 
 from __future__ import annotations
@@ -17,39 +19,57 @@ from numpy.typing import NDArray
 
 from scaletune.fitting.stats.robust import Loss
 
-RELATIVE = 1e-11
-COARSE = 20  # steps on a cost wider than the one asked for
-CHUNK = 2**15  # rows of all fits that are solved together: their arrays then stay in a core's cache
+TOLERANCE = 1e-11
+COARSE_STEPS = 20  # Newton steps on a cost that is wider than the requested one
+CHUNK_ROWS = 2**15  # rows of all fits that are solved at once: the arrays fit into the cache
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Term:
-    """One term: ln term = parameters[columns] @ features.T; `features` (R, len(columns)), the first of them 1 (of ln c)."""
+    """One term: ln term = parameters[columns] @ features.T."""
 
     columns: tuple[int, ...]
+
     features: Array
+    """(R, len(columns)); the first column is 1, for ln c."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """K fits of the same terms to R rows: ln loss and row weights (K or 1, R); parameters = base + free @ phi, inside a box of phi."""
+    """K fits of the same terms to R rows.
+
+    L = (sum of terms)**power with parameters = base + free @ phi, where phi is in a box.
+    """
 
     terms: Sequence[Term]
+
     ln_loss: Array
+    """(K or 1, R)"""
+
     weight: Array
-    base: Array  # (n_parameters) or (K, n_parameters)
-    free: Array  # (n_parameters, P)
-    low: Array  # (P)
+    """(K or 1, R) row weights."""
+
+    base: Array
+    """(n_parameters) or (K, n_parameters)"""
+
+    free: Array
+    """(n_parameters, P)"""
+
+    low: Array
+    """(P) lower bounds of phi."""
+
     high: Array
-    power: float = 1.0  # of the whole sum: L = (sum of terms)**power
-    prior: tuple[Array, Array] | None = (
-        None  # mean (P) or (K, P) and precision (P, P) of phi, in units of the cost
-    )
+    """(P) upper bounds of phi."""
+
+    power: float = 1.0
+
+    prior: tuple[Array, Array] | None = None
+    """Mean (P) or (K, P) and precision (P, P) of phi, in units of the cost."""
 
     def rows(self, which: NDArray[np.intp] | slice) -> Problem:
-        """Some of the fits."""
+        """The problem of some of the fits."""
 
         def of(values: Array, ndim: int) -> Array:
             return values[which] if values.ndim == ndim and len(values) > 1 else values
@@ -82,12 +102,11 @@ class Problem:
 
     def objective(self, phi: Array, loss: Loss) -> Array:
         """Sum over rows of the weighted cost of the residual of ln L: (K,)."""
-        return (self.weight * loss.cost(self.ln_loss - self.ln_model(phi))).sum(-1) + self._prior(
-            phi
-        )[0]
+        cost = (self.weight * loss.cost(self.ln_loss - self.ln_model(phi))).sum(-1)
+        return cost + self._prior(phi)[0]
 
     def _prior(self, phi: Array) -> tuple[Array, Array, Array]:
-        """What the prior adds to the objective, its gradient and second derivative."""
+        """Contribution of the prior to the objective, its gradient and second derivative."""
         if self.prior is None:
             return np.zeros(len(phi)), np.zeros_like(phi), np.zeros((phi.shape[1], phi.shape[1]))
         mean, precision = self.prior
@@ -97,16 +116,15 @@ class Problem:
     def derivatives(self, phi: Array, loss: Loss) -> tuple[Array, Array, Array]:
         """Objective (K,), its gradient (K, P) and second derivative (K, P, P).
 
-        With s the shares and v_i the gradient of ln term i: d ln sum = sum s_i v_i, d2 ln sum = sum s_i v_i v_i' - (d ln sum)(d ln sum)'.
+        With the shares s_i and the gradients v_i of ln term i: d ln sum = sum s_i v_i and
+        d2 ln sum = sum s_i v_i v_i' - (d ln sum)(d ln sum)'.
         """
         ln_model, share = self.shares(self.parameters(phi))
         r = self.ln_loss - ln_model
         first, second = loss.slope(r)
         value = (self.weight * loss.cost(r)).sum(-1)
-        pull, curve = (
-            self.power * self.weight * first,
-            self.power * self.weight * (first + self.power * second),
-        )
+        pull = self.power * self.weight * first
+        curve = self.power * self.weight * (first + self.power * second)
         n = self.free.shape[0]
         gradient, hessian = np.zeros((len(phi), n)), np.zeros((len(phi), n, n))
         for i, one in enumerate(self.terms):
@@ -125,7 +143,7 @@ class Problem:
 
 
 def _add(hessian: Array, one: Term, other: Term, weight: Array, both: bool = False) -> None:
-    """Add sum_r weight * v_one v_other' (and its transpose) to the blocks of two terms."""
+    """Adds sum_r weight * v_one v_other', and with `both` its transpose, to the blocks."""
     for p, i in enumerate(one.columns):
         block = weight @ (one.features[:, p : p + 1] * other.features)
         hessian[:, i, list(other.columns)] += block
@@ -136,17 +154,17 @@ def _add(hessian: Array, one: Term, other: Term, weight: Array, both: bool = Fal
 def descend(
     problem: Problem, start: Array, loss: Loss, spread: float, rounds: int = 200
 ) -> tuple[Array, Array]:
-    """phi (K, P) and objective (K,) at the minimum that each start (K, P) leads to, over ever narrower costs."""
-    ends, values, size = [], [], max(CHUNK // problem.ln_loss.shape[1], 1)
+    """phi (K, P) and objective (K,) at the minimum reached from each start (K, P).
+
+    The cost is made narrower in stages.
+    """
+    ends, values, size = [], [], max(CHUNK_ROWS // problem.ln_loss.shape[1], 1)
     for k in range(0, len(start), size):
-        part, here = (
-            problem.rows(slice(k, k + size)),
-            np.clip(start[k : k + size], problem.low, problem.high),
-        )
+        part = problem.rows(slice(k, k + size))
+        here = np.clip(start[k : k + size], problem.low, problem.high)
         for stage in loss.stages(spread):
-            here, value = _newton(
-                part, here, stage, *((rounds, RELATIVE) if stage == loss else (COARSE, 1e-4))
-            )
+            limits = (rounds, TOLERANCE) if stage == loss else (COARSE_STEPS, 1e-4)
+            here, value = _newton(part, here, stage, *limits)
         ends.append(here)
         values.append(value)
     return np.concatenate(ends), np.concatenate(values)
@@ -155,7 +173,7 @@ def descend(
 def _newton(
     problem: Problem, here: Array, loss: Loss, rounds: int, relative: float
 ) -> tuple[Array, Array]:
-    """Damped Newton steps of all fits that are not settled yet."""
+    """Damped Newton steps of all fits until they converge."""
     here = here.copy()
     value, gradient, hessian = problem.derivatives(here, loss)
     damping, active = np.full(len(here), 1e-3), np.arange(len(here))
@@ -169,12 +187,12 @@ def _newton(
         better = new < value[active]
         moved = active[better]
         here[moved], gradient[moved], hessian[moved] = there[better], slope[better], curve[better]
-        settled = (promised <= relative * value[active]) | (damping[active] > 1e14)
+        converged = (promised <= relative * value[active]) | (damping[active] > 1e14)
         value[moved] = new[better]
         damping[active] = np.where(
             better, np.maximum(damping[active] / 10, 1e-14), damping[active] * 6
         )
-        active = active[~settled]
+        active = active[~converged]
         if not len(active):
             break
     return here, value
@@ -183,7 +201,10 @@ def _newton(
 def _step(
     here: Array, gradient: Array, hessian: Array, damping: Array, problem: Problem
 ) -> tuple[Array, Array]:
-    """The damped step, kept inside the box, and the decrease its quadratic model promises; a coordinate pushed against its bound stays."""
+    """The damped step inside the box, and the decrease that its quadratic model promises.
+
+    A coordinate at a bound that the gradient pushes outwards does not move.
+    """
     stuck = ((here <= problem.low) & (gradient > 0)) | ((here >= problem.high) & (gradient < 0))
     live = ~stuck
     scale = np.abs(np.einsum("kpp->kp", hessian)) * live + 1e-300
@@ -192,18 +213,18 @@ def _step(
     step = np.linalg.solve(matrix, -(gradient * live)[..., None])[..., 0].astype(
         np.float64, copy=False
     )
-    uphill = (step * gradient).sum(
-        -1
-    ) > 0  # the quadratic has no minimum there: go down the slope, scaled
+    # Where the quadratic has no minimum, the step follows the scaled negative gradient.
+    uphill = (step * gradient).sum(-1) > 0
     step = np.where(uphill[:, None], -gradient * live / scale / (1 + damping[:, None]), step)
     step = np.clip(here + step, problem.low, problem.high) - here
     return step, -(gradient * step).sum(-1) / 2
 
 
 def starts(problem: Problem, loss: Loss, exponents: Sequence[int], n: int = 4) -> Array:
-    """phi (n, P) to start from: the best places, apart from each other, of the profile over a grid of exponents.
+    """Starting points phi (n, P): the best, well separated points of a grid of exponents.
 
-    `exponents` are the coordinates of phi that are exponents; the others are ln of coefficients, solved for.
+    `exponents` are the coordinates of phi that are exponents. The others are ln coefficients, which
+    are solved for.
     """
     side = {0: 1, 1: 24, 2: 12, 3: 6}.get(len(exponents), 4)
     index = np.indices([side] * len(exponents)).reshape(len(exponents), side ** len(exponents)).T
@@ -221,7 +242,10 @@ def starts(problem: Problem, loss: Loss, exponents: Sequence[int], n: int = 4) -
 
 
 def _coefficients(problem: Problem, phi: Array, coefficients: Sequence[int]) -> Array:
-    """ln of the non-negative coefficients that fit L with the least relative squares, for every row of exponents in phi (with ln c = 0)."""
+    """ln of the non-negative coefficients that minimize the squared relative residuals of L.
+
+    One solution for every row of exponents in phi, whose coefficients are given as ln c = 0.
+    """
     parameters = problem.parameters(phi)
     parts = np.stack(
         [
@@ -232,22 +256,21 @@ def _coefficients(problem: Problem, phi: Array, coefficients: Sequence[int]) -> 
         ],
         -1,
     )
-    rows = [
-        int(np.flatnonzero(problem.free[:, i])[0]) for i in coefficients
-    ]  # the term each coefficient belongs to
+    # The term of each coefficient.
+    rows = [int(np.flatnonzero(problem.free[:, i])[0]) for i in coefficients]
     rest = 1 - parts[..., [i for i in range(parts.shape[-1]) if i not in rows]].sum(-1)
-    design = parts[..., rows] * np.sqrt(problem.weight[0])[:, None]
+    root_weight = np.sqrt(problem.weight[0])
+    design = parts[..., rows] * root_weight[:, None]
     gram = np.einsum("kri,krj->kij", design, design)
-    return np.log(
-        np.maximum(
-            _nonnegative(gram, np.einsum("kri,kr->ki", design, rest * np.sqrt(problem.weight[0]))),
-            1e-300,
-        )
-    )
+    right = np.einsum("kri,kr->ki", design, rest * root_weight)
+    return np.log(np.maximum(_nonnegative(gram, right), 1e-300))
 
 
 def _nonnegative(gram: Array, right: Array) -> Array:
-    """argmin x'Gx/2 - x'b over x >= 0, batched: the best of the feasible minima over all sets of positive coordinates (few: all are tried)."""
+    """argmin x'Gx/2 - x'b over x >= 0, batched.
+
+    Tries all sets of positive coordinates, of which there are few, and keeps the best feasible one.
+    """
     m = right.shape[1]
     best, lowest = np.zeros_like(right), np.zeros(len(right))
     scale = np.sqrt(np.einsum("kii->ki", gram)) + 1e-300

@@ -1,1 +1,1 @@
-"""The optimum of each setting and power laws through the optima."""
+"""The optimal learning rate of each setting, and power laws fitted to the optima."""

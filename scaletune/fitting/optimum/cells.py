@@ -1,4 +1,7 @@
-"""From a table of runs to one row a cell: its points along the lr axis, its optimum, and why any run or cell was left out."""
+"""From a table of runs to one row per cell: its losses along the lr axis and its optimum.
+
+Runs and cells that cannot be used get a reason.
+"""
 
 from __future__ import annotations
 
@@ -9,48 +12,59 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scaletune.fitting.optimum.lr_basin import REACH, locate, noise_of
+from scaletune.fitting.optimum.lr_basin import REACH, estimate_noise, locate
+from scaletune.units import human
 
-SLOW = 0.5  # seconds from which progress is shown
-EDGE_STEPS = 2  # standard error, in steps of the lr grid, of an optimum known only to be at its end or beyond
-NEAR = 0.03  # noise is measured on points within this share of the lowest: higher ones are noisier than the bottom is
+SLOW = 0.5  # seconds after which progress is shown
+# If the lowest loss is at the end of the lr grid, the standard error of the optimum in grid steps.
+EDGE_STEPS = 2
+# Noise is estimated from points within this fraction above the lowest: higher ones are noisier.
+NEAR_MINIMUM = 0.03
 
 
-def slices(table: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """One row per (cell, batch): `points` along lr when it can be fitted, else a status sentence; and {id: reason} of runs left out."""
+def split_cells(table: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """One row per (cell, batch size), and {id: reason} of the runs that are not used.
+
+    `points` holds the losses along lr if they can be fitted; `status` says why if they cannot.
+    """
     rows: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
     groups = table.groupby(["cell", "batch_tokens"], dropna=False, sort=True)
     for _, group in tqdm(
-        groups, "cells read", groups.ngroups, delay=SLOW, disable=None, leave=False
+        groups, "settings read", groups.ngroups, delay=SLOW, disable=None, leave=False
     ):
-        kept, reasons = _usable(group)
+        kept, reasons = _usable_runs(group)
         dropped |= reasons
-        row = _describe(group, kept) | {"cell": int(group["cell"].iloc[0]), "ids": list(kept["id"])}
-        row["points"], outside = _points(kept) if len(row["grid"]["lr"]) >= 3 else ({}, {})
+        row = _cell_row(group, kept) | {"cell": int(group["cell"].iloc[0]), "ids": list(kept["id"])}
+        enough = len(row["grid"]["lr"]) >= 3
+        row["points"], outside = _fitted_points(kept) if enough else ({}, {})
         dropped |= outside
         row["ids"] = [i for i in row["ids"] if i not in outside]
         rows.append(row)
     return rows, dropped
 
 
-def name(row: dict[str, Any]) -> str:
-    """How a sentence calls a cell."""
-    batch = f" at batch {row['batch_tokens']:g}" if row["batch_tokens"] is not None else ""
-    return f"the cell of {row['n_params']:g} parameters and {row['tokens']:g} tokens{batch}"
+def cell_name(row: dict[str, Any]) -> str:
+    """A cell in words, for messages."""
+    batch = row["batch_tokens"]
+    at_batch = f" at batch size {human(batch)}" if batch is not None else ""
+    return (
+        f"the setting with {human(row['n_params'])} parameters and {human(row['tokens'])} tokens"
+        + at_batch
+    )
 
 
-def _usable(group: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Runs that finished, at learning rates where every seed did: survivors of an lr that diverges are a lucky sample."""
+def _usable_runs(group: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Runs at learning rates where no run diverged: the survivors would be a biased sample."""
     failed, diverged = group[group["status"] == "failed"], group[group["status"] == "diverged"]
-    lucky = group[(group["status"] == "done") & group["lr"].isin(diverged["lr"])]
+    survivors = group[(group["status"] == "done") & group["lr"].isin(diverged["lr"])]
     reasons = dict.fromkeys(failed["id"], "failed") | dict.fromkeys(diverged["id"], "diverged")
-    reasons |= dict.fromkeys(lucky["id"], "another run at this lr diverged")
+    reasons |= dict.fromkeys(survivors["id"], "another run at this lr diverged")
     return group[~group["id"].isin(reasons)], reasons
 
 
-def _describe(group: pd.DataFrame, kept: pd.DataFrame) -> dict[str, Any]:
-    """Scale of a slice, its mean loss at every usable lr, and whether an optimum can be read off it."""
+def _cell_row(group: pd.DataFrame, kept: pd.DataFrame) -> dict[str, Any]:
+    """The scale of a cell, its mean loss at every usable lr, and its status."""
     batch = group["batch_tokens"].iloc[0]
     mean = kept.groupby("lr")["loss"].mean()
     row: dict[str, Any] = {
@@ -63,46 +77,62 @@ def _describe(group: pd.DataFrame, kept: pd.DataFrame) -> dict[str, Any]:
             "n": [int(v) for v in kept.groupby("lr").size()],
         },
     }
-    return row | {"status": _verdict(row, mean, group)}
+    return row | {"status": _optimum_status(row, mean, group)}
 
 
-def _verdict(row: dict[str, Any], mean: pd.Series, group: pd.DataFrame) -> str:
-    """The word ok, or the sentence that says why this slice has no optimum to give."""
+def _optimum_status(row: dict[str, Any], mean: pd.Series, group: pd.DataFrame) -> str:
+    """ "ok", or a sentence that says why the cell has no optimum inside its grid."""
     if mean.empty:
-        return f"{name(row)} has no usable run: {(group['status'] == 'diverged').sum()} of {len(group)} diverged"
+        diverged = int((group["status"] == "diverged").sum())
+        action = "add lower learning rates" if diverged else "train the failed runs again"
+        return f"{cell_name(row)} has no usable run: {diverged} of {len(group)} diverged; {action}"
     if len(mean) < 3:
-        return f"{name(row)} has {len(mean)} usable learning rates, an optimum needs 3"
+        return (
+            f"{cell_name(row)} has {len(mean)} usable learning rates, but an optimum needs 3; "
+            "add learning rates"
+        )
     best = int(np.argmin(mean.to_numpy()))
     if 0 < best < len(mean) - 1:
         return "ok"
     lr = float(mean.index[best])
-    side, way = ("lowest", "below") if best == 0 else ("highest", "above")
-    beyond = group.loc[group["lr"] < lr if best == 0 else group["lr"] > lr, "lr"]
-    why = (
-        f"; the next lr {way} it, {beyond.min() if best else beyond.max():.3g}, diverged"
-        if len(beyond)
-        else ""
+    end, side, direction = (
+        ("lowest", "below", "lower") if best == 0 else ("highest", "above", "higher")
     )
-    usable = " usable" if len(beyond) else ""
-    return f"{name(row)} has its lowest loss at the {side}{usable} lr of its grid, {lr:.3g}{why}: the optimum may lie {way} it and is not used"
+    beyond = group.loc[group["lr"] < lr if best == 0 else group["lr"] > lr, "lr"]
+    if not len(beyond):
+        usable, why, action = "", "", f"add {direction} learning rates"
+    else:
+        next_lr = f"{beyond.min() if best else beyond.max():.3g}"
+        usable, why = " usable", f"; the next lr {side} it, {next_lr}, diverged or failed"
+        action = f"add learning rates between {lr:.3g} and {next_lr}"
+    return (
+        f"{cell_name(row)} has its lowest loss at the {end}{usable} lr of its grid, {lr:.3g}{why}: "
+        f"the optimum may be {side} it, so the setting is not used; {action}"
+    )
 
 
-def _points(kept: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
-    """Mean loss per lr with the seeds' common part removed, the replicates' sum of squares, and the runs too high to tell."""
+def _fitted_points(kept: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
+    """The points that the basin is fitted to, and {id: reason} of runs with too high a loss."""
     row = np.unique(kept["lr"], return_inverse=True)[1]
     mean = np.bincount(row, kept["loss"]) / np.bincount(row)
     best = int(np.argmin(mean))
     inside = mean <= (1 + REACH) * mean.min()
     inside[max(best - 1, 0) : best + 2] = True
     reason = (
-        f"more than {REACH:.0%} above the lowest loss of its cell: outside the basin that is fitted"
+        f"more than {REACH:.0%} above the lowest loss of its setting: outside the fitted part of "
+        "the loss basin"
     )
     outside = dict.fromkeys(kept["id"][~inside[row]], reason)
-    return _additive(kept[inside[row]]), outside
+    return _lr_effects(kept[inside[row]]), outside
 
 
-def _additive(runs: pd.DataFrame) -> dict[str, Any]:
-    """loss = lr's effect + seed's effect + noise by least squares; the seed's only when the same seeds run through the lrs."""
+def _lr_effects(runs: pd.DataFrame) -> dict[str, Any]:
+    """Fits loss = effect of lr + effect of seed + noise by least squares.
+
+    The effect of the seed is included only if the same seeds were used across learning rates.
+    `ss` and `dof` are the sum of squares of the residuals and its degrees of freedom; `shared` is
+    the variance of the effect of the seed.
+    """
     lrs, row = np.unique(runs["lr"], return_inverse=True)
     seeds, column = np.unique(runs["seed"], return_inverse=True)
     loss = runs["loss"].to_numpy(float)
@@ -115,41 +145,39 @@ def _additive(runs: pd.DataFrame) -> dict[str, Any]:
     if not crossed:
         design, rank = of_lr, len(lrs)
     effect = np.linalg.lstsq(design, loss, rcond=None)[0]
-    left, y = loss - design @ effect, effect[: len(lrs)]
-    near = y[row] <= (1 + NEAR) * y.min()
+    residuals, y = loss - design @ effect, effect[: len(lrs)]
+    near = y[row] <= (1 + NEAR_MINIMUM) * y.min()
     return {
         "x": np.log(lrs),
         "y": y,
         "n": np.bincount(row).astype(float),
-        "ss": float(left[near] @ left[near]),
+        "ss": float(residuals[near] @ residuals[near]),
         "dof": int((len(runs) - rank) * near.mean()),
-        "shared": float(np.var(effect[len(lrs) :], ddof=1))
-        if crossed
-        else None,  # variance of the seeds' common part
+        "shared": float(np.var(effect[len(lrs) :], ddof=1)) if crossed else None,
         "seeds": len(seeds) if crossed else 1,
     }
 
 
-def optima(
+def add_optima(
     rows: list[dict[str, Any]], noise: tuple[float, int] | None = None, level: float = 0.95
 ) -> tuple[float, int]:
-    """Add the optimum to every row that can give one (in place), with `noise` or their own; returns the noise used.
+    """Adds the optimum to every row that has one, in place; returns (noise variance, its dof).
 
-    When no row can, those whose lowest loss is on the edge of their grid get that edge, with an error to match: a bound, better than nothing.
+    If no row has an optimum inside its grid, rows whose lowest loss is at the end of the grid get
+    that end with a large standard error: a bound on the optimum.
     """
     usable = [row for row in rows if row["status"] == "ok"]
     edges = [] if usable else [row for row in rows if row["points"]]
     if not usable and not edges:
         return noise or (0.0, 0)
     points = [row["points"] for row in usable or edges]
-    variance, dof = noise or noise_of(points)
+    variance, dof = noise or estimate_noise(points)
+    # Pooled over cells: two seeds of one cell say little about the variance between seeds.
     known = [point["shared"] for point in points if point["shared"] is not None]
-    shared = (
-        float(np.mean(known)) if known else 0.0
-    )  # pooled: two seeds of one cell say little of how seeds vary
+    shared = float(np.mean(known)) if known else 0.0
     for row, point in tqdm(
         zip(usable or edges, points, strict=True),
-        "cells measured",
+        "settings measured",
         len(points),
         delay=SLOW,
         disable=None,
@@ -158,18 +186,17 @@ def optima(
         row |= locate(point, variance, dof, level)
         row["floor_se"] = math.hypot(row["floor_se"], math.sqrt(shared / point["seeds"]))
     for row in edges:
-        row |= _at_edge(row)
+        row |= _edge_optimum(row)
     return variance, dof
 
 
-def _at_edge(row: dict[str, Any]) -> dict[str, Any]:
-    """The optimum of a cell whose lowest loss is at the end of its grid: there, or some steps of the grid beyond."""
+def _edge_optimum(row: dict[str, Any]) -> dict[str, Any]:
+    """The bound on the optimum of a cell whose lowest loss is at the end of its lr grid."""
     lrs, losses = row["grid"]["lr"], row["grid"]["loss"]
     best = losses.index(min(losses))
     x, se = math.log(lrs[best]), EDGE_STEPS * math.log(lrs[-1] / lrs[0]) / (len(lrs) - 1)
-    drop = (
-        losses[1 if best == 0 else best - 1] - losses[best]
-    )  # over the last step of the grid: the next may bring as much
+    # The decrease over the last grid step: the next step may lower the loss as much.
+    drop = losses[1 if best == 0 else best - 1] - losses[best]
     interval = [math.exp(x - 1.96 * se), math.exp(x + 1.96 * se)]
     return {
         "x": x,
@@ -180,16 +207,20 @@ def _at_edge(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def best_slices(
+def choose_batches(
     rows: list[dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
-    """Of a cell's batch sizes the one with the lowest floor; {id: reason} of the others, and what to say when there was a choice."""
+    """The batch size with the lowest minimum loss in each cell.
+
+    Returns the chosen rows, {id: reason} of the runs at other batch sizes, and warnings.
+    """
     chosen: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
-    said: list[str] = []
+    warnings: list[str] = []
     if len({row["cell"] for row in rows}) < len(rows):
-        said = [
-            "cells were trained at several batch sizes, each stands for the one with its lowest floor: lr is for a scale's best batch size"
+        warnings = [
+            "settings were trained at several batch sizes: the law uses the batch size with the "
+            "lowest loss in each setting, so lr is for the best batch size"
         ]
     for cell in sorted({row["cell"] for row in rows}):
         here = [row for row in rows if row["cell"] == cell]
@@ -198,13 +229,12 @@ def best_slices(
         chosen.append(best)
         for row in here:
             if row is not best:
-                dropped |= dict.fromkeys(row["ids"], "another batch size of this cell is used")
-            if (
-                row["status"] != "ok"
-                and usable
-                and min(row["grid"]["loss"], default=np.inf) < best["floor"]
-            ):
-                said.append(
-                    f"{row['status']}, though its loss is below that of the batch size used, {best['batch_tokens']:g}"
+                reason = "another batch size of this setting is used"
+                dropped |= dict.fromkeys(row["ids"], reason)
+            lowest = min(row["grid"]["loss"], default=np.inf)
+            if row["status"] != "ok" and usable and lowest < best["floor"]:
+                warnings.append(
+                    f"{row['status']} (its loss is below that of the batch size used, "
+                    f"{human(best['batch_tokens'])})"
                 )
-    return chosen, dropped, said
+    return chosen, dropped, warnings

@@ -1,4 +1,7 @@
-"""What else the field fits, each as one `Relation` between columns: `fit(table, law=ID)` for any of `RELATIONS`."""
+"""Other fitted relations of the field, each a `Relation` between columns of a table.
+
+`scaletune.fitting.fit(table, law=ID)` fits any of `RELATIONS`.
+"""
 
 from collections.abc import Mapping
 
@@ -12,10 +15,15 @@ from scaletune.fitting.relations import (
 )
 from scaletune.fitting.relations.relation import Relation as Relation
 from scaletune.fitting.relations.solver import fit_relation as fit_relation
-from scaletune.fitting.relations.solver import of_group as of_group
+from scaletune.fitting.relations.solver import fitted_relation as fitted_relation
 from scaletune.fitting.relations.solver import predict_relation as predict_relation
-from scaletune.fitting.relations.solver import solved_relation as solved_relation
+from scaletune.fitting.relations.solver import select_group as select_group
 
 RELATIONS: Mapping[str, Relation] = {
-    **critical.RELATIONS, **trajectory.RELATIONS, **downstream.RELATIONS, **repetition.RELATIONS, **schedule.RELATIONS, **curves.RELATIONS,
-}  # fmt: skip
+    **critical.RELATIONS,
+    **trajectory.RELATIONS,
+    **downstream.RELATIONS,
+    **repetition.RELATIONS,
+    **schedule.RELATIONS,
+    **curves.RELATIONS,
+}

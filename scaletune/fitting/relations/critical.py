@@ -1,17 +1,28 @@
-"""Critical batch size: from steps to a target loss, from gradient norms at two batch sizes, over sizes, horizons and losses."""
+"""Relations for the critical batch size.
+
+It follows from the steps to a target loss at several batch sizes, or from gradient norms at two
+batch sizes, and changes with model size, token budget and loss.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from scaletune.errors import UserError
-from scaletune.fitting.relations.relation import Array, Box, Column, Columns, Relation, Values
+from scaletune.fitting.relations.relation import (
+    Array,
+    Box,
+    Columns,
+    Relation,
+    RelationColumn,
+    Values,
+)
 
-N_PARAMS = Column("n_params", "non-embedding parameters")
-BATCH = Column("batch_tokens", "tokens an optimizer step")
-TOKENS = Column("tokens", "tokens trained on")
-LOSS = Column("loss", "nats/token")
-OVERHEAD = 0.2  # extra tokens that a batch may cost beside the reference's (arXiv:2410.21676)
+N_PARAMS = RelationColumn("n_params", "non-embedding parameters")
+BATCH = RelationColumn("batch_tokens", "tokens per optimizer step")
+TOKENS = RelationColumn("tokens", "tokens trained on")
+LOSS = RelationColumn("loss", "nats/token")
+OVERHEAD = 0.2  # accepted increase over linear scaling of the steps (arXiv:2410.21676)
 
 
 def _steps(x: Columns, p: Values) -> Array:
@@ -25,16 +36,30 @@ def _tradeoff(p: Values) -> dict[str, float]:
 def overhead_batch(
     batch_critical: float, batch_reference: float, overhead: float = OVERHEAD
 ) -> float:
-    """The batch at which steps exceed linear scaling from `batch_reference` by `overhead`: (1 + x) B_ref + x B_crit (arXiv:2410.21676)."""
+    """The batch size at which the steps exceed linear scaling by `overhead` (arXiv:2410.21676).
+
+    It is (1 + x) B_ref + x B_crit, with linear scaling from `batch_reference`.
+    """
     return (1 + overhead) * batch_reference + overhead * batch_critical
 
 
 def noise_scale(
     square_small: float, square_big: float, batch_small: float, batch_big: float
 ) -> dict[str, float]:
-    """|G|**2, tr(Sigma) and B_simple = tr(Sigma) / |G|**2 from mean squared gradient norms at two batch sizes (arXiv:1812.06162, App. A.1).
+    """Gradient-noise scale from gradient norms at two batch sizes (arXiv:1812.06162, App. A.1).
 
-    B_simple has the unit of the batches. UserError when the two batches are one, or leave no signal above the noise.
+    Args:
+        square_small: Mean squared gradient norm at `batch_small`.
+        square_big: Mean squared gradient norm at `batch_big`.
+        batch_small: Batch size, in any unit.
+        batch_big: Batch size, in the same unit.
+
+    Returns:
+        `signal`: |G|**2. `noise`: tr(Sigma). `batch_simple`: tr(Sigma) / |G|**2, in the unit of the
+        batch sizes.
+
+    Raises:
+        UserError: The batch sizes are equal, or the norms show no signal above the noise.
     """
     if batch_small == batch_big:
         raise UserError(
@@ -44,18 +69,25 @@ def noise_scale(
     noise = (square_small - square_big) / (1 / batch_small - 1 / batch_big)
     if signal <= 0 or noise < 0:
         raise UserError(
-            f"gradient norms must fall with the batch towards a positive limit, but |G|^2 would be {signal:.3g}, tr(Sigma) {noise:.3g}: average over more steps"
+            "gradient norms must fall with the batch size towards a positive limit, but |G|^2 "
+            f"would be {signal:.3g} and tr(Sigma) {noise:.3g}: average over more steps"
         )
     return {"signal": signal, "noise": noise, "batch_simple": noise / signal}
 
 
-def power(x_name: str, output: str, unit: str, source: str, law: str) -> Relation:
+def power_relation(x_name: str, output: str, unit: str, source: str, law: str) -> Relation:
     """output = c * x**p."""
     return Relation(
-        id=law, formula=f"{output} = c * {x_name}**p", source=source, inputs=(Column(x_name, "as in the runs"),), output=Column(output, unit),
-        parameters={"c": Box(1e-40, 1e40, far=True), "p": Box(-4.0, 4.0, log=False)},
-        function=lambda x, p: p["c"] * x[x_name] ** p["p"], along=x_name, robust=False,
-    )  # fmt: skip
+        id=law,
+        formula=f"{output} = c * {x_name}**p",
+        source=source,
+        inputs=(RelationColumn(x_name, "as in the runs"),),
+        output=RelationColumn(output, unit),
+        parameters={"c": Box(1e-40, 1e40, at_origin=True), "p": Box(-4.0, 4.0, log=False)},
+        function=lambda x, p: p["c"] * x[x_name] ** p["p"],
+        along=x_name,
+        robust=False,
+    )
 
 
 CRITICAL = Relation(
@@ -63,14 +95,16 @@ CRITICAL = Relation(
     formula="steps = steps_min * (1 + batch_critical / batch_tokens)",
     source="arXiv:1812.06162, eq. 2.7",
     inputs=(BATCH,),
-    output=Column("steps_to_target", "optimizer steps until the target loss"),
+    output=RelationColumn("steps_to_target", "optimizer steps until the target loss"),
     parameters={"steps_min": Box(1.0, 1e8), "batch_critical": Box(1e2, 1e10)},
     function=_steps,
     derived=_tradeoff,
     along="batch_tokens",
     groups=("n_params", "target_loss"),
     robust=False,
-    across=power("n_params", "batch_critical", "tokens", "arXiv:2410.21676", "critical_batch_n"),
+    across=power_relation(
+        "n_params", "batch_critical", "tokens", "arXiv:2410.21676", "critical_batch_n"
+    ),
 )
 
 
@@ -83,12 +117,12 @@ OF_LOSS = Relation(
     formula="batch_critical = batch_star / loss**(1 / alpha_b)",
     source="arXiv:2001.08361, eq. 1.4",
     inputs=(LOSS,),
-    output=Column("batch_critical", "tokens"),
+    output=RelationColumn("batch_critical", "tokens"),
     parameters={"batch_star": Box(1e4, 1e12), "alpha_b": Box(0.05, 2.0)},
     function=_of_loss,
     along="loss",
 )
-OF_TOKENS = power(
+OF_TOKENS = power_relation(
     "tokens",
     "batch_critical",
     "tokens",
@@ -98,15 +132,16 @@ OF_TOKENS = power(
 
 
 def regime(batch_tokens: float, batch_critical: float) -> tuple[float, str]:
-    """Exponent of the optimal lr over the token horizon beside the critical batch, and its name (arXiv:2410.05838: -1/2, 0, +1/2).
+    """Exponent of the optimal lr in the token budget, and its regime (arXiv:2410.05838).
 
-    The direction above the critical batch is read second-hand and unconfirmed.
+    The exponents -1/2, 0, +1/2 are for batch sizes below, near and above the critical one. The last
+    was read in a secondary source and is not confirmed.
     """
     ratio = batch_tokens / batch_critical
     if ratio < 1 / 3:
         return -0.5, "below the critical batch: lr ~ tokens**-1/2"
     return (
-        (0.0, "around the critical batch: lr keeps")
+        (0.0, "near the critical batch: lr does not depend on tokens")
         if ratio <= 3
         else (0.5, "above the critical batch: lr ~ tokens**1/2, unconfirmed")
     )

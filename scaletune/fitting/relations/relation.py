@@ -1,4 +1,4 @@
-"""What one fitted relation is: a formula between columns of anyone's table, the boxes its parameters live in, what follows from them."""
+"""`Relation`: a formula between columns of a table, with the search ranges of its parameters."""
 
 from __future__ import annotations
 
@@ -17,59 +17,79 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Box:
-    """Where a parameter is looked for; solved as its logarithm when that is what it varies by."""
+    """The search range of a parameter."""
 
     low: float
     high: float
+
     log: bool = True
-    far: bool = False  # its value at one of everything, far from any row: wide by construction, and no doubt of the law's
+    """Solve for the logarithm of the parameter."""
+
+    at_origin: bool = False
+    """The parameter is a value at column = 1, far from any row: a wide interval is expected."""
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column a relation reads, with its unit; one without `default` must be there."""
+class RelationColumn:
+    """A column that a relation reads."""
 
     name: str
-    means: str
+
+    description: str
+    """What the column holds, with its unit."""
+
     default: float | None = None
+    """Value if the table has no such column; without a default the column is required."""
+
     positive: bool = True
+    """Values must be above 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
-    """`output = function(columns, parameters)`, fitted by robust least squares on ln output, or on output where not `log`."""
+    """`output = function(columns, parameters)`, fitted by robust least squares."""
 
     id: str
     formula: str
     source: str
-    inputs: tuple[Column, ...]
-    output: Column
+    inputs: tuple[RelationColumn, ...]
+    output: RelationColumn
     parameters: Mapping[str, Box]
     function: Callable[[Columns, Values], Array]
-    along: str  # the input it is drawn against
+
+    along: str
+    """The input on the horizontal axis of a plot."""
+
     log: bool = True
-    derived: Callable[[Values], Mapping[str, float]] | None = (
-        None  # what users ask of the parameters
-    )
-    groups: tuple[
-        str, ...
-    ] = ()  # columns whose every combination is fitted by itself, where the table has them
-    across: Relation | None = None  # fitted to the groups' parameters and derived values
-    prepare: Callable[[pd.DataFrame], Mapping[str, Any]] | None = (
-        None  # columns made of whole runs, rows in the table's order
-    )
-    select: Callable[[pd.DataFrame], pd.DataFrame] | None = (
-        None  # the rows of a group that the formula is about
-    )
-    robust: bool = (
-        True  # soft L1 about twice the residuals' median; False: least squares as published
-    )
-    reduce: Callable[[pd.DataFrame], pd.DataFrame] | None = (
-        None  # rows made of the table's, before anything is read
-    )
-    curves: bool = False  # rows with one run_id are checkpoints of one run: resampled together
-    known: Mapping[str, float] = field(default_factory=dict)  # parameters the caller holds fixed
+    """Use residuals of ln output instead of output."""
+
+    derived: Callable[[Values], Mapping[str, float]] | None = None
+    """Further quantities computed from the parameters."""
+
+    groups: tuple[str, ...] = ()
+    """Columns of which each combination of values is fitted separately, if the table has them."""
+
+    across: Relation | None = None
+    """A relation that is fitted to the parameters and derived quantities of the groups."""
+
+    prepare: Callable[[pd.DataFrame], Mapping[str, Any]] | None = None
+    """Computes columns from whole runs; the rows keep the order of the table."""
+
+    select: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+    """Selects the rows of a group for which the formula holds."""
+
+    robust: bool = True
+    """Use soft L1 with a scale of twice the median residual; False: least squares, as published."""
+
+    reduce: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+    """Computes the rows to fit from the rows of the table."""
+
+    curves: bool = False
+    """Rows with one run_id are checkpoints of one run and are resampled together."""
+
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    """Parameters with given values."""
 
     @property
     def free(self) -> list[str]:
-        return [name for name in self.parameters if name not in self.known]
+        return [name for name in self.parameters if name not in self.fixed]

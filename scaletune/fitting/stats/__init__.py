@@ -1,1 +1,1 @@
-"""Robust regression and resampling."""
+"""Robust costs and resampling."""

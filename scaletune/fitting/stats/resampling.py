@@ -1,4 +1,7 @@
-"""Resamples of runs as row weights, so that all refits are one batched solve; and which rows are checkpoints of one run."""
+"""Resamples of runs as row weights, and the detection of rows that are checkpoints of one run.
+
+With row weights, all refits are one batched problem.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,9 @@ from numpy.typing import NDArray
 CHECKPOINT = re.compile(
     r"[\W_]*(?:step|steps|ckpt|checkpoint|iter|iteration)[\W_]*\d+\D{0,3}$", re.IGNORECASE
 )
-NAMED = (
-    "cluster",
-    "run",
-    "run_name",
-    "run_id",
-)  # columns that say which run a row is of, when they repeat
-SETTING = (
+# Columns that identify the run of a row, if their values repeat.
+RUN_COLUMNS = ("cluster", "run", "run_name", "run_id")
+SETTING_COLUMNS = (
     "n_params",
     "width",
     "depth",
@@ -31,21 +30,23 @@ SETTING = (
     "weight_decay",
     "seed",
 )
-EVEN = 6  # token counts at even steps, from the first step on, from which rows of one setting are taken for one trajectory
+# Rows of one setting with at least so many evenly spaced token counts are one trajectory.
+MIN_CHECKPOINTS = 6
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 
-def clusters(table: pd.DataFrame) -> tuple[Index, str]:
-    """The run (numbered) that each row is of, and a sentence when rows are checkpoints of one run; each its own otherwise."""
-    alone = np.arange(len(table), dtype=np.intp)
+def find_clusters(table: pd.DataFrame) -> tuple[Index, str]:
+    """The number of the run of each row, and a warning if rows are checkpoints of one run."""
     for number, how in (_by_name(table), _by_id(table), _by_trajectory(table)):
         if number is not None:
             runs = len(set(number.tolist()))
-            said = f"{len(table)} rows are checkpoints of {runs} runs ({how}): they deviate together, so runs are resampled, not rows"
-            return number, said
-    return alone, ""
+            return number, (
+                f"{len(table)} rows are checkpoints of {runs} runs ({how}): their errors are "
+                "correlated, so whole runs are resampled"
+            )
+    return np.arange(len(table), dtype=np.intp), ""
 
 
 def _number(keys: pd.Series) -> Index:
@@ -53,7 +54,7 @@ def _number(keys: pd.Series) -> Index:
 
 
 def _by_name(table: pd.DataFrame) -> tuple[Index | None, str]:
-    for column in NAMED:
+    for column in RUN_COLUMNS:
         if (
             column in table
             and table[column].notna().all()
@@ -73,35 +74,36 @@ def _by_id(table: pd.DataFrame) -> tuple[Index | None, str]:
 
 
 def _by_trajectory(table: pd.DataFrame) -> tuple[Index | None, str]:
-    """Rows of one setting whose token counts are multiples of one step: horizons are chosen further and further apart."""
-    settings = [column for column in SETTING if column in table]
+    """Rows of one setting with evenly spaced token counts; chosen token budgets are not even."""
+    settings = [column for column in SETTING_COLUMNS if column in table]
     number = table.groupby(settings, dropna=False, sort=False).ngroup().to_numpy(np.intp)
-    long = np.bincount(number)[number] >= EVEN
-    trajectories = [
-        k for k in np.unique(number[long]) if _even(table["tokens"].to_numpy(float)[number == k])
-    ]
+    long = np.bincount(number)[number] >= MIN_CHECKPOINTS
+    tokens = table["tokens"].to_numpy(float)
+    trajectories = [k for k in np.unique(number[long]) if _evenly_spaced(tokens[number == k])]
     if not trajectories:
         return None, ""
-    even = np.isin(number, trajectories)
-    alone = number.max() + 1 + np.arange(len(table))
-    return _number(
-        pd.Series(np.where(even, number, alone))
-    ), "their token counts are even steps of one trajectory"
+    in_trajectory = np.isin(number, trajectories)
+    own_number = number.max() + 1 + np.arange(len(table))
+    runs = pd.Series(np.where(in_trajectory, number, own_number))
+    return _number(runs), "their token counts are evenly spaced steps of one trajectory"
 
 
-def _even(tokens: Array) -> bool:
+def _evenly_spaced(tokens: Array) -> bool:
     steps = np.diff(np.sort(tokens))
     return bool(steps.min() > 0) and bool(np.ptp(steps) < 0.02 * steps.mean())
 
 
 def pairs(rng: np.random.Generator, n: int, cluster: Index) -> Array:
-    """Counts (n, R) of rows drawn with replacement, whole clusters at a time."""
+    """Counts (n, R) of rows; whole clusters are drawn with replacement."""
     number = int(cluster.max()) + 1
     return rng.multinomial(number, np.full(number, 1 / number), size=n).astype(float)[:, cluster]
 
 
 def blocks(rng: np.random.Generator, n: int, cluster: Index, tokens: Array, length: int) -> Array:
-    """Counts (n, R) of moving blocks of `length` checkpoints, drawn within each run and round its ends (circular; Politis & Romano 1992)."""
+    """Counts (n, R) of rows; blocks of `length` checkpoints are drawn within each run.
+
+    The circular block bootstrap (Politis & Romano 1992).
+    """
     counts = np.zeros((n, len(cluster)))
     for number in np.unique(cluster):
         rows = np.flatnonzero(cluster == number)
@@ -122,7 +124,11 @@ def noise(
     dof: int,
     cluster: Index,
 ) -> Array:
-    """ln losses (n, R) drawn about the law: noise of rows, and of clusters where rows share theirs; as uncertain as `dof` leaves it (0: known)."""
+    """ln losses (n, R) drawn around the law.
+
+    The noise has a part for each row, and a part for each cluster if rows share clusters. The sd is
+    as uncertain as `dof` implies; dof = 0 means a known sd.
+    """
     number = int(cluster.max()) + 1
     shared = 0.0
     if number < len(ln_model):

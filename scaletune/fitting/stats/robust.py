@@ -1,4 +1,4 @@
-"""What a residual of ln L costs: Huber's function (arXiv:2203.15556, D.3), squares as its limit, Student's t."""
+"""Robust costs of a residual: Huber (arXiv:2203.15556, D.3), squares as its limit, Student's t."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-DELTA = 1e-3  # Huber's of the published fits, in ln L
+DELTA = 1e-3  # delta of the published fits, in ln L
 
 
 @dataclass(frozen=True)
@@ -23,33 +23,42 @@ class Huber:
         return inside * (np.abs(r) - inside / 2)
 
     def slope(self, r: Array) -> tuple[Array, Array]:
-        """First derivative and the second, 1 inside and 0 outside."""
+        """First derivative, and second derivative: 1 inside delta and 0 outside."""
         return np.clip(r, -self.delta, self.delta), (np.abs(r) <= self.delta).astype(float)
 
     def stages(self, spread: float) -> list[Huber]:
-        """Ever narrower costs down to this one, from nearly squares at residuals of size `spread`: each starts where the one before ended."""
+        """A sequence of narrower costs that ends with this one.
+
+        The first is nearly quadratic at residuals of size `spread`. A solver starts each stage at
+        the minimum of the one before.
+        """
         n = max(math.ceil(math.log(max(2 * spread / self.delta, 1.0), 4)), 0)
         return [Huber(self.delta * 4.0**k) for k in range(n, -1, -1)]
 
 
 @dataclass(frozen=True)
 class Student:
-    """-ln of Student's t on `dof` degrees of freedom and `scale` (of ln L), times scale**2 so that it is r**2 / 2 * (dof + 1) / dof near 0."""
+    """-ln of the density of Student's t, without its constant, times scale**2.
+
+    Near 0 it is r**2 / 2 * (dof + 1) / dof.
+    """
 
     scale: float
+    """Scale of the residuals of ln L."""
+
     dof: float = 4.0
 
     def cost(self, r: Array) -> Array:
         return (self.dof + 1) / 2 * self.scale**2 * np.log1p(r**2 / (self.dof * self.scale**2))
 
     def slope(self, r: Array) -> tuple[Array, Array]:
-        """First derivative, and the second where it is positive."""
+        """First derivative, and second derivative, which is 0 where it would be negative."""
         near = self.dof * self.scale**2
         outer = (self.dof + 1) * self.scale**2 / (near + r**2)
         return outer * r, np.maximum(outer * (2 * near / (near + r**2) - 1), 0.0)
 
     def stages(self, spread: float) -> list[Huber | Student]:
-        """Squares first: Student's cost has other minima, where far rows are given up."""
+        """Squares first: the cost has other minima, at which distant rows are ignored."""
         return [Huber(math.inf), self] if spread else [self]
 
 
