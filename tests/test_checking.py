@@ -1,4 +1,4 @@
-"""The coordinate check: passes what holds, fails what does not, and names a planted bug by its slope."""
+"""The coordinate check passes correct parametrizations, fails wrong ones, and names planted bugs."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scaletune import checking, counting, optim, rules
 from scaletune.checking import hooks
-from scaletune.checking.target import of_recipe
+from scaletune.checking.target import recipe_target
 from scaletune.errors import UserError
 
 WIDTHS, SEEDS = (32, 64, 128), (0, 1)
@@ -45,14 +45,14 @@ def checked(tiny):
 @pytest.mark.parametrize(
     "form", ["mup", "mup_t3", "mup_t8", "mup_t9", "mean_field", "sp_per_layer", "ntk"]
 )
-def test_per_tensor_rates_hold(checked, form):
+def test_forms_with_per_tensor_learning_rates_pass(checked, form):
     assert checked(form)["verdict"] == "pass", slopes(checked(form))
     assert checked(form)["diagnosis"] == [] and checked(form)["caveats"] == rules.caveats(
         form, "adamw"
     )
 
 
-def test_one_rate_for_all_does_not(checked):
+def test_one_lr_for_all_tensors_fails(checked):
     """Standard practice: every layer moves further the wider it is (arXiv:2203.03466, Fig. 5)."""
     found = slopes(checked("sp"))
     assert checked("sp")["verdict"] == "fail"
@@ -104,12 +104,12 @@ PLANTED = {  # what of the plan, or of the multipliers, is wrong; its name; the 
 @pytest.fixture
 def planted(tiny, monkeypatch):
     """(change, multipliers, settings) -> the check over four widths of a plan changed row by row, m the width over the base model's."""
-    sound, forward = counting.planned, counting.multipliers
+    sound, forward = counting.plan_tensors, counting.multipliers
 
     def check(change, multipliers=(), **settings):
         monkeypatch.setattr(
             counting,
-            "planned",
+            "plan_tensors",
             lambda recipe, vocab: [
                 change(row, recipe.model.width / 32) for row in sound(recipe, vocab)
             ],
@@ -213,18 +213,18 @@ def test_no_depth_rule_is_named(deepened):
 
 
 def test_the_depth_check_starts_from_an_embedding_of_rms_one(tiny):
-    subject = of_recipe(tiny(SETTINGS | {"form": "mup_t9"}))
-    run, batch = subject.start(128, 2, 0), subject.batch(0)
-    hooks.normalise(subject, run, batch)
+    target = recipe_target(tiny(SETTINGS | {"form": "mup_t9"}))
+    run, batch = target.start(128, 2, 0), target.batch(0)
+    hooks.normalise_embedding(target, run, batch)
     stream = run.model.hidden(batch[0])[0]
     assert float(stream.detach().square().mean().sqrt()) == pytest.approx(1)
 
 
-def test_hooks_see_what_the_model_computes(tiny):
+def test_hooks_record_what_the_model_computes(tiny):
     """The stream that the zoo's Transformer itself returns, multipliers of the form included; no hook stays behind."""
-    subject = of_recipe(tiny(SETTINGS | {"form": "mup_t9"}))
-    run, (inputs, _) = subject.start(64, 2, 0), subject.batch(0)
-    seen = hooks.activations(hooks.look(subject, run, subject.batch(0)))
+    target = recipe_target(tiny(SETTINGS | {"form": "mup_t9"}))
+    run, (inputs, _) = target.start(64, 2, 0), target.batch(0)
+    seen = hooks.activations(hooks.run_forward(target, run, target.batch(0)))
     stream = run.model.hidden(inputs)
     for name, expected in (
         ("embedding", stream[0]),
@@ -259,7 +259,7 @@ within = st.floats(-checking.slope_fit.PASS, checking.slope_fit.PASS)
     st.fixed_dictionaries({name: within for name in ("embedding", "residual", "final", "logits")}),
     st.sampled_from(["width", "depth"]),
 )
-def test_what_passes_has_no_diagnosis(late, over):
+def test_a_pass_has_no_diagnosis(late, over):
     assert checking.diagnose(table(**late), over) == []
 
 
@@ -268,44 +268,47 @@ def test_what_passes_has_no_diagnosis(late, over):
         {name: st.floats(-3, 3) for name in ("embedding", "residual", "final", "logits")}
     )
 )
-def test_what_fails_has_one(late):
+def test_every_failure_has_a_diagnosis(late):
     rows = table(**late)
-    told = checking.diagnose(rows)
-    assert bool(told) == any(row["verdict"] in ("warn", "fail") for row in rows)
-    assert len({sentence.split(":")[0] for sentence in told}) == len(told) <= 3
+    diagnosis = checking.diagnose(rows)
+    assert bool(diagnosis) == any(row["verdict"] in ("warn", "fail") for row in rows)
+    assert len({sentence.split(":")[0] for sentence in diagnosis}) == len(diagnosis) <= 3
 
 
-def test_what_is_like_no_bug_says_so():
+def test_slopes_that_match_no_bug():
     assert checking.diagnose(table(final=0.5)) == [
-        "no known bug fits (final at step 4: slope +0.50 over width)"
+        "no known bug matches these slopes (final at step 4: slope +0.50 over width)"
     ]
     assert checking.diagnose(table(residual=-0.5), "depth") == [
-        "no known bug fits (residual at step 4: slope -0.50 over depth)"
+        "no known bug matches these slopes (residual at step 4: slope -0.50 over depth)"
     ]
 
 
-def test_an_activation_that_blew_up_tells_nothing_of_exponents():
+def test_divergence_is_named_instead_of_a_bug():
     assert checking.diagnose(table(residual=math.inf)) == [
-        "an activation is no longer finite, which says nothing of the exponents: lower `lr` (residual at step 4: slope +inf over width)"
+        "training diverged: an activation is not finite, so slopes cannot be compared; lower `lr` (residual at step 4: slope +inf over width)"
     ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"widths": (32,)}, "a slope needs two widths that differ, but got 32"),
-        ({"widths": (32, 32)}, "a slope needs two widths that differ, but got 32, 32"),
-        ({"over": "depth", "depths": ()}, "a slope needs two depths that differ, but got none"),
-        ({"seeds": ()}, "a slope needs a seed, but got none"),
-        ({"over": "dept"}, "`over` must be one we know, but got 'dept' \\(nearest: 'depth'\\)"),
+        ({"widths": (32,)}, "a slope needs two different widths, but got 32"),
+        ({"widths": (32, 32)}, "a slope needs two different widths, but got 32, 32"),
+        ({"over": "depth", "depths": ()}, "a slope needs two different depths, but got none"),
+        ({"seeds": ()}, "a slope needs at least one seed, but got none"),
+        (
+            {"over": "dept"},
+            "`over` must be 'width' or 'depth', but got 'dept' \\(nearest: 'depth'\\)",
+        ),
     ],
 )
-def test_what_has_no_slope_is_refused(tiny, arguments, sentence):
+def test_input_without_a_slope_is_refused(tiny, arguments, sentence):
     with pytest.raises(UserError, match=f"^{sentence}$"):
         checking.check(tiny(SETTINGS), **arguments)
 
 
-def test_what_is_reported_is_what_was_judged(checked):
+def test_the_reported_slopes_are_the_judged_ones(checked):
     result = checked("mup")
     assert (result["over"], result["widths"], result["depths"]) == ("width", list(WIDTHS), [2])
     assert {(row["activation"], row["step"]) for row in result["slopes"]} == {
@@ -347,7 +350,7 @@ def test_each_seed_is_another_run(tiny):
         )
 
 
-def test_an_activation_that_blew_up_fails():
+def test_divergence_fails():
     assert checking.slope_fit.slope((32, 64, 128), (1.0, 2.0, float("nan"))) == math.inf
     assert checking.slope_fit.verdict(math.inf) == "fail"
 

@@ -1,4 +1,4 @@
-"""`scaletune check --what ...`: one document, lines for people, pictures and JSON under --out; and the pictures' data."""
+"""`scaletune check`: JSON, text, plots and records under --out, and the data of the plots."""
 
 import json
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from scaletune import cli
+import scaletune
+from scaletune import checking, cli, recipe
+from scaletune.errors import UserError
 from scaletune.plotting import checks
 
 RECIPE = """
@@ -83,11 +85,13 @@ def test_all_is_one_document_of_four(kept):
 
 
 @pytest.mark.parametrize("what", WHATS)
-def test_one_check_is_its_own_document_and_speaks_to_people(home, capsys, what):
+def test_one_check_prints_observations_and_their_meaning(home, capsys, what):
     asked = ["check", str(home / "point.toml"), "--what", what, "--widths", "32,64", "--seeds", "1"]
     assert cli.main(asked) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{what} check over widths 32, 64: ") and "Traceback" not in err
+    labels = [line.strip().partition(":")[0] for line in out.splitlines() if line[2] != " "]
+    assert labels[1:3] == ["observed", "meaning"] and set(labels[3:]) <= {"to change", "note"}
     assert len(out.splitlines()) > 3 and "files" not in out
 
 
@@ -117,13 +121,13 @@ def test_all_over_depth_leaves_alignment_out(home, capsys):
     [
         ("--what sharpnes", "--what: invalid choice: 'sharpnes'"),
         ("--widths 32,0", "widths must be whole numbers above 0, but got 0"),
-        ("--widths 32", "a slope needs two widths that differ, but got 32"),
-        ("--seeds 0", "a slope needs a seed, but got none"),
+        ("--widths 32", "a slope needs two different widths, but got 32"),
+        ("--seeds 0", "a slope needs at least one seed, but got none"),
         (
             "--what alignment --over depth",
-            "alignment is an exponent of the fan-in, which grows with width: over='depth' has none",
+            "the alignment exponent compares fan-ins, which grow with width, but got over='depth'",
         ),
-        ("--what regime --set form=mupp", "`form` must be one we know, but got 'mupp'"),
+        ("--what regime --set form=mupp", "`form` must be a known form, but got 'mupp'"),
         ("--widths 32,64 --seeds 1 --out {home}/point.toml", "point.toml"),
     ],
 )
@@ -138,7 +142,21 @@ def test_bad_input_is_one_line_and_exit_2(home, capsys, asked, sentence):
     )
 
 
-# --- the pictures' data ----------------------------------------------------------------------------------------------
+def test_the_function_takes_a_recipe_file_and_overrides(home):
+    settings = ["lr=0.001", "model.depth=2"]
+    loaded = recipe.load(home / "point.toml", settings)
+    expected = checking.check(loaded, (32, 64), (0,))
+    path = home / "point.toml"
+    assert scaletune.check(str(path), (32, 64), (0,), settings=settings) == expected
+    assert scaletune.check(recipe.load(path), (32, 64), (0,), settings=settings) == expected
+    assert expected["depths"] == [2]
+    with pytest.raises(UserError, match=r"the recipe file must exist, but got `nowhere\.toml`"):
+        scaletune.check("nowhere.toml")
+    with pytest.raises(UserError, match="unknown setting `lrr`"):
+        scaletune.check(loaded, settings=["lrr=1"])
+
+
+# --- data of the plots ------------------------------------------------------------------------------------------------
 
 
 def test_a_panel_shows_what_was_measured(kept):
@@ -153,8 +171,8 @@ def test_a_panel_shows_what_was_measured(kept):
     assert all(list(curve.x) == [32, 64] for curve in step.curves)
     raw, preconditioned, scaled = checks.panels(answer["sharpness"])
     assert (
-        preconditioned.held == [("limit of stability", pytest.approx(38.0))]
-        and raw.held == scaled.held == []
+        preconditioned.references == [("stability limit", pytest.approx(38.0))]
+        and raw.references == scaled.references == []
     )
     assert [list(curve.y) for curve in scaled.curves] == [
         [row["scaled"][i] for row in answer["sharpness"]["steps"]] for i in (0, 1)
@@ -162,7 +180,7 @@ def test_a_panel_shows_what_was_measured(kept):
     terms = checks.panels(answer["alignment"])
     assert [panel.title for panel in terms] == ["W x", "dW x0", "W0 dx", "dW dx"] and terms[
         0
-    ].held == [("full", 1.0), ("none", 0.5)]
+    ].references == [("full", 1.0), ("none", 0.5)]
     features, kernel = checks.panels(answer["regime"])
     for panel, of in ((features, "features"), (kernel, "kernel")):
         assert [list(curve.y) for curve in panel.curves] == [
@@ -179,7 +197,7 @@ def test_a_panel_is_drawn_as_it_is(kept):
                     line.get_ydata(), curve.y, equal_nan=True
                 )
             assert [line.get_ydata()[0] for line in ax.lines[len(panel.curves) :]] == [
-                y for _, y in panel.held
+                y for _, y in panel.references
             ]
             low, high = ax.get_ylim()
             assert ax.get_title() == panel.title and (not panel.log or high / low > 9.99)
@@ -188,10 +206,12 @@ def test_a_panel_is_drawn_as_it_is(kept):
 def test_noise_does_not_fill_an_axis_and_what_blew_up_leaves_a_gap():
     curve = checks.Curve("c", np.array([32.0, 64.0]), np.array([1.0, 1.01]))
     low, high = checks.draw(
-        checks.Panel("t", "width", "y", [curve]), Figure().subplots()
+        checks.CheckPanel("t", "width", "y", [curve]), Figure().subplots()
     ).get_ylim()
     assert high / low == pytest.approx(10)
-    assert np.isnan(checks._array([1.0, None])[1]) and checks._sloped("x", None) == "x, slope +inf"
+    assert (
+        np.isnan(checks._array([1.0, None])[1]) and checks._with_slope("x", None) == "x, slope +inf"
+    )
 
 
 def test_an_optimizer_without_a_diagonal_has_the_raw_sharpness_alone():

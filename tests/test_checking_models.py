@@ -1,4 +1,4 @@
-"""The checks on models that are not ours: an MLP, a conv net, Hugging Face's; planted bugs, several optimizers, bad input."""
+"""The checks on user models: an MLP, a conv net, Hugging Face models; planted bugs, several optimizers, bad input."""
 
 import sys
 from dataclasses import replace
@@ -12,10 +12,10 @@ from torch.optim import AdamW
 
 from scaletune import checking, parametrizing
 from scaletune.checking import hooks as hooks_module
-from scaletune.checking.target import of_model
+from scaletune.checking.target import model_target
 from scaletune.errors import UserError
 from scaletune.optim import families
-from scaletune.recipe import LR_FREE, MUON, READS, Optimizer
+from scaletune.recipe import LR_FREE, MUON_RULES, OPTIMIZER_SETTINGS, Optimizer
 
 SEEDS = (0, 1)
 
@@ -115,7 +115,7 @@ def test_correct_forms_pass_under_muon(form):
 
 
 FAMILIES = [
-    *(family for family in READS if family not in ("adamw", "sgd")),
+    *(family for family in OPTIMIZER_SETTINGS if family not in ("adamw", "sgd")),
     "muon_match_rms",
     "muon_spectral",
 ]
@@ -125,10 +125,10 @@ FAMILIES = [
 def test_every_family_trains_a_module_of_the_users(rule):
     """Its plain tensors move as a stack of one does under the recipe's family, which its own library is held against; all of them move."""
     pytest.importorskip(PACKAGES.get(rule, "torch"))
-    subject = of_model(
+    target = model_target(
         Conv, batch=BATCHES[Conv], loss=loss, base_width=16, other_width=32, optimizer=rule, lr=1e-3
     )
-    run = subject.start(32, 1, 0)
+    run = target.start(32, 1, 0)
     (opt,), before = (
         run.optimizers,
         {name: p.detach().clone() for name, p in run.model.named_parameters()},
@@ -136,7 +136,7 @@ def test_every_family_trains_a_module_of_the_users(rule):
     stack = {p: nn.Parameter(p.detach()[None].clone()) for p in run.model.parameters()}
     family = rule.partition("_")[0] if rule.startswith("muon") else rule
     factor = (
-        {"shape_factor": {name: factor for factor, name in MUON.items()}[rule]}
+        {"shape_factor": {name: factor for factor, name in MUON_RULES.items()}[rule]}
         if family == "muon"
         else {}
     )
@@ -247,18 +247,20 @@ def test_the_base_is_the_narrowest_or_as_said():
         assert one["rms"] == pytest.approx(two["rms"], rel=0.02)
 
 
-def test_what_is_held_still_is_what_does_not_grow():
+def test_tensors_that_do_not_grow_are_frozen():
     """A readout's bias would add the same to the logits at every width."""
-    subject = of_model(MLP, batch=BATCHES[MLP], loss=loss, base_width=32, other_width=64, lr=1e-3)
-    run = subject.start(64, 1, 0)
-    hooks_module.hold(run, "fin")
+    target = model_target(
+        MLP, batch=BATCHES[MLP], loss=loss, base_width=32, other_width=64, lr=1e-3
+    )
+    run = target.start(64, 1, 0)
+    hooks_module.freeze(run, "fin")
     assert [
         name for name, parameter in run.model.named_parameters() if not parameter.requires_grad
     ] == ["head.bias"]
 
 
-def test_hooks_see_what_a_model_computes_and_go():
-    subject = of_model(
+def test_hooks_record_what_a_model_computes_and_are_removed():
+    target = model_target(
         MLP,
         batch=BATCHES[MLP],
         loss=loss,
@@ -267,12 +269,12 @@ def test_hooks_see_what_a_model_computes_and_go():
         form="mean_field",
         lr=1e-3,
     )
-    run = subject.start(64, 1, 0)
+    run = target.start(64, 1, 0)
     hooks = sum(
         len(module._forward_hooks) + len(module._forward_pre_hooks)
         for module in run.model.modules()
     )
-    seen = hooks_module.activations(hooks_module.look(subject, run, BATCHES[MLP]))
+    seen = hooks_module.activations(hooks_module.run_forward(target, run, BATCHES[MLP]))
     assert hooks == sum(
         len(module._forward_hooks) + len(module._forward_pre_hooks)
         for module in run.model.modules()
@@ -300,11 +302,11 @@ def test_dropout_and_the_callers_random_state_are_left_alone():
 
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    subject = of_model(
+    target = model_target(
         Dropped, batch=BATCHES[MLP], loss=loss, base_width=32, other_width=64, lr=1e-30
     )
-    run = subject.start(32, 1, 0)
-    one, two = (hooks_module.look(subject, run, BATCHES[MLP]).logits for _ in range(2))
+    run = target.start(32, 1, 0)
+    one, two = (hooks_module.run_forward(target, run, BATCHES[MLP]).logits for _ in range(2))
     assert one.equal(two) and torch.random.get_rng_state().equal(before)
 
 
@@ -373,31 +375,31 @@ class Shallow(nn.Module):
 
 
 BAD = {
-    "no widths": ({"widths": ()}, "a check needs a width, but got none"),
-    "one width": ({"widths": (32,)}, "a slope needs two widths that differ, but got 32"),
+    "no widths": ({"widths": ()}, "a check needs at least one width, but got none"),
+    "one width": ({"widths": (32,)}, "a slope needs two different widths, but got 32"),
     "a negative width": ({"widths": (32, -64)}, "widths must be whole numbers above 0, but got -64"),
     "a width that is no number": ({"widths": (32, 64.5)}, "widths must be whole numbers above 0, but got 64.5"),
-    "what": ({"what": "sharpnes"}, r"`what` must be a check we know, but got 'sharpnes' \(nearest: 'sharpness'\)"),
-    "over": ({"over": "dept"}, r"`over` must be one we know, but got 'dept' \(nearest: 'depth'\)"),
-    "depths": ({"over": "depth"}, "a slope needs two depths that differ, but got none"),
+    "what": ({"what": "sharpnes"}, r"`what` must be one of coordinate, .*, but got 'sharpnes' \(nearest: 'sharpness'\)"),
+    "over": ({"over": "dept"}, r"`over` must be 'width' or 'depth', but got 'dept' \(nearest: 'depth'\)"),
+    "depths": ({"over": "depth"}, "a slope needs two different depths, but got none"),
     "coupled L2": ({"optimizer": "adam", "weight_decay": 0.1}, 'Adam with weight_decay=0.1 adds an L2 gradient .* use optimizer="adamw"'),
-    "no maker": ({"optimizer": "kfac"}, r"`make\(plan, model\)` must say how to build optimizers of family 'kfac': there is none of ours"),
-    "no family": ({"optimizer": "adamx", "make": planting(lambda row: row)}, r"optimizer `family` must be one we know, but got 'adamx' .*"),
-    "no form": ({"form": "mupp"}, r"`form` must be one we know, but got 'mupp' .*"),
-    "no model": ({"build": lambda width: width}, "`build` must make a model, but it made int"),
-    "a constant model": ({"build": lambda width: MLP(32)}, "base and target must differ in width, but every shape is the same .*"),
+    "no maker": ({"optimizer": "kfac"}, r"`make\(plan, model\)` must be given for optimizer family 'kfac', because scaletune has no optimizer of that family"),
+    "no family": ({"optimizer": "adamx", "make": planting(lambda row: row)}, r"optimizer `family` must be a known family, but got 'adamx' .*"),
+    "no form": ({"form": "mupp"}, r"`form` must be a known form, but got 'mupp' .*"),
+    "no model": ({"build": lambda width: width}, "`build` must return a model, but it returned int"),
+    "a constant model": ({"build": lambda width: MLP(32)}, "base and model must differ in width, but all their shapes are equal: .*"),
     "no scalar": ({"loss": lambda model, batch: model(batch[0])}, r"`loss\(model, batch\)` must be one number .* a tensor of shape \(64, 10\)"),
     "no gradient": ({"loss": lambda model, batch: model(batch[0]).sum().item()}, r"`loss\(model, batch\)` must be one number that has a gradient, but got float"),
     "a loss without calls": ({"loss": lambda model, batch: model.head.weight.sum()}, "a check needs a readout, .*"),
     "headless": ({"build": Headless}, ".*"),
-    "no hidden tensor": ({"build": Shallow}, "a coordinate check needs tensors of roles `emb` and `hid`, but nothing is the model's residual"),
+    "no hidden tensor": ({"build": Shallow}, "a coordinate check needs tensors of roles `emb` and `hid`, but the model has none of role `hid`: declare one with `overrides`"),
     "tied": (
         {"build": Tied, "batch": (LABELS, LABELS)},
-        "the coordinate check starts from a readout of zeros, which the tied `head.weight` cannot be: check the model untied",
+        "the coordinate check starts from a readout of zeros, but the readout `head.weight` is tied to the embedding: .*",
     ),
     "alignment over depth": (
         {"what": "alignment", "over": "depth", "widths": (32,), "depths": (2, 4), "build": lambda width, depth: MLP(width, depth)},
-        "alignment is an exponent of the fan-in, which grows with width: over='depth' has none",
+        "the alignment exponent compares fan-ins, which grow with width, but got over='depth': use over='width'",
     ),
 }  # fmt: skip
 
@@ -405,12 +407,12 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_sentence(case):
     settings, sentence = BAD[case]
-    with pytest.raises(UserError, match=f"^{sentence}$") as told:
+    with pytest.raises(UserError, match=f"^{sentence}$") as error:
         checked(MLP, **settings)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
-def test_logits_of_the_users_own_are_what_is_looked_at():
+def test_logits_given_by_the_user_are_measured():
     """What a model does to its readout's output is not the readout's: halved, they move half as far."""
     asked = {"widths": (64, 128), "seeds": (0,)}
     plain, halved = (
@@ -459,7 +461,7 @@ def test_schedulers_that_multiply_pass_the_guard(planned):
         scheduler.step()
 
 
-def test_torchs_one_cycle_wipes_the_ratios_and_is_caught(planned):
+def test_torchs_one_cycle_destroys_the_ratios_and_is_caught(planned):
     """OneCycleLR writes one max_lr into every group."""
     model, plan = planned
     opt = AdamW(plan.param_groups(model))
@@ -467,7 +469,7 @@ def test_torchs_one_cycle_wipes_the_ratios_and_is_caught(planned):
     torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=1e-2, total_steps=10)
     sentence = (
         r"a schedule must multiply the plan's learning rates, but after warmup the group of `hid.0.weight` \(1 tensors\) has 1 times the lr of"
-        r" `inp.weight`, where the plan has 0.25"
+        r" `inp.weight`, but 0.25 times in the plan: use a schedule that multiplies each group's `initial_lr`"
     )
     with pytest.raises(UserError, match=f"^{sentence}$"):
         parametrizing.guard(opt, plan, model, "after warmup")
@@ -495,6 +497,6 @@ def test_each_tensor_is_trained_once(planned, roles, times):
     made = [AdamW(plan.param_groups(model, each)) for each in roles]
     with pytest.raises(
         UserError,
-        match=rf"^the optimizer must train every tensor of the plan once, but `\S+` {times} times at the end$",
+        match=rf"^the optimizers must train every tensor of the plan exactly once, but `\S+` is trained {times} times at the end$",
     ):
         parametrizing.guard(made, plan, model, "at the end")

@@ -1,4 +1,4 @@
-"""Sharpness, alignment and regime: against dense Hessians, closed forms, direct Jacobians, and what theory says of each form."""
+"""Sharpness, alignment and regime compared with dense Hessians, closed forms, Jacobians, and theory for each form."""
 
 import math
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from torch.optim import SGD, Adafactor, AdamW
 
 from scaletune import checking
 from scaletune.checking import alignment, preconditioner, regime, sharpness
-from scaletune.checking.target import Run, Subject, of_model, of_recipe
+from scaletune.checking.target import CheckRun, CheckTarget, model_target, recipe_target
 
 WIDTHS, SEEDS = (64, 128, 256), (0, 1)
 BATCH = (torch.randn(32, 16, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 10)
@@ -43,7 +43,7 @@ SMALL = (
 
 def small(optimizer, steps=6, **settings):
     """A trained run of `Small` of width 6."""
-    subject = of_model(
+    target = model_target(
         Small,
         batch=SMALL,
         loss=loss,
@@ -52,9 +52,9 @@ def small(optimizer, steps=6, **settings):
         optimizer=optimizer,
         **{"lr": 1e-2} | settings,
     )
-    run = subject.start(6, 1, 0)
-    assert list(checking.target.trained(subject, run, SMALL, (steps,))) == [steps]
-    return subject, run
+    run = target.start(6, 1, 0)
+    assert list(checking.target.train_steps(target, run, SMALL, (steps,))) == [steps]
+    return target, run
 
 
 def dense(run):
@@ -84,7 +84,7 @@ def adams_divisor(opt, parameter):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("kind", sharpness.KINDS)
 def test_sharpness_is_the_dense_hessians_top_eigenvalue(optimizer, kind):
-    subject, run = small(optimizer)
+    target, run = small(optimizer)
     scales = []
     for group in run.optimizers[0].param_groups:
         for p in group["params"]:
@@ -96,7 +96,7 @@ def test_sharpness_is_the_dense_hessians_top_eigenvalue(optimizer, kind):
     by_id = dict(scales)
     root = torch.cat([by_id[id(p)].reshape(-1) for p in run.model.parameters()]).sqrt()
     expected = float(torch.linalg.eigvalsh(root[:, None] * dense(run) * root)[-1])
-    assert sharpness.sharpness(subject, run, SMALL, kind) == pytest.approx(expected, rel=1e-3)
+    assert sharpness.sharpness(target, run, SMALL, kind) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -114,9 +114,9 @@ def test_a_map_that_is_not_finite_has_no_top_eigenvalue():
 
 def test_attention_is_differentiated_twice(tiny):
     """The fused kernel's backward pass has no derivative; of a recipe's model the Hessian is there all the same."""
-    subject = of_recipe(tiny({"lr": 3e-3}))
-    run, batch = subject.start(32, 2, 0), subject.batch(0)
-    assert 0 < sharpness.sharpness(subject, run, batch, "raw") < math.inf
+    target = recipe_target(tiny({"lr": 3e-3}))
+    run, batch = target.start(32, 2, 0), target.batch(0)
+    assert 0 < sharpness.sharpness(target, run, batch, "raw") < math.inf
 
 
 def spectral_radius(beta, rate, ema, nesterov=False):
@@ -139,7 +139,7 @@ def spectral_radius(beta, rate, ema, nesterov=False):
 def test_the_threshold_is_where_a_quadratic_diverges(made, ema, nesterov, known):
     """38 / lr for Adam at beta1 = 0.9 (arXiv:2207.14484), 2 / lr for gradient descent; momentum by the map's own eigenvalues."""
     opt = made([nn.Parameter(torch.zeros(1))])
-    limit = preconditioner.threshold(Run(nn.Linear(1, 1), [opt], {}))
+    limit = preconditioner.stability_threshold(CheckRun(nn.Linear(1, 1), [opt], {}))
     assert known is None or limit == pytest.approx(known)
     beta = 0.9 if known != 2.0 else 0.0
     assert (
@@ -154,7 +154,7 @@ def check(what, **settings):
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 3e-3)])
-def test_sharpness_is_consistent_in_mup_and_answers_to_width_in_sp(optimizer, lr):
+def test_sharpness_is_independent_of_width_in_mup_but_not_in_sp(optimizer, lr):
     """arXiv:2402.17457: with muP through training; SP's grows, at one learning rate, as width does or its root."""
     held, drifting = (
         check("sharpness", form=form, optimizer=optimizer, lr=lr, seeds=(0,))
@@ -201,10 +201,10 @@ def test_an_optimizer_without_a_diagonal_is_judged_by_the_raw_hessian():
 
 def ratio(weight, x):
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    return alignment.Product(layer, weight, x).ratio(weight, x)
+    return alignment.LinearProduct(layer, weight, x).ratio(weight, x)
 
 
-def test_the_ratio_of_what_is_aligned_and_of_what_is_not():
+def test_the_ratio_with_and_without_alignment():
     """fan_in of a rank-one matrix on its own direction, fan_in**(1/2) of independent draws: s = 1 and 1/2 (arXiv:2407.05872)."""
     drawn = torch.Generator().manual_seed(0)
     for n in (64, 256, 1024):
@@ -227,12 +227,12 @@ def test_the_ratio_of_what_is_aligned_and_of_what_is_not():
         (math.inf, "-"),
     ],
 )
-def test_what_an_exponent_fits(exponent, name):
-    assert alignment.fits(exponent) == name
+def test_the_assumption_of_an_exponent(exponent, name):
+    assert alignment.assumption(exponent) == name
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 3e-3)])
-def test_an_mlps_updates_line_up_fully_and_its_first_weights_do_not(optimizer, lr):
+def test_an_mlps_updates_are_aligned_and_its_initial_weights_are_not(optimizer, lr):
     """One batch, trained on over and over: the update meets the inputs it was made of."""
     result = check("alignment", optimizer=optimizer, lr=lr)
     assert result["verdict"] == "full" and "exponent" in result["finding"]
@@ -270,11 +270,11 @@ def test_a_recipes_multipliers_are_no_part_of_alignment(tiny):
 
 
 def test_the_kernel_is_that_of_the_jacobian():
-    subject, run = small("sgd", steps=1)
-    weights = regime._weights(subject, run, SMALL)
+    target, run = small("sgd", steps=1)
+    weights = regime._tensor_weights(target, run, SMALL)
     values = {name: parameter.detach() for name, parameter in run.model.named_parameters()}
     jacobian = jacrev(
-        lambda values: regime._projected(functional_call(run.model, values, (SMALL[0],)))
+        lambda values: regime._project(functional_call(run.model, values, (SMALL[0],)))
     )(values)
     rates = {
         id(p): group["lr"] for group in run.optimizers[0].param_groups for p in group["params"]
@@ -284,7 +284,7 @@ def test_the_kernel_is_that_of_the_jacobian():
         rates[id(parameters[name])] * (rows := block.flatten(1)) @ rows.T
         for name, block in jacobian.items()
     )
-    assert torch.allclose(regime.kernel(subject, run, SMALL, weights), expected, rtol=1e-10)
+    assert torch.allclose(regime.kernel(target, run, SMALL, weights), expected, rtol=1e-10)
 
 
 def constant(lr):
@@ -332,23 +332,21 @@ def test_the_regime_of_a_slope(slope, name):
     assert regime.regime(slope) == name
 
 
-def test_recipes_are_checked_in_every_way(tiny):
+def test_recipes_work_with_every_check(tiny):
     for what in checking.CHECKS:
         result = checking.check(tiny({"lr": 3e-3, "depth": 1}), (32, 64), (0,), what=what)
         assert {"what", "verdict", "over", "widths", "depths", "seeds", "caveats"} <= result.keys()
         assert result["what"] == what and result["widths"] == [32, 64] and result["seeds"] == [0]
 
 
-def test_what_varies_is_trained_at_every_point_and_seed():
+def test_every_point_and_seed_is_trained():
     made = []
 
     def start(width, depth, seed):
         made.append((width, depth, seed))
         raise KeyboardInterrupt
 
-    subject = Subject(start, lambda seed: None, loss, (32, 2), "mup", "adamw", [])
+    target = CheckTarget(start, lambda seed: None, loss, (32, 2), "mup", "adamw", [])
     with pytest.raises(KeyboardInterrupt):
-        regime.check(
-            subject, SimpleNamespace(points=[(32, 2)], seeds=[7], sizes=[32], over="width")
-        )
+        regime.check(target, SimpleNamespace(points=[(32, 2)], seeds=[7], sizes=[32], over="width"))
     assert made == [(32, 2, 7)]

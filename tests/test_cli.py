@@ -330,7 +330,7 @@ def test_count_says_what_trunks_save_or_what_keeps_horizons_apart(cli_at):
     assert answer["branched"]["flops"] == pytest.approx(2.5 / 3 * answer["flops"])
     assert answer["branched"]["branches"] * 2 == answer["trials"]
     assert (
-        "branch off the trunk of a longer horizon"
+        "branch off the trunk of a longer token horizon"
         in cli_at("count", "some-1.5b.toml", *settings, "--set", "schedule.warmup_tokens=512")[1]
     )
     assert (
@@ -592,11 +592,11 @@ def test_the_wheel_holds_what_init_writes():
         ),
         (
             "transfer fits/some-1.5b.json target.toml --set form=sp",
-            "`parametrization.form` is 'sp' and theirs 'mup'",
+            "`parametrization.form` is 'sp' and the proxies had 'mup'",
         ),
         (
             "transfer fits/some-1.5b.json target.toml --set parametrization.base_width=64",
-            "`parametrization.base_width` is 64 and theirs 32",
+            "`parametrization.base_width` is 64 and the proxies had 32",
         ),
         ("sweep no.toml", "the recipe file must exist, but got `no.toml`"),
         (
@@ -693,7 +693,7 @@ def test_a_setting_that_cannot_be_put_is_one_line(cli_at, setting, said):
         (
             "init_std = 0.1",
             'form = "mupp"',
-            "`form` must be one we know, but got 'mupp' (nearest: 'mup')",
+            "`form` must be a known form, but got 'mupp' (nearest: 'mup')",
         ),
         (
             "[axes]",

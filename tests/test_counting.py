@@ -1,5 +1,8 @@
 """What a model costs, against the model itself and against torch's own FLOP counter."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,9 +10,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaletune import counting, models, zoo
+from scaletune.cli import main
 from scaletune.errors import UserError
 from scaletune.rules import FORMS, Tensor
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 depths, heads, head_dims = st.integers(1, 3), st.integers(1, 4), st.sampled_from([4, 8])
 choices = {
     "norm": st.sampled_from(["rms", "layer"]), "kv_heads": st.sampled_from([None, 1]), "qk_norm": st.booleans(),
@@ -28,9 +33,9 @@ mixtures = {
 }
 ffns = {"mlp": st.sampled_from(["swiglu", "gelu"]), "biases": st.booleans()}
 blocks = {
-    zoo.Transformer: choices | decoding | ffns,
-    zoo.MoE: choices | decoding | mixtures,
-    zoo.ViT: choices
+    zoo.TransformerConfig: choices | decoding | ffns,
+    zoo.MoEConfig: choices | decoding | mixtures,
+    zoo.ViTConfig: choices
     | ffns
     | {
         "image_size": st.just(8),
@@ -39,8 +44,8 @@ blocks = {
     },
 }
 others = {
-    zoo.MLP: {"inputs": st.integers(1, 9), "biases": st.booleans()},
-    zoo.ResNet: {
+    zoo.MLPConfig: {"inputs": st.integers(1, 9), "biases": st.booleans()},
+    zoo.ResNetConfig: {
         "image_size": st.just(8),
         "stages": st.integers(1, 3),
         "groups": st.just(2),
@@ -73,7 +78,7 @@ shapes = st.one_of(
 
 def recipe_of(tiny, model, **settings):
     """Base and target alike; a vision or feature model sees one example a token."""
-    seq_len = 32 if isinstance(model, zoo.Decoder) else 1
+    seq_len = 32 if isinstance(model, zoo.DecoderConfig) else 1
     return tiny(
         {"model": model.model_dump(), "parametrization.base_width": model.width, "seq_len": seq_len}
         | settings
@@ -87,11 +92,11 @@ def real(tiny, model, vocab_size):
 
 def batch_of(model, rows=4, seq_len=32):
     """(inputs, targets)."""
-    if isinstance(model, zoo.Decoder):
+    if isinstance(model, zoo.DecoderConfig):
         return (torch.arange(rows * seq_len).view(rows, -1) % 7,) * 2
     shape = (
         (model.inputs,)
-        if isinstance(model, zoo.MLP)
+        if isinstance(model, zoo.MLPConfig)
         else (model.channels, model.image_size, model.image_size)
     )
     return torch.ones(rows, *shape), torch.zeros(rows, dtype=torch.long)
@@ -128,7 +133,7 @@ def test_params_are_those_of_the_model(tiny, model, vocab_size):
     )
     assert (counted["head"] == 0) == getattr(model, "tied", False)
     assert counted["n_params_active"] <= counted["n_params"]
-    assert counted["n_params_active"] == counted["n_params"] or isinstance(model, zoo.MoE)
+    assert counted["n_params_active"] == counted["n_params"] or isinstance(model, zoo.MoEConfig)
 
 
 @given(model=shapes, vocab_size=st.integers(7, 50))
@@ -152,7 +157,7 @@ def test_flops_come_in_parts(model, vocab_size, seq_len):
     assert parts["exact"] == pytest.approx(parts["matrices"] + parts["attention"] + parts["head"])
     assert parts["without_attention"] == pytest.approx(parts["matrices"] + parts["head"])
     assert parts["without_head"] == pytest.approx(parts["matrices"] + parts["attention"])
-    assert (parts["attention"] > 0) == isinstance(model, zoo.Blocks)
+    assert (parts["attention"] > 0) == isinstance(model, zoo.BlocksConfig)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +165,7 @@ def test_flops_come_in_parts(model, vocab_size, seq_len):
 )
 def test_shorthands_are_exact_where_they_are_meant_to_be(ffn):
     """A block of 12 * width**2 without norms is DeepSeek's M to the digit, and 6N without attention and head (arXiv:2401.02954)."""
-    model = zoo.Transformer(width=3 * 32, depth=5, **ffn)
+    model = zoo.TransformerConfig(width=3 * 32, depth=5, **ffn)
     parts = counting.flops(model, 100, 48)
     assert parts["deepseek_m"] == pytest.approx(parts["without_head"])
     norms = 6 * counting.params(model, 100)["norm"]
@@ -169,7 +174,7 @@ def test_shorthands_are_exact_where_they_are_meant_to_be(ffn):
 
 def test_m_of_deepseek_7b_is_the_printed_one():
     """30 layers of width 4096 at 4096 tokens (arXiv:2401.02954, eq. 2)."""
-    model = zoo.Transformer(width=4096, depth=30, head_dim=128)
+    model = zoo.TransformerConfig(width=4096, depth=30, head_dim=128)
     assert counting.flops(model, 102400, 4096)["deepseek_m"] == pytest.approx(
         42278580000.0, rel=1e-5
     )
@@ -177,9 +182,9 @@ def test_m_of_deepseek_7b_is_the_printed_one():
 
 def test_params_are_those_of_published_models():
     """LLaMA-7B (6,738,415,616 weights), Mixtral-8x7B (46.7 G, of which 12.9 G a token meets), GPT-2 small (124,439,808), ViT-B/16 (86.6 M)."""
-    llama = zoo.Transformer(width=4096, depth=32, head_dim=128, ffn_ratio=11008 / 4096)
+    llama = zoo.TransformerConfig(width=4096, depth=32, head_dim=128, ffn_ratio=11008 / 4096)
     assert counting.params(llama, 32000)["n_params_total"] == 6738415616
-    mixtral = zoo.MoE(
+    mixtral = zoo.MoEConfig(
         width=4096, depth=32, head_dim=128, ffn_ratio=3.5, kv_heads=8, n_experts=8, top_k=2
     )
     counted = counting.params(mixtral, 32000)
@@ -187,7 +192,7 @@ def test_params_are_those_of_published_models():
     assert counted["n_params_active"] + counted["embedding"] + counted["head"] == pytest.approx(
         12.9e9, rel=2e-3
     )
-    gpt2 = zoo.Transformer(
+    gpt2 = zoo.TransformerConfig(
         width=768,
         depth=12,
         head_dim=64,
@@ -199,7 +204,7 @@ def test_params_are_those_of_published_models():
         tied=True,
     )
     assert counting.params(gpt2, 50257)["n_params_total"] == 124439808
-    vit = zoo.ViT(width=768, depth=12, head_dim=64, image_size=224, patch=16)
+    vit = zoo.ViTConfig(width=768, depth=12, head_dim=64, image_size=224, patch=16)
     assert counting.params(vit, 1000)["n_params_total"] == 86567656
 
 
@@ -225,7 +230,7 @@ def test_residual_branches_shrink_with_depth(tiny, alpha, depth, base):
         {"depth": depth, "parametrization.base_depth": base, "parametrization.depth_alpha": alpha}
     )
     assert counting.multipliers(recipe, 64)["residual"] == pytest.approx((depth / base) ** -alpha)
-    lr = {row.name: row.lr for row in counting.planned(recipe, 64)}
+    lr = {row.name: row.lr for row in counting.plan_tensors(recipe, 64)}
     inside = lr["model.layers.0.input_layernorm.weight"] / lr["model.norm.weight"]
     assert inside == pytest.approx((depth / base) ** (alpha - 1) if alpha else 1)
 
@@ -239,7 +244,7 @@ def test_a_plan_reaches_layers_that_the_base_model_lacks(tiny):
             "parametrization.depth_alpha": 1.0,
         }
     )
-    rows = {row.name: row for row in counting.planned(recipe, 64)}
+    rows = {row.name: row for row in counting.plan_tensors(recipe, 64)}
     one, last = (rows[f"model.layers.{i}.mlp.down_proj.weight"] for i in (1, 11))
     assert (one.m_in, one.lr, one.eps) == (last.m_in, last.lr, last.eps)
     assert one.m_in == 2
@@ -263,16 +268,16 @@ def saved_floats(model, inputs, targets):
 @pytest.mark.parametrize(
     "model",
     [
-        zoo.Transformer(width=128, depth=3),
-        zoo.Transformer(
+        zoo.TransformerConfig(width=128, depth=3),
+        zoo.TransformerConfig(
             width=128, depth=3, mlp="gelu", norm="layer", biases=True, positions="learned"
         ),
-        zoo.Transformer(width=128, depth=3, qk_norm=True, kv_heads=1),
-        zoo.MoE(width=128, n_shared_experts=1, top_k=4),
-        zoo.MLP(width=128, depth=3),
-        zoo.MLP(width=64, activation="gelu"),
-        zoo.ResNet(width=16, depth=2, image_size=16),
-        zoo.ViT(width=64, image_size=16),
+        zoo.TransformerConfig(width=128, depth=3, qk_norm=True, kv_heads=1),
+        zoo.MoEConfig(width=128, n_shared_experts=1, top_k=4),
+        zoo.MLPConfig(width=128, depth=3),
+        zoo.MLPConfig(width=64, activation="gelu"),
+        zoo.ResNetConfig(width=16, depth=2, image_size=16),
+        zoo.ViTConfig(width=64, image_size=16),
     ],
     ids=repr,
 )
@@ -285,7 +290,7 @@ def test_activations_are_what_autograd_keeps(tiny, model):
 
 @pytest.mark.parametrize(("family", "moments"), [("adamw", 2), ("sgd", 1), ("lion", 1)])
 def test_memory_and_traffic_follow_the_optimizers_moments(family, moments):
-    model = zoo.Transformer(width=64)
+    model = zoo.TransformerConfig(width=64)
     n = counting.params(model, 50)["n_params_total"]
     memory = counting.memory_bytes(model, 50, 256, 64, family)
     assert memory["weights_optimizer"] == 4 * n * (2 + moments)
@@ -332,13 +337,13 @@ def test_an_optimizer_keeps_what_its_library_does(family):
     for seed in range(3):
         weight.grad = torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))
         optimizer.step()
-    assert counting.kept_floats(Tensor("a", "hid", (64, 32), "mlp"), family) == floats_of(
+    assert counting.optimizer_floats(Tensor("a", "hid", (64, 32), "mlp"), family) == floats_of(
         dict(optimizer.state)
     )
 
 
 def test_muon_keeps_one_moment_of_hidden_matrices(tiny):
-    model = zoo.Transformer(width=64)
+    model = zoo.TransformerConfig(width=64)
     counted = counting.params(model, 50)
     saved = 4 * (counted["attention"] + counted["mlp"])
     with_adam, with_muon = (
@@ -363,3 +368,32 @@ def test_count_is_consistent_with_its_parts(tiny):
 def test_a_longer_trial_takes_longer(tiny, factor):
     one, more = (counting.seconds(tiny(tokens=2048 * n), 256) for n in (1, factor))
     assert one < more <= factor * one
+
+
+# --- recipe files, axes and overrides ---------------------------------------------------------------------------------
+
+
+def test_count_takes_a_recipe_file_as_the_command_does(capsys, tmp_path):
+    """The list is "points" of `scaletune count --json`, whatever the data: text, classes, values, a stated vocabulary."""
+    for name in (
+        "quickstart",
+        "examples/mlp-digits",
+        "examples/mlp-power-law",
+        "targets/llama-2-7b",
+    ):
+        path = str(CONFIGS / f"{name}.toml")
+        assert main(["count", path, "--set", "model.depth=3", "--json"]) == 0
+        expected = json.loads(capsys.readouterr().out)["points"]
+        counted = counting.count(path, settings=["model.depth=3"])
+        assert json.loads(json.dumps(counted)) == expected and counted[0]["depth"] == 3
+    with pytest.raises(UserError, match=r"the recipe file must exist, but got `nowhere\.toml`"):
+        counting.count("nowhere.toml")
+
+
+def test_count_of_a_recipe_is_one_dict_or_one_per_point(tiny):
+    recipe = tiny()
+    assert counting.count(recipe) == counting.count(recipe, 256)
+    assert counting.count(recipe, settings=["width=64"]) == counting.count(tiny(width=64))
+    swept = tiny({"axes": {"width": [32, 64], "lr": [0.1, 0.2]}})
+    assert [point["width"] for point in counting.count(swept)] == [32, 32, 64, 64]
+    assert counting.count(tiny({"data.vocab_size": 300}))["vocab_size"] == 300

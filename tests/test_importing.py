@@ -1,4 +1,4 @@
-"""Runs of other trackers: files that the real libraries wrote (tests/fixtures/make.py) are decoded number by number."""
+"""Runs of other trackers, decoded from files that the real libraries wrote (tests/fixtures/make.py)."""
 
 import shutil
 from pathlib import Path
@@ -16,8 +16,8 @@ FILES = Path(__file__).parent / "fixtures"
 @pytest.mark.parametrize(
     ("name", "steps", "lr"), [("run-lr0.001.wandb", 5, 1e-3), ("run-lr0.003.wandb", 95, 3e-3)]
 )
-def test_wandbs_offline_runs(name, steps, lr):
-    """The longer one crosses a block of the log it lies in."""
+def test_offline_runs_of_wandb(name, steps, lr):
+    """The longer one crosses a block boundary of its log."""
     (run,) = wandb.read(FILES / name)
     assert run.config == {
         "learning_rate": lr,
@@ -32,7 +32,7 @@ def test_wandbs_offline_runs(name, steps, lr):
     assert [value for _, value in run.history["nested.a"]] == list(range(0, 10 * steps, 10))
 
 
-def test_tensorboards_scalars_old_and_new():
+def test_tensorboard_scalars_in_both_encodings():
     runs = {run.name: run for run in tensorboard.read(FILES / "events")}
     expected = [(step, pytest.approx(4.0 - 0.1 * step)) for step in range(5)]
     assert (
@@ -42,16 +42,18 @@ def test_tensorboards_scalars_old_and_new():
     assert runs["simple"].row()["learning_rate"] == pytest.approx(1e-3)
 
 
-def test_a_trainers_state():
+def test_the_state_of_a_trainer():
     table, guessed = importing.trials(FILES / "trainer_state.json")
     (row,) = table.to_dict("records")
     assert (row["lr"], row["steps"], row["tokens"]) == (1e-3, 10, 640) and row["loss"] == row[
         "eval_loss"
     ] != row["train_loss"]
-    assert "`tokens` is read from `num_input_tokens_seen`" in guessed
+    assert any(
+        "`tokens` is read from the column `num_input_tokens_seen`" in each for each in guessed
+    )
 
 
-def test_mlflows_store():
+def test_an_mlflow_database():
     table, guessed = importing.trials(FILES / "mlflow.sqlite")
     assert (
         sorted(table["lr"]) == [1e-3, 3e-3]
@@ -62,10 +64,12 @@ def test_mlflows_store():
         40,
         40,
     ]  # a NaN is no value
-    assert guessed == ["`loss` is read from `val_loss`"]
+    assert guessed == [
+        "`loss` is read from the column `val_loss` (--map loss=NAME reads another one)"
+    ]
 
 
-def test_a_folder_of_runs_becomes_a_table_of_the_contract(tmp_path):
+def test_a_folder_of_runs_becomes_one_table(tmp_path):
     for file in FILES.glob("*.wandb"):
         shutil.copy(file, tmp_path)
     table, guessed = importing.trials(tmp_path)
@@ -76,7 +80,7 @@ def test_a_folder_of_runs_becomes_a_table_of_the_contract(tmp_path):
     assert len(guessed) == 6
 
 
-def test_what_the_user_says_goes_before_what_is_customary(tmp_path):
+def test_a_given_column_has_priority_over_usual_names(tmp_path):
     pd.DataFrame({"a": [1.0, 2.0], "val_loss": [3.0, 4.0], "x": [5.0, 6.0]}).to_csv(
         tmp_path / "runs.csv", index=False
     )
@@ -96,7 +100,7 @@ def test_a_parquet_table(tmp_path):
 
 @pytest.mark.parametrize("name", ["run-lr0.003.wandb", "events/simple/events.out.tfevents.1.host"])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
-def test_a_file_that_a_crash_cut_gives_what_is_whole(tmp_path, name, share):
+def test_a_file_cut_off_by_a_crash_is_read_up_to_the_cut(tmp_path, name, share):
     content, cut = (FILES / name).read_bytes(), tmp_path / Path(name).name
     cut.write_bytes(content[: int(share * len(content))])
     (whole,), (part,) = (

@@ -1,4 +1,4 @@
-"""`parametrize`: against the `mup` package's groups and initial weights, the zoo's own plan, Hugging Face's models, training in float64."""
+"""`parametrize` compared with the `mup` package, the plan of the zoo, Hugging Face models, and training in float64."""
 
 import copy
 import json
@@ -120,7 +120,7 @@ DECLARED_READOUT = {"score.weight": "out"}
 
 
 @pytest.mark.parametrize("on_meta", [False, True])
-def test_tensors_start_as_mup_rescales_them(on_meta):
+def test_initial_values_are_those_of_mup(on_meta):
     torch.manual_seed(0)
     twin = mlp(256, readout=mup.MuReadout)
     model = mlp(256)
@@ -135,7 +135,7 @@ def test_tensors_start_as_mup_rescales_them(on_meta):
     assert torch.allclose(model(x), twin(x), atol=1e-6)
 
 
-def test_a_model_that_mup_prepared_becomes_an_ordinary_one():
+def test_a_model_prepared_by_mup_is_converted():
     twin = mup.set_base_shapes(
         mlp(256, readout=lambda i, o: mup.MuReadout(i, o, output_mult=2.0)),
         mlp(64, readout=mup.MuReadout),
@@ -195,7 +195,7 @@ def test_the_zoos_plan_is_the_one_counted_from_its_config(tiny, form, depth):
         model, base=models.build(base, 64), form=form, lr=recipe.optimizer.lr, weight_decay=recipe.optimizer.weight_decay, eps=1e-6,
         init_std=recipe.parametrization.init_std, depth=(1.0, "*.self_attn", "*.mlp"),
     )  # fmt: skip
-    for row in counting.planned(recipe, 64):
+    for row in counting.plan_tensors(recipe, 64):
         mine = plan[row.name]
         assert mine.role == row.role
         for field in ("m_in", "m_out", "multiplier", "lr", "weight_decay", "eps"):
@@ -209,9 +209,11 @@ def test_the_zoos_plan_is_the_one_counted_from_its_config(tiny, form, depth):
     )  # drawn alike
 
 
-def test_a_zoo_model_that_multiplies_otherwise_is_refused(tiny):
+def test_a_zoo_model_with_other_multipliers_is_refused(tiny):
     model, base = (models.build(tiny({"form": "mup_t3", "width": width}), 64) for width in (64, 32))
-    with pytest.raises(UserError, match=r"`lm_head.weight` by 1 where the plan says 0.5"):
+    with pytest.raises(
+        UserError, match=r"`lm_head.weight` is multiplied by 1 and the plan needs 0.5"
+    ):
         st.parametrize(model, base=base, form="mup_t8", init_std=0.05)
 
 
@@ -353,7 +355,7 @@ def test_stacked_experts_routers_and_fused_projections():
     assert plan["router.weight"].lr == 1 / 4 and plan["down"].lr == pytest.approx(1 / 3)
 
 
-def test_more_experts_are_no_width():
+def test_more_experts_do_not_count_as_width():
     """Twice the experts at four times the width: what a tensor gets is what it gets with as many as before."""
     said = {
         "qkv.weight": {"role": "hid", "m_out": 4},
@@ -372,7 +374,7 @@ def test_more_experts_are_no_width():
     ]
 
 
-def test_a_padded_vocabulary_is_no_width():
+def test_a_padded_vocabulary_does_not_count_as_width():
     said = {"model.embed_tokens.weight": "emb", "lm_head.weight": "out"}
     padded, plain = (
         st.parametrize(llama(64, vocab=v), base=llama(32), overrides=said, init_std=0.02)
@@ -385,10 +387,10 @@ def test_a_padded_vocabulary_is_no_width():
         )
     with pytest.raises(
         UserError,
-        match=r"`model.embed_tokens.weight` \(61 -> 64, 32 -> 64\) grows in its vocabulary",
+        match=r"`model.embed_tokens.weight` \(61 -> 64, 32 -> 64\): its vocabulary grows",
     ):
         st.parametrize(llama(64, vocab=64), base=llama(32))
-    with pytest.raises(UserError, match=r"`lm_head.weight` .* grows in the vocabulary"):
+    with pytest.raises(UserError, match=r"`lm_head.weight` .*: the vocabulary grows"):
         st.parametrize(
             llama(64, vocab=122), base=llama(32), overrides={"model.embed_tokens.weight": "emb"}
         )  # both twice
@@ -425,7 +427,7 @@ def test_two_optimizers_share_a_model():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_models_own_law_is_read_beside_its_base(seed):
+def test_the_own_init_rule_is_read_by_comparison_with_the_base(seed):
     """GPT-2 draws every matrix with one std, PyTorch's convolutions with fan_in**-1/2: hidden matrices end at m**-1/2 of the base's."""
     torch.manual_seed(seed)
     plan = st.parametrize(gpt2(128), base=gpt2(32))
@@ -443,7 +445,7 @@ def test_a_models_own_law_is_read_beside_its_base(seed):
     }
 
 
-def test_a_models_own_law_is_read_off_its_config_beside_a_base_on_meta():
+def test_the_own_init_rule_is_read_from_the_config_if_the_base_is_on_meta():
     plan = st.parametrize(llama(128), base=lambda: llama(32))
     assert {row.init_scale for row in plan.rows if row.role == "hid"} == {
         0.5
@@ -464,7 +466,7 @@ class Shared(nn.Module):
 
 
 @pytest.mark.parametrize("width", [64, 96])
-def test_a_module_of_two_names_multiplies_once(width):
+def test_a_module_with_two_names_multiplies_once(width):
     model = Shared(width)
     plan = st.parametrize(model, base=Shared(32), form="mup_t9", init_std=0.1)
     assert plan["embed.weight"].tied.keys() == {"again.weight", "head.weight"}
@@ -475,7 +477,7 @@ def test_a_module_of_two_names_multiplies_once(width):
     )
 
 
-def test_a_row_for_padding_stays_zero():
+def test_the_padding_row_stays_zero():
     def build(width):
         return nn.Sequential(nn.Embedding(11, width, padding_idx=3), nn.Linear(width, width))
 
@@ -558,7 +560,7 @@ def test_a_compiled_model_is_the_same_function(backend):
     )
 
 
-def test_a_model_that_was_on_meta_starts_like_one_that_was_not():
+def test_a_model_from_meta_starts_like_a_real_one():
     with torch.device("meta"):
         model, base = llama(64), llama(32)
     plan = st.parametrize(model, base=base, init_std=0.02)
@@ -576,7 +578,7 @@ def test_a_model_that_was_on_meta_starts_like_one_that_was_not():
             ), row.name
 
 
-def test_wrapped_parts_are_looked_through():
+def test_wrappers_inside_a_model_are_ignored():
     model, tokens = Encoder(64), torch.arange(16).view(2, 8)
     plan, before = st.parametrize(model, base=Encoder(32), init_std=0.1), model(tokens)
     expected = [len(group["params"]) for group in plan.param_groups(model)]
@@ -610,7 +612,7 @@ def step(model, groups, tokens):
 @pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning"
 )  # FullyShardedDataParallel's own, of one process and of its age
-def test_distributed_models_train_as_one_alone(process_group):
+def test_distributed_models_train_like_a_single_one(process_group):
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
     model, tokens = Encoder(64), torch.arange(16).view(2, 8)
@@ -703,32 +705,32 @@ class Routed(nn.Module):
 BAD = {
     "coupled L2": (mlp, {"optimizer": "adam", "weight_decay": 0.1}, r'no setting transfers: use optimizer="adamw"'),
     "coupled L2 of one": (mlp, {"optimizer": "adam", "overrides": {"2.*": {"weight_decay": 0.1}}}, r"Adam with weight_decay=0.1 adds an L2"),
-    "form": (mlp, {"form": "mup_t7"}, r"`form` must be one we know, but got 'mup_t7' \(nearest"),
-    "family": (mlp, {"optimizer": "adamx"}, r"must be one we know, but got 'adamx' \(nearest"),
+    "form": (mlp, {"form": "mup_t7"}, r"`form` must be a known form, but got 'mup_t7' \(nearest"),
+    "family": (mlp, {"optimizer": "adamx"}, r"must be a known family, but got 'adamx' \(nearest"),
     "lr": (mlp, {"lr": -1.0}, r"`lr` must be greater than 0 and finite, but got -1.0"),
-    "classes": (mlp, {"target": mlp(64, out=9)}, r"`4.weight` \(3 -> 9, 32 -> 64\) grows in its fan-out \(times 3, which is no tensor's fan-in\)"),
-    "inputs": (mlp, {"target": mlp(64, inputs=30)}, r"`0.weight` \(32 -> 64, 10 -> 30\) grows in its fan-in \(times 3"),
-    "kernel": (Net, {"base": nn.Sequential(nn.Conv2d(3, 32, 3)), "target": nn.Sequential(nn.Conv2d(3, 64, 5))}, r"`0.weight` .*3 -> 5.* grows in dimension 2, which nothing explains"),
-    "equal": (mlp, {"base": mlp(64)}, r"must differ in width, but every shape is the same"),
+    "classes": (mlp, {"target": mlp(64, out=9)}, r"`4.weight` \(3 -> 9, 32 -> 64\): its fan-out grows by 3, but no tensor's fan-in grows by 3\. Correct the base"),
+    "inputs": (mlp, {"target": mlp(64, inputs=30)}, r"`0.weight` \(32 -> 64, 10 -> 30\): its fan-in grows by 3"),
+    "kernel": (Net, {"base": nn.Sequential(nn.Conv2d(3, 32, 3)), "target": nn.Sequential(nn.Conv2d(3, 64, 5))}, r"`0.weight` .*3 -> 5.*: its dimension 2 grows\. Correct the base"),
+    "equal": (mlp, {"base": mlp(64)}, r"must differ in width, but all their shapes are equal"),
     "three": (Cube, {}, r"`weight` \(32 -> 64, 32 -> 64, 32 -> 64\) grows in 3 dimensions: declare its role"),
-    "bare": (Bare, {}, r"`weight` \(32 -> 64, 7\) belongs to a Bare, whose layout we do not know: declare its role"),
+    "bare": (Bare, {}, r"`weight` \(32 -> 64, 7\) belongs to a Bare, whose layout is not known: declare its role"),
     "routers": (Routed, {}, r"`blocks.0.weight` \(4, 32 -> 64\) looks like a readout inside a block: declare its role, `out` or `hid`"),
-    "dimensions": (mlp, {"base": {n: (1, *p.shape) for n, p in mlp(32).named_parameters()}}, r"`0.weight` must have as many dimensions"),
-    "names": (mlp, {"base": nn.Sequential(*mlp(32)[:3])}, r"`4.weight` is in the target alone"),
-    "pattern": (mlp, {"overrides": {"head.weight": "out"}}, r"an override must name a tensor of the model, but `head.weight` names none"),
-    "role": (mlp, {"overrides": {"4.weight": "readout"}}, r"`role` of `4.weight` must be one we know, but got 'readout'"),
+    "dimensions": (mlp, {"base": {n: (1, *p.shape) for n, p in mlp(32).named_parameters()}}, r"`0.weight` must have the same number of dimensions"),
+    "names": (mlp, {"base": nn.Sequential(*mlp(32)[:3])}, r"only the model has `4.weight`"),
+    "pattern": (mlp, {"overrides": {"head.weight": "out"}}, r"an override must name a tensor of the model, but `head.weight` matches none"),
+    "role": (mlp, {"overrides": {"4.weight": "readout"}}, r"`role` of `4.weight` must be one of emb, .*, but got 'readout'"),
     "key": (mlp, {"overrides": {"4.weight": {"lrr": 1.0}}}, r"unknown key `lrr` in the override of `4.weight` \(nearest: 'lr'\)"),
     "number": (mlp, {"overrides": {"4.weight": {"lr": "1"}}}, r"`lr` of `4.weight` must be a number above 0, but got '1'"),
     "axes": (mlp, {"overrides": {"4.weight": {"fan_in": 5}}}, r"needs two different axes `fan_in` and `fan_out` below 2, but got 5 and 0"),
-    "no bsh": (mlp, {"base": "nowhere.bsh"}, r"a base-shapes file that exists, but got `nowhere.bsh`"),
-    "unprepared": (mlp, {"base": "mup"}, r"mup.set_base_shapes prepared, but `0.weight` has no infshape"),
+    "no bsh": (mlp, {"base": "nowhere.bsh"}, r"existing base-shapes file, but got `nowhere.bsh`"),
+    "unprepared": (mlp, {"base": "mup"}, r"mup.set_base_shapes was called, but `0.weight` has no infshape"),
     "no builder": (mlp, {"base": lambda: 3}, r"`base` must build a model, but it built int"),
     "no config": (mlp, {"base": 3}, r"`base` must build a model, but "),
-    "tied": (lambda n: llama(n, tied=True), {"form": "mup_t3"}, r"a tied tensor needs a form .*mup_t8, mup_t9.*, but form='mup_t3': .*`lm_head.weight` \(out\)"),
-    "branches": (llama, {"target": llama(64, depth=4), "depth": (1,)}, r"name the modules that end them, as in depth=\(1, "),
-    "no branch": (llama, {"target": llama(64, depth=4), "depth": (1, "*.attention")}, r"`\*.attention` names none"),
+    "tied": (lambda n: llama(n, tied=True), {"form": "mup_t3"}, r"a tied tensor needs a form .*mup_t8, mup_t9.*, but form='mup_t3' .*`lm_head.weight` \(out\)"),
+    "branches": (llama, {"target": llama(64, depth=4), "depth": (1,)}, r"names no module that ends one: name them, as in depth=\(1, "),
+    "no branch": (llama, {"target": llama(64, depth=4), "depth": (1, "*.attention")}, r"`\*.attention` matches none"),
     "alpha": (llama, {"depth": (0.7, "*.mlp")}, r"must be 0, 0.5 or 1, but got 0.7"),
-    "drawn by no law": (gpt2, {"base": lambda: gpt2(32), "init_std": None}, r"`init_std` must be given .* `transformer.h.0.attn.c_proj.weight` has std"),
+    "unknown init rule": (gpt2, {"base": lambda: gpt2(32), "init_std": None}, r"`init_std` must be given .* `transformer.h.0.attn.c_proj.weight` has std"),
 }  # fmt: skip
 
 
@@ -745,9 +747,12 @@ def test_bad_input_is_one_clear_line(case):
 def test_a_plan_belongs_to_its_shapes(tmp_path):
     plan = st.parametrize(mlp(64), base=mlp(32), init_std=0.1)
     for use in (plan.attach, plan.initialise, plan.param_groups):
-        with pytest.raises(UserError, match=r"`0.weight` has \(128, 10\), planned \(64, 10\)"):
+        with pytest.raises(
+            UserError,
+            match=r"`0.weight` has shape \(128, 10\) in the model and \(64, 10\) in the plan",
+        ):
             use(mlp(128))
-        with pytest.raises(UserError, match=r"`5.bias` is in the model alone"):
+        with pytest.raises(UserError, match=r"`5.bias` is only in the model"):
             use(nn.Sequential(*mlp(64), nn.Linear(3, 3)))
     plan.save(tmp_path / "plan.json")
     text = (tmp_path / "plan.json").read_text()
@@ -801,7 +806,7 @@ def wide_gpt2(width, heads):
     )
 
 
-def test_a_softmax_goes_as_one_over_a_growing_head_size():
+def test_logits_scale_as_one_over_a_growing_head_size():
     """The same weights in a model whose own scale is sqrt(base head) / head: one function (arXiv:2203.03466, App. B.1)."""
     model, tokens = wide_llama(64, 16), torch.arange(12).view(2, 6)
     plan = st.parametrize(model, base=lambda: wide_llama(32, 8), form="mup_t3", init_std=0.05)
@@ -809,8 +814,9 @@ def test_a_softmax_goes_as_one_over_a_growing_head_size():
     other.load_state_dict(model.state_dict())
     assert torch.allclose(model(tokens).logits, other(tokens).logits, atol=1e-6)
     assert [found.factor for found in plan.queries] == [pytest.approx(2**-0.5)] * 2
-    assert "queries of 2 attention modules times 0.7071: the softmax goes as 1 / d_head" in str(
-        plan
+    assert (
+        "queries of 2 attention modules are multiplied by 0.7071, so that attention logits scale"
+        in str(plan)
     )
 
 
@@ -829,27 +835,27 @@ def test_more_heads_of_one_size_leave_the_softmax_alone(tmp_path):
     assert (
         st.parametrize(wide_llama(64, 16), base=wide_llama(32, 8), form="sp", init_std=0.02).queries
         == ()
-    )  # standard practice
+    )  # standard parametrization
     plan = st.parametrize(wide_llama(64, 16), base=wide_llama(32, 8), init_std=0.02)
     plan.save(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == plan
 
 
-def test_heads_that_grow_where_nothing_says_what_gives_queries_are_noted():
+def test_a_growing_head_size_without_a_known_query_module_is_noted():
     layer = nn.TransformerEncoderLayer
     plan = st.parametrize(layer(64, 4), base=layer(32, 4), init_std=0.02)
     assert (
-        "`self_attn` first, whose softmax is NOT made to go as 1 / d_head" in str(plan)
+        "(first: `self_attn`), but their logits are NOT scaled as 1 / d_head" in str(plan)
         and plan.queries == ()
     )
     assert st.parametrize(layer(64, 4), base=layer(32, 2), init_std=0.02).notes == ()
     with pytest.raises(
-        UserError, match=r"`queries` must name modules of the model, but `\*.query` names none"
+        UserError, match=r"`queries` must name modules of the model, but `\*.query` matches none"
     ):
         st.parametrize(llama(64), base=llama(32), init_std=0.02, queries=("*.query",))
 
 
-def test_the_half_that_muon_leaves_has_its_own_lr():
+def test_tensors_that_muon_leaves_to_adamw_have_their_own_lr():
     plan = st.parametrize(
         llama(64),
         base=llama(32),
@@ -867,7 +873,7 @@ def test_the_half_that_muon_leaves_has_its_own_lr():
 
 
 @pytest.mark.parametrize("optimizer", ["kfac", "shampoo_half"])
-def test_a_plan_says_how_damping_scales(optimizer):
+def test_a_plan_scales_damping(optimizer):
     plan = st.parametrize(mlp(64), base=mlp(16), optimizer=optimizer, init_std=0.1, apply=False)
     for row in plan.rows:
         expected = rules.scale("mup", row.role, row.m_in, row.m_out, family=optimizer).damping

@@ -1,4 +1,7 @@
-"""Activations of any model, by the role of the tensors its modules own: forward hooks, which are gone when the look is over."""
+"""Records the activations of any model in one forward pass, by the role of its tensors.
+
+The forward hooks are removed when the pass is over.
+"""
 
 from __future__ import annotations
 
@@ -10,132 +13,157 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaletune.checking.target import Run, Subject, steady
+from scaletune.checking.target import CheckRun, CheckTarget, fixed_randomness
 from scaletune.errors import UserError
 from scaletune.parametrizing import shapes
 from scaletune.rules import Role
 
 
 @dataclass
-class Call:
-    """One call of a module that owns tensors: what it read, before any multiplier, and what it said."""
+class ModuleCall:
+    """One call of a module that owns tensors."""
 
     name: str
+    """Name of the module."""
+
     role: Role
+    """Role of the matrix that the module owns, or of its vectors."""
+
     x: Any
+    """First input, before any multiplier."""
+
     y: Any = None
+    """First output."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One forward pass: the calls in the order they began, and the logits."""
+class ForwardPass:
+    """One recorded forward pass."""
 
-    calls: list[Call]
+    calls: list[ModuleCall]
+    """Module calls in the order in which they began."""
+
     logits: Tensor
+    """Output of the model."""
 
 
-def owners(run: Run) -> dict[str, Role]:
-    """Module -> the role of the matrix it owns, or of its vectors where it owns none; a tied head reads out."""
-    found: dict[str, Role] = {}
-    for raw, parameter in shapes.unwrapped(run.model).named_parameters(remove_duplicate=False):
-        name = shapes.plain(raw)
+def module_roles(run: CheckRun) -> dict[str, Role]:
+    """Role of the matrix that each module owns, or of its vectors. A tied readout is "out"."""
+    roles: dict[str, Role] = {}
+    for raw, parameter in shapes.unwrap(run.model).named_parameters(remove_duplicate=False):
+        name = shapes.strip_wrappers(raw)
         where = name.rpartition(".")[0]
         role = run.roles.get(name, "out" if parameter.ndim > 1 else "vec")
-        if where not in found or found[where] in ("vec", "fin"):
-            found[where] = role
-    return found
+        if where not in roles or roles[where] in ("vec", "fin"):
+            roles[where] = role
+    return roles
 
 
 @contextmanager
-def watched(run: Run) -> Iterator[list[Call]]:
-    """Collects the calls made inside."""
-    calls: list[Call] = []
-    modules = shapes.modules(run.model)
+def record_calls(run: CheckRun) -> Iterator[list[ModuleCall]]:
+    """Records the module calls made inside the `with` block."""
+    calls: list[ModuleCall] = []
+    modules = shapes.named_modules(run.model)
     with ExitStack() as stack:
-        for name, role in owners(run).items():
-            watch = _Watch(name, role, calls)
-            stack.callback(
-                modules[name]
-                .register_forward_pre_hook(watch.before, prepend=True, with_kwargs=True)
-                .remove
+        for name, role in module_roles(run).items():
+            recorder, module = _Recorder(name, role, calls), modules[name]
+            before = module.register_forward_pre_hook(
+                recorder.before, prepend=True, with_kwargs=True
             )
-            stack.callback(modules[name].register_forward_hook(watch.after).remove)
+            stack.callback(before.remove)
+            stack.callback(module.register_forward_hook(recorder.after).remove)
         yield calls
 
 
 @dataclass(frozen=True)
-class _Watch:
+class _Recorder:
+    """Hooks of one module that append to `calls`."""
+
     name: str
     role: Role
-    calls: list[Call]
+    calls: list[ModuleCall]
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self.calls.append(
-            Call(self.name, self.role, args[0] if args else next(iter(kwargs.values()), None))
-        )
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        self.calls.append(ModuleCall(self.name, self.role, first))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = next(call for call in reversed(self.calls) if call.name == self.name)
         call.y = output[0] if isinstance(output, tuple) else output
 
 
-def look(subject: Subject, run: Run, batch: Any) -> Seen:
-    """A forward pass, watched; with gradients where the caller wants them."""
-    with steady(run.model, 0), watched(run) as calls:
-        said = (subject.logits or subject.loss)(run.model, batch)
-    head = _head(calls)
-    return Seen(calls, said if subject.logits else head.y)
+def run_forward(target: CheckTarget, run: CheckRun, batch: Any) -> ForwardPass:
+    """One recorded forward pass. The caller decides about gradients."""
+    with fixed_randomness(run.model, 0), record_calls(run) as calls:
+        output = (target.logits or target.loss)(run.model, batch)
+    readout = _readout(calls)
+    return ForwardPass(calls, output if target.logits else readout.y)
 
 
-def _head(calls: list[Call]) -> Call:
-    """The last readout to be called: a router is one too, and comes before."""
-    heads = [call for call in calls if call.role == "out"]
-    if not heads:
+def _readout(calls: list[ModuleCall]) -> ModuleCall:
+    """The last call of a readout. A router has the role of a readout too, but is called earlier."""
+    readouts = [call for call in calls if call.role == "out"]
+    if not readouts:
         raise UserError(
-            "a check needs a readout, a tensor whose fan-in alone grows with width, but no module of the model owns one"
+            "a check needs a readout, a tensor whose fan-in grows with width and whose fan-out does"
+            " not, but no module that is called owns one: declare it with `overrides`"
         )
-    return heads[-1]
+    return readouts[-1]
 
 
-def activations(seen: Seen, over: str = "width") -> dict[str, Tensor]:
-    """What diagnosing needs, by role: what the first layer after the embedding reads, what follows the last hidden tensor, what the
-    readout reads, the logits. In a Transformer: embedding, residual stream after the last block, the same normed, logits.
+def activations(forward: ForwardPass, over: str = "width") -> dict[str, Tensor]:
+    """The activations that a diagnosis needs.
 
-    Over depth a norm inside the last branch is passed by: the stream is to be the same at every depth, and one branch of many need not be.
+    Args:
+        forward: A recorded forward pass.
+        over: What the check varies. Over depth, a norm inside the last residual branch is skipped:
+            the residual stream should be equal at every depth, one of many branches need not be.
+
+    Returns:
+        "embedding": input of the first layer after the embedding. "residual": what follows the last
+        hidden tensor; in a Transformer the residual stream after the last block. "final": input of
+        the readout. "logits". The first two are missing in a model without such tensors.
     """
-    calls, found = seen.calls, {}
+    calls: list[ModuleCall] = forward.calls
+    result: dict[str, Tensor] = {}
     first = next((i for i, call in enumerate(calls) if call.role == "emb"), None)
     if first is not None:
-        found["embedding"] = next(call for call in calls[first:] if call.role != "emb").x
+        result["embedding"] = next(call for call in calls[first:] if call.role != "emb").x
     hidden = [i for i, call in enumerate(calls) if call.role == "hid"]
     if hidden:
         last, after = calls[hidden[-1]], calls[hidden[-1] + 1 :]
         after = [call for call in after if over == "width" or call.x is not last.y]
-        found["residual"] = after[0].x if after else last.y
-    return found | {"final": _head(calls).x, "logits": seen.logits}
+        result["residual"] = after[0].x if after else last.y
+    return result | {"final": _readout(calls).x, "logits": forward.logits}
 
 
 @torch.no_grad()
-def zero_head(subject: Subject, run: Run, batch: Any) -> None:
-    """A readout of zeros; UserError for a tied one, whose zeros would be the embedding's."""
-    name = f"{_head(look(subject, run, batch).calls).name}.weight"
+def zero_readout(target: CheckTarget, run: CheckRun, batch: Any) -> None:
+    """Sets the readout to zero. UserError for a tied one, which is also the embedding."""
+    name = f"{_readout(run_forward(target, run, batch).calls).name}.weight"
     if run.roles.get(name) != "out":
         raise UserError(
-            f"the coordinate check starts from a readout of zeros, which the tied `{name}` cannot be: check the model untied"
+            "the coordinate check starts from a readout of zeros, but the readout"
+            f" `{name}` is tied to the embedding: check the model with an untied readout"
         )
-    shapes.named(run.model)[name].zero_()
+    shapes.named_tensors(run.model)[name].zero_()
 
 
-def hold(run: Run, role: Role) -> None:
-    """Tensors of that role are no longer trained."""
-    for name, parameter in shapes.named(run.model).items():
+def freeze(run: CheckRun, role: Role) -> None:
+    """Stops the training of all tensors with this role."""
+    for name, parameter in shapes.named_tensors(run.model).items():
         parameter.requires_grad_(parameter.requires_grad and run.roles[name] != role)
 
 
 @torch.no_grad()
-def normalise(subject: Subject, run: Run, batch: Any) -> None:
-    """An embedding of RMS 1: below it the branches make up the stream, and a sound depth rule seems to fail."""
-    rms = float(activations(look(subject, run, batch))["embedding"].square().mean().sqrt())
-    for name, parameter in shapes.named(run.model).items():
+def normalise_embedding(target: CheckTarget, run: CheckRun, batch: Any) -> None:
+    """Scales the embedding to RMS 1.
+
+    With a smaller one the branches dominate the residual stream, and a correct depth rule seems to
+    fail.
+    """
+    embedding = activations(run_forward(target, run, batch))["embedding"]
+    rms = float(embedding.square().mean().sqrt())
+    for name, parameter in shapes.named_tensors(run.model).items():
         if run.roles[name] == "emb":
             parameter.div_(rms)

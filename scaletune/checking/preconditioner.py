@@ -1,4 +1,4 @@
-"""The loss as the optimizer sees it: each parameter's lr, what its step is divided by, and where stability ends."""
+"""The optimizer's view of the loss: learning rate and divisor of each parameter, and stability."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from scaletune.checking.target import Run
+from scaletune.checking.target import CheckRun
 
 
-def rates(run: Run) -> dict[int, float]:
-    """id of a parameter -> the lr it is trained at now."""
+def learning_rates(run: CheckRun) -> dict[int, float]:
+    """Current learning rate of each parameter, by its id."""
     return {
         id(p): float(group["lr"])
         for opt in run.optimizers
@@ -21,24 +21,30 @@ def rates(run: Run) -> dict[int, float]:
     }
 
 
-def known(run: Run) -> bool:
-    """Whether a diagonal stands for what every optimizer does: SGD's, or Adam's once it has stepped."""
+def is_diagonal(run: CheckRun) -> bool:
+    """Whether every optimizer divides each entry by its own number, as SGD and Adam do."""
     return all(isinstance(opt, (SGD, Adam, AdamW)) for opt in run.optimizers)
 
 
-def weights(run: Run, by_tensor: bool = False) -> dict[int, Tensor]:
-    """id of a parameter -> lr / P, P what its step is divided by: 1 of SGD, (1 - beta1**t) * (sqrt(v_t / (1 - beta2**t)) + eps) of Adam
-    (arXiv:2207.14484). In coordinates divided by sqrt(lr / P) every parameter is trained at lr 1. by_tensor: P's RMS in each.
+def scaled_rates(run: CheckRun, by_tensor: bool = False) -> dict[int, Tensor]:
+    """lr / P of each parameter, by its id; P is the divisor of the optimizer's step.
+
+    P is 1 for SGD and (1 - beta1**t) * (sqrt(v_t / (1 - beta2**t)) + eps) for Adam
+    (arXiv:2207.14484). In coordinates divided by sqrt(lr / P) every parameter has learning rate 1.
+
+    Args:
+        run: The run.
+        by_tensor: Use the root mean square of P in each tensor instead of P entry by entry.
     """
-    found = {}
+    rates = {}
     for opt in run.optimizers:
         for group in opt.param_groups:
             for p in group["params"]:
                 divisor = _divisor(opt, group, p)
-                found[id(p)] = float(group["lr"]) / (
-                    divisor.square().mean().sqrt().expand_as(p) if by_tensor else divisor
-                )
-    return found
+                if by_tensor:
+                    divisor = divisor.square().mean().sqrt().expand_as(p)
+                rates[id(p)] = float(group["lr"]) / divisor
+    return rates
 
 
 def _divisor(opt: Optimizer, group: dict[str, Any], p: Tensor) -> Tensor:
@@ -49,13 +55,16 @@ def _divisor(opt: Optimizer, group: dict[str, Any], p: Tensor) -> Tensor:
     return (1 - beta1**t) * ((state["exp_avg_sq"] / (1 - beta2**t)).sqrt() + group["eps"])
 
 
-def threshold(run: Run) -> float:
-    """What lr times sharpness can be before a quadratic diverges: 2 of gradient descent, (2 + 2 beta) of momentum, of Adam
-    (2 + 2 beta1) / (1 - beta1) = 38 at 0.9 (arXiv:2103.00065, arXiv:2207.14484). The least over groups."""
-    found = []
+def stability_threshold(run: CheckRun) -> float:
+    """The value of lr * sharpness above which a quadratic diverges: the smallest over groups.
+
+    It is 2 for gradient descent, 2 + 2 beta with momentum, and (2 + 2 beta1) / (1 - beta1) for
+    Adam, which is 38 at beta1 = 0.9 (arXiv:2103.00065, arXiv:2207.14484).
+    """
+    limits = []
     for opt in run.optimizers:
         for group in opt.param_groups:
             beta = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
             over = 1 - beta if "betas" in group else 1 + 2 * beta if group.get("nesterov") else 1.0
-            found.append((2 + 2 * beta) / over)
-    return min(found)
+            limits.append((2 + 2 * beta) / over)
+    return min(limits)

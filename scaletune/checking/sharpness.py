@@ -1,12 +1,16 @@
-"""Sharpness over training: the Hessian's top eigenvalue at several widths, raw and as the optimizer sees it.
+"""Sharpness check: the top eigenvalue of the Hessian at several sizes, during training.
 
-Where a parametrization transfers its learning rate, sharpness does not answer to width through training (arXiv:2402.17457). Groups of
-different lr have no sharpness in common but in coordinates divided by sqrt(lr / P), P being Adam's divisor, or 1 of SGD: there every
-tensor is trained at lr 1, and equivalent forms (a tensor as theta * W) give one number. Three are reported:
-raw: of the Hessian as it is, which answers to the form.
-preconditioned: P entry by entry, to be held against the threshold of stability, 2 of gradient descent, 38 of Adam (arXiv:2207.14484).
-scaled: P's root mean square in each tensor. It is judged: entry by entry a few nearly dead weights of tiny gradient make the top
-eigenvalue, the more of them the wider the model. Under SGD both are one.
+If a parametrization transfers the learning rate, the sharpness stays independent of width through
+training (arXiv:2402.17457). Tensors with different learning rates have comparable sharpness only in
+coordinates divided by sqrt(lr / P), where P is Adam's divisor, or 1 for SGD: there every tensor has
+learning rate 1, and equivalent forms give the same number. Three kinds are reported:
+
+- raw: of the Hessian itself; it depends on the form.
+- preconditioned: with P entry by entry; comparable with the stability threshold, which is 2 for
+  gradient descent and 38 for Adam (arXiv:2207.14484).
+- scaled: with the root mean square of P in each tensor. This one is judged, because entry by entry
+  a few weights with tiny gradients dominate, and a wider model has more of them. For SGD it equals
+  the preconditioned one.
 """
 
 from __future__ import annotations
@@ -24,22 +28,29 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD
 
 from scaletune.checking import preconditioner, slope_fit
-from scaletune.checking.slope_fit import Asked
-from scaletune.checking.target import Run, Subject, scalar_loss, steady, trained
+from scaletune.checking.slope_fit import SizeGrid
+from scaletune.checking.target import (
+    CheckRun,
+    CheckTarget,
+    fixed_randomness,
+    scalar_loss,
+    train_steps,
+)
 
-STEPS = (4, 10, 20)  # Adam's divisor has seen a few gradients by then
-TOLERANCE, VECTORS, RESTARTS = (
-    1e-2,
-    8,
-    100,
-)  # relative, of the eigenvalue; that Lanczos keeps; before it gives up
+STEPS = (4, 10, 20)
+"""Steps at which the sharpness is measured: Adam's divisor has seen several gradients by then."""
+KINDS = ("raw", "preconditioned", "scaled")
+TOLERANCE = 1e-2
+"""Relative tolerance of the eigenvalue."""
+VECTORS, RESTARTS = 8, 100
+"""Lanczos vectors kept, and restarts before the eigenvalue solver stops."""
 Vector = NDArray[np.float64]
 
 
 def hessian(
     loss: Tensor, parameters: Sequence[Tensor], scales: Sequence[Tensor]
 ) -> Callable[[Vector], Vector]:
-    """v -> scale * H(scale * v), entry by entry: one more backward pass through the gradient's graph each."""
+    """The map v -> scale * H(scale * v), entry by entry. Each call costs one backward pass."""
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     sizes = [p.numel() for p in parameters]
 
@@ -52,110 +63,116 @@ def hessian(
         columns = torch.autograd.grad(
             gradients, parameters, along, retain_graph=True, materialize_grads=True
         )
-        return (
-            torch.cat([(c * s).reshape(-1) for c, s in zip(columns, scales, strict=True)])
-            .double()
-            .cpu()
-            .numpy()
-        )
+        scaled = [(c * s).reshape(-1) for c, s in zip(columns, scales, strict=True)]
+        return torch.cat(scaled).double().cpu().numpy()
 
     return product
 
 
 def top_eigenvalue(product: Callable[[Vector], Vector], n: int) -> float:
-    """The largest eigenvalue of a symmetric map of n dimensions, by ARPACK's Lanczos; NaN where the map is not finite, or does not converge."""
+    """The largest eigenvalue of a symmetric map of n dimensions, by ARPACK's Lanczos method.
+
+    NaN if the map returns values that are not finite, or if the method does not converge.
+    """
     start = np.random.default_rng(0).standard_normal(n)
     if not np.isfinite(product(start)).all():
         return math.nan
     try:
         values = eigsh(
-            LinearOperator((n, n), matvec=product, dtype=np.float64), k=1, which="LA", v0=start, tol=TOLERANCE,
-            ncv=min(VECTORS, n), maxiter=RESTARTS, return_eigenvectors=False,
-        )  # fmt: skip
+            LinearOperator((n, n), matvec=product, dtype=np.float64),
+            k=1,
+            which="LA",
+            v0=start,
+            tol=TOLERANCE,
+            ncv=min(VECTORS, n),
+            maxiter=RESTARTS,
+            return_eigenvectors=False,
+        )
     except ArpackNoConvergence:
         return math.nan
-    except ArpackError:  # a map that stops being finite on the way
+    except ArpackError:  # a later product was not finite
         return math.nan
     return float(values[0])
 
 
-KINDS = ("raw", "preconditioned", "scaled")
-
-
-def sharpness(subject: Subject, run: Run, batch: Any, kind: str) -> float:
-    """Of the loss on a batch, over every parameter that is trained; `kind` is one of KINDS."""
-    weights = preconditioner.weights(run, by_tensor=kind == "scaled")
-    parameters = [p for p in run.model.parameters() if id(p) in weights and p.requires_grad]
-    scales = [torch.ones_like(p) if kind == "raw" else weights[id(p)].sqrt() for p in parameters]
-    with (
-        steady(run.model, 0),
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # a fused attention's backward pass has no derivative
-        loss = scalar_loss(subject, run.model, batch)
+def sharpness(target: CheckTarget, run: CheckRun, batch: Any, kind: str) -> float:
+    """The sharpness of the loss on a batch, over all trained parameters; `kind` is one of KINDS."""
+    rates = preconditioner.scaled_rates(run, by_tensor=kind == "scaled")
+    parameters = [p for p in run.model.parameters() if id(p) in rates and p.requires_grad]
+    scales = [torch.ones_like(p) if kind == "raw" else rates[id(p)].sqrt() for p in parameters]
+    # the backward pass of fused attention has no derivative
+    with fixed_randomness(run.model, 0), sdpa_kernel(SDPBackend.MATH):
+        loss = scalar_loss(target, run.model, batch)
         return top_eigenvalue(hessian(loss, parameters, scales), sum(p.numel() for p in parameters))
 
 
-def _measured(
-    subject: Subject, seen: list[float], width: int, depth: int, seed: int
+def _measure(
+    target: CheckTarget, thresholds: list[float], width: int, depth: int, seed: int
 ) -> dict[tuple[str, int], float]:
-    """(kind, step) -> sharpness. `seen` gets the threshold."""
-    run, batch = subject.start(width, depth, seed), subject.batch(seed)
-    found: dict[tuple[str, int], float] = {}
-    for step in trained(subject, run, batch, STEPS):
-        found["raw", step] = sharpness(subject, run, batch, "raw")
-        if preconditioner.known(run):
-            found["scaled", step] = sharpness(subject, run, batch, "scaled")
+    """The sharpness by (kind, step). The stability threshold is appended to `thresholds`."""
+    run, batch = target.start(width, depth, seed), target.batch(seed)
+    values: dict[tuple[str, int], float] = {}
+    for step in train_steps(target, run, batch, STEPS):
+        values["raw", step] = sharpness(target, run, batch, "raw")
+        if preconditioner.is_diagonal(run):
+            scaled = values["scaled", step] = sharpness(target, run, batch, "scaled")
             plain = all(isinstance(opt, SGD) for opt in run.optimizers)
-            found["preconditioned", step] = (
-                found["scaled", step] if plain else sharpness(subject, run, batch, "preconditioned")
+            values["preconditioned", step] = (
+                scaled if plain else sharpness(target, run, batch, "preconditioned")
             )
-            seen.append(preconditioner.threshold(run))
-    return found
+            thresholds.append(preconditioner.stability_threshold(run))
+    return values
 
 
-def check(subject: Subject, asked: Asked) -> dict[str, Any]:
-    """{"verdict", "slope", "threshold", "steps": [{"step", "raw", "preconditioned", "scaled", "slope", "slope_raw", "spread"}], "finding",
-    "caveats"}: slope and spread (largest over smallest) of the scaled sharpness across sizes, of the raw one where an optimizer is neither
-    SGD nor Adam and has no diagonal to scale by. The verdict is on the mean |slope| over steps.
+def check(target: CheckTarget, grid: SizeGrid) -> dict[str, Any]:
+    """Runs the sharpness check.
+
+    Returns:
+        {"verdict", "slope", "threshold", "steps": [{"step", "raw", "preconditioned", "scaled",
+        "slope", "slope_raw", "spread"}], "finding", "caveats"}. `slope` and `spread` (largest over
+        smallest value) are those of the scaled sharpness over sizes, or of the raw one for an
+        optimizer that is neither SGD nor Adam. The verdict is about the mean |slope| over steps.
     """
-    seen: list[float] = []
-    sizes = slope_fit.over_seeds(
-        asked, lambda *point: _measured(subject, seen, *point), "sharpness"
+    thresholds: list[float] = []
+    values = slope_fit.measure_sizes(
+        grid, lambda *point: _measure(target, thresholds, *point), "sharpness"
     )
     rows = [
-        _row(step, asked.sizes, {kind: sizes.get((kind, step)) for kind in KINDS}) for step in STEPS
+        _row(step, grid.sizes, {kind: values.get((kind, step)) for kind in KINDS}) for step in STEPS
     ]
     slope = sum(abs(row["slope"]) for row in rows) / len(rows)
-    raw = (
-        []
-        if seen
-        else [
-            "an optimizer other than SGD and Adam has no diagonal to scale by: the raw Hessian is judged"
-        ]
+    no_diagonal = (
+        "the optimizer is neither SGD nor Adam, so its steps give no scale per parameter:"
+        " the raw Hessian is judged"
     )
     return {
-        "verdict": slope_fit.verdict(slope), "slope": slope, "threshold": min(seen, default=None), "steps": rows,
-        "finding": _finding(slope, rows, asked.over), "caveats": subject.caveats + raw,
-    }  # fmt: skip
+        "verdict": slope_fit.verdict(slope),
+        "slope": slope,
+        "threshold": min(thresholds, default=None),
+        "steps": rows,
+        "finding": _finding(slope, rows, grid.over),
+        "caveats": target.caveats + ([] if thresholds else [no_diagonal]),
+    }
 
 
-def _row(step: int, sizes: Sequence[int], found: dict[str, list[float] | None]) -> dict[str, Any]:
-    judged = found["scaled"] or found["raw"]
-    assert judged is not None and found["raw"] is not None
+def _row(step: int, sizes: Sequence[int], values: dict[str, list[float] | None]) -> dict[str, Any]:
+    judged = values["scaled"] or values["raw"]
+    assert judged is not None and values["raw"] is not None
     slope = slope_fit.slope(sizes, judged)
     spread = max(judged) / min(judged) if math.isfinite(slope) else math.inf
     return {
         "step": step,
-        **found,
+        **values,
         "slope": slope,
-        "slope_raw": slope_fit.slope(sizes, found["raw"]),
+        "slope_raw": slope_fit.slope(sizes, values["raw"]),
         "spread": spread,
     }
 
 
 def _finding(slope: float, rows: Sequence[dict[str, Any]], over: str) -> str:
-    said = {"pass": "consistent across", "warn": "drifts with", "fail": "answers to"}[
-        slope_fit.verdict(slope)
-    ]
+    relation = {"pass": "does not depend on", "warn": "depends weakly on", "fail": "depends on"}
     spread = max(row["spread"] for row in rows)
-    return f"sharpness {said} {over}: mean |slope| {slope:.2f}, largest over smallest at most {spread:.2g}"
+    return (
+        f"the sharpness {relation[slope_fit.verdict(slope)]} {over}: mean |slope| {slope:.2f}, the"
+        f" largest value is at most {spread:.2g} times the smallest"
+    )

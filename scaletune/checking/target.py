@@ -1,4 +1,7 @@
-"""What is checked: a family of models that can be built and trained at any width, depth and seed. One record for the zoo and for yours."""
+"""The models that a check trains: built at any width, depth and seed, from a recipe or by the user.
+
+`recipe_target` builds models of the zoo, `model_target` the user's own models.
+"""
 
 from __future__ import annotations
 
@@ -14,40 +17,60 @@ from torch.optim import Optimizer
 
 from scaletune import counting, data, models, optim, parametrizing
 from scaletune.errors import UserError
-from scaletune.optim.single import alone
+from scaletune.optim.single import build_plain_optimizer
 from scaletune.parametrizing import Plan
-from scaletune.recipe import LR_FREE, MUON, READS, Recipe, with_settings
+from scaletune.recipe import LR_FREE, MUON_RULES, OPTIMIZER_SETTINGS, Recipe, with_settings
 from scaletune.recipe import Optimizer as Settings
 from scaletune.rules import Role, caveats
 from scaletune.rules.families import family_named
 
 
 @dataclass(frozen=True)
-class Run:
-    """One model, initialised, with what trains it and the role of each tensor by name."""
+class CheckRun:
+    """One initialised model with the optimizers that train it."""
 
     model: nn.Module
+    """The model."""
+
     optimizers: Sequence[Optimizer]
+    """Its optimizers: several where they share the model."""
+
     roles: Mapping[str, Role]
+    """Role of each tensor by name."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """`start(width, depth, seed)` builds a run; `loss(model, batch)` is a scalar; `logits` where the readout's own output is not them."""
+class CheckTarget:
+    """A family of models that a check trains, with its data and loss."""
 
-    start: Callable[[int, int, int], Run]
-    batch: Callable[[int], Any]  # of a seed
+    start: Callable[[int, int, int], CheckRun]
+    """Builds a run for (width, depth, seed)."""
+
+    batch: Callable[[int], Any]
+    """The batch for a seed."""
+
     loss: Callable[[nn.Module, Any], Tensor]
-    own: tuple[int, int]  # (width, depth) of what does not vary
+    """Scalar loss of (model, batch)."""
+
+    own: tuple[int, int]
+    """(width, depth) of the dimension that does not vary."""
+
     form: str
-    family: str  # of the optimizer
+    """Parametrization."""
+
+    family: str
+    """Optimizer family."""
+
     caveats: list[str]
+    """Known limits of the rules for this form and family."""
+
     logits: Callable[[nn.Module, Any], Tensor] | None = None
+    """Logits of (model, batch), where they are not the output of the readout module."""
 
 
 @contextmanager
-def steady(model: nn.Module, seed: int) -> Iterator[None]:
-    """The same dropout whenever a step, or an observation, is repeated; the caller's random state is left alone."""
+def fixed_randomness(model: nn.Module, seed: int) -> Iterator[None]:
+    """Makes dropout the same in every repetition, and restores the caller's random state."""
     devices = {
         parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"
     }
@@ -56,60 +79,58 @@ def steady(model: nn.Module, seed: int) -> Iterator[None]:
         yield
 
 
-def scalar_loss(subject: Subject, model: nn.Module, batch: Any) -> Tensor:
-    """The loss of one batch; UserError where it is no scalar with a gradient."""
-    loss = subject.loss(model, batch)
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        got = (
-            f"a tensor of shape {tuple(loss.shape)}"
-            if isinstance(loss, Tensor)
-            else type(loss).__name__
-        )
-        raise UserError(
-            f"`loss(model, batch)` must be one number that has a gradient, but got {got}"
-        )
-    return loss
+def scalar_loss(target: CheckTarget, model: nn.Module, batch: Any) -> Tensor:
+    """The loss of one batch. UserError unless it is one number with a gradient."""
+    loss = target.loss(model, batch)
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    got = type(loss).__name__
+    if isinstance(loss, Tensor):
+        got = f"a tensor of shape {tuple(loss.shape)}"
+        got += "" if loss.requires_grad else " without gradient"
+    raise UserError(f"`loss(model, batch)` must be one number that has a gradient, but got {got}")
 
 
-def trained(subject: Subject, run: Run, batch: Any, steps: Sequence[int]) -> Iterator[int]:
-    """Train on one batch, learning rates as planned, no schedule and no clipping; stop after each of `steps` (0: before the first)."""
+def train_steps(
+    target: CheckTarget, run: CheckRun, batch: Any, steps: Sequence[int]
+) -> Iterator[int]:
+    """Trains on one batch and yields after each step in `steps` (0: before training).
+
+    Learning rates are the plan's; there is no schedule and no gradient clipping.
+    """
     for step in range(max(steps) + 1):
         if step:
-            with steady(run.model, step):
-                loss = scalar_loss(subject, run.model, batch)
+            with fixed_randomness(run.model, step):
+                loss = scalar_loss(target, run.model, batch)
                 run.model.zero_grad()
                 loss.backward()
+            closure = functools.partial(loss.detach().reshape, 1)  # MoMo reads the loss
             for opt in run.optimizers:
-                opt.step(functools.partial(loss.detach().reshape, 1))  # type: ignore[arg-type]  # its loss, which MoMo steps by
+                opt.step(closure)  # type: ignore[arg-type]
         if step in steps:
             yield step
 
 
-def several(made: Any) -> list[Optimizer]:
-    return list(made) if isinstance(made, (list, tuple)) else [made]
+def as_list(optimizers: Any) -> list[Optimizer]:
+    return list(optimizers) if isinstance(optimizers, (list, tuple)) else [optimizers]
 
 
-# --- of a recipe -----------------------------------------------------------------------------------------------------
+# --- a recipe -------------------------------------------------------------------------------------
 
 
-def of_recipe(recipe: Recipe) -> Subject:
-    """The zoo's model of a recipe; batch and initial weights follow the seed."""
+def recipe_target(recipe: Recipe) -> CheckTarget:
+    """The zoo's model of a recipe. Batch and initial weights depend on the seed."""
     corpus = data.load(recipe.data)
     rows = recipe.budget.batch_tokens // recipe.data.seq_len
 
-    def start(width: int, depth: int, seed: int) -> Run:
+    def start(width: int, depth: int, seed: int) -> CheckRun:
         point = with_settings(recipe, {"width": width, "depth": depth, "seed": seed})
-        model, plan = (
-            models.build(point, corpus.vocab_size),
-            counting.planned(point, corpus.vocab_size),
-        )
-        return Run(
-            model,
-            several(optim.optimizer(model, plan, point.optimizer)),
-            {row.name: row.role for row in plan},
-        )
+        model = models.build(point, corpus.vocab_size)
+        plan = counting.plan_tensors(point, corpus.vocab_size)
+        optimizers = as_list(optim.optimizer(model, plan, point.optimizer))
+        return CheckRun(model, optimizers, {row.name: row.role for row in plan})
 
-    return Subject(
+    return CheckTarget(
         start=start,
         batch=lambda seed: tuple(
             map(torch.from_numpy, corpus.batch(seed, 0, rows, recipe.data.seq_len))
@@ -123,34 +144,59 @@ def of_recipe(recipe: Recipe) -> Subject:
     )
 
 
-# --- of the user's own model -----------------------------------------------------------------------------------------
+# --- the user's own model -------------------------------------------------------------------------
 
 
-def of_model(
-    build: Callable[..., nn.Module], *, batch: Any, loss: Callable[[nn.Module, Any], Tensor], base_width: int, other_width: int,
-    base_depth: int | None = None, form: str = "mup", optimizer: str = "adamw", make: Callable[[Plan, nn.Module], Any] | None = None,
-    logits: Callable[[nn.Module, Any], Tensor] | None = None, depth: tuple[Any, ...] | None = None, **settings: Any,
-) -> Subject:  # fmt: skip
-    """`build(width)`, or `build(width, depth)` where there is a `base_depth`, put through `parametrize` with `settings`.
+def model_target(
+    build: Callable[..., nn.Module],
+    *,
+    batch: Any,
+    loss: Callable[[nn.Module, Any], Tensor],
+    base_width: int,
+    other_width: int,
+    base_depth: int | None = None,
+    form: str = "mup",
+    optimizer: str = "adamw",
+    make: Callable[[Plan, nn.Module], Any] | None = None,
+    logits: Callable[[nn.Module, Any], Tensor] | None = None,
+    depth: tuple[Any, ...] | None = None,
+    **settings: Any,
+) -> CheckTarget:
+    """The user's models, parametrized by `parametrize` with `settings`.
 
-    other_width: any that differs from the base, to see what grows. make: (plan, model) -> its optimizers, where ours do not do.
+    Args:
+        build: `build(width)`, or `build(width, depth)` if `base_depth` is given.
+        batch: The batch to train on.
+        loss: Scalar loss of (model, batch).
+        base_width: Width at which the hyperparameters are written.
+        other_width: Any other width: it shows which dimensions grow.
+        base_depth: Depth at which the hyperparameters are written.
+        form: Parametrization.
+        optimizer: Optimizer family.
+        make: (plan, model) -> optimizer or optimizers; None: the recipe family at its defaults.
+        logits: Logits of (model, batch).
+        depth: As in `parametrize`.
+        settings: Other arguments of `parametrize`.
     """
-    make = make or _maker(optimizer, settings.get("lr", 1e-3))
+    make = make or _default_optimizer(optimizer, settings.get("lr", 1e-3))
 
-    def built(width: int, deep: int, seed: int) -> nn.Module:
+    def build_seeded(width: int, depth: int, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = build(width) if base_depth is None else build(width, deep)
+            model = build(width) if base_depth is None else build(width, depth)
         if not isinstance(model, nn.Module):
-            raise UserError(f"`build` must make a model, but it made {type(model).__name__}")
+            raise UserError(f"`build` must return a model, but it returned {type(model).__name__}")
         return model
 
-    def start(width: int, deep: int, seed: int) -> Run:
-        model, origin = built(width, deep, seed), built(base_width, base_depth or deep, seed)
-        delta = built(other_width, base_depth or deep, seed) if width == base_width else None
+    def start(width: int, deep: int, seed: int) -> CheckRun:
+        model = build_seeded(width, deep, seed)
+        base = build_seeded(base_width, base_depth or deep, seed)
+        delta = None
+        if width == base_width:
+            delta = build_seeded(other_width, base_depth or deep, seed)
         plan = parametrizing.parametrize(
             model,
-            base=origin,
+            base=base,
             delta=delta,
             form=form,
             optimizer=optimizer,
@@ -158,38 +204,37 @@ def of_model(
             seed=seed,
             **settings,
         )
-        return Run(model, several(make(plan, model)), {row.name: row.role for row in plan.rows})
+        roles = {row.name: row.role for row in plan.rows}
+        return CheckRun(model, as_list(make(plan, model)), roles)
 
-    known = caveats(form, optimizer, settings.get("alignment", "full"))
-    return Subject(
-        start,
-        lambda seed: batch,
-        loss,
-        (base_width, base_depth or 1),
-        form,
-        optimizer,
-        known,
-        logits,
+    return CheckTarget(
+        start=start,
+        batch=lambda seed: batch,
+        loss=loss,
+        own=(base_width, base_depth or 1),
+        form=form,
+        family=optimizer,
+        caveats=caveats(form, optimizer, settings.get("alignment", "full")),
+        logits=logits,
     )
 
 
-def _maker(rule: str, lr: float) -> Callable[[Plan, nn.Module], Any]:
-    """The recipe family that `scaletune.rules` calls `rule`, at a recipe's defaults; SGD without momentum."""
-    factors = {name: factor for factor, name in MUON.items()}
+def _default_optimizer(rule: str, lr: float) -> Callable[[Plan, nn.Module], Any]:
+    """The recipe family for the rule's name, at a recipe's defaults; SGD without momentum."""
+    factors = {name: factor for factor, name in MUON_RULES.items()}
     family = "muon" if rule in factors else {"adam": "adamw"}.get(rule, rule)
-    if family not in READS:
-        family_named(rule)  # a name nobody knows is told the nearest
+    if family not in OPTIMIZER_SETTINGS:
+        family_named(rule)  # an unknown name raises an error with the nearest one
         raise UserError(
-            f"`make(plan, model)` must say how to build optimizers of family {rule!r}: there is none of ours"
+            f"`make(plan, model)` must be given for optimizer family {rule!r}, because scaletune"
+            " has no optimizer of that family"
         )
-    given = (
-        {"shape_factor": factors[rule]}
-        if rule in factors
-        else {"momentum": 0.0, "nesterov": False}
-        if family == "sgd"
-        else {}
-    )
+    options: dict[str, Any] = {}
+    if rule in factors:
+        options = {"shape_factor": factors[rule]}
+    elif family == "sgd":
+        options = {"momentum": 0.0, "nesterov": False}
     settings = Settings.model_validate(
-        {"family": family, "lr": 1.0 if family in LR_FREE else lr, **given}
+        {"family": family, "lr": 1.0 if family in LR_FREE else lr, **options}
     )
-    return lambda plan, model: alone(plan, model, settings)
+    return lambda plan, model: build_plain_optimizer(plan, model, settings)

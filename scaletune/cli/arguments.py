@@ -445,7 +445,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
             epilog=f"example:\n  {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        added.set_defaults(run_command=command.run)
+        added.set_defaults(run_command=command.run, parser=parser)
         added.add_argument("--json", action="store_true", help="print JSON only")
         command.add_arguments(added)
     return parser, list(commands.choices)

@@ -233,7 +233,7 @@ def transfer(args: argparse.Namespace) -> Answer:
     formats = args.to or ["granite", "recipe"]
     answer = transferring.transfer(fitted, target, formats, args.out, args.force)
     files = [f"  {path}" for path in answer["files"]]
-    return answer, [*reporting.transfer_lines(answer, fitted.level), "Files:", *files]
+    return answer, [*reporting.transfer_lines(answer), "Files:", *files]
 
 
 def lint(args: argparse.Namespace) -> Answer:

@@ -23,29 +23,19 @@ def completion(args: argparse.Namespace) -> Answer:
     """`scaletune completion`: prints a completion script."""
     import shtab
 
-    from scaletune.cli.arguments import build_parser
-
     if args.shell not in shtab.SUPPORTED_SHELLS:
         known = ", ".join(shtab.SUPPORTED_SHELLS)
         hint = nearest(args.shell, shtab.SUPPORTED_SHELLS)
         raise UserError(f"the shell must be one of {known}, but got `{args.shell}`{hint}")
-    script = shtab.complete(build_parser()[0], args.shell)
+    script = shtab.complete(args.parser, args.shell)
     return {"shell": args.shell, "script": script}, [script]
 
 
 def help(args: argparse.Namespace) -> Answer:
     """`scaletune help`: the help of all commands, or of one."""
-    from scaletune.cli.arguments import build_parser
-
-    parser, commands = build_parser()
-    if args.about and args.about not in commands:
-        raise UserError(f"unknown command `{args.about}`{nearest(args.about, commands)}")
-    text = parser.format_help() if not args.about else _help_of(parser, args.about)
+    parser: argparse.ArgumentParser = args.parser
+    (group,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    if args.about and args.about not in group.choices:
+        raise UserError(f"unknown command `{args.about}`{nearest(args.about, group.choices)}")
+    text = group.choices[args.about].format_help() if args.about else parser.format_help()
     return {"help": text}, [text.rstrip()]
-
-
-def _help_of(parser: argparse.ArgumentParser, command: str) -> str:
-    (commands,) = (
-        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
-    )
-    return commands.choices[command].format_help()

@@ -1,4 +1,7 @@
-"""Just enough of protobuf's wire format to read other people's logs: (field, value) pairs, values as ints or bytes."""
+"""A minimal reader of protobuf's wire format: (field number, value) pairs.
+
+It reads the log files of W&B and TensorBoard. Values are ints or bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ Value = int | bytes
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """(number, position after it)."""
+    """The number that starts at position `at`, and the position after it."""
     number = shift = 0
     while True:
         byte = data[at]
@@ -20,7 +23,11 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, Value]]:
-    """Field number and value of each field, in order; fixed-width ones as their bytes. ValueError on what is no message."""
+    """Number and value of each field, in order. Values of fixed width are bytes.
+
+    Raises:
+        ValueError: The data are not a protobuf message.
+    """
     at = 0
     while at < len(data):
         key, at = varint(data, at)
@@ -34,17 +41,13 @@ def fields(data: bytes) -> Iterator[tuple[int, Value]]:
         elif wire in (1, 5):
             size = 8 if wire == 1 else 4
         else:
-            raise ValueError(f"wire type {wire}")
+            raise ValueError(f"it has an unknown protobuf wire type {wire}")
         if at + size > len(data):
-            raise ValueError("a field is cut off")
+            raise ValueError("a protobuf field is cut off")
         yield number, data[at : at + size]
         at += size
 
 
 def floats(data: bytes) -> list[float]:
-    """Packed little-endian float32."""
+    """Packed little-endian float32 numbers."""
     return list(struct.unpack(f"<{len(data) // 4}f", data))
-
-
-def first(message: bytes, number: int, default: Value = b"") -> Value:
-    return next((value for field, value in fields(message) if field == number), default)

@@ -1,4 +1,7 @@
-"""TensorBoard's event files: TFRecord framing around `Event` messages, scalars as old simple values and as tensors."""
+"""Reads TensorBoard event files: TFRecord frames that hold `Event` messages.
+
+Scalars are read in both encodings, simple values and tensors. TensorBoard need not be installed.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,27 @@ from pathlib import Path
 
 from scaletune.errors import UserError
 from scaletune.importing.protobuf import fields, floats
-from scaletune.importing.run import Run
+from scaletune.importing.run import ImportedRun
 
 DOUBLE = 2  # DataType.DT_DOUBLE
 
 
-def read(path: Path) -> list[Run]:
-    """One run a folder of event files, or of one file; hyperparameters as `add_hparams` and Accelerate's trackers store them are scalars too."""
+def read(path: Path) -> list[ImportedRun]:
+    """One run per folder of event files, or the run of one file.
+
+    Hyperparameters stored by `add_hparams` and by Accelerate's trackers are scalars too.
+    """
     files = [path] if path.is_file() else sorted(path.rglob("*tfevents*"))
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, ImportedRun] = {}
     for file in files:
-        run = runs.setdefault(file.parent, Run(name=file.parent.name))
+        run = runs.setdefault(file.parent, ImportedRun(name=file.parent.name))
         for step, tag, value in scalars(file):
             run.history.setdefault(tag, []).append((step, value))
     return list(runs.values())
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """The payloads; a last one that was cut off by a crash is left out."""
+    """The payload of each record. A last record that a crash cut off is skipped."""
     data, at = path.read_bytes(), 0
     while at + 12 <= len(data):
         (size,) = struct.unpack_from("<Q", data, at)
@@ -36,7 +42,7 @@ def records(path: Path) -> Iterator[bytes]:
 
 
 def scalars(path: Path) -> Iterator[tuple[int, str, float]]:
-    """(step, tag, value) of each scalar. UserError when the file holds no events."""
+    """(step, tag, value) of each scalar. UserError if the file is not an event file."""
     try:
         for record in records(path):
             step, summaries = 0, []
@@ -45,13 +51,16 @@ def scalars(path: Path) -> Iterator[tuple[int, str, float]]:
                 summaries += [value] if number == 5 and isinstance(value, bytes) else []
             for summary in summaries:
                 for _, entry in fields(summary):
-                    if isinstance(entry, bytes) and (found := _scalar(entry)):
-                        yield step, *found
+                    if isinstance(entry, bytes) and (scalar := _read_scalar(entry)):
+                        yield step, *scalar
     except (ValueError, IndexError) as error:
-        raise UserError(f"`{path}` must be a TensorBoard event file, but {error}") from None
+        raise UserError(
+            f"`{path}` must be a TensorBoard event file, but {error}: if it is damaged, remove it"
+        ) from None
 
 
-def _scalar(entry: bytes) -> tuple[str, float] | None:
+def _read_scalar(entry: bytes) -> tuple[str, float] | None:
+    """(tag, value) of a summary entry; None if it is not one number."""
     tag, value = "", None
     for number, content in fields(entry):
         if number == 1 and isinstance(content, bytes):
@@ -59,11 +68,11 @@ def _scalar(entry: bytes) -> tuple[str, float] | None:
         elif number == 2 and isinstance(content, bytes):
             (value,) = struct.unpack("<f", content)
         elif number == 8 and isinstance(content, bytes):
-            value = _tensor(content)
+            value = _read_tensor(content)
     return (tag, value) if value is not None else None
 
 
-def _tensor(message: bytes) -> float | None:
+def _read_tensor(message: bytes) -> float | None:
     """The value of a TensorProto that holds one number."""
     parts = dict(fields(message))
     dtype, packed, content = parts.get(1), parts.get(5), parts.get(4)
@@ -72,8 +81,6 @@ def _tensor(message: bytes) -> float | None:
     if isinstance(content, bytes) and len(content) in (4, 8):
         return float(struct.unpack("<d" if dtype == DOUBLE else "<f", content)[0])
     double = parts.get(6)
-    return (
-        float(struct.unpack("<d", double)[0])
-        if isinstance(double, bytes) and len(double) == 8
-        else None
-    )
+    if isinstance(double, bytes) and len(double) == 8:
+        return float(struct.unpack("<d", double)[0])
+    return None

@@ -1,4 +1,4 @@
-"""Hugging Face's `trainer_state.json` and MLflow's SQLite file."""
+"""Reads the `trainer_state.json` of a Hugging Face Trainer, and the SQLite database of MLflow."""
 
 from __future__ import annotations
 
@@ -12,44 +12,59 @@ from pydantic import TypeAdapter
 
 from scaletune import counting, huggingface
 from scaletune.errors import UserError
-from scaletune.importing.run import Run, number
+from scaletune.importing.run import ImportedRun, to_number
 from scaletune.zoo import Model
 
 
-def trainer_state(path: Path) -> list[Run]:
-    """The log of one transformers Trainer: `loss`, `eval_loss`, `learning_rate`, ... by step; called by the folder of its checkpoints."""
+def read_trainer(path: Path) -> list[ImportedRun]:
+    """One run per folder of checkpoints, read from its last checkpoint; or the run of one file."""
+    files = [path] if path.is_file() else sorted(path.rglob("trainer_state.json"))
+    last: dict[Path, ImportedRun] = {}
+    for file in files:
+        run = read_trainer_state(file)
+        is_checkpoint = file.parent.name.startswith("checkpoint-")
+        folder = file.parent.parent if is_checkpoint else file.parent
+        if folder not in last or run.row().get("steps", 0) >= last[folder].row().get("steps", 0):
+            last[folder] = run
+    return list(last.values())
+
+
+def read_trainer_state(path: Path) -> ImportedRun:
+    """The log of one Trainer: `loss`, `eval_loss`, `learning_rate`, ... by step.
+
+    The run has the name of the folder that holds the checkpoints.
+    """
     try:
         state = json.loads(path.read_text("utf-8"))
         history = state["log_history"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(
-            f"`{path}` must be a Trainer's state with a `log_history`, but {type(error).__name__}: {error}"
+            f"`{path}` must be a Trainer's state with a `log_history`, but reading it raised"
+            f" {type(error).__name__}: {error}"
         ) from None
     parents = [folder.name for folder in path.absolute().parents]
-    run = Run(name=parents[parents[0].startswith("checkpoint-")] or path.stem)
-    run.put(_model(path.parent))
-    run.put(
-        {
-            key: value
-            for key, value in state.items()
-            if number(value) is not None and key != "global_step"
-        }
-    )
+    run = ImportedRun(name=parents[parents[0].startswith("checkpoint-")] or path.stem)
+    run.add_settings(_model_size(path.parent))
+    numbers = {key: value for key, value in state.items() if to_number(value) is not None}
+    numbers.pop("global_step", None)
+    run.add_settings(numbers)
     for line in history:
         for key, value in line.items():
-            if key != "step" and (found := number(value)) is not None:
-                run.history.setdefault(key, []).append((int(line.get("step", 0)), found))
+            if key != "step" and (number := to_number(value)) is not None:
+                run.history.setdefault(key, []).append((int(line.get("step", 0)), number))
     if {"loss", "eval_loss"} <= run.history.keys():
-        run.history["train_loss"] = run.history.pop(
-            "loss"
-        )  # `loss` is what was held out, wherever both are there
+        # with both, the contract's `loss` is the held-out one
+        run.history["train_loss"] = run.history.pop("loss")
     if peaks := [value for _, value in run.history.get("learning_rate", [])]:
-        run.config["peak_lr_logged"] = max(peaks)  # warmup's end may fall between two lines
-    return [run]
+        run.config["peak_lr_logged"] = max(peaks)  # the true peak may lie between two log lines
+    return run
 
 
-def _model(folder: Path) -> dict[str, Any]:
-    """Size and shape from the config.json that a Trainer leaves beside its state; nothing where it has none, or one of another model."""
+def _model_size(folder: Path) -> dict[str, Any]:
+    """Size and shape of the model from the `config.json` beside the Trainer's state.
+
+    Empty if there is no such file, or if the architecture is not known.
+    """
     try:
         model, vocab_size, _ = huggingface.read(folder)
         shape = TypeAdapter(Model).validate_python(model)
@@ -62,8 +77,8 @@ def _model(folder: Path) -> dict[str, Any]:
     }
 
 
-def mlflow(path: Path) -> list[Run]:
-    """Every run that is not deleted, of MLflow's own SQLite store; opened read-only."""
+def read_mlflow(path: Path) -> list[ImportedRun]:
+    """Every run in an MLflow database that is not deleted. The database is opened read-only."""
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
             names = db.execute(
@@ -71,22 +86,23 @@ def mlflow(path: Path) -> list[Run]:
             ).fetchall()
             params = db.execute("SELECT run_uuid, key, value FROM params").fetchall()
             metrics = db.execute(
-                "SELECT run_uuid, key, step, value FROM metrics WHERE NOT is_nan ORDER BY step, timestamp"
+                "SELECT run_uuid, key, step, value FROM metrics WHERE NOT is_nan"
+                " ORDER BY step, timestamp"
             ).fetchall()
     except sqlite3.Error as error:
-        raise UserError(f"`{path}` must be MLflow's SQLite store, but {error}") from None
-    runs = {run: Run(name=run) for run, _ in names}
+        raise UserError(f"`{path}` must be the SQLite database of MLflow, but {error}") from None
+    runs = {run: ImportedRun(name=run) for run, _ in names}
     for run, key, value in params:
         if run in runs:
-            runs[run].config[key] = _told(value)
+            runs[run].config[key] = _parse(value)
     for run, key, step, value in metrics:
         if run in runs:
             runs[run].history.setdefault(key, []).append((int(step), float(value)))
     return list(runs.values())
 
 
-def _told(value: Any) -> float | str:
-    """MLflow keeps every parameter as text."""
+def _parse(value: Any) -> float | str:
+    """A parameter as a number if it is one. MLflow stores all of them as text."""
     try:
         return float(value)
     except ValueError:

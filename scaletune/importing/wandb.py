@@ -1,4 +1,7 @@
-"""W&B's offline `.wandb` files: leveldb's log blocks around `Record` messages; no part of W&B is imported."""
+"""Reads the offline `.wandb` files of Weights & Biases: leveldb log blocks of `Record` messages.
+
+W&B need not be installed.
+"""
 
 from __future__ import annotations
 
@@ -10,49 +13,58 @@ from typing import Any
 
 from scaletune.errors import UserError
 from scaletune.importing.protobuf import Value, fields
-from scaletune.importing.run import Run, number
+from scaletune.importing.run import ImportedRun, to_number
 
 HEADER, BLOCK = 7, 32768
 FULL, LAST = 1, 4  # kinds of a chunk: whole; first 2, middle 3, last
-HISTORY, CONFIG, RUN, EXIT = 2, 5, 17, 18  # fields of a Record
-TYPED: dict[int, Any] = {  # a value's own fields since 0.31; before, its JSON alone
-    3: lambda v: None, 4: bool, 5: lambda v: v - (1 << 64) if v >> 63 else v, 6: lambda v: struct.unpack("<d", v)[0],
-    7: lambda v: v.decode("utf-8", "replace"), 8: lambda v: json.loads(v), 16: lambda v: json.loads(v),
-}  # fmt: skip
+HISTORY, CONFIG, RUN = 2, 5, 17  # fields of a Record
+TYPED: dict[int, Any] = {
+    3: lambda v: None,
+    4: bool,
+    5: lambda v: v - (1 << 64) if v >> 63 else v,
+    6: lambda v: struct.unpack("<d", v)[0],
+    7: lambda v: v.decode("utf-8", "replace"),
+    8: lambda v: json.loads(v),
+    16: lambda v: json.loads(v),
+}
+"""How each typed field of a value is decoded (since W&B 0.31; before, only JSON in field 16)."""
 
 
-def read(path: Path) -> list[Run]:
-    """A run a `.wandb` file: its config, and its history by key. A record cut off by a crash ends a file."""
-    return [_run(file) for file in ([path] if path.is_file() else sorted(path.rglob("*.wandb")))]
+def read(path: Path) -> list[ImportedRun]:
+    """One run per `.wandb` file: its config, and its history by key.
+
+    If a crash cut off the last record, the records before it are read.
+    """
+    files = [path] if path.is_file() else sorted(path.rglob("*.wandb"))
+    return [_read_run(file) for file in files]
 
 
-def _run(path: Path) -> Run:
-    run, step = Run(name=path.stem.removeprefix("run-")), 0
+def _read_run(path: Path) -> ImportedRun:
+    run, step = ImportedRun(name=path.stem.removeprefix("run-")), 0
     try:
         for record in records(path):
             for field, message in fields(record):
                 if not isinstance(message, bytes):
                     continue
                 if field == HISTORY:
-                    step = _history(run, message, step)
-                elif field in (CONFIG, RUN):
-                    _config(
-                        run,
-                        message
-                        if field == CONFIG
-                        else next((m for f, m in fields(message) if f == 4), b""),
-                    )
+                    step = _add_history(run, message, step)
+                elif field == CONFIG:
+                    _add_config(run, message)
+                elif field == RUN:
+                    _add_config(run, next((m for f, m in fields(message) if f == 4), b""))
     except (ValueError, IndexError, struct.error) as error:
-        raise UserError(f"`{path}` must be an offline run as W&B writes it, but {error}") from None
+        raise UserError(
+            f"`{path}` must be an offline run of W&B, but {error}: if it is damaged, remove it"
+        ) from None
     return run
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """Payloads of leveldb's log format, whose chunks do not cross blocks."""
+    """Payloads in leveldb's log format. A record is split into chunks that do not cross blocks."""
     data = path.read_bytes()
     if data[:4] != b":W&B":
         raise UserError(
-            f"`{path}` must be an offline run as W&B writes it, but it does not begin with `:W&B`"
+            f"`{path}` must be an offline run of W&B, but it does not begin with `:W&B`"
         )
     at, parts = HEADER, list[bytes]()
     while at + 7 <= len(data):
@@ -69,38 +81,39 @@ def records(path: Path) -> Iterator[bytes]:
             parts = []
 
 
-def _items(message: bytes, wanted: int) -> Iterator[tuple[str, Any]]:
-    """(key, value) of the items in field `wanted`; nested keys joined by dots."""
+def _items(message: bytes, number: int) -> Iterator[tuple[str, Any]]:
+    """(key, value) of the items in field `number`. Nested keys are joined by dots."""
     for field, item in fields(message):
-        if field != wanted or not isinstance(item, bytes):
+        if field != number or not isinstance(item, bytes):
             continue
-        key, nested, found = "", list[str](), None
+        key, nested, decoded = "", list[str](), None
         for part, value in fields(item):
             if part == 1 and isinstance(value, bytes):
                 key = value.decode("utf-8", "replace")
             elif part == 2 and isinstance(value, bytes):
                 nested.append(value.decode("utf-8", "replace"))
             elif part in TYPED:
-                found = _value(part, value)
-        yield key or ".".join(nested), found
+                decoded = _decode(part, value)
+        yield key or ".".join(nested), decoded
 
 
-def _value(part: int, value: Value) -> Any:
+def _decode(part: int, value: Value) -> Any:
     try:
         return TYPED[part](value)
     except (TypeError, struct.error) as error:
         raise ValueError(str(error)) from None
 
 
-def _history(run: Run, message: bytes, step: int) -> int:
+def _add_history(run: ImportedRun, message: bytes, step: int) -> int:
+    """Adds one row of metrics and returns the number of the next step."""
     row = dict(_items(message, 1))
     step = int(row.get("_step", step))
     for key, value in row.items():
-        if not key.startswith("_") and (found := number(value)) is not None:
-            run.history.setdefault(key, []).append((step, found))
+        if not key.startswith("_") and (number := to_number(value)) is not None:
+            run.history.setdefault(key, []).append((step, number))
     return step + 1
 
 
-def _config(run: Run, message: Value) -> None:
+def _add_config(run: ImportedRun, message: Value) -> None:
     if isinstance(message, bytes):
-        run.put({key: value for key, value in _items(message, 1) if key != "_wandb"})
+        run.add_settings({key: value for key, value in _items(message, 1) if key != "_wandb"})

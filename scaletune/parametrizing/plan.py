@@ -1,10 +1,10 @@
-"""The plan: what every parameter of a model gets, keyed by name; a frozen record, saved as JSON, printed as a table."""
+"""`Plan`: the settings of every tensor of a model, by name. It is saved as JSON and printed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,237 +12,277 @@ from torch import nn
 
 from scaletune.errors import UserError
 from scaletune.parametrizing import apply
-from scaletune.parametrizing.attention import Queries
-from scaletune.parametrizing.shapes import Dims, named, skeleton
+from scaletune.parametrizing import row as rows_module
+from scaletune.parametrizing.attention import QueryMultiplier
+from scaletune.parametrizing.row import HEADER, Row
+from scaletune.parametrizing.shapes import name_pattern, named_tensors
 from scaletune.records import digest, write_atomically
-from scaletune.rules import FAMILIES, ROLES, Role, caveats
+from scaletune.rules import FAMILIES, ROLES, caveats
 
 SCHEMA = "scaletune.parametrization/1"
-SHARDED = (
-    "_fsdp_wrapped_module"  # FullyShardedDataParallel shows local pieces: their shapes say nothing
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One tensor. Of `init_value`, `init_std` and `init_scale` the first that is not None is what initialising does."""
-
-    name: str
-    role: Role
-    shape: Dims  # (base size or None where it does not grow, size) of each dimension
-    m_in: float
-    m_out: float
-    multiplier: float  # the tensor acts as multiplier * W
-    init_value: float | None  # a constant: gains, biases, a readout that starts at zero
-    init_std: float | None
-    init_scale: float | None  # times what the model itself drew
-    lr: float
-    weight_decay: float
-    eps: float
-    tied: Mapping[str, float] = field(
-        default_factory=dict
-    )  # the tensor's other names, with the multiplier it has there
-    branch: float = 1.0  # factor on the output of its residual branch
-    damping: tuple[float, float] = (
-        1.0,
-        1.0,
-    )  # factors on that of the input's and the output's statistics: K-FAC, Shampoo
+SHARDED = "_fsdp_wrapped_module"  # FullyShardedDataParallel shows local pieces, of other shapes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a model is parametrized: `attach` hooks its multipliers, `initialise` draws its tensors, `param_groups` feeds any optimizer."""
+    """How a model is parametrized: `st.parametrize` returns it.
+
+    `attach` hooks the multipliers to a model, `initialise` draws its tensors, and `param_groups`
+    gives the groups for any optimizer. `plan[name]` is the `Row` of a tensor, `print(plan)` shows
+    the table, `save` and `read` keep it as JSON. A plan stores no tensors.
+
+    Example:
+        >>> import scaletune as st
+        >>> from torch import nn
+        >>> def mlp(width):
+        ...     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 2))
+        >>> model = mlp(64)
+        >>> plan = st.parametrize(model, base=mlp(32), lr=0.01, init_std=0.1)
+        >>> plan["2.weight"].role, plan["2.weight"].multiplier
+        ('out', 0.5)
+        >>> print(plan)
+        plan: form mup, optimizer adamw, 4 tensors, shapes b6739061e748b6b0
+        tensor    role  shape     m_in  m_out  multiplier  init     lr    weight_decay  eps    count
+        0.weight  emb   32->64x8  1     2      1           std 0.1  0.01  0             5e-09  1
+        0.bias    vec   32->64    1     2      1           0        0.01  0             5e-09  1
+        2.weight  out   2x32->64  2     1      0.5         std 0.1  0.01  0             5e-09  1
+        2.bias    fin   2         1     1      1           0        0.01  0             1e-08  1
+    """
 
     form: str
+    """Parametrization, as in a recipe: "mup", "mup_t3", "mup_t8", "mup_t9", "sp", "ntk", ..."""
+
     optimizer: str
+    """Optimizer family that the learning rates are for: "adamw", "sgd", "muon", ..."""
+
     rows: tuple[Row, ...]
-    branches: tuple[str, ...] = ()  # patterns of the modules whose output is a residual branch
-    queries: tuple[
-        Queries, ...
-    ] = ()  # what makes a softmax go as 1 / d_head where the head size grows
-    notes: tuple[str, ...] = ()  # what the user must see to
+    """One row per tensor, in the order of `model.named_parameters()`."""
+
+    branches: tuple[str, ...] = ()
+    """Patterns of the modules whose output is a residual branch (depth rule)."""
+
+    queries: tuple[QueryMultiplier, ...] = ()
+    """Modules whose queries are multiplied, where the head size grows, so that attention logits
+    scale as 1 / d_head."""
+
+    notes: tuple[str, ...] = ()
+    """What the user has to do by hand: one sentence each."""
 
     def __getitem__(self, name: str) -> Row:
-        return self._named[name]
+        """The row of the tensor `name`."""
+        return self._by_name[name]
 
     @property
-    def _named(self) -> dict[str, Row]:
+    def _by_name(self) -> dict[str, Row]:
         return {row.name: row for row in self.rows}
 
     @property
     def digest(self) -> str:
-        """Of the base's and the target's shapes by name: what a plan belongs to."""
+        """Digest of the base and target shapes by name. It identifies the model of a plan."""
         return digest({row.name: [list(dim) for dim in row.shape] for row in self.rows})
 
     def multipliers(self) -> dict[str, float]:
-        """Tensor, by each of its names -> what it is multiplied by where that name owns it."""
-        return {
-            name: factor
-            for row in self.rows
-            for name, factor in ((row.name, row.multiplier), *row.tied.items())
-        }
+        """Multiplier of each tensor under each of its names (a tied tensor has several)."""
+        return rows_module.multipliers(self.rows)
 
     def extra(self, row: Row) -> dict[str, Any]:
-        """Settings beside lr and weight decay that this optimizer's groups carry; `damping`: factors on your own."""
+        """Settings in a param group of this optimizer besides lr and weight decay.
+
+        These are `eps`, except for SGD, and `damping` for K-FAC and Shampoo: factors on the damping
+        that you choose.
+        """
         if FAMILIES[self.optimizer].damping:
             return {"eps": row.eps, "damping": row.damping}
         return {"eps": row.eps} if self.optimizer != "sgd" else {}
 
     def check(self, model: nn.Module) -> None:
-        """UserError, naming a tensor, unless the model has the plan's tensors in the plan's shapes."""
-        found, rows = named(model), self._named
-        if odd := sorted(found.keys() ^ rows.keys()):
+        """Checks that the model has the tensors of the plan in the same shapes.
+
+        Raises:
+            UserError: A tensor is missing or has another shape. The message names it.
+        """
+        tensors, rows = named_tensors(model), self._by_name
+        if odd := sorted(tensors.keys() ^ rows.keys()):
+            side = "model" if odd[0] in tensors else "plan"
             raise UserError(
-                f"plan and model must name the same tensors, but `{odd[0]}` is in {'the model' if odd[0] in found else 'the plan'} alone"
+                f"plan and model must have the same tensors, but `{odd[0]}` is only in the {side}:"
+                " make a plan for this model with `parametrize`"
             )
         sharded = any(SHARDED in name for name, _ in model.named_parameters())
-        for name, parameter in found.items():
+        for name, tensor in tensors.items():
             planned = tuple(size for _, size in rows[name].shape)
-            if tuple(parameter.shape) != planned and not sharded:
+            if tuple(tensor.shape) != planned and not sharded:
                 raise UserError(
-                    f"a plan belongs to the shapes it was made for, but `{name}` has {tuple(parameter.shape)}, planned {planned}"
+                    f"plan and model must have the same shapes, but `{name}` has shape"
+                    f" {tuple(tensor.shape)} in the model and {planned} in the plan: make a plan"
+                    " for this model with `parametrize`"
                 )
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """Hook every multiplier to the module that owns its tensor, by name; again is the same. Returns the model."""
-        apply.attach(self, model)
+        """Hooks every multiplier to the module that owns its tensor.
+
+        `st.parametrize` does this already, unless `apply=False`. A second call has no further
+        effect. A model that was loaded from a checkpoint needs it, because hooks are not in the
+        `state_dict`.
+
+        Args:
+            model: A model with the shapes of the plan.
+
+        Returns:
+            The model.
+
+        Raises:
+            UserError: The model has other tensors or shapes.
+
+        Example:
+            >>> import scaletune as st
+            >>> from torch import nn
+            >>> def mlp(width):
+            ...     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 2))
+            >>> plan = st.parametrize(mlp(64), base=mlp(32), init_std=0.1, apply=False)
+            >>> model = plan.initialise(plan.attach(mlp(64)), seed=1)
+        """
+        self.check(model)
+        apply.attach(model, self.rows, self.branches, self.queries)
         return model
 
     def initialise(self, model: nn.Module, seed: int = 0) -> nn.Module:
-        """Draw N(0, init_std**2) from a generator seeded by `seed` and name, put constants back, or rescale, once, what the model drew."""
-        apply.initialise(self, model, seed)
+        """Initialises every tensor in place, as its row says.
+
+        `init_value`: the constant. `init_std`: N(0, init_std**2) from a generator seeded by `seed`
+        and the tensor's name, so that the values do not depend on the order of tensors or on how
+        they are sharded. `init_scale`: multiplies the model's own initial values, once.
+
+        Args:
+            model: A model with the shapes of the plan, on a real device.
+            seed: Seed of the random values.
+
+        Returns:
+            The model.
+
+        Raises:
+            UserError: The model is on the meta device, has other tensors or shapes, or has been
+                rescaled before.
+        """
+        self.check(model)
+        apply.initialise(model, self.rows, seed, self.digest)
         return model
 
     def param_groups(
         self, model: nn.Module, roles: Collection[str] = ROLES
     ) -> list[dict[str, Any]]:
-        """{params, lr, initial_lr, weight_decay, eps} for each distinct setting; wrappers' prefixes are looked through.
+        """Param groups for any optimizer: one group for each distinct setting.
 
-        roles: those tensors only, where two optimizers share a model: Muon takes "hid", AdamW the others.
+        A learning-rate schedule must multiply each group's `initial_lr`; a schedule that writes
+        absolute learning rates (such as OneCycleLR) destroys the ratios between groups.
+
+        Args:
+            model: A model with the shapes of the plan, wrapped (DDP, FSDP, compile) or not.
+            roles: Roles of the tensors to include. If two optimizers share a model, for example
+                `("hid",)` for Muon and the other roles for AdamW.
+
+        Returns:
+            A list of dicts with keys `params`, `lr`, `initial_lr`, `weight_decay` and, depending
+            on the optimizer, `eps` and `damping`.
+
+        Raises:
+            UserError: The model has other tensors or shapes.
+
+        Example:
+            >>> import scaletune as st
+            >>> import torch
+            >>> from torch import nn
+            >>> def mlp(width):
+            ...     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width))
+            >>> model = mlp(64)
+            >>> plan = st.parametrize(model, base=mlp(32), lr=0.01, init_std=0.1)
+            >>> groups = plan.param_groups(model)
+            >>> [(len(group["params"]), group["lr"]) for group in groups]
+            [(3, 0.01), (1, 0.005)]
+            >>> optimizer = torch.optim.AdamW(groups)
         """
-        return apply.param_groups(self, model, roles)
+        self.check(model)
+        rows = [row for row in self.rows if row.role in roles]
+        return apply.param_groups(model, rows, self.extra)
 
     def to_dict(self) -> dict[str, Any]:
+        """The plan as plain values, with its schema and digest."""
         return {"schema": SCHEMA, "digest": self.digest, **asdict(self)}
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, atomically."""
+        """Writes the plan to `path` as JSON, atomically."""
         write_atomically(Path(path), json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
-        """A plan from its file. UserError unless it is one, whole and unaltered."""
+        """Reads a plan that `save` wrote.
+
+        Raises:
+            UserError: The file is not a plan, or its shapes do not match its digest.
+        """
         try:
             content = json.loads(Path(path).read_text("utf-8"))
             if content.pop("schema") != SCHEMA:
                 raise UserError(f"`{path}` must be a plan of schema {SCHEMA!r}")
-            said = content.pop("digest")
-            softmax = tuple(Queries(**found) for found in content.get("queries", []))
-            rows = tuple(_row(row) for row in content["rows"])
-            plan = cls(
-                **content
-                | {
-                    "rows": rows,
-                    "branches": tuple(content["branches"]),
-                    "queries": softmax,
-                    "notes": tuple(content.get("notes", [])),
-                }
-            )
+            recorded = content.pop("digest")
+            plan = cls(**content | _records_of(content))
         except (
-            OSError,
-            json.JSONDecodeError,
-            UnicodeDecodeError,
-            AttributeError,
-            KeyError,
-            TypeError,
-        ) as error:
+            OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError,
+        ) as error:  # fmt: skip
             raise UserError(
-                f"`{path}` must be a plan that `Plan.save` wrote, but {type(error).__name__}: {error}"
+                f"`{path}` must be a plan that `Plan.save` wrote, but reading it raised"
+                f" {type(error).__name__}: {error}"
             ) from None
-        if plan.digest != said:
+        if plan.digest != recorded:
             raise UserError(
-                f"`{path}` must hold the shapes its digest says, but the digest is {said} and theirs {plan.digest}"
+                f"`{path}` must hold the shapes that its digest was made from, but its digest is"
+                f" {recorded} and the shapes have {plan.digest}: the file was changed"
             )
         return plan
 
     def __str__(self) -> str:
-        """A table with one line for tensors that differ in their numbers only."""
-        alike: dict[tuple[str, ...], list[str]] = {}
+        """A table. Tensors whose names differ only in layer numbers share a line."""
+        same: dict[tuple[str, ...], list[str]] = {}
         for row in self.rows:
-            alike.setdefault((skeleton(row.name), *_cells(row)), []).append(row.name)
-        found = [
+            same.setdefault((name_pattern(row.name), *rows_module.cells(row)), []).append(row.name)
+        lines = [
             (names[0] if len(names) == 1 else cells[0], *cells[1:], str(len(names)))
-            for cells, names in alike.items()
+            for cells, names in same.items()
         ]
-        table = [(*HEADER, "x"), *found]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        body = "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in table
+        head = (
+            f"plan: form {self.form}, optimizer {self.optimizer}, {len(self.rows)} tensors,"
+            f" shapes {self.digest}"
         )
-        notes = "".join(
-            f"\nnote: {note}"
-            for note in (*self.notes, *_softmax(self.queries), *caveats(self.form, self.optimizer))
+        notes = (*self.notes, *_query_notes(self.queries), *caveats(self.form, self.optimizer))
+        return "\n".join(
+            [head, *_align([(*HEADER, "count"), *lines]), *map("note: {}".format, notes)]
         )
-        return f"form {self.form}, optimizer {self.optimizer}, {len(self.rows)} tensors, shapes {self.digest}\n{body}{notes}"
 
 
-HEADER = (
-    "tensor",
-    "role",
-    "shape",
-    "m_in",
-    "m_out",
-    "multiplier",
-    "init",
-    "lr",
-    "weight_decay",
-    "eps",
-)
-
-
-def _softmax(found: Collection[Queries]) -> list[str]:
-    factors = sorted({f"{each.factor:.4g}" for each in found})
-    return (
-        [
-            f"queries of {len(found)} attention modules times {' or '.join(factors)}: the softmax goes as 1 / d_head"
-        ]
-        if found
-        else []
-    )
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    shape = "x".join(
-        f"{base}->{size}" if base is not None else str(size) for base, size in row.shape
-    )
-    multiplier = "/".join(f"{factor:.4g}" for factor in (row.multiplier, *row.tied.values()))
-    numbers = (f"{value:.4g}" for value in (row.lr, row.weight_decay, row.eps))
-    return (
-        row.role,
-        shape,
-        f"{row.m_in:.4g}",
-        f"{row.m_out:.4g}",
-        multiplier,
-        _init(row),
-        *numbers,
-    )
-
-
-def _init(row: Row) -> str:
-    if row.init_value is not None:
-        return f"{row.init_value:.4g}"
-    return (
-        f"std {row.init_std:.4g}"
-        if row.init_std is not None
-        else ("?" if row.init_scale is None else f"times {row.init_scale:.4g}")
-    )
-
-
-def _row(content: Mapping[str, Any]) -> Row:
-    if unknown := content.keys() - {f.name for f in fields(Row)}:
-        raise KeyError(min(unknown))
-    tuples = {"shape": tuple(tuple(dim) for dim in content["shape"])} | {
-        "damping": tuple(content.get("damping", (1.0, 1.0)))
+def _records_of(content: dict[str, Any]) -> dict[str, Any]:
+    """The nested records of a plan read from JSON."""
+    return {
+        "rows": tuple(rows_module.from_dict(row) for row in content["rows"]),
+        "branches": tuple(content["branches"]),
+        "queries": tuple(QueryMultiplier(**query) for query in content.get("queries", [])),
+        "notes": tuple(content.get("notes", [])),
     }
-    return Row(**{**content, **tuples})
+
+
+def _align(table: list[tuple[str, ...]]) -> list[str]:
+    """Lines with columns padded to the same width."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    ]
+
+
+def _query_notes(queries: Collection[QueryMultiplier]) -> list[str]:
+    if not queries:
+        return []
+    factors = " or ".join(sorted({f"{query.factor:.4g}" for query in queries}))
+    return [
+        f"the queries of {len(queries)} attention modules are multiplied by {factors}, so that"
+        " attention logits scale as 1 / d_head"
+    ]

@@ -1,4 +1,8 @@
-"""Roles and ratios from shapes that grew, with declarations for what shapes cannot say; what nothing explains is refused, by name."""
+"""The role and the width ratios of each tensor, read from how its shape grows.
+
+A role says which of fan-in and fan-out grow with width. Overrides declare what shapes cannot show.
+A growth that nothing explains is an error that names the tensor.
+"""
 
 from __future__ import annotations
 
@@ -12,274 +16,328 @@ from typing import Any, get_args
 from torch.nn.modules.conv import _ConvNd
 
 from scaletune.errors import UserError, nearest
-from scaletune.parametrizing.shapes import Axes, Dims, Use, skeleton
+from scaletune.parametrizing.shapes import Axes, Dims, TensorUse, name_pattern
 from scaletune.rules import Role
 
 
 @dataclass(frozen=True)
-class Declared:
-    """What a user says of the tensors a pattern names; None: read it off the shapes, or take the plan's own setting."""
+class Override:
+    """What a user declares about the tensors that match a pattern.
+
+    None means: read it from the shapes, or use the value given to `parametrize`.
+    """
 
     role: Role | None = None
-    fan_in: int | None = (
-        None  # the axis of the true fan-in: experts (E, in, out) have fan_in 1, fan_out 2
-    )
+    """Role of the tensor: "emb", "hid", "out", "vec" or "fin"."""
+
+    fan_in: int | None = None
+    """Axis of the fan-in: experts of shape (E, in, out) have fan_in 1 and fan_out 2."""
+
     fan_out: int | None = None
-    m_in: float | None = None  # ratios to the base model, in place of the axes'
+    """Axis of the fan-out."""
+
+    m_in: float | None = None
+    """Fan-in divided by the fan-in in the base model."""
+
     m_out: float | None = None
-    multiplier: float | None = None  # at the base size, as are all below
+    """Fan-out divided by the fan-out in the base model."""
+
+    multiplier: float | None = None
+    """Forward multiplier at the base size."""
+
     init_std: float | None = None
+    """Initial standard deviation at the base size."""
+
     lr: float | None = None
+    """Learning rate at the base size."""
+
     weight_decay: float | None = None
+    """Weight decay at the base size."""
+
     eps: float | None = None
+    """Optimizer epsilon at the base size."""
 
 
 @dataclass(frozen=True)
-class Read:
-    """A tensor's role and ratios in one of its uses."""
+class TensorRole:
+    """Role and width ratios of a tensor in one of its uses."""
 
     role: Role
+    """Role in this use."""
+
     m_in: Fraction | float = Fraction(1)
+    """Fan-in divided by the fan-in in the base model."""
+
     m_out: Fraction | float = Fraction(1)
-    fans: tuple[int, int] = (1, 1)  # (fan-in, fan-out) of the target
+    """Fan-out divided by the fan-out in the base model."""
+
+    fans: tuple[int, int] = (1, 1)
+    """(fan-in, fan-out) in the target model."""
 
 
 MAY_BE_ZERO = ("fan_in", "fan_out", "init_std", "weight_decay")
 
-# --- declarations ----------------------------------------------------------------------------------------------------
+# --- overrides ------------------------------------------------------------------------------------
 
 
-def declarations(overrides: Mapping[str, Any], names: Iterable[str]) -> dict[str, Declared]:
-    """Tensor -> what the patterns that match it say, a later one over an earlier; UserError for a pattern that matches none."""
-    names, found = list(names), dict.fromkeys(names, Declared())
-    for pattern, said in overrides.items():
+def read_overrides(overrides: Mapping[str, Any], names: Iterable[str]) -> dict[str, Override]:
+    """The override of each tensor. A later pattern has priority over an earlier one.
+
+    Raises:
+        UserError: A pattern matches no tensor, or a value is not valid.
+    """
+    names = list(names)
+    result = dict.fromkeys(names, Override())
+    for pattern, declared in overrides.items():
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:
             raise UserError(
-                f"an override must name a tensor of the model, but `{pattern}` names none{nearest(pattern, names)}"
+                f"an override must name a tensor of the model, but `{pattern}` matches none"
+                f"{nearest(pattern, names)}"
             )
-        values = _said(pattern, said)
-        found |= {name: replace(found[name], **values) for name in matching}
-    return found
+        values = _override_fields(pattern, declared)
+        result |= {name: replace(result[name], **values) for name in matching}
+    return result
 
 
-def _said(pattern: str, said: Any) -> dict[str, Any]:
-    """A role alone, or a table of `Declared`'s fields."""
-    values = {"role": said} if isinstance(said, str) else dict(said)
-    known = [field.name for field in fields(Declared)]
+def _override_fields(pattern: str, declared: Any) -> dict[str, Any]:
+    """The fields of an override that is written as a role alone or as a table."""
+    values = {"role": declared} if isinstance(declared, str) else dict(declared)
+    known = [field.name for field in fields(Override)]
     for key, value in values.items():
         if key not in known:
             raise UserError(
                 f"unknown key `{key}` in the override of `{pattern}`{nearest(key, known)}"
             )
         if key == "role":
-            if value not in get_args(Role):
-                raise UserError(
-                    f"`role` of `{pattern}` must be one we know, but got {value!r}{nearest(str(value), get_args(Role))}"
-                )
-        elif (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or value < 0
-            or (value == 0 and key not in MAY_BE_ZERO)
-        ):
-            raise UserError(
-                f"`{key}` of `{pattern}` must be a number {'of at least' if key in MAY_BE_ZERO else 'above'} 0, but got {value!r}"
-            )
+            _check_role(pattern, value)
+        else:
+            _check_number(pattern, key, value)
     return values
 
 
-# --- roles -----------------------------------------------------------------------------------------------------------
+def _check_role(pattern: str, role: Any) -> None:
+    known = get_args(Role)
+    if role not in known:
+        raise UserError(
+            f"`role` of `{pattern}` must be one of {', '.join(known)}, but got {role!r}"
+            f"{nearest(str(role), known)}"
+        )
 
-CUSTOMARY: tuple[tuple[str, Role], ...] = (  # what names say where shapes cannot
-    ("*k_proj.weight", "hid"), ("*v_proj.weight", "hid"),  # with a fixed number of key-value heads their fan-out does not grow
-    ("*pos*", "emb"), ("*embed*", "emb"), ("*token*", "emb"),  # positions and class tokens that are bare parameters
-)  # fmt: skip
+
+def _check_number(pattern: str, key: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or value < 0 or (value == 0 and key not in MAY_BE_ZERO):
+        rule = "of at least 0" if key in MAY_BE_ZERO else "above 0"
+        raise UserError(f"`{key}` of `{pattern}` must be a number {rule}, but got {value!r}")
 
 
-def roles(
-    shapes: Mapping[str, Dims], used: Mapping[str, list[Use]], declared: Mapping[str, Declared]
-) -> dict[str, list[Read]]:
-    """Each tensor's role and ratios, one for each use. UserError, naming the tensor, for a growth that nothing explains."""
+# --- roles ----------------------------------------------------------------------------------------
+
+USUAL_NAMES: tuple[tuple[str, Role], ...] = (
+    # with a fixed number of key-value heads their fan-out does not grow
+    ("*k_proj.weight", "hid"),
+    ("*v_proj.weight", "hid"),
+    # positions and class tokens that are bare parameters
+    ("*pos*", "emb"),
+    ("*embed*", "emb"),
+    ("*token*", "emb"),
+)
+"""Roles by name, where shapes alone do not show them."""
+
+
+def assign_roles(
+    shapes: Mapping[str, Dims],
+    uses: Mapping[str, list[TensorUse]],
+    overrides: Mapping[str, Override],
+) -> dict[str, list[TensorRole]]:
+    """The role and ratios of each tensor in each of its uses.
+
+    Raises:
+        UserError: No shape grows, or a growth has no explanation. The message names the tensor.
+    """
     if not any(base is not None for shape in shapes.values() for base, _ in shape):
         raise UserError(
-            "base and target must differ in width, but every shape is the same (`delta=`, a wider model, says which dimensions grow)"
+            "base and model must differ in width, but all their shapes are equal: use a narrower"
+            " base, or give `delta`, a wider model that shows which dimensions grow"
         )
-    found = {
-        name: [_read(use, shapes[name], declared[name]) for use in used[name]] for name in shapes
+    roles = {
+        name: [_tensor_role(use, shape, overrides[name]) for use in uses[name]]
+        for name, shape in shapes.items()
     }
-    _explained(found, shapes, used, declared)
-    return found
+    _check_growth(roles, shapes, uses, overrides)
+    return roles
 
 
-def _growing(shape: Dims) -> dict[int, Fraction]:
-    """Axis -> ratio of the dimensions that grow."""
+def _growth_ratios(shape: Dims) -> dict[int, Fraction]:
+    """Ratio of each axis that grows."""
     return {i: Fraction(size, base) for i, (base, size) in enumerate(shape) if base is not None}
 
 
-def _read(use: Use, shape: Dims, said: Declared) -> Read:
-    grows = _growing(shape)
-    axes = (
-        use.axes
-        if said.fan_in is None and said.fan_out is None
-        else _declared_axes(use, shape, said)
-    )
-    wide = [i for i, (_, size) in enumerate(shape) if size != 1 or i in grows]
+def _tensor_role(use: TensorUse, shape: Dims, override: Override) -> TensorRole:
+    ratios = _growth_ratios(shape)
+    axes = use.axes
+    if override.fan_in is not None or override.fan_out is not None:
+        axes = _declared_axes(use, shape, override)
+    wide = [i for i, (_, size) in enumerate(shape) if size != 1 or i in ratios]
     if axes is None and len(wide) < 2:
         axes = (None, wide[0] if wide else 0)  # (1, 1, width): a vector
-    role = said.role or _inferred(use, shape, grows, axes)
-    m_in, m_out = _ratios(use, shape, grows, axes, role)
+    role = override.role or _infer_role(use, shape, ratios, axes)
+    m_in, m_out = _width_ratios(use, shape, ratios, axes, role)
     fans = (1, 1)
     if axes is not None and axes[0] is not None:
-        fans = (shape[axes[0]][1] * _kernel(use, shape), shape[axes[1]][1] * _kernel(use, shape))
-    return Read(role, said.m_in or m_in, said.m_out or m_out, fans)
+        taps = _kernel_size(use, shape)
+        fans = (shape[axes[0]][1] * taps, shape[axes[1]][1] * taps)
+    return TensorRole(role, override.m_in or m_in, override.m_out or m_out, fans)
 
 
-def _ratios(
-    use: Use, shape: Dims, grows: Mapping[int, Fraction], axes: Axes, role: Role
+def _width_ratios(
+    use: TensorUse, shape: Dims, ratios: Mapping[int, Fraction], axes: Axes, role: Role
 ) -> tuple[Fraction, Fraction]:
-    """(m_in, m_out). The finite side of a hidden matrix (key-value heads, experts) counts as its other side does."""
+    """(m_in, m_out). A hidden matrix with one fixed side (key-value heads, experts) uses the ratio
+    of its other side for both.
+    """
     if axes is None or axes[0] is None:
-        if len(set(grows.values())) > 1:
+        if len(set(ratios.values())) > 1:
             raise UserError(
-                f"`{use.name}` {_written(shape)} grows by two ratios: declare its axes, `fan_in` and `fan_out`"
+                f"`{use.name}` {_format_shape(shape)} grows by two different ratios: declare its"
+                " axes `fan_in` and `fan_out` in `overrides`"
             )
-        m = next(iter(grows.values()), Fraction(1))
+        m = next(iter(ratios.values()), Fraction(1))
         return (m if role in ("hid", "out") else Fraction(1)), (Fraction(1) if role == "out" else m)
-    m_in, m_out = (grows.get(axis, Fraction(1)) for axis in axes if axis is not None)
-    if role == "hid" and len(set(axes) & grows.keys()) == 1:
-        return (m_in, m_in) if axes[0] in grows else (m_out, m_out)
+    m_in, m_out = (ratios.get(axis, Fraction(1)) for axis in axes if axis is not None)
+    if role == "hid" and len(set(axes) & ratios.keys()) == 1:
+        return (m_in, m_in) if axes[0] in ratios else (m_out, m_out)
     return m_in, m_out
 
 
-def _kernel(use: Use, shape: Dims) -> int:
-    """Taps of a convolution's kernel, 1 for any other module."""
+def _kernel_size(use: TensorUse, shape: Dims) -> int:
+    """Number of taps of a convolution's kernel; 1 for any other module."""
     return math.prod(size for _, size in shape[2:]) if isinstance(use.module, _ConvNd) else 1
 
 
-def _declared_axes(use: Use, shape: Dims, said: Declared) -> tuple[int, int]:
-    """Both axes: declared, or from the module's layout where only one of them is."""
+def _declared_axes(use: TensorUse, shape: Dims, override: Override) -> tuple[int, int]:
+    """Both axes, from the override or, where it declares only one, from the module's layout."""
     fan_in, fan_out = use.axes or (None, None)
-    fan_in, fan_out = (
-        (fan_in if said.fan_in is None else said.fan_in),
-        (fan_out if said.fan_out is None else said.fan_out),
-    )
+    fan_in = fan_in if override.fan_in is None else override.fan_in
+    fan_out = fan_out if override.fan_out is None else override.fan_out
     if fan_in is None or fan_out is None or fan_in == fan_out or max(fan_in, fan_out) >= len(shape):
         raise UserError(
-            f"`{use.name}` needs two different axes `fan_in` and `fan_out` below {len(shape)}, but got {fan_in} and {fan_out}"
+            f"`{use.name}` needs two different axes `fan_in` and `fan_out` below {len(shape)}, but"
+            f" got {fan_in} and {fan_out}"
         )
     return fan_in, fan_out
 
 
-def _inferred(use: Use, shape: Dims, grows: Mapping[int, Fraction], axes: Axes) -> Role:
-    """The role that shapes imply: which of fan-in and fan-out grow."""
-    if not grows:
+def _infer_role(use: TensorUse, shape: Dims, ratios: Mapping[int, Fraction], axes: Axes) -> Role:
+    """The role that follows from which of fan-in and fan-out grow."""
+    if not ratios:
         return "fin"
-    customary = next((role for pattern, role in CUSTOMARY if fnmatchcase(use.name, pattern)), None)
+    usual = next((role for pattern, role in USUAL_NAMES if fnmatchcase(use.name, pattern)), None)
     if axes is None:
-        return _bare(use, shape, grows, customary)
-    if odd := sorted(grows.keys() - set(axes)):
-        raise _unexplained(use.name, shape, f"dimension {odd[0]}")
-    if use.looks_up and axes[0] in grows:
-        raise _unexplained(use.name, shape, "its vocabulary")
+        return _infer_without_layout(use, shape, ratios, usual)
+    if odd := sorted(ratios.keys() - set(axes)):
+        raise _unexplained(use.name, shape, f"its dimension {odd[0]} grows", "hid")
+    if use.is_embedding and axes[0] in ratios:
+        raise _unexplained(use.name, shape, "its vocabulary grows", "emb")
     if axes[0] is None:
         return "vec"
-    if axes[0] in grows:
-        return "hid" if axes[1] in grows or customary == "hid" else "out"
+    if axes[0] in ratios:
+        return "hid" if axes[1] in ratios or usual == "hid" else "out"
     return "emb"
 
 
-def _bare(use: Use, shape: Dims, grows: Mapping[int, Fraction], customary: Role | None) -> Role:
-    """A tensor whose module's layout we do not know: hidden where both ratios agree, else what its name says, else refused."""
-    if len(grows) > 2:
+def _infer_without_layout(
+    use: TensorUse, shape: Dims, ratios: Mapping[int, Fraction], usual: Role | None
+) -> Role:
+    """The role of a tensor whose axes are not known.
+
+    It is hidden if two dimensions grow by the same ratio; else its name decides.
+    """
+    if len(ratios) > 2:
         raise UserError(
-            f"`{use.name}` {_written(shape)} grows in {len(grows)} dimensions: declare its role, `fan_in` and `fan_out`"
+            f"`{use.name}` {_format_shape(shape)} grows in {len(ratios)} dimensions: declare its"
+            " role, `fan_in` and `fan_out` in `overrides`"
         )
-    if len(grows) == 2 and len(set(grows.values())) == 1:
+    if len(ratios) == 2 and len(set(ratios.values())) == 1:
         return "hid"
-    if len(grows) == 1 and customary == "emb" and len(shape) - 1 in grows:
+    if len(ratios) == 1 and usual == "emb" and len(shape) - 1 in ratios:
         return "emb"
     raise UserError(
-        f"`{use.name}` {_written(shape)} belongs to a {type(use.module).__name__}, whose layout we do not know: declare its role"
+        f"`{use.name}` {_format_shape(shape)} belongs to a {type(use.module).__name__}, whose"
+        f" layout is not known: declare its role, as in overrides={{{use.name!r}: 'hid'}}"
     )
 
 
-def _explained(
-    found: Mapping[str, list[Read]],
+def _check_growth(
+    roles: Mapping[str, list[TensorRole]],
     shapes: Mapping[str, Dims],
-    used: Mapping[str, list[Use]],
-    declared: Mapping[str, Declared],
+    uses: Mapping[str, list[TensorUse]],
+    overrides: Mapping[str, Override],
 ) -> None:
-    """Every undeclared growth must be met elsewhere: a fan-out that grows is some tensor's fan-in, and the other way round."""
-    taken = {
-        read.m_in for reads in found.values() for read in reads if read.role in ("hid", "out")
-    } | {1}
-    given = {
-        read.m_out for reads in found.values() for read in reads if read.role in ("hid", "emb")
-    } | {1}
-    heads = _readouts(found)
+    """UserError unless each ratio of a fan-out is also the ratio of some fan-in, and vice versa.
+
+    Tensors with a declared role or fan-in are not checked.
+    """
+    each = [role for tensor_roles in roles.values() for role in tensor_roles]
+    fan_ins = {role.m_in for role in each if role.role in ("hid", "out")} | {1}
+    fan_outs = {role.m_out for role in each if role.role in ("hid", "emb")} | {1}
+    readouts = _repeated_readouts(roles)
     vocabularies = {
         shapes[name][use.axes[0] or 0]
-        for name in found
-        for use in used[name]
-        if use.looks_up and use.axes
+        for name in roles
+        for use in uses[name]
+        if use.is_embedding and use.axes
     }
-    for name, reads in found.items():
-        if declared[name].role or declared[name].fan_in is not None:
+    for name, tensor_roles in roles.items():
+        if overrides[name].role or overrides[name].fan_in is not None:
             continue
-        for use, read in zip(used[name], reads, strict=True):
-            if (
-                read.role == "hid"
-                and use.axes
-                and (pair := shapes[name][use.axes[1]]) in vocabularies
-                and pair[0] is not None
-            ):
-                raise _unexplained(use.name, shapes[name], "the vocabulary")
-            if skeleton(use.name) in heads:
+        shape = shapes[name]
+        for use, role in zip(uses[name], tensor_roles, strict=True):
+            if role.role == "hid" and use.axes:
+                fan_out = shape[use.axes[1]]
+                if fan_out in vocabularies and fan_out[0] is not None:
+                    raise _unexplained(use.name, shape, "the vocabulary grows", "out")
+            if name_pattern(use.name) in readouts:
                 raise UserError(
-                    f"`{use.name}` {_written(shapes[name])} looks like a readout inside a block: declare its role, `out` or `hid`"
+                    f"`{use.name}` {_format_shape(shape)} looks like a readout inside a block:"
+                    f" declare its role, `out` or `hid`, as in overrides={{{use.name!r}: 'hid'}}"
                 )
-            _met(use.name, read, shapes[name], given, taken)
+            _check_ratios(use.name, role, shape, fan_outs, fan_ins)
 
 
-def _met(name: str, read: Read, shape: Dims, given: set[Any], taken: set[Any]) -> None:
-    """UserError unless the ratios of a tensor are found on the other side of another."""
-    if read.role in ("hid", "emb") and read.m_out not in taken:
-        raise _unexplained(
-            name, shape, f"its fan-out (times {float(read.m_out):g}, which is no tensor's fan-in)"
-        )
-    if read.role in ("hid", "out") and read.m_in not in given:
-        raise _unexplained(
-            name, shape, f"its fan-in (times {float(read.m_in):g}, which is no tensor's fan-out)"
-        )
-    if read.role == "vec" and read.m_out not in given | taken:
-        raise _unexplained(
-            name, shape, f"its only dimension (times {float(read.m_out):g}, as no matrix does)"
-        )
+def _check_ratios(
+    name: str, role: TensorRole, shape: Dims, fan_outs: set[Any], fan_ins: set[Any]
+) -> None:
+    """UserError unless the ratios of a tensor also occur on the other side of some tensor."""
+    out, into = float(role.m_out), float(role.m_in)
+    if role.role in ("hid", "emb") and role.m_out not in fan_ins:
+        growth = f"its fan-out grows by {out:g}, but no tensor's fan-in grows by {out:g}"
+        raise _unexplained(name, shape, growth, "out")
+    if role.role in ("hid", "out") and role.m_in not in fan_outs:
+        growth = f"its fan-in grows by {into:g}, but no tensor's fan-out grows by {into:g}"
+        raise _unexplained(name, shape, growth, "emb")
+    if role.role == "vec" and role.m_out not in fan_outs | fan_ins:
+        growth = f"it grows by {out:g}, but no matrix grows by {out:g}"
+        raise _unexplained(name, shape, growth, "vec")
 
 
-def _readouts(found: Mapping[str, list[Read]]) -> set[str]:
-    """Names up to their numbers of which there are several, all of them readouts: no model has its head in every block."""
+def _repeated_readouts(roles: Mapping[str, list[TensorRole]]) -> set[str]:
+    """Name patterns with several tensors, all of them readouts: no model has one in every block."""
     kinds: dict[str, list[str]] = {}
-    for name, reads in found.items():
-        kinds.setdefault(skeleton(name), []).append(reads[0].role)
-    return {
-        skeleton
-        for skeleton, all_roles in kinds.items()
-        if len(all_roles) > 1 and set(all_roles) == {"out"}
-    }
+    for name, tensor_roles in roles.items():
+        kinds.setdefault(name_pattern(name), []).append(tensor_roles[0].role)
+    return {pattern for pattern, kind in kinds.items() if len(kind) > 1 and set(kind) == {"out"}}
 
 
-def _written(shape: Dims) -> str:
-    """(32 -> 64, 10): base and target sizes."""
-    return (
-        "("
-        + ", ".join(f"{base} -> {size}" if base is not None else f"{size}" for base, size in shape)
-        + ")"
-    )
+def _format_shape(shape: Dims) -> str:
+    """(32 -> 64, 10): base size and size."""
+    sizes = (f"{base} -> {size}" if base is not None else f"{size}" for base, size in shape)
+    return f"({', '.join(sizes)})"
 
 
-def _unexplained(name: str, shape: Dims, where: str) -> UserError:
+def _unexplained(name: str, shape: Dims, growth: str, likely: Role) -> UserError:
     return UserError(
-        f"`{name}` {_written(shape)} grows in {where}, which nothing explains: mend the base, or declare its role"
+        f"`{name}` {_format_shape(shape)}: {growth}. Correct the base if this is a mistake;"
+        f" otherwise declare the role, as in overrides={{{name!r}: {likely!r}}}"
     )

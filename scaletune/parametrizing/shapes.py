@@ -1,7 +1,8 @@
-"""A model's tensors by name, where each is used, and how its shape grew since the base model.
+"""Tensors of a model by name, where each is used, and how its shape grew from the base model.
 
-Growth is `mup`'s algebra (`InfShape`: per dimension a base size, or none where it does not grow; arXiv:2203.03466). Which dimension is the
-fan-in is the owning module's layout. Names are those of the user's model, whatever wraps it.
+Growth uses the algebra of the mup package (`InfShape`: per dimension a base size, or None where it
+does not grow; arXiv:2203.03466). The module that owns a tensor says which dimension is the fan-in.
+Names are those of the user's model without the prefixes that wrappers add.
 """
 
 from __future__ import annotations
@@ -21,36 +22,42 @@ from scaletune.models import layers
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 Axes = tuple[int | None, int] | None
-Dims = tuple[
-    tuple[int | None, int], ...
-]  # (base size or None: does not grow, size) of each dimension
+Dims = tuple[tuple[int | None, int], ...]
+"""(size in the base, size) of each dimension; the base size is None where it does not grow."""
 
 
 @dataclass(frozen=True)
-class Use:
-    """One place where a tensor is used: its dotted name, the module that owns it, (fan-in axis, fan-out axis) or None where unknown."""
+class TensorUse:
+    """One use of a tensor. A tied tensor has several."""
 
     name: str
+    """Dotted name of the tensor in this use."""
+
     module: nn.Module
+    """The module that owns it."""
+
     axes: Axes
+    """(fan-in axis, fan-out axis); fan-in None for a vector; None if the layout is not known."""
 
     @property
     def module_name(self) -> str:
         return self.name.rpartition(".")[0]
 
     @property
-    def looks_up(self) -> bool:
+    def is_embedding(self) -> bool:
         return isinstance(self.module, (nn.Embedding, nn.EmbeddingBag, layers.Embedding))
 
 
-def plain(name: str) -> str:
-    """A parameter's or module's name without what DDP, `torch.compile` and FSDP put around modules."""
-    parts = [part for part in name.split(".") if part not in WRAPPERS]
-    return ".".join(parts)
+def strip_wrappers(name: str) -> str:
+    """A dotted name without the parts that `torch.compile` and FSDP insert."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's module inside DDP and its likes (their only child is `module`), `torch.compile` and FSDP."""
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's module inside DDP and similar wrappers, `torch.compile` and FSDP.
+
+    The only child of such a wrapper is called `module` or has one of the names in WRAPPERS.
+    """
     while len(children := dict(model.named_children())) == 1 and not list(
         model.parameters(recurse=False)
     ):
@@ -60,201 +67,215 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def named(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by plain name, each tensor once."""
-    return {plain(name): parameter for name, parameter in unwrapped(model).named_parameters()}
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name without wrappers. A tied tensor appears once."""
+    parameters = unwrap(model).named_parameters()
+    return {strip_wrappers(name): parameter for name, parameter in parameters}
 
 
-def modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by plain name; a wrapper inside the model gives way to what it wraps."""
-    return {
-        plain(name): module
-        for name, module in unwrapped(model).named_modules(remove_duplicate=False)
-    }
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules by name without wrappers. A wrapper inside the model is replaced by its content."""
+    modules = unwrap(model).named_modules(remove_duplicate=False)
+    return {strip_wrappers(name): module for name, module in modules}
 
 
-def uses(model: nn.Module) -> dict[str, list[Use]]:
-    """Every tensor's uses, keyed by its first name: two for a tied head."""
-    first = {id(parameter): name for name, parameter in named(model).items()}
-    owners = modules(model)
-    found: dict[str, list[Use]] = {name: [] for name in first.values()}
-    for raw, parameter in unwrapped(model).named_parameters(remove_duplicate=False):
-        name = plain(raw)
-        owner = owners[name.rpartition(".")[0]]
-        found[first[id(parameter)]].append(
-            Use(name, owner, _axes(owner, name.rpartition(".")[2], parameter.ndim))
-        )
-    return found
+def tensor_uses(model: nn.Module) -> dict[str, list[TensorUse]]:
+    """All uses of each tensor, keyed by its first name: two for a tied readout."""
+    first = {id(parameter): name for name, parameter in named_tensors(model).items()}
+    owners = named_modules(model)
+    uses: dict[str, list[TensorUse]] = {name: [] for name in first.values()}
+    for raw, parameter in unwrap(model).named_parameters(remove_duplicate=False):
+        name = strip_wrappers(raw)
+        where, _, tensor = name.rpartition(".")
+        axes = _axes(owners[where], tensor, parameter.ndim)
+        uses[first[id(parameter)]].append(TensorUse(name, owners[where], axes))
+    return uses
+
+
+ZOO_AXES = {
+    layers.Linear: (2, 1),
+    layers.Embedding: (1, 2),
+    layers.Conv: (2, 1),
+    layers.ExpertLinear: (3, 2),
+}
+"""(fan-in axis, fan-out axis) in the layers of the zoo, whose axis 0 is the trials of a stack."""
+NORMS = (layers.RMSNorm, layers.LayerNorm, layers.GroupNorm)
+OUT_IN = (nn.Linear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+IN_OUT = (nn.Embedding, nn.EmbeddingBag, _ConvTransposeNd)
 
 
 def _axes(module: nn.Module, tensor: str, ndim: int) -> Axes:
-    """(fan-in axis, fan-out axis) of a module's tensor with `ndim` dimensions; fan-in None: a vector; None: a layout we do not know."""
-    zoo = {
-        layers.Linear: (2, 1),
-        layers.Embedding: (1, 2),
-        layers.Conv: (2, 1),
-        layers.ExpertLinear: (3, 2),
-    }  # axis 0 is the trials'
-    kind = next((kind for kind in zoo if isinstance(module, kind)), None)
-    if kind or isinstance(module, (layers.RMSNorm, layers.LayerNorm, layers.GroupNorm)):
-        return zoo[kind] if kind and ndim > 2 else (None, 1)
+    """The axes of a module's tensor with `ndim` dimensions, as in `TensorUse.axes`."""
+    kind = next((kind for kind in ZOO_AXES if isinstance(module, kind)), None)
+    if kind or isinstance(module, NORMS):
+        return ZOO_AXES[kind] if kind and ndim > 2 else (None, 1)
     if ndim < 2 or "weight" not in tensor:
         return (None, 0) if ndim == 1 else None
-    transformers_conv1d = type(module).__name__ == "Conv1D"  # a linear layer
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag, _ConvTransposeNd)) or transformers_conv1d:
+    if isinstance(module, IN_OUT) or type(module).__name__ == "Conv1D":  # linear of transformers
         return 0, 1
-    return (
-        (1, 0)
-        if isinstance(
-            module, (nn.Linear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-        )
-        else None
-    )
+    return (1, 0) if isinstance(module, OUT_IN) else None
 
 
-# --- growth ----------------------------------------------------------------------------------------------------------
+# --- growth ---------------------------------------------------------------------------------------
 
 
-def skeleton(name: str) -> str:
-    """`layers.3.weight` -> `layers.*.weight`."""
+def name_pattern(name: str) -> str:
+    """The name with `*` in place of numbers: `layers.3.weight` -> `layers.*.weight`."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def shapes_of(source: Any) -> dict[str, Any]:
-    """name -> sizes, or mup's InfShape, of a model, a mapping of shapes or a base-shapes file."""
+    """Sizes by tensor name (or mup's InfShape) of a model, a mapping or a base-shapes file."""
     if isinstance(source, nn.Module):
-        return {name: tuple(parameter.shape) for name, parameter in named(source).items()}
-    return dict(source) if isinstance(source, Mapping) else _base_shapes_file(Path(source))
+        return {name: tuple(parameter.shape) for name, parameter in named_tensors(source).items()}
+    return dict(source) if isinstance(source, Mapping) else _read_base_shapes(Path(source))
 
 
-def _base_shapes_file(path: Path) -> dict[str, Any]:
-    """A `.bsh` file as the mup package writes it."""
+def _read_base_shapes(path: Path) -> dict[str, Any]:
+    """A `.bsh` file of the mup package."""
     from mup.shape import load_base_shapes
 
     try:
         return load_base_shapes(str(path))
     except OSError:
         raise UserError(
-            f"`base` must be a model, a callable, a config or a base-shapes file that exists, but got `{path}`"
+            "`base` must be a model, a callable, a config or an existing base-shapes file, but got"
+            f" `{path}`"
         ) from None
-    except Exception:  # yaml's own errors, and whatever a file that is no mapping of lists leads to
+    except Exception:  # errors of yaml, and of a file that is not a mapping of lists
         raise UserError(
             f"`{path}` must be a base-shapes file as the mup package writes it"
         ) from None
 
 
-def built(base: Any, model: nn.Module) -> Any:
-    """`base` as given, but a callable called, and a config given to the model's own class, on the meta device."""
+def build_base(base: Any, model: nn.Module) -> Any:
+    """The base: a model, shapes or a path as given; else built on the meta device.
+
+    A callable is called; any other object is the argument of the model's class (a config).
+    """
     if isinstance(base, (nn.Module, Mapping, str, Path)):
         return base
     with torch.device("meta"):
-        base = base() if callable(base) else _of_config(type(unwrapped(model)), base)
+        base = base() if callable(base) else _build_from_config(type(unwrap(model)), base)
     if not isinstance(base, nn.Module):
         raise UserError(f"`base` must build a model, but it built {type(base).__name__}")
     return base
 
 
-def _of_config(kind: type, config: Any) -> Any:
-    """A model of the target's class from its one argument."""
+def _build_from_config(kind: type, config: Any) -> Any:
     try:
         return kind(config)
-    except Exception as error:  # whatever a constructor says of what is no config of its
+    except Exception as error:  # a constructor may raise anything for a wrong argument
         raise UserError(
-            f"`base` must build a model, but {kind.__name__}({config!r}) raised {type(error).__name__}"
+            f"`base` must build a model, but {kind.__name__}({config!r}) raised"
+            f" {type(error).__name__}"
         ) from error
 
 
-def growth(model: nn.Module, base: Any, delta: Any = None) -> dict[str, Dims]:
-    """(base size or None, size) of each dimension of each tensor; a layer that the base lacks is like the base's layers of that name."""
+def shape_growth(model: nn.Module, base: Any, delta: Any = None) -> dict[str, Dims]:
+    """Base size and size of each dimension of each tensor.
+
+    A layer that the base lacks has the shape of the base's layers with the same name pattern.
+    `delta`: a wider base, as in mup; then the model may have the size of the base.
+    """
     from mup.infshape import zip_infshape
 
     target, known = shapes_of(model), shapes_of(base)
     if delta is not None:
         wider = shapes_of(delta)
         known = {
-            name: zip_infshape(shape, _alike(name, wider, shape)) for name, shape in known.items()
+            name: zip_infshape(shape, _base_shape(name, wider, shape))
+            for name, shape in known.items()
         }
-    found = {
-        name: zip_infshape(_alike(name, known, shape), shape) for name, shape in target.items()
+    shapes = {
+        name: zip_infshape(_base_shape(name, known, shape), shape) for name, shape in target.items()
     }
-    missing = {skeleton(name) for name in known} - {skeleton(name) for name in target}
-    if missing:
+    if missing := {name_pattern(name) for name in known} - {name_pattern(name) for name in target}:
         raise UserError(
-            f"base and target must have the same tensors, but only the base has `{min(missing)}`"
+            "base and model must have the same tensors, but only the base has"
+            f" `{min(missing)}`: build both with the same code"
         )
-    return {name: tuple((dim.base_dim, dim.dim) for dim in shape) for name, shape in found.items()}
+    return {name: tuple((dim.base_dim, dim.dim) for dim in shape) for name, shape in shapes.items()}
 
 
-def prepared(model: nn.Module) -> dict[str, Dims]:
-    """The same off a model that `mup.set_base_shapes` prepared; UserError when it, or its shapes, are not there (any more)."""
-    found: dict[str, Dims] = {}
-    for name, parameter in named(model).items():
+def read_infshapes(model: nn.Module) -> dict[str, Dims]:
+    """The growth stored by `mup.set_base_shapes`. UserError if it is missing or out of date."""
+    shapes: dict[str, Dims] = {}
+    for name, parameter in named_tensors(model).items():
         if (shape := getattr(parameter, "infshape", None)) is None:
             raise UserError(
-                f'`base="mup"` needs a model that mup.set_base_shapes prepared, but `{name}` has no infshape'
+                '`base="mup"` needs a model on which mup.set_base_shapes was called, but'
+                f" `{name}` has no infshape"
             )
         if list(shape.shape()) != list(parameter.shape):
             raise UserError(
-                f"`{name}` must have the shape its infshape says, {shape.shape()}, but has {list(parameter.shape)}"
+                f"`{name}` must have the shape of its infshape, {shape.shape()}, but has"
+                f" {list(parameter.shape)}: call mup.set_base_shapes again"
             )
-        found[name] = tuple((dim.base_dim, dim.dim) for dim in shape)
-    return found
+        shapes[name] = tuple((dim.base_dim, dim.dim) for dim in shape)
+    return shapes
 
 
-def _alike(name: str, known: Mapping[str, Any], shape: Any) -> Any:
-    """The shape of that name, or of all the layers whose names differ in their numbers only."""
-    others = (
-        [known[name]]
-        if name in known
-        else [known[other] for other in known if skeleton(other) == skeleton(name)]
-    )
-    if not others:
+def _base_shape(name: str, known: Mapping[str, Any], shape: Any) -> Any:
+    """The base shape of this name, or of all names that differ only in layer numbers."""
+    pattern = name_pattern(name)
+    names = [name] if name in known else [each for each in known if name_pattern(each) == pattern]
+    if not names:
         raise UserError(
-            f"base and target must have the same tensors, but `{name}` is in the target alone"
+            f"base and model must have the same tensors, but only the model has `{name}`: build"
+            " both with the same code"
         )
-    if any(other != others[0] for other in others):
+    first, *others = (known[each] for each in names)
+    if any(other != first for other in others):
         raise UserError(
-            f"`{name}` is in the target alone, and the base's tensors of like name differ in shape: declare a base of that depth"
+            f"only the model has `{name}`, and the base's tensors `{pattern}` have several shapes:"
+            " use a base with the same number of layers"
         )
-    if len(others[0]) != len(shape):
+    if len(first) != len(shape):
         raise UserError(
-            f"`{name}` must have as many dimensions in the base and in the target, but got {len(others[0])} and {len(shape)}"
+            f"`{name}` must have the same number of dimensions in base and model, but got"
+            f" {len(first)} and {len(shape)}"
         )
-    return others[0]
+    return first
 
 
-def depths(target: Iterable[str], base: Iterable[str]) -> dict[str, Fraction]:
-    """Tensor -> how many times more blocks than in the base its numbered container has: 1 outside blocks."""
-    counts = [_blocks(target), _blocks(base)]
-    grown = {
-        where: Fraction(len(found), len(counts[1][where]))
-        for where, found in counts[0].items()
-        if where in counts[1]
+def depth_ratios(target: Iterable[str], base: Iterable[str]) -> dict[str, Fraction]:
+    """For each tensor, the number of blocks around it divided by that number in the base.
+
+    It is 1 for tensors outside blocks. A block is a numbered child, as in `layers.3`.
+    """
+    target = list(target)
+    counts, base_counts = _count_blocks(target), _count_blocks(base)
+    growth = {
+        where: Fraction(count, base_counts[where])
+        for where, count in counts.items()
+        if where in base_counts
     }
     result = {}
     for name in target:
-        ratios = [grown[where] for where, _ in _numbered(name) if grown.get(where, 1) != 1]
+        ratios = [growth[where] for where, _ in _blocks_around(name) if growth.get(where, 1) != 1]
         if len(ratios) > 1:
             raise UserError(
-                f"depth must grow in one list of blocks, but `{name}` lies in two that do"
+                f"depth must grow in one list of blocks, but `{name}` is inside two lists that grow"
             )
         result[name] = ratios[0] if ratios else Fraction(1)
     return result
 
 
-def _numbered(name: str) -> Iterator[tuple[str, str]]:
+def _blocks_around(name: str) -> Iterator[tuple[str, str]]:
+    """(pattern of the list, name of the block) for each block that contains the tensor."""
     parts = name.split(".")
     return (
-        (skeleton(".".join(parts[:i])), ".".join(parts[: i + 1]))
+        (name_pattern(".".join(parts[:i])), ".".join(parts[: i + 1]))
         for i, part in enumerate(parts)
         if part.isdigit()
     )
 
 
-def _blocks(names: Iterable[str]) -> dict[str, set[str]]:
-    """Container's skeleton -> its numbered children."""
-    found: dict[str, set[str]] = {}
+def _count_blocks(names: Iterable[str]) -> dict[str, int]:
+    """Number of blocks in each list, by the list's name pattern."""
+    blocks: dict[str, set[str]] = {}
     for name in names:
-        for where, child in _numbered(name):
-            found.setdefault(where, set()).add(child)
-    return found
+        for where, block in _blocks_around(name):
+            blocks.setdefault(where, set()).add(block)
+    return {where: len(children) for where, children in blocks.items()}
