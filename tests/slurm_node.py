@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from scaletune.sweeping.engines.parent_death import leave_with_parent
+from scaletune.sweeping.engines.parent_death import die_with_parent
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -53,7 +53,7 @@ PartitionName=all Nodes={host} Default=YES MaxTime=60 State=UP
 
 
 def missing():
-    """The programs that are not here."""
+    """The programs that are not installed."""
     return [name for name in NEEDED if not shutil.which(name, path=SEARCHED)]
 
 
@@ -72,7 +72,7 @@ def _key(path):
 
 @contextlib.contextmanager
 def node(folder, cpus=2):
-    """Daemons up in `folder`; the environment that finds them. All are gone afterwards, and what they ran."""
+    """Runs the daemons in `folder`; yields the environment that reaches them. Stops them and their jobs at the end."""
     folder = Path(folder).resolve()
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
@@ -98,7 +98,9 @@ def node(folder, cpus=2):
         _until((folder / "munge.socket").exists, folder)
         for name in ("slurmctld", "slurmd"):
             stack.enter_context(_daemon([name, "-D"], env, folder / f"{name}.out"))
-        _until(lambda: _said(["sinfo", "--noheader", "--format=%T"], env).strip() == "idle", folder)
+        _until(
+            lambda: _output(["sinfo", "--noheader", "--format=%T"], env).strip() == "idle", folder
+        )
         yield env
 
 
@@ -118,7 +120,7 @@ def _daemon(command, env, log):
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, env=env, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
-            preexec_fn=leave_with_parent,  # a killed test leaves no daemon
+            preexec_fn=die_with_parent,  # a killed test leaves no daemon
         )  # fmt: skip
         try:
             yield
@@ -131,7 +133,7 @@ def _daemon(command, env, log):
                 process.wait()
 
 
-def _said(command, env):
+def _output(command, env):
     return subprocess.run(command, env=env, capture_output=True, text=True).stdout
 
 

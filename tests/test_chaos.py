@@ -1,4 +1,4 @@
-"""What goes wrong while a sweep runs, and what is left of its record: kills, full and read-only disks, torn files, two drivers, clocks."""
+"""Failures during a sweep do not damage its record: kills, full disks, torn files, two drivers, clocks."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from scaletune import counting, data, sweeping, training
 from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.recipe import with_settings
-from scaletune.records import Store, files, glance, read_jsonl, read_trials
+from scaletune.records import Store, files, read_jsonl, read_store, read_trials
 from scaletune.records import store as store_module
 from scaletune.sweeping import lockfile, out_of_memory, progress
 
@@ -36,22 +36,22 @@ def worker(tmp_path, monkeypatch):
     python = sys.executable
 
     def planted(trials=4, body="pass", seconds=0.0):
-        chaos.base(tmp_path)
+        chaos.base_recipe(tmp_path)
         monkeypatch.setattr(sys, "executable", python)
-        chaos.plant(tmp_path, trials, seconds)
+        chaos.install_worker(tmp_path, trials, seconds)
         script = (tmp_path / "worker").read_text()
         mark = "    os.write(started"
         (tmp_path / "worker").write_text(
             script.replace(mark, "    " + body.replace("\n", "\n    ") + "\n" + mark)
         )
         monkeypatch.setattr(sys, "executable", str(tmp_path / "worker"))
-        return chaos.wanted(tmp_path, trials)
+        return chaos.planted_tasks(tmp_path, trials)
 
     return planted
 
 
 def planted_losses(asked):
-    return {task.id: chaos.planted(task).loss for task in asked}
+    return {task.id: chaos.planted_trial(task).loss for task in asked}
 
 
 def losses(table):
@@ -83,9 +83,9 @@ def test_a_sweep_that_is_killed_at_random_ends_as_if_it_had_not_been(worker, tmp
 
 def test_training_that_is_killed_at_random_ends_as_if_it_had_not_been(tmp_path):
     """Alone and in stacks, with checkpoints, one that diverges among them: to the last bit."""
-    asked = chaos.real(tmp_path, 6, steps=120)
+    asked = chaos.training_tasks(tmp_path, 6, steps=120)
     alone = [
-        training.trial(task.recipe, "main", training.accelerator())[0]
+        training.run_trial(task.recipe, "main", training.accelerator())[0]
         for task in set_engine(asked, checkpoint_every=0)
     ]
     shm = set(os.listdir("/dev/shm"))
@@ -99,8 +99,11 @@ def test_training_that_is_killed_at_random_ends_as_if_it_had_not_been(tmp_path):
         store.put(trial)
     store.export()
     store.close()
-    assert chaos.measured(tmp_path) == chaos.measured(tmp_path / "alone") and len(alone) == 6
-    assert not chaos.leavings(tmp_path) and set(os.listdir("/dev/shm")) <= shm
+    assert (
+        chaos.reproducible_record(tmp_path) == chaos.reproducible_record(tmp_path / "alone")
+        and len(alone) == 6
+    )
+    assert not chaos.leftover_files(tmp_path) and set(os.listdir("/dev/shm")) <= shm
 
 
 def test_a_driver_killed_while_it_records_loses_and_repeats_nothing(worker, tmp_path, monkeypatch):
@@ -117,19 +120,19 @@ def test_a_driver_killed_while_it_records_loses_and_repeats_nothing(worker, tmp_
         "2",
     ]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as driver:
-        wait_for(lambda: len(chaos.recorded(tmp_path)) >= 5)
+        wait_for(lambda: len(chaos.read_lines(tmp_path)) >= 5)
         driver.kill()
-    before, position = chaos.recorded(tmp_path), (tmp_path / "started").stat().st_size
+    before, position = chaos.read_lines(tmp_path), (tmp_path / "started").stat().st_size
     found = chaos.disturb(tmp_path, 100, kills=0)
     started = (tmp_path / "started").read_text()[position:].split()
-    after = chaos.recorded(tmp_path)
+    after = chaos.read_lines(tmp_path)
     assert 5 <= len(before) < 100 and before.items() <= after.items() and not found.lost
     assert sorted(started) == sorted(after.keys() - before.keys()) and len(after) == len(asked)
 
 
 def test_a_stopped_worker_goes_with_its_killed_driver(worker, tmp_path, monkeypatch):
-    """It cannot read the end of its input: the kernel has to."""
-    code = "import time; from scaletune.sweeping.engines.parent_death import leave_with_parent; leave_with_parent(); print(1, flush=True); time.sleep(600)"
+    """It cannot read the end of its input, so the kernel must kill it."""
+    code = "import time; from scaletune.sweeping.engines.parent_death import die_with_parent; die_with_parent(); print(1, flush=True); time.sleep(600)"
     parent = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {code!r}]); print(p.pid, flush=True); time.sleep(600)"
     import psutil
 
@@ -154,7 +157,7 @@ def once(tmp_path, does):
 def test_a_worker_that_hangs_is_replaced_and_its_trial_trained(worker, tmp_path, capsys):
     asked = set_engine(worker(2, once(tmp_path, "time.sleep(600)")), patience=0.5)
     assert losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)) == planted_losses(asked)
-    assert "its worker said nothing for " in capsys.readouterr().err
+    assert "its worker sent no message for " in capsys.readouterr().err
 
 
 def test_a_worker_that_always_hangs_is_a_failed_trial(worker, tmp_path):
@@ -166,12 +169,12 @@ def test_a_worker_that_always_hangs_is_a_failed_trial(worker, tmp_path):
         retries=1,
     )
     (trial,) = sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1).itertuples()
-    assert trial.status == "failed" and trial.message.startswith("its worker said nothing for ")
-    assert trial.message.endswith("; last words: loading / nearly there (exit status -9)")
+    assert trial.status == "failed" and trial.message.startswith("its worker sent no message for ")
+    assert trial.message.endswith("; last log lines: loading / nearly there (exit status -9)")
     log = (tmp_path / f"sweeps/chaos.logs/{trial.id}.log").read_text()
     assert (
         log.count("nearly there") == 2
-        and "try 1: lost: its worker said" in log
+        and "try 1: lost: its worker sent" in log
         and "try 2: lost" in log
     )
 
@@ -187,25 +190,25 @@ def test_out_of_memory_halves_the_micro_batch_and_says_so(worker, tmp_path, caps
     assert losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)) == planted_losses(asked)
     assert (tmp_path / "flagseen").read_text() == "1 2 "
     assert (
-        f"trial {asked[0].id}, try 1: out of memory: tried again with engine.accumulation = 2"
+        f"trial {asked[0].id}, try 1: out of memory; retried with engine.accumulation = 2"
         in capsys.readouterr().err
     )
 
 
 def test_only_the_kernel_makes_a_kill_a_lack_of_memory(monkeypatch):
-    """A -9 of anyone's is tried again as it was, to the same bits; where the kernel counts a kill, memory ran out."""
-    assert not out_of_memory.ran_out("", -9, out_of_memory.kernel_kills())
+    """After SIGKILL the trial is retried unchanged; memory ran out only if the kernel counted a kill."""
+    assert not out_of_memory.ran_out_of_memory("", -9, out_of_memory.kernel_kills())
     monkeypatch.setattr(out_of_memory, "kernel_kills", lambda: 8)
     assert (
-        out_of_memory.ran_out("", -9, 7)
-        and not out_of_memory.ran_out("", -9, 8)
-        and not out_of_memory.ran_out("", 1, 7)
+        out_of_memory.ran_out_of_memory("", -9, 7)
+        and not out_of_memory.ran_out_of_memory("", -9, 8)
+        and not out_of_memory.ran_out_of_memory("", 1, 7)
     )
 
 
 def test_micro_batches_are_halved_while_rows_halve(tiny):
     found, recipe = [], tiny()  # 8 rows
-    while recipe := out_of_memory.halved(recipe):
+    while recipe := out_of_memory.halve_micro_batches(recipe):
         found.append(recipe.engine.accumulation)
     assert found == [2, 4, 8]
 
@@ -215,7 +218,7 @@ def test_no_secret_reaches_a_record_or_a_log(worker, tmp_path, monkeypatch):
     says = "sys.exit('cannot read s3://me:hunter2pass@host/x with ' + os.environ['HF_TOKEN'])"
     table = sweeping.train_all(set_engine(worker(1, says), retries=0), tmp_path / "sweeps/chaos", 1)
     assert table["message"][0].endswith(
-        "last words: cannot read s3://***@host/x with *** (exit status 1)"
+        "last log lines: cannot read s3://***@host/x with *** (exit status 1)"
     )
     kept = b"".join(
         path.read_bytes() for path in (tmp_path / "sweeps").rglob("*") if path.is_file()
@@ -277,7 +280,7 @@ def under_way(worker, tmp_path, monkeypatch):
         "2",
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as driver:
-        wait_for(lambda: chaos.recorded(tmp_path))
+        wait_for(lambda: chaos.read_lines(tmp_path))
         yield driver
         driver.kill()
 
@@ -301,16 +304,16 @@ def test_a_second_driver_is_refused_and_the_first_one_unharmed(under_way, tmp_pa
         and now["recorded"] == now["done"] >= 1
     )
     assert {row["id"] for row in now["running"]} <= {
-        task.id for task in chaos.wanted(tmp_path, 40)
+        task.id for task in chaos.planted_tasks(tmp_path, 40)
     } and len(now["running"]) <= 2
     recorded = [
-        trial.loss for trial in glance(tmp_path / "sweeps/chaos.db")[0]
+        trial.loss for trial in read_store(tmp_path / "sweeps/chaos.db")[0]
     ]  # a moment later: there may be more
     assert (
         now["best"]["loss"] in recorded
         and sum(loss < now["best"]["loss"] for loss in recorded) <= len(recorded) - now["recorded"]
     )
-    workers = chaos._workers(under_way.pid)
+    workers = chaos.list_workers(under_way.pid)
     under_way.send_signal(
         signal.SIGINT
     )  # the first interrupt: the record is written, the workers are gone
@@ -318,7 +321,7 @@ def test_a_second_driver_is_refused_and_the_first_one_unharmed(under_way, tmp_pa
     assert under_way.returncode == -signal.SIGINT and not [
         worker for worker in workers if worker.is_running()
     ]
-    assert {trial.id for trial in read_jsonl(tmp_path / "sweeps/chaos.jsonl")} == chaos.recorded(
+    assert {trial.id for trial in read_jsonl(tmp_path / "sweeps/chaos.jsonl")} == chaos.read_lines(
         tmp_path
     ).keys()
     now = sweeping.status(tmp_path / "sweeps/chaos.db")
@@ -352,9 +355,9 @@ def test_the_lock_of_the_dead_is_taken_over(tmp_path):
     stem = tmp_path / "sweep"
     stem.with_suffix(".lock").write_text(json.dumps({"pid": 1, "host": "here", "since": "2020"}))
     with (
-        lockfile.held(stem),
+        lockfile.hold_lock(stem),
         pytest.raises(UserError, match=f"process {os.getpid()} on "),
-        lockfile.held(stem),
+        lockfile.hold_lock(stem),
     ):
         pass
     assert not list(tmp_path.iterdir())
@@ -362,14 +365,14 @@ def test_the_lock_of_the_dead_is_taken_over(tmp_path):
 
 def test_a_driver_of_another_machine_is_known_by_its_heartbeat(tmp_path):
     store = Store(tmp_path / "sweep")
-    store.tell(
+    store.write_progress(
         {"driver": {"pid": 7, "host": "elsewhere", "since": "2026-11-20"}, "beat": time.time() - 5}
     )
     store.close()
     with pytest.raises(UserError, match="process 7 on elsewhere has driven it since 2026-11-20"):
         sweeping.train_all([], tmp_path / "sweep")
     store = Store(tmp_path / "sweep")
-    store.tell(
+    store.write_progress(
         {
             "driver": {"pid": 7, "host": "elsewhere", "since": "2026-11-20"},
             "beat": time.time() - 2 * lockfile.SILENT,
@@ -380,7 +383,7 @@ def test_a_driver_of_another_machine_is_known_by_its_heartbeat(tmp_path):
 
 
 def test_a_clock_that_jumps_changes_nothing(worker, tmp_path, monkeypatch):
-    """Years on, and back: patience, progress and time left go by the clock that no one sets."""
+    """The wall clock jumps by years; patience, progress and ETA use the monotonic clock."""
     asked, jumps = worker(4), iter([1e9, -1e9] * 1000)
     monkeypatch.setattr(time, "time", lambda: 1.8e9 + next(jumps))
     monkeypatch.setattr(progress, "BEAT", 0.0)
@@ -399,7 +402,7 @@ def full(*_):
 
 
 def test_a_disk_that_is_full_is_one_sentence_and_costs_one_trial(worker, tmp_path):
-    """SQLite is held to as many pages as it has: what it does when there is no room for one more."""
+    """SQLite may not use more pages than it has, as on a full disk."""
     asked, stem = worker(6), tmp_path / "sweeps/chaos"
     sweeping.train_all(asked[:2], stem, 1)
     store = Store(stem)
@@ -411,13 +414,13 @@ def test_a_disk_that_is_full_is_one_sentence_and_costs_one_trial(worker, tmp_pat
         match=r"`.*chaos.db` must be a writable SQLite file, but database or disk is full",
     ):
         for task in asked[2:]:
-            store.put(chaos.planted(task), [i / 7 for i in range(5000)])
+            store.put(chaos.planted_trial(task), [i / 7 for i in range(5000)])
     store.close()
-    before = chaos.recorded(tmp_path)
+    before = chaos.read_lines(tmp_path)
     assert len(before) >= 2
     assert (
         losses(sweeping.train_all(asked, stem, 1)) == planted_losses(asked)
-        and before.items() <= chaos.recorded(tmp_path).items()
+        and before.items() <= chaos.read_lines(tmp_path).items()
     )
 
 
@@ -434,7 +437,7 @@ def test_a_record_that_cannot_be_written_stays_as_it_was(worker, tmp_path, monke
         patch.setattr(files.os, "fsync", full)
         sweeping.train_all(asked, stem, 1)
     assert (tmp_path / "sweeps/chaos.jsonl").read_bytes() == before and len(
-        chaos.recorded(tmp_path)
+        chaos.read_lines(tmp_path)
     ) == 2
     assert {path.name for path in (tmp_path / "sweeps").iterdir()} == {"chaos.db", "chaos.jsonl"}
     assert (
@@ -464,9 +467,9 @@ def read_only():
 
 def test_a_read_only_folder_is_read_and_not_driven(read_only, tmp_path):
     folder, close = read_only
-    task = chaos.wanted(tmp_path, 1)[0]
+    task = chaos.planted_tasks(tmp_path, 1)[0]
     store = Store(folder / "sweep")
-    store.put(chaos.planted(task))
+    store.put(chaos.planted_trial(task))
     store.export()
     store.close()
     close()
@@ -476,7 +479,7 @@ def test_a_read_only_folder_is_read_and_not_driven(read_only, tmp_path):
     with pytest.raises(UserError, match=r"sweep.lock` must be writable, but Permission denied"):
         sweeping.train_all([task], folder / "sweep")
     with pytest.raises(UserError, match=r"sweep.db` must be a writable SQLite file, but "):
-        Store(folder / "sweep").put(chaos.planted(task))
+        Store(folder / "sweep").put(chaos.planted_trial(task))
 
 
 def test_a_truncated_store_is_one_sentence_and_the_record_the_way_out(worker, tmp_path):
@@ -491,7 +494,7 @@ def test_a_truncated_store_is_one_sentence_and_the_record_the_way_out(worker, tm
     ):
         with pytest.raises(
             UserError,
-            match=r"chaos.db` must be .*malformed; `chaos.jsonl` is whole: move the .db away and go on from it with",
+            match=r"chaos.db` must be .*malformed; `chaos.jsonl` is not damaged: move the .db away and resume with",
         ):
             act()
     path.unlink()
@@ -508,7 +511,7 @@ def test_a_torn_record_is_said_and_mended_at_the_next_stop(worker, tmp_path, cap
     record.write_bytes(whole[:-100])
     assert len(read_jsonl(record)) == 2
     assert capsys.readouterr().err.endswith(
-        f"the last line of `{record}` is torn and was left out; the 2 before it are whole\n"
+        f"the last line of `{record}` is incomplete and was left out; 2 lines were read\n"
     )
     sweeping.train_all(asked, stem, 1)
     assert record.read_bytes() == whole
@@ -520,11 +523,11 @@ def test_a_torn_record_is_said_and_mended_at_the_next_stop(worker, tmp_path, cap
 def test_a_sweep_that_is_recorded_is_resumed_without_writing_or_reading_it_twice(
     worker, tmp_path, monkeypatch
 ):
-    """The work is one parse a wanted trial, whatever the size: no export, no transaction a trial."""
+    """Each requested trial is parsed once; there is no export and no transaction per trial."""
     asked, stem = worker(30), tmp_path / "sweeps/chaos"
     store = Store(stem)
     for task in asked:
-        store.put(replace(chaos.planted(task)))
+        store.put(replace(chaos.planted_trial(task)))
     store.export()
     store.close()
     statements, connect = [], sqlite3.connect
@@ -544,8 +547,8 @@ def test_a_sweep_that_is_recorded_is_resumed_without_writing_or_reading_it_twice
 
 
 def test_points_of_one_shape_are_judged_and_their_corpus_looked_at_once(tmp_path, monkeypatch):
-    """Ten thousand points are of a few shapes: what is worked out a shape is not worked out a point."""
-    recipe, judged, loaded = chaos.base(tmp_path), [], []
+    """Checks and costs are computed per shape, not per point."""
+    recipe, judged, loaded = chaos.base_recipe(tmp_path), [], []
     points = recipes.points(
         with_settings(recipe, {"axes": {"lr": [1e-3, 2e-3], "seed": [0, 1, 2], "width": [32, 64]}})
     )
@@ -561,15 +564,17 @@ def test_points_of_one_shape_are_judged_and_their_corpus_looked_at_once(tmp_path
 
 def test_a_driver_parses_a_recorded_trial_once(tmp_path, monkeypatch):
     """A search looks at the record after every wave."""
-    asked, read = chaos.wanted(tmp_path, 3), []
+    asked, read = chaos.planted_tasks(tmp_path, 3), []
     store = Store(tmp_path / "sweep")
     monkeypatch.setattr(
-        store_module, "parsed", lambda *a, parsed=store_module.parsed: read.append(a) or parsed(*a)
+        store_module,
+        "parse_line",
+        lambda *a, parse=store_module.parse_line: read.append(a) or parse(*a),
     )
     for i, task in enumerate(asked):
-        store.put(chaos.planted(task))
+        store.put(chaos.planted_trial(task))
         assert len(store.trials()) == len(read) == i + 1
-    store.forget([asked[0].id])
-    store.put(replace(chaos.planted(asked[0]), loss=7.0))
+    store.delete([asked[0].id])
+    store.put(replace(chaos.planted_trial(asked[0]), loss=7.0))
     assert sorted(trial.loss == 7 for trial in store.trials()) == [False, False, True]
     store.close()

@@ -1,4 +1,4 @@
-"""Disks that are really full (a small tmpfs; skipped where this process may not mount one): one sentence, and nothing on record is lost."""
+"""Full disks (a small tmpfs; skipped where mounting is not allowed): a clear error, and no recorded trial is lost."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def disk(tmp_path):
 
 
 def fill(folder: Path) -> Path:
-    """Leave no byte; the file to remove for room."""
+    """Fills the disk; returns the file to delete for space."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -53,7 +53,7 @@ def test_a_full_disk_under_the_store_costs_one_trial(worker, tmp_path, disk):  #
         match=r"^`.*chaos.db` must be a writable SQLite file, but (database or disk is full|disk I/O error)",
     ):
         for task in asked:
-            store.put(chaos.planted(task), [i / 7 for i in range(20_000)])
+            store.put(chaos.planted_trial(task), [i / 7 for i in range(20_000)])
             kept.append(task.id)
     assert 2 <= len(kept) < len(asked) and [trial.id for trial in store.trials()] == sorted(kept)
     store.close()
@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_the_record_as_it_was(worker, disk):  # noqa: F811
     sweeping.train_all(asked[:2], stem, 1)
     before, filler = (disk / "sweeps/chaos.jsonl").read_bytes(), None
     store = Store(stem)
-    store.put(chaos.planted(asked[2]))
+    store.put(chaos.planted_trial(asked[2]))
     filler = fill(disk)
     with pytest.raises(
         UserError, match=r"^`.*chaos.(jsonl|db)` must be (writable|a writable SQLite file), but "
@@ -111,7 +111,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tiny, disk, monke
 
     monkeypatch.setattr(checkpoints, "save", filled)
     with pytest.raises(UserError, match=r"^`.*checkpoint.pt` must be writable, but "):
-        training.trial(recipe, "main", training.accelerator())
+        training.run_trial(recipe, "main", training.accelerator())
     (folder,) = (disk / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == {
         "checkpoint.pt",
@@ -121,8 +121,8 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tiny, disk, monke
     subprocess.run(["mount", "-o", f"remount,size={8 * MIB}", disk], check=True)
     monkeypatch.setattr(checkpoints, "save", save)
     again, alone = (
-        training.trial(recipe, "main", training.accelerator())[0],
-        training.trial(tiny(), "main", training.accelerator())[0],
+        training.run_trial(recipe, "main", training.accelerator())[0],
+        training.run_trial(tiny(), "main", training.accelerator())[0],
     )
     assert (again.id, again.loss) == (alone.id, alone.loss)
 

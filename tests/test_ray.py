@@ -1,4 +1,4 @@
-"""The Ray engine: the records it makes are the local engine's, whoever dies; nodes may come and go; nothing is left."""
+"""The Ray engine: its records equal the local engine's, also when workers, actors or nodes die; no process stays."""
 
 import os
 import shutil
@@ -74,7 +74,7 @@ def calm(tiny):
     """The losses of LONG's trials, each a second of training, when nothing dies."""
     accelerator = training.accelerator()
     return [
-        training.trial(point, "main", accelerator)[0].loss
+        training.run_trial(point, "main", accelerator)[0].loss
         for point in recipes.points(tiny(LONG | {"engine.checkpoint_every": 0}))
     ]
 
@@ -97,13 +97,13 @@ def _title(pid):
 
 def started(monkeypatch):
     """The nodes on which actors start."""
-    seen, real = [], ours.Pool._started
+    seen, real = [], ours.RayPool._confirm_start
 
     def spy(self, slot, answer):
         real(self, slot, answer)
         seen.append(slot.node)
 
-    monkeypatch.setattr(ours.Pool, "_started", spy)
+    monkeypatch.setattr(ours.RayPool, "_confirm_start", spy)
     return seen
 
 
@@ -132,7 +132,7 @@ def under_way(recipe, out):
 
 
 def test_the_record_is_the_local_engines(tiny, nodes, tmp_path):
-    """Losses, curves' ends and all that is no clock, to the bit; a trial that diverges among them."""
+    """All fields except times, to the bit; one of the trials diverges."""
     asked = tiny({"axes": {"lr": [2e-3, 8e-3, 1e3], "seed": [0, 1]}, "engine.workers": 2})
     for kind in ("local", "ray"):
         sweeping.sweep(with_settings(asked, {"engine.kind": kind}), out=tmp_path / kind)
@@ -148,7 +148,7 @@ def test_the_record_is_the_local_engines(tiny, nodes, tmp_path):
 )
 def test_a_search_never_knows_which_engine_it_has(tiny, nodes, tmp_path, search, monkeypatch):
     monkeypatch.setattr(
-        "scaletune.sweeping.engines.local.Pool", InProcess
+        "scaletune.sweeping.engines.local.LocalPool", InProcess
     )  # of this process: the actors' are their own
     asked = tiny(
         {
@@ -166,7 +166,7 @@ def test_a_search_never_knows_which_engine_it_has(tiny, nodes, tmp_path, search,
 
 def test_a_trial_over_two_processes(on_ray, nodes, tmp_path):
     """One actor has the cores of both."""
-    alone, _ = training.trial(on_ray(), "main", training.accelerator())
+    alone, _ = training.run_trial(on_ray(), "main", training.accelerator())
     both = sweeping.sweep(on_ray({"engine.processes": 2}), out=tmp_path)
     assert both["id"].tolist() == [alone.id] and both["provenance"][0]["processes"] == 2
     assert both["loss"][0] == pytest.approx(alone.loss, rel=1e-5)
@@ -185,7 +185,7 @@ def test_what_is_killed_is_tried_again(on_ray, calm, nodes, tmp_path, capsys):
     assert join()["loss"].tolist() == calm
     said = capsys.readouterr().err
     assert (
-        "try 1: its worker died; last words: none (exit status -9)" in said
+        "try 1: its worker died; last log lines: none (exit status -9)" in said
         and "its worker died: Ray lost its actor on" in said
     )
     assert not workers()
@@ -285,7 +285,7 @@ def test_an_interrupt_from_the_keyboard_leaves_nothing(alone, tmp_path):
     assert (
         driver.returncode == 130
         and out == ""
-        and "scaletune: interrupted; what was trained is on record" in err
+        and "scaletune: interrupted; finished trials are recorded" in err
     )
     assert psutil.wait_procs(family, timeout=1)[1] == [] and not folders()
     assert (tmp_path / "sweeps/tiny.jsonl").exists()
@@ -340,7 +340,7 @@ def test_processes_have_whole_gpus(on_ray):
 
 
 class Planted:
-    """What the engine asks of Ray, with nodes that the test says."""
+    """The part of Ray that the engine uses, with nodes that the test defines."""
 
     exceptions = SimpleNamespace(RayError=RuntimeError)
 
@@ -374,37 +374,37 @@ def planted(monkeypatch):
 
 
 def joined(recipe, workers="auto"):
-    return cluster.Cluster(recipe.engine, workers, recipe.engine.processes)
+    return cluster.RayCluster(recipe.engine, workers, recipe.engine.processes)
 
 
 @pytest.mark.parametrize(
-    ("settings", "room"),
+    ("settings", "capacity"),
     [({}, 9), ({"engine.processes": 2}, 4), ({"engine.ray.cpus": 4}, 3), ({"engine.ray.gpus": 0}, 18), ({"engine.ray.gpus": 0.5}, 10),
      ({"engine.ray.memory": 40}, 3), ({"engine.ray.memory": 40, "engine.ray.gpus": 0}, 4)],
     ids=str,
 )  # fmt: skip
-def test_as_many_workers_as_nodes_have_room_for(on_ray, planted, settings, room):
+def test_as_many_workers_as_nodes_have_room_for(on_ray, planted, settings, capacity):
     planted(
         {"CPU": 8.0, "GPU": 8.0, "memory": 100.0},
         {"CPU": 8.0, "GPU": 1.0, "memory": 100.0},
         {"CPU": 2.0, "memory": 30.0},
     )
     found = joined(on_ray(settings))
-    assert found.room() == room
+    assert found.capacity() == capacity
     found.leave()
 
 
 def test_no_room_waits_for_a_node_of_a_cluster(on_ray, planted, capsys):
     made = planted({"CPU": 0.0})
     found = joined(on_ray({"engine.ray.address": "head:6379", "engine.processes": 2}))
-    assert found.room() == 1
+    assert found.capacity() == 1
     assert (
         capsys.readouterr().err
-        == "ray: no node of head:6379 has room for a worker, which takes 2 CPU: waiting for one to join\n"
+        == "ray: a worker reserves 2 CPU, but no node of head:6379 has that: waiting for a node to join\n"
     )
     made.there.append({"NodeID": "new", "Alive": True, "Resources": {"CPU": 8.0}})
-    found.looked = -cluster.LOOK
-    assert found.room() == 4
+    found.last_look = -cluster.LOOK
+    assert found.capacity() == 4
     found.leave()
     assert made.connected  # a connection that was there stays
 
@@ -413,7 +413,7 @@ def test_no_room_in_an_own_instance_is_refused(on_ray, planted):
     made = planted({"CPU": 4.0}, connected=False)
     with pytest.raises(
         UserError,
-        match="this machine must have what a worker reserves, but no node has room for a worker, which takes 1 CPU, 1 GPU",
+        match=r"a worker reserves 1 CPU, 1 GPU, but this machine has less: lower `engine\.ray`",
     ):
         joined(on_ray({"engine.ray.gpus": 1}), 3)
     assert not Path(made.options["_temp_dir"]).exists() and made.options["address"] == "local"
@@ -427,6 +427,6 @@ def test_nobody_at_an_address_is_said_at_once(on_ray, planted):
         planted(connected=False)
         with pytest.raises(
             UserError,
-            match=f"`engine.ray.address` must be a Ray cluster that is up .*, but got '{address}': .*refused",
+            match=f"`engine.ray.address` must be a running Ray cluster .*, but got '{address}': .*refused",
         ):
             joined(on_ray({"engine.ray.address": address}))

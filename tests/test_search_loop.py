@@ -12,10 +12,10 @@ from test_sweeping import Stub
 from scaletune import cli, counting, data, sweeping
 from scaletune import study as study_module
 from scaletune.errors import UserError
-from scaletune.recipe import validated
+from scaletune.recipe import validate_recipe
 from scaletune.records import Trial, read_jsonl
 from scaletune.sweeping.search import loop
-from scaletune.sweeping.search.space import cells
+from scaletune.sweeping.search.space import build_cells
 from scaletune.transferring.formats.recipe import toml
 
 LR = [2.0**-k for k in range(12, 3, -1)]
@@ -32,7 +32,7 @@ def planted(point, optimum=2.0**-8, curvature=0.03, tall=math.inf):
 
 
 class Planted(Stub):
-    """A pool that looks losses up, last handed out first done; `dies_after` trials the driver is killed."""
+    """A pool that computes planted losses, the last task first; after `dies_after` trials the driver is killed."""
 
     loss, trained, size, dies_after, fails = staticmethod(planted), [], 2, None, ()
 
@@ -85,7 +85,7 @@ def pool(monkeypatch):
             {"trained": []}
             | {k: staticmethod(v) if callable(v) else v for k, v in settings.items()},
         )
-        monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", one)
+        monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", one)
         return one
 
     return made
@@ -112,7 +112,7 @@ def test_a_planted_basin_is_found_in_few_trials(asked, pool, tmp_path, capsys):
         2.0**-8,
         2.0**-9,
     ]  # of width 64 the optimum lies between
-    assert "of the loss is to be won" in capsys.readouterr().err
+    assert "expected improvement below 0.03 % of the loss" in capsys.readouterr().err
 
 
 def test_lr_and_batch_together(asked, pool, tmp_path):
@@ -172,7 +172,7 @@ def test_the_number_of_workers_changes_nothing_and_no_point_is_trained_twice(
 
 
 def test_a_wave_spreads_out(asked, pool, tmp_path):
-    """Points in training count as seen: a wave of four is four learning rates that bracket the basin, and the search ends as well."""
+    """Points in training count with their expected loss, so the four points of a wave differ."""
     one = pool()
     table = sweeping.sweep(asked({"lr": LR}, kind="basin", wave=4, budget=8), out=tmp_path)
     assert len(one.trained) <= 8 and table.loc[table["loss"].idxmin(), "lr"] == 2.0**-8
@@ -189,8 +189,13 @@ def test_a_range_grows_where_the_optimum_sits_on_its_end(asked, pool, tmp_path, 
         asked({"lr": [2.0**-12, 2.0**-11, 2.0**-10, 2.0**-9]}, **kind), out=tmp_path
     )
     assert table.loc[table["loss"].idxmin(), "lr"] == 2.0**-8
-    assert "is the largest of its range: the range grows to 0.00390625" in capsys.readouterr().err
-    assert "the range grows to 0.00390625" in (tmp_path / "sweeps/tiny.search.txt").read_text()
+    assert (
+        "is the largest of its range; the range is extended to 0.00390625"
+        in capsys.readouterr().err
+    )
+    assert (
+        "the range is extended to 0.00390625" in (tmp_path / "sweeps/tiny.search.txt").read_text()
+    )
 
 
 def test_a_range_grows_no_further_than_said(asked, pool, tmp_path, capsys):
@@ -199,7 +204,7 @@ def test_a_range_grows_no_further_than_said(asked, pool, tmp_path, capsys):
         asked({"lr": [2.0**-13, 2.0**-12, 2.0**-11]}, kind="basin", extend=1), out=tmp_path
     )
     assert table["lr"].max() == 2.0**-10
-    assert "which has grown by all of `extend = 1`" in capsys.readouterr().err
+    assert "it was extended `search.extend = 1` times, the most allowed" in capsys.readouterr().err
 
 
 def test_a_batch_that_does_not_divide_the_tokens_is_no_step(asked, pool, tmp_path, capsys):
@@ -216,12 +221,12 @@ def test_a_batch_that_does_not_divide_the_tokens_is_no_step(asked, pool, tmp_pat
     )
     assert table["batch_tokens"].max() == 2048
     assert (
-        "the best `batch_tokens` so far, 2048, is the largest of its range, which cannot grow"
+        "the best `batch_tokens` so far, 2048, is the largest of its range; no larger value is valid"
         in capsys.readouterr().err
     )
 
 
-ONE = validated(
+ONE = validate_recipe(
     {
         "model": {"width": 32, "depth": 1, "head_dim": 16},
         "parametrization": {"base_width": 32},
@@ -246,9 +251,7 @@ def test_a_failed_trial_stops_its_own_cell_alone_and_is_tried_again(asked, pool,
     ]
     pool(fails=(first,))
     failed = sweeping.sweep(asked(kind="basin"), out=tmp_path / "failed")
-    assert (
-        "failed: its search waits for it, and the next run tries again" in capsys.readouterr().err
-    )
+    assert "failed, so its search stopped: the next run retries it" in capsys.readouterr().err
     assert (failed["status"] == "failed").any()
     pool()
     assert (
@@ -270,7 +273,7 @@ def test_joint_places_most_points_in_cheap_cells_and_finds_the_law(asked, pool, 
     table = sweeping.sweep(asked(axes, kind="joint", noise=1e-3), out=tmp_path)
     assert len(one.trained) < 0.5 * 81
     spent = table["flops"].sum()
-    full = sum(cell.flops * len(cell.points) for cell in cells(asked(axes, kind="joint")))
+    full = sum(cell.flops * len(cell.points) for cell in build_cells(asked(axes, kind="joint")))
     assert spent < 0.25 * full
     by_cost = table.groupby("flops").size()
     assert by_cost.iloc[0] == by_cost.max()
@@ -296,7 +299,7 @@ def test_samplers_of_optuna(asked, pool, tmp_path, sampler):
     order = np.array(
         [
             planted(cell.recipe(p))
-            for cell in cells(asked(axes, kind="optuna", budget=12))
+            for cell in build_cells(asked(axes, kind="optuna", budget=12))
             for p in cell.points
         ]
     )
@@ -321,7 +324,7 @@ def test_a_pruner_climbs_the_horizons_a_trial_each(asked, pool, tmp_path, pruner
 @pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
 @pytest.mark.parametrize("wave", [1, 4])
 def test_pruners_are_incremental_in_the_largest_budget(asked, pool, tmp_path, pruner, wave):
-    """What a shorter ladder trained stands, to the trial; the longer one trains its new rung and nothing else."""
+    """A longer ladder of rungs keeps all trials of the shorter one and trains only its new rung."""
     pytest.importorskip("optuna")
     axes = {"lr": [2.0 ** (-k / 2) for k in range(24, 7, -1)], "batch_tokens": [256, 512, 1024]}
     search = {
@@ -377,44 +380,48 @@ def test_top_k_trains_all_at_the_first_horizon_and_the_best_at_the_last(
         (
             {"kind": "basin"},
             {"lr": [1e-3, 1e-3]},
-            "an axis that is searched must have different values above 0",
+            "a searched axis must have distinct positive values",
         ),
-        ({"kind": "optuna"}, None, "`search.budget` must say how many points a cell may have"),
+        (
+            {"kind": "optuna"},
+            None,
+            "search.kind 'optuna' needs `search.budget`, the number of points per setting",
+        ),
         (
             {"kind": "basin", "sampler": "gp"},
             None,
-            "`search.sampler` is read by search.kind 'optuna' alone, but got kind='basin'",
+            "`search.sampler` is read only by search.kind 'optuna', but got kind='basin'",
         ),
         (
             {"kind": "optuna", "budget": 9, "sampler": "gp", "pruner": "halving"},
             None,
-            "sampler 'gp' learns from complete trials alone",
+            "sampler 'gp' learns from complete trials only",
         ),
         (
             {"kind": "optuna", "budget": 9, "sampler": "cmaes", "pruner": "median"},
             None,
-            "sampler 'cmaes' learns from complete trials alone",
+            "sampler 'cmaes' learns from complete trials only",
         ),
         (
             {"kind": "optuna", "budget": 9, "sampler": "cmaes"},
             None,
-            "it needs two searched axes or more, but got one",
+            "needs two or more searched axes (it adapts their covariance), but got one",
         ),
         (
             {"kind": "optuna", "budget": 9, "pruner": "halving"},
             None,
-            "pruner 'halving' climbs the `tokens` axis",
+            "pruner 'halving' needs two or more values in `axes.tokens`",
         ),
-        ({"kind": "pareto"}, None, "`search.budget` (points) or `search.flops` must be given"),
+        ({"kind": "pareto"}, None, "needs `search.budget` (points) or `search.flops`, per setting"),
         (
             {"kind": "basin", "flops": 1e12},
             None,
-            "`search.flops` is read by search.kind 'pareto' alone, but got kind='basin'",
+            "`search.flops` is read only by search.kind 'pareto', but got kind='basin'",
         ),
         (
             {"kind": "pareto", "budget": 9},
             {"lr": LR, "weight_decay": [0.0, 0.1]},
-            "an axis that is searched must have different values above 0",
+            "a searched axis must have distinct positive values",
         ),
         (
             {"kind": "bassin"},
@@ -426,7 +433,7 @@ def test_top_k_trains_all_at_the_first_horizon_and_the_best_at_the_last(
 def test_what_cannot_work_is_one_line_before_anything_is_trained(
     asked, monkeypatch, tmp_path, search, axes, said
 ):
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
     with pytest.raises(UserError) as caught:
         sweeping.sweep(asked(axes, **search), out=tmp_path)
     assert said in str(caught.value) and "\n" not in str(caught.value)

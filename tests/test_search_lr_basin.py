@@ -1,4 +1,4 @@
-"""The search inside a cell: it finds known optima in a handful of runs, survives divergence, and says when the range is too small."""
+"""The search in one cell finds known optima in a few runs, handles divergence and detects a range that is too small."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaletune.errors import UserError
-from scaletune.sweeping.search.lr_basin import Prior, basins, propose
+from scaletune.sweeping.search.lr_basin import BasinPrior, draw_basins, propose
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "steplaw_dense_dev.csv"
 LR, BATCH = np.log(2.0) * np.arange(-11, -5, 0.5), np.log(2.0) * np.arange(15, 22)
@@ -28,7 +28,7 @@ def quadratic(optimum, curvature=(0.02, 0.012), tilt=0.3, floor=2.5):
 
 def search(points, evaluate, *, budget, noise=None, seed=0):
     """[(candidate, loss)] in the order trained: until `budget`, until nothing is left, or until the expected gain is under the noise."""
-    noise = Prior().noise / 4 if noise is None else noise
+    noise = BasinPrior().noise / 4 if noise is None else noise
     done = []
     while len(done) < min(budget, len(points)):
         found = propose(points, [i for i, _ in done], [loss for _, loss in done], seed=seed)
@@ -72,7 +72,7 @@ def test_an_optimum_at_the_end_of_the_range_is_said_to_be_outside():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_diverged_run_sends_the_search_elsewhere(bad):
-    """Everything from one lr on diverges: the search comes down and still finds the lowest."""
+    """All learning rates from one on diverge; the search still finds the optimum below."""
     known = quadratic((LR[4], BATCH[3]))
     done = search(GRID, lambda i: bad if GRID[i, 0] > LR[5] else known(i), budget=12, noise=0.0)
     finite = [value for _, value in done if math.isfinite(value)]
@@ -95,7 +95,7 @@ def test_nothing_left_is_one_line():
 
 def test_draws_are_basins():
     """Every drawn gap is zero at its own optimum alone and convex along each axis (second differences on an even grid)."""
-    gaps, _ = basins(GRID, 200, 0, Prior())
+    gaps, _ = draw_basins(GRID, 200, 0, BasinPrior())
     cube = gaps.reshape(200, len(LR), len(BATCH))
     assert (gaps >= 0).all()
     assert (np.diff(cube, 2, axis=1) > -1e-9).all() and (np.diff(cube, 2, axis=2) > -1e-9).all()

@@ -1,4 +1,4 @@
-"""Along the frontier of loss against cost: the parts against outside references, the whole against a planted problem in closed form."""
+"""The search along the frontier of loss against compute: its parts against references, the whole on a planted problem."""
 
 import math
 
@@ -7,8 +7,15 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import linregress, norm
 
-from scaletune.sweeping.search.pareto import best, costs, frontier, improvement, pareto, scaling
-from scaletune.sweeping.search.space import cells
+from scaletune.sweeping.search.pareto import (
+    expected_improvement,
+    fit_scaling,
+    flops_function,
+    frontier,
+    frontier_points,
+    search_frontier,
+)
+from scaletune.sweeping.search.space import build_cells
 
 pytest.importorskip("sklearn")
 
@@ -32,7 +39,7 @@ def test_the_frontier_by_hand():
     ("mean", "sd", "level"), [(1.0, 0.3, 1.2), (1.0, 0.01, 0.95), (2.0, 1.0, -1.0)]
 )
 def test_expected_improvement_is_its_integral(mean, sd, level):
-    got = improvement(np.array([mean]), np.array([sd]), np.array([level]))[0]
+    got = expected_improvement(np.array([mean]), np.array([sd]), np.array([level]))[0]
     expected, _ = quad(
         lambda y: (level - y) * norm.pdf(y, mean, sd), mean - 12 * sd, level, epsabs=1e-13
     )
@@ -43,7 +50,7 @@ def test_scaling_is_an_ordinary_regression():
     rng = np.random.default_rng(0)
     cost = np.exp(np.linspace(20, 30, 9))
     lr, width = np.exp(rng.normal(size=9)), np.exp(rng.normal(size=9))
-    found = scaling(
+    found = fit_scaling(
         ["optimizer.lr", "model.width", "model.depth"],
         list(zip(lr, width, [2] * 9, strict=True)),
         cost,
@@ -62,8 +69,8 @@ def test_scaling_is_an_ordinary_regression():
 def world(tiny, **search):
     """A cell, the search in it, and the planted loss: E + A C**-a, times a parabola about an lr that falls and a batch that rises with C."""
     recipe = tiny({"data.epochs": 100, "axes": AXES, "search": {"kind": "pareto", **search}})
-    cell = cells(recipe)[0]
-    cost = costs(cell)
+    cell = build_cells(recipe)[0]
+    cost = flops_function(cell)
     grid = sorted({cost(point) for point in cell.points})
 
     def loss(point):
@@ -89,8 +96,8 @@ def told(waves, loss):
 
 
 def gap(cost, seen, grid):
-    """Mean over the grid's costs of ln lowest loss at no more, over the planted one; 0.3 at most, and where nothing is as cheap."""
-    front = best(cost, seen)
+    """Mean excess of ln lowest loss at each cost of the grid over the planted frontier; at most 0.3, also where no point is as cheap."""
+    front = frontier_points(cost, seen)
     lowest = np.array([math.inf, *(seen[p] for p in front)])[
         np.searchsorted([cost(p) for p in front], grid, side="right")
     ]
@@ -100,12 +107,12 @@ def gap(cost, seen, grid):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_planted_frontier_and_its_scaling_are_found_for_fewer_flops_than_at_random(tiny, seed):
     cell, asked, cost, loss = world(tiny, budget=60, seed=seed)
-    seen = told(pareto(cell, asked), loss)
+    seen = told(search_frontier(cell, asked), loss)
     grid = np.array(sorted({cost(point) for point in cell.points}))
     near, spent = gap(cost, seen, grid), sum(map(cost, seen))
-    law = next(law for law in cell.found["scaling"] if law["axis"] == "optimizer.lr")
+    law = next(law for law in cell.results["scaling"] if law["axis"] == "optimizer.lr")
     assert abs(law["slope"] - SLOPE) < 2.5 * law["slope_se"] < 0.15
-    assert near < 0.06 and cell.found["flops"] == pytest.approx(spent)
+    assert near < 0.06 and cell.results["flops"] == pytest.approx(spent)
     points, drawn, paid = cell.points, {}, 0.0
     for i in np.random.default_rng(seed).permutation(len(points)):
         drawn[points[i]] = loss(points[i])
@@ -117,30 +124,30 @@ def test_a_planted_frontier_and_its_scaling_are_found_for_fewer_flops_than_at_ra
 
 def test_flops_are_a_budget(tiny):
     cell, asked, cost, loss = world(tiny, flops=1e11)
-    spent = sum(map(cost, told(pareto(cell, asked), loss)))
+    spent = sum(map(cost, told(search_frontier(cell, asked), loss)))
     assert 0.9e11 < spent <= 1e11
     cell, asked, cost, loss = world(tiny, flops=1.0)
-    assert told(pareto(cell, asked), loss) == {}
+    assert told(search_frontier(cell, asked), loss) == {}
 
 
 def test_diverged_points_steer_away_and_none_is_on_the_frontier(tiny):
     cell, asked, _, loss = world(tiny, budget=40)
     fallen = {"lr": 2.0**-7}
     seen = told(
-        pareto(cell, asked),
+        search_frontier(cell, asked),
         lambda point: (
             math.nan if point[cell.paths.index("optimizer.lr")] > fallen["lr"] else loss(point)
         ),
     )
     off = [math.isnan(value) for value in seen.values()]
     assert sum(off[:10]) >= sum(off[-10:]) and sum(off) < 15
-    assert all(row["optimizer.lr"] <= fallen["lr"] for row in cell.found["frontier"])
+    assert all(row["optimizer.lr"] <= fallen["lr"] for row in cell.results["frontier"])
 
 
 def test_a_range_that_the_frontier_leans_on_grows(tiny):
     cell, asked, _, _ = world(tiny, budget=40)
     told(
-        pareto(cell, asked),
+        search_frontier(cell, asked),
         lambda point: (
             point[cell.paths.index("optimizer.lr")] ** -0.05
             / point[cell.paths.index("budget.tokens")] ** 0.1
@@ -151,4 +158,4 @@ def test_a_range_that_the_frontier_leans_on_grows(tiny):
         lr[-1] == pytest.approx(2.0**-3)
         and cell.axes[cell.paths.index("budget.tokens")] == AXES["tokens"]
     )
-    assert any("is the largest of its range: the range grows" in note for note in cell.notes)
+    assert any("is the largest of its range; the range is extended" in note for note in cell.notes)

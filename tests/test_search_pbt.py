@@ -1,4 +1,4 @@
-"""Population-based training: a lineage is one ordinary trial, to the bit."""
+"""Population-based training: each lineage equals an ordinary trial to the bit."""
 
 import math
 
@@ -8,8 +8,8 @@ import torch
 from scaletune import data, sweeping, training
 from scaletune import study as study_module
 from scaletune.errors import UserError
-from scaletune.recipe import identity, with_settings
-from scaletune.training.pbt import Breeding, generations, population
+from scaletune.recipe import trial_id, with_settings
+from scaletune.training.pbt import PBTSettings, exploit_steps, train_population
 from scaletune.transferring.formats.recipe import toml
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point", "lr")
@@ -39,7 +39,7 @@ def measured(trial, curve):
 def test_a_lineage_replayed_as_a_plain_trial_gives_the_same_bits(tiny, acc, settings):
     """One of them diverges at once and goes on from another's weights."""
     points = [tiny(BASE | settings | {"lr": lr}) for lr in (1e-4, 1e3, 3e-3, 1e-2, 1e-3)]
-    found = population(points, "main", Breeding(0.2, 1.5, 0), acc)
+    found = train_population(points, "main", PBTSettings(0.2, 1.5, 0), acc)
     tables = [trial.point["schedule"] for trial, _ in found]
     assert any(table["kind"] == "table" and len(table["shares"]) > 2 for table in tables)
     assert (
@@ -49,43 +49,50 @@ def test_a_lineage_replayed_as_a_plain_trial_gives_the_same_bits(tiny, acc, sett
     by_id = {}
     for trial, curve in found:
         recipe = tiny(BASE | settings | {"lr": trial.lr, "schedule": trial.point["schedule"]})
-        by_id[trial.id] = measured(*training.trial(recipe, "main", acc)), measured(trial, curve)
-    for trial_id, (alone, bred) in by_id.items():
-        assert alone == bred and alone[0]["id"] == trial_id
+        by_id[trial.id] = measured(*training.run_trial(recipe, "main", acc)), measured(trial, curve)
+    for key, (alone, lineage) in by_id.items():
+        assert alone == lineage and alone[0]["id"] == key
     assert torch.get_num_threads() == 1
 
 
 def test_it_beats_its_own_members_from_a_bad_start(tiny, acc):
     """Learning rates that are all too low: the population climbs, and its best is under the best of the plain trials."""
     points = [tiny(BASE | {"tokens": 60 * 256, "lr": lr}) for lr in (1e-5, 2e-5, 4e-5, 8e-5)]
-    best = min(trial.loss for trial, _ in population(points, "main", Breeding(0.1, 2.0, 0), acc))
-    assert best < min(trial.loss for trial, _ in training.stacked(points, ["main"] * 4, acc))
+    best = min(
+        trial.loss for trial, _ in train_population(points, "main", PBTSettings(0.1, 2.0, 0), acc)
+    )
+    assert best < min(trial.loss for trial, _ in training.train_stack(points, ["main"] * 4, acc))
 
 
 def test_the_same_seed_breeds_the_same(tiny, acc):
     points = [tiny(BASE | {"lr": lr}) for lr in (1e-3, 4e-3, 1e-2)]
     one, same, other = (
-        [trial.id for trial, _ in population(points, "main", Breeding(0.25, 1.5, seed), acc)]
+        [
+            trial.id
+            for trial, _ in train_population(points, "main", PBTSettings(0.25, 1.5, seed), acc)
+        ]
         for seed in (0, 0, 5)
     )
     assert one == same != other
 
 
 def test_generations():
-    assert generations(0.25, 20) == [5, 10, 15]
-    assert generations(0.3, 10) == [3, 6, 9] and generations(0.01, 4) == [1, 2, 3]
+    assert exploit_steps(0.25, 20) == [5, 10, 15]
+    assert exploit_steps(0.3, 10) == [3, 6, 9] and exploit_steps(0.01, 4) == [1, 2, 3]
 
 
 def test_points_of_other_shapes_are_no_population(tiny, acc):
     with pytest.raises(
         UserError, match=r"trials that train as one model must have the same `model\.width`"
     ):
-        population([tiny(BASE), tiny(BASE | {"width": 64})], "main", Breeding(0.2, 1.5, 0), acc)
+        train_population(
+            [tiny(BASE), tiny(BASE | {"width": 64})], "main", PBTSettings(0.2, 1.5, 0), acc
+        )
 
 
 @pytest.fixture
 def asked(tiny):
-    """axes and settings of `search` -> a recipe that breeds."""
+    """axes and settings of `search` -> a recipe with a population."""
     axes = {"width": [32, 64], "lr": [1e-4, 1e-3, 4e-3]}
     return lambda axes=axes, **search: tiny(
         BASE | {"axes": axes, "search": {"kind": "pbt", "every": 0.25, "factor": 1.5, **search}}
@@ -105,23 +112,31 @@ def test_a_sweep_records_the_lineages_and_trains_none_again(asked, tmp_path, mon
         plain = with_settings(
             recipe, {"width": row["width"], "lr": row["lr"], "schedule": row["point"]["schedule"]}
         )
-        assert identity(plain, data.load(plain.data).digest) == row["id"]
+        assert trial_id(plain, data.load(plain.data).digest) == row["id"]
     assert "3 members, " in (tmp_path / "sweeps/tiny.search.txt").read_text()
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
     assert sweeping.sweep(asked(), out=tmp_path).equals(table)
 
 
 @pytest.mark.parametrize(
     ("settings", "axes", "said"),
     [
-        ({"schedule.kind": "wsd"}, None, "`schedule.kind` must be 'constant', but got 'wsd'"),
-        ({}, {"lr": [1e-3]}, "a population is two members or more"),
+        (
+            {"schedule.kind": "wsd"},
+            None,
+            "`schedule.kind` must be 'constant' with search.kind 'pbt', which finds the schedule itself, but got 'wsd'",
+        ),
+        ({}, {"lr": [1e-3]}, "a population must have two or more members"),
         ({}, {"width": [32]}, "`axes.lr` must be given with search.kind 'pbt'"),
-        ({"engine.checkpoint_every": 2}, None, "a population writes no files of its own"),
+        (
+            {"engine.checkpoint_every": 2},
+            None,
+            "`engine.checkpoint_every` must be 0 and `engine.trackers` empty with search.kind 'pbt'",
+        ),
         (
             {"search": {"kind": "basin", "every": 0.5}},
             None,
-            "`search.every` is read by search.kind 'pbt' alone, but got kind='basin'",
+            "`search.every` is read only by search.kind 'pbt', but got kind='basin'",
         ),
         (
             {"search": {"kind": "pbt", "factor": 1.0}},
@@ -133,7 +148,7 @@ def test_a_sweep_records_the_lineages_and_trains_none_again(asked, tmp_path, mon
 def test_what_cannot_breed_is_one_line_before_anything_is_trained(
     asked, monkeypatch, tmp_path, settings, axes, said
 ):
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
     with pytest.raises(UserError) as caught:
         sweeping.sweep(with_settings(asked(axes) if axes else asked(), settings), out=tmp_path)
     assert said in str(caught.value) and "\n" not in str(caught.value)
@@ -168,9 +183,9 @@ def test_a_population_whose_worker_is_lost_is_said_and_trained_by_the_next_run(
 
     recipe = asked({"lr": [1e-3, 4e-3]})
     with monkeypatch.context() as patch:
-        patch.setattr("scaletune.sweeping.engines.local.Pool", Losing)
+        patch.setattr("scaletune.sweeping.engines.local.LocalPool", Losing)
         assert sweeping.sweep(recipe, out=tmp_path).empty
-    assert "none of 2 members is left" in capsys.readouterr().err
+    assert "none of 2 members survived" in capsys.readouterr().err
     assert (sweeping.sweep(recipe, out=tmp_path)["status"] == "done").all()
 
 
@@ -180,5 +195,5 @@ def test_no_law_is_fitted_to_lineages(asked, tmp_path):
         "holdout": {"set": {"width": 128}, "lr": [1e-3, 2e-3, 4e-3]},
     }
     (tmp_path / "tiny.toml").write_text(toml(study))
-    with pytest.raises(UserError, match="a law is fitted to trials of one schedule"):
+    with pytest.raises(UserError, match="a law needs trials of one schedule"):
         study_module.run(tmp_path / "tiny.toml", out=tmp_path)

@@ -1,4 +1,4 @@
-"""The Slurm engine: how a queue becomes jobs, what is believed of them, what survives job and driver; on submitit's local executor and a real Slurm."""
+"""The Slurm engine: job sizes, lost jobs, killed drivers; with submitit's local executor and a real Slurm."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from scaletune.records import read_jsonl
 from scaletune.sweeping.engines import slurm
 from scaletune.sweeping.engines.slurm import cluster, job_messages, job_size
 from scaletune.sweeping.engines.slurm import job as running
-from scaletune.sweeping.engines.slurm.cluster import Cluster, Refused, State
+from scaletune.sweeping.engines.slurm.cluster import SlurmCluster, State, SubmissionRefused
 from scaletune.transferring.formats.recipe import toml
 
 pytest.importorskip("submitit")
@@ -106,7 +106,7 @@ def test_the_engine_is_no_part_of_a_trials_identity(tiny):
         ),
         (
             ("shutil.which", lambda name: None),
-            r"needs Slurm's commands on the PATH, but `sbatch` is not: is this a login node\?$",
+            r"needs Slurm's commands on the PATH, but `sbatch` is not: run this on a login node$",
         ),
     ],
 )
@@ -118,8 +118,8 @@ def test_what_is_missing_is_one_sentence(tiny, tmp_path, monkeypatch, capsys, pa
 
 def test_a_folder_that_slurm_reads_as_a_pattern_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("scaletune.sweeping.engines.slurm.cluster.shutil.which", lambda name: name)
-    with pytest.raises(UserError, match="must be named without '%', but got"):
-        cluster.require(tmp_path / "50%j")
+    with pytest.raises(UserError, match="must not contain '%', but got"):
+        cluster.require_slurm(tmp_path / "50%j")
 
 
 # --- orders ----------------------------------------------------------------------------------------------------------
@@ -192,11 +192,11 @@ def test_an_array_has_max_jobs_and_one_kind_of_job(wanted):
     assert [len(job_size.pack(queue, 9)) for _ in range(4)] == [2, 2, 1, 1] and not queue
 
 
-# --- what is believed of jobs ----------------------------------------------------------------------------------------
+# --- the states of jobs ----------------------------------------------------------------------------------------
 
 
-class Planted(Cluster):
-    """A cluster that starts nothing: a test says what has become of its jobs."""
+class Planted(SlurmCluster):
+    """A cluster that starts no jobs; the test sets their states."""
 
     def __init__(self, root, name="x"):
         super().__init__(root, name)
@@ -204,7 +204,7 @@ class Planted(Cluster):
 
     def submit(self, folders, engine, parallel):
         if self.refuses:
-            raise Refused(self.refuses)
+            raise SubmissionRefused(self.refuses)
         ids = [f"{len(self.arrays)}_{i}" for i in range(len(folders))]
         self.arrays.append((len(folders), parallel))
         self.known |= dict.fromkeys(ids, PENDING)
@@ -223,16 +223,16 @@ class Planted(Cluster):
 
 @pytest.fixture
 def pool(tmp_path, monkeypatch):
-    """A pool that looks all the time, at a planted cluster."""
+    """A pool that checks a planted cluster at every call."""
     for name in ("WAIT", "LOOK", "GRACE", "SETTLE"):
         monkeypatch.setattr(slurm, name, 0.0)
     root = tmp_path / "sweeps/x.slurm"
-    return slurm.Pool(root, 9, Planted(root))
+    return slurm.SlurmPool(root, 9, Planted(root))
 
 
 def answer(pool, task, message):
     order = next(order for order in pool.out if task.id in order.tasks)
-    job_messages.answer(order.folder, task.id, message)
+    job_messages.write_answer(order.folder, task.id, message)
 
 
 def test_answers_are_files_and_stay_until_they_are_on_record(pool, wanted):
@@ -252,7 +252,7 @@ def test_a_job_that_has_ended_loses_what_it_began_and_gives_back_the_rest(pool, 
     asked = wanted(3, **{"slurm.minutes": 60.0})
     pool.hand_out(list(asked))
     pool.cluster.known["0_0"] = RUNNING
-    job_messages.beat(
+    job_messages.write_heartbeat(
         pool.out[0].folder,
         {"shares": {asked[0].id: 1.0, asked[1].id: 0.25}, "log": "loading", "beats": 1},
     )
@@ -289,7 +289,9 @@ def test_a_job_that_never_began_loses_all_and_a_controller_that_is_away_loses_no
 def test_a_job_back_in_the_queue_is_not_lost_and_one_that_says_nothing_is(pool, wanted):
     (asked,) = wanted(1, patience=0.2)
     pool.hand_out([asked])
-    job_messages.beat(pool.out[0].folder, {"shares": {asked.id: 0.5}, "log": "", "beats": 1})
+    job_messages.write_heartbeat(
+        pool.out[0].folder, {"shares": {asked.id: 0.5}, "log": "", "beats": 1}
+    )
     for state in (RUNNING, State("REQUEUED", 0, "None"), PENDING, State("PENDING", 0, "BeginTime")):
         pool.cluster.known["0_0"] = state
         pool.messages()
@@ -297,7 +299,7 @@ def test_a_job_back_in_the_queue_is_not_lost_and_one_that_says_nothing_is(pool, 
     pool.cluster.known["0_0"] = RUNNING
     heard = wait_for(lambda: [message for _, message in pool.messages() if "lost" in message])
     assert (
-        heard[0]["lost"].startswith("its job 0_0 said nothing for 0")
+        heard[0]["lost"].startswith("its job 0_0 sent no message for 0")
         and pool.cluster.cancelled == ["0_0"]
         and not pool.busy
     )
@@ -307,13 +309,13 @@ def test_the_next_driver_takes_over_and_submits_nothing_twice(pool, wanted, caps
     asked = wanted(4, **{"slurm.minutes": 0.0})
     pool.hand_out(list(asked[:3]))
     answer(pool, asked[0], {"trial": {"id": asked[0].id}, "curve": [], "log": ""})
-    unborn = job_messages.written(
+    unborn = job_messages.write_order(
         pool.root, asked[3:]
     )  # its driver was killed before it knew the job
-    after = slurm.Pool(pool.root, 9, pool.cluster)
+    after = slurm.SlurmPool(pool.root, 9, pool.cluster)
     assert (
-        not job_messages.standing(unborn.folder)
-        and "3 jobs of an earlier driver are taken over" in capsys.readouterr().err
+        not job_messages.order_exists(unborn.folder)
+        and "3 jobs of an earlier driver continue" in capsys.readouterr().err
     )
     after.hand_out(list(asked))
     assert pool.cluster.arrays == [(3, 9), (1, 7)] and [order.job for order in after.out] == [
@@ -331,8 +333,8 @@ def test_an_interrupt_may_leave_the_jobs_to_the_next_driver(pool, wanted, capsys
     pool.leave = True
     pool.hand_out(wanted(2, **{"slurm.minutes": 0.0}))
     pool.__exit__(KeyboardInterrupt)
-    assert not pool.cluster.cancelled and len(job_messages.left(pool.root)) == 2
-    assert "2 jobs stay in Slurm's hands" in capsys.readouterr().err
+    assert not pool.cluster.cancelled and len(job_messages.pending_orders(pool.root)) == 2
+    assert "2 jobs stay in Slurm for the next driver" in capsys.readouterr().err
 
 
 def test_no_more_than_workers_run_at_once(pool, wanted):
@@ -354,7 +356,7 @@ def test_a_refusal_is_the_users_to_mend_unless_it_passes(pool, wanted, capsys):
     )
     with pytest.raises(
         UserError,
-        match=r"^Slurm must take the jobs, but said: sbatch: error: invalid partition specified: a10$",
+        match=r"^Slurm must accept the jobs, but refused them: sbatch: error: invalid partition specified: a10$",
     ):
         pool.hand_out(list(asked))
     pool.cluster.refuses = ""
@@ -363,7 +365,7 @@ def test_a_refusal_is_the_users_to_mend_unless_it_passes(pool, wanted, capsys):
     pool.hand_out(queue := asked[1:])
     assert len(queue) == 2 and [list(order.tasks) for order in pool.out] == [[asked[0].id]]
     assert (
-        "no more jobs are taken for now: sbatch: error: QOSMaxSubmitJobPerUserLimit"
+        "Slurm accepts no more jobs for now: sbatch: error: QOSMaxSubmitJobPerUserLimit"
         in capsys.readouterr().err
     )
     pool.cluster.refuses, pool.again = "", 0.0
@@ -375,15 +377,15 @@ def test_a_lost_try_is_heard_once_and_an_older_one_not_at_all(pool, wanted):
     (asked,) = wanted(1)
     pool.hand_out([asked])
     old = pool.out[0].folder.with_name("older")
-    job_messages.answer(
+    job_messages.write_answer(
         old, asked.id, {"lost": "its worker died", "status": 1, "memory": False, "log": ""}
     )
-    assert pool.messages() == [] and job_messages.answers(pool.root) == set()
+    assert pool.messages() == [] and job_messages.list_answers(pool.root) == set()
     answer(pool, asked, {"lost": "its worker died", "status": 1, "memory": False, "log": "words"})
     assert (
         [message["log"] for _, message in pool.messages()] == ["words"]
         and not pool.busy
-        and not job_messages.answers(pool.root)
+        and not job_messages.list_answers(pool.root)
     )
 
 
@@ -393,18 +395,18 @@ def test_what_squeue_says_is_read(monkeypatch, tmp_path):
         "scaletune.sweeping.engines.slurm.cluster.subprocess.run",
         lambda *command, **named: subprocess.CompletedProcess([], 0, said),
     )
-    assert Cluster(tmp_path, "a b").states() == {
+    assert SlurmCluster(tmp_path, "a b").states() == {
         "12_3": State("PENDING", 0, "JobArrayTaskLimit"), "12_0": State("FAILED", 3, "NonZeroExitCode"),
         "13": State("OUT_OF_MEMORY", -9, "OutOfMemory"),
     }  # fmt: skip
-    assert Cluster(tmp_path, "a b").name == "scaletune-a_b"
+    assert SlurmCluster(tmp_path, "a b").name == "scaletune-a_b"
 
 
 # --- what a job does -------------------------------------------------------------------------------------------------
 
 
 class Scripted(Stub):
-    """A local pool whose worker says what a test has written down; an entry that can be called happens."""
+    """A local pool with scripted messages; a callable entry is called."""
 
     script = ()
 
@@ -415,7 +417,7 @@ class Scripted(Stub):
     def busy(self):
         return bool(self.left)
 
-    def said(self):
+    def read_log(self):
         return "x" * 5000 + "last words"
 
     def hand_out(self, queue):
@@ -429,12 +431,12 @@ class Scripted(Stub):
 @pytest.fixture
 def training(pool, wanted, monkeypatch):
     """A job under way, of two trials."""
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", Scripted)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", Scripted)
     monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(running, "TAKEN", 0.0)
     pool.hand_out(wanted(2, **{"slurm.minutes": 60.0}))
     pool.cluster.known["0_0"] = RUNNING
-    return running.Training(pool.out[0].folder)
+    return running.OrderRunner(pool.out[0].folder)
 
 
 def test_a_job_answers_and_is_heard_and_back_from_the_queue_it_begins_nothing_twice(training, pool):
@@ -442,39 +444,39 @@ def test_a_job_answers_and_is_heard_and_back_from_the_queue_it_begins_nothing_tw
     trial = {"trial": {"id": one.id}, "curve": [], "log": ""}
     Scripted.script = [[(one, {"progress": 0.5})], [(one, trial), (two, {"progress": 0.0})]]
     training.run()
-    beat = job_messages.read(training.folder / "beat.json")
+    beat = job_messages.read_json(training.folder / "beat.json")
     assert (
         beat["shares"] == {one.id: 0.5}
         and beat["log"].endswith("last words")
         and len(beat["log"]) == running.TAIL
     )
-    assert [task.id for task in running.Training(training.folder).queue] == [two.id]
+    assert [task.id for task in running.OrderRunner(training.folder).queue] == [two.id]
     assert [(task.id, "trial" in message) for task, message in pool.messages()] == [(one.id, True)]
 
 
 def test_a_lost_worker_is_the_trials_fault_unless_slurm_takes_the_job(training, pool):
     one, two = training.queue
     lost = {"lost": "its worker died", "status": -15, "memory": False, "log": "words"}
-    Scripted.script = [[(one, lost)], training.take, [(two, lost)]]
+    Scripted.script = [[(one, lost)], training.handle_sigterm, [(two, lost)]]
     with pytest.raises(SystemExit):
         training.run()
     assert [(task.id, message["lost"]) for task, message in pool.messages()] == [
         (one.id, "its worker died")
     ]
-    training.queue, training.taken = [two], False
-    Scripted.script = [lambda: training.take() or [(two, lost)]]  # both at once
+    training.queue, training.preempted = [two], False
+    Scripted.script = [lambda: training.handle_sigterm() or [(two, lost)]]  # both at once
     with pytest.raises(SystemExit):
         training.run()
     assert pool.messages() == [] and list(pool.out[0].tasks) == [two.id]
 
 
 def test_a_lost_stack_is_answered_at_once(training, pool, monkeypatch):
-    """One pause, not one each: or the driver would take up its trials one by one."""
+    """One pause for all: otherwise the driver would retry the trials one by one."""
     pauses, lost = [], {"lost": "its worker died", "status": -9, "memory": True, "log": ""}
     monkeypatch.setattr(running.time, "sleep", pauses.append)
     Scripted.script = [[(task, lost) for task in training.queue]]
     training.run()
-    assert len(pauses) == 1 and len(job_messages.answers(pool.root)) == 2
+    assert len(pauses) == 1 and len(job_messages.list_answers(pool.root)) == 2
 
 
 def test_a_job_ends_when_its_order_is_withdrawn_or_refused(training, pool):
@@ -490,7 +492,7 @@ def test_a_job_ends_when_its_order_is_withdrawn_or_refused(training, pool):
     ]
     training.queue = [two]
     training.run()
-    assert not job_messages.answers(pool.root)
+    assert not job_messages.list_answers(pool.root)
     running.Job(str(training.folder))()  # starts after it was withdrawn: nothing to do
     assert not training.folder.exists()
 
@@ -498,7 +500,7 @@ def test_a_job_ends_when_its_order_is_withdrawn_or_refused(training, pool):
 # --- jobs that train: submitit's local executor ----------------------------------------------------------------------
 
 
-class OnThisMachine(Cluster):
+class OnThisMachine(SlurmCluster):
     """Jobs by submitit's local executor; what Slurm would say of them is read off the processes."""
 
     kind = "local"
@@ -528,7 +530,7 @@ class OnThisMachine(Cluster):
 
 @pytest.fixture
 def on_this_machine(monkeypatch):
-    monkeypatch.setattr(slurm, "Cluster", OnThisMachine)
+    monkeypatch.setattr(slurm, "SlurmCluster", OnThisMachine)
     monkeypatch.setattr(slurm, "LOOK", 0.5)
     monkeypatch.setattr(slurm, "GRACE", 1.0)
     monkeypatch.setattr("scaletune.sweeping.engines.slurm.cluster.shutil.which", lambda name: name)
@@ -579,7 +581,7 @@ def under_way(out):
         if (
             (folder / "job").exists()
             and checkpoint.exists()
-            and not job_messages.answered(folder, id)
+            and not job_messages.is_answered(folder, id)
         ):
             found[(folder / "job").read_text()] = (id, checkpoint)
     return found
@@ -588,7 +590,7 @@ def under_way(out):
 def test_a_job_that_is_killed_is_sent_again_and_the_record_is_the_local_engines(
     asked, undisturbed, on_this_machine, tmp_path, monkeypatch, capsys
 ):
-    killed, messages = [], slurm.Pool.messages
+    killed, messages = [], slurm.SlurmPool.messages
 
     def disturbed(pool):
         """Kill the first job that has a checkpoint, and all its processes, as a node that fails does."""
@@ -601,13 +603,13 @@ def test_a_job_that_is_killed_is_sent_again_and_the_record_is_the_local_engines(
                 process.kill()
         return messages(pool)
 
-    monkeypatch.setattr(slurm.Pool, "messages", disturbed)
+    monkeypatch.setattr(slurm.SlurmPool, "messages", disturbed)
     monkeypatch.setattr(slurm, "WAIT", 0.2)
     sweeping.sweep(with_settings(asked, {"axes": {"lr": [2e-3]}}), out=tmp_path)
     found = measured(tmp_path / "sweeps/on slurm.jsonl")
     assert found == undisturbed[:1] and found[0]["status"] == "done"
     assert (
-        f"try 1: its job {killed[0]} ended as FAILED; last words: " in capsys.readouterr().err
+        f"try 1: its job {killed[0]} ended as FAILED; last log lines: " in capsys.readouterr().err
         and len(on_this_machine) == 2
     )
     assert not (tmp_path / "sweeps/on slurm.slurm").exists()
@@ -618,9 +620,9 @@ def test_a_job_that_is_killed_is_sent_again_and_the_record_is_the_local_engines(
 DRIVER = """
 import json, sys
 from scaletune import recipe, sweeping
-from scaletune.sweeping import slurm
+from scaletune.sweeping.engines import slurm
 slurm.LOOK, slurm.GRACE = 0.5, 1.0
-sweeping.sweep(recipe.validated(json.loads(sys.argv[1]), "on slurm"), out=sys.argv[2])
+sweeping.sweep(recipe.validate_recipe(json.loads(sys.argv[1]), "on slurm"), out=sys.argv[2])
 """
 
 
@@ -635,7 +637,7 @@ def node(tmp_path_factory):
         yield env
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", env["SLURM_CONF"])
-        assert not processes("slurm", "munge", "submitit", "sweeping.worker")
+        assert not processes("slurm", "munge", "submitit", "engines.worker")
 
 
 @pytest.fixture
@@ -740,7 +742,7 @@ def test_a_real_slurm_runs_an_array_through_requeues_and_a_killed_driver(
         "COMPLETED"
     }  # none submitted twice
     assert not (tmp_path / "sweeps/on slurm.slurm").exists() and not processes(
-        "sweeping.worker", "submitit"
+        "engines.worker", "submitit"
     )
 
 
@@ -753,15 +755,15 @@ def test_a_cancelled_job_is_sent_again_and_an_interrupt_cancels_all(asked, slurm
         first.send_signal(signal.SIGINT)
         said = first.stderr.read()
     assert (
-        f"try 1: its job {lost} ended as CANCELLED; last words: " in said
-        and "jobs are cancelled" in said
+        f"try 1: its job {lost} ended as CANCELLED; last log lines: " in said
+        and "slurm: cancelled " in said
     )
     assert {state for state, _ in jobs(before).values()} <= {
         "CANCELLED",
         "COMPLETED",
         "COMPLETING",
         "FAILED",
-    } and not processes("sweeping.worker", "submitit")
+    } and not processes("engines.worker", "submitit")
     assert not list(tmp_path.glob("sweeps/*.slurm/orders/*"))
 
 
@@ -776,6 +778,6 @@ def test_the_command_line_says_what_slurm_refuses(tiny, slurm_env, tmp_path, cap
     )
     assert main(["sweep", str(recipe), "--engine", "slurm", "--out", str(tmp_path)]) == 2
     assert (
-        "Slurm must take the jobs, but said: sbatch: error: invalid partition specified: nowhere"
+        "Slurm must accept the jobs, but refused them: sbatch: error: invalid partition specified: nowhere"
         in capsys.readouterr().err
     )

@@ -1,4 +1,4 @@
-"""Stacks in a sweep: who is handed out together, and that the record does not show it."""
+"""Stacks in a sweep: which tasks train together; the record equals that of single trials."""
 
 import signal
 
@@ -10,7 +10,7 @@ from scaletune import recipe as recipes
 from scaletune import sweeping, training
 from scaletune.records import read_jsonl
 from scaletune.sweeping import out_of_memory, stacks
-from scaletune.sweeping.progress import Board
+from scaletune.sweeping.progress import SweepProgress
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
 
@@ -27,7 +27,7 @@ def taken(tasks, workers=1):
     """Sizes and learning rates of what is handed out, until the queue is empty."""
     found = []
     while tasks:
-        found.append([task.recipe.optimizer.lr for task in stacks.take(tasks, workers)])
+        found.append([task.recipe.optimizer.lr for task in stacks.take_stack(tasks, workers)])
     return found
 
 
@@ -55,7 +55,10 @@ def test_a_stack_is_no_larger_than_asked_and_leaves_each_worker_its_share(tiny, 
 
 def test_two_workers_share_a_queue_alike(tiny, no_gpu):
     tasks = queue(*[tiny({"lr": lr * 1e-3, "engine.stack": 8}) for lr in range(1, 9)])
-    assert [len(stacks.take(tasks, 2)), len(stacks.take(tasks, 2, out=4))] == [4, 4] and not tasks
+    assert [len(stacks.take_stack(tasks, 2)), len(stacks.take_stack(tasks, 2, running=4))] == [
+        4,
+        4,
+    ] and not tasks
 
 
 def test_what_keeps_trials_apart_is_said_where_a_stack_was_asked_for(tiny):
@@ -65,14 +68,19 @@ def test_what_keeps_trials_apart_is_said_where_a_stack_was_asked_for(tiny):
         for seed in (0, 1)
         for lr in (1e-3, 2e-3)
     ]
-    assert stacks.note(queue(*points)) == "not stacked where they differ: `model.width`"
     assert (
-        stacks.note(queue(*points[:2])) == "" == stacks.note(queue(tiny(width=32), tiny(width=64)))
+        stacks.explain_separate_training(queue(*points))
+        == "no stacks across different values of `model.width`"
+    )
+    assert (
+        stacks.explain_separate_training(queue(*points[:2]))
+        == ""
+        == stacks.explain_separate_training(queue(tiny(width=32), tiny(width=64)))
     )
     lone = tiny({"engine.stack": 4, "training.z_loss": 1e-4})
     assert (
-        stacks.note(queue(lone))
-        == "trained one by one: `training.z_loss = 0.0001`: it reads one trial's logits"
+        stacks.explain_separate_training(queue(lone))
+        == "no stacked training: `training.z_loss = 0.0001` reads the logits of one trial"
     )
 
 
@@ -87,7 +95,7 @@ def test_workers_share_a_gpus_memory_among_their_stacks(tiny, monkeypatch):
             tiny({"lr": lr * 1e-4, "engine.stack": "fill", "engine.workers": workers})
             for lr in range(1, 33)
         ]
-        sizes[workers] = len(stacks.take(queue(*points), 1))
+        sizes[workers] = len(stacks.take_stack(queue(*points), 1))
     assert sizes[8] > 1 and sizes[4] // 2 == sizes[8] and sizes[2] // 4 == sizes[8]
 
 
@@ -102,14 +110,14 @@ def test_trials_that_lacked_memory_train_in_half_the_stack(tiny, no_gpu):
         *[tiny({"lr": lr, "engine.stack": 4}) for lr in (1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3)]
     )
     assert [out_of_memory.shrink(task, 4) for task in tasks[:4]] == [
-        "in a stack of 2, not of 4"
+        "in a stack of 2 instead of 4"
     ] * 4
     assert taken(tasks) == [[1e-3, 2e-3], [3e-3, 4e-3], [5e-3, 6e-3]]
 
 
 @pytest.mark.parametrize(
     ("stack", "said", "most"),
-    [(3, "in a stack of 1, not of 3", 1), (1, "with engine.accumulation = 2", 1)],
+    [(3, "in a stack of 1 instead of 3", 1), (1, "with engine.accumulation = 2", 1)],
 )
 def test_a_trial_is_made_smaller_by_its_stack_first(tiny, stack, said, most):
     (task,) = queue(tiny())
@@ -130,7 +138,7 @@ def test_the_record_is_the_one_of_trial_by_trial(tiny, tmp_path):
     alone = {
         trial.id: trial
         for trial, _ in (
-            training.trial(point, "main", training.accelerator())
+            training.run_trial(point, "main", training.accelerator())
             for point in recipes.points(recipe)
         )
     }
@@ -139,11 +147,11 @@ def test_the_record_is_the_one_of_trial_by_trial(tiny, tmp_path):
 
 
 def test_a_killed_worker_costs_its_stack_and_no_more(tiny, tmp_path, monkeypatch):
-    """Killed when the diverged trial is on record: that one stays, its neighbours train again, alone."""
-    killed, finished = [], Board.finished
+    """Killed after the diverged trial is recorded: that record stays, the other trials train again alone."""
+    killed, finish = [], SweepProgress.finish
 
-    def watched(board, task, trial):
-        finished(board, task, trial)
+    def watched(progress, task, trial):
+        finish(progress, task, trial)
         if not killed:
             killed.append(trial)
             worker = next(
@@ -153,7 +161,7 @@ def test_a_killed_worker_costs_its_stack_and_no_more(tiny, tmp_path, monkeypatch
             )
             worker.send_signal(signal.SIGKILL)
 
-    monkeypatch.setattr(Board, "finished", watched)
+    monkeypatch.setattr(SweepProgress, "finish", watched)
     recipe = asked(tiny, tokens=256 * 40, **{"engine.stack": 4})
     table = sweeping.sweep(recipe, out=tmp_path).sort_values("lr")
     assert killed[0].status == "diverged" and table["status"].tolist() == [
@@ -163,5 +171,5 @@ def test_a_killed_worker_costs_its_stack_and_no_more(tiny, tmp_path, monkeypatch
         "diverged",
     ]
     assert [row["stack"] for row in table["provenance"]] == [1, 1, 1, 4]
-    alone, _ = training.trial(recipes.points(recipe)[1], "main", training.accelerator())
+    alone, _ = training.run_trial(recipes.points(recipe)[1], "main", training.accelerator())
     assert table["loss"].iloc[2] == alone.loss

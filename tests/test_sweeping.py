@@ -1,4 +1,4 @@
-"""Sweeps: what is on record is not trained again, and no death of a driver or a worker changes the record."""
+"""Sweeps: recorded trials are not trained again, and a killed driver or worker does not change the record."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.records import Store, read_jsonl
 from scaletune.sweeping.engines import local
-from scaletune.sweeping.progress import Board
+from scaletune.sweeping.progress import SweepProgress
 from scaletune.transferring.formats.recipe import toml
 
 MEASURED = (
@@ -42,7 +42,7 @@ def measured(record):
 
 
 class Stub:
-    """A pool's `with`, of one that has nothing to end."""
+    """The context manager of a pool that has nothing to stop."""
 
     def __enter__(self):
         return self
@@ -52,7 +52,7 @@ class Stub:
 
 
 class InProcess(Stub):
-    """A pool that trains in this process, so that a test of the record need not start another."""
+    """A pool that trains in this process, so that tests of the record start no workers."""
 
     def __init__(self, size, processes=1):
         self.acc, self.task, self.trained = training.accelerator(), None, []
@@ -68,13 +68,13 @@ class InProcess(Stub):
     def messages(self):
         task, self.task = self.task, None
         self.trained.append(task.id)
-        trial, curve = training.trial(task.recipe, task.sweep, self.acc)
+        trial, curve = training.run_trial(task.recipe, task.sweep, self.acc)
         return [(task, {"progress": 0.5}), (task, {"trial": asdict(trial), "curve": curve})]
 
 
 @pytest.fixture
 def in_process(monkeypatch):
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +87,7 @@ def asked(tiny):
 
 @pytest.fixture(scope="session")
 def undisturbed(asked, tmp_path_factory):
-    """The record of that sweep, by real workers with nothing in their way."""
+    """The record of that sweep, trained by real workers without disturbance."""
     out = tmp_path_factory.mktemp("undisturbed")
     table = sweeping.sweep(asked, out=out)
     return out, table, out / "sweeps" / "some-1.5b.jsonl"
@@ -134,7 +134,7 @@ def test_every_point_is_a_row_and_a_line(asked, undisturbed):
 
 
 def test_workers_train_what_a_trial_alone_is(asked, undisturbed):
-    alone, _ = training.trial(recipes.points(asked)[0], "main", training.accelerator())
+    alone, _ = training.run_trial(recipes.points(asked)[0], "main", training.accelerator())
     assert measured(undisturbed[2])[0] == {name: getattr(alone, name) for name in MEASURED}
 
 
@@ -142,7 +142,7 @@ def test_a_second_sweep_trains_nothing(asked, undisturbed, monkeypatch):
     out, table, record = undisturbed
     before = record.read_bytes()
     monkeypatch.setattr(
-        "scaletune.sweeping.engines.local.Pool", None
+        "scaletune.sweeping.engines.local.LocalPool", None
     )  # starting a worker would raise
     again = sweeping.sweep(asked, out=out)
     assert again.equals(table) and record.read_bytes() == before
@@ -171,7 +171,7 @@ def test_a_point_asked_for_twice_is_the_first_ones(tiny, in_process, tmp_path):
 
 
 def test_a_record_that_came_with_a_clone_is_not_our_own(tiny, in_process, tmp_path):
-    """The lines are kept, the trials of this machine trained: no one is shown another's numbers as their own."""
+    """Its lines are kept, but this machine trains its own trials."""
     sweeping.sweep(tiny({"axes": {"lr": [2e-3, 4e-3]}}), out=tmp_path / "theirs")
     record = tmp_path / "ours/sweeps/tiny.jsonl"
     record.parent.mkdir(parents=True)
@@ -191,7 +191,7 @@ def test_adopt_takes_a_record_as_our_own(tiny, monkeypatch, tmp_path, undisturbe
     record = tmp_path / "sweeps/some-1.5b.jsonl"
     record.parent.mkdir()
     record.write_bytes(undisturbed[2].read_bytes())
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
     assert sweeping.sweep(asked, out=tmp_path, adopt=True).equals(undisturbed[1])
 
 
@@ -213,32 +213,34 @@ def test_a_record_we_cannot_keep_is_refused_before_anything_is_trained(
     row = json.loads(undisturbed[2].read_text().splitlines()[0]) | change
     record.write_text(json.dumps(row) + "\n")
     started = []
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", lambda *size: started.append(size))
+    monkeypatch.setattr(
+        "scaletune.sweeping.engines.local.LocalPool", lambda *size: started.append(size)
+    )
     with pytest.raises(UserError, match=r"tiny\.jsonl:1 "):
         sweeping.sweep(tiny(), out=tmp_path)
     assert json.loads(record.read_text()) == row and not started
 
 
 def test_a_form_that_cannot_tie_is_refused_before_anything_is_trained(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
     with pytest.raises(UserError, match="a tied head needs a form"):
         sweeping.sweep(tiny({"model.tied": True, "form": "sp", "width": 64}), out=tmp_path)
 
 
 def test_data_that_changes_under_a_sweep_is_refused(tiny, in_process, monkeypatch, tmp_path):
-    """Its trials would not be the ones that were asked for, and be trained again for ever."""
+    """Its trials would have other ids than requested, and would be trained again for ever."""
     (tmp_path / "text.txt").write_text("before " * 1000)
-    recipe, trial = tiny({"data.source": str(tmp_path / "text.txt")}), training.trial
+    recipe, trial = tiny({"data.source": str(tmp_path / "text.txt")}), training.run_trial
 
     def changed(*arguments):
         (tmp_path / "text.txt").write_text("after " * 1000)
         data._load.cache_clear()  # a worker is another process
         return trial(*arguments)
 
-    monkeypatch.setattr(training, "trial", changed)
+    monkeypatch.setattr(training, "run_trial", changed)
     with pytest.raises(
         UserError,
-        match=r"`.*text.txt` must stay as it is while a sweep runs, but a worker read other data",
+        match=r"`.*text.txt` must not change while a sweep runs, but a worker read other data",
     ):
         sweeping.sweep(recipe, out=tmp_path)
     assert read_jsonl(tmp_path / "sweeps/tiny.jsonl") == []
@@ -249,15 +251,15 @@ def test_data_that_changes_under_a_sweep_is_refused(tiny, in_process, monkeypatc
 DRIVER = """
 import os, signal, sys
 from scaletune import sweeping
-from scaletune.sweeping.board import Board
-finished = Board.finished
+from scaletune.sweeping.progress import SweepProgress
+finish = SweepProgress.finish
 
-def interrupted(board, task, trial):
-    finished(board, task, trial)
+def interrupted(progress, task, trial):
+    finish(progress, task, trial)
     os.kill(os.getpid(), signal.SIGINT)
 
 if sys.argv[3] == "interrupted":
-    Board.finished = interrupted
+    SweepProgress.finish = interrupted
 sweeping.sweep(sys.argv[1], out=sys.argv[2])
 """
 
@@ -338,20 +340,20 @@ def test_an_interrupt_leaves_the_record_written(undisturbed, driver):
 
 
 def test_a_killed_worker_is_replaced_and_its_trial_trained(tiny, tmp_path, monkeypatch):
-    """Killed in the middle of the trial: when it has said how far it is."""
-    killed, progress = [], Board.progress
+    """Killed in the middle of the trial, after a progress message."""
+    killed, update = [], SweepProgress.update
 
-    def watched(board, task, share):
-        progress(board, task, share)
+    def watched(progress, task, share):
+        update(progress, task, share)
         if 0 < share < 1 and not killed:
             killed.append(children()[0])
             killed[0].send_signal(signal.SIGKILL)
 
-    monkeypatch.setattr(Board, "progress", watched)
+    monkeypatch.setattr(SweepProgress, "update", watched)
     recipe = tiny({"tokens": 256 * 400, "data.epochs": 3, "engine.workers": 1})
     table = sweeping.sweep(recipe, out=tmp_path)
     assert len(killed) == 1 and table["status"].tolist() == ["done"]
-    alone, curve = training.trial(recipe, "main", training.accelerator())
+    alone, curve = training.run_trial(recipe, "main", training.accelerator())
     assert table["loss"][0] == alone.loss and len(curve) == 400
     assert not children()
 
@@ -384,20 +386,20 @@ def test_a_trial_whose_worker_always_dies_is_recorded_and_tried_next_time(
     table = sweeping.sweep(recipe, out=tmp_path)
     assert table["status"].tolist() == ["failed", "failed"] and table["loss"].isna().all()
     assert set(table["message"]) == {
-        "its worker died 3 times; last words: some words (exit status 3)"
+        "its worker died 3 times; last log lines: some words (exit status 3)"
     }
     assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == [
         "failed",
         "failed",
     ]
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
     assert sweeping.sweep(recipe, out=tmp_path)["status"].tolist() == ["done", "done"]
     assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["done", "done"]
 
 
 def test_two_messages_at_once_are_both_heard(tiny, tmp_path, worker_is):
-    """A line left in a buffer of ours would never wake the driver again."""
-    trial, curve = training.trial(tiny(), "main", training.accelerator())
+    """A line that stayed in a Python buffer would never wake the driver."""
+    trial, curve = training.run_trial(tiny(), "main", training.accelerator())
     lines = [{"progress": 0.5}, {"progress": 1.0}, {"trial": asdict(trial), "curve": curve}]
     (tmp_path / "answers").write_text("".join(json.dumps(line) + "\n" for line in lines))
     worker_is(f"read order; cat {tmp_path}/answers; exec sleep {PATIENCE}")
@@ -415,45 +417,45 @@ def test_workers_inherit_nothing_of_a_surrounding_launch(monkeypatch):
     for name in (*local.INHERITED, "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("KEPT", "1")
-    made = local.environment(0)
+    made = local.worker_environment(0)
     assert made["KEPT"] == made["OMP_NUM_THREADS"] == "1"
     assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"} & made.keys()
 
 
 def test_one_worker_a_core_unless_said(monkeypatch):
-    monkeypatch.setattr(local, "_gpus", lambda: 0)
-    assert local.slots("auto") == len(os.sched_getaffinity(0))
-    assert local.slots(5) == 5
-    monkeypatch.setattr(local, "_gpus", lambda: 8)
-    assert local.slots("auto") == 8
-    assert local.environment(9)["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setattr(local, "_count_gpus", lambda: 0)
+    assert local.count_workers("auto") == len(os.sched_getaffinity(0))
+    assert local.count_workers(5) == 5
+    monkeypatch.setattr(local, "_count_gpus", lambda: 8)
+    assert local.count_workers("auto") == 8
+    assert local.worker_environment(9)["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_a_trial_over_several_gpus_takes_a_worker_with_as_many(monkeypatch):
-    monkeypatch.setattr(local, "_gpus", lambda: 8)
-    assert local.slots("auto", 3) == 2
-    assert [local.environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == [
+    monkeypatch.setattr(local, "_count_gpus", lambda: 8)
+    assert local.count_workers("auto", 3) == 2
+    assert [local.worker_environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == [
         "0,1,2",
         "3,4,5",
     ]
     monkeypatch.setenv(
         "CUDA_VISIBLE_DEVICES", "4,6"
     )  # of a machine of eight, what this launch may use
-    monkeypatch.setattr(local, "_gpus", lambda: 2)
-    assert [local.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1, 2)] == [
+    monkeypatch.setattr(local, "_count_gpus", lambda: 2)
+    assert [local.worker_environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1, 2)] == [
         "4",
         "6",
         "4",
     ]
-    monkeypatch.setattr(local, "_gpus", lambda: 8)
+    monkeypatch.setattr(local, "_count_gpus", lambda: 8)
     with pytest.raises(
         UserError, match="`processes <= GPUs` must hold, but got 9 processes and 8 GPUs"
     ):
-        local.slots("auto", 9)
+        local.count_workers("auto", 9)
 
 
 def test_a_sweep_trains_over_two_processes(tiny, tmp_path):
-    alone, _ = training.trial(tiny(), "main", training.accelerator())
+    alone, _ = training.run_trial(tiny(), "main", training.accelerator())
     table = sweeping.sweep(tiny({"engine.processes": 2, "engine.workers": 1}), out=tmp_path)
     assert table["id"].tolist() == [alone.id] and table["loss"][0] == pytest.approx(
         alone.loss, rel=1e-5
@@ -463,12 +465,12 @@ def test_a_sweep_trains_over_two_processes(tiny, tmp_path):
 
 NOISY = """
 import os
-from scaletune.sweeping import worker
+from scaletune.sweeping.engines import worker
 
-def serve(orders, answers):
+def serve(orders, output):
     print("noise", flush=True)
-    answers.write("answer")
-    answers.flush()
+    output.write("answer")
+    output.flush()
     os._exit(0)
 
 worker.serve = serve
@@ -485,12 +487,12 @@ def test_what_a_library_prints_does_not_get_between_the_answers():
         assert (process.stdout.read(), process.stderr.read()) == ("answer", "noise\n")
 
 
-def test_the_board_says_how_far_and_how_good(tiny, in_process, tmp_path, capsys):
+def test_progress_lines_show_the_share_done_and_the_lowest_loss(tiny, in_process, tmp_path, capsys):
     table = sweeping.sweep(tiny({"axes": {"lr": [2e-3, 8e-3, 1e3]}}), out=tmp_path)
     said = capsys.readouterr().err
     best = table.loc[table["loss"].idxmin()]
     assert "trials 3/3" in said and "100%" in said
-    assert f"best {best['loss']:.4f} at width 32, lr {best['lr']:.3g}" in said
+    assert f"lowest loss {best['loss']:.4f} at width 32, lr {best['lr']:.3g}" in said
 
 
 def test_readers_may_look_while_a_sweep_writes(tmp_path, undisturbed):

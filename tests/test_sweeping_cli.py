@@ -19,8 +19,9 @@ from test_chaos import chaos, under_way, worker  # noqa: F401
 
 import scaletune
 from scaletune.cli import main
-from scaletune.records import Store, glance, read_jsonl, read_trials
-from scaletune.sweeping import progress, status
+from scaletune.records import Store, read_jsonl, read_store, read_trials
+from scaletune.sweeping import progress
+from scaletune.sweeping.status import format_clock, format_line, format_table
 
 PYTHON = sys.executable  # before a test puts another in its place
 
@@ -28,8 +29,8 @@ PYTHON = sys.executable  # before a test puts another in its place
 @pytest.fixture
 def store(tmp_path):
     """A sweep of five: two done, one diverged, two to be trained. (store, tasks, trials)"""
-    tasks = chaos.wanted(tmp_path, 5)
-    trials = [replace(chaos.planted(task), seconds=10.0 + i) for i, task in enumerate(tasks)]
+    tasks = chaos.planted_tasks(tmp_path, 5)
+    trials = [replace(chaos.planted_trial(task), seconds=10.0 + i) for i, task in enumerate(tasks)]
     trials[1] = replace(trials[1], status="diverged", loss=None, train_loss=None)
     made = Store(tmp_path / "sweeps/some-1.5b")
     for trial in trials[:3]:
@@ -40,7 +41,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that the test says have gone."""
+    """A monotonic clock that the test sets."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
@@ -50,12 +51,12 @@ def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
     made, tasks, trials = store
     for task, cost in zip(tasks, (0, 0, 0, 30.0, 10.0), strict=True):
         task.cost = cost
-    shown = progress.Board(made, tasks[3:], trials[:3])
-    shown.progress(tasks[3], 0.5)
-    shown.progress(tasks[4], 0.0)
+    shown = progress.SweepProgress(made, tasks[3:], trials[:3])
+    shown.update(tasks[3], 0.5)
+    shown.update(tasks[4], 0.0)
     clock[0] += 60
-    shown.finished(tasks[4], trials[4])
-    now = shown.standing()
+    shown.finish(tasks[4], trials[4])
+    now = shown.snapshot()
     best = min((trials[i] for i in (0, 2, 4)), key=lambda trial: trial.loss)
     assert (now["wanted"], now["done"], now["diverged"], now["failed"], now["seconds"]) == (
         5,
@@ -71,17 +72,18 @@ def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
     assert (
         now["share"] == (10 + 0.5 * 30) / 40 and now["elapsed"] == 60 and now["left"] == 36
     )  # 60 s for 25 of 40
-    shown.lost(tasks[3])
-    assert shown.standing()["running"] == []
-    assert status.table(now) == [
-        "some-1.5b  trials 4/5  done 3  diverged 1  failed 0  running 1  47 s of training",
-        " 62% ###############......... 1:00 gone, 0:36 left",
-        f"best {best.loss:.4f} at width 32, lr 0.005",
-        "   width depth        tokens     batch        lr seed  done      for  try",
-        "      32     1         2,048       256     0.005    3   50%     1:00  1",
+    shown.requeue(tasks[3])
+    assert shown.snapshot()["running"] == []
+    assert format_table(now) == [
+        "some-1.5b  trials 4/5  done 3  diverged 1  failed 0  running 1  training time 47 s",
+        " 62% ###############......... elapsed 1:00, ETA 0:36",
+        f"lowest loss {best.loss:.4f} at width 32, lr 0.005",
+        "   width depth  tokens   batch        lr seed  done  elapsed  try",
+        "      32     1    2.0k     256     0.005    3   50%     1:00  1",
     ]
-    assert status.line(now) == (
-        f"trials 4/5  62%, 1:00 gone, 0:36 left, 47 s of training, 1 running, 1 diverged; best {best.loss:.4f} at width 32, lr 0.005"
+    assert format_line(now) == (
+        "trials 4/5  62%, elapsed 1:00, ETA 0:36, training time 47 s, 1 running, 1 diverged;"
+        f" lowest loss {best.loss:.4f} at width 32, lr 0.005"
     )
 
 
@@ -93,17 +95,17 @@ def test_a_terminal_gets_a_table_that_is_drawn_over_and_others_a_line(
         monkeypatch.setattr(
             progress.sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False
         )
-        shown = progress.Board(made, tasks[3:], [])
+        shown = progress.SweepProgress(made, tasks[3:], [])
         for _ in range(2):
             clock[0] += 1
-            shown.progress(tasks[3], 0.5)
-            shown.beat()
+            shown.update(tasks[3], 0.5)
+            shown.refresh()
         said = capsys.readouterr().err
         assert said.count("trials 0/2") == (2 if terminal else 0) and said.count(
             "\x1b[4F\x1b[J"
         ) == (1 if terminal else 0)
-        clock[0] += progress.SAY
-        shown.beat()
+        clock[0] += progress.LINE
+        shown.refresh()
         assert capsys.readouterr().err.count("\n") == (4 if terminal else 1)
 
 
@@ -126,7 +128,7 @@ def screen(text):
 
 
 def test_a_real_terminal_shows_one_table_and_no_row_wraps(worker, tmp_path):  # noqa: F811
-    """Standard output is elsewhere; the sweep is drawn on the terminal that standard error is, narrower than a row of the table."""
+    """Standard output is no terminal; standard error is one, and narrower than a row of the table."""
     asked, wide = worker(12, seconds=0.3), 60
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, wide, 0, 0))
@@ -139,7 +141,7 @@ def test_a_real_terminal_shows_one_table_and_no_row_wraps(worker, tmp_path):  # 
                 text += said
     os.close(ours)
     frames = re.split(r"(?=\x1b\[\d+F)", text.decode())
-    best = min(chaos.planted(task).loss for task in asked)
+    best = min(chaos.planted_trial(task).loss for task in asked)
     assert (
         driver.returncode == 0 and len(frames) > 5 and any("running 2" in frame for frame in frames)
     )
@@ -149,16 +151,17 @@ def test_a_real_terminal_shows_one_table_and_no_row_wraps(worker, tmp_path):  # 
         if not row.startswith("\x1b")
     )
     *lines, end = screen(text.decode())
-    assert end == "" and [line[:14] for line in lines] == [
-        "chaos  trials ",
-        "100% #########",
-        f"best {best:.4f} at",
+    loss = f"lowest loss {best:.4f} at"
+    assert end == "" and [line[: len(loss)] for line in lines] == [
+        "chaos  trials 12/12  done 12"[: len(loss)],
+        "100% ########################"[: len(loss)],
+        loss,
     ]
     assert lines[0].startswith("chaos  trials 12/12  done 12  diverged ")
 
 
 def test_clocks_say_hours_when_there_are_any():
-    assert [status.clock(seconds) for seconds in (None, 7.9, 187, 3727)] == [
+    assert [format_clock(seconds) for seconds in (None, 7.9, 187, 3727)] == [
         "?",
         "0:07",
         "3:07",
@@ -168,7 +171,7 @@ def test_clocks_say_hours_when_there_are_any():
 
 def test_status_of_a_sweep_nobody_drives(store, tmp_path, capsys):
     made, _, trials = store
-    before = made.workbench.read_bytes()
+    before = made.database.read_bytes()
     assert main(["status", "some-1.5b", "--out", str(tmp_path), "--json"]) == 0
     now = json.loads(capsys.readouterr().out)
     assert now["driver"] is None and (
@@ -178,14 +181,14 @@ def test_status_of_a_sweep_nobody_drives(store, tmp_path, capsys):
         now["failed"],
     ) == (3, 2, 1, 0)
     assert now["seconds"] == 33 and now["flops"] == sum(trial.flops for trial in trials[:3])
-    assert main(["status", str(made.workbench)]) == 0
+    assert main(["status", str(made.database)]) == 0
     said = capsys.readouterr().out
     assert said.startswith(
-        "some-1.5b  trials 3/3  done 2  diverged 1  failed 0  running 0  33 s of training\nbest 2."
+        "some-1.5b  trials 3/3  done 2  diverged 1  failed 0  running 0  training time 33 s\nlowest loss 2."
     )
     assert (
-        said.endswith("driver: none: `scaletune sweep` or `run` carries on\n")
-        and made.workbench.read_bytes() == before
+        said.endswith("driver: none; `scaletune sweep` or `scaletune run` continues\n")
+        and made.database.read_bytes() == before
     )
 
 
@@ -214,7 +217,7 @@ def test_a_sweep_that_is_not_there_is_one_sentence_and_not_made(command, tmp_pat
     assert main([command, "none", "--out", str(tmp_path)]) == 2
     assert (
         capsys.readouterr().err
-        == f"scaletune: a sweep's store must exist, but got `{tmp_path}/sweeps/none.db`\n"
+        == f"scaletune: the database of the sweep must exist, but got `{tmp_path}/sweeps/none.db`\n"
     )
     assert not list(tmp_path.iterdir())
 
@@ -232,7 +235,7 @@ def test_a_fit_of_the_halves_of_a_record_is_that_of_the_whole(tmp_path, capsys):
     assert (
         len(read_trials([tmp_path / "a.jsonl", tmp_path / "b.db"]))
         == len(lines)
-        == len(glance(tmp_path / "b.db")[0]) + 60
+        == len(read_store(tmp_path / "b.db")[0]) + 60
     )
     assert main(["fit", str(tmp_path / "a.jsonl"), str(tmp_path / "b.db"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["params"] == scaletune.fit(whole).params

@@ -1,4 +1,4 @@
-"""Trials whose worker dies go on from their last checkpoint, alone, in a stack and over processes; what lacks memory is made smaller."""
+"""Trials whose worker dies continue from their last checkpoint: alone, in a stack and over processes."""
 
 import os
 import signal
@@ -19,14 +19,14 @@ from scaletune.transferring.formats.recipe import toml
 
 WORKER = """
 import os, signal, sys
-from scaletune.sweeping import worker
+from scaletune.sweeping.engines import worker
 from scaletune.training import loop
 
-after = loop.after
+finish_step = loop.finish_step
 
 def watched(run, track):
     "Writes down each step that was trained, and ends the first worker at step 5."
-    after(run, track)
+    finish_step(run, track)
     if not run.acc.is_main_process:
         return
     with open({folder!r} + "/" + run.id, "a") as file:
@@ -35,7 +35,7 @@ def watched(run, track):
         open({folder!r} + "/ended", "w").close()
         {end}
 
-loop.after = watched
+loop.finish_step = watched
 if __name__ == "__main__":
     worker.main()
 """
@@ -71,10 +71,10 @@ def asked(tiny, lrs, **settings):
 
 
 def alone(recipe):
-    """Losses of the points, trained here with nothing in their way."""
+    """Losses of the points, trained here without disturbance."""
     apart = {"engine.checkpoint_every": 0, "engine.processes": 1}
     points = [recipes.with_settings(point, apart) for point in recipes.points(recipe)]
-    return [training.trial(point, "main", training.accelerator())[0].loss for point in points]
+    return [training.run_trial(point, "main", training.accelerator())[0].loss for point in points]
 
 
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(tiny, tmp_path, worker_ends):
@@ -112,7 +112,7 @@ def test_a_stack_without_memory_is_halved_and_goes_on_from_its_checkpoints(
     assert [(row["stack"], row["accumulation"]) for row in table["provenance"]] == [(2, 1)] * 4
     assert (
         capsys.readouterr().err.count(
-            "try 1: out of memory: tried again in a stack of 2, not of 4\n"
+            "try 1: out of memory; retried in a stack of 2 instead of 4\n"
         )
         == 4
     )
@@ -128,16 +128,13 @@ def test_a_trial_over_processes_without_memory_goes_on_from_its_checkpoint_in_sm
         alone(recipe), rel=1e-5
     )
     assert (table["provenance"][0]["processes"], table["provenance"][0]["accumulation"]) == (2, 2)
-    assert (
-        "try 1: out of memory: tried again with engine.accumulation = 2\n"
-        in capsys.readouterr().err
-    )
+    assert "try 1: out of memory; retried with engine.accumulation = 2\n" in capsys.readouterr().err
 
 
 def test_a_stopped_worker_leaves_no_semaphores_of_its_processes(tiny, tmp_path):
     there = set(os.listdir("/dev/shm"))
     (task,) = sweeping.tasks("main", [tiny(LONG | {"engine.processes": 2, "tokens": 256 * 10**6})])
-    with local.Pool(1, 2) as pool:
+    with local.LocalPool(1, 2) as pool:
         pool.hand_out([task])
         wait_for(lambda: any(message["progress"] > 0 for _, message in pool.messages()))
         left = set(os.listdir("/dev/shm")) - there
@@ -146,10 +143,10 @@ def test_a_stopped_worker_leaves_no_semaphores_of_its_processes(tiny, tmp_path):
 
 def test_what_a_killed_writer_left_of_a_checkpoint_is_swept_out(tiny, tmp_path):
     recipe = tiny({"engine.checkpoint_every": 4, "engine.runs": str(tmp_path)})
-    trial, _ = training.trial(recipe, "main", training.accelerator())
+    trial, _ = training.run_trial(recipe, "main", training.accelerator())
     (tmp_path / trial.id / "checkpoint.4711.part").write_bytes(b"half")
     (tmp_path / trial.id / "checkpoint.pt").unlink()  # that of step 4 is there
-    assert training.trial(recipe, "main", training.accelerator())[0].loss == trial.loss
+    assert training.run_trial(recipe, "main", training.accelerator())[0].loss == trial.loss
     assert {path.name for path in (tmp_path / trial.id).iterdir()} == {
         "checkpoint.pt",
         "previous.pt",
@@ -182,9 +179,9 @@ def recorded(folder):
 
 
 def test_a_second_interrupt_stops_at_once(tiny, tmp_path):
-    """Ctrl-C goes to the whole foreground group. The first waits here for the store, which another holds: the second does not."""
+    """Ctrl-C reaches the whole foreground group. The first waits for the locked database, the second does not."""
     (tmp_path / "long.toml").write_text(
-        toml(tiny(LONG).model_dump(include={*recipes.POINT, "axes", "engine"}))
+        toml(tiny(LONG).model_dump(include={*recipes.POINT_SECTIONS, "axes", "engine"}))
     )
     command = [
         sys.executable,
@@ -205,7 +202,7 @@ def test_a_second_interrupt_stops_at_once(tiny, tmp_path):
         os.killpg(driver.pid, signal.SIGINT)
         assert (
             wait_for(driver.stderr.readline)
-            == "scaletune: stopping in good order; a second interrupt stops at once\n"
+            == "scaletune: stopping cleanly; a second interrupt stops at once\n"
         )
         time.sleep(0.2)
         assert driver.poll() is None

@@ -1,31 +1,28 @@
-"""Sweeps: a driver that owns the records, and workers that train trial after trial.
+"""Sweeps: a driver hands trials to worker processes and records the results.
 
-The driver hands tasks to whatever pool it has and puts on record what comes back; a trial that is lost is tried again.
+`sweep` trains the points of a recipe: all of them, or those that a search selects (`search/`). The
+driver (`driver.py`) is the only process that writes records. Workers run on this machine, on a Ray
+cluster or as Slurm jobs (`engines/`). A trial whose worker dies is tried again.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from scaletune import recipe as recipes
 from scaletune.recipe import Recipe
-from scaletune.records import Store, Trial, frame
-from scaletune.sweeping import lockfile, stacks
-from scaletune.sweeping.driver import Driver
-from scaletune.sweeping.engines import pool as pool_module
+from scaletune.sweeping.driver import train_all
 from scaletune.sweeping.status import export, status
-from scaletune.sweeping.task import Task, failed, tasks
+from scaletune.sweeping.task import Task, failed_trial, tasks
 
-__all__ = ["Task", "export", "failed", "status", "sweep", "tasks", "train_all"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-Then = Callable[
-    [Trial], Sequence[Task]
-]  # a search: what to train next, now that this trial is on record
+__all__ = ["Task", "export", "failed", "failed_trial", "status", "sweep", "tasks", "train_all"]
+
+failed = failed_trial  # the earlier name
 
 
 def sweep(
@@ -35,46 +32,40 @@ def sweep(
     adopt: bool = False,
     settings: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Train every point of the recipe that is not on record in `out/sweeps/NAME.db`; all its trials, a row each.
+    """Trains the points of a recipe and returns their trials.
 
-    `adopt` counts the records of an existing `NAME.jsonl` as trained. Writes `sweeps/NAME.jsonl` at every stop.
+    Trains every combination of `axes`, or with `search` the points that the search selects. Points
+    that are recorded in `out/sweeps/NAME.db` are not trained again, so an interrupted sweep
+    continues where it stopped. At its end, and when it is interrupted, the sweep writes the record
+    `out/sweeps/NAME.jsonl`.
+
+    Args:
+        source: A recipe, or the path of a recipe file.
+        out: The folder for `sweeps/`.
+        adopt: Accept the trials of an existing `.jsonl` record instead of training them again.
+        settings: Overrides such as `"model.depth=4"`; for a recipe file only.
+
+    Returns:
+        One row per trial with its settings, `status` ("done", "diverged" or "failed"), `loss`
+        (nats per token unless the recipe says otherwise; NaN unless done), `flops` and `seconds`.
+
+    Raises:
+        UserError: The recipe is not valid, or another driver runs this sweep.
+
+    Example:
+        >>> import tempfile
+        >>> import scaletune as st
+        >>> small = ["axes={lr=[0.004, 0.008]}", "tokens=512", "engine.workers=1"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trials = st.sweep("configs/examples/mlp-power-law.toml", out=folder, settings=small)
+        >>> trials["lr"].tolist(), trials["status"].tolist()
+        ([0.004, 0.008], ['done', 'done'])
     """
     recipe = source if isinstance(source, Recipe) else recipes.load(source, settings)
     stem = Path(out) / "sweeps" / recipe.name
     if recipe.search.kind != "grid":
         from scaletune.sweeping.search import loop
 
-        return loop.search(recipe, stem, adopt=adopt)[1]
-    return train_all(
-        tasks("main", recipes.points(recipe)), stem, recipe.engine.workers, adopt=adopt
-    )
-
-
-def train_all(
-    wanted: Sequence[Task],
-    stem: Path,
-    workers: str | int = "auto",
-    *,
-    adopt: bool = False,
-    then: Then | None = None,
-) -> pd.DataFrame:
-    """Train what is not on record, longest first, and return the wanted trials; the record is written whatever happens.
-
-    `then` is told of each wanted trial as soon as it is on record (of those that already are, at the start) and may want more.
-    `engine.runs`, where relative, is put beside `sweeps/`. UserError when another driver is at this sweep.
-    """
-    with lockfile.held(stem), closing(Store(stem, adopt=adopt)) as store:
-        store.export()  # a record that could not be kept is refused before anything is trained
-        try:
-            driver = Driver(store, then)
-            driver.want(wanted)
-            if driver.queue:
-                if said := stacks.note(driver.queue):
-                    print(f"trials {said}", file=sys.stderr)
-                with pool_module.open_pool(
-                    driver.queue, workers, growing=then is not None, stem=stem
-                ) as pool:
-                    driver.drive(pool)
-            return frame(trial for trial in store.trials() if trial.id in driver.wanted)
-        finally:
-            store.export()
+        return loop.run_search(recipe, stem, adopt=adopt)[1]
+    points = tasks("main", recipes.points(recipe))
+    return train_all(points, stem, recipe.engine.workers, adopt=adopt)

@@ -1,150 +1,203 @@
-"""The driver of a sweep: keeps every worker busy, puts on record what comes back, tries again what is lost."""
+"""The driver of a sweep: keeps all workers busy, records results, and retries lost trials."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaletune.errors import UserError
-from scaletune.records import Store, Trial, scrubbed
-from scaletune.sweeping import lockfile
+from scaletune.records import Store, Trial, frame, redact
+from scaletune.sweeping import lockfile, stacks
+from scaletune.sweeping.engines import pool as pool_module
 from scaletune.sweeping.engines.pool import Message, Pool
 from scaletune.sweeping.out_of_memory import shrink
-from scaletune.sweeping.progress import Board
-from scaletune.sweeping.task import Task, failed
+from scaletune.sweeping.progress import SweepProgress
+from scaletune.sweeping.task import Task, failed_trial
 
-LAST = 3  # lines of a lost worker's log that its trial's record repeats
+if TYPE_CHECKING:
+    import pandas as pd
+
+LAST = 3  # lines of a lost worker's log in its trial's record
+
+Then = Callable[[Trial], Sequence[Task]]  # a search: recorded trial -> tasks to train next
+
+
+def train_all(
+    wanted: Sequence[Task],
+    stem: Path,
+    workers: str | int = "auto",
+    *,
+    adopt: bool = False,
+    then: Then | None = None,
+) -> pd.DataFrame:
+    """Trains the tasks that are not recorded, the longest first, and writes the record.
+
+    Args:
+        wanted: The tasks.
+        stem: Path of the sweep's files without suffix, `sweeps/NAME`.
+        workers: The number of workers, or "auto".
+        adopt: Accept the trials of an existing `.jsonl` record.
+        then: Called with each requested trial as soon as it is recorded, and at the start with
+            those that are; returns more tasks.
+
+    Returns:
+        The trials of all requested tasks. The record is written even if an exception is raised.
+
+    Raises:
+        UserError: Another driver runs this sweep, or the record cannot be kept.
+    """
+    with lockfile.hold_lock(stem), closing(Store(stem, adopt=adopt)) as store:
+        store.export()  # an unreadable record is refused before anything is trained
+        try:
+            driver = Driver(store, then)
+            driver.add(wanted)
+            if driver.queue:
+                if note := stacks.explain_separate_training(driver.queue):
+                    print(note, file=sys.stderr)
+                with pool_module.open_pool(
+                    driver.queue, workers, growing=then is not None, stem=stem
+                ) as pool:
+                    driver.run(pool)
+            return frame(trial for trial in store.trials() if trial.id in driver.wanted)
+        finally:
+            store.export()
 
 
 class Driver:
-    """What a sweep wants, what of it is still to be trained, and where it is recorded."""
+    """The tasks of a sweep, those that are still to be trained, and the store of the results."""
 
-    def __init__(self, store: Store, then: Callable[[Trial], Sequence[Task]] | None = None):
+    def __init__(self, store: Store, then: Then | None = None):
         self.store, self.then = store, then
-        live = store.told()
-        if lockfile.elsewhere(live):  # on this machine we hold the lock
-            raise lockfile.refuse(store.workbench.stem, live["driver"])
+        live = store.read_progress()
+        if lockfile.driven_elsewhere(live):  # on this machine we hold the lock
+            raise lockfile.second_driver_error(store.database.stem, live["driver"])
         self.known = store.statuses()
-        store.forget(i for i, status in self.known.items() if status == "failed")
+        store.delete(i for i, status in self.known.items() if status == "failed")
         self.known = {i: status for i, status in self.known.items() if status != "failed"}
         self.wanted: set[str] = set()
         self.queue: list[Task] = []  # the longest first
-        self.board: Board | None = None
+        self.progress: SweepProgress | None = None
 
-    def want(self, tasks: Sequence[Task]) -> None:
-        """Put what is not on record into the queue; a trial that is asked for twice is the first sweep's."""
+    def add(self, tasks: Sequence[Task]) -> None:
+        """Queues the tasks that are not recorded. Of tasks with the same id, the first counts."""
         new = {task.id: task for task in reversed(tasks) if task.id not in self.wanted}
         self.wanted |= new.keys()
         todo = [
-            _placed(task, self.store.workbench)
+            _with_absolute_runs(task, self.store.database)
             for task in new.values()
             if task.id not in self.known
         ]
         self.queue = sorted(self.queue + todo, key=lambda task: -task.cost)
-        there = self._recorded(new.keys()) if self.then or self.board else []
-        if self.board:
-            self.board.wanted(todo, there)
+        recorded = self._load_recorded(new.keys()) if self.then or self.progress else []
+        if self.progress:
+            self.progress.add(todo, recorded)
         if self.then:
-            for trial in there:
-                self.want(self.then(trial))
+            for trial in recorded:
+                self.add(self.then(trial))
 
-    def _recorded(self, ids: Collection[str]) -> list[Trial]:
-        return (
-            [trial for trial in self.store.trials() if trial.id in ids]
-            if self.known.keys() & set(ids)
-            else []
-        )
+    def _load_recorded(self, ids: Collection[str]) -> list[Trial]:
+        if not self.known.keys() & set(ids):
+            return []
+        return [trial for trial in self.store.trials() if trial.id in ids]
 
-    def drive(self, pool: Pool) -> None:
-        """Until the queue is empty and each trial is on record."""
-        with closing(Board(self.store, self.queue, self._recorded(self.wanted))) as self.board:
+    def run(self, pool: Pool) -> None:
+        """Trains until the queue is empty and every trial is recorded."""
+        recorded = self._load_recorded(self.wanted)
+        with closing(SweepProgress(self.store, self.queue, recorded)) as self.progress:
             while self.queue or pool.busy:
                 pool.hand_out(self.queue)
                 for task, message in pool.messages():
-                    self._hear(task, message, self.board)
-                self.board.beat()
+                    self._handle(task, message, self.progress)
+                self.progress.refresh()
 
-    def _hear(self, task: Task, message: Message, board: Board) -> None:
+    def _handle(self, task: Task, message: Message, progress: SweepProgress) -> None:
         if "lost" in message:
-            self._lost(task, message, board)
-        elif (
-            "refused" in message
-        ):  # what the user can mend is no fault of the worker's: said at once
+            self._retry(task, message, progress)
+        elif "refused" in message:  # an error that the user must correct: no retry
             raise UserError(message["refused"])
         elif "trials" in message:
-            self._lineages(task, message, board)
+            self._record_lineages(task, message, progress)
         elif "progress" in message:
-            board.progress(task, message["progress"])
+            progress.update(task, message["progress"])
         else:
             trial = Trial(**message["trial"])
             if trial.id != task.id:
                 raise UserError(
-                    f"`{task.recipe.data.source}` must stay as it is while a sweep runs, but a worker read other data"
+                    f"`{task.recipe.data.source}` must not change while a sweep runs, but a worker"
+                    " read other data than the driver: start the sweep again"
                 )
-            self._log(task, message, trial.status)
-            self._record(task, trial, message["curve"], board)
+            self._write_log(task, message, trial.status)
+            self._record(task, trial, message["curve"], progress)
 
-    def _record(self, task: Task, trial: Trial, curve: Sequence[float], board: Board) -> None:
+    def _record(
+        self, task: Task, trial: Trial, curve: Sequence[float], progress: SweepProgress
+    ) -> None:
         self.store.put(trial, curve)
         self.known[trial.id] = trial.status
-        board.finished(task, trial)
+        progress.finish(task, trial)
         if self.then:
-            self.want(self.then(trial))
+            self.add(self.then(trial))
 
-    def _lineages(self, task: Task, message: Message, board: Board) -> None:
-        """Put on record what a population left, and that it was this one's."""
+    def _record_lineages(self, task: Task, message: Message, progress: SweepProgress) -> None:
+        """Records the surviving lineages of a population."""
         trials = [Trial(**each["trial"]) for each in message["trials"]]
-        self._log(task, message, f"{len(trials)} lineages")
+        self._write_log(task, message, f"{len(trials)} lineages")
         for trial, each in zip(trials, message["trials"], strict=True):
             self.store.put(trial, each["curve"])
             self.known[trial.id] = trial.status
-        self.store.left(task.id, [trial.id for trial in trials])
-        board.wanted([], trials[1:])
-        board.finished(task, trials[0])
+        self.store.write_lineages(task.id, [trial.id for trial in trials])
+        progress.add([], trials[1:])
+        progress.finish(task, trials[0])
 
-    def _lost(self, task: Task, message: Message, board: Board) -> None:
-        """Back to the queue, made smaller when memory ran out; or on record as failed, with the last lines of the log."""
+    def _retry(self, task: Task, message: Message, progress: SweepProgress) -> None:
+        """Queues a lost task again, smaller if memory ran out; after the last try it has failed."""
         task.tries += 1
-        end = f"{message['lost']}; last words: {_last_words(message['log'])} (exit status {message['status']})"
-        self._log(task, message, "lost: " + message["lost"])
-        board.lost(task)
+        log = _last_lines(message["log"])
+        end = f"{message['lost']}; last log lines: {log} (exit status {message['status']})"
+        self._write_log(task, message, "lost: " + message["lost"])
+        progress.requeue(task)
         if smaller := shrink(task, message.get("stack", 1)) if message["memory"] else "":
-            end = f"out of memory: tried again {smaller}"
+            end = f"out of memory; retried {smaller}"
         elif task.tries - task.shrunk > task.recipe.engine.retries:
-            said = end.replace("its worker died", f"its worker died {task.tries} times")
-            self._record(task, failed(task, said), [], board)
+            end = end.replace("its worker died", f"its worker died {task.tries} times")
+            self._record(task, failed_trial(task, end), [], progress)
             return
         else:
             task.most = 1
-        board.say(f"trial {task.id}, try {task.tries}: {scrubbed(end)}")
+        progress.print_line(f"trial {task.id}, try {task.tries}: {redact(end)}")
         self.queue.insert(0, task)
 
-    def _log(self, task: Task, message: dict[str, Any], end: str) -> None:
-        """What a worker said while it was on this try of the trial, in `sweeps/NAME.logs/ID.log`; no file where there is nothing to say."""
-        text = scrubbed(message.get("log", ""))
-        if text or "lost" in message:
-            folder = self.store.workbench.with_suffix(".logs")
-            try:
-                folder.mkdir(exist_ok=True)
-                with (folder / f"{task.id}.log").open("a", encoding="utf-8") as file:
-                    file.write(
-                        f"{text}\n--- {lockfile.myself()['since']} try {task.tries}: {end}\n"
-                    )
-            except OSError as error:
-                raise UserError(f"`{folder}` must be writable, but {error.strerror}") from error
+    def _write_log(self, task: Task, message: dict[str, Any], end: str) -> None:
+        """Appends what the worker printed to `sweeps/NAME.logs/ID.log`; writes no empty file."""
+        text = redact(message.get("log", ""))
+        if not text and "lost" not in message:
+            return
+        folder = self.store.database.with_suffix(".logs")
+        line = f"--- {lockfile.this_process()['since']} try {task.tries}: {end}"
+        try:
+            folder.mkdir(exist_ok=True)
+            with (folder / f"{task.id}.log").open("a", encoding="utf-8") as file:
+                file.write(f"{text}\n{line}\n")
+        except OSError as error:
+            raise UserError(f"`{folder}` must be writable, but {error.strerror}") from error
 
 
-def _last_words(log: str) -> str:
+def _last_lines(log: str) -> str:
     return " / ".join(line.strip() for line in log.splitlines()[-LAST:]) or "none"
 
 
-def _placed(task: Task, workbench: Path) -> Task:
-    """With a relative `engine.runs` in the folder that has `sweeps/`, from the root: a worker may be elsewhere."""
+def _with_absolute_runs(task: Task, workbench: Path) -> Task:
+    """Makes `engine.runs` absolute, because workers may have another working directory.
+
+    A relative `engine.runs` is relative to the folder that holds `sweeps/`.
+    """
     engine, home = task.recipe.engine, workbench.parent
     home = home.parent if home.name == "sweeps" else home
+    runs = str((home / engine.runs).absolute())
     task.recipe = task.recipe.model_copy(
-        update={"engine": engine.model_copy(update={"runs": str((home / engine.runs).absolute())})}
+        update={"engine": engine.model_copy(update={"runs": runs})}
     )
     return task

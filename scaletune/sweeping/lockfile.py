@@ -1,4 +1,8 @@
-"""One driver a sweep. A second one is refused, on this machine by the kernel's lock, from another by the heartbeat in the store."""
+"""Ensures that a sweep has one driver.
+
+On one machine the kernel's lock on `sweeps/NAME.lock` refuses a second driver; from another machine
+the heartbeat in the database does, because the lock may not reach there.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,12 @@ from typing import IO, Any
 
 from scaletune.errors import UserError
 
-LOOKS = 5  # at the lock before it counts as taken: `alive` holds it for a moment
-SILENT = 60.0  # seconds without a heartbeat after which a driver of another machine is gone
+ATTEMPTS = 5  # to get the lock before it counts as taken: `is_driven` holds it for a moment
+SILENT = 60.0  # seconds without a heartbeat after which a driver on another machine is gone
 
 
-def myself() -> dict[str, Any]:
-    """This process, as a heartbeat names it."""
+def this_process() -> dict[str, Any]:
+    """This process as a driver: its id, its host and the time now."""
     return {
         "pid": os.getpid(),
         "host": platform.node(),
@@ -28,8 +32,8 @@ def myself() -> dict[str, Any]:
     }
 
 
-def elsewhere(live: dict[str, Any]) -> bool:
-    """Whether a driver of another machine said this, and lately: the kernel's lock may not reach there."""
+def driven_elsewhere(live: dict[str, Any]) -> bool:
+    """Whether a heartbeat is recent and from a driver on another machine."""
     return (
         bool(live.get("driver"))
         and live["driver"]["host"] != platform.node()
@@ -37,14 +41,13 @@ def elsewhere(live: dict[str, Any]) -> bool:
     )
 
 
-def alive(stem: Path, live: dict[str, Any]) -> bool:
-    """Whether the driver that said this is still at the sweep."""
-    return elsewhere(live) or (
-        bool(live.get("driver")) and _taken(stem.with_name(stem.name + ".lock"))
-    )
+def is_driven(stem: Path, live: dict[str, Any]) -> bool:
+    """Whether the driver of a heartbeat still runs."""
+    lock = stem.with_name(stem.name + ".lock")
+    return driven_elsewhere(live) or (bool(live.get("driver")) and _is_locked(lock))
 
 
-def _taken(path: Path) -> bool:
+def _is_locked(path: Path) -> bool:
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -55,31 +58,32 @@ def _taken(path: Path) -> bool:
     return False
 
 
-def refuse(name: str, driver: dict[str, Any]) -> UserError:
-    who = (
-        f"process {driver['pid']} on {driver['host']} has driven it since {driver['since']}"
-        if driver
-        else "another has it"
-    )
-    return UserError(f"sweep `{name}` must have one driver, but {who}: wait for it, or stop it")
+def second_driver_error(name: str, driver: dict[str, Any]) -> UserError:
+    """The error of a sweep that has a driver."""
+    other = "another process drives it"
+    if driver:
+        other = f"process {driver['pid']} on {driver['host']} has driven it since {driver['since']}"
+    return UserError(f"sweep `{name}` must have one driver, but {other}: wait for it, or stop it")
 
 
 @contextmanager
-def held(stem: Path) -> Iterator[None]:
-    """Be the only driver of `sweeps/NAME` on this machine. The kernel frees the lock of a process that died, however it died."""
+def hold_lock(stem: Path) -> Iterator[None]:
+    """Holds the lock of `sweeps/NAME`. The kernel frees it when the process dies."""
     path = stem.with_name(stem.name + ".lock")
-    file = _locked(path, stem.name)
+    file = _lock(path, stem.name)
     try:
         yield
     finally:
+        # Deleted while locked: a process that has opened this file sees that the path is another
+        # file now, and tries again.
         with suppress(OSError):
-            path.unlink()  # still locked: who opened it before now finds another file in its place, and tries again
+            path.unlink()
         file.close()
 
 
-def _locked(path: Path, name: str) -> IO[str]:
-    for left in reversed(range(LOOKS)):
-        with _writable(path):
+def _lock(path: Path, name: str) -> IO[str]:
+    for remaining in reversed(range(ATTEMPTS)):
+        with _require_writable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+")
         try:
@@ -88,30 +92,31 @@ def _locked(path: Path, name: str) -> IO[str]:
             file.seek(0)
             text = file.read()
             file.close()
-            if not left:
-                raise refuse(name, json.loads(text) if text.endswith("}") else {}) from None
+            if not remaining:
+                driver = json.loads(text) if text.endswith("}") else {}
+                raise second_driver_error(name, driver) from None
             time.sleep(0.05)
             continue
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            with _writable(path):
-                _sign(path, file)
+            with _require_writable(path):
+                _write_owner(path, file)
             return file
         file.close()
-    raise refuse(name, {})
+    raise second_driver_error(name, {})
 
 
 @contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def _require_writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise UserError(f"`{path}` must be writable, but {error.strerror}") from error
 
 
-def _sign(path: Path, file: IO[str]) -> None:
-    """Say in the file who holds its lock; on a full disk it is let go."""
+def _write_owner(path: Path, file: IO[str]) -> None:
+    """Writes this process into the lock file; releases the lock if the disk is full."""
     try:
-        path.write_text(json.dumps(myself()))
+        path.write_text(json.dumps(this_process()))
     except OSError:
         path.unlink()
         file.close()

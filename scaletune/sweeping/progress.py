@@ -1,4 +1,7 @@
-"""What the user sees of a running sweep: a live table on a terminal, else a line now and then; and the heartbeat in the store."""
+"""Shows a running sweep: a live table on a terminal, otherwise a line every 30 s.
+
+Also writes the driver's heartbeat, which `scaletune status` reads, into the database.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,33 @@ from typing import Any
 
 from scaletune.records import Store, Trial
 from scaletune.sweeping import lockfile
-from scaletune.sweeping.status import COUNTED, SHAPE, best_of, line, table
+from scaletune.sweeping.status import COUNTED, SHAPE, best_of, format_line, format_table
 from scaletune.sweeping.task import Task
 
 BEAT = 1.0  # seconds between heartbeats
-DRAW = 0.2  # between drawings of the table
-SAY = 30.0  # between lines where there is no terminal
+DRAW = 0.2  # seconds between updates of the table
+LINE = 30.0  # seconds between lines where there is no terminal
 
 
 @dataclass
-class Running:
-    """A trial under way."""
+class RunningTrial:
+    """A trial in training."""
 
     task: Task
-    share: float = 0.0  # done
+    share: float = 0.0
+    """Share of the training done."""
     began: float = field(default_factory=lambda: time.monotonic())
 
     def row(self, now: float) -> dict[str, Any]:
         recipe = self.task.recipe
         shape = {
-            "width": recipe.model.width, "depth": recipe.model.depth, "tokens": recipe.budget.tokens,
-            "batch_tokens": recipe.budget.batch_tokens, "lr": recipe.optimizer.lr, "seed": recipe.seed,
-        }  # fmt: skip
+            "width": recipe.model.width,
+            "depth": recipe.model.depth,
+            "tokens": recipe.budget.tokens,
+            "batch_tokens": recipe.budget.batch_tokens,
+            "lr": recipe.optimizer.lr,
+            "seed": recipe.seed,
+        }
         assert tuple(shape) == SHAPE
         return {
             "id": self.task.id,
@@ -44,21 +52,22 @@ class Running:
         }
 
 
-class Board:
-    """The standing of a sweep whose driver is at `queue`; the other trials it wants are on record."""
+class SweepProgress:
+    """The progress of a driver: its queue, the trials in training and the recorded ones."""
 
     def __init__(self, store: Store, queue: Sequence[Task], recorded: Sequence[Trial]):
-        self.store, self.me = store, lockfile.myself()
-        self.began, self.beaten, self.shown = time.monotonic(), 0.0, time.monotonic()
-        self.cost, self.gained = 0.0, 0.0  # guessed seconds, of this driver's own work
-        self.running: dict[str, Running] = {}
+        self.store, self.driver = store, lockfile.this_process()
+        self.began = self.last_shown = time.monotonic()
+        self.last_beat = 0.0
+        self.cost, self.cost_done = 0.0, 0.0  # estimated seconds of this driver's work
+        self.running: dict[str, RunningTrial] = {}
         self.n_wanted, self.counts, self.seconds = 0, dict.fromkeys(COUNTED, 0), 0.0
         self.best: dict[str, Any] | None = None
-        self.terminal, self.drawn = sys.stderr.isatty(), 0  # lines of the table on the screen
-        self.wanted(queue, recorded)
+        self.terminal, self.drawn_lines = sys.stderr.isatty(), 0
+        self.add(queue, recorded)
 
-    def wanted(self, new: Sequence[Task], recorded: Sequence[Trial]) -> None:
-        """More trials: to be trained, and on record."""
+    def add(self, new: Sequence[Task], recorded: Sequence[Trial]) -> None:
+        """Adds trials: those to be trained, and those that are recorded."""
         self.cost += sum(task.cost for task in new)
         self.n_wanted += len(new) + len(recorded)
         for trial in recorded:
@@ -70,72 +79,81 @@ class Board:
         if trial.loss is not None and (self.best is None or trial.loss < self.best["loss"]):
             self.best = best_of([trial])
 
-    def progress(self, task: Task, share: float) -> None:
-        self.running.setdefault(task.id, Running(task)).share = share
+    def update(self, task: Task, share: float) -> None:
+        """Sets the share of a trial's training that is done."""
+        self.running.setdefault(task.id, RunningTrial(task)).share = share
 
-    def lost(self, task: Task) -> None:
-        """Not under way any more: back in the queue."""
+    def requeue(self, task: Task) -> None:
+        """Removes a lost trial, which is back in the queue."""
         self.running.pop(task.id, None)
 
-    def finished(self, task: Task, trial: Trial) -> None:
+    def finish(self, task: Task, trial: Trial) -> None:
+        """Counts a trial that is recorded now."""
         self.running.pop(task.id, None)
-        self.gained += task.cost
+        self.cost_done += task.cost
         self._count(trial)
 
-    def standing(self) -> dict[str, Any]:
-        """As `status` gives it, of the trials that this driver wants."""
+    def snapshot(self) -> dict[str, Any]:
+        """The state of this driver's trials, with the keys of `status`."""
         now = time.monotonic()
-        under_way = sum(running.share * running.task.cost for running in self.running.values())
-        share = min(1.0, (self.gained + under_way) / self.cost) if self.cost else 1.0
+        in_training = sum(running.share * running.task.cost for running in self.running.values())
+        share = min(1.0, (self.cost_done + in_training) / self.cost) if self.cost else 1.0
         elapsed = now - self.began
         return {
-            "sweep": self.store.workbench.stem, "driver": self.me, "beat": time.time(), "wanted": self.n_wanted, **self.counts,
-            "running": [running.row(now) for running in self.running.values()], "best": self.best, "seconds": round(self.seconds, 3),
-            "share": share, "elapsed": round(elapsed, 1), "left": round(elapsed / share - elapsed, 1) if share else None,
-        }  # fmt: skip
+            "sweep": self.store.database.stem,
+            "driver": self.driver,
+            "beat": time.time(),
+            "wanted": self.n_wanted,
+            **self.counts,
+            "running": [running.row(now) for running in self.running.values()],
+            "best": self.best,
+            "seconds": round(self.seconds, 3),
+            "share": share,
+            "elapsed": round(elapsed, 1),
+            "left": round(elapsed / share - elapsed, 1) if share else None,
+        }
 
-    def beat(self) -> None:
-        """Say where it stands, to the store and to the user, when it is time."""
+    def refresh(self) -> None:
+        """Writes the heartbeat and shows the progress when each is due."""
         now = time.monotonic()
-        if now - self.beaten > BEAT:
-            self.beaten = now
-            self.store.tell(self.standing())
-        if now - self.shown > (DRAW if self.terminal else SAY):
-            self.shown = now
+        if now - self.last_beat > BEAT:
+            self.last_beat = now
+            self.store.write_progress(self.snapshot())
+        if now - self.last_shown > (DRAW if self.terminal else LINE):
+            self.last_shown = now
             self._show()
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        self._wipe()
+    def print_line(self, text: str) -> None:
+        """Prints a line that stays above the table."""
+        self._erase()
         print(text, file=sys.stderr, flush=True)
         if self.terminal:
             self._show()
 
     def _show(self) -> None:
         if not self.terminal:
-            print(line(self.standing()), file=sys.stderr, flush=True)
+            print(format_line(self.snapshot()), file=sys.stderr, flush=True)
             return
-        self._wipe()
-        wide, high = _size()
-        rows = [row[: wide - 1] for row in table(self.standing())][
-            : high - 1
-        ]  # a row that wraps would be two to wipe
-        print("\n".join(rows), file=sys.stderr, flush=True)
-        self.drawn = len(rows)
+        self._erase()
+        columns, rows = _terminal_size()
+        # Cut: a line that wraps would need two lines to be erased.
+        lines = [line[: columns - 1] for line in format_table(self.snapshot())][: rows - 1]
+        print("\n".join(lines), file=sys.stderr, flush=True)
+        self.drawn_lines = len(lines)
 
-    def _wipe(self) -> None:
-        if self.drawn:
-            print(f"\x1b[{self.drawn}F\x1b[J", end="", file=sys.stderr)
-        self.drawn = 0
+    def _erase(self) -> None:
+        if self.drawn_lines:
+            print(f"\x1b[{self.drawn_lines}F\x1b[J", end="", file=sys.stderr)
+        self.drawn_lines = 0
 
     def close(self) -> None:
-        """The last word, and no driver any more."""
+        """Shows the final state, and writes that the sweep has no driver."""
         self._show()
-        self.store.tell(self.standing() | {"driver": None, "running": []})
+        self.store.write_progress(self.snapshot() | {"driver": None, "running": []})
 
 
-def _size() -> os.terminal_size:
-    """Columns and rows of the terminal we draw on: standard output may be a file."""
+def _terminal_size() -> os.terminal_size:
+    """Columns and rows of the terminal of standard error; standard output may be a file."""
     try:
         return os.get_terminal_size(sys.stderr.fileno())
     except OSError:

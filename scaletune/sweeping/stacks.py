@@ -1,17 +1,15 @@
-"""Which tasks of a queue a worker is given together, to train as one model, or as branches of one trunk."""
+"""Selects the tasks that a worker trains together: in one stack, or branching off one trunk."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scaletune import data
 from scaletune.counting import branches, stacks
-
-if TYPE_CHECKING:
-    from scaletune.sweeping import Task
+from scaletune.sweeping.task import Task
 
 
 def on_gpu() -> bool:
@@ -21,115 +19,124 @@ def on_gpu() -> bool:
 
 
 def gpu_bytes(workers: str | int) -> int:
-    """Memory of the smallest GPU, in parts where several workers share one; 1 where GPUs are another machine's: too little for two trials."""
+    """Memory of the smallest GPU, divided among the workers that share one.
+
+    1 (too little for a stack) where this machine has no GPU: the workers' GPUs are then unknown.
+    """
     import torch
 
     gpus = range(torch.cuda.device_count())
     smallest = min((torch.cuda.get_device_properties(i).total_memory for i in gpus), default=1)
-    return (
-        smallest // math.ceil(workers / len(gpus))
-        if gpus and isinstance(workers, int)
-        else smallest
-    )
+    if not gpus or not isinstance(workers, int):
+        return smallest
+    return smallest // math.ceil(workers / len(gpus))
 
 
-def note(tasks: Sequence[Task]) -> str:
-    """What keeps trials apart that were asked to stack, `engine.stack` a number, or to branch, true; empty when nothing does."""
-    return "; ".join([*_unstacked(tasks), *_unbranched(tasks)])
+def explain_separate_training(tasks: Sequence[Task]) -> str:
+    """Why tasks train separately although the recipe requests stacks or branches; else empty.
+
+    Requested means that `engine.stack` is a number or `engine.branch` is true.
+    """
+    return "; ".join([*_reasons_against_stacks(tasks), *_reasons_against_branches(tasks)])
 
 
-def _unbranched(tasks: Sequence[Task]) -> list[str]:
-    """Of several horizons: one has nothing to branch from."""
+def _reasons_against_branches(tasks: Sequence[Task]) -> list[str]:
     points = [task.recipe for task in tasks if task.recipe.engine.branch is True]
-    several = len({point.budget.tokens for point in points}) > 1
-    reasons = {branches.apart(point) for point in points if several} - {""}
-    return [f"not branched: {why}" for why in sorted(reasons)]
+    if len({point.budget.tokens for point in points}) < 2:
+        return []  # one token horizon has nothing to branch from
+    reasons = {branches.no_branch_reason(point) for point in points} - {""}
+    return [f"no branched training: {reason}" for reason in sorted(reasons)]
 
 
-def _unstacked(tasks: Sequence[Task]) -> list[str]:
+def _reasons_against_stacks(tasks: Sequence[Task]) -> list[str]:
     points = [task.recipe for task in tasks if task.recipe.engine.stack not in ("auto", 1)]
     if not points:
         return []
-    lone = sorted({why for point in points if (why := stacks.alone(point))})
-    odd = sorted({f"`{name}`" for point in points for name in stacks.unlike(points[0], point)})
-    return [
-        *(f"trained one by one: {why}" for why in lone),
-        *([f"not stacked where they differ: {', '.join(odd)}"] if odd else []),
-    ]
+    single = sorted({reason for point in points if (reason := stacks.no_stack_reason(point))})
+    different = sorted(
+        {f"`{name}`" for point in points for name in stacks.differing_settings(points[0], point)}
+    )
+    notes = [f"no stacked training: {reason}" for reason in single]
+    if different:
+        notes.append(f"no stacks across different values of {', '.join(different)}")
+    return notes
 
 
-def take(queue: list[Task], workers: int, out: int = 0, gpu: bool | None = None) -> list[Task]:
-    """Take the first task off the queue and, with it, those that it may stack with: no more than a worker's share of the runs here and of those `out`.
+def take_stack(
+    queue: list[Task], workers: int, running: int = 0, gpu: bool | None = None
+) -> list[Task]:
+    """Takes the first task off the queue, with the tasks that can train in one stack with it.
 
-    And with each of these its shorter horizons, where they can branch off its run. A task whose worker has died trains alone, so that
-    it fails alone; where memory ran out, in half the stack; a population is a stack already. `gpu`: whether workers have one; as this
-    machine has, unless said.
+    Also takes the shorter token horizons that can branch off one of these runs. A task whose worker
+    died trains alone, so that another failure affects no other task; after a lack of memory it
+    trains in half the stack. A population is a stack already.
+
+    Args:
+        queue: The tasks, the longest first. Changed.
+        workers: The number of workers; a stack is at most one worker's share of all runs.
+        running: The number of runs that the workers already train.
+        gpu: Whether the workers have a GPU; None: as on this machine.
     """
     first = queue[0]
-    most = (
-        1
-        if first.population
-        else first.most or _size(first, math.ceil((runs(queue) + out) / workers), gpu)
-    )
-    alike = _shared(first) if most > 1 else {}
+    share = math.ceil((count_runs(queue) + running) / workers)
+    most = 1 if first.population else first.most or _stack_size(first, share, gpu)
+    common = _common_settings(first) if most > 1 else {}
     taken = [first]
     for task in queue[1:]:
         if (
             len(taken) < most
             and task.most == first.most
             and not task.population
-            and _shared(task) == alike
+            and _common_settings(task) == common
         ):
             taken.append(task)
-    rows = {_trunk(task): task.recipe for task in taken if not task.most}
+    trunks = {_trunk(task): task.recipe for task in taken if not task.most}
     taken += [
         task
         for task in queue
         if not task.most
-        and _trunk(task) in rows
-        and branches.serves(rows[_trunk(task)], task.recipe)
+        and _trunk(task) in trunks
+        and branches.can_branch_off(trunks[_trunk(task)], task.recipe)
     ]
     queue[:] = [task for task in queue if not any(task is other for other in taken)]
     return taken
 
 
-def runs(queue: Iterable[Task]) -> int:
-    """How many runs the tasks are when horizons share theirs."""
+def count_runs(queue: Iterable[Task]) -> int:
+    """The number of runs of the tasks; token horizons on one trunk are one run."""
     trunks = [_trunk(task) for task in queue]
     return len({trunk for trunk in trunks if trunk}) + trunks.count("")
 
 
-def models(tasks: Iterable[Task]) -> int:
-    """How many models the tasks of one order are at once: as many as its widest horizon has trials, twice that when some leave a trunk."""
+def count_models(tasks: Iterable[Task]) -> int:
+    """The largest number of models that the tasks of one worker are at a time.
+
+    As many as the most common token horizon has tasks; twice that if some branch off a trunk.
+    """
     widths = Counter(task.recipe.budget.tokens for task in tasks)
     return max(widths.values(), default=0) * (2 if len(widths) > 1 else 1)
 
 
 def _trunk(task: Task) -> str:
-    """Worked out once a task, too; empty where it trains apart."""
+    """The key of the task's trunk, computed once; empty where it trains apart."""
     if task.trunk is None:
-        task.trunk = "" if task.population else branches.trunk(task.recipe)
+        task.trunk = "" if task.population else branches.trunk_key(task.recipe)
     return task.trunk
 
 
-def _shared(task: Task) -> dict[str, Any]:
-    """Worked out once a task: a long queue is looked through at every order."""
+def _common_settings(task: Task) -> dict[str, Any]:
+    """The settings that tasks of one stack share, computed once because they are compared often."""
     if task.shared is None:
-        task.shared = stacks.shared(task.recipe)
+        task.shared = stacks.shared_settings(task.recipe)
     return task.shared
 
 
-def _size(task: Task, share: int, gpu: bool | None) -> int:
+def _stack_size(task: Task, share: int, gpu: bool | None) -> int:
     if share == 1:
         return 1
     gpu = on_gpu() if gpu is None else gpu
-    if task.recipe.engine.stack == "fill" and gpu:
-        return min(
-            share,
-            stacks.size(
-                task.recipe,
-                gpu_bytes(task.recipe.engine.workers),
-                data.load(task.recipe.data).vocab_size,
-            ),
-        )
-    return min(share, stacks.size(task.recipe, gpu))
+    if task.recipe.engine.stack != "fill" or not gpu:
+        return min(share, stacks.stack_size(task.recipe, gpu))
+    memory = gpu_bytes(task.recipe.engine.workers)
+    vocab_size = data.load(task.recipe.data).vocab_size
+    return min(share, stacks.stack_size(task.recipe, memory, vocab_size))

@@ -1,4 +1,4 @@
-"""How a sweep stands: what its driver says every second, what `scaletune status` reads from another terminal, and both as text."""
+"""The state of a sweep: what `scaletune status` reads from its database, and both forms as text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from scaletune.recipe import load
-from scaletune.records import Store, Trial, glance
+from scaletune.records import Store, Trial, read_store
 from scaletune.sweeping import lockfile
+from scaletune.units import human
 
 COUNTED = ("done", "diverged", "failed")
 SHAPE = ("width", "depth", "tokens", "batch_tokens", "lr", "seed")
-BAR = 24  # letters
+BAR = 24  # characters of the progress bar
 
 
 def best_of(trials: Iterable[Trial]) -> dict[str, Any] | None:
-    """The trial of the lowest loss, by its id, shape and loss."""
+    """The id, the shape and the loss of the trial with the lowest loss."""
     done = [trial for trial in trials if trial.loss is not None]
     if not done:
         return None
@@ -26,7 +27,7 @@ def best_of(trials: Iterable[Trial]) -> dict[str, Any] | None:
     return {name: getattr(best, name) for name in ("id", *SHAPE, "loss")}
 
 
-def _workbench(sweep: str | Path, out: str | Path) -> Path:
+def _database(sweep: str | Path, out: str | Path) -> Path:
     """`sweeps/NAME.db` of a sweep's name, of its recipe file, or of one of its own files."""
     path = Path(sweep)
     if path.suffix in (".db", ".jsonl"):
@@ -35,33 +36,89 @@ def _workbench(sweep: str | Path, out: str | Path) -> Path:
 
 
 def export(sweep: str | Path, *, out: str | Path = ".") -> Path:
-    """Write the record `NAME.jsonl` of a sweep from its workbench, while it runs too; where it is."""
-    path = _workbench(sweep, out)
-    glance(path)  # what is no store is refused, and not made into one
+    """Writes the record `NAME.jsonl` of a sweep from its database, also while the sweep runs.
+
+    Args:
+        sweep: The sweep's name, its recipe file, or its `.db` or `.jsonl` file.
+        out: The folder that holds `sweeps/`.
+
+    Returns:
+        The path of the record.
+
+    Raises:
+        UserError: There is no such database, or the record cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import scaletune as st
+        >>> from scaletune.records import Store
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Store(Path(folder) / "sweeps" / "tiny").close()  # a sweep without trials
+        ...     st.export("tiny", out=folder).name
+        'tiny.jsonl'
+    """
+    path = _database(sweep, out)
+    read_store(path)  # refuses a file that is no database, which `Store` would create
     with closing(Store(path)) as store:
         return store.export()
 
 
 def status(sweep: str | Path, *, out: str | Path = ".") -> dict[str, Any]:
-    """How a sweep stands, from its `sweeps/NAME.db`, which stays untouched.
+    """Reads how far a sweep is from its database, which it does not change.
 
-    "driver": who is at it, null when no one is. "running": id, shape, share done, seconds and try of each trial under way. "share", "elapsed",
-    "left": of the driver's work, seconds. "done", "diverged", "failed", "best", "seconds" (of training), "flops": of all that is on record.
+    Args:
+        sweep: The sweep's name, its recipe file, or its `.db` or `.jsonl` file.
+        out: The folder that holds `sweeps/`.
+
+    Returns:
+        A dictionary with these keys:
+
+        - `sweep`: the name.
+        - `driver`: `pid`, `host` and `since` of the process that drives the sweep; None if none.
+        - `running`: for each trial in training its id, shape, `share` done, `seconds` and `try`.
+        - `wanted`, `recorded`, `done`, `diverged`, `failed`: numbers of trials.
+        - `best`: id, shape and loss of the recorded trial with the lowest loss.
+        - `seconds`, `flops`: sums over all recorded trials.
+        - `share`, `elapsed`, `left`: share of the driver's work done, seconds since it started and
+          estimated seconds until it ends; None without a driver.
+
+    Raises:
+        UserError: There is no such database.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import scaletune as st
+        >>> from scaletune.records import Store
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Store(Path(folder) / "sweeps" / "tiny").close()  # a sweep without trials
+        ...     now = st.status("tiny", out=folder)
+        >>> now["recorded"], now["driver"], now["best"]
+        (0, None, None)
     """
-    path = _workbench(sweep, out)
-    trials, live = glance(path)
-    on = lockfile.alive(path.with_suffix(""), live)
+    path = _database(sweep, out)
+    trials, live = read_store(path)
+    driven = lockfile.is_driven(path.with_suffix(""), live)
     counts = Counter(trial.status for trial in trials)
     return {
-        "sweep": path.stem, "driver": live["driver"] if on else None, "running": live["running"] if on else [],
-        "wanted": live.get("wanted", len(trials)), "recorded": len(trials), **{name: counts[name] for name in COUNTED},
-        "best": best_of(trials), "seconds": sum(trial.seconds for trial in trials), "flops": sum(trial.flops for trial in trials),
-        "share": live["share"] if on else None, "elapsed": live["elapsed"] if on else None, "left": live["left"] if on else None,
-    }  # fmt: skip
+        "sweep": path.stem,
+        "driver": live["driver"] if driven else None,
+        "running": live["running"] if driven else [],
+        "wanted": live.get("wanted", len(trials)),
+        "recorded": len(trials),
+        **{name: counts[name] for name in COUNTED},
+        "best": best_of(trials),
+        "seconds": sum(trial.seconds for trial in trials),
+        "flops": sum(trial.flops for trial in trials),
+        "share": live["share"] if driven else None,
+        "elapsed": live["elapsed"] if driven else None,
+        "left": live["left"] if driven else None,
+    }
 
 
-def clock(seconds: float | None) -> str:
-    """`3:07`, `1:02:07`, `?` when it is not known."""
+def format_clock(seconds: float | None) -> str:
+    """`3:07` or `1:02:07`; `?` for None."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(int(seconds), 60)
@@ -69,44 +126,53 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def line(now: dict[str, Any]) -> str:
-    """All of it in one line."""
-    counts = ", ".join(f"{now[name]} {name}" for name in COUNTED[1:] if now[name])
-    running = f", {len(now['running'])} running" if now["running"] else ""
-    time = (
-        f" {100 * now['share']:3.0f}%, {clock(now['elapsed'])} gone, {clock(now['left'])} left,"
-        if now["share"] is not None
-        else ""
-    )
-    said = f"trials {sum(now[name] for name in COUNTED)}/{now['wanted']}{time} {now['seconds']:.0f} s of training{running}"
-    return said + (f", {counts}" if counts else "") + (f"; {_best(now)}" if now["best"] else "")
+def format_line(now: dict[str, Any]) -> str:
+    """A status as one line."""
+    ended = sum(now[name] for name in COUNTED)
+    percent = f" {100 * now['share']:3.0f}%" if now["share"] is not None else ""
+    parts = [f"trials {ended}/{now['wanted']}{percent}"]
+    if now["share"] is not None:
+        parts += [_times(now)]
+    parts += [f"training time {now['seconds']:.0f} s"]
+    if now["running"]:
+        parts += [f"{len(now['running'])} running"]
+    parts += [f"{now[name]} {name}" for name in COUNTED[1:] if now[name]]
+    return ", ".join(parts) + (f"; {_best(now)}" if now["best"] else "")
+
+
+def _times(now: dict[str, Any]) -> str:
+    return f"elapsed {format_clock(now['elapsed'])}, ETA {format_clock(now['left'])}"
 
 
 def _best(now: dict[str, Any]) -> str:
-    return "best {loss:.4f} at width {width}, lr {lr:.3g}".format(**now["best"])
+    return "lowest loss {loss:.4f} at width {width}, lr {lr:.3g}".format(**now["best"])
 
 
-def table(now: dict[str, Any]) -> list[str]:
-    """All of it in a few lines, one for each trial under way."""
+def format_table(now: dict[str, Any]) -> list[str]:
+    """A status as a few lines, with one row per trial in training."""
     counts = "  ".join(f"{name} {now[name]}" for name in COUNTED)
     ended = sum(now[name] for name in COUNTED)
     lines = [
-        f"{now['sweep']}  trials {ended}/{now['wanted']}  {counts}  running {len(now['running'])}  {now['seconds']:.0f} s of training"
+        f"{now['sweep']}  trials {ended}/{now['wanted']}  {counts}"
+        f"  running {len(now['running'])}  training time {now['seconds']:.0f} s"
     ]
     if now["share"] is not None:
         bar = ("#" * round(BAR * now["share"])).ljust(BAR, ".")
-        lines.append(
-            f"{100 * now['share']:3.0f}% {bar} {clock(now['elapsed'])} gone, {clock(now['left'])} left"
-        )
-    lines += [_best(now)] if now["best"] else []
+        lines.append(f"{100 * now['share']:3.0f}% {bar} {_times(now)}")
+    if now["best"]:
+        lines.append(_best(now))
     if now["running"]:
         lines.append(
-            f"{'width':>8} {'depth':>5} {'tokens':>13} {'batch':>9} {'lr':>9} {'seed':>4} {'done':>5} {'for':>8}  try"
+            f"{'width':>8} {'depth':>5} {'tokens':>7} {'batch':>7} {'lr':>9} {'seed':>4}"
+            f" {'done':>5} {'elapsed':>8}  try"
         )
-    for row in now["running"]:
-        lines.append(
-            "{width:8} {depth:5} {tokens:13,} {batch_tokens:9,} {lr:9.3g} {seed:4} {:4.0f}% {:>8}  {try}".format(
-                100 * row["share"], clock(row["seconds"]), **row
-            )
-        )
-    return lines
+    return lines + [_row(trial) for trial in now["running"]]
+
+
+def _row(trial: dict[str, Any]) -> str:
+    tokens, batch = human(trial["tokens"]), human(trial["batch_tokens"])
+    return (
+        f"{trial['width']:8} {trial['depth']:5} {tokens:>7} {batch:>7} {trial['lr']:9.3g}"
+        f" {trial['seed']:4} {100 * trial['share']:4.0f}% {format_clock(trial['seconds']):>8}"
+        f"  {trial['try']}"
+    )

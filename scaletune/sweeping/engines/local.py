@@ -1,7 +1,8 @@
-"""The local engine: one worker process a core (or a GPU), started as a plain subprocess.
+"""The local engine: one worker process per GPU or CPU core, each started as a plain subprocess.
 
-Driver and worker speak JSON lines over the worker's standard input and output. A worker whose driver is gone reads the end
-of its input and leaves at once, and is killed by the kernel where it cannot: a killed driver leaves no orphan.
+Driver and worker exchange JSON lines over the worker's standard input and output. A worker whose
+driver is gone reads the end of its input and exits at once; if it cannot, the kernel kills it
+(`parent_death`). A killed driver leaves no orphans.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from typing import IO
 
 from scaletune.errors import UserError
 from scaletune.sweeping import stacks
-from scaletune.sweeping.engines.parent_death import leave_with_parent
+from scaletune.sweeping.engines.parent_death import die_with_parent
 from scaletune.sweeping.engines.pool import Message
-from scaletune.sweeping.out_of_memory import kernel_kills, ran_out
+from scaletune.sweeping.out_of_memory import kernel_kills, ran_out_of_memory
 from scaletune.sweeping.task import Task
 
-WAIT = 1.0  # seconds until the driver looks up though no worker speaks
-LOG = 1 << 16  # bytes of a log that are kept, the last ones
+WAIT = 1.0  # seconds that the driver waits for a message before it checks for hung workers
+LOG = 1 << 16  # bytes kept of a log, from its end
 
-HEAP = {  # glibc's: a stack's tensors would be mapped anew each step
+# For glibc's malloc. Without these a stack's tensors are mapped into memory anew in each step.
+MALLOC_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
+# Variables of a surrounding distributed launch. A worker that inherited them would wait for peers.
 INHERITED = (
     "RANK",
     "WORLD_SIZE",
@@ -40,21 +43,28 @@ INHERITED = (
     "LOCAL_WORLD_SIZE",
     "MASTER_ADDR",
     "MASTER_PORT",
-)  # would make a worker wait for peers
+)
 
 
-def _gpus() -> int:
+def _count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
 
 
-def slots(workers: str | int, processes: int = 1) -> int:
-    """How many workers, each with `processes` of its own: as asked, or as the GPUs go round, or the cores this process may use."""
-    cores, gpus = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        _gpus(),
-    )
+def _count_cores() -> int:
+    """The number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def count_workers(workers: str | int, processes: int = 1) -> int:
+    """The number of workers, each with `processes` processes.
+
+    "auto": as many as the GPUs allow; on a machine without GPUs, as many as its CPU cores allow.
+    """
+    cores, gpus = _count_cores(), _count_gpus()
     if gpus and processes > gpus:
         raise UserError(
             f"`processes <= GPUs` must hold, but got {processes} processes and {gpus} GPUs"
@@ -62,109 +72,123 @@ def slots(workers: str | int, processes: int = 1) -> int:
     return workers if isinstance(workers, int) else max(1, (gpus or cores) // processes)
 
 
-def environment(slot: int, processes: int = 1, gpus: int | None = None) -> dict[str, str]:
-    """One thread a process (two on a shared core collapse), and its own of `gpus` GPUs; nothing of a surrounding distributed launch."""
+def worker_environment(slot: int, processes: int = 1, gpus: int | None = None) -> dict[str, str]:
+    """The environment variables of the worker with index `slot`.
+
+    One thread per process (two threads on a shared core are much slower) and its own share of
+    `gpus` GPUs; by default of all that torch counts. Variables of a surrounding distributed launch
+    are removed.
+    """
     kept = {
         key: value
         for key, value in os.environ.items()
         if key not in INHERITED and not key.startswith("TORCHELASTIC_")
     }
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    gpus = _gpus() if gpus is None else gpus
+    gpus = _count_gpus() if gpus is None else gpus
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
     own = [visible[(slot * processes + i) % gpus] for i in range(processes)] if gpus else []
-    return kept | HEAP | threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
+    devices = {"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {}
+    return kept | MALLOC_SETTINGS | threads | devices
 
 
 class Worker:
-    """A worker process, its log, and the tasks of the order it is on."""
+    """A worker process, its log, and the tasks that it trains."""
 
     def __init__(self, slot: int, processes: int = 1, gpus: int | None = None):
-        self.slot, self.heard = slot, b""
-        self.tasks: dict[str, Task] = {}  # those that it has not answered yet
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (`stop` closes it)
-        command = [sys.executable, "-m", "scaletune.sweeping.engines.worker"]
+        self.slot, self.unread = slot, b""  # bytes of a message that is not complete yet
+        self.tasks: dict[str, Task] = {}  # those without a result yet
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (`LocalPool` closes it)
+        # With a process group of its own, an interrupt from the keyboard reaches the driver only,
+        # and `stop` also ends the processes that the worker started.
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment(slot, processes, gpus),
-            preexec_fn=leave_with_parent,
-            process_group=0,  # an interrupt from the keyboard is the driver's to take; and its own processes go with it
-        )  # fmt: skip
+            [sys.executable, "-m", "scaletune.sweeping.engines.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=worker_environment(slot, processes, gpus),
+            preexec_fn=die_with_parent,
+            process_group=0,
+        )
         assert self.process.stdin and self.process.stdout
-        self.orders: IO[bytes] = self.process.stdin
-        self.answers: IO[bytes] = self.process.stdout
-        self.spoke, self.kills = time.monotonic(), kernel_kills()
+        self.input: IO[bytes] = self.process.stdin
+        self.output: IO[bytes] = self.process.stdout
+        self.last_message, self.kills = time.monotonic(), kernel_kills()
 
-    def order(self, tasks: Sequence[Task]) -> None:
-        """Give it what to train, as one model where it is several."""
+    def send(self, tasks: Sequence[Task]) -> None:
+        """Starts the training of tasks; several tasks train as one model."""
         orders = [
             {"sweep": task.sweep, "recipe": task.recipe.model_dump(), "population": task.population}
             for task in tasks
         ]
         self.tasks = {task.id: task for task in tasks}
-        self.spoke, self.kills = time.monotonic(), kernel_kills()
+        self.last_message, self.kills = time.monotonic(), kernel_kills()
         with contextlib.suppress(BrokenPipeError):  # a dead worker shows as the end of its output
-            self.orders.write(json.dumps(orders).encode() + b"\n")
-            self.orders.flush()
+            self.input.write(json.dumps(orders).encode() + b"\n")
+            self.input.flush()
 
-    def lines(self) -> list[bytes] | None:
-        """What it has said since, in whole lines, or None when its output has ended. Call when there is something to read.
+    def read_lines(self) -> list[bytes] | None:
+        """The complete lines of new output, or None when the output has ended.
 
-        Read past any buffer of ours: a second line left in one would never wake the selector.
+        For a readable output only. Reads the file descriptor itself: a second line that stayed in
+        a Python buffer would never wake the selector.
         """
-        said = os.read(self.answers.fileno(), 1 << 16)
-        self.spoke = time.monotonic()
-        *lines, self.heard = (self.heard + said).split(b"\n")
-        return lines if said else None
+        new = os.read(self.output.fileno(), 1 << 16)
+        self.last_message = time.monotonic()
+        *lines, self.unread = (self.unread + new).split(b"\n")
+        return lines if new else None
 
-    def concerns(self, message: Message) -> list[Task]:
-        """The tasks a message is about: the one whose id it has, else all of the order."""
-        named = message.get("id") or message.get("trial", {}).get("id")
-        return [self.tasks[named]] if named in self.tasks else list(self.tasks.values())
+    def tasks_of(self, message: Message) -> list[Task]:
+        """The task that a message names by its id, else all tasks of this worker."""
+        id = message.get("id") or message.get("trial", {}).get("id")
+        return [self.tasks[id]] if id in self.tasks else list(self.tasks.values())
+
+    @property
+    def seconds_silent(self) -> float:
+        """Seconds since the last message, by the monotonic clock."""
+        return time.monotonic() - self.last_message
 
     @property
     def hung(self) -> bool:
-        """Whether it has said nothing for longer than its trials have patience, by a clock that no one sets."""
-        patience = min(
-            (task.recipe.engine.patience for task in self.tasks.values()), default=float("inf")
-        )
-        return time.monotonic() - self.spoke > patience
+        """Whether the worker has been silent for longer than its tasks' `engine.patience`."""
+        patience = (task.recipe.engine.patience for task in self.tasks.values())
+        return self.seconds_silent > min(patience, default=float("inf"))
 
-    def answered(self, task: Task) -> None:
-        """One task less; after the last of an order the log starts anew."""
+    def finish(self, task: Task) -> None:
+        """Removes a task that has its result; empties the log after the last one."""
         del self.tasks[task.id]
         if not self.tasks:
             os.lseek(self.log.fileno(), 0, os.SEEK_SET)  # the worker writes at the same offset
             os.ftruncate(self.log.fileno(), 0)
 
-    def said(self) -> str:
-        """The end of its log since it answered the order before."""
+    def read_log(self) -> str:
+        """The end of the log of the current tasks."""
         size = os.fstat(self.log.fileno()).st_size
         return os.pread(self.log.fileno(), LOG, max(0, size - LOG)).decode(errors="replace").strip()
 
     def stop(self) -> int:
-        """Kill it and the processes it started; the status it ended with."""
-        with contextlib.suppress(
-            ProcessLookupError, PermissionError
-        ):  # macOS says so of a group of the dead
+        """Kills the worker and the processes that it started; returns its exit status."""
+        # macOS raises PermissionError for a process group that has ended
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        for stream in (self.orders, self.answers):
+        for stream in (self.input, self.output):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
         return self.process.wait()
 
 
-class Pool:
-    """Workers, replaced when they die; `gpus`: as torch counts them, unless said."""
+class LocalPool:
+    """Worker processes on this machine; a worker that dies or hangs is replaced."""
 
     def __init__(self, size: int, processes: int = 1, gpus: int | None = None):
-        self.processes, self.gpus = processes, gpus  # of each worker's trials; of all workers
+        self.processes, self.gpus = processes, gpus  # per worker; in total (None: as torch counts)
         self.selector = selectors.DefaultSelector()
         self.workers: list[Worker] = []
-        self.news: list[tuple[Task, Message]] = []  # that no worker needs to say
+        self.news: list[tuple[Task, Message]] = []  # messages that the pool itself makes
         for slot in range(size):
             self._start(slot)
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> LocalPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -176,60 +200,62 @@ class Pool:
     def _start(self, slot: int) -> None:
         worker = Worker(slot, self.processes, self.gpus)
         self.workers.append(worker)
-        self.selector.register(worker.answers, selectors.EVENT_READ, worker)
+        self.selector.register(worker.output, selectors.EVENT_READ, worker)
 
     @property
     def busy(self) -> bool:
         return any(worker.tasks for worker in self.workers)
 
     def hand_out(self, queue: list[Task]) -> None:
-        """Give each idle worker the next task, and what may train as one model with it."""
+        """Gives each idle worker the next task and those that can train as one model with it."""
         for worker in [worker for worker in self.workers if not worker.tasks]:
             if queue:
-                taken = stacks.take(
-                    queue,
-                    len(self.workers),
-                    sum(stacks.runs(other.tasks.values()) for other in self.workers),
-                )
-                worker.order(taken)
-                self.news += [(task, {"progress": 0.0}) for task in taken]
+                running = sum(stacks.count_runs(other.tasks.values()) for other in self.workers)
+                tasks = stacks.take_stack(queue, len(self.workers), running)
+                worker.send(tasks)
+                self.news += [(task, {"progress": 0.0}) for task in tasks]
 
     def messages(self) -> list[tuple[Task, Message]]:
-        """Wait for workers to speak, at most `WAIT`: (task, message). A worker that died or hung is replaced."""
-        heard, self.news = self.news, []
-        for key, _ in self.selector.select(0 if heard else WAIT):
-            heard += self._heard(key.data)
+        """Waits up to `WAIT` seconds for messages; replaces workers that died or hang."""
+        messages, self.news = self.news, []
+        for key, _ in self.selector.select(0 if messages else WAIT):
+            messages += self._read(key.data)
         for worker in [worker for worker in self.workers if worker.hung]:
-            heard += self._replace(
-                worker, f"its worker said nothing for {time.monotonic() - worker.spoke:.0f} s"
-            )
-        return heard
+            reason = f"its worker sent no message for {worker.seconds_silent:.0f} s"
+            messages += self._replace(worker, reason)
+        return messages
 
-    def _heard(self, worker: Worker) -> list[tuple[Task, Message]]:
-        lines, heard = worker.lines(), []
+    def _read(self, worker: Worker) -> list[tuple[Task, Message]]:
+        lines, messages = worker.read_lines(), []
         for message in map(json.loads, lines or []):
-            for task in worker.concerns(message):
+            for task in worker.tasks_of(message):
                 if "trial" in message or "trials" in message:
-                    message["log"] = worker.said()
-                    worker.answered(task)
-                heard.append((task, message))
-        return heard if lines is not None else heard + self._replace(worker, "its worker died")
+                    message["log"] = worker.read_log()
+                    worker.finish(task)
+                messages.append((task, message))
+        return (
+            messages if lines is not None else messages + self._replace(worker, "its worker died")
+        )
 
-    def _replace(self, worker: Worker, why: str) -> list[tuple[Task, Message]]:
-        """Start another in its place; what it was on is lost."""
-        self.selector.unregister(worker.answers)
+    def _replace(self, worker: Worker, reason: str) -> list[tuple[Task, Message]]:
+        """Starts another worker in place of this one, and reports its tasks as lost."""
+        self.selector.unregister(worker.output)
         self.workers.remove(worker)
-        status, log, tasks = worker.stop(), worker.said(), list(worker.tasks.values())
+        status, log, tasks = worker.stop(), worker.read_log(), list(worker.tasks.values())
         worker.log.close()
         self._start(worker.slot)
         lost: Message = {
-            "lost": why, "status": status, "memory": ran_out(log, status, worker.kills), "log": log, "stack": stacks.models(tasks),
-        }  # fmt: skip
+            "lost": reason,
+            "status": status,
+            "memory": ran_out_of_memory(log, status, worker.kills),
+            "log": log,
+            "stack": stacks.count_models(tasks),
+        }
         return [(task, lost) for task in tasks]
 
 
-def opened(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> Pool:
-    """As many workers as go round, and no more than the queue can use where it will not grow."""
+def open_pool(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> LocalPool:
+    """Opens a pool with no more workers than the queue has runs, unless the queue may grow."""
     processes = max(task.recipe.engine.processes for task in queue)
-    most = slots(workers, processes)
-    return Pool(most if growing else min(most, stacks.runs(queue)), processes)
+    size = count_workers(workers, processes)
+    return LocalPool(size if growing else min(size, stacks.count_runs(queue)), processes)

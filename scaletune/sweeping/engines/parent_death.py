@@ -1,4 +1,9 @@
-"""How a process leaves with the one that started it, even while it imports, hangs or is stopped."""
+"""Kills a worker process when its parent dies (Linux only).
+
+A worker calls `die_with_parent` before it imports torch. A driver that is killed with SIGKILL then
+leaves no orphans, even while its workers are starting, hang or are stopped. On other systems a
+worker ends when its standard input closes.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,11 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_PRCTL = (
-    ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-)  # looked up before a fork, after which little is safe to do
+# Looked up before the fork: in a forked child few calls are safe.
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
-def leave_with_parent() -> None:
-    """Be killed by the kernel when the parent is gone, through an exec too (Linux; elsewhere the end of standard input has to do)."""
+def die_with_parent() -> None:
+    """Asks the kernel to send SIGKILL to this process when its parent exits (PR_SET_PDEATHSIG)."""
     if _PRCTL:
         _PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,4 +1,7 @@
-"""A worker of the local engine: `python -m scaletune.sweeping.engines.worker` reads orders, trains, answers."""
+"""A worker process: reads orders as JSON lines from standard input, trains, and writes the results.
+
+Started as `python -m scaletune.sweeping.engines.worker`.
+"""
 
 from __future__ import annotations
 
@@ -22,95 +25,86 @@ from scaletune.records import Trial
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-SAY_EVERY = 0.5  # seconds between a worker's progress messages
+PROGRESS_EVERY = 0.5  # seconds between progress messages
 
 
-def serve(orders: Iterable[str], answers: IO[str]) -> None:
-    """A worker's life: read orders, one or several that train as one model, train, answer each."""
+def serve(orders: Iterable[str], output: IO[str]) -> None:
+    """Trains each order (one trial, or several as one model) and writes a line for each message."""
     acc = training.accelerator()
-    gc.freeze()  # what is imported stays: garbage is collected after each trial, in 2 ms instead of 100
-    said = 0.0
+    # Imported objects are excluded from garbage collection: after a trial it takes 2 ms, not 100.
+    gc.freeze()
+    last_progress = 0.0
 
-    def say(message: dict[str, Any]) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
+    def send(message: dict[str, Any]) -> None:
+        output.write(json.dumps(message) + "\n")
+        output.flush()
 
     def progress(share: float) -> None:
-        nonlocal said
-        if time.monotonic() - said > SAY_EVERY:
-            said = time.monotonic()
-            say({"progress": share})
+        nonlocal last_progress
+        if time.monotonic() - last_progress > PROGRESS_EVERY:
+            last_progress = time.monotonic()
+            send({"progress": share})
 
     for line in orders:
-        asked = json.loads(line)
-        points, sweeps = (
-            [recipes.validated(order["recipe"], "point") for order in asked],
-            [order["sweep"] for order in asked],
-        )
+        order = json.loads(line)
+        points = [recipes.validate_recipe(each["recipe"], "point") for each in order]
+        sweeps = [each["sweep"] for each in order]
         try:
-            if asked[0].get("population"):
-                found = _bred(points[0], sweeps[0], asked[0]["population"], acc, progress)
-                say({"trials": [_told(trial, curve) for trial, curve in found]})
+            if population := order[0].get("population"):
+                lineages = _train_population(points[0], sweeps[0], population, acc, progress)
+                send({"trials": [_result(trial, curve) for trial, curve in lineages]})
                 continue
-            for trial, curve in _trained(points, sweeps, acc, progress):
-                say(_told(trial, curve))
+            for trial, curve in _train(points, sweeps, acc, progress):
+                send(_result(trial, curve))
         except UserError as error:
-            say({"refused": str(error)})
+            send({"refused": str(error)})
 
 
-def _told(trial: Trial, curve: Sequence[float]) -> dict[str, Any]:
+def _result(trial: Trial, curve: Sequence[float]) -> dict[str, Any]:
+    """The message of a trained trial; NaN losses are left out of the curve."""
     return {"trial": asdict(trial), "curve": [x for x in curve if x == x]}
 
 
-def _bred(
+def _train_population(
     point: Recipe,
     sweep: str,
     population: dict[str, Any],
     acc: Accelerator,
     progress: Callable[[float], None],
 ) -> list[tuple[Trial, list[float]]]:
-    from scaletune.training.pbt import Breeding
-    from scaletune.training.pbt import population as train
+    from scaletune.training import pbt
 
-    how = Breeding(population["every"], population["factor"], population["seed"])
-    return train(
-        [recipes.with_settings(point, {"lr": lr}) for lr in population["lr"]],
-        sweep,
-        how,
-        acc,
-        progress,
-    )
+    settings = pbt.PBTSettings(population["every"], population["factor"], population["seed"])
+    members = [recipes.with_settings(point, {"lr": lr}) for lr in population["lr"]]
+    return pbt.train_population(members, sweep, settings, acc, progress)
 
 
-def _trained(
+def _train(
     points: Sequence[Recipe],
     sweeps: Sequence[str],
     acc: Accelerator,
     progress: Callable[[float], None],
 ) -> Iterable[tuple[Trial, list[float]]]:
     if len(points) > 1:
-        return training.stacked(points, sweeps, acc, progress)
-    launched = points[0].engine.processes > 1
-    return [
-        training.launched(points[0], sweeps[0], progress)
-        if launched
-        else training.trial(points[0], sweeps[0], acc, progress)
-    ]
+        return training.train_stack(points, sweeps, acc, progress)
+    if points[0].engine.processes > 1:
+        return [training.launch_trial(points[0], sweeps[0], progress)]
+    return [training.run_trial(points[0], sweeps[0], acc, progress)]
 
 
 def main() -> None:
-    """Be a worker. Leaves when its input ends, in the middle of a trial too."""
+    """Runs the worker until its input ends, even in the middle of a trial."""
     orders: queue.Queue[str | None] = queue.Queue()
 
     def listen() -> None:
         for line in sys.stdin:
             orders.put(line)
-        os._exit(0)  # the driver is gone: no one would read the result
+        os._exit(0)  # the driver is gone, so nobody would read the result
 
     threading.Thread(target=listen, daemon=True).start()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints goes to the log, never between the answers
-    serve(iter(orders.get, None), answers)
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to the log, not between the messages
+    serve(iter(orders.get, None), output)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Which trial to train next: one module per search method; `space.py` holds the search space and `loop.py` drives the search."""
+"""Searches: which points to train next. `loop.py` runs the one that `search.kind` names."""

@@ -1,8 +1,9 @@
-"""Sweeps that choose their points: searches ask in waves, the driver trains what is not on record and tells them the losses.
+"""Runs a search: it yields waves of points, and the driver trains them and returns their losses.
 
-What a search asks for depends on the recipe and on the losses it was told, in the order it asked, and on nothing else: not on how many
-workers there are or who was faster. So a killed driver's rerun goes through the record to where it was, and a trial of an earlier
-sweep that a search comes upon is not trained again.
+The points of a search depend on the recipe and on the losses of its earlier points, in the order it
+requested them; they do not depend on the number of workers or their speed. An interrupted search
+therefore repeats its steps from the record, and points that an earlier sweep has trained are not
+trained again.
 """
 
 from __future__ import annotations
@@ -16,201 +17,221 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaletune import counting, data, sweeping
+from scaletune import counting, data
 from scaletune.recipe import Recipe, Search, points, with_settings
 from scaletune.records import Store, Trial, frame, write_atomically
-from scaletune.sweeping.search.lr_basin import propose
-from scaletune.sweeping.search.space import Cell, Point, Waves, cells, lowest, write_notes
+from scaletune.sweeping.driver import train_all
+from scaletune.sweeping.search.lr_basin import Proposal, propose
+from scaletune.sweeping.search.space import Cell, Point, Waves, build_cells, lowest, write_notes
+from scaletune.sweeping.task import Task, tasks
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scaletune.sweeping import Task
 
-
-def search(
+def run_search(
     recipe: Recipe, stem: Path, *, adopt: bool = False, beside: Sequence[Task] = ()
 ) -> tuple[list[Task], pd.DataFrame]:
-    """Carry the recipe's search out: what it asked for, in order, and the trials of that. Says on stderr and in `NAME.search.txt` where it grew a range.
+    """Runs the search of a recipe.
 
-    `beside`: tasks to train as well, which keep workers busy while a wave waits for its last trial.
+    Prints messages, for example why a range was extended, and writes them to `NAME.search.txt`.
+
+    Args:
+        recipe: A recipe whose `search.kind` is not "grid".
+        stem: Path of the sweep's files without suffix.
+        adopt: Accept the trials of an existing `.jsonl` record.
+        beside: Other tasks to train, which keep workers busy while a wave waits for its last trial.
+
+    Returns:
+        The tasks of the search in the order it requested them, and their trials.
     """
     if recipe.search.kind == "pbt":
-        from scaletune.sweeping.search.pbt import bred
+        from scaletune.sweeping.search.pbt import run_populations
 
-        return bred(recipe, stem, adopt=adopt)
-    found = cells(recipe)
-    sweeping.tasks(
-        "main", points(recipe)
-    )  # all that may be asked for must be sound before anything is trained
+        return run_populations(recipe, stem, adopt=adopt)
+    cells = build_cells(recipe)
+    tasks("main", points(recipe))  # refuses points that cannot be trained before the search starts
     with contextlib.closing(Store(stem, adopt=adopt)) as store:
         known = {trial.id: trial for trial in store.trials() if trial.status != "failed"}
-    asker = Asker(found, _lines(found, recipe), known)
-    sweeping.train_all([*asker.start(), *beside], stem, recipe.engine.workers, then=asker.told)
-    asker.finish()
-    write_notes(found, stem)
-    if learnt := [cell.found for cell in found if cell.found]:
-        write_atomically(
-            stem.with_name(stem.name + ".search.json"),
-            json.dumps(learnt, indent=1, allow_nan=False) + "\n",
-        )
+    loop = SearchLoop(cells, _start_searches(cells, recipe), known)
+    train_all([*loop.start(), *beside], stem, recipe.engine.workers, then=loop.add_trial)
+    loop.finish()
+    write_notes(cells, stem)
+    if results := [cell.results for cell in cells if cell.results]:
+        text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+        write_atomically(stem.with_name(stem.name + ".search.json"), text)
     with contextlib.closing(Store(stem)) as store:
-        return list(asker.asked.values()), frame(
-            trial for trial in store.trials() if trial.id in asker.asked
-        )
+        trials = [trial for trial in store.trials() if trial.id in loop.requested]
+    return list(loop.requested.values()), frame(trials)
 
 
-def _lines(found: list[Cell], recipe: Recipe) -> list[Line]:
-    """One search a cell, or one of all of them."""
-    asked = recipe.search
-    if asked.kind == "joint":
-        from scaletune.sweeping.search.joint_design import joint
+def _start_searches(cells: list[Cell], recipe: Recipe) -> list[ActiveSearch]:
+    """One search per cell; kind "joint": one search over all cells."""
+    search = recipe.search
+    if search.kind == "joint":
+        from scaletune.sweeping.search.joint_design import search_jointly
 
-        return [Line(joint(found, asked, _target(found, recipe)))]
-    if asked.kind == "optuna":
-        from scaletune.sweeping.search.optuna_samplers import sampled
+        return [ActiveSearch(search_jointly(cells, search, _target_scale(cells, recipe)))]
+    if search.kind == "optuna":
+        from scaletune.sweeping.search.optuna_samplers import search_with_optuna
 
-        return [Line(sampled(cell, asked)) for cell in found]
-    if asked.kind == "pareto":
-        from scaletune.sweeping.search.pareto import pareto
+        return [ActiveSearch(search_with_optuna(cell, search)) for cell in cells]
+    if search.kind == "pareto":
+        from scaletune.sweeping.search.pareto import search_frontier
 
-        return [Line(pareto(cell, asked)) for cell in found]
-    return [Line(basin(cell, asked)) for cell in found]
+        return [ActiveSearch(search_frontier(cell, search)) for cell in cells]
+    return [ActiveSearch(search_basin(cell, search)) for cell in cells]
 
 
-def _target(found: list[Cell], recipe: Recipe) -> tuple[float, float]:
-    """(n_params, tokens) that the law is to answer for: the held-out cell's, else the dearest cell's."""
+def _target_scale(cells: list[Cell], recipe: Recipe) -> tuple[float, float]:
+    """(n_params, tokens) that the law is for: the held-out setting, else the cell of most FLOPs."""
     if not recipe.holdout:
-        dearest = max(found, key=lambda cell: cell.flops)
-        return dearest.n_params, dearest.tokens
-    held = with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set)
-    return counting.params(held.model, data.load(held.data).vocab_size)[
-        "n_params"
-    ], held.budget.tokens
+        largest = max(cells, key=lambda cell: cell.flops)
+        return largest.n_params, largest.tokens
+    held_out = with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set)
+    counts = counting.params(held_out.model, data.load(held_out.data).vocab_size)
+    return counts["n_params"], held_out.budget.tokens
 
 
 @dataclass
-class Line:
-    """A search under way, and the wave it waits for."""
+class ActiveSearch:
+    """A search that is not finished, and the tasks of its current wave."""
 
     waves: Waves
     wave: list[Task] = field(default_factory=list)
 
 
-class Asker:
-    """What all searches have asked for, and what is known of that."""
+class SearchLoop:
+    """Drives all searches of a recipe.
 
-    def __init__(self, found: Sequence[Cell], lines: Sequence[Line], known: dict[str, Trial]):
-        self.cells, self.lines, self.known = found, lines, known
-        self.asked: dict[str, Task] = {}  # by id, in the order asked
-        self.said = [0] * len(found)
+    `known` holds the trials by id that are recorded; `requested` the tasks by id that the searches
+    requested, in this order.
+    """
+
+    def __init__(
+        self, cells: Sequence[Cell], searches: Sequence[ActiveSearch], known: dict[str, Trial]
+    ):
+        self.cells, self.searches, self.known = cells, searches, known
+        self.requested: dict[str, Task] = {}
+        self.printed = [0] * len(cells)  # messages printed so far, per cell
 
     def start(self) -> list[Task]:
-        """What to train first."""
-        return [task for line in self.lines for task in self._step(line, None)]
+        """The tasks to train first."""
+        return [task for search in self.searches for task in self._advance(search, None)]
 
-    def told(self, trial: Trial) -> list[Task]:
-        """What to train after this one; nothing after one that failed, for which its search waits."""
+    def add_trial(self, trial: Trial) -> list[Task]:
+        """The tasks to train after this trial; none after a failed one, which stops its search."""
         if trial.status == "failed":
             return []
         self.known[trial.id] = trial
-        waiting = [line for line in self.lines if any(task.id == trial.id for task in line.wave)]
+        waiting = [
+            search for search in self.searches if any(task.id == trial.id for task in search.wave)
+        ]
         return [
             task
-            for line in waiting
-            if self._missing(line) == []
-            for task in self._step(line, self._losses(line))
+            for search in waiting
+            if self._missing(search) == []
+            for task in self._advance(search, self._losses(search))
         ]
 
-    def _missing(self, line: Line) -> list[Task]:
-        return list({task.id: task for task in line.wave if task.id not in self.known}.values())
+    def _missing(self, search: ActiveSearch) -> list[Task]:
+        """The tasks of the current wave that are not trained yet."""
+        return list({task.id: task for task in search.wave if task.id not in self.known}.values())
 
-    def _losses(self, line: Line) -> list[float]:
-        return [
-            math.nan if (loss := self.known[task.id].loss) is None else loss for task in line.wave
-        ]
+    def _losses(self, search: ActiveSearch) -> list[float]:
+        losses = [self.known[task.id].loss for task in search.wave]
+        return [math.nan if loss is None else loss for loss in losses]
 
-    def _step(self, line: Line, losses: list[float] | None) -> list[Task]:
-        """Go on until a wave has something to train, or the search ends."""
+    def _advance(self, search: ActiveSearch, losses: list[float] | None) -> list[Task]:
+        """Continues a search until a wave has something to train, or the search ends."""
         while True:
             try:
-                wanted = line.waves.send(losses)  # type: ignore[arg-type]  # a generator's first is None
+                wave = search.waves.send(losses)  # type: ignore[arg-type]  # None starts a generator
             except StopIteration:
-                line.wave = []
+                search.wave = []
                 return []
             finally:
-                self._say()
-            line.wave = sweeping.tasks(
-                "main", [cell.recipe(point, rung) for cell, point, rung in wanted]
-            )
-            self.asked |= {task.id: task for task in line.wave if task.id not in self.asked}
-            if missing := self._missing(line):
+                self._print_notes()
+            recipes = [cell.recipe(point, rung) for cell, point, rung in wave]
+            search.wave = tasks("main", recipes)
+            self.requested |= {t.id: t for t in search.wave if t.id not in self.requested}
+            if missing := self._missing(search):
                 return missing
-            losses = self._losses(line)
+            losses = self._losses(search)
 
-    def _say(self) -> None:
+    def _print_notes(self) -> None:
         for i, cell in enumerate(self.cells):
-            for note in cell.notes[self.said[i] :]:
+            for note in cell.notes[self.printed[i] :]:
                 print(f"search: {note}", file=sys.stderr)
-            self.said[i] = len(cell.notes)
+            self.printed[i] = len(cell.notes)
 
     def finish(self) -> None:
-        """Say which searches a failed trial has stopped."""
-        for line in self.lines:
-            for task in self._missing(line):
+        """Adds a message for each search that a failed trial has stopped."""
+        for search in self.searches:
+            for task in self._missing(search):
                 self.cells[0].notes.append(
-                    f"trial {task.id} failed: its search waits for it, and the next run tries again"
+                    f"trial {task.id} failed, so its search stopped: the next run retries it"
                 )
-        self._say()
+        self._print_notes()
 
 
-def basin(cell: Cell, asked: Search) -> Waves:
-    """One cell: the points that most lower its lowest loss, until `budget`, or until nothing above the noise is to be won.
+def search_basin(cell: Cell, search: Search) -> Waves:
+    """Searches one cell by expected improvement.
 
-    Then, for those who fit a basin to the record, a point on each side of the best in lr, where there is none.
+    Stops when `budget` points are trained, or when the expected improvement is below `noise`. The
+    last points are neighbours of the best point in lr, so that it has one on each side: a fit of
+    the loss basin needs them.
     """
     seen: dict[Point, float] = {}
-    most = asked.budget or math.inf
+    most = search.budget or math.inf
     while len(seen) < most:
-        wave, lies, stop = list[Point](), list[float](), ""
-        while (
-            not stop
-            and len(seen) + len(wave) < min(most, len(cell.points))
-            and len(wave) < asked.wave
-        ):
-            index = {point: i for i, point in enumerate(cell.points)}
-            known = [*seen, *wave]
-            found = propose(
-                cell.logs, [index[p] for p in known], [*seen.values(), *lies], seed=asked.seed
-            )
-            if found.gain < asked.noise and not wave and (beside := _beside(cell, seen)):
-                wave, lies = [beside], [found.expected]
-            elif found.gain < asked.noise:
-                stop = f"no more than {found.gain:.2g} of the loss is to be won"
-            elif found.outside > 0.5 and not wave and _grown(cell, seen):
-                continue
-            else:
-                wave.append(cell.points[found.index])
-                lies.append(found.expected)
+        wave, stop = _next_wave(cell, search, seen)
         if wave:
             seen |= zip(wave, (yield [(cell, point, None) for point in wave]), strict=True)
-        elif not _grown(cell, seen):
-            cell.say(f"{len(seen)} of {len(cell.points)} points: {stop or 'all are trained'}")
+        elif not _extend(cell, seen):
+            cell.add_note(f"stopped after {cell.fraction(len(seen))}: {stop or 'all are trained'}")
             return
-    cell.spent(seen)
+    cell.note_used_budget(seen)
 
 
-def _beside(cell: Cell, seen: dict[Point, float]) -> Point | None:
-    """The best point's neighbour in lr on a side of it where nothing is trained."""
+def _next_wave(
+    cell: Cell, search: Search, seen: dict[Point, float]
+) -> tuple[dict[Point, float], str]:
+    """({point to train next: expected loss}, why the search stops; empty if it continues)."""
+    wave: dict[Point, float] = {}
+    most = min(search.budget or math.inf, len(cell.points))
+    while len(seen) + len(wave) < most and len(wave) < search.wave:
+        proposal = _propose(cell, search, seen | wave)
+        if proposal.gain < search.noise:
+            if not wave and (neighbour := _missing_neighbour(cell, seen)):
+                wave[neighbour] = proposal.expected
+                continue
+            return wave, f"expected improvement below {100 * search.noise:.2g} % of the loss"
+        if proposal.outside > 0.5 and not wave and _extend(cell, seen):
+            most = min(search.budget or math.inf, len(cell.points))
+            continue
+        wave[cell.points[proposal.index]] = proposal.expected
+    return wave, ""
+
+
+def _propose(cell: Cell, search: Search, losses: dict[Point, float]) -> Proposal:
+    index = {point: i for i, point in enumerate(cell.points)}
+    seen = [index[point] for point in losses]
+    return propose(cell.logs, seen, [*losses.values()], seed=search.seed)
+
+
+def _missing_neighbour(cell: Cell, seen: dict[Point, float]) -> Point | None:
+    """The best point's nearest neighbour in lr, on a side where none is trained."""
     best = lowest(seen)
     if best is None:
         return None
-    values, looked = cell.axes[0], {point[0] for point in seen if point[1:] == best[1:]}
+    values, trained = cell.axes[0], {point[0] for point in seen if point[1:] == best[1:]}
     at = values.index(best[0])
     sides = [values[at + 1 :], values[:at][::-1]]  # nearest first
-    return next(((side[0], *best[1:]) for side in sides if side and not looked & set(side)), None)
+    return next(((side[0], *best[1:]) for side in sides if side and not trained & set(side)), None)
 
 
-def _grown(cell: Cell, seen: dict[Point, float]) -> bool:
+def _extend(cell: Cell, seen: dict[Point, float]) -> bool:
+    """Extends the ranges that have the best point at an end; whether any was extended."""
     best = lowest(seen)
     return best is not None and cell.grow(best)

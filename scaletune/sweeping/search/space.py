@@ -1,4 +1,7 @@
-"""Where a search may look: one cell for each combination of the axes that are not searched, with the grid of those that are."""
+"""The search space: one cell (setting) per combination of the axes that are not searched.
+
+A cell holds the grid of the searched axes, which is extended where the best point lies at its edge.
+"""
 
 from __future__ import annotations
 
@@ -15,38 +18,47 @@ from numpy.typing import NDArray
 from scaletune import counting, data
 from scaletune import recipe as recipes
 from scaletune.errors import UserError
-from scaletune.recipe import SHORT, Recipe
+from scaletune.recipe import SHORT_NAMES, Recipe
 from scaletune.records import write_atomically
 
 Array = NDArray[np.float64]
 Point = tuple[float, ...]  # one value of each searched axis
-SEARCHED = {  # kind -> the axes it searches, in this order; all others make cells
-    "basin": ("lr", "batch_tokens"), "joint": ("lr", "batch_tokens"), "optuna": ("lr", "batch_tokens", "weight_decay"),
+# search.kind -> the axes that it searches, in this order; all other axes make cells
+SEARCHED_AXES = {
+    "basin": ("lr", "batch_tokens"),
+    "joint": ("lr", "batch_tokens"),
+    "optuna": ("lr", "batch_tokens", "weight_decay"),
     "pbt": ("lr",),
-    "pareto": (),  # all of numbers, sizes too
-}  # fmt: skip
+    "pareto": (),  # all axes of numbers, sizes too
+}
 
 
 @dataclass
 class Cell:
-    """A grid to search. `axes` ascend and grow where the optimum sits on their end; `notes` is what the user should know."""
+    """The grid of one setting."""
 
     name: str
-    base: Recipe  # everything but the searched values
+    """The setting's values, for example "width 64, tokens 8192"; empty if there is one setting."""
+    base: Recipe
+    """The recipe without the searched values."""
     paths: list[str]
+    """Dotted names of the searched axes."""
     axes: list[list[float]]
-    room: int  # steps that each end may grow by
+    """Ascending values of each searched axis. Extended where the optimum lies at an end."""
+    max_steps: int
+    """How many steps each end of an axis may be extended by (`search.extend`)."""
     n_params: float = 1.0
     tokens: float = 1.0
-    flops: float = 1.0  # of a point
-    rungs: list[int] = field(default_factory=list)  # token horizons that a pruner goes through
-    grown: dict[tuple[int, bool], int] = field(
-        default_factory=dict
-    )  # (axis, upper end) -> steps so far
+    flops: float = 1.0
+    """FLOPs of one point."""
+    rungs: list[int] = field(default_factory=list)
+    """Token budgets of a pruner's rungs, ascending."""
+    extended: dict[tuple[int, bool], int] = field(default_factory=dict)
+    """(axis, upper end) -> steps that it is extended by so far."""
     notes: list[str] = field(default_factory=list)
-    found: dict[str, Any] = field(
-        default_factory=dict
-    )  # what a search learnt beside its trials, as plain values
+    """Messages for the user."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """What the search found besides its trials, as plain values."""
 
     @property
     def points(self) -> list[Point]:
@@ -54,86 +66,88 @@ class Cell:
 
     @property
     def logs(self) -> Array:
-        """[points, axes]."""
+        """[points, axes]: the natural logarithms of the points."""
         return np.log(np.array(self.points, float))
 
     def recipe(self, point: Point, tokens: int | None = None) -> Recipe:
+        """The recipe of a point, on a rung if `tokens` is given."""
         rung = {} if tokens is None else {"tokens": tokens}
         return recipes.with_settings(self.base, dict(zip(self.paths, point, strict=True)) | rung)
 
-    def say(self, text: str) -> None:
+    def add_note(self, text: str) -> None:
+        """Adds a message for the user."""
         self.notes.append(f"{self.name}: {text}" if self.name else text)
 
+    def fraction(self, trained: int) -> str:
+        """`4 of 6 learning rates`, or points if more axes than lr are searched."""
+        unit = "learning rates" if self.paths == [SHORT_NAMES["lr"]] else "points"
+        return f"{trained} of {len(self.points)} {unit}"
+
     def ends(self, best: Point) -> list[tuple[int, bool]]:
-        """(axis, upper end) wherever `best` sits on one."""
+        """(axis, upper end) wherever `best` is the first or the last value of an axis."""
         axes = [(i, values) for i, values in enumerate(self.axes) if len(values) > 1]
         return [
             (i, upper) for i, values in axes for upper in (False, True) if best[i] == values[-upper]
         ]
 
     def grow(self, best: Point) -> bool:
-        """Lengthen by a step every axis that has `best` at an end; whether there is anything new."""
-        return any([self.lengthen(i, upper) for i, upper in self.ends(best)])
+        """Extends every axis that has `best` at an end by one step; whether any was extended."""
+        return any([self.extend_axis(i, upper) for i, upper in self.ends(best)])
 
-    def spent(self, seen: Mapping[Point, float]) -> None:
-        """Say that the budget is, and where that leaves the best point."""
+    def note_used_budget(self, seen: Mapping[Point, float]) -> None:
+        """Tells the user that the budget ended the search, and whether the best point is an end."""
         best = lowest(seen)
-        on = sorted({self.paths[i].split(".")[-1] for i, _ in self.ends(best)}) if best else []
-        edge = f"; the best sits on an end of `{'`, `'.join(on)}`" if on else ""
-        self.say(f"{len(seen)} of {len(self.points)} points, as many as `budget` allows{edge}")
-
-    def lengthen(self, i: int, upper: bool) -> bool:
-        """By a step at one end; False, and said once, where that cannot be."""
-        values, name, steps = (
-            self.axes[i],
-            self.paths[i].split(".")[-1],
-            self.grown.get((i, upper), 0),
+        names = sorted({self.paths[i].split(".")[-1] for i, _ in self.ends(best)}) if best else []
+        edge = f"; the best point is at the end of the range of `{'`, `'.join(names)}`"
+        self.add_note(
+            f"stopped after {self.fraction(len(seen))}: `search.budget` is used up"
+            + (edge if names else "")
         )
-        if steps > self.room:
-            return False  # has been said
-        self.grown[i, upper] = steps + 1
-        wider = _beyond(values, upper)
-        where = f"the best `{name}` so far, {values[-upper]:g}, is the {'largest' if upper else 'smallest'} of its range"
-        if steps == self.room or wider is None or not self._valid(i, wider):
-            self.grown[i, upper] = self.room + 1
-            self.say(
-                where
-                + (
-                    f", which has grown by all of `extend = {self.room}`"
-                    if steps == self.room
-                    else ", which cannot grow"
-                )
-            )
+
+    def extend_axis(self, i: int, upper: bool) -> bool:
+        """Extends an axis by one step at one end; False, and one message, if that is impossible."""
+        values, steps = self.axes[i], self.extended.get((i, upper), 0)
+        if steps > self.max_steps:
+            return False  # the message was given before
+        self.extended[i, upper] = steps + 1
+        wider = _next_step(values, upper)
+        name, largest = self.paths[i].split(".")[-1], "largest" if upper else "smallest"
+        where = f"the best `{name}` so far, {values[-upper]:g}, is the {largest} of its range"
+        if steps == self.max_steps or wider is None or not self._is_valid(i, wider):
+            self.extended[i, upper] = self.max_steps + 1
+            limit = f"it was extended `search.extend = {self.max_steps}` times, the most allowed"
+            beyond = f"no {'larger' if upper else 'smaller'} value is valid"
+            self.add_note(f"{where}; {limit if steps == self.max_steps else beyond}")
             return False
         self.axes[i] = [*values, wider] if upper else [wider, *values]
-        self.say(where + f": the range grows to {wider:g}")
+        self.add_note(f"{where}; the range is extended to {wider:g}")
         return True
 
-    def _valid(self, i: int, value: float) -> bool:
+    def _is_valid(self, i: int, value: float) -> bool:
+        """Whether all points with this value of axis `i` can be trained."""
+        axes = [[value] if k == i else values for k, values in enumerate(self.axes)]
         try:
-            for point in itertools.product(
-                *([value] if k == i else values for k, values in enumerate(self.axes))
-            ):
-                made = self.recipe(point, max(self.rungs, default=None))
-                data.fits(made, data.load(made.data))
+            for point in itertools.product(*axes):
+                recipe = self.recipe(point, max(self.rungs, default=None))
+                data.check_recipe(recipe, data.load(recipe.data))
         except UserError:
             return False
         return True
 
 
-Waves = Generator[
-    list[tuple[Cell, Point, int | None]], list[float], None
-]  # asks for (cell, point, rung); is told losses, NaN: diverged
+# A search is a generator. It yields a wave, a list of (cell, point, rung) to train, and receives
+# the losses in the same order; NaN: diverged.
+Waves = Generator[list[tuple[Cell, Point, int | None]], list[float], None]
 
 
 def lowest(seen: Mapping[Point, float]) -> Point | None:
-    """The point of the lowest loss; None when all have diverged."""
+    """The point with the lowest loss; None when all have diverged."""
     finite = [point for point, loss in seen.items() if math.isfinite(loss)]
     return min(finite, key=lambda point: seen[point], default=None)
 
 
-def _beyond(values: Sequence[float], upper: bool) -> float | None:
-    """One step of the end's own factor beyond it; None where there is no such step."""
+def _next_step(values: Sequence[float], upper: bool) -> float | None:
+    """The end's own factor applied once more; None where the result is not a valid value."""
     end, inner = (values[-1], values[-2]) if upper else (values[0], values[1])
     wider = float(f"{end * end / inner:.12g}") if inner > 0 and end > 0 else 0.0
     if isinstance(end, int):
@@ -141,84 +155,76 @@ def _beyond(values: Sequence[float], upper: bool) -> float | None:
     return wider if wider > 0 else None
 
 
-def cells(recipe: Recipe) -> list[Cell]:
-    """The cells of a recipe's axes; UserError where there is nothing to search in, or no rung to climb."""
-    search, axes = (
-        recipe.search,
-        {SHORT.get(path, path): values for path, values in recipe.axes.items()},
-    )
-    searched = [SHORT[name] for name in SEARCHED[search.kind]] or [
-        path for path in axes if path != "seed" and _numbers(axes[path])
+def build_cells(recipe: Recipe) -> list[Cell]:
+    """The cells of a recipe with `search`.
+
+    Raises:
+        UserError: There is no grid to search in, or no rungs for the pruner.
+    """
+    search = recipe.search
+    axes = {SHORT_NAMES.get(path, path): values for path, values in recipe.axes.items()}
+    searched = [SHORT_NAMES[name] for name in SEARCHED_AXES[search.kind]] or [
+        path for path in axes if path != "seed" and _are_numbers(axes[path])
     ]
     paths = [path for path in searched if path in axes]
-    if SHORT["lr"] not in paths:
+    if SHORT_NAMES["lr"] not in paths:
         raise UserError(
-            f"a search needs the grid it picks from: `axes.lr` must be given with search.kind {search.kind!r}"
+            f"`axes.lr` must be given with search.kind {search.kind!r}: it is the grid to search in"
         )
     for path in paths:
         _require_grid(path, axes[path])
-    rungs = sorted(axes.pop(SHORT["tokens"], [])) if search.pruner != "none" else []
+    rungs = sorted(axes.pop(SHORT_NAMES["tokens"], [])) if search.pruner != "none" else []
     if search.pruner != "none" and len(rungs) < 2:
         raise UserError(
-            f"pruner {search.pruner!r} climbs the `tokens` axis, a trial of its own each rung: it needs 2 or more, but got {rungs}"
+            f"pruner {search.pruner!r} needs two or more values in `axes.tokens` (each rung trains"
+            f" a trial of its own), but got {rungs}"
         )
     if search.sampler == "cmaes" and sum(len(axes[path]) > 1 for path in paths) < 2:
         raise UserError(
-            "sampler 'cmaes' adapts a covariance: it needs two searched axes or more, but got one"
+            "sampler 'cmaes' needs two or more searched axes (it adapts their covariance), but got"
+            " one: use 'tpe' or 'gp'"
         )
-    bare, outer = (
-        recipe.model_copy(update={"axes": {}}),
-        [path for path in axes if path not in paths],
-    )
-    combinations = itertools.product(*(axes[path] for path in outer))
+    bare = recipe.model_copy(update={"axes": {}})
+    outer = [path for path in axes if path not in paths]
+    grid = {path: sorted(axes[path]) for path in paths}
     return [
-        _cell(
-            bare, dict(zip(outer, values, strict=True)), {p: sorted(axes[p]) for p in paths}, rungs
-        )
-        for values in combinations
+        _build_cell(bare, dict(zip(outer, values, strict=True)), grid, rungs)
+        for values in itertools.product(*(axes[path] for path in outer))
     ]
 
 
-def _numbers(values: Sequence[Any]) -> bool:
+def _are_numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
 
 
 def _require_grid(path: str, values: Sequence[Any]) -> None:
-    if not all(isinstance(value, (int, float)) and value > 0 for value in values) or len(
-        set(values)
-    ) < len(values):
+    positive = all(isinstance(value, (int, float)) and value > 0 for value in values)
+    if not positive or len(set(values)) < len(values):
         raise UserError(
-            f"an axis that is searched must have different values above 0, but `{path}` has {list(values)}"
+            f"a searched axis must have distinct positive values, but `{path}` has {list(values)}"
         )
 
 
-def _cell(
-    bare: Recipe, settings: dict[str, Any], axes: dict[str, list[float]], rungs: list[int]
+def _build_cell(
+    bare: Recipe, settings: dict[str, Any], grid: Mapping[str, list[float]], rungs: list[int]
 ) -> Cell:
     base = recipes.with_settings(bare, settings)
-    corpus = data.load(base.data)
-    n_params = counting.params(base.model, corpus.vocab_size)["n_params"]
-    flops = (
-        counting.flops_per_token(base.model, corpus.vocab_size, base.data.seq_len)
-        * base.budget.tokens
-    )
-    name = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in settings.items())
+    vocab_size = data.load(base.data).vocab_size
+    per_token = counting.flops_per_token(base.model, vocab_size, base.data.seq_len)
     return Cell(
-        name,
+        ", ".join(f"{path.split('.')[-1]} {value}" for path, value in settings.items()),
         base,
-        list(axes),
-        list(axes.values()),
+        list(grid),
+        list(grid.values()),
         bare.search.extend,
-        n_params,
+        counting.params(base.model, vocab_size)["n_params"],
         base.budget.tokens,
-        flops,
+        per_token * base.budget.tokens,
         rungs,
     )
 
 
-def write_notes(found: Sequence[Cell], stem: Path) -> None:
-    """What was said of the cells, in `NAME.search.txt`."""
-    write_atomically(
-        stem.with_name(stem.name + ".search.txt"),
-        "".join(f"{note}\n" for cell in found for note in cell.notes),
-    )
+def write_notes(cells: Sequence[Cell], stem: Path) -> None:
+    """Writes the cells' messages to `NAME.search.txt`."""
+    text = "".join(f"{note}\n" for cell in cells for note in cell.notes)
+    write_atomically(stem.with_name(stem.name + ".search.txt"), text)

@@ -1,20 +1,23 @@
-"""The Ray engine: the local engine's workers, one an actor of Ray core, wherever a cluster has room.
+"""The Ray engine: the workers of the local engine, each in an actor of Ray core.
 
-With `engine.ray.address = "local"` (the default) an instance of Ray's is started with the sweep and ends with it. To use a cluster, give
-every machine the same scaletune and Ray, and one token; then, in this order,
+With `engine.ray.address = "local"` (the default) the sweep starts its own Ray instance and stops it
+at the end. To use a cluster, install the same scaletune and Ray on every machine and share one
+token. Then, in this order:
 
-    ray get-auth-token --generate          # once; writes ~/.ray/auth_token: copy it to each machine, readable by you alone
-    export RAY_AUTH_MODE=token             # on each machine, for every command below
-    export RAY_USAGE_STATS_ENABLED=0       # else Ray reports its use to its makers
-    ray start --head --port=6379 --include-dashboard=false      # on the first
-    ray start --address=FIRST:6379                              # on each other, now or while a sweep runs
-    scaletune sweep RECIPE.toml --engine ray --set engine.ray.address=FIRST:6379       # on any of them
+    ray get-auth-token --generate      # once; copy ~/.ray/auth_token (0600) to each machine
+    export RAY_AUTH_MODE=token         # on each machine, for every command below
+    export RAY_USAGE_STATS_ENABLED=0   # otherwise Ray sends usage statistics to its makers
+    ray start --head --port=6379 --include-dashboard=false      # on the first machine
+    ray start --address=FIRST:6379     # on each other machine, now or while a sweep runs
+    scaletune sweep RECIPE.toml --engine ray --set engine.ray.address=FIRST:6379   # on any machine
 
-Ray listens on the network's interface, never on loopback alone: without a token whoever reaches its ports runs code as you. `ray start`
-without RAY_AUTH_MODE asks for a token only where a token file already is. A machine leaves with `ray stop`, which stops all Ray there.
+Ray listens on the network interface, not only on loopback: without a token, whoever reaches its
+ports can run code as you. Without RAY_AUTH_MODE, `ray start` asks for a token only where a token
+file exists. `ray stop` removes a machine; it stops all Ray processes there.
 
-Files are not copied: `data.source`, `engine.runs` and the folder that has `sweeps/` must lie on a folder that all machines share under one
-path (checkpoints: a trial whose machine is lost goes on from its own on another). The records are written by the driver alone.
+Files are not copied. `data.source`, `engine.runs` and the folder of `sweeps/` must be on a file
+system that all machines share under the same path. A trial whose machine is lost then continues
+from its checkpoint on another machine. Only the driver writes records.
 """
 
 from __future__ import annotations
@@ -36,30 +39,33 @@ from scaletune.errors import UserError
 from scaletune.sweeping import stacks
 from scaletune.sweeping.engines import local
 from scaletune.sweeping.engines.pool import Message
-from scaletune.sweeping.engines.ray.cluster import Cluster
-from scaletune.sweeping.out_of_memory import SAID
+from scaletune.sweeping.engines.ray.cluster import RayCluster
+from scaletune.sweeping.out_of_memory import OUT_OF_MEMORY
 from scaletune.sweeping.task import Task
 
-WAIT = 1.0  # seconds until the driver looks up though no actor speaks
-SILENCE = 30.0  # seconds beyond a worker's patience that its actor may say nothing
+WAIT = 1.0  # seconds that the driver waits for an actor before it checks for silent ones
+SILENCE = 30.0  # seconds beyond a worker's patience that its actor may be silent
 CLOSE = 5.0  # seconds that an actor has to end its worker
-STARTS = 5  # actors in a row that may die before they have started
-LAST = 3  # lines of what Ray says of that
-TAIL = 1 << 12  # bytes of a worker's log that its actor repeats, in case it dies
+STARTS = 5  # consecutive actors that may die before they have started
+LAST = 3  # lines of Ray's message about such an actor in our error
+TAIL = 1 << 12  # bytes of a worker's log that its actor sends along, in case the actor dies
 
 
 class Actor:
-    """On a node: the local engine with one worker. Orders and answers are JSON text, so nothing of ours is pickled."""
+    """Runs on a node: a local pool with one worker.
+
+    Orders and answers are JSON text, so no object of this package is pickled.
+    """
 
     def __init__(self, processes: int, gpus: int, folder: str):
-        with contextlib.suppress(OSError):  # of the driver, which relative paths are relative to
+        with contextlib.suppress(OSError):  # relative paths are relative to the driver's folder
             os.chdir(folder)
         if not gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not reserved is someone else's
-        self.pool = local.Pool(1, processes, gpus)
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not reserved is not ours
+        self.pool = local.LocalPool(1, processes, gpus)
 
-    def about(self) -> str:
-        """Where it is, and what it runs."""
+    def describe(self) -> str:
+        """The actor's node, host, process id and version of scaletune, as JSON."""
         import ray
 
         return json.dumps(
@@ -72,56 +78,63 @@ class Actor:
         )
 
     def order(self, orders: str) -> str:
-        """Have these trained; what is heard first."""
-        tasks = [
-            Task(order["sweep"], recipes.validated(order["recipe"], "point"), order["id"], 0.0)
-            for order in json.loads(orders)
-        ]
-        self.pool.workers[0].order(tasks)
-        return self.hear()
+        """Starts the training of tasks; returns the first messages."""
+        self.pool.workers[0].send([_task(order) for order in json.loads(orders)])
+        return self.receive()
 
-    def hear(self) -> str:
-        """Wait a second at most: [[id, message], ...] and the end of the worker's log."""
+    def receive(self) -> str:
+        """Waits up to one second; returns [[id, message], ...] and the end of the worker's log."""
         messages = [[task.id, message] for task, message in self.pool.messages()]
-        return json.dumps({"messages": messages, "log": self.pool.workers[0].said()[-TAIL:]})
+        return json.dumps({"messages": messages, "log": self.pool.workers[0].read_log()[-TAIL:]})
 
     def close(self) -> None:
-        """End the worker."""
+        """Ends the worker."""
         self.pool.__exit__()
+
+
+def _task(order: Mapping[str, Any]) -> Task:
+    recipe = recipes.validate_recipe(order["recipe"], "point")
+    return Task(order["sweep"], recipe, order["id"], 0.0)
 
 
 @dataclass
 class Slot:
-    """The driver's end of an actor."""
+    """An actor as the driver sees it."""
 
     actor: Any
-    asked: Any  # what it is to answer next; None: idle
-    node: str = ""  # its id; empty until the actor has started
+    call: Any
+    """The remote call that has not returned yet; None while the actor is idle."""
+    node: str = ""
+    """The node's id; empty until the actor has started."""
     host: str = ""
-    tasks: dict[str, Task] = field(default_factory=dict)  # those that it has not answered yet
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """The tasks without a result yet, by id."""
     log: str = ""
-    spoke: float = field(default_factory=lambda: time.monotonic())
+    last_answer: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def seconds_silent(self) -> float:
+        """Seconds since the last answer, by the monotonic clock."""
+        return time.monotonic() - self.last_answer
 
     @property
     def silent(self) -> bool:
-        """Whether it has said nothing for longer than its worker might."""
-        patience = min(
-            (task.recipe.engine.patience for task in self.tasks.values()), default=float("inf")
-        )
-        return time.monotonic() - self.spoke > patience + SILENCE
+        """Whether the actor has been silent for longer than its worker may be."""
+        patience = (task.recipe.engine.patience for task in self.tasks.values())
+        return self.seconds_silent > min(patience, default=float("inf")) + SILENCE
 
 
-class Pool:
-    """Actors, as many as the nodes have room for and the queue has use for; those that die are replaced."""
+class RayPool:
+    """Actors, as many as fit on the nodes and the queue can use; lost ones are replaced."""
 
-    def __init__(self, cluster: Cluster, workers: str | int, processes: int):
+    def __init__(self, cluster: RayCluster, workers: str | int, processes: int):
         self.cluster, self.workers, self.processes = cluster, workers, processes
         self.actors = cluster.worker(Actor)
         self.slots: list[Slot] = []
-        self.news: list[tuple[Task, Message]] = []  # that no actor needs to say
-        self.stillborn = 0  # actors in a row that died before they had started
+        self.news: list[tuple[Task, Message]] = []  # messages that the pool itself makes
+        self.failed_starts = 0  # consecutive actors that died before they had started
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> RayPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -139,123 +152,114 @@ class Pool:
         return any(slot.tasks for slot in self.slots)
 
     def hand_out(self, queue: list[Task]) -> None:
-        """Give each idle actor the next task, and what may train as one model with it."""
-        most = self.workers if isinstance(self.workers, int) else self.cluster.room()
-        of_use = min(most, sum(bool(slot.tasks) for slot in self.slots) + stacks.runs(queue))
-        while len(self.slots) < of_use:
+        """Gives each idle actor the next task and those that can train as one model with it."""
+        most = self.workers if isinstance(self.workers, int) else self.cluster.capacity()
+        busy = sum(bool(slot.tasks) for slot in self.slots)
+        while len(self.slots) < min(most, busy + stacks.count_runs(queue)):
             self._start()
-        for slot in [slot for slot in self.slots if slot.asked is None]:
+        gpu = self.cluster.need["GPU"] > 0
+        for slot in [slot for slot in self.slots if slot.call is None]:
             if queue:
-                out = sum(stacks.runs(other.tasks.values()) for other in self.slots)
-                self._order(
-                    slot, stacks.take(queue, len(self.slots), out, gpu=self.cluster.need["GPU"] > 0)
-                )
+                running = sum(stacks.count_runs(other.tasks.values()) for other in self.slots)
+                self._order(slot, stacks.take_stack(queue, len(self.slots), running, gpu=gpu))
 
     def _start(self) -> None:
-        gpus = math.ceil(self.cluster.need["GPU"])  # a share of one is one to see
+        gpus = math.ceil(self.cluster.need["GPU"])  # a worker with a share of a GPU sees one GPU
         actor = self.actors.remote(self.processes, gpus, os.getcwd())
-        self.slots.append(Slot(actor, actor.about.remote()))
+        self.slots.append(Slot(actor, actor.describe.remote()))
 
     def _order(self, slot: Slot, tasks: Sequence[Task]) -> None:
         orders = [
             {"sweep": task.sweep, "recipe": task.recipe.model_dump(), "id": task.id}
             for task in tasks
         ]
-        slot.tasks, slot.spoke, slot.log = {task.id: task for task in tasks}, time.monotonic(), ""
-        slot.asked = slot.actor.order.remote(json.dumps(orders))
+        slot.tasks, slot.log = {task.id: task for task in tasks}, ""
+        slot.last_answer = time.monotonic()
+        slot.call = slot.actor.order.remote(json.dumps(orders))
         self.news += [(task, {"progress": 0.0}) for task in tasks]
 
     def messages(self) -> list[tuple[Task, Message]]:
-        """Wait for actors to speak, at most `WAIT`: (task, message). One that died or is silent is replaced."""
-        heard, self.news = self.news, []
-        for slot in self._spoken(0 if heard else WAIT):
-            heard += self._heard(slot)
+        """Waits up to `WAIT` seconds for messages; removes actors that died or are silent."""
+        messages, self.news = self.news, []
+        for slot in self._ready_slots(0 if messages else WAIT):
+            messages += self._read(slot)
         for slot in [slot for slot in self.slots if slot.silent]:
-            heard += self._lost(
-                slot,
-                f"its worker's node {slot.host} said nothing for {time.monotonic() - slot.spoke:.0f} s",
-                "",
-            )
-        return heard
+            silence = f"sent no message for {slot.seconds_silent:.0f} s"
+            messages += self._lose(slot, f"its worker's node {slot.host} {silence}", "")
+        return messages
 
-    def _spoken(self, wait: float) -> list[Slot]:
-        asked = {slot.asked: slot for slot in self.slots if slot.asked is not None}
-        if not asked:
+    def _ready_slots(self, wait: float) -> list[Slot]:
+        """The slots whose call has returned."""
+        calls = {slot.call: slot for slot in self.slots if slot.call is not None}
+        if not calls:
             time.sleep(wait)
             return []
-        ready = self.cluster.ray.wait(list(asked), timeout=wait)[0]
-        return (
-            [
-                asked[ref]
-                for ref in self.cluster.ray.wait(list(asked), num_returns=len(asked), timeout=0)[0]
-            ]
-            if ready
-            else []
-        )
-
-    def _heard(self, slot: Slot) -> list[tuple[Task, Message]]:
-        try:
-            answer = json.loads(self.cluster.ray.get(slot.asked))
-        except self.cluster.ray.exceptions.RayError as error:
-            return self._dead(slot, error)
-        slot.spoke, slot.asked = time.monotonic(), None
-        if not slot.node:
-            self._started(slot, answer)
+        if not self.cluster.ray.wait(list(calls), timeout=wait)[0]:
             return []
-        slot.log, heard = answer["log"], []
-        for i, message in answer["messages"]:
+        ready = self.cluster.ray.wait(list(calls), num_returns=len(calls), timeout=0)[0]
+        return [calls[call] for call in ready]
+
+    def _read(self, slot: Slot) -> list[tuple[Task, Message]]:
+        try:
+            answer = json.loads(self.cluster.ray.get(slot.call))
+        except self.cluster.ray.exceptions.RayError as error:
+            return self._handle_death(slot, error)
+        slot.last_answer, slot.call = time.monotonic(), None
+        if not slot.node:
+            self._confirm_start(slot, answer)
+            return []
+        slot.log, messages = answer["log"], []
+        for id, message in answer["messages"]:
             if "refused" in message:
                 message["refused"] += f" (on {slot.host})"
-            heard.append(
-                (
-                    slot.tasks.pop(i) if {"trial", "lost"} & message.keys() else slot.tasks[i],
-                    message,
-                )
-            )
-        slot.asked = slot.actor.hear.remote() if slot.tasks else None
-        return heard
+            ended = {"trial", "lost"} & message.keys()
+            messages.append((slot.tasks.pop(id) if ended else slot.tasks[id], message))
+        slot.call = slot.actor.receive.remote() if slot.tasks else None
+        return messages
 
-    def _started(self, slot: Slot, answer: Mapping[str, str]) -> None:
-        if answer["version"] != version("scaletune"):
+    def _confirm_start(self, slot: Slot, answer: Mapping[str, str]) -> None:
+        ours = version("scaletune")
+        if answer["version"] != ours:
             raise UserError(
-                f"every node must have scaletune {version('scaletune')}, but {answer['host']} has {answer['version']}"
+                f"every node must have scaletune {ours}, but {answer['host']} has"
+                f" {answer['version']}: install the same version on all nodes"
             )
-        slot.node, slot.host, self.stillborn = answer["node"], answer["host"], 0
+        slot.node, slot.host, self.failed_starts = answer["node"], answer["host"], 0
 
-    def _dead(self, slot: Slot, error: Exception) -> list[tuple[Task, Message]]:
-        """The actor is gone, and with it its worker."""
-        said = str(error).strip()
+    def _handle_death(self, slot: Slot, error: Exception) -> list[tuple[Task, Message]]:
+        """Reports the tasks of a dead actor as lost; UserError when actors cannot start."""
+        text = str(error).strip()
         if not slot.node:
-            self.stillborn += 1
-            if getattr(error, "actor_init_failed", True):  # it ran, and raised
+            self.failed_starts += 1
+            if getattr(error, "actor_init_failed", True):  # its code ran and raised an exception
                 raise UserError(
-                    f"every node must have this scaletune and its Ray, but a worker could not start: {said.splitlines()[-1]}"
+                    "every node must have the same scaletune and Ray as this machine, but a worker"
+                    f" could not start: {text.splitlines()[-1]}"
                 ) from None
-            if self.stillborn == STARTS:
+            if self.failed_starts == STARTS:
                 raise UserError(
-                    f"a worker must live to start, but {STARTS} in a row died first: {' / '.join(said.splitlines()[-LAST:])}"
+                    f"workers must start, but {STARTS} in a row died before they had started:"
+                    f" {' / '.join(text.splitlines()[-LAST:])}"
                 ) from None
-        return self._lost(slot, f"its worker died: Ray lost its actor on {slot.host}", said)
+        return self._lose(slot, f"its worker died: Ray lost its actor on {slot.host}", text)
 
-    def _lost(self, slot: Slot, why: str, said: str) -> list[tuple[Task, Message]]:
-        """Be rid of the actor; what it was on is lost."""
+    def _lose(self, slot: Slot, reason: str, text: str) -> list[tuple[Task, Message]]:
+        """Kills the actor and reports its tasks as lost."""
         self.slots.remove(slot)
-        self.cluster.ray.kill(
-            slot.actor
-        )  # that one was out of reach must not mean that two train a trial
-        log = f"{said}\n{slot.log}".strip()
-        memory, models = bool(SAID.search(log)), stacks.models(slot.tasks.values())
+        # An actor that was only unreachable must not train the same trial as its replacement.
+        self.cluster.ray.kill(slot.actor)
+        log = f"{text}\n{slot.log}".strip()
         lost: Message = {
-            "lost": why,
+            "lost": reason,
             "status": "unknown",
-            "memory": memory,
+            "memory": bool(OUT_OF_MEMORY.search(log)),
             "log": log,
-            "stack": models,
+            "stack": stacks.count_models(slot.tasks.values()),
         }
         return [(task, lost) for task in slot.tasks.values()]
 
 
-def opened(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> Pool:
-    """Connected to what the queue's recipes name; actors start as the queue has use for them, so that it may grow."""
+def open_pool(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> RayPool:
+    """Connects to the Ray cluster that the recipes name. Actors start as the queue needs them."""
     processes = max(task.recipe.engine.processes for task in queue)
-    return Pool(Cluster(queue[0].recipe.engine, workers, processes), workers, processes)
+    return RayPool(RayCluster(queue[0].recipe.engine, workers, processes), workers, processes)

@@ -1,4 +1,4 @@
-"""A Ray cluster as the sweep sees it: how to connect, what a worker reserves, which nodes there are and how many workers fit."""
+"""The connection to a Ray cluster: its nodes, what a worker reserves, and how many workers fit."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 from scaletune.errors import UserError
 from scaletune.recipe.engine import Engine
 
-LOOK = 2.0  # seconds between looks at what nodes there are
-KNOCK = 5.0  # seconds for an address to answer: Ray itself takes a minute to give up
-STORE = 100 << 20  # bytes of an own instance's object store: what passes is small
+LOOK = 2.0  # seconds between requests for the list of nodes
+CONNECT = 5.0  # seconds for an address to answer; Ray itself gives up only after a minute
+STORE = 100 << 20  # bytes of the object store of our own instance: its messages are small
 
 
 def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when an instance starts
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it when an instance starts
     try:
         import ray
         import ray.exceptions
@@ -30,125 +30,140 @@ def _ray() -> Any:
     return ray
 
 
-class Cluster:
-    """A connection to Ray: that which the process has, else one made here, of an instance of its own or of a cluster that is up."""
+class RayCluster:
+    """A connection to Ray.
+
+    Uses the connection that the process has; otherwise starts an instance of its own or connects
+    to the cluster at `engine.ray.address`.
+    """
 
     def __init__(self, engine: Engine, workers: str | int, processes: int):
-        self.ray, self.asked = _ray(), engine.ray
-        self.looked, self.seen = 0.0, dict[str, dict[str, float]]()
-        self.own = self.waits = False
+        self.ray, self.settings = _ray(), engine.ray
+        self.last_look, self.resources = 0.0, dict[str, dict[str, float]]()
+        self.own_instance = self.waiting = False
         with ExitStack() as undo:
             if not self.ray.is_initialized():
-                self._connect(_cores(workers, processes * self.asked.cpus), undo)
-            undo.enter_context(
-                redirect_stdout(sys.stderr)
-            )  # where Ray says what became of a node, whatever it is told of its logs
-            self.need = self._need(processes)
-            self.room()
+                self._connect(_count_cores(workers, processes * self.settings.cpus), undo)
+            # Ray prints what happens to nodes on standard output, whatever its log settings are
+            undo.enter_context(redirect_stdout(sys.stderr))
+            self.need = self._reservation(processes)
+            self.capacity()
             self.leave = undo.pop_all().close
 
     def _connect(self, cores: int, undo: ExitStack) -> None:
-        """To an own instance or the cluster asked for. Ray takes SIGTERM for itself: it is given back."""
+        """Connects, and restores the handler of SIGTERM that Ray replaces."""
         options: dict[str, Any] = {
-            "address": self.asked.address,
+            "address": self.settings.address,
             "log_to_driver": False,
             "logging_level": "ERROR",
         }
-        before = signal.getsignal(signal.SIGTERM)
+        handler = signal.getsignal(signal.SIGTERM)
         try:
-            if self.asked.address == "local":
-                self.own = True
-                folder = tempfile.TemporaryDirectory(
-                    prefix="scaletune-", dir="/tmp", ignore_cleanup_errors=True
-                )  # a socket's path is short
-                options |= {
-                    "num_cpus": cores,
-                    "object_store_memory": STORE,
-                    "include_dashboard": False,
-                }
-                options["_temp_dir"] = undo.enter_context(folder)
+            if self.settings.address == "local":
+                self.own_instance = True
+                options |= _own_instance_options(cores, undo)
             else:
-                _knock(self.asked.address)
+                _require_reachable(self.settings.address)
             undo.callback(self.ray.shutdown)
             self.ray.init(**options)
         except (OSError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
-            raise UserError(_refused(self.asked.address, error)) from None
+            raise UserError(_describe_failure(self.settings.address, error)) from None
         finally:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)
+                signal.signal(signal.SIGTERM, handler)
 
-    def _need(self, processes: int) -> dict[str, float]:
+    def _reservation(self, processes: int) -> dict[str, float]:
         """What a worker reserves, all on one node."""
-        there = any(node.get("GPU") for node in self.nodes().values())
-        gpus = self.asked.gpus if self.asked.gpus != "auto" else float(there)
+        any_gpu = any(node.get("GPU") for node in self.nodes().values())
+        gpus = self.settings.gpus if self.settings.gpus != "auto" else float(any_gpu)
         return {
-            "CPU": self.asked.cpus * processes,
+            "CPU": self.settings.cpus * processes,
             "GPU": gpus * processes,
-            "memory": self.asked.memory,
+            "memory": self.settings.memory,
         }
 
     def worker(self, actor: type) -> Any:
-        """The class as one of actors, each with what a worker needs; it is not started again: the driver knows what it was on."""
-        need = self.need
+        """The class as a Ray actor with a worker's reservation.
+
+        Ray does not restart it: only the driver knows which tasks it had.
+        """
         return self.ray.remote(
-            num_cpus=need["CPU"],
-            num_gpus=need["GPU"],
-            memory=need["memory"] or None,
+            num_cpus=self.need["CPU"],
+            num_gpus=self.need["GPU"],
+            memory=self.need["memory"] or None,
             max_restarts=0,
         )(actor)
 
     def nodes(self) -> dict[str, dict[str, float]]:
-        """{id: resources} of the nodes that are up, looked up now and then."""
-        if not self.seen or time.monotonic() - self.looked > LOOK:
-            self.seen = {
+        """{id: resources} of the nodes that are up, at most `LOOK` seconds old."""
+        if not self.resources or time.monotonic() - self.last_look > LOOK:
+            self.resources = {
                 node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]
             }
-            self.looked = time.monotonic()
-        return self.seen
+            self.last_look = time.monotonic()
+        return self.resources
 
-    def room(self) -> int:
-        """Workers that fit on the nodes, whoever else is there; one at least, which waits for a node to join (or calls for one)."""
+    def capacity(self) -> int:
+        """The number of workers that fit on the nodes, whoever else uses them; at least one.
+
+        The one that does not fit yet waits for a node to join, or makes an autoscaler add one.
+        """
         need = {name: share for name, share in self.need.items() if share}
-        room = sum(
+        capacity = sum(
             int(min(node.get(name, 0) / share for name, share in need.items()))
             for node in self.nodes().values()
         )
-        if not room and not self.waits:
-            self.waits = True
-            said = f"has room for a worker, which takes {', '.join(f'{share:g} {name}' for name, share in need.items())}"
-            if self.own:
+        if not capacity and not self.waiting:
+            self.waiting = True
+            size = ", ".join(f"{share:g} {name}" for name, share in need.items())
+            if self.own_instance:
                 raise UserError(
-                    f"this machine must have what a worker reserves, but no node {said}"
+                    f"a worker reserves {size}, but this machine has less: lower `engine.ray`"
                 )
             print(
-                f"ray: no node of {self.asked.address} {said}: waiting for one to join",
+                f"ray: a worker reserves {size}, but no node of {self.settings.address} has that:"
+                " waiting for a node to join",
                 file=sys.stderr,
             )
-        return max(1, room)
+        return max(1, capacity)
 
 
-def _cores(workers: str | int, each: int) -> int:
-    """Of an own instance: as many as there are, and as many as it takes to have the workers asked for."""
-    there = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _own_instance_options(cores: int, undo: ExitStack) -> dict[str, Any]:
+    """Options of `ray.init` for an instance of our own, with its files in a temporary folder."""
+    # In /tmp, because the path of a socket must be short.
+    folder = tempfile.TemporaryDirectory(
+        prefix="scaletune-", dir="/tmp", ignore_cleanup_errors=True
     )
-    return max(there, each * (workers if isinstance(workers, int) else 1))
+    return {
+        "num_cpus": cores,
+        "object_store_memory": STORE,
+        "include_dashboard": False,
+        "_temp_dir": undo.enter_context(folder),
+    }
 
 
-def _knock(address: str) -> None:
-    """Whether anyone is there at all."""
+def _count_cores(workers: str | int, per_worker: int) -> int:
+    """The cores of our own instance: those of the machine, and enough for the workers."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(cores, per_worker * (workers if isinstance(workers, int) else 1))
+
+
+def _require_reachable(address: str) -> None:
+    """OSError when nothing listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     if host:
-        socket.create_connection((host, int(port)), timeout=KNOCK).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT).close()
 
 
-def _refused(address: str, error: Exception) -> str:
-    said = (
-        (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-    )  # Ray goes on for a paragraph
+def _describe_failure(address: str, error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    reason = text.splitlines()[0].split(". ")[0]  # Ray's messages are a paragraph long
     if address == "local":
-        return f"an instance of Ray must start here, but {said}"
+        return f"a Ray instance must start on this machine, but {reason}"
     return (
-        f"`engine.ray.address` must be a Ray cluster that is up and has our token (RAY_AUTH_MODE=token, ~/.ray/auth_token), "
-        f"but got {address!r}: {said}"
+        "`engine.ray.address` must be a running Ray cluster that has our token"
+        f" (RAY_AUTH_MODE=token, ~/.ray/auth_token), but got {address!r}: {reason}"
     )

@@ -1,9 +1,12 @@
-"""The Slurm engine: orders go out as job arrays through submitit, and come back as JSON files in `sweeps/NAME.slurm`.
+"""The Slurm engine: submits trials as job arrays (submitit) and reads results from JSON files.
 
-`sweeps/`, `runs/`, the data and the Python that runs must be on file systems that the login node and the compute nodes share, under the
-same paths. A job that is preempted or runs out of time goes back to the queue by itself and on from its trials' checkpoints; one that is
-killed or loses its node is lost, and the driver sends its trials again. A driver that is killed leaves its jobs: the next one finds what
-they have answered, waits for those that still wait or run, and submits nothing twice.
+The files are in `sweeps/NAME.slurm`. `sweeps/`, `runs/`, the data and the Python environment must
+be on file systems that the login node and the compute nodes share under the same paths.
+
+A job that is preempted or reaches its time limit is requeued and continues from its trials'
+checkpoints. A job that is killed or loses its node is lost, and the driver submits its trials
+again. A driver that is killed leaves its jobs running: the next driver reads their results, waits
+for the other jobs, and submits nothing twice.
 """
 
 from __future__ import annotations
@@ -19,17 +22,18 @@ from scaletune.recipe import Engine
 from scaletune.sweeping import stacks
 from scaletune.sweeping.engines.pool import Message
 from scaletune.sweeping.engines.slurm import cluster, job_messages, job_size
-from scaletune.sweeping.engines.slurm.cluster import GONE, Cluster, Refused, State
+from scaletune.sweeping.engines.slurm.cluster import GONE, SlurmCluster, State, SubmissionRefused
 from scaletune.sweeping.engines.slurm.job_messages import Order
-from scaletune.sweeping.out_of_memory import SAID
+from scaletune.sweeping.out_of_memory import OUT_OF_MEMORY
 from scaletune.sweeping.task import Task
 
-WAIT = 1.0  # seconds between looks for answers
-LOOK = 5.0  # between questions to the controller, and looks at beats
-GRACE = 15.0  # that the last files of a job that has ended may take to be seen
-SETTLE = 10.0  # that jobs which are done or cancelled may take to be gone
-AGAIN = 30.0  # after which a refused array is submitted again
-REFUSALS = 900.0  # that the controller may be away with no job of ours out
+WAIT = 1.0  # seconds between checks for answers
+LOOK = 5.0  # seconds between requests to the controller and reads of the jobs' heartbeats
+GRACE = 15.0  # seconds until the last files of an ended job must be visible
+SETTLE = 10.0  # seconds that jobs which are done or cancelled may take to disappear
+AGAIN = 30.0  # seconds after which a refused array is submitted again
+REFUSALS = 900.0  # seconds that the controller may be unreachable while we have no job
+# Reasons to wait that need no message to the user: they pass by themselves.
 USUAL = {
     "None",
     "Priority",
@@ -38,235 +42,242 @@ USUAL = {
     "BeginTime",
     "Dependency",
     "Cleaning",
-}  # reasons to wait that pass
+}
 
 
-class Pool:
-    """Orders in Slurm's hands. `workers`: jobs that run at once, at most; `leave`: an interrupt leaves them to the next driver."""
+class SlurmPool:
+    """Slurm jobs, each with an order (a list of trials to train).
 
-    def __init__(self, root: Path, workers: int, reached: Cluster, leave: bool = False):
-        self.root, self.workers, self.cluster, self.leave = root, workers, reached, leave
-        self.out: list[Order] = []  # with trials that are waited for
-        earlier = job_messages.left(root)
-        self.found = {
-            id: order for order in earlier for id in order.ids
-        }  # an earlier driver's, not asked for yet
-        self.jobs = [order.job for order in earlier]  # all that may still run
-        self.news: list[tuple[Task, Message]] = []
-        self.back: list[Task] = []  # of lost orders, not begun
-        self.told: list[Path] = []  # answers that the driver has heard
-        self.said: set[str] = set()
-        self.looked, self.again, self.refused = -LOOK, 0.0, 0.0  # by a clock that no one sets
+    `workers` jobs run at once, at most. With `leave`, an interrupt leaves the jobs to the next
+    driver instead of cancelling them.
+    """
+
+    def __init__(self, root: Path, workers: int, cluster: SlurmCluster, leave: bool = False):
+        self.root, self.workers, self.cluster, self.leave = root, workers, cluster, leave
+        self.out: list[Order] = []  # orders with trials that we wait for
+        earlier = job_messages.pending_orders(root)
+        self.earlier = {id: order for order in earlier for id in order.ids}  # not requested yet
+        self.jobs = [order.job for order in earlier]  # all jobs that may still run
+        self.news: list[tuple[Task, Message]] = []  # messages that the pool itself makes
+        self.back: list[Task] = []  # tasks of lost jobs that had not begun
+        self.delivered: list[Path] = []  # answers that the driver has received
+        self.printed: set[str] = set()
+        # Times (monotonic clock) of the last look, the next submission and the first refusal.
+        self.last_look, self.again, self.refused = -LOOK, 0.0, 0.0
         if earlier:
-            self._say(f"{len(earlier)} jobs of an earlier driver are taken over")
+            self._print_once(f"{len(earlier)} jobs of an earlier driver continue")
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> SlurmPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is None:
-            self._forget()
-        left = list({order.folder: order for order in (*self.out, *self.found.values())}.values())
-        if left and self.leave and kind is KeyboardInterrupt:
-            self._say(f"{len(left)} jobs stay in Slurm's hands: the next driver takes them over")
+            self._delete_delivered()
+        pending = {order.folder: order for order in (*self.out, *self.earlier.values())}.values()
+        if pending and self.leave and kind is KeyboardInterrupt:
+            self._print_once(f"{len(pending)} jobs stay in Slurm for the next driver")
             return
-        for order in left:
+        for order in pending:
             job_messages.withdraw(order.folder)
-        self.cluster.cancel([order.job for order in left if order.job])
-        self._settle()
-        job_messages.clear(self.root)
-        if left:
-            self._say(f"{len(left)} jobs are cancelled")
+        self.cluster.cancel([order.job for order in pending if order.job])
+        self._wait_for_jobs_to_end()
+        job_messages.clean_up(self.root)
+        if pending:
+            self._print_once(f"cancelled {len(pending)} jobs")
 
     @property
     def busy(self) -> bool:
         return bool(self.out or self.news or self.back)
 
     def hand_out(self, queue: list[Task]) -> None:
-        """Take over what is answered or under way; submit the rest as an array as soon as it would not exceed `workers`."""
+        """Adopts tasks that are answered or in a job; submits the rest as an array.
+
+        Submits only while fewer than `workers` jobs are out.
+        """
         queue[:0], self.back = self.back, []
-        self._take_over(queue)
+        self._adopt(queue)
         free = self.workers - len(self.out)
         if not queue or free <= 0 or time.monotonic() < self.again:
             return
         engine = queue[0].recipe.engine
-        made = [
-            job_messages.written(self.root, pack) for pack in job_size.pack(queue, self.workers)
-        ]
-        self.out += made  # before they are submitted: an interrupt takes them back
+        packs = job_size.pack(queue, self.workers)
+        orders = [job_messages.write_order(self.root, pack) for pack in packs]
+        self.out += orders  # before the submission, so that an interrupt withdraws them
         try:
-            self._submit(made, engine, free)
-        except Refused as error:
-            queue[:0] = [task for order in made for task in order.tasks.values()]
-            self._drop(made)
-            self._bear(str(error))
+            self._submit(orders, engine, free)
+        except SubmissionRefused as error:
+            queue[:0] = [task for order in orders for task in order.tasks.values()]
+            self._drop(orders)
+            self._handle_refusal(str(error))
 
-    def _submit(self, made: Sequence[Order], engine: Engine, parallel: int) -> None:
-        jobs = self.cluster.submit([order.folder for order in made], engine, parallel)
+    def _submit(self, orders: Sequence[Order], engine: Engine, parallel: int) -> None:
+        jobs = self.cluster.submit([order.folder for order in orders], engine, parallel)
         self.jobs += jobs
         self.refused = 0.0
-        for order, job in zip(made, jobs, strict=True):
-            job_messages.submitted(order, job)
+        for order, job in zip(orders, jobs, strict=True):
+            job_messages.write_job_id(order, job)
 
     def messages(self) -> list[tuple[Task, Message]]:
-        """What jobs have answered; every `LOOK` seconds also what Slurm says of them, and their beats."""
-        self._forget()
+        """New answers of jobs; every `LOOK` seconds also their progress and losses."""
+        self._delete_delivered()
         if not self.news:
             time.sleep(WAIT)
-        heard, self.news = self.news + self._answers(), []
-        if time.monotonic() - self.looked >= LOOK:
-            self.looked = time.monotonic()
-            heard += self._look()
+        messages, self.news = self.news + self._read_answers(), []
+        if time.monotonic() - self.last_look >= LOOK:
+            self.last_look = time.monotonic()
+            messages += self._look()
         self._drop([order for order in self.out if not order.tasks])
-        return heard
+        return messages
 
-    def _take_over(self, queue: list[Task]) -> None:
-        there = job_messages.answers(self.root) if queue else set()
+    def _adopt(self, queue: list[Task]) -> None:
+        """Takes off the queue the tasks that an earlier driver's jobs have answered or hold."""
+        files = job_messages.list_answers(self.root) if queue else set()
         for task in queue[:]:
             path = job_messages.answer_path(self.root, task.id)
-            message = job_messages.read(path) if path.name in there else None
+            message = job_messages.read_json(path) if path.name in files else None
             if message and "trial" in message:
                 self.news.append((task, message))
-                self.told.append(path)
-            elif order := self.found.pop(task.id, None):
+                self.delivered.append(path)
+            elif order := self.earlier.pop(task.id, None):
                 order.tasks[task.id] = task
                 self.out += [order] if order not in self.out else []
             else:
                 continue
             queue.remove(task)
 
-    def _answers(self) -> list[tuple[Task, Message]]:
-        heard, there = [], job_messages.answers(self.root) if self.out else set()
+    def _read_answers(self) -> list[tuple[Task, Message]]:
+        messages, files = [], job_messages.list_answers(self.root) if self.out else set()
         for order in self.out:
-            for task in [task for task in order.tasks.values() if f"{task.id}.json" in there]:
+            for task in [task for task in order.tasks.values() if f"{task.id}.json" in files]:
                 path = job_messages.answer_path(self.root, task.id)
-                message = job_messages.read(path)
+                message = job_messages.read_json(path)
                 if not message:
                     continue
                 if "trial" in message:
-                    self.told.append(path)
+                    self.delivered.append(path)
                 else:
-                    path.unlink()  # of this try alone
+                    path.unlink()  # a loss: of this try only
                 if "trial" in message or message["order"] == order.folder.name:
-                    heard.append((order.tasks.pop(task.id), message))
-        return heard
+                    messages.append((order.tasks.pop(task.id), message))
+        return messages
 
     def _look(self) -> list[tuple[Task, Message]]:
+        """Progress and losses, from the controller's states and the jobs' heartbeats."""
         states = self.cluster.states() if self.out else None
         if states is None:
             return []
-        self._say_reasons([states[order.job] for order in self.out if order.job in states])
-        self._running(states)
+        self._print_reasons([states[order.job] for order in self.out if order.job in states])
+        self._running_jobs(states)
         return [
-            said
+            message
             for order in self.out
             if order.tasks
-            for said in self._judge(order, states.get(order.job, GONE), time.monotonic())
+            for message in self._judge(order, states.get(order.job, GONE), time.monotonic())
         ]
 
     def _judge(self, order: Order, state: State, now: float) -> list[tuple[Task, Message]]:
-        """Progress, or a loss: of a job that has ended and not answered all, or that runs and says nothing."""
-        beat = job_messages.read(order.folder / "beat.json") or {}
-        changed, order.beat = beat != order.beat, beat
-        if state.name != "RUNNING" or changed or not order.spoke:
-            order.spoke = now
+        """The progress of a job, or its loss: it ended without all answers, or it is silent."""
+        heartbeat = job_messages.read_json(order.folder / "beat.json") or {}
+        changed, order.heartbeat = heartbeat != order.heartbeat, heartbeat
+        if state.name != "RUNNING" or changed or not order.last_change:
+            order.last_change = now
         if state.ended:
             order.ended = now if order.ended is None else order.ended
-            return (
-                self._lost(order, f"its job {order.job} ended as {state.name}", state)
-                if now - order.ended >= GRACE
-                else []
-            )
+            if now - order.ended < GRACE:
+                return []
+            return self._lose(order, f"its job {order.job} ended as {state.name}", state)
         order.ended = None
-        if now - order.spoke > min(task.recipe.engine.patience for task in order.tasks.values()):
+        silence = now - order.last_change
+        if silence > min(task.recipe.engine.patience for task in order.tasks.values()):
             self.cluster.cancel([order.job])
-            return self._lost(
-                order, f"its job {order.job} said nothing for {now - order.spoke:.0f} s", state
-            )
-        shares = beat.get("shares", {}) if changed else {}
+            reason = f"its job {order.job} sent no message for {silence:.0f} s"
+            return self._lose(order, reason, state)
+        shares = heartbeat.get("shares", {}) if changed else {}
         return [
             (task, {"progress": shares[id]}) for id, task in order.tasks.items() if id in shares
         ]
 
-    def _lost(self, order: Order, why: str, state: State) -> list[tuple[Task, Message]]:
-        """What it had begun is lost; what it had not goes back to the queue. Where it began nothing, all is lost: no job of its would."""
-        begun = order.beat.get("shares") or order.tasks
-        log = "\n".join(filter(None, (order.beat.get("log", ""), self.cluster.log(order.job))))
-        memory = state.name == "OUT_OF_MEMORY" or bool(SAID.search(log))
-        gone = [task for id, task in order.tasks.items() if id in begun]
+    def _lose(self, order: Order, reason: str, state: State) -> list[tuple[Task, Message]]:
+        """Reports the trials that the job had begun as lost; the others go back to the queue.
+
+        If it had begun none, all are lost: another job would not begin them either.
+        """
+        begun = order.heartbeat.get("shares") or order.tasks
+        logs = (order.heartbeat.get("log", ""), self.cluster.log(order.job))
+        log = "\n".join(filter(None, logs))
+        lost_tasks = [task for id, task in order.tasks.items() if id in begun]
         lost: Message = {
-            "lost": why,
+            "lost": reason,
             "status": state.status,
-            "memory": memory,
+            "memory": state.name == "OUT_OF_MEMORY" or bool(OUT_OF_MEMORY.search(log)),
             "log": log,
-            "stack": stacks.models(gone),
+            "stack": stacks.count_models(lost_tasks),
         }
         self.back += [task for id, task in order.tasks.items() if id not in begun]
-        heard = [(task, lost) for task in gone]
         order.tasks.clear()
-        return heard
+        return [(task, lost) for task in lost_tasks]
 
-    def _drop(self, done: Sequence[Order]) -> None:
-        """Forget orders that nothing is waited for of."""
-        for order in done:
+    def _drop(self, orders: Sequence[Order]) -> None:
+        """Removes orders that we wait for no longer."""
+        for order in orders:
             job_messages.withdraw(order.folder)
-            unasked = [id for id in order.ids if self.found.pop(id, None)]
-            if unasked:
+            unrequested = [id for id in order.ids if self.earlier.pop(id, None)]
+            if unrequested:
                 self.cluster.cancel([order.job])
-        self.out = [order for order in self.out if order not in done]
+        self.out = [order for order in self.out if order not in orders]
 
-    def _forget(self) -> None:
-        """Of answers that are on record."""
-        for path in self.told:
+    def _delete_delivered(self) -> None:
+        """Deletes the answers whose trials are recorded by now."""
+        for path in self.delivered:
             path.unlink(missing_ok=True)
-        self.told.clear()
+        self.delivered.clear()
 
-    def _settle(self) -> None:
-        """Wait until no job is left, as long as that takes one to see that its order is gone."""
+    def _wait_for_jobs_to_end(self) -> None:
+        """Waits up to `SETTLE` seconds: a job takes that long to see that its order is gone."""
         end = time.monotonic() + SETTLE
-        while self._running(self.cluster.states()) and time.monotonic() < end:
+        while self._running_jobs(self.cluster.states()) and time.monotonic() < end:
             time.sleep(0.2)
 
-    def _running(self, states: dict[str, State] | None) -> list[str]:
-        """Jobs of ours that are not known to have ended."""
+    def _running_jobs(self, states: dict[str, State] | None) -> list[str]:
+        """Our jobs that are not known to have ended."""
         self.jobs = [job for job in self.jobs if states is None or not states.get(job, GONE).ended]
         return self.jobs
 
-    def _bear(self, why: str) -> None:
-        """A refusal may pass: while jobs of ours are out (a limit on jobs), or the controller is not to be reached."""
+    def _handle_refusal(self, reason: str) -> None:
+        """Schedules another submission if the refusal may pass, else raises UserError.
+
+        It may pass while jobs of ours are out (a limit on jobs), or the controller is unreachable.
+        """
         now = time.monotonic()
         self.refused = self.refused or now
-        passing = (
-            re.search(r"contact|timed out|temporar", why, re.I) and now - self.refused < REFUSALS
-        )
-        if not self.out and not passing:
-            raise UserError(f"Slurm must take the jobs, but said: {why}")
+        unreachable = re.search(r"contact|timed out|temporar", reason, re.I)
+        if not self.out and not (unreachable and now - self.refused < REFUSALS):
+            raise UserError(f"Slurm must accept the jobs, but refused them: {reason}")
         self.again = now + AGAIN
-        self._say(f"no more jobs are taken for now: {why}")
+        self._print_once(f"Slurm accepts no more jobs for now: {reason}")
 
-    def _say_reasons(self, states: Sequence[State]) -> None:
+    def _print_reasons(self, states: Sequence[State]) -> None:
         for reason in {state.reason for state in states if state.name == "PENDING"} - USUAL:
-            self._say(f"jobs wait: {reason}")
+            self._print_once(f"jobs are pending: {reason}")
 
-    def _say(self, what: str) -> None:
-        """Once."""
-        if what not in self.said:
-            self.said.add(what)
-            print(f"slurm: {what}", file=sys.stderr)
+    def _print_once(self, text: str) -> None:
+        if text not in self.printed:
+            self.printed.add(text)
+            print(f"slurm: {text}", file=sys.stderr)
 
 
-def opened(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> Pool:
-    """Jobs in `sweeps/NAME.slurm`. "auto" workers: as many as `max_jobs`, the cluster's own limits hold."""
+def open_pool(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> SlurmPool:
+    """Opens a pool with its files in `sweeps/NAME.slurm`.
+
+    "auto" workers: `engine.slurm.max_jobs`; the cluster's own limits apply.
+    """
     root, engine = stem.absolute().with_name(stem.name + ".slurm"), queue[0].recipe.engine
-    cluster.require(root)
+    cluster.require_slurm(root)
     if not engine.checkpoint_every:
         print(
-            "slurm: with `engine.checkpoint_every = 0` a trial whose job is preempted, timed out or lost begins anew",
+            "slurm: `engine.checkpoint_every` is 0, so a trial whose job is preempted, timed out or"
+            " lost restarts from its first step",
             file=sys.stderr,
         )
-    return Pool(
-        root,
-        workers if isinstance(workers, int) else engine.slurm.max_jobs,
-        Cluster(root, stem.name),
-        engine.slurm.leave,
-    )
+    size = workers if isinstance(workers, int) else engine.slurm.max_jobs
+    return SlurmPool(root, size, SlurmCluster(root, stem.name), engine.slurm.leave)

@@ -1,6 +1,7 @@
-"""Slurm, as this machine reaches it: submitit submits, squeue knows (it asks the controller: no accounting database), scancel cancels.
+"""Slurm's commands: submits with submitit, reads job states with squeue, cancels with scancel.
 
-Every command is a list of arguments, and every option of a recipe is of characters that no shell minds.
+squeue asks the controller, so no accounting database is needed. Each command is a list of
+arguments, and the recipe's Slurm options hold only characters that have no meaning in a shell.
 """
 
 from __future__ import annotations
@@ -23,86 +24,102 @@ from scaletune.sweeping.engines.slurm.job import Job
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 FIELDS = "--Format=JobArrayID:40,State:30,exit_code:20,Reason:120"
 ENDED = {
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
-}  # fmt: skip
-SLOW = 30.0  # seconds that a command of Slurm's may take
-AT_ONCE = 100  # jobs that one scancel names
-LAST = 1 << 12  # bytes of a job's log that are read
-SIGNAL = 60  # seconds before its limit that a job is told, a third of a short one's
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "LAUNCH_FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+}
+SLOW = 30.0  # seconds that one of Slurm's commands may take
+AT_ONCE = 100  # jobs per scancel command
+LAST = 1 << 12  # bytes read of a job's log, from its end
+SIGNAL = 60  # seconds before its time limit that a job gets a signal; a third of a short limit
 
 
 class State(NamedTuple):
-    """What the controller says of a job."""
+    """A job's state as the controller reports it."""
 
-    name: str  # PENDING, RUNNING, ...
-    status: int  # it ended with
-    reason: str  # why it waits, or failed
+    name: str
+    """PENDING, RUNNING, ..."""
+    status: int
+    """The exit status."""
+    reason: str
+    """Why the job is pending or has failed."""
 
     @property
     def ended(self) -> bool:
         return self.name in ENDED
 
 
-GONE = State("COMPLETED", 0, "")  # long enough ago for the controller to have forgotten it
+GONE = State("COMPLETED", 0, "")  # of a job that ended so long ago that the controller forgot it
 
 
-class Refused(Exception):
-    """Slurm does not take a job, in its words."""
+class SubmissionRefused(Exception):
+    """Slurm refused to accept a job; the text is Slurm's."""
 
 
-def require(root: Path) -> None:
-    """UserError unless submitit and Slurm's commands are here, and Slurm can write where we do."""
+def require_slurm(root: Path) -> None:
+    """UserError unless submitit and Slurm's commands exist and Slurm can write to `root`."""
     if find_spec("submitit") is None:
         raise UserError("engine.kind 'slurm' needs submitit: `pip install 'scaletune[slurm]'`")
-    if absent := [command for command in COMMANDS if shutil.which(command) is None]:
+    if missing := [command for command in COMMANDS if shutil.which(command) is None]:
         raise UserError(
-            f"engine.kind 'slurm' needs Slurm's commands on the PATH, but `{absent[0]}` is not: is this a login node?"
+            f"engine.kind 'slurm' needs Slurm's commands on the PATH, but `{missing[0]}` is not:"
+            " run this on a login node"
         )
     if odd := sorted(set("%\\\n") & set(str(root))):
-        raise UserError(
-            f"a folder that Slurm writes to must be named without {odd[0]!r}, but got `{root}`"
-        )
+        raise UserError(f"the path of a Slurm sweep must not contain {odd[0]!r}, but got `{root}`")
 
 
-class Cluster:
-    """Where jobs go. `kind`: which of submitit's executors."""
+class SlurmCluster:
+    """Submits, watches and cancels the jobs of one sweep."""
 
-    kind = "slurm"
+    kind = "slurm"  # submitit's executor
 
     def __init__(self, root: Path, name: str):
         self.root, self.name = root, "scaletune-" + re.sub(r"[^\w.-]", "_", name)
 
     def submit(self, folders: Sequence[Path], engine: Engine, parallel: int) -> list[str]:
-        """Submit a job an order, as one array of which `parallel` run at once: their ids. `Refused` in Slurm's words."""
+        """Submits one job per order folder as an array, of which `parallel` run at once.
+
+        Returns the jobs' ids. Raises SubmissionRefused with Slurm's text.
+        """
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        with (
-            _outside(),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):  # submitit prints what it raises
+        # submitit also prints the error that it raises
+        with _clean_environment(), contextlib.redirect_stderr(io.StringIO()):
             try:
-                jobs = self._executor(engine, parallel).submit_array(
-                    [Job(str(folder)) for folder in folders]
-                )
+                calls = [Job(str(folder)) for folder in folders]
+                jobs = self._executor(engine, parallel).submit_array(calls)
             except (FailedJobError, FailedSubmissionError) as error:
-                raise Refused(" ".join(str(error).split()) or "nothing") from error
+                text = " ".join(str(error).split())
+                raise SubmissionRefused(text or "no reason given") from error
         return [job.job_id for job in jobs]
 
     def _executor(self, engine: Engine, parallel: int) -> Any:
         import submitit
 
-        made = submitit.AutoExecutor(
+        executor = submitit.AutoExecutor(
             folder=self.root / "jobs",
             cluster=self.kind,
             slurm_max_num_timeout=engine.slurm.timeouts,
         )
-        made.update_parameters(
+        executor.update_parameters(
             **_parameters(engine), name=self.name, slurm_array_parallelism=parallel
         )
-        return made
+        return executor
 
     def states(self) -> dict[str, State] | None:
-        """By id, of jobs that the controller remembers (minutes past their end); None when it does not answer."""
+        """{id: state} of the jobs that the controller knows; None when it does not answer.
+
+        The controller forgets a job some minutes after its end.
+        """
         command = [
             "squeue",
             "--noheader",
@@ -116,50 +133,57 @@ class Cluster:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SLOW)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return dict(map(_state, done.stdout.splitlines())) if done.returncode == 0 else None
+        return dict(map(_parse_state, done.stdout.splitlines())) if done.returncode == 0 else None
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """End jobs, wherever they are; it does not matter whether they are."""
+        """Cancels jobs; jobs that have ended are ignored."""
         for i in range(0, len(ids), AT_ONCE):
+            command = ["scancel", *ids[i : i + AT_ONCE]]
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                subprocess.run(
-                    ["scancel", *ids[i : i + AT_ONCE]], capture_output=True, timeout=SLOW
-                )
+                subprocess.run(command, capture_output=True, timeout=SLOW)
 
     def log(self, job: str) -> str:
-        """The end of what Slurm, submitit and the job itself said."""
+        """The end of a job's standard error, without submitit's lines."""
         path = self.root / "jobs" / f"{job}_0_log.err"
         try:
-            said = path.read_bytes()[-LAST:].decode(errors="replace").splitlines()
+            lines = path.read_bytes()[-LAST:].decode(errors="replace").splitlines()
         except OSError:
-            return f"Slurm left no `{path}`: is it on a file system that the nodes share?"
-        return "\n".join(line for line in said if not line.startswith("submitit "))
+            return f"Slurm wrote no `{path}`: is it on a file system that all nodes share?"
+        return "\n".join(line for line in lines if not line.startswith("submitit "))
 
 
-def _state(line: str) -> tuple[str, State]:
+def _parse_state(line: str) -> tuple[str, State]:
+    """A line of squeue -> (job id, state)."""
     job, name, status, *reason = line.strip().split(maxsplit=3)
-    return job, State(
-        name, os.waitstatus_to_exitcode(int(status)) if status.isdigit() else 0, "".join(reason)
-    )
+    code = os.waitstatus_to_exitcode(int(status)) if status.isdigit() else 0
+    return job, State(name, code, "".join(reason))
 
 
 def _parameters(engine: Engine) -> dict[str, Any]:
-    """What AutoExecutor calls our settings; what is None is left to the cluster."""
-    asked = engine.slurm
-    cpus = asked.cpus_per_trial or engine.processes
+    """Our settings under the names of AutoExecutor; the cluster decides what is None."""
+    slurm = engine.slurm
+    cpus = slurm.cpus_per_trial or engine.processes
     return {
-        "timeout_min": asked.time_minutes, "nodes": 1, "tasks_per_node": 1, "cpus_per_task": cpus,
-        "gpus_per_node": asked.gpus_per_trial or None, "mem_gb": asked.mem_gb or None,
-        "slurm_partition": asked.partition or None, "slurm_account": asked.account or None, "slurm_qos": asked.qos or None,
-        "slurm_constraint": asked.constraint or None, "slurm_signal_delay_s": min(SIGNAL, 20 * asked.time_minutes),
-        "slurm_srun_args": [f"--cpus-per-task={cpus}"],  # since 22.05 srun does not take it from sbatch
+        "timeout_min": slurm.time_minutes,
+        "nodes": 1,
+        "tasks_per_node": 1,
+        "cpus_per_task": cpus,
+        "gpus_per_node": slurm.gpus_per_trial or None,
+        "mem_gb": slurm.mem_gb or None,
+        "slurm_partition": slurm.partition or None,
+        "slurm_account": slurm.account or None,
+        "slurm_qos": slurm.qos or None,
+        "slurm_constraint": slurm.constraint or None,
+        "slurm_signal_delay_s": min(SIGNAL, 20 * slurm.time_minutes),
+        # Since Slurm 22.05, srun does not inherit this option from sbatch.
+        "slurm_srun_args": [f"--cpus-per-task={cpus}"],
         "slurm_additional_parameters": {"requeue": True},
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager
-def _outside() -> Iterator[None]:
-    """As if the driver were not in a job itself, which its own jobs would inherit."""
+def _clean_environment() -> Iterator[None]:
+    """Removes Slurm's variables if the driver is in a job itself: its jobs would inherit them."""
     from submitit import helpers
 
     kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}

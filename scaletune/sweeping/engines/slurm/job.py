@@ -1,6 +1,7 @@
-"""What runs in a Slurm job: one order, by a local pool of one worker on the job's node.
+"""The code of a Slurm job: trains one order with a local pool of one worker on the job's node.
 
-Slurm may take the job away at any time and start it again: it then goes on with what is not answered, from the trials' checkpoints.
+Slurm may preempt the job and start it again at any time. It then continues with the trials that
+have no answer yet, from their checkpoints.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from scaletune.sweeping.engines.pool import Message
 from scaletune.sweeping.engines.slurm import job_messages
 from scaletune.sweeping.task import Task
 
-TAKEN = 300.0  # seconds that a job which is being taken away waits for its end, at most
-TAIL = 2000  # characters of a worker's log in a beat
+TAKEN = 300.0  # seconds that a job which got SIGTERM waits for Slurm to end it, at most
+TAIL = 2000  # characters of a worker's log in a heartbeat
 
 
 class Job:
-    """What submitit calls, on a node."""
+    """The callable that submitit runs on a node."""
 
     def __init__(self, folder: str):
         self.folder = folder
 
     def checkpoint(self) -> Any:
-        """What to call when the job is back from the queue: the same, for trials keep checkpoints of their own."""
+        """What submitit runs after a requeue: the same, because trials have their checkpoints."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -36,77 +37,78 @@ class Job:
         import submitit
 
         folder = Path(self.folder)
-        if job_messages.standing(folder):
+        if job_messages.order_exists(folder):
             write_atomically(folder / "job", submitit.JobEnvironment().job_id)
-            training = Training(folder)
-            signal.signal(signal.SIGTERM, training.take)
-            training.run()
+            runner = OrderRunner(folder)
+            signal.signal(signal.SIGTERM, runner.handle_sigterm)
+            runner.run()
 
 
-class Training:
-    """An order under way."""
+class OrderRunner:
+    """Trains the tasks of one order that have no answer yet."""
 
     def __init__(self, folder: Path):
-        self.folder, self.queue = folder, _unanswered(folder)
-        self.shares: dict[str, float] = {}  # by id, of the trials begun
-        self.beats, self.beaten = 0, -job_messages.BEAT
-        self.taken = False
+        self.folder, self.queue = folder, _unanswered_tasks(folder)
+        self.shares: dict[str, float] = {}  # share done by id, of the trials that have begun
+        self.beats, self.last_beat = 0, -job_messages.BEAT
+        self.preempted = False
 
-    def take(self, *_: object) -> None:
-        """Slurm tells the job to go."""
-        self.taken = True
+    def handle_sigterm(self, *_: object) -> None:
+        """Notes that Slurm is about to end the job."""
+        self.preempted = True
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the order has not been withdrawn."""
+        return job_messages.order_exists(self.folder)
 
     def run(self) -> None:
-        """Train what the queue has, unless the order is withdrawn."""
+        """Trains until all trials are answered, the order is withdrawn or Slurm ends the job."""
         if not self.queue:
             return
-        with local.Pool(1, max(task.recipe.engine.processes for task in self.queue)) as pool:
-            while (
-                (self.queue or pool.busy) and not self.taken and job_messages.standing(self.folder)
-            ):
+        processes = max(task.recipe.engine.processes for task in self.queue)
+        with local.LocalPool(1, processes) as pool:
+            while (self.queue or pool.busy) and not self.preempted and self.wanted:
                 pool.hand_out(self.queue)
-                heard = pool.messages()
-                if any("lost" in message for _, message in heard):
-                    time.sleep(1)  # what takes the job away may take its worker first
-                for (
-                    task,
-                    message,
-                ) in heard:  # answered together: what was a stack is taken up as one
-                    self._hear(task, message)
-                self._beat(pool.workers[0].said())
-        if self.taken:
-            self._wait()
+                messages = pool.messages()
+                if any("lost" in message for _, message in messages):
+                    time.sleep(1)  # a preemption may kill the worker before it signals the job
+                # Answered without a pause, so that the driver retries a lost stack as one.
+                for task, message in messages:
+                    self._answer(task, message)
+                self._send_heartbeat(pool.workers[0].read_log())
+        if self.preempted:
+            self._wait_for_end()
 
-    def _hear(self, task: Task, message: Message) -> None:
+    def _answer(self, task: Task, message: Message) -> None:
         if "progress" in message:
             self.shares[task.id] = message["progress"]
             return
-        if "lost" in message and self.taken:
+        if "lost" in message and self.preempted:
             return
-        if job_messages.standing(self.folder):
-            job_messages.answer(self.folder, task.id, message)
+        if self.wanted:
+            job_messages.write_answer(self.folder, task.id, message)
         if "refused" in message:
             raise SystemExit(1)
 
-    def _wait(self) -> None:
-        """Until Slurm ends the job, or sends the signal at which submitit puts it back into the queue."""
+    def _wait_for_end(self) -> None:
+        """Waits until Slurm ends the job, or sends the signal at which submitit requeues it."""
         end = time.monotonic() + TAKEN
-        while job_messages.standing(self.folder) and time.monotonic() < end:
+        while self.wanted and time.monotonic() < end:
             time.sleep(0.2)
         raise SystemExit(1)
 
-    def _beat(self, log: str) -> None:
-        if time.monotonic() - self.beaten >= job_messages.BEAT and job_messages.standing(
-            self.folder
-        ):
-            self.beats, self.beaten = self.beats + 1, time.monotonic()
-            job_messages.beat(
-                self.folder, {"shares": self.shares, "log": log[-TAIL:], "beats": self.beats}
-            )
+    def _send_heartbeat(self, log: str) -> None:
+        if time.monotonic() - self.last_beat >= job_messages.BEAT and self.wanted:
+            self.beats, self.last_beat = self.beats + 1, time.monotonic()
+            content = {"shares": self.shares, "log": log[-TAIL:], "beats": self.beats}
+            job_messages.write_heartbeat(self.folder, content)
 
 
-def _unanswered(folder: Path) -> list[Task]:
-    """Of an order, what no earlier run of the job has trained."""
+def _unanswered_tasks(folder: Path) -> list[Task]:
+    """The tasks of an order that no earlier run of the job has trained."""
     return [
-        task for task in job_messages.tasks(folder) if not job_messages.answered(folder, task.id)
+        task
+        for task in job_messages.read_tasks(folder)
+        if not job_messages.is_answered(folder, task.id)
     ]

@@ -1,10 +1,14 @@
-"""Orders: what driver and jobs tell each other, as small JSON files under `sweeps/NAME.slurm`, on a file system that they share.
+"""Orders and answers: how driver and Slurm jobs communicate, by JSON files on a shared file system.
 
-orders/KEY/order.json   what a job is to train; the job of an order that is gone ends
-orders/KEY/job          the id that Slurm gave the job, its own once it runs
-orders/KEY/beat.json    {"shares": {id: of those begun}, "log": its worker's last words, "beats": n}, every `BEAT` seconds
-answers/ID.json         {"trial", "curve", "log"}, which outlives order and driver, or {"lost", ...}, {"refused"}; "order": KEY
-jobs/                   submitit's own: scripts, callables, logs
+The files are under `sweeps/NAME.slurm`:
+
+orders/KEY/order.json   the trials that a job is to train; a job whose order is gone ends
+orders/KEY/job          the job's id as the driver got it from Slurm; the job writes it when it runs
+orders/KEY/beat.json    heartbeat, every `BEAT` seconds: {"shares": {id of a begun trial: share},
+                        "log": end of the worker's log, "beats": n}
+answers/ID.json         {"trial", "curve", "log"}, kept after order and driver have gone; or
+                        {"lost", ...} or {"refused"}; "order": KEY
+jobs/                   submitit's own files: scripts, pickled calls, logs
 """
 
 from __future__ import annotations
@@ -28,87 +32,95 @@ BEAT = 2.0  # seconds
 
 @dataclass(eq=False)
 class Order:
-    """One job's worth of trials, as the driver sees it."""
+    """The trials of one job, as the driver sees them."""
 
     folder: Path
-    ids: Collection[str]  # all that it was to train
+    ids: Collection[str]
+    """All trials of the order."""
     job: str = ""
-    tasks: dict[str, Task] = field(
-        default_factory=dict
-    )  # those that are asked for and not answered
-    beat: dict[str, Any] = field(default_factory=dict)  # the last one seen
-    spoke: float = 0.0  # when, by a clock that no one sets
-    ended: float | None = None  # when Slurm was first seen to have ended it
+    """The job's id in Slurm; empty before the submission."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """The trials that the driver waits for, by id."""
+    heartbeat: dict[str, Any] = field(default_factory=dict)
+    """The last heartbeat that the driver read."""
+    last_change: float = 0.0
+    """When the heartbeat last changed, by the monotonic clock."""
+    ended: float | None = None
+    """When Slurm first reported the job as ended."""
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """What a file says; None where it is not there, or not ours."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None when there is no such file or it holds something else."""
     try:
-        said = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return said if isinstance(said, dict) else None
+    return content if isinstance(content, dict) else None
 
 
-def written(root: Path, tasks: Sequence[Task]) -> Order:
-    """A new order, which no job has yet."""
+def write_order(root: Path, tasks: Sequence[Task]) -> Order:
+    """Writes a new order, which has no job yet."""
     try:
         for name in ("orders", "answers", "jobs"):
             (root / name).mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=root / "orders", prefix=f"{tasks[0].id}-"))
     except OSError as error:
-        raise UserError(f"`{root}` must be a folder to write to, but {error.strerror}") from error
+        raise UserError(f"`{root}` must be a writable folder, but {error.strerror}") from error
     content = [
-        {"sweep": task.sweep, "id": task.id, "tries": task.tries, "recipe": _placed(task)}
+        {"sweep": task.sweep, "id": task.id, "tries": task.tries, "recipe": _absolute_runs(task)}
         for task in tasks
     ]
     write_atomically(folder / "order.json", json.dumps({"tasks": content}))
     return Order(folder, [task.id for task in tasks], tasks={task.id: task for task in tasks})
 
 
-def _placed(task: Task) -> dict[str, Any]:
-    """The recipe with `engine.runs` as any node finds it."""
+def _absolute_runs(task: Task) -> dict[str, Any]:
+    """The recipe as plain values, with an absolute `engine.runs`."""
     content = task.recipe.model_dump()
     content["engine"]["runs"] = str(Path(task.recipe.engine.runs).absolute())
     return content
 
 
-def tasks(folder: Path) -> list[Task]:
-    """What an order asks for; nothing when it is withdrawn."""
-    asked = read(folder / "order.json") or {"tasks": []}
-    return [
-        Task(one["sweep"], recipes.validated(one["recipe"], "point"), one["id"], 0.0, one["tries"])
-        for one in asked["tasks"]
-    ]
+def read_tasks(folder: Path) -> list[Task]:
+    """The tasks of an order; none when it is withdrawn."""
+    content = read_json(folder / "order.json") or {"tasks": []}
+    return [_task(one) for one in content["tasks"]]
 
 
-def standing(folder: Path) -> bool:
-    """Whether an order is still wanted."""
+def _task(content: dict[str, Any]) -> Task:
+    recipe = recipes.validate_recipe(content["recipe"], "point")
+    return Task(content["sweep"], recipe, content["id"], 0.0, content["tries"])
+
+
+def order_exists(folder: Path) -> bool:
+    """Whether the order has not been withdrawn."""
     return (folder / "order.json").exists()
 
 
-def submitted(order: Order, job: str) -> None:
-    """Put down which job has an order."""
+def write_job_id(order: Order, job: str) -> None:
+    """Records which job has an order."""
     order.job = job
     write_atomically(order.folder / "job", job)
 
 
-def left(root: Path) -> list[Order]:
-    """The orders of an earlier driver. One that has no job yet is withdrawn: where a job was on its way after all, it ends at once."""
-    found = []
+def pending_orders(root: Path) -> list[Order]:
+    """The orders of an earlier driver that have a job.
+
+    Orders without a job are withdrawn: if Slurm received such a job after all, it ends at once.
+    """
+    orders = []
     for folder in sorted((root / "orders").glob("*")):
-        asked, job = read(folder / "order.json"), folder / "job"
-        if asked and job.exists():
-            found.append(
-                Order(folder, [one["id"] for one in asked["tasks"]], job.read_text("utf-8"))
-            )
+        content, job = read_json(folder / "order.json"), folder / "job"
+        if content and job.exists():
+            ids = [one["id"] for one in content["tasks"]]
+            orders.append(Order(folder, ids, job.read_text("utf-8")))
         else:
             withdraw(folder)
-    return found
+    return orders
 
 
 def withdraw(folder: Path) -> None:
-    """Take an order back: its job ends when it next looks, or when it starts."""
+    """Deletes an order: its job ends when it next checks, or when it starts."""
     (folder / "order.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -117,32 +129,31 @@ def answer_path(root: Path, id: str) -> Path:
     return root / "answers" / f"{id}.json"
 
 
-def answers(root: Path) -> set[str]:
-    """Names of the answers that are there."""
+def list_answers(root: Path) -> set[str]:
+    """The file names of all answers."""
     try:
         return set(os.listdir(root / "answers"))
     except FileNotFoundError:
         return set()
 
 
-def answer(folder: Path, id: str, message: dict[str, Any]) -> None:
-    """A job's word on one of its trials."""
-    write_atomically(
-        answer_path(folder.parent.parent, id), json.dumps(message | {"order": folder.name})
-    )
+def write_answer(folder: Path, id: str, message: dict[str, Any]) -> None:
+    """Writes a job's message about one of its trials."""
+    path = answer_path(folder.parent.parent, id)
+    write_atomically(path, json.dumps(message | {"order": folder.name}))
 
 
-def answered(folder: Path, id: str) -> bool:
+def is_answered(folder: Path, id: str) -> bool:
     """Whether a trial of an order is trained."""
-    return "trial" in (read(answer_path(folder.parent.parent, id)) or {})
+    return "trial" in (read_json(answer_path(folder.parent.parent, id)) or {})
 
 
-def beat(folder: Path, content: dict[str, Any]) -> None:
-    """A job's sign of life."""
+def write_heartbeat(folder: Path, content: dict[str, Any]) -> None:
+    """Writes a job's heartbeat."""
     write_atomically(folder / "beat.json", json.dumps(content))
 
 
-def clear(root: Path) -> None:
-    """Leave nothing but the answers that no driver has put on record, if there are any."""
-    for name in ("orders", "jobs") if answers(root) else ("",):
+def clean_up(root: Path) -> None:
+    """Deletes everything except the answers that no driver has recorded."""
+    for name in ("orders", "jobs") if list_answers(root) else ("",):
         shutil.rmtree(root / name, ignore_errors=True)
