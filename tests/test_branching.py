@@ -1,4 +1,4 @@
-"""Horizons on one trunk: each trial is to the bit what it is alone, and what is spent is the closed form."""
+"""Branched training: each trial is bitwise what it is alone, and the cost is the closed form."""
 
 import gc
 import math
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scaletune import counting, data, optim, sweeping, training
 from scaletune.counting import branches as counted
 from scaletune.errors import UserError
-from scaletune.recipe import Budget, Schedule, identity, resolved
+from scaletune.recipe import Budget, Schedule, resolve_schedule, trial_id
 from scaletune.sweeping import out_of_memory, stacks
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
@@ -27,7 +27,7 @@ AVERAGED = {
 
 @pytest.fixture(scope="module")
 def acc():
-    gc.freeze()  # as a worker does: a trial's garbage is then collected in milliseconds
+    gc.freeze()  # as a worker does, so that garbage collection is fast
     yield training.accelerator()
     gc.unfreeze()
 
@@ -50,13 +50,13 @@ def measured(trial, curve):
 
 
 def together(points, acc, **options):
-    return list(training.stacked(points, ["main"] * len(points), acc, **options))
+    return list(training.train_stack(points, ["main"] * len(points), acc, **options))
 
 
 def same_as_alone(points, acc):
-    """Train both ways; records and curves must be the same to the bit. The branched trials."""
+    """Trains both ways, requires bitwise equal records and curves, returns the branched trials."""
     found = together(points, acc)
-    alone = [measured(*training.trial(point, "main", acc)) for point in points]
+    alone = [measured(*training.run_trial(point, "main", acc)) for point in points]
     assert {trial.id: measured(trial, curve) for trial, curve in found} == {
         record["id"]: (record, *rest) for record, *rest in alone
     }
@@ -74,7 +74,7 @@ def test_a_branch_is_the_trial_alone(horizons, acc, schedule):
         1,
         2,
         4,
-    ]  # told as soon as they end
+    ]  # reported as soon as they end
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_any_optimizer_branches(horizons, acc, settings):
 
 
 def test_stacks_branch_beside_a_trial_that_diverges(horizons, acc):
-    """Two learning rates that train and one that does not, two horizons each: its branches end where and as they would alone."""
+    """Two learning rates train and one diverges, with two horizons each. Its branches end as alone."""
     points = [
         point for lr in (2e-3, 1e3, 8e-3) for point in horizons(WSD | {"lr": lr}, factors=(1, 2))
     ]
@@ -110,10 +110,10 @@ def test_stacks_branch_beside_a_trial_that_diverges(horizons, acc):
 
 
 def test_losses_that_are_read_late_change_no_record(horizons, acc, monkeypatch):
-    """As on a GPU: the run is past the divergence, and past a branch point, when the host learns of it."""
+    """As on a GPU: the host reads the divergence after more steps, and after a branch point."""
     points = horizons(WSD | {"lr": 30.0, "optimizer.clip": 1e3, "engine.evaluate_at": [0.3]})
-    alone = sorted((measured(*training.trial(point, "main", acc)) for point in points), key=str)
-    monkeypatch.setitem(training.loop.LOOK, "cpu", 16)
+    alone = sorted((measured(*training.run_trial(point, "main", acc)) for point in points), key=str)
+    monkeypatch.setitem(training.loop.READ_EVERY, "cpu", 16)
     assert (
         sorted((measured(trial, curve) for trial, curve in together(points, acc)), key=str) == alone
     )
@@ -124,7 +124,7 @@ def test_losses_that_are_read_late_change_no_record(horizons, acc, monkeypatch):
 def test_a_horizon_that_is_judged_diverged_takes_no_other_with_it(
     horizons, acc, monkeypatch, judged
 ):
-    """The trunk's own trial too: the next longest then carries the others."""
+    """If the trunk diverges, the longest branch becomes the trunk of the others."""
     evaluate = training.loop.evaluate
 
     def patched(net, corpus, recipe, acc):
@@ -142,14 +142,14 @@ def test_a_horizon_that_is_judged_diverged_takes_no_other_with_it(
 
 
 def test_a_branch_that_missed_a_checkpoint_trains_by_itself(horizons, undisturbed, acc, tmp_path):
-    """Killed between the writes of a step: the middle horizon has the one before, and the shortest none."""
+    """Killed between the checkpoints of one step: the middle horizon has the previous one, the shortest none."""
     points = horizons(KILLED | {"engine.checkpoint_every": 2, "engine.runs": str(tmp_path)})
     with pytest.raises(KeyboardInterrupt):
         together(
             points, acc, progress=lambda share: interrupt(share, 0.08)
         )  # after 4 of 32 + 4 + 8 steps
     short, middle = (
-        tmp_path / identity(point, data.load(point.data).digest) for point in points[:2]
+        tmp_path / trial_id(point, data.load(point.data).digest) for point in points[:2]
     )
     (middle / "checkpoint.pt").unlink()
     shutil.rmtree(short)
@@ -166,7 +166,7 @@ def interrupt(share, stop):
 @pytest.fixture(scope="module")
 def undisturbed(horizons, acc):
     return sorted(
-        (measured(*training.trial(point, "main", acc)) for point in horizons(KILLED)), key=str
+        (measured(*training.run_trial(point, "main", acc)) for point in horizons(KILLED)), key=str
     )
 
 
@@ -174,18 +174,20 @@ def undisturbed(horizons, acc):
     ("stop", "alone"), [(0.15, False), (0.3, False), (0.6, False), (0.6, True)]
 )
 def test_a_killed_order_goes_on_to_the_same_bits(horizons, undisturbed, acc, tmp_path, stop, alone):
-    """Stopped on the trunk, in a cooldown, after a branch is done; tried again together, or one by one as after a dead worker."""
+    """Stopped on the trunk, in a cooldown or after a branch; continued together, or one by one."""
     points = horizons(KILLED | {"engine.checkpoint_every": 3, "engine.runs": str(tmp_path)})
 
     with pytest.raises(KeyboardInterrupt):
         together(points, acc, progress=lambda share: interrupt(share, stop))
     found = (
-        [training.trial(point, "main", acc) for point in points] if alone else together(points, acc)
+        [training.run_trial(point, "main", acc) for point in points]
+        if alone
+        else together(points, acc)
     )
     assert sorted((measured(trial, curve) for trial, curve in found), key=str) == undisturbed
 
 
-# --- what it costs, and what the record says ---------------------------------------------------------------------------
+# --- cost and record ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -198,16 +200,16 @@ def test_what_is_spent_is_the_longest_trunk_and_the_cooldowns(
     """T, 2T, 4T with a cooldown of half: 4T + (T + 2T) / 2 in place of 7T."""
     points, taken, update = horizons(schedule), [], training.loop.update
     monkeypatch.setattr(training.loop, "update", lambda run: (taken.append(run), update(run)))
-    served = counted.trunk(points[0]) != ""
+    served = counted.trunk_key(points[0]) != ""
     trials = [
         t
         for t, _ in (
             together(points, acc)
             if served
-            else [training.trial(point, "main", acc) for point in points]
+            else [training.run_trial(point, "main", acc) for point in points]
         )
     ]
-    assert len(taken) == sum(counted.own_steps(points)) == steps * SHORT
+    assert len(taken) == sum(counted.steps_after_branching(points)) == steps * SHORT
     per_step = counting.flops_per_token(points[0].model, 256, points[0].data.seq_len) * BATCH
     assert sum(trial.metrics["flops_spent"] for trial in trials) == pytest.approx(
         steps * SHORT * per_step
@@ -239,7 +241,7 @@ def test_a_record_says_which_trunk_it_came_from(horizons, acc):
     batch=st.integers(1, 9), steps=st.integers(1, 400), more=st.integers(1, 900),
 )  # fmt: skip
 def test_horizons_part_at_the_branch_step(tiny, kind, decay, floor, warmup, batch, steps, more):
-    """The learning rates of two horizons are the same bits before it; at it they are not, if there is a way down."""
+    """Before the branch point the learning rates of two horizons are bitwise equal; then they differ."""
     shape = {"kind": kind, "warmup_tokens": warmup} | (
         {"decay": decay, "floor": floor} if kind == "wsd" else {}
     )
@@ -252,7 +254,7 @@ def test_horizons_part_at_the_branch_step(tiny, kind, decay, floor, warmup, batc
 
     def lr(recipe, step):
         share, warmed = (step + 0.5) / recipe.budget.steps, (step + 0.5) * batch / warmup
-        return optim.multiplier(resolved(recipe.schedule, recipe.budget), share, warmed)
+        return optim.multiplier(resolve_schedule(recipe.schedule, recipe.budget), share, warmed)
 
     branch = counted.branch_step(recipes[0])
     assert all(lr(recipes[0], step) == lr(recipes[1], step) for step in range(branch))
@@ -264,43 +266,45 @@ def test_horizons_part_at_the_branch_step(tiny, kind, decay, floor, warmup, batc
     )
 
 
-# --- who may -----------------------------------------------------------------------------------------------------------
+# --- which points can branch -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("own", "why"),
     [
-        ({"schedule.kind": "cosine"}, "`schedule.kind = 'cosine'`: its learning rate knows the last token from the first"),
-        ({"schedule.warmup_tokens": None}, "`schedule.warmup = 0.1`: a share of each horizon is another warmup; say `schedule.warmup_tokens`"),
-        ({"optimizer.family": "schedulefree_adamw", "schedule.kind": "constant"}, "`optimizer.family = 'schedulefree_adamw'`: to evaluate"),
-        ({"engine.processes": 2}, "`engine.processes = 2`: its processes train one trial"),
-        ({"engine.noise_every": 2, "engine.accumulation": 2}, "`engine.noise_every = 2`: it measures one trial's gradients"),
+        ({"schedule.kind": "cosine"}, "the schedule has no constant phase (`schedule.kind = 'cosine'`): use wsd or constant"),
+        ({"schedule.warmup_tokens": None}, "`schedule.warmup = 0.1` is a share of the token budget"),
+        ({"optimizer.family": "schedulefree_adamw", "schedule.kind": "constant"}, "`optimizer.family = 'schedulefree_adamw'` changes its weights for an evaluation"),
+        ({"engine.processes": 2}, "`engine.processes = 2`: several processes train one trial"),
+        ({"engine.noise_every": 2, "engine.accumulation": 2}, "`engine.noise_every = 2` measures the gradients of one trial"),
     ],
 )  # fmt: skip
 def test_what_keeps_horizons_apart_is_said_where_branches_were_asked_for(horizons, own, why):
     asked = WSD | own | ({"schedule.decay": 0.3} if own.get("schedule.kind") else {})
     points = horizons(asked | {"engine.branch": True})
-    assert stacks.note(sweeping.tasks("main", points)).startswith(f"not branched: {why}")
+    assert stacks.explain_separate_training(sweeping.tasks("main", points)).startswith(
+        f"no branched training: {why}"
+    )
     assert (
-        stacks.note(sweeping.tasks("main", points[:1]))
+        stacks.explain_separate_training(sweeping.tasks("main", points[:1]))
         == ""
-        == stacks.note(sweeping.tasks("main", horizons(asked)))
+        == stacks.explain_separate_training(sweeping.tasks("main", horizons(asked)))
     )
     with pytest.raises(
         UserError,
-        match=r"must have the same `budget\.tokens`, but got others|a trial trains by itself with",
+        match=r"must have the same `budget\.tokens`, but these differ|a trial must train alone with",
     ):
-        list(training.stacked(points, ["main"] * 3, training.accelerator()))
+        list(training.train_stack(points, ["main"] * 3, training.accelerator()))
 
 
 def taken(points, workers=1):
-    """(lr, factor) of each order that is handed out."""
+    """(lr, factor) of each task that is assigned."""
     queue, found = sorted(sweeping.tasks("main", points), key=lambda task: -task.cost), []
     while queue:
         found.append(
             [
                 (t.recipe.optimizer.lr, t.recipe.budget.tokens // (SHORT * BATCH))
-                for t in stacks.take(queue, workers)
+                for t in stacks.take_stack(queue, workers)
             ]
         )
     return found
@@ -321,13 +325,13 @@ def test_an_order_is_a_stack_of_trunks_with_their_branches(horizons, monkeypatch
     ]
     assert taken(apart) == [[(1e-3, k), (2e-3, k)] for k in (4, 2, 1)]
     assert (
-        stacks.runs(sweeping.tasks("main", points)) == 2
-        and stacks.runs(sweeping.tasks("main", apart)) == 6
+        stacks.count_runs(sweeping.tasks("main", points)) == 2
+        and stacks.count_runs(sweeping.tasks("main", apart)) == 6
     )
 
 
 def test_what_an_order_without_memory_is_made_smaller_by_counts_its_models(horizons, monkeypatch):
-    """Two trunks and what leaves them are four models: half of that is the trunks alone, then one; riders go on by themselves."""
+    """Two trunks and their branches are four models: half of that is the trunks, then one alone."""
     monkeypatch.setattr(stacks, "on_gpu", lambda: False)
     queue = sorted(
         sweeping.tasks("main", [p for lr in (1e-3, 2e-3) for p in horizons(WSD | {"lr": lr})]),
@@ -335,17 +339,22 @@ def test_what_an_order_without_memory_is_made_smaller_by_counts_its_models(horiz
     )
     found = []
     for _ in range(2):
-        order = stacks.take(queue, 1)
+        order = stacks.take_stack(queue, 1)
         queue[:0] = order  # lost
         found.append(
             [
                 len(order),
-                stacks.models(order),
-                {out_of_memory.shrink(task, stacks.models(order)) for task in order},
+                stacks.count_models(order),
+                {out_of_memory.shrink(task, stacks.count_models(order)) for task in order},
             ]
         )
-    assert found == [[6, 4, {"in a stack of 2, not of 4"}], [2, 2, {"in a stack of 1, not of 2"}]]
-    assert stacks.models([]) == 0 and [stacks.models(stacks.take(queue, 1)) for _ in range(2)] == [
+    assert found == [
+        [6, 4, {"in a stack of 2 instead of 4"}],
+        [2, 2, {"in a stack of 1 instead of 2"}],
+    ]
+    assert stacks.count_models([]) == 0 and [
+        stacks.count_models(stacks.take_stack(queue, 1)) for _ in range(2)
+    ] == [
         1,
         1,
     ]

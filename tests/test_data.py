@@ -1,4 +1,4 @@
-"""Tokens: batches as pure functions of (seed, step), splits that never meet, a digest of what is held."""
+"""Token data: batches as pure functions of (seed, step), disjoint splits, the digest."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ seeds, steps = st.integers(0, 2**32), st.integers(0, 10**6)
 
 
 def places(length=5000):
-    """A corpus whose every token is its own place."""
+    """A corpus in which each token is its own position."""
     return Text(train=np.arange(length), held_out=np.arange(length), vocab_size=length, digest="")
 
 
@@ -74,7 +74,7 @@ def test_held_out_windows_are_inside_and_no_more_than_asked(tokens, seq_len, len
     assert windows.min() >= 0 and windows.max() < length and (np.diff(windows) == 1).all()
     assert len(windows) == 1 or len(windows) * seq_len <= tokens
     targets = windows[:, 1:].ravel()
-    assert len(set(targets)) == len(targets)  # no token is judged twice
+    assert len(set(targets)) == len(targets)  # no token is evaluated twice
 
 
 FILES = {
@@ -147,7 +147,7 @@ def test_the_standard_library_is_a_corpus_of_its_sources():
     both = corpus.train.tobytes() + corpus.held_out.tobytes()
     for module in (ast, json):
         assert Path(module.__file__).read_bytes() in both
-    assert Path(np.__file__).read_bytes() not in both  # what pip installed is not part of it
+    assert Path(np.__file__).read_bytes() not in both  # installed packages are not part of it
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
@@ -163,13 +163,16 @@ def test_tokens_of_npy_and_bin_are_read_as_they_are(tmp_path, dtype):
 
 
 BAD = {
-    "floats.npy": (np.ones(100), "`data.source` must hold one row of integers"),
-    "rows.npy": (np.ones((10, 10), int), "`data.source` must hold one row of integers"),
+    "floats.npy": (np.ones(100), "`data.source` must hold a one-dimensional array of integers"),
+    "rows.npy": (
+        np.ones((10, 10), int),
+        "`data.source` must hold a one-dimensional array of integers",
+    ),
     "negative.npy": (
         np.arange(-1, 100),
-        "`data.source` must hold tokens of 0 and above, but .* holds -1",
+        "`data.source` must hold tokens >= 0, but .* holds -1",
     ),
-    "none.npy": (np.arange(0), "`data.source` must hold tokens of 0 and above, but .* holds none"),
+    "none.npy": (np.arange(0), "`data.source` must hold tokens >= 0, but .* holds no token"),
     "short.npy": (
         np.arange(9),
         "`seq_len [+] 1 < train tokens` must hold, but got seq_len=8 and 8 train tokens",

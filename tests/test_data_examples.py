@@ -1,4 +1,4 @@
-"""Images and features: against hand-made records, scikit-learn, and the published exponents of a power-law spectrum."""
+"""Images and features, against records made by hand, scikit-learn and published exponents."""
 
 import sys
 from types import SimpleNamespace
@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from scaletune import data
 from scaletune.data import synthetic, vision
 from scaletune.errors import UserError
-from scaletune.recipe import Data, PowerLaw, validated
+from scaletune.recipe import Data, PowerLaw, validate_recipe
 
 
 def write(path, n, labels, classes, seed=0):
-    """CIFAR's records of made-up images whose channels differ: (the images, their labels)."""
+    """CIFAR records of synthetic images with different channels: (images, labels)."""
     stream = np.random.default_rng(seed)
     marks = stream.integers(0, classes, (n, labels)).astype(np.uint8)
     images = (stream.integers(0, 100, (n, 3, 1024)) + np.array([0, 50, 150])[:, None]).astype(
@@ -98,7 +98,7 @@ def test_bad_records_are_one_sentence(tmp_path):
     write(tmp_path / "few.bin", 3, 1, 10)
     with pytest.raises(
         UserError,
-        match=r"^`data.held_out` must leave examples in both splits, but got 0.99 and no train ones$",
+        match=r"^`data.held_out` must leave examples in both splits, but 0.99 leaves no train examples$",
     ):
         cifar(tmp_path / "few.bin", held_out=0.99)
     assert len(cifar(tmp_path / "few.bin", held_out=0.4).held_out) == 2
@@ -122,7 +122,7 @@ def test_an_example_counts_as_one_token(section):
         UserError,
         match=r"^`seq_len == 1` must hold where an example counts as one token, but got seq_len=64$",
     ):
-        validated(point | {"data": section}, "examples")
+        validate_recipe(point | {"data": section}, "examples")
 
 
 def test_digits_are_scikit_learns():
@@ -150,7 +150,9 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
 
 def test_a_channel_that_never_changes_is_only_centred():
     flat = vision._images(
-        *vision.Table(((np.full((10, 1, 2, 2), 7, np.uint8), np.zeros(10, np.int64)),)).tails(0.2),
+        *vision.Table(((np.full((10, 1, 2, 2), 7, np.uint8), np.zeros(10, np.int64)),)).split_tails(
+            0.2
+        ),
         2,
     )
     assert (flat.batch(0, 0, 4, 1)[0] == 0).all()
@@ -253,7 +255,7 @@ def test_the_task_is_a_pure_function_of_its_settings():
     )
 
 
-# --- what a model asks for --------------------------------------------------------------------------------------------
+# --- examples that a model accepts --------------------------------------------------------------------------------------------
 
 IMAGES = "images of 3 x 32 x 32 (channels, height, width)"
 MODELS = [
@@ -286,11 +288,11 @@ MODELS = [
 def test_a_model_must_read_what_the_data_hold(features, section, sentence):
     corpus, model = SimpleNamespace(features=features, regression=False), SimpleNamespace(**section)
     if sentence is None:
-        data.matches(corpus, model)
+        data.check_model(corpus, model)
         return
     with pytest.raises(UserError) as error:
-        data.matches(corpus, model)
-    assert str(error.value) == f"the model must read what the data hold, {sentence}"
+        data.check_model(corpus, model)
+    assert str(error.value) == f"the model must accept the examples of the data, {sentence}"
 
 
 @pytest.mark.parametrize(
@@ -305,6 +307,6 @@ def test_a_loss_must_suit_the_targets(source, loss, sentence):
         pytest.importorskip("sklearn")
     corpus = data.load(Data(source=source, seq_len=1, power_law=PowerLaw(inputs=64, examples=100)))
     with pytest.raises(UserError, match=f"^`model.loss` must be {sentence}, but got '{loss}'$"):
-        data.matches(corpus, SimpleNamespace(family="mlp", inputs=64, loss=loss))
+        data.check_model(corpus, SimpleNamespace(family="mlp", inputs=64, loss=loss))
     other = {"mse": "cross_entropy", "cross_entropy": "mse"}[loss]
-    data.matches(corpus, SimpleNamespace(family="mlp", inputs=64, loss=other))
+    data.check_model(corpus, SimpleNamespace(family="mlp", inputs=64, loss=other))

@@ -1,4 +1,4 @@
-"""Orders: what step s draws whatever the number of processes, epochs without replacement, tokens seen once and again."""
+"""Batch order: independent of the number of processes; epochs without replacement; unique tokens."""
 
 import tracemalloc
 
@@ -10,14 +10,14 @@ from scipy.stats import chi2, spearmanr
 
 from scaletune import data, sweeping
 from scaletune.data import Text
-from scaletune.data.batch_order import permuted
+from scaletune.data.batch_order import permute
 from scaletune.errors import UserError
 
 seeds, orders = st.integers(0, 2**32), st.sampled_from(["random", "shuffle"])
 
 
 def places(length, **settings):
-    """A corpus whose every token is its own place."""
+    """A corpus in which each token is its own position."""
     return Text(
         train=np.arange(length),
         held_out=np.arange(length),
@@ -36,7 +36,7 @@ def places(length, **settings):
     seq_len=st.integers(1, 32),
 )
 def test_a_step_is_the_same_for_any_number_of_processes(seed, step, order, world, share, seq_len):
-    """Each process cuts its rows out of a batch that it makes by itself, from another corpus object and in any order of steps."""
+    """Each process takes its rows from a batch that it creates itself, in any order of steps."""
     rows = world * share
     whole = places(1000, order=order).batch(seed, step, rows, seq_len)
     together = np.empty_like(whole[0]), np.empty_like(whole[1])
@@ -54,12 +54,12 @@ def test_a_random_batch_is_what_it_was_when_recorded_trials_were_trained():
 
 @given(n=st.integers(1, 3000), seed=seeds, epoch=st.integers(0, 2**40))
 def test_the_permutation_is_one(n, seed, epoch):
-    assert np.array_equal(np.sort(permuted(np.arange(n), n, seed, epoch)), np.arange(n))
+    assert np.array_equal(np.sort(permute(np.arange(n), n, seed, epoch)), np.arange(n))
 
 
 @given(seed=seeds, epoch=st.integers(0, 100), n=st.integers(2**20, 2**50))
 def test_the_permutation_of_a_huge_range_stays_inside_and_apart(seed, epoch, n):
-    found = permuted(np.linspace(0, n - 1, 500).astype(np.int64), n, seed, epoch)
+    found = permute(np.linspace(0, n - 1, 500).astype(np.int64), n, seed, epoch)
     assert found.min() >= 0 and found.max() < n and len(set(found.tolist())) == 500
 
 
@@ -91,10 +91,10 @@ def test_a_shuffled_epoch_predicts_every_token_once():
 @given(seed=seeds, epoch=st.integers(0, 1000))
 def test_epochs_and_seeds_have_orders_of_their_own(seed, epoch):
     n = 200
-    first = permuted(np.arange(n), n, seed, epoch)
+    first = permute(np.arange(n), n, seed, epoch)
     for other in (
-        permuted(np.arange(n), n, seed, epoch + 1),
-        permuted(np.arange(n), n, seed + 1, epoch),
+        permute(np.arange(n), n, seed, epoch + 1),
+        permute(np.arange(n), n, seed + 1, epoch),
     ):
         assert (
             first == other
@@ -108,17 +108,17 @@ def test_every_place_goes_everywhere_alike(n):
     keys = 20 * n
     table = np.zeros((n, n))
     for key in range(keys):
-        table[np.arange(n), permuted(np.arange(n), n, key, key % 7)] += 1
+        table[np.arange(n), permute(np.arange(n), n, key, key % 7)] += 1
     statistic = ((table - keys / n) ** 2 / (keys / n)).sum()
     assert 1e-4 < chi2.sf(statistic, (n - 1) ** 2) < 1 - 1e-4
 
 
 def test_all_orders_of_few_places_are_met():
-    assert len({tuple(permuted(np.arange(4), 4, key, 0)) for key in range(1000)}) == 24
+    assert len({tuple(permute(np.arange(4), 4, key, 0)) for key in range(1000)}) == 24
 
 
 def test_neighbours_are_parted():
-    found = permuted(np.arange(10**5), 10**5, 0, 0)
+    found = permute(np.arange(10**5), 10**5, 0, 0)
     assert abs(spearmanr(np.arange(10**5), found).statistic) < 5 / np.sqrt(10**5)
     assert abs(spearmanr(found[:-1], found[1:]).statistic) < 5 / np.sqrt(10**5)
 
@@ -127,7 +127,7 @@ def test_a_shuffle_holds_nothing_of_the_datas_length():
     n = 10**12
     tracemalloc.start()
     for step in range(3):
-        data.corpus.ordering.shuffled(0, 10**8 + step, 512, n)
+        data.batch_order.shuffle(0, 10**8 + step, 512, n)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
@@ -143,7 +143,7 @@ def test_a_shuffles_tokens_are_counted_exactly(length, seq_len, rows, steps):
     targets = np.concatenate(
         [corpus.batch(1, step, rows, seq_len)[1].ravel() for step in range(steps)]
     )
-    seen = corpus.seen(steps * rows * seq_len, rows * seq_len, seq_len)
+    seen = corpus.data_usage(steps * rows * seq_len, rows * seq_len, seq_len)
     if seen["epochs"] <= 1:
         assert seen["unique_tokens"] == len(set(targets.tolist()))
     else:
@@ -163,12 +163,12 @@ def test_random_draws_see_what_is_expected_of_them(length, seq_len, rows, steps)
     for seed in range(400):
         targets = [corpus.batch(seed, step, rows, seq_len)[1].ravel() for step in range(steps)]
         unique.append(len(set(np.concatenate(targets).tolist())))
-    expected = corpus.seen(rows * steps * seq_len, rows * seq_len, seq_len)["unique_tokens"]
+    expected = corpus.data_usage(rows * steps * seq_len, rows * seq_len, seq_len)["unique_tokens"]
     assert abs(np.mean(unique) - expected) < 4 * max(np.std(unique) / 20, 1e-9)
 
 
 def test_only_whole_steps_are_seen():
-    assert places(1001, order="shuffle").seen(250, 100, 10) == {
+    assert places(1001, order="shuffle").data_usage(250, 100, 10) == {
         "unique_tokens": 200,
         "repeated_tokens": 0,
         "epochs": 0.2,
@@ -179,7 +179,7 @@ ROOM = {
     "a batch": ((4000, 2000, 10), {}, "`batch_tokens <= train tokens` must hold, but got batch_tokens=2000 and 1000 train tokens"),
     "the horizon": (
         (1200, 100, 10), {}, "`tokens <= epochs [*] train tokens` must hold, but got tokens=1200, epochs=1 and 1000 train tokens; "
-        "`data.epochs = 2` asks for repetition",
+        "`data.epochs = 2` allows repetition",
     ),
     "more epochs": ((2100, 100, 10), {"epochs": 2}, "`tokens <= epochs .*, epochs=2 and 1000 train tokens; `data.epochs = 3`"),
 }  # fmt: skip
@@ -199,7 +199,7 @@ def test_repetition_that_is_asked_for_is_allowed():
 
 
 def test_a_sweep_refuses_a_horizon_beyond_its_data_before_it_trains(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", None)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
     with pytest.raises(
         UserError,
         match=r"`tokens <= epochs \* train tokens` must hold, but got tokens=2560000, epochs=1",

@@ -1,4 +1,4 @@
-"""Tokens on disk and documents that become tokens: mapped, tokenised once, beside the libraries' own answers."""
+"""Tokens on disk and documents: memory-mapped, tokenized once, compared with the libraries."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import pytest
 from scaletune import data
 from scaletune.data import files, hashing, tokenization
 from scaletune.errors import UserError
-from scaletune.recipe import Data, validated
+from scaletune.recipe import Data, validate_recipe
 
 DOCUMENTS = [
     f"document {i}: " + " ".join(f"word{i * j % 17}" for j in range(i % 23)) for i in range(600)
@@ -35,7 +35,7 @@ def text_of(corpus):
     return both(corpus).astype(np.uint8).tobytes().decode()
 
 
-# --- mapped -----------------------------------------------------------------------------------------------------------
+# --- memory-mapped tokens -----------------------------------------------------------------------------------------------------------
 
 
 def test_uint32_tokens_and_a_folder_of_train_and_val(tmp_path, read):
@@ -55,7 +55,7 @@ def test_uint32_tokens_and_a_folder_of_train_and_val(tmp_path, read):
 
 @pytest.mark.parametrize("name", ["tokens.bin", "tokens.npy"])
 def test_tokens_are_never_held(tmp_path, monkeypatch, name):
-    """A file of 64 MiB is read, judged, digested and drawn from in a few MiB."""
+    """A file of 64 MiB is checked, hashed and sampled with a few MiB of memory."""
     tokens = np.arange(2**25, dtype=np.uint16)
     tokens.tofile(tmp_path / name) if name.endswith(".bin") else np.save(tmp_path / name, tokens)
     monkeypatch.setattr(hashing, "CHUNK", 2**20)
@@ -94,12 +94,13 @@ def test_a_vocabulary_is_padded_and_never_cut(tmp_path, read):
     assert read(tmp_path / "tokens.npy").vocab_size == 500
     assert read(tmp_path / "tokens.npy", vocab_size=512).vocab_size == 512
     with pytest.raises(
-        UserError, match=r"^`data.vocab_size` must hold every token, 500 or more here, but got 499$"
+        UserError,
+        match=r"^`data.vocab_size` must include every token, 500 or more here, but got 499$",
     ):
         read(tmp_path / "tokens.npy", vocab_size=499)
 
 
-# --- tokenised --------------------------------------------------------------------------------------------------------
+# --- tokenized text --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_a_text_files_tokens_are_the_tokenizers(tmp_path, read, tokenizer, monke
 
     text = "\n".join(DOCUMENTS) + "\nnaïve — ünïcode\r\n"
     (tmp_path / "text.txt").write_text(text, newline="")
-    monkeypatch.setattr(tokenization, "PIECE", 1000)
+    monkeypatch.setattr(tokenization, "PIECE_CHARS", 1000)
     corpus = read(tmp_path / "text.txt", tokenizer=str(tokenizer), held_out=0.2)
     assert tokenizers.Tokenizer.from_file(str(tokenizer)).decode(both(corpus).tolist()) == text
     assert (
@@ -167,11 +168,11 @@ def test_bytes_go_through_the_cache_too(tmp_path, read):
 
 
 def test_text_is_tokenised_without_being_held(tmp_path):
-    """24 MiB of lines, and of one line without an end, through a few MiB."""
+    """24 MiB of lines, or of a single line, are tokenized with a few MiB of memory."""
     for name, line in (("lines.txt", "some text\n"), ("line.txt", "some text ")):
         (tmp_path / name).write_text(line * (24 * 2**20 // len(line)))
         tracemalloc.start()
-        tokenization.tokenized(
+        tokenization.load_tokenized(
             Data(source=str(tmp_path / name), tokenizer="bytes", cache=str(tmp_path / "cache"))
         )
         assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
@@ -180,8 +181,10 @@ def test_text_is_tokenised_without_being_held(tmp_path):
 
 def test_text_is_tokenised_once_and_again_when_it_changes(tmp_path, read, monkeypatch):
     source, made = tmp_path / "text.txt", []
-    fill = tokenization._fill
-    monkeypatch.setattr(tokenization, "_fill", lambda *given: made.append(1) or fill(*given))
+    fill = tokenization._write_tokens
+    monkeypatch.setattr(
+        tokenization, "_write_tokens", lambda *given: made.append(1) or fill(*given)
+    )
     source.write_text("before " * 100)
     for _ in range(2):
         data._load.cache_clear()
@@ -192,7 +195,7 @@ def test_text_is_tokenised_once_and_again_when_it_changes(tmp_path, read, monkey
     data._load.cache_clear()
     assert text_of(read(source, tokenizer="bytes")).startswith("behind") and len(made) == 2
     assert text_of(before).startswith("before")  # the old cache stays
-    assert len(list((tmp_path / "cache").iterdir())) == 2  # and nothing half made beside
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # and no incomplete folder
 
 
 def test_tokenising_that_fails_leaves_nothing(tmp_path, read, monkeypatch):
@@ -201,7 +204,7 @@ def test_tokenising_that_fails_leaves_nothing(tmp_path, read, monkeypatch):
     def full(*given):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokenization, "_fill", full)
+    monkeypatch.setattr(tokenization, "_write_tokens", full)
     with pytest.raises(OSError, match="No space"):
         read(tmp_path / "text.txt", tokenizer="bytes")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -211,7 +214,7 @@ def test_of_two_writers_one_wins(tmp_path, read, monkeypatch):
     """The other finished while this one was writing."""
     (tmp_path / "text.txt").write_text("text " * 100)
     fill, said = (
-        tokenization._fill,
+        tokenization._write_tokens,
         Data(source=str(tmp_path / "text.txt"), tokenizer="bytes", cache=str(tmp_path / "cache")),
     )
     inner = []
@@ -219,11 +222,11 @@ def test_of_two_writers_one_wins(tmp_path, read, monkeypatch):
     def slow(*given):
         if not inner:
             inner.append(1)
-            inner.append(tokenization.tokenized(said))
+            inner.append(tokenization.load_tokenized(said))
         return fill(*given)
 
-    monkeypatch.setattr(tokenization, "_fill", slow)
-    corpus = tokenization.tokenized(said)
+    monkeypatch.setattr(tokenization, "_write_tokens", slow)
+    corpus = tokenization.load_tokenized(said)
     assert (
         np.array_equal(corpus.train, inner[1].train)
         and len(list((tmp_path / "cache").iterdir())) == 1
@@ -232,13 +235,13 @@ def test_of_two_writers_one_wins(tmp_path, read, monkeypatch):
 
 def test_the_standard_library_is_tokenised_as_it_is_split(read, monkeypatch):
     """Three of its files stand for all."""
-    top, found = files.listed("python-stdlib")
+    top, found = files.list_files("python-stdlib")
     few = [
         path
         for path in found
         if path.name in ("abc.py", "ast.py", "bisect.py", "cmd.py") and path.parent == top
     ]
-    monkeypatch.setattr(files, "listed", lambda source: (top, few))
+    monkeypatch.setattr(files, "list_files", lambda source: (top, few))
     plain, made = (
         read("python-stdlib", held_out=0.4),
         read("python-stdlib", held_out=0.4, tokenizer="bytes", separator=""),
@@ -256,7 +259,7 @@ def test_a_cache_that_lost_its_end_is_one_sentence(tmp_path, read):
     data._load.cache_clear()
     with pytest.raises(
         UserError,
-        match=r"^tokenised text must be whole, but `.*` has 100 of 500 tokens: remove the folder$",
+        match=r"^a cache of tokens must be complete, but `.*` has 100 of 500 tokens: delete the folder$",
     ):
         read(tmp_path / "text.txt", tokenizer="bytes")
 
@@ -266,7 +269,7 @@ def test_what_is_no_text_has_no_tokenizer(tmp_path, read, name):
     np.save(tmp_path / "tokens.npy", np.arange(100))
     with pytest.raises(
         UserError,
-        match=r"^`data.tokenizer` turns text into tokens, but '.*' was read as (tokens|power-law)$",
+        match=r"^`data.tokenizer` turns text into tokens, but the format of '.*' is '(tokens|power-law)'$",
     ):
         read(tmp_path / name if "." in name else name, tokenizer="bytes", seq_len=1)
 
@@ -303,7 +306,7 @@ def test_bad_tokenizers_and_missing_packages_are_one_sentence(
     ):
         read(tmp_path / "text.txt", tokenizer=str(tokenizer))
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(UserError, match="must hold text, but there is none"):
+    with pytest.raises(UserError, match="must hold text, but it is empty"):
         read(tmp_path / "empty.txt", tokenizer="bytes")
 
 
@@ -324,9 +327,9 @@ def test_a_stream_needs_a_limit():
     }
     with pytest.raises(
         UserError,
-        match=r"^`data.limit` must say how many tokens to take of a stream, but got none for 'hub:some/corpus'$",
+        match=r"^`data.limit` must give the number of tokens to take from a Hub dataset, but got none for 'hub:some/corpus'$",
     ):
-        validated(point | {"data": {"source": "hub:some/corpus"}}, "stream")
+        validate_recipe(point | {"data": {"source": "hub:some/corpus"}}, "stream")
 
 
 # --- Hugging Face datasets --------------------------------------------------------------------------------------------

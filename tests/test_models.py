@@ -33,7 +33,7 @@ def drawn(rows=3, positions=16, seed=0):
 
 
 def as_llama(m):
-    """What configs of LLaMA's kin have in common."""
+    """The settings that configs of LLaMA-like models share."""
     return {
         "vocab_size": VOCAB, "hidden_size": m.width, "intermediate_size": m.ffn_width, "num_hidden_layers": m.depth,
         "num_attention_heads": m.heads, "num_key_value_heads": m.kv_heads or m.heads, "head_dim": m.head_dim, "rms_norm_eps": m.norm_eps,
@@ -43,7 +43,7 @@ def as_llama(m):
 
 
 def moved(recipe, vocab_size=VOCAB):
-    """The recipe's model with gains and biases off their start, so that one left out would show."""
+    """The recipe's model with random gains and biases, so that a missing one changes the output."""
     model = models.build(recipe, vocab_size)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -53,7 +53,7 @@ def moved(recipe, vocab_size=VOCAB):
 
 
 def assert_same_logits(ours, theirs, state, tied=False):
-    """`theirs` with our weights, named as it names them, says what `ours` says."""
+    """`theirs` with our weights gives the same output as `ours`."""
     loaded = theirs.eval().load_state_dict(state, strict=False)
     assert not loaded.unexpected_keys and loaded.missing_keys == (
         ["lm_head.weight"] if tied else []
@@ -228,7 +228,7 @@ def test_the_recipes_seed_is_a_stack_of_one(tiny):
 @pytest.mark.parametrize("form", ["mup_t3", "mup_t9", "sp"])
 def test_weights_start_at_the_planned_std(tiny, form):
     recipe = tiny(form=form, width=128)
-    plan = {row.name: row.init_std for row in counting.planned(recipe, VOCAB)}
+    plan = {row.name: row.init_std for row in counting.plan_tensors(recipe, VOCAB)}
     for name, parameter in models.build(recipe, VOCAB).named_parameters():
         values = parameter.detach()
         if plan[name]:
@@ -241,7 +241,7 @@ def test_weights_start_at_the_planned_std(tiny, form):
 
 
 def test_a_tensors_first_values_depend_on_its_name_and_seed_alone(tiny):
-    """Not on the order of tensors, nor on the depth of the model, nor on torch's global stream."""
+    """They depend on neither the order of tensors, the depth nor torch's global stream."""
     torch.manual_seed(0)
     shallow = models.plain_state(models.build(tiny(), VOCAB))
     torch.manual_seed(1)
@@ -266,7 +266,7 @@ def test_multipliers_act_where_the_plan_says(tiny, form):
     )
     model = models.build(recipe, VOCAB).double()
     expected = model(drawn()).detach()
-    plan = {row.name: row.multiplier for row in counting.planned(recipe, VOCAB)}
+    plan = {row.name: row.multiplier for row in counting.plan_tensors(recipe, VOCAB)}
     assert len(set(plan.values())) > 2
     with torch.no_grad():
         for name, parameter in model.named_parameters():

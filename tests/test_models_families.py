@@ -1,4 +1,4 @@
-"""What holds of every family of the zoo: a stack is its trials, multipliers act where the plan says, hooks find every layer, plans are mup's."""
+"""Properties of every model family: stacks equal single trials, multipliers and plans are right, hooks work."""
 
 import math
 
@@ -67,7 +67,7 @@ def batch(recipe, rows=4):
 
 @each
 def test_a_stack_is_its_trials(tiny, name):
-    """Losses and gradients, whatever the other trials are: bitwise where rows meet matrices, to rounding where kernels are grouped."""
+    """Losses and gradients: bitwise for matrix products, up to rounding for grouped convolutions."""
     recipe, seeds = asked(tiny, name), [3, 0, 7]
     inputs, targets = batch(recipe)
     stack = models.build(recipe, CLASSES, seeds)
@@ -99,7 +99,7 @@ def test_multipliers_act_where_the_plan_says(tiny, name, form):
     inputs, _ = batch(recipe)
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     expected = model(inputs).detach()
-    plan = {row.name: row.multiplier for row in counting.planned(recipe, CLASSES)}
+    plan = {row.name: row.multiplier for row in counting.plan_tensors(recipe, CLASSES)}
     assert sum(factor != 1 for factor in plan.values()) >= 2
     with torch.no_grad():
         for tensor, parameter in model.named_parameters():
@@ -120,7 +120,7 @@ def test_a_readout_of_zero_knows_nothing(tiny, name):
     inputs, targets = batch(recipe)
     nothing = targets.square().mean().item() if targets.is_floating_point() else math.log(CLASSES)
     assert float(model(inputs, targets).detach()) == pytest.approx(nothing, rel=1e-6)
-    rows = {row.name: row.role for row in counting.planned(recipe, CLASSES)}
+    rows = {row.name: row.role for row in counting.plan_tensors(recipe, CLASSES)}
     (owner,) = [where for where, module in model.named_modules() if module is model.readout]
     assert rows[f"{owner}.weight"] == "out"
 
@@ -131,7 +131,7 @@ def test_hooks_find_the_layer_of_every_tensor(tiny, name):
     recipe = asked(tiny, name)
     model, called = models.build(recipe, CLASSES), set()
     owners = dict(model.named_modules())
-    for row in counting.planned(recipe, CLASSES):
+    for row in counting.plan_tensors(recipe, CLASSES):
         where, _, kind = row.name.rpartition(".")
         assert kind in ("weight", "bias")
         owners[where].register_forward_hook(
@@ -140,14 +140,14 @@ def test_hooks_find_the_layer_of_every_tensor(tiny, name):
     inputs, targets = batch(recipe)
     model(inputs, targets)
     assert len(model.hidden(inputs)) > recipe.model.depth
-    assert called == {row.name.rpartition(".")[0] for row in counting.planned(recipe, CLASSES)}
+    assert called == {row.name.rpartition(".")[0] for row in counting.plan_tensors(recipe, CLASSES)}
 
 
 @each
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_every_form_plans_every_tensor(tiny, name, form):
     recipe = asked(tiny, name, form=form, width=4 * MODELS[name]["width"])
-    rows = counting.planned(recipe, CLASSES)
+    rows = counting.plan_tensors(recipe, CLASSES)
     assert [row.name for row in rows] == [
         tensor.name for tensor in counting.tensors(recipe.model, CLASSES)
     ]
@@ -168,7 +168,7 @@ def test_every_form_plans_every_tensor(tiny, name, form):
 def test_weights_start_at_the_planned_std(tiny, name):
     """`init_gain` over the root of the fan-in at the base width, kernels and experts included; tables at `init_std`."""
     recipe = asked(tiny, name, width=2 * MODELS[name]["width"])
-    plan = {row.name: row for row in counting.planned(recipe, CLASSES)}
+    plan = {row.name: row for row in counting.plan_tensors(recipe, CLASSES)}
     tensors = {tensor.name: tensor for tensor in counting.tensors(recipe.model, CLASSES)}
     for tensor, parameter in models.build(recipe, CLASSES).named_parameters():
         row, values = plan[tensor], parameter.detach()
@@ -185,7 +185,7 @@ def test_weights_start_at_the_planned_std(tiny, name):
 @each
 @pytest.mark.parametrize("form", ["mup", "mean_field"])
 def test_parametrize_reads_the_same_plan_off_a_built_model(tiny, name, form):
-    """Roles by shapes and layouts; a router within a block is the one tensor that has to be declared. The model's own multipliers agree."""
+    """Roles follow from shapes and layouts; only a router must be declared. Multipliers agree."""
     width, settings = (
         MODELS[name]["width"],
         {"form": form, "parametrization.init_gain": None, "parametrization.init_std": 0.05},
@@ -203,7 +203,7 @@ def test_parametrize_reads_the_same_plan_off_a_built_model(tiny, name, form):
         init_std=0.05,
         overrides=declared,
     )
-    for row in counting.planned(recipe, CLASSES):
+    for row in counting.plan_tensors(recipe, CLASSES):
         other = read[row.name]
         assert (row.role, row.init_std or None) == (
             other.role,
@@ -216,7 +216,7 @@ def test_parametrize_reads_the_same_plan_off_a_built_model(tiny, name, form):
             assert row.eps == pytest.approx(other.eps)
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)
-    )  # drawn alike
+    )  # equal initial values
 
 
 @each
@@ -224,7 +224,7 @@ def test_a_batch_is_learned(tiny, name):
     """Forty steps of AdamW by the plan, at twice the base width, leave less than half of the loss."""
     recipe = asked(tiny, name, width=2 * MODELS[name]["width"], lr=1e-2)
     model, (inputs, targets) = models.build(recipe, CLASSES), batch(recipe)
-    opt = optim.optimizer(model, counting.planned(recipe, CLASSES), recipe.optimizer)
+    opt = optim.optimizer(model, counting.plan_tensors(recipe, CLASSES), recipe.optimizer)
     losses = []
     for _ in range(40):
         opt.zero_grad()
@@ -270,7 +270,7 @@ def test_plans_are_those_of_the_same_model_in_plain_modules(tiny, name, form):
         plain(4 * MODELS[name]["width"]), base=plain(MODELS[name]["width"]), **settings, apply=False
     )
     theirs = {row.name: row for row in read.rows}
-    ours = counting.planned(recipe, CLASSES)
+    ours = counting.plan_tensors(recipe, CLASSES)
     assert {named(row.name) for row in ours} == theirs.keys()
     for row in ours:
         other = theirs[named(row.name)]
@@ -300,7 +300,7 @@ def test_adamw_groups_are_mups(tiny, name):
     groups = mup.MuAdamW(theirs.parameters(), lr=o.lr, weight_decay=o.weight_decay).param_groups
     settings = {id(parameter): group for group in groups for parameter in group["params"]}
     parameters = dict(theirs.named_parameters())
-    for row in counting.planned(recipe, CLASSES):
+    for row in counting.plan_tensors(recipe, CLASSES):
         group = settings[id(parameters[named(row.name)])]
         assert row.lr == pytest.approx(group["lr"]), row.name
         assert row.weight_decay == pytest.approx(group["weight_decay"]) or row.role in (
@@ -315,9 +315,11 @@ def test_the_balance_of_a_router_at_rest_is_top_k():
     """Equal probabilities and equal shares: n * n * (top_k / n) * (1 / n)."""
     probabilities = torch.full((2, 8, 4), 0.25)
     chosen = torch.stack([torch.arange(8) % 4, (torch.arange(8) + 1) % 4], -1).expand(2, 8, 2)
-    assert models.moe.balance([(probabilities, chosen)] * 3).tolist() == [2.0, 2.0]
+    assert models.moe.load_balance_loss([(probabilities, chosen)] * 3).tolist() == [2.0, 2.0]
     skewed = F.one_hot(torch.zeros(2, 8, dtype=torch.long), 4).float()
-    assert models.moe.balance([(skewed, torch.zeros(2, 8, 1, dtype=torch.long))]).tolist() == [
+    assert models.moe.load_balance_loss(
+        [(skewed, torch.zeros(2, 8, 1, dtype=torch.long))]
+    ).tolist() == [
         4.0,
         4.0,
     ]

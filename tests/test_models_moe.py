@@ -86,7 +86,7 @@ def test_logits_are_mixtrals(tiny, top_k, tied):
 
 
 def test_logits_are_qwen3_moes(tiny):
-    """Whose chosen experts keep their probabilities, with normed queries and keys."""
+    """Qwen3 does not renormalise the probabilities of chosen experts; it has query and key norms."""
     recipe = mixture(tiny, {"norm_top_k": False, "qk_norm": True})
     ours, m = moved(recipe), recipe.model
     named = {
@@ -159,9 +159,9 @@ def test_nothing_of_a_pass_is_kept(tiny):
     for arguments in ((drawn(),), (drawn(), drawn(seed=1))):
         model(*arguments)
         assert all(
-            module.routed is None
+            module.routing is None
             for module in model.modules()
-            if isinstance(module, models.moe.Mixture)
+            if isinstance(module, models.moe.MoELayer)
         )
 
 
@@ -171,7 +171,7 @@ def test_a_router_is_a_readout_or_a_matrix(tiny, router, factor, lr):
     settings = {"width": 128, "parametrization.logits_multiplier": 3.0}
     rows = {
         row.name: row
-        for row in counting.planned(mixture(tiny, {"router": router}, **settings), VOCAB)
+        for row in counting.plan_tensors(mixture(tiny, {"router": router}, **settings), VOCAB)
     }
     gate, head = rows["model.layers.0.mlp.gate.weight"], rows["lm_head.weight"]
     assert (gate.multiplier, gate.lr) == pytest.approx((factor, lr * head.lr))
@@ -179,14 +179,14 @@ def test_a_router_is_a_readout_or_a_matrix(tiny, router, factor, lr):
 
 
 def test_experts_scale_by_their_own_fan_in(tiny):
-    rows = {row.name: row for row in counting.planned(mixture(tiny, width=128), VOCAB)}
+    rows = {row.name: row for row in counting.plan_tensors(mixture(tiny, width=128), VOCAB)}
     for proj in ("gate_proj", "up_proj", "down_proj"):
         row = rows[f"model.layers.1.mlp.experts.{proj}.weight"]
         assert (row.role, row.m_in, row.m_out) == ("hid", 4, 4)
 
 
 def test_active_parameters_are_what_a_token_meets(tiny):
-    """As many as of the dense model whose MLP is the chosen and shared experts side by side, and a router."""
+    """As many as a dense model whose MLP has the width of the chosen and shared experts, plus a router."""
     model = mixture(tiny, {"n_shared_experts": 1}).model
     dense = tiny(
         {"model.ffn_ratio": 3.0}

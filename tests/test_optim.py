@@ -1,4 +1,4 @@
-"""Param groups: the plan's numbers reach the optimizer, and a schedule only multiplies them."""
+"""Param groups have the values of the plan, and a schedule only multiplies them."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def model(tiny):
 
 @pytest.fixture
 def plan(tiny):
-    return counting.planned(tiny(width=128, form="mup_t3"), 64)
+    return counting.plan_tensors(tiny(width=128, form="mup_t3"), 64)
 
 
 def test_every_tensor_is_in_the_group_with_its_numbers(model, plan):
@@ -39,10 +39,12 @@ def test_every_tensor_is_in_the_group_with_its_numbers(model, plan):
 @given(share=shares, kind=kinds)
 def test_a_schedule_keeps_the_ratios(tiny, share, kind):
     recipe = tiny({"width": 128, "schedule.kind": kind, "schedule.floor": 0.1})
-    opt = optim.optimizer(models.build(recipe, 64), counting.planned(recipe, 64), recipe.optimizer)
+    opt = optim.optimizer(
+        models.build(recipe, 64), counting.plan_tensors(recipe, 64), recipe.optimizer
+    )
     peaks = [group["lr"] for group in opt.param_groups]
     for now in (1.0, share):
-        optim.set_share(opt, recipe.schedule, now)
+        optim.set_learning_rates(opt, recipe.schedule, now)
     expected = [peak * optim.multiplier(recipe.schedule, share) for peak in peaks]
     assert [group["lr"] for group in opt.param_groups] == pytest.approx(expected)
     assert len(set(peaks)) == 2
@@ -53,7 +55,7 @@ def test_betas_and_the_step_are_adamws(tiny):
     recipe = tiny(
         {"width": 64, "optimizer.eps": 1e-30, "optimizer.beta1": 0.8, "optimizer.beta2": 0.9}
     )
-    model, rows = models.build(recipe, 64), counting.planned(recipe, 64)
+    model, rows = models.build(recipe, 64), counting.plan_tensors(recipe, 64)
     opt = optim.optimizer(model, rows, recipe.optimizer)
     assert opt.defaults["betas"] == (0.8, 0.9)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -83,7 +85,7 @@ def test_a_tensor_without_explanation_is_refused(model, plan, odd):
         name = "model.layers.1.mlp.up_proj.weight"
         del model.model.layers[1].mlp.up_proj.weight
     with pytest.raises(
-        UserError, match=f"plan and model must name the same tensors, but `{name}` is in one alone"
+        UserError, match=f"plan and model must have the same tensors, but `{name}` is only in the "
     ):
         optim.groups(model, plan)
 
@@ -102,9 +104,9 @@ def run(opt, scheduler, steps):
 @given(share=shares, kind=kinds)
 def test_our_schedules_pass_the_guard(tiny, share, kind):
     recipe = tiny({"width": 128, "schedule.kind": kind})
-    plan = counting.planned(recipe, 64)
+    plan = counting.plan_tensors(recipe, 64)
     opt = optim.optimizer(models.build(recipe, 64), plan, recipe.optimizer)
-    optim.set_share(opt, recipe.schedule, share)
+    optim.set_learning_rates(opt, recipe.schedule, share)
     before = opt.state_dict()
     optim.guard(opt, iter(plan), "now")
     assert opt.state_dict() == before
@@ -115,7 +117,7 @@ def test_our_schedules_pass_the_guard(tiny, share, kind):
     [
         lambda opt: torch.optim.lr_scheduler.LambdaLR(
             opt, lambda step: step / 10
-        ),  # 0 at first, which is 0 throughout
+        ),  # 0 at first, for all groups
         lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10),
         lambda opt: torch.optim.lr_scheduler.OneCycleLR(
             opt, [group["lr"] for group in opt.param_groups], total_steps=12
@@ -137,18 +139,19 @@ def test_the_guard_names_the_group_and_both_ratios(opt, plan):
         optim.guard(opt, plan, "at step 0 of 12")
     assert str(caught.value) == (
         "a schedule must multiply the plan's learning rates, but at step 0 of 12 the group of `model.layers.0.self_attn.q_proj.weight` "
-        "(14 tensors) has 1 times the lr of `model.embed_tokens.weight`, where the plan has 0.25"
+        "(14 tensors) has 1 times the lr of `model.embed_tokens.weight`, but 0.25 times in the plan: use a schedule that "
+        "multiplies each group's `initial_lr`"
     )
 
 
 def test_an_absolute_floor_shows_at_the_end_alone(opt, plan):
-    """Why a run is asked at its end too: `eta_min` is the same number for every group."""
+    """Why the guard also checks the last step: `eta_min` is one value for all groups."""
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10, eta_min=1e-4)
     optim.guard(opt, plan, "at the start")
     run(opt, scheduler, 10)
     with pytest.raises(
         UserError,
-        match=r"at the end the group of .* has 1 times the lr of .*, where the plan has 0.25",
+        match=r"at the end the group of .* has 1 times the lr of .*, but 0.25 times in the plan",
     ):
         optim.guard(opt, plan, "at the end")
 

@@ -1,4 +1,4 @@
-"""Every optimizer family on a stack of two trials against its reference library on each trial's plain tensors, step by step, in float64."""
+"""Every optimizer family on a stack of two trials, against the library on each trial alone, in float64."""
 
 import copy
 import dataclasses
@@ -13,14 +13,14 @@ from torch import nn
 from scaletune import checking, counting, models, optim, rules
 from scaletune.errors import UserError
 from scaletune.optim import families
-from scaletune.recipe import READS, Optimizer
-from scaletune.rules import Planned
+from scaletune.recipe import OPTIMIZER_SETTINGS, Optimizer
+from scaletune.rules import TensorPlan
 
 K, STEPS = 2, 12
 SHAPES = {"emb": (7, 6), "hid": (6, 6), "wide": (4, 6), "tall": (9, 6), "gain": (6,)}
 ROLES = {"emb": "emb", "hid": "hid", "wide": "hid", "tall": "hid", "gain": "vec"}
 SETTINGS = {"beta1": 0.8, "beta2": 0.9}
-ASKED = {  # family -> what a recipe asks for beside its betas
+ASKED = {  # family -> settings of the recipe besides betas
     "adamw": {}, "sgd": {"momentum": 0.9}, "adafactor": {}, "lion": {}, "lamb": {}, "muon": {"momentum": 0.9},
     "muon_match_rms": {"momentum": 0.9, "shape_factor": "match_rms_adamw", "nesterov": False},
     "muon_spectral": {"momentum": 0.9, "shape_factor": "spectral"},
@@ -36,7 +36,7 @@ PACKAGES = {
 
 def settings(name):
     family = "muon" if name.startswith("muon") else name
-    betas = SETTINGS if "beta1" in READS[family] else {}
+    betas = SETTINGS if "beta1" in OPTIMIZER_SETTINGS[family] else {}
     return Optimizer(family=family, **betas, **ASKED[name])
 
 
@@ -49,7 +49,7 @@ def plan(name):
         {"emb": 1e-3, "hid": 1e-4, "wide": 1e-2},
     )
     return [
-        Planned(
+        TensorPlan(
             k,
             ROLES[k],
             1.0,
@@ -206,7 +206,7 @@ BF16 = {"rtol": 0, "atol": 5e-4}  # of a way of 0.03 to 0.07: Newton-Schulz is i
 
 @pytest.mark.filterwarnings(
     "ignore:More than one param group"
-)  # what MoMo says of the reference's groups, whose lr are one
+)  # a warning of MoMo, although the lr of the groups are equal
 @pytest.mark.parametrize("name", ASKED)
 def test_a_stack_steps_as_the_reference_does_on_each_trial(name):
     if name.startswith("muon") and not hasattr(torch.optim, "Muon"):
@@ -228,7 +228,7 @@ def test_a_stack_steps_as_the_reference_does_on_each_trial(name):
 
 
 def saved(opt):
-    """What a checkpoint on disk gives back, without pickled code."""
+    """The state from a checkpoint file, loaded without pickled code."""
     file = io.BytesIO()
     torch.save(opt.state_dict(), file)
     file.seek(0)
@@ -279,20 +279,20 @@ def test_a_stack_of_a_zoo_model_learns_and_passes_the_guard(tiny, name):
             "width": 64,
         }
     )
-    plan = counting.planned(recipe, 64)
+    plan = counting.plan_tensors(recipe, 64)
     model = models.build(recipe, 64, seeds=(0, 1))
     opt = optim.optimizer(model, plan, recipe.optimizer)
     tokens = torch.arange(128).remainder(9).view(4, 32)
     found = []
     for step in range(16):
-        optim.set_share(opt, recipe.schedule, (step + 0.5) / 16)
+        optim.set_learning_rates(opt, recipe.schedule, (step + 0.5) / 16)
         optim.guard(opt, plan, f"at step {step}")
         opt.zero_grad()
         losses = model(tokens, tokens.roll(-1, 1))
         losses.sum().backward()
         opt.step(lambda losses=losses: losses.detach())
         found.append(losses.detach())
-    with optim.judged(model, opt):
+    with optim.evaluation_weights(model, opt):
         last = model(tokens, tokens.roll(-1, 1))
     slow = name in ("dadapt_adam", "prodigy")  # 16 steps from a first guess of 1e-6
     assert (last < found[0] - (0 if slow else 0.05)).all() and found[0][0] != found[0][1]
@@ -341,7 +341,7 @@ def test_experts_are_matrices_of_their_own_and_a_kernel_is_one(name):
         optim.optimizer(
             model,
             [
-                Planned(str(i), "hid", 1, 1, 1, 1, s.lr, 0.1, 1e-6, s.rule)
+                TensorPlan(str(i), "hid", 1, 1, 1, 1, s.lr, 0.1, 1e-6, s.rule)
                 for i in range(len(model))
             ],
             s,
@@ -405,7 +405,7 @@ NORMALISED = ("adamw", "adafactor", "lion", "lamb", "muon", "adam_atan2")
 
 @pytest.mark.parametrize("name", NORMALISED)
 def test_a_small_gradient_steps_as_far_as_a_large_one(name):
-    """In float32, at a gradient of 1e-5, which wide models have; and where it is zero nothing is lost."""
+    """In float32 with a gradient of 1e-5, as wide models have, and with a zero gradient."""
     ways = []
     for size in (1.0, 2.0**-17):
         model = start().float()
@@ -427,7 +427,7 @@ def test_a_small_gradient_steps_as_far_as_a_large_one(name):
     assert ways[0].isfinite().all() and ways[0].abs().max() > 1e-3
 
 
-HELD = {  # lr; not momo_adam, which the check does not tell the loss
+HELD = {  # lr; without momo_adam, because the check passes no loss
     "sgd": 0.1, "adafactor": 0.05, "lion": 1e-3, "lamb": 5e-3, "muon": 0.02, "shampoo": 0.01, "adam_atan2": 5e-3, "prodigy": 1.0,
 }  # fmt: skip
 
@@ -444,20 +444,20 @@ def test_the_rule_holds_for_the_optimizer_that_is_built(tiny, name):
     assert checking.check(recipe, (32, 128), (0,))["verdict"] == "pass"
 
 
-# --- what the recipe asks for ----------------------------------------------------------------------------------------
+# --- settings of the recipe ----------------------------------------------------------------------------------------
 
 
 def test_the_families_of_recipes_are_those_that_are_built_and_ruled():
-    assert set(READS) == set(families.FAMILIES) and {settings(name).rule for name in ASKED} <= set(
-        rules.FAMILIES
-    )
-    assert {settings(name).family for name in ASKED} == set(READS)
+    assert set(OPTIMIZER_SETTINGS) == set(families.FAMILIES) and {
+        settings(name).rule for name in ASKED
+    } <= set(rules.FAMILIES)
+    assert {settings(name).family for name in ASKED} == set(OPTIMIZER_SETTINGS)
 
 
 @pytest.mark.parametrize("family", ["muon", "shampoo"])
 def test_what_is_left_to_adamw_has_its_share_of_the_lr(tiny, family):
     one, half = (
-        counting.planned(
+        counting.plan_tensors(
             tiny({"optimizer.family": family, "optimizer.rest_ratio": ratio, "width": 64}), 64
         )
         for ratio in (1, 0.5)
@@ -474,7 +474,7 @@ def test_independent_decay_shrinks_every_matrix_alike_at_any_lr(tiny):
     """lr * weight_decay at the peak is the recipe's weight decay; PyTorch's is lr times that, whatever the width."""
     for lr in (1e-3, 1e-2):
         for mode, shrunk in (("independent", 0.1), ("torch", 0.1 * lr)):
-            rows = counting.planned(
+            rows = counting.plan_tensors(
                 tiny({"width": 128, "optimizer.decay": mode, "lr": lr, "form": "mup_t3"}), 64
             )
             assert {row.lr for row in rows} == {lr, lr / 4}
@@ -487,11 +487,11 @@ def test_independent_decay_follows_the_schedule(tiny):
     """Without a gradient a step leaves 1 - multiplier * weight_decay (arXiv:1711.05101, Algorithm 2)."""
     recipe = tiny({"optimizer.decay": "independent"})
     model = models.build(recipe, 64)
-    opt = optim.optimizer(model, counting.planned(recipe, 64), recipe.optimizer)
+    opt = optim.optimizer(model, counting.plan_tensors(recipe, 64), recipe.optimizer)
     weight = model.lm_head.weight
     before = weight.detach().clone()
     weight.grad = torch.zeros_like(weight)
-    optim.set_share(opt, recipe.schedule, 0.85)  # halfway down
+    optim.set_learning_rates(opt, recipe.schedule, 0.85)  # halfway down
     opt.step()
     torch.testing.assert_close(weight.detach(), before * (1 - 0.5 * 0.1))
 
@@ -499,7 +499,7 @@ def test_independent_decay_follows_the_schedule(tiny):
 def test_shampoo_is_damped_by_its_rule(tiny):
     """Its sums are of squared gradients: the damping of a hidden matrix ~ 1 / width in muP, and eps of what AdamW trains too."""
     narrow, wide = (
-        counting.planned(
+        counting.plan_tensors(
             tiny({"optimizer.family": "shampoo", "width": width, "form": "mup_t3"}), 64
         )
         for width in (32, 128)
@@ -515,7 +515,8 @@ def test_the_shape_factor_is_part_of_the_rule(tiny):
     asked = {"optimizer.family": "muon", "optimizer.shape_factor": "spectral", "width": 128}
     assert tiny(asked).optimizer.rule == "muon_spectral"
     down = {
-        row.name: row.lr for row in counting.planned(tiny(asked | {"model.ffn_ratio": 4.0}), 64)
+        row.name: row.lr
+        for row in counting.plan_tensors(tiny(asked | {"model.ffn_ratio": 4.0}), 64)
     }["model.layers.0.mlp.down_proj.weight"]
     assert down == 5e-3  # sqrt(out / in) is in the step: lr is free of width
 
@@ -540,7 +541,7 @@ def test_momo_asks_for_the_loss():
     model, opt = stack("momo_adam")
     model["hid"].grad = torch.ones_like(model["hid"])
     with pytest.raises(
-        UserError, match=r"'momo_adam' reads the loss: call `step\(lambda: losses\)`"
+        UserError, match=r"'momo_adam' needs the losses: call `step\(lambda: losses\)`"
     ):
         opt.step()
 
@@ -555,7 +556,7 @@ def test_a_muon_of_alike_groups_keeps_its_tensors_apart():
     """At the base width every lr, weight decay and eps is the same: what Muon trains must not fall into AdamW's group."""
     model = start()
     rows = [
-        Planned(
+        TensorPlan(
             key,
             ROLES[key],
             1,
@@ -575,7 +576,7 @@ def test_a_muon_of_alike_groups_keeps_its_tensors_apart():
         ("muon", 3),
     ]
     opt.load_state_dict(copy.deepcopy(opt.state_dict()))
-    optim.set_share(opt, optim.schedules.Schedule(kind="constant", warmup=0.5), 0.25)
+    optim.set_learning_rates(opt, optim.schedules.Schedule(kind="constant", warmup=0.5), 0.25)
     assert [group["lr"] for part in opt.parts.values() for group in part.param_groups] == [
         0.01,
         0.01,

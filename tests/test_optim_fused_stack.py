@@ -1,4 +1,4 @@
-"""One AdamW for a stack: what torch's own does trial by trial, and their state is still theirs."""
+"""One update for a stack equals the optimizers of its trials, which keep their states."""
 
 import math
 from functools import partial
@@ -12,7 +12,7 @@ from torch.optim import AdamW
 from scaletune import data, training
 from scaletune.optim import fused_stack
 from scaletune.optim.families import FAMILIES
-from scaletune.optim.fused_stack import Vector
+from scaletune.optim.fused_stack import FusedStackOptimizer
 from scaletune.recipe import Optimizer as Settings
 from scaletune.training import loop
 from scaletune.training.stacked_loop import Stack
@@ -49,7 +49,7 @@ def drawn(dtype):
 
 
 def loss(params, step):
-    """Of each row: a little network on inputs that change with the step, [rows]."""
+    """The loss of each row, [rows]: a small network on inputs that change with the step."""
     draw = torch.Generator().manual_seed(step)
     x, y = (torch.randn(16, n, generator=draw, dtype=torch.float64).to(params[0]) for n in (4, 3))
     hidden = torch.tanh(x @ params[0].mT + params[1][:, None])
@@ -57,7 +57,7 @@ def loss(params, step):
 
 
 class Together:
-    """Trials on one storage, moved by one update."""
+    """Trials with shared storage and one update."""
 
     def __init__(self, params, opts):
         self.stack = [
@@ -67,13 +67,16 @@ class Together:
         for i, whole in enumerate(self.stack):
             for own, part in zip(params, whole.data.split(1), strict=True):
                 own[i].data = part
-        self.update, self.opts = Vector(self.stack, params, opts, CLIPS[: len(opts)]), opts
+        self.update, self.opts = (
+            FusedStackOptimizer(self.stack, params, opts, CLIPS[: len(opts)]),
+            opts,
+        )
 
     def step(self, step):
         loss(self.stack, step).sum().backward()
         for k, opt in enumerate(self.opts):
             set_rates(opt, step, k)
-        self.update.read_rates()
+        self.update.read_learning_rates()
         self.update.step()
         for p in self.stack:
             p.grad = None
@@ -211,7 +214,7 @@ def test_a_tensor_that_no_trial_used_stays():
     both = Together(params, opts)
     loss(both.stack, 0).sum().backward()
     both.stack[1].grad, before = None, both.stack[1].clone()
-    both.update.read_rates()
+    both.update.read_learning_rates()
     both.update.step()
     assert torch.equal(both.stack[1], before) and not torch.equal(
         both.stack[0], torch.cat([own[0] for own in drawn(torch.float32)])
@@ -242,7 +245,7 @@ def by_vector(monkeypatch):
 def found(points):
     return {
         trial.lr: (trial.status, trial.loss, curve)
-        for trial, curve in training.stacked(points, ["a"] * len(points), acc())
+        for trial, curve in training.train_stack(points, ["a"] * len(points), acc())
     }
 
 
@@ -251,13 +254,13 @@ def acc():
 
 
 def test_a_stack_trains_as_its_trials_alone(tiny, by_vector):
-    """Beside one that diverges and leaves."""
+    """With a trial that diverges and leaves the stack."""
     settings = {"tokens": 200 * 64, "batch_tokens": 64}
     points = [tiny(settings | own) for own in (*OWN, DIVERGES)]
     together = found(points)
     assert together[1e3][0] == "diverged"
     for point in points[:3]:
-        trial, curve = training.trial(point, "a", acc())
+        trial, curve = training.run_trial(point, "a", acc())
         assert together[trial.lr][2] == pytest.approx(curve, abs=1e-5) and together[trial.lr][
             1
         ] == pytest.approx(trial.loss, abs=1e-5)
@@ -270,20 +273,20 @@ def test_a_compiled_stack_trains_as_its_trials_alone(tiny, by_vector, monkeypatc
     together = found([tiny(own | {"engine.compile": True}) for own in OWN])
     for own in OWN:
         assert together[own["lr"]][2] == pytest.approx(
-            training.trial(tiny(own), "a", acc())[1], abs=1e-5
+            training.run_trial(tiny(own), "a", acc())[1], abs=1e-5
         )
 
 
 def test_the_loop_takes_it_where_the_device_and_the_family_are(tiny, by_vector, monkeypatch):
     def update(**settings):
         runs = [
-            loop.start(tiny(settings | {"lr": lr}), data.load(tiny().data), acc())
+            loop.start_run(tiny(settings | {"lr": lr}), data.load(tiny().data), acc())
             for lr in (1e-3, 2e-3)
         ]
-        return Stack(runs).vector
+        return Stack(runs).fused
 
     assert (
-        isinstance(update(), Vector)
+        isinstance(update(), FusedStackOptimizer)
         and update(**{"optimizer.family": "sgd", "weight_decay": 0.0}) is None
     )
     monkeypatch.undo()
@@ -302,7 +305,8 @@ def test_either_way_goes_on_from_the_others_checkpoint(tiny, tmp_path, monkeypat
     def go(way, progress):
         monkeypatch.setattr(fused_stack, "DEVICES", ("cpu",) if way == "vector" else ())
         return {
-            trial.lr: curve for trial, curve in training.stacked(points, ["a"] * 2, acc(), progress)
+            trial.lr: curve
+            for trial, curve in training.train_stack(points, ["a"] * 2, acc(), progress)
         }
 
     with pytest.raises(KeyboardInterrupt):
@@ -310,7 +314,7 @@ def test_either_way_goes_on_from_the_others_checkpoint(tiny, tmp_path, monkeypat
     files = list(tmp_path.glob("*/checkpoint.pt"))
     curves = go("own" if first == "vector" else "vector", lambda share: None)
     for own, file in zip(OWN[:2], files, strict=True):
-        trial, curve = training.trial(tiny(own), "a", acc())
+        trial, curve = training.run_trial(tiny(own), "a", acc())
         assert curves[trial.lr] == pytest.approx(curve, abs=1e-6)
         assert (
             file.stat().st_size < 1.5 * 3 * 4 * trial.n_params_total

@@ -1,4 +1,4 @@
-"""Schedules against their closed forms at every boundary and against torch's and transformers' own; averages of weights."""
+"""Schedules against closed forms and against torch and transformers; weight averages."""
 
 import math
 
@@ -225,30 +225,28 @@ def test_it_is_torchs_lambda():
 
 def test_tokens_are_shares_of_the_budget():
     schedule = Schedule(kind="power", warmup_tokens=640, knee_tokens=1600)
-    found = optim.resolved(schedule, BUDGET)
+    found = optim.resolve_schedule(schedule, BUDGET)
     assert (found.warmup, found.knee, found.warmup_tokens, found.knee_tokens) == (
         0.1,
         0.25,
         None,
         None,
     )
-    assert optim.resolved(found, BUDGET) == found
-    longer = optim.resolved(schedule, Budget(tokens=12800, batch_tokens=64))
+    assert optim.resolve_schedule(found, BUDGET) == found
+    longer = optim.resolve_schedule(schedule, Budget(tokens=12800, batch_tokens=64))
     for tokens in (
         100,
         640,
         1000,
         3200,
-    ):  # before either decay the multiplier is the token's, whatever the horizon
+    ):  # before the decay it depends on tokens, not on the horizon
         assert optim.multiplier(longer, tokens / 12800) == pytest.approx(
             optim.multiplier(found, tokens / 6400)
         )
 
 
 def test_a_schedule_in_tokens_is_resolved_first():
-    with pytest.raises(
-        UserError, match=r"must be put as shares first: `resolved\(schedule, budget\)`"
-    ):
+    with pytest.raises(UserError, match=r"use `resolve_schedule\(schedule, budget\)`"):
         optim.multiplier(Schedule(warmup_tokens=640), 0.5)
 
 
@@ -257,18 +255,18 @@ def test_tokens_that_do_not_fit_are_refused():
         UserError,
         match=r"`warmup_tokens / tokens \+ decay <= 1` must hold, but got warmup_tokens=6000, tokens=6400, decay",
     ):
-        recipe.resolved(Schedule(warmup_tokens=6000), BUDGET)
+        recipe.resolve_schedule(Schedule(warmup_tokens=6000), BUDGET)
 
 
 # --- averages --------------------------------------------------------------------------------------------------------
 
 
 def test_an_average_is_its_recurrence_and_is_judged_in_the_models_place(tiny):
-    """a <- d a + (1 - d) w, halved in half a half-life's worth of steps twice over; the weights in training come back."""
+    """a <- d a + (1 - d) w with the right half-life; the training weights are restored."""
     asked = tiny({"schedule.ema_half_life": 512})
     model = models.build(asked, 64, seeds=(0, 1))
-    opt = optim.optimizer(model, counting.planned(asked, 64), asked.optimizer)
-    average, expected = optim.ema(model, asked.schedule, asked.budget), None
+    opt = optim.optimizer(model, counting.plan_tensors(asked, 64), asked.optimizer)
+    average, expected = optim.weight_average(model, asked.schedule, asked.budget), None
     for step in range(4):
         with torch.no_grad():
             model.lm_head.weight.add_(step)
@@ -276,20 +274,22 @@ def test_an_average_is_its_recurrence_and_is_judged_in_the_models_place(tiny):
         weight = model.lm_head.weight.detach().double()
         expected = weight if expected is None else 0.5**0.5 * expected + (1 - 0.5**0.5) * weight
     before = model.lm_head.weight.detach().clone()
-    with optim.judged(model, opt, average):
+    with optim.evaluation_weights(model, opt, average):
         torch.testing.assert_close(
             model.lm_head.weight.detach().double(), expected, rtol=1e-6, atol=1e-6
         )
     assert torch.equal(model.lm_head.weight, before)
-    assert optim.ema(model, tiny().schedule, asked.budget) is None
+    assert optim.weight_average(model, tiny().schedule, asked.budget) is None
 
 
 def test_an_average_of_nothing_yet_is_the_model(tiny):
     asked = tiny({"schedule.ema_half_life": 512})
     model = models.build(asked, 64)
     before = model.lm_head.weight.detach().clone()
-    with optim.judged(
-        model, torch.optim.SGD(model.parameters()), optim.ema(model, asked.schedule, asked.budget)
+    with optim.evaluation_weights(
+        model,
+        torch.optim.SGD(model.parameters()),
+        optim.weight_average(model, asked.schedule, asked.budget),
     ):
         assert torch.equal(model.lm_head.weight, before)
 
@@ -299,14 +299,14 @@ def test_schedule_free_is_judged_by_its_average(tiny):
     pytest.importorskip("schedulefree")
     asked = tiny({"optimizer.family": "schedulefree_adamw", "schedule.kind": "constant"})
     model = models.build(asked, 64)
-    opt = optim.optimizer(model, counting.planned(asked, 64), asked.optimizer)
+    opt = optim.optimizer(model, counting.plan_tensors(asked, 64), asked.optimizer)
     tokens = torch.arange(64).view(2, 32)
     for _ in range(3):
         model(tokens, tokens.flip(1)).sum().backward()
         opt.step()
     weight = model.lm_head.weight
     y, z = weight.detach().clone(), opt.state[weight]["z"]
-    with pytest.raises(KeyboardInterrupt), optim.judged(model, opt):
+    with pytest.raises(KeyboardInterrupt), optim.evaluation_weights(model, opt):
         torch.testing.assert_close(weight.detach(), (y - 0.1 * z) / 0.9)
         assert not torch.allclose(weight, y, rtol=0, atol=1e-5)
         raise KeyboardInterrupt
@@ -338,8 +338,8 @@ def test_a_table_is_torchs_lambda_of_its_steps():
 def test_a_table_that_is_none_is_refused(told, tiny):
     with pytest.raises(
         UserError,
-        match="schedule 'table' needs a multiplier for each of `shares`, which start at 0 and ascend",
+        match="schedule 'table' needs one multiplier for each of `shares`, which start at 0 and increase",
     ):
         tiny({"schedule": {"kind": "table", **told}})
-    with pytest.raises(UserError, match="is read by table alone, but got kind='wsd'"):
+    with pytest.raises(UserError, match="is read only by table, but got kind='wsd'"):
         tiny({"schedule.shares": [0]})

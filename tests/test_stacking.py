@@ -1,4 +1,4 @@
-"""Stacked training: a trial is to the bit what it is alone, whoever trains beside it, and what cannot stack is refused by name."""
+"""Stacked training: each trial is bitwise what it is alone; points that cannot stack are refused by name."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from scaletune.errors import UserError
 from scaletune.training import loop
 
 MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
-OWN = [  # what trials of a stack may have of their own
+OWN = [  # settings in which trials of a stack may differ
     {"lr": 2e-3},
     {
         "lr": 1e-2,
@@ -48,13 +48,13 @@ def both_ways(points, acc):
     """(records and curves by id) of the points trained as one model, and each by itself."""
     together = {
         trial.id: measured(trial, curve)
-        for trial, curve in training.stacked(points, ["main"] * len(points), acc)
+        for trial, curve in training.train_stack(points, ["main"] * len(points), acc)
     }
-    return together, [measured(*training.trial(point, "main", acc)) for point in points]
+    return together, [measured(*training.run_trial(point, "main", acc)) for point in points]
 
 
 def same_as_alone(points, acc):
-    """Train both ways; the records and curves must be the same. They, by id."""
+    """Trains both ways, requires equal records and curves, and returns them by id."""
     together, alone = both_ways(points, acc)
     assert together == {record["id"]: (record, curve) for record, curve in alone}
     return together
@@ -62,7 +62,7 @@ def same_as_alone(points, acc):
 
 @pytest.mark.parametrize("width", [32, 128])
 def test_a_stacked_trial_is_the_trial_alone(tiny, acc, width):
-    """Beside one that diverges, which leaves the stack."""
+    """With a trial that diverges and leaves the stack."""
     found = same_as_alone([tiny({"width": width} | own) for own in (*OWN, DIVERGES)], acc)
     statuses = [record["status"] for record, _ in found.values()]
     assert sorted(statuses) == ["diverged", *["done"] * len(OWN)]
@@ -188,11 +188,11 @@ def test_a_convolution_keeps_seeds_apart(tiny):
         )
         for k in (0, 1)
     ]
-    assert counted.unlike(*points) == ["seed"]
+    assert counted.differing_settings(*points) == ["seed"]
 
 
 def test_a_grouped_convolution_stacks_to_rounding(tiny, acc):
-    """Its sums are taken in another order than one trial's: the default leaves such trials alone."""
+    """A stack sums them in another order than one trial, so by default such trials do not stack."""
     model = {"family": "resnet", "width": 8, "stages": 2, "groups": 4} | IMAGES
     points = [
         tiny({"model": model, "data": DIGITS, "tokens": 8 * 32, "batch_tokens": 32, "lr": lr})
@@ -201,40 +201,40 @@ def test_a_grouped_convolution_stacks_to_rounding(tiny, acc):
     together, alone = both_ways(points, acc)
     for record, curve in alone:
         assert together[record["id"]][1] == pytest.approx(curve, rel=1e-5)
-    assert counted.size(points[0]) == 1
+    assert counted.stack_size(points[0]) == 1
 
 
-# --- who is left -----------------------------------------------------------------------------------------------------
+# --- runs that leave a stack -----------------------------------------------------------------------------------------------------
 
 
 def test_a_row_that_is_not_finite_touches_no_other(tiny, acc):
-    """Weights set to NaN in the middle: the other rows' go on bit by bit."""
+    """One row is set to NaN in the middle: the other rows stay bitwise the same."""
     points = [tiny(OWN[k]) for k in range(3)]
     corpus = data.load(points[0].data)
-    plain, hurt = ([loop.start(point, corpus, acc) for point in points] for _ in range(2))
+    plain, hurt = ([loop.start_run(point, corpus, acc) for point in points] for _ in range(2))
     for runs in (plain, hurt):
-        stack = training.stacking.Stack(runs)
+        stack = training.stacked_loop.Stack(runs)
         for step in range(6):
             if runs is hurt and step == 3:
                 runs[1].parameters[0].data.fill_(math.nan)
             stack.update()
     for k in (0, 2):
         assert all(map(torch.equal, plain[k].parameters, hurt[k].parameters))
-        assert torch.equal(torch.stack(plain[k].unread), torch.stack(hurt[k].unread))
+        assert torch.equal(torch.stack(plain[k].unread_losses), torch.stack(hurt[k].unread_losses))
     assert hurt[1].parameters[-1].isnan().all()
     acc.free_memory()
 
 
 def test_one_that_stops_is_told_at_once_and_leaves_the_stack(tiny, acc, monkeypatch):
-    sizes, made = [], training.stacking.Stack.__init__
+    sizes, made = [], training.stacked_loop.Stack.__init__
 
     def counting(stack, runs):
         sizes.append(len(runs))
         made(stack, runs)
 
-    monkeypatch.setattr(training.stacking.Stack, "__init__", counting)
+    monkeypatch.setattr(training.stacked_loop.Stack, "__init__", counting)
     told, points = [], [tiny(lr=2e-3), tiny(DIVERGES), tiny(lr=4e-3)]
-    for trial, _ in training.stacked(
+    for trial, _ in training.train_stack(
         points, ["a", "b", "c"], acc, lambda share: told.append(share)
     ):
         told.append((trial.sweep, trial.status))
@@ -245,20 +245,20 @@ def test_one_that_stops_is_told_at_once_and_leaves_the_stack(tiny, acc, monkeypa
 
 
 def test_a_stack_goes_on_from_checkpoints(tiny, acc, tmp_path):
-    """One trial was killed half way, the other never started: it catches up, and both end as undisturbed."""
+    """One trial was killed half way, the other never started: it catches up, and both end as if undisturbed."""
     settings = {"engine.checkpoint_every": 2, "engine.runs": str(tmp_path)}
     points = [tiny(settings | {"lr": lr}) for lr in (2e-3, 8e-3)]
     with pytest.raises(KeyboardInterrupt):
-        training.trial(
+        training.run_trial(
             points[0],
             "main",
             acc,
             lambda share: (_ for _ in ()).throw(KeyboardInterrupt) if share > 0.6 else None,
         )
-    whole = [training.trial(tiny(lr=lr), "main", acc) for lr in (2e-3, 8e-3)]
+    whole = [training.run_trial(tiny(lr=lr), "main", acc) for lr in (2e-3, 8e-3)]
     found = {
         trial.lr: (trial.loss, curve)
-        for trial, curve in training.stacked(points, ["main"] * 2, acc)
+        for trial, curve in training.train_stack(points, ["main"] * 2, acc)
     }
     assert found == {trial.lr: (trial.loss, curve) for trial, curve in whole}
 
@@ -266,19 +266,19 @@ def test_a_stack_goes_on_from_checkpoints(tiny, acc, tmp_path):
 def test_a_record_says_how_many_were_one_model_and_what_its_share_was(tiny, acc):
     trials = [
         trial
-        for trial, _ in training.stacked(
+        for trial, _ in training.train_stack(
             [tiny(lr=lr) for lr in (1e-3, 2e-3, 4e-3)], ["main"] * 3, acc
         )
     ]
     assert [trial.provenance["stack"] for trial in trials] == [3, 3, 3]
-    assert training.trial(tiny(), "main", acc)[0].provenance["stack"] == 1
+    assert training.run_trial(tiny(), "main", acc)[0].provenance["stack"] == 1
     for trial in trials:
         seconds = trial.metrics["seconds"]
         assert trial.seconds == pytest.approx(seconds["train"] + seconds["evaluate"], abs=2e-3)
         json.dumps(vars(trial), allow_nan=False)
 
 
-# --- who may ---------------------------------------------------------------------------------------------------------
+# --- which points can stack ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -292,11 +292,12 @@ def test_a_record_says_how_many_were_one_model_and_what_its_share_was(tiny, acc)
     ],
 )
 def test_points_that_cannot_stack_are_refused_by_what_they_differ_in(tiny, acc, settings, name):
-    assert counted.unlike(tiny(), tiny(settings)) == [name]
+    assert counted.differing_settings(tiny(), tiny(settings)) == [name]
     with pytest.raises(
-        UserError, match=rf"must have the same `{name}`, but got others: train them apart"
+        UserError,
+        match=rf"must have the same `{name}`, but these differ: train them in separate stacks",
     ):
-        list(training.stacked([tiny(), tiny(settings)], ["main"] * 2, acc))
+        list(training.train_stack([tiny(), tiny(settings)], ["main"] * 2, acc))
 
 
 @pytest.mark.parametrize(
@@ -304,24 +305,28 @@ def test_points_that_cannot_stack_are_refused_by_what_they_differ_in(tiny, acc, 
 )
 def test_a_trial_that_measures_or_penalises_its_own_trains_alone(tiny, acc, settings):
     recipe = tiny(settings)
-    assert counted.size(recipe) == 1 and counted.size(tiny(settings | {"engine.stack": 8})) == 1
-    with pytest.raises(UserError, match="a trial trains by itself with `"):
-        list(training.stacked([recipe, recipe], ["main"] * 2, acc))
+    assert (
+        counted.stack_size(recipe) == 1
+        and counted.stack_size(tiny(settings | {"engine.stack": 8})) == 1
+    )
+    with pytest.raises(UserError, match="a trial must train alone with `"):
+        list(training.train_stack([recipe, recipe], ["main"] * 2, acc))
 
 
 def test_a_bf16_multiplier_is_not_a_trials_own(tiny):
     """A tensor beside bf16 activations would make them float32."""
     bf16 = {"training.precision": "bf16"}
     other = tiny(bf16 | {"parametrization.logits_multiplier": 2.0})
-    assert counted.unlike(tiny(bf16), other) == ["parametrization.logits_multiplier"]
+    assert counted.differing_settings(tiny(bf16), other) == ["parametrization.logits_multiplier"]
 
 
 def test_the_size_of_a_stack_is_the_devices(tiny):
-    sizes = [counted.size(tiny(width=width)) for width in (32, 128, 256)]
+    sizes = [counted.stack_size(tiny(width=width)) for width in (32, 128, 256)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1 == sizes[-1]
-    assert counted.size(tiny({"engine.stack": 5})) == 5
+    assert counted.stack_size(tiny({"engine.stack": 5})) == 5
     assert (
-        counted.size(tiny(), 8e10) == 1 and counted.size(tiny({"engine.stack": 5}), 8e10) == 5
+        counted.stack_size(tiny(), 8e10) == 1
+        and counted.stack_size(tiny({"engine.stack": 5}), 8e10) == 5
     )  # on a GPU it must be asked for
 
 
@@ -329,7 +334,7 @@ def test_a_gpu_is_filled_as_far_as_its_time_and_memory_go(tiny):
     """Where a model of an H200 puts the gain: 64 trials of width 128 and 512 tokens in bf16, about one of width 512 and 4096 tokens."""
 
     def size(memory, **settings):
-        return counted.size(
+        return counted.stack_size(
             tiny({"engine.stack": "fill", "model.head_dim": 32, "data.seq_len": 64} | settings),
             memory,
         )
@@ -342,7 +347,7 @@ def test_a_gpu_is_filled_as_far_as_its_time_and_memory_go(tiny):
     assert size(1.4e11, **bf16, **small) == 64 and size(1.4e11, **large) == 1
     held = sum(counting.memory_bytes(tiny(small).model, 256, 512, 64).values())
     assert size(20 * held, **bf16, **small) == 10 and size(held, **bf16, **small) == 1
-    assert size(0, **small) == counted.size(tiny(small))  # a CPU has its own rule
+    assert size(0, **small) == counted.stack_size(tiny(small))  # a CPU has its own rule
     assert (
         size(1.4e11, **small, **{"optimizer.family": "sgd", "weight_decay": 0.0}) == 1
     )  # K optimizers, one after the other

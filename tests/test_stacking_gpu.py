@@ -1,4 +1,4 @@
-"""A stack's step as one launch: what is copied, kept and said, on a CPU with a recorder that runs the work again; and on a GPU itself."""
+"""The CUDA graph of a stack's step: on a CPU with a fake recorder that runs the step again, and on a GPU."""
 
 import json
 import subprocess
@@ -35,12 +35,12 @@ def found(points, acc):
     """{lr: (status, held-out loss, curve)}."""
     return {
         trial.lr: (trial.status, trial.loss, curve)
-        for trial, curve in training.stacked(points, ["a"] * len(points), acc)
+        for trial, curve in training.train_stack(points, ["a"] * len(points), acc)
     }
 
 
 class Again:
-    """Stands for CUDA's recorder: replaying is calling the work again, which reads what the recording read."""
+    """Replaces CUDA's recorder: a replay calls the step again, with the inputs of the recording."""
 
     def __init__(self):
         self.made, self.replays = 0, 0
@@ -65,19 +65,22 @@ def again(monkeypatch):
     recorder = Again()
     monkeypatch.setattr(fused_stack, "DEVICES", ("cpu",))
     monkeypatch.setattr(cuda_graph, "DEVICES", ("cpu",))
-    monkeypatch.setattr(cuda_graph, "apart", lambda work: work())
-    monkeypatch.setattr(cuda_graph, "recorded", recorder)
+    monkeypatch.setattr(cuda_graph, "run_on_side_stream", lambda work: work())
+    monkeypatch.setattr(cuda_graph, "record_graph", recorder)
     return recorder
 
 
 @pytest.mark.parametrize("settings", [{}, {"engine.accumulation": 2}], ids=str)
 def test_a_replayed_step_is_the_step(tiny, acc, monkeypatch, again, settings):
-    """Its batches, learning rates and losses; recorded again when one has left the stack."""
+    """Same batches, learning rates and losses; recorded again after a run leaves the stack."""
     points = asked(tiny, *OWN, DIVERGES, **settings)
     replayed = found(points, acc)
     assert again.made == 2 and replayed[3.0][0] == "diverged"
     left = len(replayed[3.0][2])  # steps of the first stack
-    assert again.replays == max(0, left - cuda_graph.WARM) + STEPS - left - cuda_graph.WARM
+    assert (
+        again.replays
+        == max(0, left - cuda_graph.WARMUP_CALLS) + STEPS - left - cuda_graph.WARMUP_CALLS
+    )
     monkeypatch.setattr(cuda_graph, "DEVICES", ())
     assert found(points, acc) == replayed
 
@@ -87,26 +90,27 @@ def test_steps_that_cannot_be_recorded_are_taken_one_kernel_at_a_time(
 ):
     def refuse(work):
         """Run it all but the update, as recording runs nothing: what it leaves in the gradients is no one's."""
-        move, stacks[1].move = stacks[1].move, lambda: None
+        move, stacks[1].fused_step = stacks[1].fused_step, lambda: None
         work()
-        stacks[1].move = move
+        stacks[1].fused_step = move
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
     points = asked(tiny, *OWN[:2])
     stacks = [
-        Stack([loop.start(point, data.load(point.data), acc) for point in points]) for _ in range(2)
+        Stack([loop.start_run(point, data.load(point.data), acc) for point in points])
+        for _ in range(2)
     ]
     for stack, recorder in zip(stacks, (again, refuse), strict=True):
-        monkeypatch.setattr(cuda_graph, "recorded", recorder)
+        monkeypatch.setattr(cuda_graph, "record_graph", recorder)
         for _ in range(6):
             stack.update()
     said = capsys.readouterr().err
     assert (
         said
-        == "stacked steps stay a kernel at a time, as CUDA refused to record them: CUDA error: operation not permitted when stream is capturing\n"
+        == "stacked training without a CUDA graph: CUDA could not record the step (CUDA error: operation not permitted when stream is capturing)\n"
     )
     for one, other in zip(*(stack.runs for stack in stacks), strict=True):
-        assert torch.equal(torch.stack(one.unread), torch.stack(other.unread))
+        assert torch.equal(torch.stack(one.unread_losses), torch.stack(other.unread_losses))
     acc.free_memory()
 
 
@@ -168,7 +172,7 @@ def assert_like(one, other, rel):
     ids=str,
 )
 def test_one_launch_trains_as_many(tiny, acc, monkeypatch, capsys, settings):
-    """Recorded, one update; eager, one update; eager, each trial's own: beside one that diverges and leaves."""
+    """CUDA graph and fused update, fused update only, and neither; one trial diverges and leaves."""
     points = asked(tiny, *OWN, DIVERGES, **settings)
     launched = on_gpu(points, acc, monkeypatch, one_update=True, one_launch=True)
     assert "refused to record" not in capsys.readouterr().err and launched[3.0][0] == "diverged"
@@ -181,9 +185,9 @@ def test_one_launch_trains_as_many(tiny, acc, monkeypatch, capsys, settings):
 
 READS_BACK = """
 import torch
-from scaletune.training.graphing import Replayed
+from scaletune.training.cuda_graph import GraphedStep
 x = torch.arange(3.0, device="cuda")
-step, work = Replayed(), lambda parts: parts[0][0] * float(parts[0][1].sum())
+step, work = GraphedStep(), lambda parts: parts[0][0] * float(parts[0][1].sum())
 print([step(work, [(x, x + i)]).tolist() for i in range(6)])
 """
 
@@ -191,12 +195,12 @@ print([step(work, [(x, x + i)]).tolist() for i in range(6)])
 @pytest.mark.gpu
 @no_gpu
 def test_cuda_refuses_a_step_that_reads_back_and_it_is_taken_all_the_same():
-    """In a process of its own, lest a refusal leave anything behind."""
+    """In a separate process, because a failed recording may leave CUDA in a bad state."""
     done = subprocess.run(
         [sys.executable, "-c", READS_BACK], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == [[0.0, 3.0 + 3 * i, 6.0 + 6 * i] for i in range(6)]
-    assert "refused to record them" in done.stderr
+    assert "could not record the step" in done.stderr
 
 
 @pytest.mark.gpu
@@ -210,6 +214,6 @@ def test_a_gpu_stack_goes_on_from_its_checkpoints(tiny, acc, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(training.stacked(points, ["a"] * 3, acc, stop))
+        list(training.train_stack(points, ["a"] * 3, acc, stop))
     resumed = found(points, acc)
     assert_like(resumed, found(asked(tiny, *OWN), acc), 1e-5)

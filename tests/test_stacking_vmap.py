@@ -1,4 +1,4 @@
-"""User modules as a stack: each as it is alone, and a refusal of vmap's said as one."""
+"""Stacks of user modules: each trial equals the module alone; errors of vmap become user errors."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from scaletune.training.vmap_stack import VmapStack
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:There is a performance drop"
-)  # of CPU attention, which vmap has no rule for
+)  # vmap has no rule for CPU attention
 
 
 class Net(nn.Module):
@@ -69,7 +69,7 @@ def test_a_stack_trains_each_module_as_it_would_alone():
 def test_what_vmap_refuses_is_said():
     with pytest.raises(
         UserError,
-        match=r"a Peeking cannot stack, as vmap refuses it \(.*\): train its trials apart",
+        match=r"a Peeking cannot be stacked, because vmap does not support it \(.*\): train its trials alone",
     ):
         VmapStack([Peeking(0), Peeking(1)])(*batch())
 
@@ -109,10 +109,10 @@ def test_tied_weights_stay_tied_and_frozen_ones_frozen():
     [
         (
             lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 4)),
-            "a ParametrizedLinear cannot stack, .*of the same class",
+            "a ParametrizedLinear cannot be stacked, .*of the same class",
         ),
-        (lambda: nn.ReLU(), "a ReLU cannot stack, .*at least one Tensor"),
-        (lambda: Numpy(16, 4), "a Numpy cannot stack, .*doesn't have storage"),
+        (lambda: nn.ReLU(), "a ReLU cannot be stacked, .*at least one Tensor"),
+        (lambda: Numpy(16, 4), "a Numpy cannot be stacked, .*doesn't have storage"),
     ],
 )
 def test_what_torch_says_in_other_words_is_a_refusal_too(make, said):
@@ -130,9 +130,9 @@ def test_modules_that_differ_are_refused():
         UserError, match=r"the same shapes, but `inner.out.weight` is \(5, 16\) and \(5, 32\)"
     ):
         VmapStack([Net(0), Net(1, width=32)])
-    with pytest.raises(UserError, match="of one kind, but got Net, Peeking"):
+    with pytest.raises(UserError, match="of one class, but got Net, Peeking"):
         VmapStack([Net(0), Peeking(1)])
-    with pytest.raises(UserError, match="of one kind, but got none"):
+    with pytest.raises(UserError, match="of one class, but got no module"):
         VmapStack([])
 
 

@@ -1,4 +1,4 @@
-"""One trial: deterministic to the bit, a divergence is a record, and what it cost is on record too."""
+"""Training one trial: bitwise deterministic; a divergence is recorded, and so is the cost."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from scaletune import counting, data, models, optim, training
 from scaletune.errors import UserError
-from scaletune.recipe import identity
+from scaletune.recipe import trial_id
 from scaletune.training import loop
 
 
@@ -27,7 +27,7 @@ def acc():
 
 
 def trained(recipe, acc):
-    return training.trial(recipe, "main", acc)
+    return training.run_trial(recipe, "main", acc)
 
 
 def test_a_trial_learns_and_says_what_it_was(tiny, acc):
@@ -40,7 +40,7 @@ def test_a_trial_learns_and_says_what_it_was(tiny, acc):
     )  # nats: 5.1 a word of 5.5 letters, and eleven letters
     assert curve[0] == pytest.approx(math.log(256), rel=0.02) and len(curve) == 30
     assert trial.train_loss == pytest.approx(sum(curve[-3:]) / 3)
-    assert (trial.id, trial.sweep) == (identity(recipe, corpus.digest), "main")
+    assert (trial.id, trial.sweep) == (trial_id(recipe, corpus.digest), "main")
     assert (
         trial.width,
         trial.depth,
@@ -66,7 +66,7 @@ def test_a_trial_learns_and_says_what_it_was(tiny, acc):
 AGAIN = """
 import json, sys
 from scaletune import recipe, training
-trial, curve = training.trial(recipe.validated(json.loads(sys.argv[1]), "again"), "main", training.accelerator())
+trial, curve = training.run_trial(recipe.validate_recipe(json.loads(sys.argv[1]), "again"), "main", training.accelerator())
 print(json.dumps([trial.id, trial.loss, curve]))
 """
 
@@ -75,7 +75,7 @@ def test_a_fresh_process_trains_the_same_bits(tiny, acc):
     recipe = tiny(width=64)
     here, curve = trained(recipe, acc)
     trained(tiny(seed=1), acc)
-    assert trained(recipe, acc)[1] == curve  # another trial in between leaves no trace
+    assert trained(recipe, acc)[1] == curve  # a trial in between has no effect
     command = [sys.executable, "-W", "error", "-c", AGAIN, json.dumps(recipe.model_dump())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [here.id, here.loss, curve]
@@ -108,7 +108,7 @@ def test_a_divergence_is_a_record(tiny, acc, lr):
 
 
 def test_a_divergence_of_the_last_step_is_one_too(tiny, acc):
-    """One step is no training loss after it: the held-out loss is the first to see it."""
+    """No training loss follows the last step, so the held-out loss shows the divergence."""
     settings = {"tokens": 256, "lr": 1e3, "schedule.kind": "constant", "schedule.warmup": 0.0}
     trial, curve = trained(tiny(settings), acc)
     assert (trial.status, trial.loss, len(curve)) == ("diverged", None, 1)
@@ -134,10 +134,10 @@ def test_a_loss_that_is_bad_from_the_start_names_what_may_be_wrong(tiny, acc, st
     "settings", [{}, {"lr": 1e3, "schedule.kind": "constant"}, {"engine.evaluate_at": [0.5]}]
 )
 def test_looking_at_the_losses_late_changes_nothing(tiny, acc, monkeypatch, settings):
-    """On a GPU they are fetched many at a time: a divergence is seen late, and recorded where it was."""
+    """As on a GPU, where several losses are read at a time: the record has the diverged step."""
     recipe = tiny(settings)
     early, curve = trained(recipe, acc)
-    monkeypatch.setattr(loop, "LOOK", {"cpu": 5})
+    monkeypatch.setattr(loop, "READ_EVERY", {"cpu": 5})
     late, same = trained(recipe, acc)
     assert same == curve and (late.message, late.loss, late.train_loss) == (
         early.message,
@@ -172,7 +172,7 @@ def test_a_trial_says_where_time_and_memory_went(tiny, acc):
 
 
 def test_memory_is_each_trials_own(acc, tiny):
-    """A large trial first: the small one after it must not report the large one's peak."""
+    """A small trial after a large one must not report the peak of the large one."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this kernel does not let a process forget its peak")
     small = tiny()
@@ -197,7 +197,7 @@ def test_a_process_does_not_grow_with_its_trials(acc, tiny):
 def test_the_guard_looks_at_the_start_after_warmup_and_at_the_end(
     tiny, acc, monkeypatch, warmup, steps
 ):
-    """And changes nothing of the trial."""
+    """The guard does not change the trial."""
     recipe, asked = tiny({"width": 64, "schedule.warmup": warmup, "schedule.decay": 0.0}), []
     expected = trained(recipe, acc)
     monkeypatch.setattr(optim, "guard", lambda opt, plan, when: asked.append(when))
@@ -210,29 +210,29 @@ def test_the_guard_looks_at_the_start_after_warmup_and_at_the_end(
 def test_a_schedule_that_writes_absolute_values_is_stopped(
     tiny, acc, monkeypatch, from_share, step
 ):
-    sound = optim.set_share
+    sound = optim.set_learning_rates
 
     def absolute(opt, schedule, share, warmed):
         sound(opt, schedule, share, warmed)
         for group in opt.param_groups if share > from_share else ():
             group["lr"] = 1e-3
 
-    monkeypatch.setattr(optim, "set_share", absolute)
+    monkeypatch.setattr(optim, "set_learning_rates", absolute)
     with pytest.raises(
         UserError,
-        match=rf"at step {step} of 8 the group of .* has 1 times the lr of .*, where the plan has 0.5",
+        match=rf"at step {step} of 8 the group of .* has 1 times the lr of .*, but 0.5 times in the plan",
     ):
         trained(tiny(width=64), acc)
 
 
 def test_progress_ends_at_one(tiny, acc):
     shares = []
-    training.trial(tiny(), "main", acc, shares.append)
+    training.run_trial(tiny(), "main", acc, shares.append)
     assert shares == pytest.approx([step / 8 for step in range(1, 9)])
 
 
 def test_nothing_of_a_trial_is_kept(tiny, acc, monkeypatch):
-    """A worker trains hundreds; Accelerate keeps what it prepared."""
+    """A worker trains hundreds of trials, and Accelerate keeps every prepared model."""
     built, build = [], models.build
 
     def watched(*arguments):
@@ -267,7 +267,7 @@ def test_held_out_loss_is_over_the_same_windows_for_every_trial(tiny, acc, token
         seen.append(torch.cat(model.seen))
         assert loss == pytest.approx(
             float(seen[-1].double().mean()), rel=1e-12
-        )  # parts of unequal size weigh as they should
+        )  # passes of unequal size have the right weight
     assert torch.equal(*seen) and seen[0].shape[1] == 32
     assert seen[0].numel() <= max(tokens, 32)
 
@@ -279,7 +279,7 @@ def test_more_or_fewer_processes_than_asked_are_refused(tiny):
     recipe = tiny({"engine.processes": 2})
     with pytest.raises(
         UserError,
-        match=r"`engine\.processes` must be how many there are, but got 2 and there are 1",
+        match=r"`engine\.processes` must be the number of processes that run, but got 2 and 1 run",
     ):
         training.train(recipe, data.load(recipe.data), One())
 
@@ -301,7 +301,7 @@ def test_fewer_gpus_than_processes_are_refused(tiny, monkeypatch):
     with pytest.raises(
         UserError, match="`processes <= GPUs` must hold, but got 2 processes and 1 GPUs"
     ):
-        training.launched(tiny({"engine.processes": 2}), "main")
+        training.launch_trial(tiny({"engine.processes": 2}), "main")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(UserError, match="got 4 processes and 1 GPUs"):
         training.accelerator()

@@ -1,4 +1,4 @@
-"""A trial stopped anywhere goes on to the same bits, and a damaged checkpoint costs no more than the steps since the one before."""
+"""Checkpoints: a stopped trial continues bitwise, and a damaged checkpoint is replaced by the previous one."""
 
 import json
 import os
@@ -39,14 +39,14 @@ from scaletune import recipe, training
 content, kinds, stops, folder = json.loads(sys.argv[1])
 
 def run(settings, stop):
-    point = recipe.with_settings(recipe.validated(content, "killed"), settings)
+    point = recipe.with_settings(recipe.validate_recipe(content, "killed"), settings)
     taken = 0
     def progress(share):
         nonlocal taken
         taken += 1
         if taken == stop:
             os.kill(os.getpid(), signal.SIGKILL)
-    training.trial(point, "main", training.accelerator(), progress)
+    training.run_trial(point, "main", training.accelerator(), progress)
 
 for kind, settings in kinds.items():
     for stop in stops:
@@ -64,7 +64,7 @@ def asked(tiny, folder, **settings):
 
 
 def trained(recipe):
-    trial, curve = training.trial(recipe, "main", training.accelerator())
+    trial, curve = training.run_trial(recipe, "main", training.accelerator())
     return {
         "id": trial.id,
         "loss": trial.loss,
@@ -75,7 +75,7 @@ def trained(recipe):
 
 
 def files(recipe, name="checkpoint.pt"):
-    """Of the only trial in a folder of runs."""
+    """The checkpoint of the only trial in a folder of runs."""
     (trial,) = os.listdir(recipe.engine.runs)
     return f"{recipe.engine.runs}/{trial}/{name}"
 
@@ -101,13 +101,13 @@ def test_a_killed_trial_goes_on_to_the_same_bits(
 ):
     recipe = asked(tiny, killed / f"{kind}-{stop}", **KINDS[kind])
     assert os.path.exists(files(recipe)) == (stop >= EVERY)
-    restored, put_back = [], checkpoints.put_back
+    restored, put_back = [], checkpoints.load_state
 
     def watched(run, content):
         put_back(run, content)
         restored.append(run.step)
 
-    monkeypatch.setattr(checkpoints, "put_back", watched)
+    monkeypatch.setattr(checkpoints, "load_state", watched)
     assert trained(recipe) == undisturbed[kind]
     assert restored == ([8 if stop == 8 else stop // EVERY * EVERY] if stop >= EVERY else [])
 
@@ -135,7 +135,7 @@ def overwritten(path):
 
 
 def flipped(path):
-    """One bit, in the middle of the weights."""
+    """Flips one bit in the middle of the weights."""
     with open(path, "r+b") as file:
         file.seek(os.path.getsize(path) // 2)
         byte = file.read(1)[0]
@@ -167,7 +167,7 @@ def test_with_both_damaged_nothing_is_overwritten(stopped):
     sizes = os.path.getsize(path), os.path.getsize(previous)
     with pytest.raises(
         UserError,
-        match=r"a checkpoint must be one we wrote, whole, but .* is not: remove it to train from the start",
+        match=r"a checkpoint must be a complete file written by scaletune, but .* is not: delete it to train from the start",
     ):
         trained(recipe)
     assert sizes == (os.path.getsize(path), os.path.getsize(previous))
@@ -180,7 +180,8 @@ def test_a_checkpoint_of_another_recipe_is_refused(stopped):
     (moved,) = set(os.listdir(recipe.engine.runs)) - {os.path.basename(os.path.dirname(path))}
     shutil.copy(path, f"{recipe.engine.runs}/{moved}/checkpoint.pt")
     with pytest.raises(
-        UserError, match=r"a checkpoint must be of the trial it lies with, .*, but `.*` is of "
+        UserError,
+        match=r"a checkpoint in the folder of trial .* must be of that trial, but `.*` is of ",
     ):
         trained(other)
 
@@ -192,7 +193,7 @@ def test_a_crash_while_writing_leaves_the_last_checkpoint(tiny, tmp_path, monkey
         calls.append(source)
         if (
             len(calls) == 3
-        ):  # first checkpoint: 1; second: the first is moved away (2), and it should come (3)
+        ):  # calls of os.replace: 1 for the first checkpoint, 2 and 3 for the second
             raise KeyboardInterrupt
         replace(source, target)
 
@@ -210,7 +211,7 @@ def test_a_checkpoint_holds_tensors_and_plain_values(stopped):
 
 
 class Planted:
-    """What unpickles into a call."""
+    """An object whose unpickling calls a function."""
 
     def __init__(self, path):
         self.path = path
@@ -230,5 +231,5 @@ def test_a_checkpoint_that_would_run_code_is_left_unread(stopped, tmp_path, undi
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tiny, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"`engine\.runs` must be a folder to write to, but "):
+    with pytest.raises(UserError, match=r"`engine\.runs` must be a writable folder, but "):
         trained(asked(tiny, tmp_path / "file" / "runs"))

@@ -1,4 +1,4 @@
-"""Every optimizer family through the trainer: it trains, a stopped trial goes on to the same bits, averages and warmup are the recipe's."""
+"""Every optimizer family in the training loop: it trains, continues bitwise from a checkpoint, and follows the recipe."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from test_optim_families import PACKAGES
 from torch.nn import functional as F
 
 from scaletune import data, models, optim, training
-from scaletune.counting import planned
-from scaletune.recipe import LR_FREE, READS
+from scaletune.counting import plan_tensors
+from scaletune.recipe import LR_FREE, OPTIMIZER_SETTINGS
 
 EVERY, STOP = 3, 5  # steps
 
@@ -31,7 +31,7 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("family", READS)
+@pytest.mark.parametrize("family", OPTIMIZER_SETTINGS)
 def test_a_stopped_trial_goes_on_to_the_same_bits(tiny, acc, tmp_path, family):
     """Statistics, averages, estimates and step counts of the family are all in the checkpoint."""
     pytest.importorskip(PACKAGES.get(family, "torch"))
@@ -42,10 +42,10 @@ def test_a_stopped_trial_goes_on_to_the_same_bits(tiny, acc, tmp_path, family):
             raise Stopped
 
     with pytest.raises(Stopped):
-        training.trial(recipe, "main", acc, stop)
+        training.run_trial(recipe, "main", acc, stop)
     seen = []
-    again, curve = training.trial(recipe, "main", acc, seen.append)
-    alone, expected = training.trial(tiny(asked(family)), "main", acc)
+    again, curve = training.run_trial(recipe, "main", acc, seen.append)
+    alone, expected = training.run_trial(tiny(asked(family)), "main", acc)
     assert seen[0] == (EVERY + 1) / recipe.budget.steps  # from the checkpoint on
     assert (again.status, again.loss, curve) == (
         "done",
@@ -56,19 +56,19 @@ def test_a_stopped_trial_goes_on_to_the_same_bits(tiny, acc, tmp_path, family):
 
 
 def test_schedule_free_is_judged_at_its_average(tiny, acc):
-    """By hand with its authors' package: the held-out loss in its evaluation mode, which is not that of the weights in training."""
+    """Against a loop with the authors' package: the held-out loss is that of its evaluation mode."""
     schedulefree = pytest.importorskip("schedulefree")
     recipe = tiny(asked("schedulefree_adamw"))
-    trial, _ = training.trial(recipe, "main", acc)
+    trial, _ = training.run_trial(recipe, "main", acc)
     corpus, model = data.load(recipe.data), models.build(recipe, 256)
     groups = [
         {key: value for key, value in group.items() if key != "family"}
-        for group in optim.groups(model, planned(recipe, 256))
+        for group in optim.groups(model, plan_tensors(recipe, 256))
     ]
     opt = schedulefree.AdamWScheduleFree(groups, betas=(0.9, 0.95))
     opt.train()
     for step in range(recipe.budget.steps):
-        optim.set_share(opt, recipe.schedule, (step + 0.5) / recipe.budget.steps)
+        optim.set_learning_rates(opt, recipe.schedule, (step + 0.5) / recipe.budget.steps)
         model(*map(torch.from_numpy, corpus.batch(0, step, 8, 32))).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)
         opt.step()
@@ -88,7 +88,8 @@ def test_schedule_free_is_judged_at_its_average(tiny, acc):
 
 def test_warmup_in_tokens_is_its_share_of_them(tiny, acc):
     one, two, other = (
-        training.trial(tiny({f"schedule.{name}": value}), "main", acc)[1] for name, value in WARMUPS
+        training.run_trial(tiny({f"schedule.{name}": value}), "main", acc)[1]
+        for name, value in WARMUPS
     )
     assert one == two != other
 

@@ -1,4 +1,4 @@
-"""What the loop is made of, each part against plain PyTorch, a closed form, or a reader that is not ours."""
+"""The parts of the training loop, each against plain PyTorch, a closed form or an independent reader."""
 
 import json
 import math
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from scaletune import counting, data, models, optim, training
 from scaletune.errors import UserError
-from scaletune.training import gradients, lr_range_test
+from scaletune.training import gradients
+from scaletune.training.lr_range_test import summarize
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,10 @@ def by_hand(recipe):
     """(training losses, held-out loss) of a loop in plain PyTorch, z-loss and averaged weights written out."""
     corpus, settings = data.load(recipe.data), recipe.training
     model = models.build(recipe, 256)
-    opt = optim.optimizer(model, counting.planned(recipe, 256), recipe.optimizer)
+    opt = optim.optimizer(model, counting.plan_tensors(recipe, 256), recipe.optimizer)
     rows, steps, curve, averages = recipe.budget.batch_tokens // 32, recipe.budget.steps, [], None
     for step in range(steps):
-        optim.set_share(opt, recipe.schedule, (step + 0.5) / steps)
+        optim.set_learning_rates(opt, recipe.schedule, (step + 0.5) / steps)
         inputs, targets = map(torch.from_numpy, corpus.batch(recipe.seed, step, rows, 32))
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             logits = model(inputs)[0].float()
@@ -66,7 +67,7 @@ def by_hand(recipe):
 )
 def test_a_trial_is_what_a_loop_by_hand_trains(tiny, acc, settings):
     recipe = tiny({"width": 64} | settings)
-    trial, curve = training.trial(recipe, "main", acc)
+    trial, curve = training.run_trial(recipe, "main", acc)
     losses, held_out = by_hand(recipe)
     assert curve == pytest.approx(
         losses, rel=1e-5 if settings.get("training.precision") != "bf16" else 2e-4
@@ -74,14 +75,14 @@ def test_a_trial_is_what_a_loop_by_hand_trains(tiny, acc, settings):
     assert trial.loss == pytest.approx(
         held_out, rel=1e-5 if settings.get("training.precision") != "bf16" else 2e-4
     )
-    plain, without = training.trial(tiny(width=64), "main", acc)
+    plain, without = training.run_trial(tiny(width=64), "main", acc)
     assert (trial.id == plain.id) == (
         not settings
     )  # what changes the result is part of the identity
     assert (trial.loss == plain.loss) == (not settings)
     assert curve[0] == pytest.approx(
         without[0], rel=1e-3 if settings.get("training.precision") else 1e-12
-    )  # a z-loss is not in what is told
+    )  # the reported loss excludes the z-loss
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_how_a_trial_runs_is_no_part_of_its_identity(tiny, engine):
 
 def test_z_loss_is_refused_where_there_is_no_readout_of_tokens():
     with pytest.raises(
-        UserError, match=r"`training\.z_loss` is for language models, but got a Linear"
+        UserError, match=r"`training\.z_loss` needs a language model, but got a Linear"
     ):
         gradients.ZLoss(torch.nn.Linear(2, 2), 1e-4)
 
@@ -107,11 +108,11 @@ def test_z_loss_is_refused_where_there_is_no_readout_of_tokens():
 def test_a_compiled_trial_is_the_same(tiny, acc, monkeypatch):
     """Through the graph capture and autograd of the compiler, not its code generation, which takes a minute."""
     settings = {"training.z_loss": 1e-3, "engine.accumulation": 2, "model.depth": 1}
-    plain, curve = training.trial(tiny(settings), "main", acc)
+    plain, curve = training.run_trial(tiny(settings), "main", acc)
     monkeypatch.setattr(
         torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True)
     )
-    trial, same = training.trial(tiny(settings | {"engine.compile": True}), "main", acc)
+    trial, same = training.run_trial(tiny(settings | {"engine.compile": True}), "main", acc)
     assert trial.id == plain.id and same == pytest.approx(curve, rel=1e-6)
     assert trial.metrics["seconds"]["compile"] > trial.metrics["seconds"]["train"] > 0
 
@@ -119,7 +120,7 @@ def test_a_compiled_trial_is_the_same(tiny, acc, monkeypatch):
 def test_compiling_without_a_compiler_is_refused(tiny, acc, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"`engine\.compile` needs a C\+\+ compiler"):
-        training.trial(tiny({"engine.compile": True}), "main", acc)
+        training.run_trial(tiny({"engine.compile": True}), "main", acc)
 
 
 # --- noise -----------------------------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ def test_compiling_without_a_compiler_is_refused(tiny, acc, monkeypatch):
 def test_noise_of_rows_is_their_gradients_sample_covariance(tiny, acc):
     """Batches of one row: tr(Sigma) is the sample variance, |G|**2 the squared mean less a row's share of it."""
     recipe = tiny({"width": 64, "tokens": 256, "engine.accumulation": 8, "engine.noise_every": 1})
-    found = training.trial(recipe, "main", acc)[0].metrics["noise"]
+    found = training.run_trial(recipe, "main", acc)[0].metrics["noise"]
     corpus, model, grads = data.load(recipe.data), models.build(recipe, 256), []
     for inputs, targets in zip(*map(torch.from_numpy, corpus.batch(0, 0, 8, 32)), strict=True):
         loss = F.cross_entropy(model(inputs[None])[0, 0], targets)
@@ -146,8 +147,8 @@ def test_noise_of_rows_is_their_gradients_sample_covariance(tiny, acc):
 
 
 def test_measuring_the_noise_changes_nothing(tiny, acc):
-    plain, curve = training.trial(tiny({"engine.accumulation": 4}), "main", acc)
-    trial, same = training.trial(
+    plain, curve = training.run_trial(tiny({"engine.accumulation": 4}), "main", acc)
+    trial, same = training.run_trial(
         tiny({"engine.accumulation": 4, "engine.noise_every": 2}), "main", acc
     )
     assert (trial.loss, same, trial.id) == (plain.loss, curve, plain.id) and plain.metrics[
@@ -158,7 +159,7 @@ def test_measuring_the_noise_changes_nothing(tiny, acc):
 @pytest.mark.parametrize(("small_rows", "big_rows"), [(1, 8), (4, 16), (8, 16)])
 def test_noise_is_estimated_without_bias(small_rows, big_rows):
     """Drawn gradients of known mean and covariance: the averages meet them within their sampling error."""
-    drawn, noise = np.random.default_rng(0), training.Noise()
+    drawn, noise = np.random.default_rng(0), training.GradientNoise()
     mean, deviation = np.linspace(-1, 1, 10), np.linspace(0.5, 3, 10)
     found = []
     for _ in range(400):
@@ -176,7 +177,7 @@ def test_noise_is_estimated_without_bias(small_rows, big_rows):
 
 
 def test_noise_that_hides_the_gradient_has_no_critical_batch():
-    noise = training.Noise()
+    noise = training.GradientNoise()
     noise.add(8.0, 0.5, 1, 8)  # |G|**2 = (8 * 0.5 - 8) / 7
     assert noise.metrics(64) == {
         "squared_gradient": pytest.approx(-4 / 7),
@@ -192,7 +193,7 @@ def test_noise_of_a_divergence_is_what_it_was_before(tiny, acc):
         "engine.accumulation": 4,
         "engine.noise_every": 1,
     }
-    trial, curve = training.trial(tiny(settings), "main", acc)
+    trial, curve = training.run_trial(tiny(settings), "main", acc)
     assert trial.status == "diverged" and not math.isfinite(curve[-1])
     json.dumps(vars(trial), allow_nan=False)
 
@@ -200,7 +201,7 @@ def test_noise_of_a_divergence_is_what_it_was_before(tiny, acc):
 def test_noise_needs_two_batches_to_compare(tiny):
     with pytest.raises(
         UserError,
-        match=r"`processes \* accumulation >= 2` must hold for a gradient-noise scale .* processes=1, accumulation=1",
+        match=r"`processes \* accumulation >= 2` must hold for a gradient noise scale .* processes=1, accumulation=1",
     ):
         tiny({"engine.noise_every": 1})
 
@@ -238,7 +239,7 @@ def test_tensorboard_gets_every_loss(tiny, acc, tmp_path):
             "engine.evaluate_at": [0.5],
         }
     )
-    trial, curve = training.trial(recipe, "main", acc)
+    trial, curve = training.run_trial(recipe, "main", acc)
     found = scalars(tmp_path / trial.id, proto.Event)
     assert found["train/loss"] == [
         (step, pytest.approx(loss, rel=1e-6)) for step, loss in enumerate(curve)
@@ -256,7 +257,7 @@ def test_wandb_writes_a_run_without_a_network(tiny, acc, tmp_path, monkeypatch):
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     recipe = tiny({"engine.trackers": ["wandb"], "engine.runs": str(tmp_path)})
-    trial, curve = training.trial(recipe, "main", acc)
+    trial, curve = training.run_trial(recipe, "main", acc)
     (run,) = (tmp_path / trial.id).rglob("*.wandb")
     content = run.read_bytes()
     assert (
@@ -278,16 +279,16 @@ def test_a_tracker_that_is_not_installed_is_one_clear_line(
     recipe = tiny({"engine.trackers": [tracker], "engine.runs": str(tmp_path)})
     with pytest.raises(
         UserError,
-        match=rf"tracker '{tracker}' needs a package that is not installed .*: pip install 'scaletune\[track\]'",
+        match=rf"tracker '{tracker}' needs the package `.*`, but it is not installed: pip install 'scaletune\[track\]'",
     ):
-        training.trial(recipe, "main", acc)
+        training.run_trial(recipe, "main", acc)
 
 
-# --- the range test --------------------------------------------------------------------------------------------------
+# --- lr range test --------------------------------------------------------------------------------------------------
 
 
 def test_the_range_test_finds_what_trains(tiny, acc):
-    """The suggested rate trains, one at the low end hardly moves, one where the ramp diverged ends worse than the suggestion."""
+    """The suggested lr trains; the lowest hardly trains; the lr of the divergence ends worse."""
     recipe = tiny(
         {"width": 64, "schedule.kind": "constant", "schedule.warmup": 0.0, "tokens": 256 * 20}
     )
@@ -305,7 +306,7 @@ def test_the_range_test_finds_what_trains(tiny, acc):
         <= 30.0
     )
     low, best, high = (
-        training.trial(
+        training.run_trial(
             tiny(
                 {
                     "width": 64,
@@ -324,8 +325,8 @@ def test_the_range_test_finds_what_trains(tiny, acc):
 
 
 def test_a_ramp_starts_as_a_trial_does(tiny, acc):
-    """Its first step is a trial's at that learning rate: weights, batch and loss."""
-    _, curve = training.trial(
+    """The first step equals that of a trial at that learning rate: weights, batch and loss."""
+    _, curve = training.run_trial(
         tiny({"lr": 1e-3, "schedule.kind": "constant", "schedule.warmup": 0.0}), "main", acc
     )
     ramp = training.lr_range_test(tiny({"schedule.kind": "cosine"}), 1e-3, 1.0001e-3, 10, acc)[
@@ -333,7 +334,7 @@ def test_a_ramp_starts_as_a_trial_does(tiny, acc):
     ]
     assert [row["loss"] for row in ramp[:8]] == pytest.approx(
         curve, rel=1e-5
-    )  # a ramp that hardly rises is that trial
+    )  # an almost constant lr gives that trial
 
 
 def test_a_range_test_is_read_as_numpy_would():
@@ -344,7 +345,7 @@ def test_a_range_test_is_read_as_numpy_would():
     )
     weights = 0.9 ** np.arange(80)[::-1]
     smooth = [np.average(losses[: i + 1], weights=weights[-i - 1 :]) for i in range(80)]
-    found = lr_range_test.summary(lrs.tolist(), losses.tolist())
+    found = summarize(lrs.tolist(), losses.tolist())
     assert [row["smooth"] for row in found["records"]] == pytest.approx(smooth, rel=1e-12)
     lowest = int(np.argmin(smooth))
     assert (
@@ -364,7 +365,7 @@ def test_a_range_test_is_read_as_numpy_would():
     ],
 )
 def test_a_range_test_says_where_it_diverged(losses, diverged):
-    found = lr_range_test.summary([1.0, 2.0, 3.0, 4.0][: len(losses)], losses, 11.0)
+    found = summarize([1.0, 2.0, 3.0, 4.0][: len(losses)], losses, 11.0)
     assert found["diverged_at"] == diverged
     assert (found["suggestion"] is None) == (min(losses) == losses[0])
     json.dumps(found, allow_nan=False)
@@ -384,8 +385,8 @@ def test_a_range_that_is_none_is_refused(tiny, acc, low, high, steps):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_bf16_and_compile_train_on_a_gpu(tiny):
-    plain, curve = training.trial(tiny(width=64), "main", training.accelerator())
-    trial, fast = training.trial(
+    plain, curve = training.run_trial(tiny(width=64), "main", training.accelerator())
+    trial, fast = training.run_trial(
         tiny({"width": 64, "training.precision": "bf16", "engine.compile": True}),
         "main",
         training.accelerator(),

@@ -1,4 +1,4 @@
-"""The same trial over processes and micro-batches: the same global batches, the same curve, the same noise."""
+"""A trial over processes and micro-batches has the same global batches, curve and noise."""
 
 import json
 import os
@@ -34,8 +34,8 @@ def watched(model, tokens, targets):
 models.Transformer.forward = watched
 for settings in asked["settings"]:
     rows = []
-    point = recipe.with_settings(recipe.validated(asked["recipe"], "pair"), settings)
-    trial, curve = training.trial(point, "main", acc)
+    point = recipe.with_settings(recipe.validate_recipe(asked["recipe"], "pair"), settings)
+    trial, curve = training.run_trial(point, "main", acc)
     said.append({"id": trial.id, "loss": trial.loss, "curve": curve, "rows": rows, "noise": trial.metrics["noise"]})
     if point.engine.checkpoint_every:
         acc.wait_for_everyone()
@@ -43,7 +43,7 @@ for settings in asked["settings"]:
             os.remove(f"{point.engine.runs}/{trial.id}/checkpoint.pt")  # as if killed before the last one
         acc.wait_for_everyone()
         rows = []
-        said[-1]["again"], said[-1]["steps"] = training.trial(point, "main", acc)[1], len(rows)
+        said[-1]["again"], said[-1]["steps"] = training.run_trial(point, "main", acc)[1], len(rows)
 with open(f"{out}/rank{acc.process_index}.json", "w") as file:
     json.dump(said, file)
 torch.distributed.destroy_process_group()
@@ -56,7 +56,7 @@ def settings(processes, accumulation, **more):
 
 @pytest.fixture(scope="module")
 def pair(tiny, tmp_path_factory):
-    """What both ranks of a real two-process run said, for each of WAYS, then with the noise measured row by row."""
+    """The output of both ranks of a two-process run, for each of WAYS and with noise per row."""
     out = tmp_path_factory.mktemp("pair")
     (out / "pair.py").write_text(PAIR)
     ways = [settings(2, way, **{"training.z_loss": 1e-3} if way == 2 else {}) for way in WAYS] + [
@@ -83,9 +83,9 @@ def pair(tiny, tmp_path_factory):
 @pytest.mark.parametrize("i", range(len(WAYS)))
 def test_two_processes_train_as_one(tiny, pair, i):
     recipe = tiny({"width": 64} | ({"training.z_loss": 1e-3} if WAYS[i] == 2 else {}))
-    alone, curve = training.trial(recipe, "main", training.accelerator())
+    alone, curve = training.run_trial(recipe, "main", training.accelerator())
     for rank in pair:
-        assert rank[i]["id"] == alone.id  # how it was spread is no part of what it is
+        assert rank[i]["id"] == alone.id  # the processes are not part of the identity
         assert rank[i]["curve"] == pytest.approx(curve, rel=1e-5) and rank[i][
             "loss"
         ] == pytest.approx(alone.loss, rel=1e-5)
@@ -114,8 +114,8 @@ def test_the_ranks_share_out_the_global_batch(tiny, pair, i):
 
 
 def test_two_processes_train_as_one_under_muon(tiny, pair):
-    """Its step is of a whole matrix: every rank takes it alike. bfloat16 inside it makes more of the last bits."""
-    alone, curve = training.trial(tiny({"width": 64} | MUON), "main", training.accelerator())
+    """Muon's step uses whole matrices, the same on every rank. Its bfloat16 amplifies rounding."""
+    alone, curve = training.run_trial(tiny({"width": 64} | MUON), "main", training.accelerator())
     for rank in pair:
         assert (
             rank[len(WAYS) + 1]["curve"] == pytest.approx(curve, rel=1e-3)
@@ -126,8 +126,8 @@ def test_two_processes_train_as_one_under_muon(tiny, pair):
 @pytest.mark.parametrize("accumulation", [2, 4, 8])
 def test_micro_batches_train_as_one_batch(tiny, accumulation):
     acc = training.accelerator()
-    plain, curve = training.trial(tiny(width=64), "main", acc)
-    trial, same = training.trial(
+    plain, curve = training.run_trial(tiny(width=64), "main", acc)
+    trial, same = training.run_trial(
         tiny({"width": 64, "engine.accumulation": accumulation}), "main", acc
     )
     assert (
@@ -140,7 +140,7 @@ def test_micro_batches_train_as_one_batch(tiny, accumulation):
 def test_the_noise_does_not_depend_on_how_rows_are_spread(tiny, pair):
     """Batches of one row: the same eight whether in 1 x 8 or 2 x 4."""
     recipe = tiny({"width": 64, "engine.accumulation": 8, "engine.noise_every": 3})
-    alone, _ = training.trial(recipe, "main", training.accelerator())
+    alone, _ = training.run_trial(recipe, "main", training.accelerator())
     for rank in pair:
         assert rank[len(WAYS)]["noise"] == pytest.approx(alone.metrics["noise"], rel=1e-4)
 
@@ -168,7 +168,7 @@ def test_what_the_user_can_mend_comes_back_as_one_line(tiny, tmp_path, monkeypat
 
     monkeypatch.setattr(api, "elastic_launch", lambda config, entry: failed)
     with pytest.raises(kind, match="^`a` must hold$" if kind is UserError else "a"):
-        training.launched(tiny({"engine.processes": 2}), "main")
+        training.launch_trial(tiny({"engine.processes": 2}), "main")
 
 
 LAUNCHER = """
@@ -176,7 +176,7 @@ import json, os, sys
 from scaletune import recipe, training
 
 if __name__ == "__main__":
-    training.launched(recipe.validated(json.loads(sys.argv[1]), "killed"), "main", lambda share: print(os.getpid(), flush=True))
+    training.launch_trial(recipe.validate_recipe(json.loads(sys.argv[1]), "killed"), "main", lambda share: print(os.getpid(), flush=True))
 """
 
 
@@ -188,7 +188,7 @@ def test_a_killed_launcher_leaves_no_ranks(tiny, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as process:
-        assert process.stdout.readline()  # it trains
+        assert process.stdout.readline()  # it is training
         ranks = psutil.Process(process.pid).children(recursive=True)
         assert len(ranks) >= 2
         os.kill(process.pid, 9)
@@ -199,6 +199,6 @@ def test_a_killed_launcher_leaves_no_ranks(tiny, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_gpus_train_as_one(tiny):
-    trial, curve = training.launched(tiny({"width": 64, "engine.processes": 2}), "main")
-    alone, expected = training.trial(tiny(width=64), "main", training.accelerator())
+    trial, curve = training.launch_trial(tiny({"width": 64, "engine.processes": 2}), "main")
+    alone, expected = training.run_trial(tiny(width=64), "main", training.accelerator())
     assert trial.id == alone.id and curve == pytest.approx(expected, rel=1e-3)

@@ -52,10 +52,10 @@ def swept(capsys, *settings):
 
 
 BAD = {
-    "vocabulary": (["data.source=tokens.bin", "data.vocab_size=100"], "`data.vocab_size` must hold every token, 300 or more here, but got 100"),
+    "vocabulary": (["data.source=tokens.bin", "data.vocab_size=100"], "`data.vocab_size` must include every token, 300 or more here, but got 100"),
     "odd size": (["data.source=odd.bin"], "`data.source` must hold tokens of `data.dtype` uint16, 2 bytes each, but `odd.bin` has 1001 bytes"),
     "batch": (["data.source=tokens.bin", "tokens=4096", "batch_tokens=4096"], "`batch_tokens <= train tokens` must hold, but got batch_tokens=4096 and"),
-    "horizon": (["data.source=tokens.bin", "tokens=10240"], "`data.epochs = 4` asks for repetition"),
+    "horizon": (["data.source=tokens.bin", "tokens=10240"], "`data.epochs = 4` allows repetition"),
     "positions": (["model.positions=learned", "model.max_positions=16"], "`seq_len <= max_positions` must hold for learned positions, but got seq_len=32"),
 }  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_what_cannot_be_trained_is_refused_before_it_is(home, capsys, wrong):
 
 
 def test_fewer_gpus_than_processes(home, capsys, monkeypatch):
-    monkeypatch.setattr(local, "_gpus", lambda: 1)
+    monkeypatch.setattr(local, "_count_gpus", lambda: 1)
     status, _, err = swept(capsys, "engine.processes=2")
     assert (
         status == 2
@@ -86,7 +86,7 @@ def test_a_workers_refusal_ends_the_sweep_at_once_and_loses_nothing(home, capsys
     """Real workers. Checkpoints of another recipe, then of no recipe: one line; what was trained before is on record."""
     keep = ["engine.checkpoint_every=2", 'axes={seed=[0, 1]}']  # fmt: skip
     with monkeypatch.context() as here:
-        here.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
+        here.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
         assert swept(capsys, *keep)[0] == 0
     (first, second), record = os.listdir("runs"), Path("sweeps/point.jsonl")
     before = record.read_text()
@@ -106,10 +106,10 @@ def test_a_workers_refusal_ends_the_sweep_at_once_and_loses_nothing(home, capsys
     ]
     for sentence, damage in (
         (
-            f"scaletune: a checkpoint must be of the trial it lies with, {second}, but `{home}/runs/{second}/checkpoint.pt` is of {first}",
+            f"scaletune: a checkpoint in the folder of trial {second} must be of that trial, but `{home}/runs/{second}/checkpoint.pt` is of {first}",
             None,
         ),
-        (f"scaletune: a checkpoint must be one we wrote, whole, but `{home}/runs/", "torn"),
+        (f"scaletune: a checkpoint must be a complete file written by scaletune, but `{home}/runs/", "torn"),
     ):
         if damage:
             for name in os.listdir(f"runs/{second}"):
@@ -131,7 +131,7 @@ def test_nan_from_the_first_step_is_a_record(home, capsys, monkeypatch):
         '"words.txt"', '"power-law"\npower_law = { inputs = 64, examples = 4096 }'
     )
     Path("point.toml").write_text(recipe)
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
     status, out, _ = swept(capsys, "parametrization.init_std=1e30")
     (trial,) = read_jsonl(Path("sweeps/point.jsonl"))
     assert status == 0 and "1 diverged" in out and (trial.status, trial.loss) == ("diverged", None)

@@ -1,4 +1,4 @@
-"""Arrays that may lie on disk, read a chunk at a time: their digest and their range."""
+"""The digest and the range of arrays that may be on disk, read one chunk at a time."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK = 2**24  # bytes read at a time
-LARGE = 2**30  # bytes above which an array's digest is of samples
-SAMPLES, SAMPLE = 1024, 2**16  # how many, of how many bytes each
+CHUNK = 2**24
+"""Bytes per chunk."""
+
+LARGE = 2**30
+"""Bytes above which the digest of an array is of samples."""
+
+SAMPLES = 1024
+"""Number of samples of a large array."""
+
+SAMPLE = 2**16
+"""Bytes per sample."""
 
 
 def chunks(array: NDArray[Any], size: int = CHUNK) -> Iterator[NDArray[Any]]:
-    """The array's rows in order, about `size` bytes at a time."""
+    """The rows of the array in order, about `size` bytes at a time."""
     rows = _rows(array, size)
     return (array[start : start + rows] for start in range(0, len(array), rows))
 
 
 def digest(*arrays: NDArray[Any]) -> str:
-    """Of the dtype, the length and the bytes of each array; of one over 1 GiB, 1024 evenly spaced samples of 64 KiB stand for its bytes."""
+    """A digest of the dtype, length and bytes of each array.
+
+    Above 1 GiB, 1024 evenly spaced samples of 64 KiB replace the bytes.
+    """
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(f"{array.dtype} {len(array)} ".encode())
@@ -31,9 +42,9 @@ def digest(*arrays: NDArray[Any]) -> str:
 
 
 def extremes(tokens: NDArray[np.integer]) -> tuple[int, int]:
-    """(smallest, largest) of an array that is not empty."""
-    found = [(int(chunk.min()), int(chunk.max())) for chunk in chunks(tokens)]
-    return min(low for low, _ in found), max(high for _, high in found)
+    """(smallest, largest) value of an array that is not empty."""
+    ranges = [(int(chunk.min()), int(chunk.max())) for chunk in chunks(tokens)]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def _samples(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -43,5 +54,5 @@ def _samples(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _rows(array: NDArray[Any], size: int) -> int:
-    """Rows of about `size` bytes in all."""
+    """The number of rows that have about `size` bytes."""
     return max(1, size * len(array) // array.nbytes) if array.nbytes else 1

@@ -1,4 +1,4 @@
-"""The zoo: models whose every parameter carries a leading trial axis K; K = 1 is the ordinary model."""
+"""The built-in models. Each parameter has a leading trial axis K; K = 1 is the ordinary model."""
 
 from scaletune.models.build import build, plain_state
 from scaletune.models.mlp import MLP

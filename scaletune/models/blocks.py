@@ -1,6 +1,10 @@
-"""Pre-norm residual blocks of attention and an MLP, as decoders and Vision Transformers have them.
+"""Pre-norm residual blocks of attention and a feed-forward network, for decoders and ViTs.
 
-Every multiplier is a plain float fixed at construction. Shapes: K trials, B sequences, T positions, N = B * T, H heads, E head size.
+Every multiplier is a float that is fixed at construction.
+
+Shapes:
+    K trials, B sequences, T positions, N = B * T rows, H heads, E head size
+    activations x: [K, N, width]; queries, keys, values: [K * B, H, T, E]
 """
 
 from __future__ import annotations
@@ -10,122 +14,116 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scaletune.models.layers import LayerNorm, Linear, RMSNorm, rotate
-from scaletune.zoo import Blocks
+from scaletune.models.layers import LayerNorm, Linear, RMSNorm, apply_rotary
+from scaletune.zoo import BlocksConfig
 
-Multipliers = Mapping[
-    str, float
-]  # "embedding", "attention", "residual", "logits", and a tensor's own by its name
-Turns = tuple[Tensor, Tensor]  # cosines and sines of rotary positions, [T, E]
+Multipliers = Mapping[str, float]
+"""Multiplier by name: "embedding", "attention", "residual", "logits", or a tensor's name."""
+
+RotaryTables = tuple[Tensor, Tensor]
+"""Cosines and sines of rotary positions, [T, E] each."""
 
 
-def norm(stack: int, model: Blocks, size: int) -> RMSNorm | LayerNorm:
-    """The family's norm of vectors of that size."""
+def norm(stack: int, config: BlocksConfig, size: int) -> RMSNorm | LayerNorm:
+    """The norm that the config names, over vectors of `size` entries."""
     return (
-        RMSNorm(stack, size, model.norm_eps)
-        if model.norm == "rms"
-        else LayerNorm(stack, size, model.norm_eps, model.biases)
+        RMSNorm(stack, size, config.norm_eps)
+        if config.norm == "rms"
+        else LayerNorm(stack, size, config.norm_eps, config.biases)
     )
 
 
 class Attention(nn.Module):
-    """Softmax attention, causal or full; H / kv_heads queries share a key (arXiv:2305.13245); queries and keys normed if asked."""
+    """Softmax attention, causal or full, with optional norms of queries and keys.
+
+    Grouped-query attention: H / kv_heads query heads share a key head (arXiv:2305.13245).
+    """
 
     def __init__(
-        self, stack: int, model: Blocks, name: str, multipliers: Multipliers, causal: bool
+        self, stack: int, config: BlocksConfig, name: str, multipliers: Multipliers, causal: bool
     ):
         super().__init__()
-        self.head_dim, self.scale, self.causal = model.head_dim, multipliers["attention"], causal
-        self.grouped = model.kv_width != model.width
-        outs = {
-            "q_proj": model.width,
-            "k_proj": model.kv_width,
-            "v_proj": model.kv_width,
-            "o_proj": model.width,
-        }
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            Linear(stack, model.width, out, multipliers[f"{name}.{proj}.weight"], model.biases)
-            for proj, out in outs.items()
-        )
-        self.q_norm, self.k_norm = (
-            norm(stack, model, model.head_dim) if model.qk_norm else None for _ in "qk"
-        )
+        width, kv_width = config.width, config.kv_width
+        self.head_dim, self.scale, self.causal = config.head_dim, multipliers["attention"], causal
+        self.grouped = kv_width != width
 
-    def _heads(self, x: Tensor, positions: int, normed: nn.Module | None = None) -> Tensor:
+        def linear(proj: str, fan_out: int) -> Linear:
+            multiplier = multipliers[f"{name}.{proj}.weight"]
+            return Linear(stack, width, fan_out, multiplier, config.biases)
+
+        self.q_proj = linear("q_proj", width)
+        self.k_proj = linear("k_proj", kv_width)
+        self.v_proj = linear("v_proj", kv_width)
+        self.o_proj = linear("o_proj", width)
+        self.q_norm = norm(stack, config, config.head_dim) if config.qk_norm else None
+        self.k_norm = norm(stack, config, config.head_dim) if config.qk_norm else None
+
+    def _split_heads(self, x: Tensor, positions: int, head_norm: nn.Module | None = None) -> Tensor:
         """[K, N, H * E] -> [K * B, H, T, E]."""
         stack, rows, width = x.shape
-        x = x if normed is None else normed(x.view(stack, -1, self.head_dim))
-        return x.view(
-            stack * rows // positions, positions, width // self.head_dim, self.head_dim
-        ).transpose(1, 2)
+        x = x if head_norm is None else head_norm(x.view(stack, -1, self.head_dim))
+        sequences, heads = stack * rows // positions, width // self.head_dim
+        return x.view(sequences, positions, heads, self.head_dim).transpose(1, 2)
 
-    def forward(
-        self, x: Tensor, positions: int, turns: Turns | None = None
-    ) -> Tensor:  # x: [K, N, width]
-        q, k = (
-            self._heads(self.q_proj(x), positions, self.q_norm),
-            self._heads(self.k_proj(x), positions, self.k_norm),
-        )
-        v = self._heads(self.v_proj(x), positions)
-        if turns:
-            q, k = rotate(q, *turns), rotate(k, *turns)
+    def forward(self, x: Tensor, positions: int, rotary: RotaryTables | None = None) -> Tensor:
+        q = self._split_heads(self.q_proj(x), positions, self.q_norm)
+        k = self._split_heads(self.k_proj(x), positions, self.k_norm)
+        v = self._split_heads(self.v_proj(x), positions)
+        if rotary:
+            q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         y = F.scaled_dot_product_attention(
             q, k, v, is_causal=self.causal, scale=self.scale, enable_gqa=self.grouped
         )
         return self.o_proj(y.transpose(1, 2).reshape(x.shape))
 
 
-class MLP(nn.Module):
-    """SwiGLU (arXiv:2002.05202) or one hidden layer of GELU, in its exact form."""
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv:2002.05202), or one hidden layer with the exact GELU."""
 
     def __init__(
         self,
         stack: int,
-        model: Blocks,
+        config: BlocksConfig,
         name: str,
         multipliers: Multipliers,
         inner: int | None = None,
     ):
         super().__init__()
-        width, inner = model.width, inner or model.ffn_width
+        width, inner = config.width, inner or config.ffn_width
 
         def linear(proj: str, fan_in: int, fan_out: int) -> Linear:
-            return Linear(
-                stack, fan_in, fan_out, multipliers[f"{name}.{proj}.weight"], model.biases
-            )
+            multiplier = multipliers[f"{name}.{proj}.weight"]
+            return Linear(stack, fan_in, fan_out, multiplier, config.biases)
 
-        self.gate_proj = linear("gate_proj", width, inner) if model.mlp == "swiglu" else None
-        self.up_proj, self.down_proj = (
-            linear("up_proj", width, inner),
-            linear("down_proj", inner, width),
-        )
+        self.gate_proj = linear("gate_proj", width, inner) if config.mlp == "swiglu" else None
+        self.up_proj = linear("up_proj", width, inner)
+        self.down_proj = linear("down_proj", inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         up = self.up_proj(x)
-        return self.down_proj(
-            F.gelu(up) if self.gate_proj is None else F.silu(self.gate_proj(x)) * up
-        )
+        h = F.gelu(up) if self.gate_proj is None else F.silu(self.gate_proj(x)) * up
+        return self.down_proj(h)
 
 
-class Block(nn.Module):
-    """x + a * attention(norm(x)), then x + a * mlp(norm(x)), a the residual multiplier."""
+class TransformerBlock(nn.Module):
+    """x + a * attention(norm(x)), then x + a * mlp(norm(x)); a is the residual multiplier."""
 
     def __init__(
         self,
         stack: int,
-        model: Blocks,
+        config: BlocksConfig,
         name: str,
         multipliers: Multipliers,
-        mlp: type[nn.Module] = MLP,
+        mlp: type[nn.Module] = FeedForward,
         causal: bool = True,
     ):
         super().__init__()
         self.residual = multipliers["residual"]
-        self.input_layernorm = norm(stack, model, model.width)
-        self.self_attn = Attention(stack, model, f"{name}.self_attn", multipliers, causal)
-        self.post_attention_layernorm = norm(stack, model, model.width)
-        self.mlp = mlp(stack, model, f"{name}.mlp", multipliers)
+        self.input_layernorm = norm(stack, config, config.width)
+        self.self_attn = Attention(stack, config, f"{name}.self_attn", multipliers, causal)
+        self.post_attention_layernorm = norm(stack, config, config.width)
+        self.mlp = mlp(stack, config, f"{name}.mlp", multipliers)
 
-    def forward(self, x: Tensor, positions: int, turns: Turns | None = None) -> Tensor:
-        x = x + self.residual * self.self_attn(self.input_layernorm(x), positions, turns)
+    def forward(self, x: Tensor, positions: int, rotary: RotaryTables | None = None) -> Tensor:
+        x = x + self.residual * self.self_attn(self.input_layernorm(x), positions, rotary)
         return x + self.residual * self.mlp(self.post_attention_layernorm(x))

@@ -1,4 +1,8 @@
-"""A recipe's point as a model, initialised by its plan: every tensor from its own random stream, whatever the order or the stack."""
+"""Builds the model of a recipe point and initialises it by its plan.
+
+Each tensor has its own random stream, so its values depend on neither the order of creation nor
+the stack.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +20,22 @@ from scaletune.models.resnet import ResNet
 from scaletune.models.transformer import Transformer
 from scaletune.models.vit import ViT
 from scaletune.recipe import Recipe
-from scaletune.rules import Planned
+from scaletune.rules import TensorPlan
 
 AnyModel = Transformer | MoE | MLP | ResNet | ViT
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """A tensor's own random stream: the same values on any machine, in any order, with any sharding."""
+    """The random stream of a tensor: the same values on any machine, order and sharding."""
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7]
     return torch.Generator().manual_seed(int.from_bytes(key))
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, plan: Mapping[str, Planned], seeds: Sequence[int]) -> None:
-    """Fill every planned parameter, one seed a trial: N(0, init_std**2) from its own stream; gains stay one, biases zero."""
+def initialise_model(
+    model: nn.Module, plan: Mapping[str, TensorPlan], seeds: Sequence[int]
+) -> None:
+    """Draws each tensor from N(0, init_std**2), one seed per trial. Gains stay 1, biases 0."""
     for name, parameter in model.named_parameters():
         if plan[name].init_std:
             for row, seed in zip(parameter, seeds, strict=True):
@@ -38,57 +44,69 @@ def initialise(model: nn.Module, plan: Mapping[str, Planned], seeds: Sequence[in
 
 
 def build(recipe: Recipe, vocab_size: int, seeds: Sequence[int] = ()) -> AnyModel:
-    """The recipe's model, initialised by its plan: one trial from the recipe's seed, or a stack with one trial a seed.
+    """Builds and initialises the model of a recipe point.
 
-    `model(inputs)` gives logits [K, ...], `model(inputs, targets)` the loss of each trial [K]; `model.hidden(inputs)` the activations from
-    the embedding's to what is read out, `model.readout` is the last layer.
+    Args:
+        recipe: A recipe point (a recipe without axes).
+        vocab_size: Number of tokens or classes; 1 for a regression.
+        seeds: One seed per trial of a stack; empty: one trial with the seed of the recipe.
+
+    Returns:
+        A model. `model(inputs)` is the logits [K, ...], `model(inputs, targets)` the loss of each
+        trial [K], `model.hidden(inputs)` the activations from the embedding to the input of the
+        last layer, and `model.readout` the last layer.
     """
     seeds = seeds or [recipe.seed]
-    plan = {row.name: row for row in counting.planned(recipe, vocab_size)}
-    own = {name: row.multiplier for name, row in plan.items()}
-    model = _bare(recipe, vocab_size, counting.multipliers(recipe, vocab_size) | own, len(seeds))
-    initialise(model, plan, seeds)
+    plan = {row.name: row for row in counting.plan_tensors(recipe, vocab_size)}
+    of_tensors = {name: row.multiplier for name, row in plan.items()}
+    multipliers = counting.multipliers(recipe, vocab_size) | of_tensors
+    model = _build_uninitialised(recipe, vocab_size, multipliers, len(seeds))
+    initialise_model(model, plan, seeds)
     return model
 
 
-def _bare(
+def _build_uninitialised(
     recipe: Recipe, vocab_size: int, multipliers: Mapping[str, float], stack: int
 ) -> AnyModel:
-    model = recipe.model
-    if isinstance(model, zoo.MoE):
-        return MoE(model, vocab_size, recipe.data.seq_len, multipliers, stack)
-    if isinstance(model, zoo.Transformer):
-        return Transformer(model, vocab_size, recipe.data.seq_len, multipliers, stack)
-    if isinstance(model, zoo.MLP):
-        return MLP(model, vocab_size, multipliers, stack)
-    return (
-        ViT(model, vocab_size, multipliers, stack)
-        if isinstance(model, zoo.ViT)
-        else ResNet(model, vocab_size, multipliers, stack)
-    )
+    config, seq_len = recipe.model, recipe.data.seq_len
+    if isinstance(config, zoo.MoEConfig):
+        return MoE(config, vocab_size, seq_len, multipliers, stack)
+    if isinstance(config, zoo.TransformerConfig):
+        return Transformer(config, vocab_size, seq_len, multipliers, stack)
+    if isinstance(config, zoo.MLPConfig):
+        return MLP(config, vocab_size, multipliers, stack)
+    if isinstance(config, zoo.ViTConfig):
+        return ViT(config, vocab_size, multipliers, stack)
+    return ResNet(config, vocab_size, multipliers, stack)
 
 
-def acting(model: nn.Module) -> dict[str, float]:
-    """Tensor -> the factor that the model itself puts on it, under each name that a tied one has."""
-    own = {
-        f"{where}.weight": module.multiplier
-        for where, module in model.named_modules()
+def applied_multipliers(model: nn.Module) -> dict[str, float]:
+    """Tensor name -> the multiplier that the model itself applies to it.
+
+    A tied tensor is listed under each of its names.
+    """
+    multipliers = {
+        f"{path}.weight": module.multiplier
+        for path, module in model.named_modules()
         if isinstance(module, (layers.Linear, layers.Conv, layers.ExpertLinear))
     }
     if isinstance(model, Transformer):
-        tables = {
-            f"model.{name}.weight": model.model.embedding
-            for name in ("embed_tokens", "embed_positions")
-        }
-        return own | tables | {"lm_head.weight": model.logits}
+        factor = model.model.embedding
+        tables = ("model.embed_tokens.weight", "model.embed_positions.weight")
+        return multipliers | dict.fromkeys(tables, factor) | {"lm_head.weight": model.logits}
     if isinstance(model, ViT):
         factor = model.vit.embeddings.multiplier
-        return own | {
-            f"vit.embeddings.{name}.weight": factor for name in ("cls_token", "position_embeddings")
-        }
-    return own
+        tables = (
+            "vit.embeddings.cls_token.weight",
+            "vit.embeddings.position_embeddings.weight",
+        )
+        return multipliers | dict.fromkeys(tables, factor)
+    return multipliers
 
 
 def plain_state(model: nn.Module, trial: int = 0) -> dict[str, Tensor]:
-    """One trial's weights without the trial axis; of a Transformer, under the names a Hugging Face model of this family uses."""
+    """The weights of one trial, without the trial axis.
+
+    The names of a Transformer are those of a Hugging Face model of its family.
+    """
     return {name: value[trial].detach().clone() for name, value in model.named_parameters()}

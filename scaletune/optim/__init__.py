@@ -1,4 +1,7 @@
-"""Param groups from a plan, for any torch optimizer; the families of a recipe over them; schedules that only multiply their lr."""
+"""Optimizers: param groups from a plan, the optimizer families of a recipe, and lr schedules.
+
+Schedules only multiply the learning rates of the groups, so the ratios between tensors stay.
+"""
 
 from __future__ import annotations
 
@@ -10,65 +13,78 @@ from torch.optim import Optimizer
 
 from scaletune.errors import UserError
 from scaletune.optim.families import FAMILIES
-from scaletune.optim.schedules import ema as ema
-from scaletune.optim.schedules import judged as judged
+from scaletune.optim.schedules import evaluation_weights as evaluation_weights
 from scaletune.optim.schedules import multiplier as multiplier
-from scaletune.optim.schedules import set_share as set_share
-from scaletune.parametrizing.guard import Held, hold
+from scaletune.optim.schedules import set_learning_rates as set_learning_rates
+from scaletune.optim.schedules import weight_average as weight_average
+from scaletune.parametrizing.guard import GroupRate, check_ratios
 from scaletune.recipe import Optimizer as Settings
-from scaletune.recipe import resolved as resolved
-from scaletune.rules import Planned
+from scaletune.recipe import resolve_schedule as resolve_schedule
+from scaletune.rules import TensorPlan
 
-Alike = tuple[str, float, float, float]
+GroupKey = tuple[str, float, float, float]
+"""Family, lr, weight decay and eps."""
 
 
-def _alike(plan: Iterable[Planned]) -> dict[Alike, list[str]]:
-    """(family, lr, weight decay, eps) -> the tensors that share it: the groups, in the plan's order."""
-    found: dict[Alike, list[str]] = {}
+def _group_names(plan: Iterable[TensorPlan]) -> dict[GroupKey, list[str]]:
+    """The names of the tensors of each group, in the order of the plan."""
+    names: dict[GroupKey, list[str]] = {}
     for row in plan:
-        found.setdefault((row.family, row.lr, row.weight_decay, row.eps), []).append(row.name)
-    return found
+        names.setdefault((row.family, row.lr, row.weight_decay, row.eps), []).append(row.name)
+    return names
 
 
-def groups(model: nn.Module, plan: Iterable[Planned]) -> list[dict[str, Any]]:
-    """Param groups {params, family, lr, initial_lr, weight_decay, eps}: one for each distinct setting of the plan, in the plan's order.
+def groups(model: nn.Module, plan: Iterable[TensorPlan]) -> list[dict[str, Any]]:
+    """Param groups {params, family, lr, initial_lr, weight_decay, eps}, in the order of the plan.
 
-    A schedule multiplies `initial_lr`; writing an absolute lr would wipe the ratios. UserError on a tensor the plan does not explain.
+    There is one group for each distinct combination of settings. A schedule multiplies
+    `initial_lr`; writing an absolute lr would remove the ratios between groups. UserError if plan
+    and model do not have the same tensors.
     """
-    planned: Mapping[str, Planned] = {row.name: row for row in plan}
+    planned: Mapping[str, TensorPlan] = {row.name: row for row in plan}
     parameters = dict(model.named_parameters())
     if parameters.keys() != planned.keys():
-        odd = sorted(parameters.keys() ^ planned.keys())[0]
-        raise UserError(f"plan and model must name the same tensors, but `{odd}` is in one alone")
+        name = sorted(parameters.keys() ^ planned.keys())[0]
+        owner = "model" if name in parameters else "plan"
+        raise UserError(
+            f"plan and model must have the same tensors, but `{name}` is only in the {owner}"
+        )
     return [
         {
-            "params": [parameters[name] for name in names], "family": family,
-            "lr": lr, "initial_lr": lr, "weight_decay": weight_decay, "eps": eps,
+            "params": [parameters[name] for name in names],
+            "family": family,
+            "lr": lr,
+            "initial_lr": lr,
+            "weight_decay": weight_decay,
+            "eps": eps,
         }
-        for (family, lr, weight_decay, eps), names in _alike(planned.values()).items()
-    ]  # fmt: skip
+        for (family, lr, weight_decay, eps), names in _group_names(planned.values()).items()
+    ]
 
 
-def optimizer(model: nn.Module, plan: Iterable[Planned], settings: Settings) -> Optimizer:
-    """The settings' family over the plan's groups; the trials of a stack, axis 0 of every parameter, do not see each other."""
+def optimizer(model: nn.Module, plan: Iterable[TensorPlan], settings: Settings) -> Optimizer:
+    """The optimizer family of the settings over the plan's groups.
+
+    The trials of a stack (axis 0 of every parameter) do not affect each other.
+    """
     return FAMILIES[settings.family](groups(model, plan), settings)
 
 
-def guard(opt: Optimizer, plan: Iterable[Planned], when: str) -> None:
-    """UserError unless the lr of the groups, made by `groups`, stand in the plan's ratios; an lr of 0 throughout does. Changes nothing.
+def guard(opt: Optimizer, plan: Iterable[TensorPlan], when: str) -> None:
+    """UserError unless the learning rates of the groups are in the plan's ratios, or all 0.
 
-    `when` is what the sentence says of the moment. A scheduler that writes absolute values breaks them; ask after warmup and at the end too.
+    The groups must come from `groups`. A scheduler that writes absolute values breaks the ratios,
+    so check after warmup and at the end too. `when` describes the moment in the message.
     """
-    planned = _alike(plan)
+    planned = _group_names(plan)
     if len(planned) != len(opt.param_groups):
         raise UserError(
-            f"the optimizer must have the plan's {len(planned)} groups, but got {len(opt.param_groups)} {when}"
+            f"the optimizer must have the plan's {len(planned)} groups,"
+            f" but got {len(opt.param_groups)} {when}"
         )
     pairs = zip(planned.items(), opt.param_groups, strict=True)
-    hold(
-        [
-            Held(names[0], len(names), peak, float(group["lr"]))
-            for ((_, peak, *_), names), group in pairs
-        ],
-        when,
-    )
+    rates = [
+        GroupRate(names[0], len(names), peak, float(group["lr"]))
+        for ((_, peak, *_), names), group in pairs
+    ]
+    check_ratios(rates, when)

@@ -1,4 +1,4 @@
-"""The families of a recipe on any module: its plain tensors as a stack of one trial."""
+"""The optimizer families of a recipe for any module: its plain tensors are a stack of one trial."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from scaletune.rules import ROLES
 from scaletune.rules.families import trained_by
 
 
-class Alone(Optimizer):
-    """An optimizer of stacks over plain tensors: each is lent to it as the view [1, ...] of its own memory."""
+class PlainOptimizer(Optimizer):
+    """An optimizer for stacks, over plain tensors.
+
+    The inner optimizer has a view [1, ...] of each tensor, with the same storage.
+    """
 
     def __init__(self, groups: Groups, make: Callable[[Groups], Optimizer]):
         super().__init__(groups, {})
@@ -31,9 +34,9 @@ class Alone(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        for group, own in zip(self.param_groups, self.inner.param_groups, strict=True):
-            own["lr"] = group["lr"]
-            for p, view in zip(group["params"], own["params"], strict=True):
+        for group, inner_group in zip(self.param_groups, self.inner.param_groups, strict=True):
+            inner_group["lr"] = group["lr"]
+            for p, view in zip(group["params"], inner_group["params"], strict=True):
                 view.data, view.grad = p.detach()[None], None if p.grad is None else p.grad[None]
         return self.inner.step(closure)
 
@@ -44,13 +47,17 @@ class Alone(Optimizer):
         self.inner.load_state_dict(state_dict)
 
 
-def alone(plan: Plan, model: nn.Module, settings: Settings) -> Optimizer:
-    """The settings' family over a module's plan; torch's own AdamW and SGD where that is the family."""
+def build_plain_optimizer(plan: Plan, model: nn.Module, settings: Settings) -> Optimizer:
+    """The optimizer family of the settings over the plan of a module.
+
+    AdamW and SGD are torch's own.
+    """
     groups = [
         {**group, "family": trained_by(plan.optimizer, role)}
         for role in ROLES
         for group in plan.param_groups(model, [role])
     ]
+    make = FAMILIES[settings.family]
     if settings.family in ("adamw", "sgd"):
-        return FAMILIES[settings.family](groups, settings)
-    return Alone(groups, lambda own: FAMILIES[settings.family](own, settings))
+        return make(groups, settings)
+    return PlainOptimizer(groups, lambda inner_groups: make(inner_groups, settings))

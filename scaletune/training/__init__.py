@@ -1,21 +1,25 @@
-"""One trial: build, train through Accelerate, evaluate on held-out data. The only folder that imports accelerate."""
+"""Trains one trial: build the model, train it through Accelerate, evaluate on held-out data.
+
+Only this package imports accelerate.
+"""
 
 from scaletune.training.evaluation import evaluate
-from scaletune.training.gradient_noise import Noise
-from scaletune.training.loop import Outcome, train
+from scaletune.training.gradient_noise import GradientNoise
+from scaletune.training.loop import train
 from scaletune.training.lr_range_test import lr_range_test
-from scaletune.training.processes import accelerator, launched
-from scaletune.training.stacked_loop import stacked
-from scaletune.training.trials import trial
+from scaletune.training.processes import accelerator, launch_trial
+from scaletune.training.run import Outcome
+from scaletune.training.stacked_loop import train_stack
+from scaletune.training.trials import run_trial
 
 __all__ = [
-    "Noise",
+    "GradientNoise",
     "Outcome",
     "accelerator",
     "evaluate",
-    "launched",
+    "launch_trial",
     "lr_range_test",
-    "stacked",
+    "run_trial",
     "train",
-    "trial",
+    "train_stack",
 ]

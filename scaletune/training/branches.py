@@ -1,7 +1,10 @@
-"""One run for several horizons of a trial: the shorter ones ride on the longest until their cooldown, then go on by themselves.
+"""Branched training: one run (the trunk) serves several token horizons of a trial.
 
-A rider is a `Run` that has its head's model, optimizer and average: a step of the head is one of its own, with its own curve, its own
-evaluations and its own checkpoints. Where the schedules part it gets copies. So it is to the bit the trial that it is alone.
+Under a WSD schedule a shorter horizon is bitwise the start of a longer one until its cooldown
+(arXiv:2405.18392; `scaletune.counting.branches` says when). Until then a branch is a `TrainingRun`
+with the model, optimizer and weight average of its trunk: a step of the trunk is also a step of
+the branch, which keeps its own curve, evaluations and checkpoints. At its branch point it gets
+copies and trains to its end. Its result is bitwise that of the trial trained alone.
 """
 
 from __future__ import annotations
@@ -13,100 +16,115 @@ from accelerate import Accelerator
 
 from scaletune import data, optim
 from scaletune.counting import branches as counted
-from scaletune.recipe import Recipe, identity
+from scaletune.recipe import Recipe, trial_id
 from scaletune.training import checkpoints, loop, trackers
-from scaletune.training.loop import Outcome, Run
+from scaletune.training.run import Outcome, TrainingRun
 
-Tracks = Mapping[str, trackers.Track]  # of a run's id
+Tracks = Mapping[str, trackers.Track]
+"""The tracking function of each run, by run id."""
 
 
-def started(points: Sequence[Recipe], corpus: data.Corpus, acc: Accelerator) -> list[Run]:
-    """The runs that train, each gone on from its checkpoint, with the shorter ones that ride on them, the longest first.
+def start_runs(
+    points: Sequence[Recipe], corpus: data.Corpus, acc: Accelerator
+) -> list[TrainingRun]:
+    """Starts one run per trunk, the longest first, with its branches attached.
 
-    One that a checkpoint left at another step than its head, or beyond its branch point, trains by itself.
+    Each run continues from its checkpoint. A branch whose checkpoint is at another step than its
+    trunk, or past its branch point, trains alone.
     """
-    heads, trained = list[Run](), dict[int, Run]()  # of the recipe that a run trains
-    for point, server in sorted(
-        zip(points, counted.servers(points), strict=True), key=lambda pair: -pair[0].budget.tokens
+    trunks, run_of = list[TrainingRun](), dict[int, TrainingRun]()  # by id() of the recipe point
+    for point, trunk_point in sorted(
+        zip(points, counted.trunk_points(points), strict=True),
+        key=lambda pair: -pair[0].budget.tokens,
     ):
-        head = trained.get(id(server))
+        trunk = run_of.get(id(trunk_point))
         run = (
-            _restored(point, corpus, acc)
-            if head is None or point.engine.checkpoint_every
-            else _rider(head, point, Outcome())
+            _restore_run(point, corpus, acc)
+            if trunk is None or point.engine.checkpoint_every
+            else _attach_branch(trunk, point, Outcome())
         )
-        if head and run.step == head.step <= counted.branch_step(point):
-            head.riders.append(_rider(head, point, run.outcome))
+        if trunk and run.step == trunk.step <= counted.branch_step(point):
+            trunk.branches.append(_attach_branch(trunk, point, run.outcome))
         else:
-            heads.append(run)
-            trained[id(point)] = run
-    return heads
+            trunks.append(run)
+            run_of[id(point)] = run
+    return trunks
 
 
-def _restored(point: Recipe, corpus: data.Corpus, acc: Accelerator) -> Run:
-    run = loop.start(point, corpus, acc)
+def _restore_run(point: Recipe, corpus: data.Corpus, acc: Accelerator) -> TrainingRun:
+    run = loop.start_run(point, corpus, acc)
     checkpoints.restore(run)
     return run
 
 
-def _rider(head: Run, point: Recipe, outcome: Outcome) -> Run:
-    schedule = optim.resolved(point.schedule, point.budget)
+def _attach_branch(trunk: TrainingRun, point: Recipe, outcome: Outcome) -> TrainingRun:
+    """A run with the trunk's model and optimizer, for a shorter horizon."""
+    schedule = optim.resolve_schedule(point.schedule, point.budget)
     return replace(
-        head,
+        trunk,
         recipe=point,
         schedule=schedule,
-        id=identity(point, head.corpus.digest),
+        id=trial_id(point, trunk.corpus.digest),
         outcome=outcome,
-        unread=[],
-        riders=[],
+        unread_losses=[],
+        branches=[],
     )
 
 
-def leaving(heads: Sequence[Run], tracks: Tracks) -> Iterator[Run]:
-    """The riders whose ride is over, taken off their heads: stopped, or with a model of their own."""
-    for head in heads:
-        for rider in [
-            rider
-            for rider in head.riders
-            if not rider.going or rider.step == counted.branch_step(rider.recipe)
+def detach_branches(trunks: Sequence[TrainingRun], tracks: Tracks) -> Iterator[TrainingRun]:
+    """Removes the branches that have stopped or reached their branch point, and yields them.
+
+    A branch that goes on has a model of its own.
+    """
+    for trunk in trunks:
+        for branch in [
+            branch
+            for branch in trunk.branches
+            if not branch.active or branch.step == counted.branch_step(branch.recipe)
         ]:
-            head.riders.remove(rider)
-            _read(rider, tracks)
-            yield _parted(rider) if rider.going else rider
+            trunk.branches.remove(branch)
+            _read_losses(branch, tracks)
+            yield _copy_run(branch) if branch.active else branch
 
 
-def _parted(rider: Run) -> Run:
-    """The same run with a model, an optimizer and an average of its own: an optimizer keeps what it is given, so that is copied."""
-    run = loop.start(rider.recipe, rider.corpus, rider.acc)
-    checkpoints.put_back(run, checkpoints.apart(checkpoints.content(rider)))
+def _copy_run(branch: TrainingRun) -> TrainingRun:
+    """The same run with a model, optimizer and average of its own.
+
+    The state is cloned because an optimizer keeps the tensors that it loads.
+    """
+    run = loop.start_run(branch.recipe, branch.corpus, branch.acc)
+    checkpoints.load_state(run, checkpoints.clone_tensors(checkpoints.run_state(branch)))
     return run
 
 
-def heirs(head: Run, tracks: Tracks) -> list[Run]:
-    """Who goes on when the head has stopped before its riders left: they, those that are sound on the longest of them."""
-    riders, head.riders = head.riders, []
-    for rider in riders:
-        _read(rider, tracks)
-    sound = [rider for rider in riders if rider.sound]
-    for longest in sound[:1]:
-        longest.riders = sound[1:]
-    return [*(rider for rider in riders if not rider.sound), *sound[:1]]
+def promote_branches(trunk: TrainingRun, tracks: Tracks) -> list[TrainingRun]:
+    """The runs that replace a trunk that stopped before its branches left it.
+
+    The longest healthy branch becomes the trunk of the other healthy ones.
+    """
+    branches, trunk.branches = trunk.branches, []
+    for branch in branches:
+        _read_losses(branch, tracks)
+    healthy = [branch for branch in branches if branch.healthy]
+    for longest in healthy[:1]:
+        longest.branches = healthy[1:]
+    return [*(branch for branch in branches if not branch.healthy), *healthy[:1]]
 
 
-def _read(rider: Run, tracks: Tracks) -> None:
-    if rider.unread:
-        loop.read(rider, tracks[rider.id])
+def _read_losses(branch: TrainingRun, tracks: Tracks) -> None:
+    if branch.unread_losses:
+        loop.read_losses(branch, tracks[branch.id])
 
 
-def steps_left(heads: Sequence[Run]) -> int:
-    """Steps that runs and their riders still take, those of one horizon together."""
-    left = {
-        steps: max(head.steps - head.step for head in heads if head.steps == steps)
-        for steps in {head.steps for head in heads}
+def remaining_steps(trunks: Sequence[TrainingRun]) -> int:
+    """Steps still to train for runs and their branches; runs of one horizon train together."""
+    trunk_steps = {
+        steps: max(trunk.steps - trunk.step for trunk in trunks if trunk.steps == steps)
+        for steps in {trunk.steps for trunk in trunks}
     }
-    own = {
-        rider.steps: rider.steps - counted.branch_step(rider.recipe)
-        for head in heads
-        for rider in head.riders
+    branch_steps = {
+        branch.steps: branch.steps - counted.branch_step(branch.recipe)
+        for trunk in trunks
+        for branch in trunk.branches
     }
-    return sum(left.values()) + sum(own.values())
+    return sum(trunk_steps.values()) + sum(branch_steps.values())

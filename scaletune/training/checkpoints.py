@@ -1,4 +1,8 @@
-"""Checkpoints: tensors and plain values, replaced atomically, the one before kept. Read with `weights_only=True`."""
+"""Saves and restores the state of a run as a checkpoint of tensors and plain values.
+
+A new checkpoint replaces the last one atomically, and the last one is kept as `previous.pt`.
+Checkpoints are loaded with `weights_only=True`.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +12,34 @@ import zipfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from scaletune.errors import UserError
-from scaletune.training.gradient_noise import Noise
+from scaletune.training.gradient_noise import GradientNoise
+from scaletune.training.run import TrainingRun
 
-if TYPE_CHECKING:
-    from scaletune.training.loop import Run
+REQUIRED_KEYS = {"trial", "model", "optimizer", "curve"}
 
 
-def folder(run: Run) -> Path:
-    """Where a trial's own files lie; made when missing, before anything is trained."""
+def run_folder(run: TrainingRun) -> Path:
+    """The folder of a trial's files in `engine.runs`; created if it does not exist."""
     path = Path(run.recipe.engine.runs) / run.id
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"`engine.runs` must be a folder to write to, but {error}") from error
+        raise UserError(f"`engine.runs` must be a writable folder, but {error}") from error
     return path
 
 
-def _paths(run: Run) -> tuple[Path, Path]:
-    where = folder(run)
-    return where / "checkpoint.pt", where / "previous.pt"
+def _paths(run: TrainingRun) -> tuple[Path, Path]:
+    folder = run_folder(run)
+    return folder / "checkpoint.pt", folder / "previous.pt"
 
 
-def content(run: Run) -> dict[str, Any]:
-    """All that `put_back` needs to go on: tensors, which are the run's own, and plain values."""
+def run_state(run: TrainingRun) -> dict[str, Any]:
+    """All that `load_state` needs to continue: the run's tensors (not copied) and plain values."""
     return {
         "trial": run.id,
         "model": run.net.state_dict(),
@@ -45,32 +49,32 @@ def content(run: Run) -> dict[str, Any]:
         "curve": torch.tensor(run.outcome.curve, dtype=torch.float64),
         "held_out": run.outcome.held_out,
         "seconds": run.outcome.seconds,
-        "spent": run.outcome.spent,
+        "spent": run.outcome.steps_spent,
         "trunk": run.outcome.trunk,
     }
 
 
-def apart(value: Any) -> Any:
-    """With tensors of their own: one that is a row of a stack would be written with the whole stack."""
+def clone_tensors(value: Any) -> Any:
+    """A copy with cloned tensors. `torch.save` of a row of a stack would write the whole stack."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, dict):
-        return {key: apart(inner) for key, inner in value.items()}
-    return [apart(inner) for inner in value] if isinstance(value, list) else value
+        return {key: clone_tensors(inner) for key, inner in value.items()}
+    return [clone_tensors(inner) for inner in value] if isinstance(value, list) else value
 
 
-def save(run: Run) -> None:
-    """Put the run as it is in place of its last checkpoint, which becomes the previous one. Call when no loss is unread."""
-    assert not run.unread
+def save(run: TrainingRun) -> None:
+    """Saves the run; its last checkpoint becomes the previous one. All losses must be read."""
+    assert not run.unread_losses
     if not run.acc.is_main_process:
         return
     path, previous = _paths(run)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        for left in path.parent.glob("*.part"):  # by a writer that was killed
-            left.unlink(missing_ok=True)
+        for orphan in path.parent.glob("*.part"):  # of a process that was killed while it wrote
+            orphan.unlink(missing_ok=True)
         with part.open("wb") as file:
-            torch.save(apart(content(run)), file)
+            torch.save(clone_tensors(run_state(run)), file)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -82,69 +86,69 @@ def save(run: Run) -> None:
         raise UserError(f"`{path}` must be writable, but {error}") from error
 
 
-def restore(run: Run) -> None:
-    """Go on from the run's last readable checkpoint, if it keeps any. An unreadable one is said, and left where it is."""
+def restore(run: TrainingRun) -> None:
+    """Continues from the last readable checkpoint, if `engine.checkpoint_every` is set.
+
+    A file that cannot be read is reported on stderr and not deleted.
+    """
     if not run.recipe.engine.checkpoint_every:
         return
     present = [path for path in _paths(run) if path.exists()]
     for path in present:
-        found = _read(path)
-        if found is not None:
-            if found["trial"] != run.id:
+        state = _read(path)
+        if state is not None:
+            if state["trial"] != run.id:
                 raise UserError(
-                    f"a checkpoint must be of the trial it lies with, {run.id}, but `{path}` is of {found['trial']}"
+                    f"a checkpoint in the folder of trial {run.id} must be of that trial,"
+                    f" but `{path}` is of {state['trial']}"
                 )
-            put_back(run, found)
+            load_state(run, state)
             break
     else:
         if present:
             raise UserError(
-                f"a checkpoint must be one we wrote, whole, but `{present[0]}` is not: remove it to train from the start"
+                "a checkpoint must be a complete file written by scaletune,"
+                f" but `{present[0]}` is not: delete it to train from the start"
             )
     _require_same_step(run)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A checkpoint's content; None, and a line to the user, when it is damaged."""
+    """The state in a checkpoint file. None, and a message on stderr, if it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            torn = archive.testzip()  # torch.load checks no checksum
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        if (
-            torn is None
-            and isinstance(found, dict)
-            and found.keys() >= {"trial", "model", "optimizer", "curve"}
-        ):
-            return found
-        reason = f"the checksum of {torn} is wrong" if torn else "it is something else"
-    except (
-        Exception
-    ) as error:  # a damaged archive fails in many ways: zip's, the unpickler's, torch's
+            corrupt = archive.testzip()  # torch.load does not verify checksums
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if corrupt is None and isinstance(state, dict) and state.keys() >= REQUIRED_KEYS:
+            return state
+        reason = f"the checksum of {corrupt} is wrong" if corrupt else "not a scaletune checkpoint"
+    # zipfile, the unpickler and torch raise many different errors for a damaged archive.
+    except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
     print(f"checkpoint `{path}` cannot be read ({reason})", file=sys.stderr)
     return None
 
 
-def put_back(run: Run, found: dict[str, Any]) -> None:
-    """Make the run what another was. The optimizer keeps the tensors it is given."""
-    run.net.load_state_dict(found["model"])
-    run.opt.load_state_dict(found["optimizer"])
+def load_state(run: TrainingRun, state: dict[str, Any]) -> None:
+    """Sets the run to a state of `run_state`. The optimizer keeps the tensors of `state`."""
+    run.net.load_state_dict(state["model"])
+    run.opt.load_state_dict(state["optimizer"])
     if run.ema:
-        run.ema.load_state_dict(found["ema"])
-    run.outcome.noise = Noise(**found["noise"])
-    run.outcome.curve = found["curve"].tolist()
-    run.outcome.held_out, run.outcome.seconds = found["held_out"], found["seconds"]
-    run.outcome.spent, run.outcome.trunk = (
-        found.get("spent", float(run.step)),
-        found.get("trunk", {}),
-    )  # none before there were branches
+        run.ema.load_state_dict(state["ema"])
+    run.outcome.noise = GradientNoise(**state["noise"])
+    run.outcome.curve = state["curve"].tolist()
+    run.outcome.held_out, run.outcome.seconds = state["held_out"], state["seconds"]
+    # Checkpoints from before branched training lack these two keys.
+    run.outcome.steps_spent = state.get("spent", float(run.step))
+    run.outcome.trunk = state.get("trunk", {})
 
 
-def _require_same_step(run: Run) -> None:
-    """UserError when the processes read different checkpoints: their folder must be one they share."""
+def _require_same_step(run: TrainingRun) -> None:
+    """UserError if processes read different checkpoints, because their folder is not shared."""
     if run.acc.num_processes > 1:
         steps = run.acc.gather(torch.tensor([run.step], device=run.acc.device)).tolist()
         if len(set(steps)) > 1:
             raise UserError(
-                f"`engine.runs` must be a folder that all processes share, but their checkpoints are of steps {steps}"
+                "`engine.runs` must be a folder that all processes share,"
+                f" but their checkpoints are of steps {steps}"
             )

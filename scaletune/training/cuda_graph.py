@@ -1,4 +1,8 @@
-"""A stack's whole step as one CUDA graph: forward, backward, clipping and update are one launch instead of some hundred kernels'."""
+"""The whole step of a stack as one CUDA graph.
+
+Forward pass, backward pass, clipping and update are then one launch instead of some hundred
+kernel launches.
+"""
 
 from __future__ import annotations
 
@@ -10,75 +14,86 @@ import torch
 from torch import Tensor
 
 from scaletune.recipe import Recipe
-from scaletune.training.gradients import Part
+from scaletune.training.gradients import MicroBatch
 
-WARM = 3  # steps before the recording, in which libraries choose their kernels and a compiled model compiles
+WARMUP_CALLS = 3
+"""Ordinary steps before the recording: libraries choose kernels, and a model may be compiled."""
+
 DEVICES = ("cuda",)
-Work = Callable[[Sequence[Part]], Tensor]
+
+Step = Callable[[Sequence[MicroBatch]], Tensor]
 
 
 def applies(recipe: Recipe, device: torch.device) -> bool:
-    """Whether a step of such trials may be recorded: experts read their counts back."""
+    """Whether a step of these trials can be recorded. Experts cannot: they read counts back."""
     return device.type in DEVICES and recipe.model.family != "moe"
 
 
 @cache
-def _side() -> torch.cuda.Stream:
+def _side_stream() -> torch.cuda.Stream:
     return torch.cuda.Stream()
 
 
-def apart(work: Callable[[], Tensor]) -> Tensor:
-    """Call it on another stream, as what precedes a recording has to be; the current stream waits for it."""
-    now, side = torch.cuda.current_stream(), _side()
-    side.wait_stream(now)
+def run_on_side_stream(work: Callable[[], Tensor]) -> Tensor:
+    """Runs `work` on another stream, as CUDA requires before a recording.
+
+    The current stream waits for it.
+    """
+    current, side = torch.cuda.current_stream(), _side_stream()
+    side.wait_stream(current)
     with torch.cuda.stream(side):
-        found = work()
-    now.wait_stream(side)
-    found.record_stream(now)
-    return found
+        result = work()
+    current.wait_stream(side)
+    result.record_stream(current)
+    return result
 
 
-def recorded(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """(what does the work again, where it then leaves its result). Nothing is done yet. RuntimeError where CUDA refuses."""
+def record_graph(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Records `work` without running it; RuntimeError if CUDA cannot record it.
+
+    Returns:
+        A function that replays the graph, and the tensor that then holds the result.
+    """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = work()
-    return graph.replay, found
+        result = work()
+    return graph.replay, result
 
 
-class Replayed:
-    """`replayed(work, parts)` is `work(parts)`, the same work at every call, as one launch; it reads nothing back.
+class GraphedStep:
+    """`graphed_step(step, batch)` is `step(batch)`, replayed as one launch.
 
-    The first `WARM` calls are as they would be; then the work is recorded and every call copies its parts to where the record reads them.
-    Tensors other than the parts must stay where they are, and the parts keep their shapes. Where recording is refused, a note says so and
-    calls stay as they were. A result is the caller's own.
+    The first `WARMUP_CALLS` calls run normally. Then the step is recorded, and every call copies
+    its micro-batches to the inputs of the graph. The step must be the same function at every call,
+    its other tensors must keep their storage, and the micro-batches their shapes. If CUDA cannot
+    record the step, a message goes to stderr and all calls run normally. The result is a copy.
     """
 
     def __init__(self) -> None:
-        self.seen = 0
-        self.record: tuple[Callable[[], None], Tensor] | None = None
-        self.parts: list[Part] = []
+        self.calls = 0
+        self.graph: tuple[Callable[[], None], Tensor] | None = None
+        self.inputs: list[MicroBatch] = []
 
-    def __call__(self, work: Work, parts: Sequence[Part]) -> Tensor:
-        if self.seen == WARM:
-            self._record(work, parts)
-        self.seen += 1
-        if self.record is None:
-            return apart(lambda: work(parts))
-        for mine, new in zip(self.parts, parts, strict=True):
-            mine[0].copy_(new[0], non_blocking=True)
-            mine[1].copy_(new[1], non_blocking=True)
-        replay, found = self.record
+    def __call__(self, step: Step, batch: Sequence[MicroBatch]) -> Tensor:
+        if self.calls == WARMUP_CALLS:
+            self._record(step, batch)
+        self.calls += 1
+        if self.graph is None:
+            return run_on_side_stream(lambda: step(batch))
+        for own, new in zip(self.inputs, batch, strict=True):
+            own[0].copy_(new[0], non_blocking=True)
+            own[1].copy_(new[1], non_blocking=True)
+        replay, result = self.graph
         replay()
-        return found.clone()
+        return result.clone()
 
-    def _record(self, work: Work, parts: Sequence[Part]) -> None:
-        self.parts = [(x.clone(), y.clone()) for x, y in parts]
+    def _record(self, step: Step, batch: Sequence[MicroBatch]) -> None:
+        self.inputs = [(x.clone(), y.clone()) for x, y in batch]
         try:
-            self.record = recorded(lambda: work(self.parts))
+            self.graph = record_graph(lambda: step(self.inputs))
         except RuntimeError as error:
-            why = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0]
             print(
-                f"stacked steps stay a kernel at a time, as CUDA refused to record them: {why}",
+                f"stacked training without a CUDA graph: CUDA could not record the step ({reason})",
                 file=sys.stderr,
             )

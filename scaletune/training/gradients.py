@@ -1,4 +1,4 @@
-"""One step's gradient: the process's rows of the global batch, in micro-batches, averaged over all processes."""
+"""The gradient of one step: micro-batches of this process's rows, averaged over processes."""
 
 from __future__ import annotations
 
@@ -14,30 +14,35 @@ from torch import Tensor, nn
 from scaletune.data import Batch
 from scaletune.errors import UserError
 from scaletune.recipe import Training
-from scaletune.training.gradient_noise import Noise
+from scaletune.training.gradient_noise import GradientNoise
 
-Part = tuple[Tensor, Tensor]  # inputs, targets
+MicroBatch = tuple[Tensor, Tensor]
+"""Inputs and targets."""
 
 
-def parts(batch: Batch, acc: Accelerator, accumulation: int) -> list[Part]:
-    """This process's rows, every `num_processes`-th of the global batch, in equal micro-batches on the device."""
-    own = (
+def micro_batches(batch: Batch, acc: Accelerator, accumulation: int) -> list[MicroBatch]:
+    """This process's rows (every `num_processes`-th of the batch) in `accumulation` equal parts.
+
+    The parts are on the device.
+    """
+    own_rows = (
         torch.from_numpy(part[acc.process_index :: acc.num_processes]).to(acc.device)
         for part in batch
     )
-    return list(zip(*(part.chunk(accumulation) for part in own), strict=True))
+    return list(zip(*(part.chunk(accumulation) for part in own_rows), strict=True))
 
 
 class ZLoss:
-    """Adds coefficient * mean of log(Z)**2 to a language model's loss, Z the softmax's denominator (arXiv:2204.02311, section 5).
+    """The z-loss of a language model: coefficient * mean of log(Z)**2 (arXiv:2204.02311, sec. 5).
 
-    It reads the logits where they leave the readout, so that whatever else a model's own loss is made of stays as it is.
+    Z is the denominator of the softmax. A hook on the readout keeps the logits, so the model's own
+    loss does not change.
     """
 
     def __init__(self, net: nn.Module, coefficient: float):
         if not hasattr(net, "lm_head"):
             raise UserError(
-                f"`training.z_loss` is for language models, but got a {type(net).__name__}"
+                f"`training.z_loss` needs a language model, but got a {type(net).__name__}"
             )
         self.coefficient, self.multiplier = coefficient, cast(float, net.logits)
         self.logits: Tensor | None = None
@@ -47,79 +52,85 @@ class ZLoss:
         self.logits = logits
 
     def __call__(self) -> Tensor:
-        """Of the last forward pass."""
+        """The z-loss of the last forward pass."""
         assert self.logits is not None
         log_z = (self.logits.float() * self.multiplier).logsumexp(-1)
-        self.logits = None  # it holds the pass's graph
+        self.logits = None  # releases the graph of the pass
         return self.coefficient * log_z.square().mean()
 
 
 @dataclass
-class Descent:
-    """How a trial turns rows into gradients."""
+class GradientAccumulator:
+    """Computes the gradient of a step from its micro-batches."""
 
-    model: Callable[..., Tensor]  # as it trains: over processes, compiled
-    net: nn.Module  # the plain one
+    model: Callable[..., Tensor]
+    """The model that trains: wrapped for several processes, or compiled."""
+
+    net: nn.Module
+    """The plain model."""
+
     settings: Training
+    """Precision and z-loss."""
+
     acc: Accelerator
+    """The Accelerator of this process."""
+
     z_loss: ZLoss | None = None
+    """Created from the settings."""
 
     def __post_init__(self) -> None:
         if self.settings.z_loss:
             self.z_loss = ZLoss(self.net, self.settings.z_loss)
 
-    def backward(self, step: Sequence[Part]) -> Tensor:
-        """Put the gradient of the global batch into `.grad`; ranks speak to each other in the last micro-batch alone.
+    def backward(self, batch: Sequence[MicroBatch]) -> Tensor:
+        """Writes the gradient of the global batch to `.grad`; this process's mean loss, on device.
 
-        This process's mean loss, on the device.
+        Processes communicate only in the last micro-batch.
         """
         losses = []
-        for i, part in enumerate(step, 1):
-            with nullcontext() if i == len(step) else self.acc.no_sync(self.model):
-                losses.append(self._descend(part, len(step)))
+        for i, micro_batch in enumerate(batch, 1):
+            with nullcontext() if i == len(batch) else self.acc.no_sync(self.model):
+                losses.append(self._backward_one(micro_batch, len(batch)))
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
-    def measured(self, step: Sequence[Part], noise: Noise) -> Tensor:
-        """`backward`, with what the micro-batches' gradients and their mean say of the noise put into `noise`."""
+    def backward_and_measure_noise(
+        self, batch: Sequence[MicroBatch], noise: GradientNoise
+    ) -> Tensor:
+        """As `backward`; also adds a measurement from the micro-batches to `noise`."""
         parameters = [p for p in self.net.parameters() if p.requires_grad]
         losses, squares = [], []
         totals: list[Tensor] = [torch.zeros_like(p) for p in parameters]
-        for part in step:
+        for micro_batch in batch:
             with self.acc.no_sync(self.model):
-                losses.append(self._descend(part, len(step)))
+                losses.append(self._backward_one(micro_batch, len(batch)))
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            squares.append(
-                _squared(grads) * len(step) ** 2
-            )  # each was descended at 1 / count of its weight
+            # Each gradient was divided by the number of micro-batches.
+            squares.append(_squared_norm(grads) * len(batch) ** 2)
             torch._foreach_add_(totals, grads)
             self.net.zero_grad()
         small = torch.stack(squares).mean()
         if self.acc.num_processes > 1:
-            totals, small = (
-                [self.acc.reduce(total, "mean") for total in totals],
-                self.acc.reduce(small, "mean"),
-            )
+            totals = [self.acc.reduce(total, "mean") for total in totals]
+            small = self.acc.reduce(small, "mean")
         for p, total in zip(parameters, totals, strict=True):
             p.grad = total
-        rows = len(step[0][0])
-        noise.add(
-            float(small), float(_squared(totals)), rows, rows * len(step) * self.acc.num_processes
-        )
+        rows = len(batch[0][0])
+        all_rows = rows * len(batch) * self.acc.num_processes
+        noise.add(float(small), float(_squared_norm(totals)), rows, all_rows)
         return torch.stack(losses).mean()
 
-    def _descend(self, part: Part, count: int) -> Tensor:
-        """Add 1 / count of a micro-batch's gradient to `.grad`; its loss, without the z-loss."""
+    def _backward_one(self, micro_batch: MicroBatch, count: int) -> Tensor:
+        """Adds 1 / count of a micro-batch's gradient to `.grad`; its loss without the z-loss."""
         with precision(self.settings, self.acc):
-            loss = self.model(*part).sum()
-        whole = loss + self.z_loss() if self.z_loss else loss
-        (
-            whole if count == 1 else whole / count
-        ).backward()  # `Accelerator.backward` would divide by its own count, and scale for fp16
+            loss = self.model(*micro_batch).sum()
+        total = loss + self.z_loss() if self.z_loss else loss
+        # Not `Accelerator.backward`: it divides by its own count, and scales for fp16.
+        (total if count == 1 else total / count).backward()
         return loss.detach()
 
 
 def precision(settings: Training, acc: Accelerator) -> AbstractContextManager:
-    """What a forward pass runs in."""
+    """The precision of a forward pass, as a context."""
     return (
         torch.autocast(acc.device.type, torch.bfloat16)
         if settings.precision == "bf16"
@@ -127,6 +138,6 @@ def precision(settings: Training, acc: Accelerator) -> AbstractContextManager:
     )
 
 
-def _squared(tensors: list[Tensor]) -> Tensor:
-    """The squared norm of all of them as one vector."""
+def _squared_norm(tensors: list[Tensor]) -> Tensor:
+    """The squared norm of all tensors as one vector."""
     return torch.stack(torch._foreach_norm(tensors)).double().square().sum()

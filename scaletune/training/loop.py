@@ -1,154 +1,88 @@
-"""The training loop, and the trial under way that it moves step by step."""
+"""The training loop of one trial: `train`, and the functions that stacked training also uses.
+
+A step sets the learning rates, computes the gradient of its batch, clips it, moves the optimizer
+and updates the average of the weights. Losses stay on the device until they are read, because each
+read makes the host wait.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from scaletune import counting, data, models, optim
 from scaletune.errors import UserError
-from scaletune.recipe import Recipe, Schedule, identity
-from scaletune.rules import Planned
+from scaletune.recipe import Recipe, trial_id
 from scaletune.training import checkpoints, gradients, onednn_matmul, trackers
 from scaletune.training.evaluation import evaluate
-from scaletune.training.gradient_noise import Noise
+from scaletune.training.run import Outcome, TrainingRun
 
-LOOK = {
-    "cpu": 1,
-    "cuda": 16,
-}  # steps between looks at the losses: each look makes the host wait for the device
+READ_EVERY = {"cpu": 1, "cuda": 16}
+"""Steps between reads of the losses, by device type."""
 
 
-@dataclass
-class Outcome:
-    """What a training loop leaves behind."""
+def start_run(recipe: Recipe, corpus: data.Corpus, acc: Accelerator) -> TrainingRun:
+    """Builds the model, plan, optimizer and schedule of a trial.
 
-    status: str = "done"
-    message: str = ""
-    curve: list[float] = field(default_factory=list)  # training loss of each step, nats per token
-    loss: float | None = None  # held-out
-    held_out: list[list[float]] = field(default_factory=list)  # [tokens, loss] of each evaluation
-    noise: Noise = field(default_factory=Noise)
-    spent: float = 0.0  # optimizer steps, each divided by the trials it served
-    trunk: dict[str, Any] = field(
-        default_factory=dict
-    )  # the trial whose run it rode on, and for how many tokens
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "compile": 0.0}
-    )
-
-    def diverged(self, message: str) -> None:
-        self.status, self.message = "diverged", message
-
-
-@dataclass(eq=False)
-class Run:
-    """A trial under way. A rider has its head's model, optimizer and average: until it branches the two are the same (`branching`)."""
-
-    recipe: Recipe
-    corpus: data.Corpus
-    acc: Accelerator
-    plan: list[Planned]
-    net: nn.Module  # the plain model
-    descent: gradients.Descent
-    opt: Optimizer
-    schedule: Schedule  # in shares of the budget
-    ema: AveragedModel | None
-    id: str
-    outcome: Outcome = field(default_factory=Outcome)
-    unread: list[Tensor] = field(default_factory=list)  # losses that are still on the device
-    riders: list[Run] = field(
-        default_factory=list
-    )  # shorter horizons of the same trial, the longest first
-
-    def __post_init__(self) -> None:
-        self.parameters = list(self.net.parameters())
-        self.steps = self.recipe.budget.steps
-        self.evaluations = {
-            math.ceil(share * self.steps) for share in self.recipe.engine.evaluate_at
-        } - {self.steps}
-
-    @property
-    def step(self) -> int:
-        """Steps taken."""
-        return len(self.outcome.curve) + len(self.unread)
-
-    @property
-    def sound(self) -> bool:
-        """Not diverged, as far as the losses have been read."""
-        return self.outcome.status == "done"
-
-    @property
-    def going(self) -> bool:
-        """Neither diverged nor at its last step."""
-        return self.sound and self.step < self.steps
-
-    @property
-    def ceiling(self) -> float:
-        """A loss above it, or none at all, is a divergence; of a regression, which has no vocabulary, one that is not finite."""
-        return (
-            2 * math.log(self.corpus.vocab_size)
-            if self.corpus.vocab_size > 1
-            else sys.float_info.max
-        )
-
-
-def start(recipe: Recipe, corpus: data.Corpus, acc: Accelerator) -> Run:
-    """Build what a trial trains with. UserError unless there are as many processes as it asks for."""
+    UserError unless there are `engine.processes` processes.
+    """
     if acc.num_processes != recipe.engine.processes:
         raise UserError(
-            f"`engine.processes` must be how many there are, but got {recipe.engine.processes} and there are {acc.num_processes}"
+            "`engine.processes` must be the number of processes that run,"
+            f" but got {recipe.engine.processes} and {acc.num_processes} run"
         )
     net = models.build(recipe, corpus.vocab_size)
     model = acc.prepare(net)
-    plan = counting.planned(recipe, corpus.vocab_size)
-    opt = optim.optimizer(net, plan, recipe.optimizer)
-    schedule, ema = (
-        optim.resolved(recipe.schedule, recipe.budget),
-        optim.ema(net, recipe.schedule, recipe.budget),
-    )
-    descent = gradients.Descent(
-        compiled(model, acc) if recipe.engine.compile else model, net, recipe.training, acc
-    )
-    return Run(
-        recipe, corpus, acc, plan, net, descent, opt, schedule, ema, identity(recipe, corpus.digest)
+    plan = counting.plan_tensors(recipe, corpus.vocab_size)
+    return TrainingRun(
+        recipe=recipe,
+        corpus=corpus,
+        acc=acc,
+        plan=plan,
+        net=net,
+        opt=optim.optimizer(net, plan, recipe.optimizer),
+        schedule=optim.resolve_schedule(recipe.schedule, recipe.budget),
+        ema=optim.weight_average(net, recipe.schedule, recipe.budget),
+        accumulator=gradients.GradientAccumulator(
+            compile_model(model, acc) if recipe.engine.compile else model, net, recipe.training, acc
+        ),
+        id=trial_id(recipe, corpus.digest),
     )
 
 
-def compiled(model: nn.Module, acc: Accelerator) -> Callable[..., Tensor]:
-    """The model by torch.compile; UserError where nothing could compile it."""
+def compile_model(model: nn.Module, acc: Accelerator) -> Callable[..., Tensor]:
+    """The model, compiled by torch.compile; UserError if the machine has no compiler for it."""
     if acc.device.type == "cpu" and not any(
         map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))
     ):
         raise UserError(
-            "`engine.compile` needs a C++ compiler to train on a CPU, but neither g++ nor clang++ is on the path"
+            "`engine.compile` needs a C++ compiler to train on a CPU,"
+            " but neither g++ nor clang++ is on the path"
         )
     return torch.compile(model)
 
 
 @contextmanager
-def released(recipe: Recipe, acc: Accelerator) -> Iterator[None]:
-    """Train in the block, by the quicker products; keep nothing of it, as one process trains hundreds of trials."""
+def training_context(recipe: Recipe, acc: Accelerator) -> Iterator[None]:
+    """Train inside this context: it uses faster matrix products and frees memory at the end.
+
+    One process trains hundreds of trials, so nothing of a trial may stay in memory.
+    """
     try:
-        with onednn_matmul.quick(recipe, acc.device):
+        with onednn_matmul.use_onednn(recipe, acc.device):
             yield
     finally:
-        acc.free_memory()  # Accelerate keeps every model it has prepared
+        acc.free_memory()  # Accelerate keeps every model that it has prepared
         if recipe.engine.compile:
-            torch.compiler.reset()  # and the compiler every graph, until it gives up on the model's code
+            torch.compiler.reset()  # torch.compile keeps every graph, up to a limit per function
 
 
 def train(
@@ -157,170 +91,187 @@ def train(
     acc: Accelerator,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Outcome:
-    """Train the recipe's point. A loss that is not finite, or above twice ln(vocabulary), ends it as "diverged".
+    """Trains one recipe point.
 
-    With `engine.checkpoint_every` it goes on from where a killed run of the same trial was, to the same bits on a CPU.
+    With `engine.checkpoint_every`, training continues from the checkpoint of an interrupted run of
+    the same trial. On a CPU the result is then bitwise the same as without the interruption.
+
+    Args:
+        recipe: A recipe point (a recipe without axes).
+        corpus: The data, from `scaletune.data.load`.
+        acc: The Accelerator of this process.
+        progress: Called after each step with the share of steps done.
+
+    Returns:
+        The outcome. A loss that is not finite or above 2 ln(vocabulary) gives status "diverged".
     """
-    run = start(recipe, corpus, acc)
-    with trackers.opened(run) as track:
+    run = start_run(recipe, corpus, acc)
+    with trackers.open_trackers(run) as track:
         begin(run, track)
-        while run.going:
+        while run.active:
             update(run)
-            after(run, track)
+            finish_step(run, track)
             progress(run.step / run.steps)
         finish(run, track)
     return run.outcome
 
 
-def begin(run: Run, track: trackers.Track) -> None:
-    """Go on from a checkpoint, or evaluate what is not trained yet, if either is asked for."""
+def begin(run: TrainingRun, track: trackers.Track) -> None:
+    """Restores a checkpoint, or evaluates the untrained model, if the recipe requests it."""
     checkpoints.restore(run)
-    look(run, track)
+    evaluate_untrained(run, track)
 
 
-def look(run: Run, track: trackers.Track) -> None:
-    """Evaluate what is not trained yet, if that is asked for."""
+def evaluate_untrained(run: TrainingRun, track: trackers.Track) -> None:
+    """Evaluates at step 0 if `engine.evaluate_at` contains 0."""
     if 0 in run.evaluations and not run.step:
-        _hold_out(run, track)
+        _evaluate_held_out(run, track)
 
 
-def finish(run: Run, track: trackers.Track) -> None:
-    """The held-out loss of a trial that has not diverged."""
-    if run.sound:
-        run.outcome.loss = _hold_out(run, track)
+def finish(run: TrainingRun, track: trackers.Track) -> None:
+    """Evaluates the held-out loss of a trial that has not diverged."""
+    if run.healthy:
+        run.outcome.loss = _evaluate_held_out(run, track)
 
 
-def after(run: Run, track: trackers.Track) -> None:
-    """What a step is followed by: a look at the losses, an evaluation, a checkpoint, each when it is time."""
-    evaluates, saves, last = run.step in run.evaluations, _saves(run), run.step == run.steps
-    if evaluates or saves or last or len(run.unread) >= LOOK.get(run.acc.device.type, 1):
-        read(run, track)
-    if evaluates and run.sound:
-        _hold_out(run, track)
-    if saves and run.sound:
+def finish_step(run: TrainingRun, track: trackers.Track) -> None:
+    """Reads the losses, evaluates and saves a checkpoint, each if it is due at this step."""
+    evaluates, saves = run.step in run.evaluations, _is_checkpoint_step(run)
+    is_full = len(run.unread_losses) >= READ_EVERY.get(run.acc.device.type, 1)
+    if evaluates or saves or is_full or run.step == run.steps:
+        read_losses(run, track)
+    if evaluates and run.healthy:
+        _evaluate_held_out(run, track)
+    if saves and run.healthy:
         checkpoints.save(run)
 
 
-def _saves(run: Run) -> bool:
-    """Every so many steps, and the trained weights at the end."""
+def _is_checkpoint_step(run: TrainingRun) -> bool:
+    """Every `engine.checkpoint_every` steps, and the last step."""
     every = run.recipe.engine.checkpoint_every
     return every > 0 and (run.step % every == 0 or run.step == run.steps)
 
 
-def update(run: Run) -> None:
-    """One optimizer step; its loss is left unread."""
-    began = time.perf_counter()
-    pace(run)
-    descend(run, run.step)
-    average(run)
-    clock(run, time.perf_counter() - began)
+def update(run: TrainingRun) -> None:
+    """One optimizer step. Its loss stays unread."""
+    start_time = time.perf_counter()
+    set_learning_rates(run)
+    train_on_batch(run, run.step)
+    update_average(run)
+    record_step(run, time.perf_counter() - start_time)
 
 
-def clock(run: Run, seconds: float) -> None:
-    """Put down the step it has taken: one for all that ride, each its part of the time. The first one of a compiled model compiles it."""
-    crew = [run, *run.riders]
-    for each in crew:
+def record_step(run: TrainingRun, seconds: float) -> None:
+    """Records a step for the run and its branches, which share its time equally.
+
+    The first step of a compiled model counts as compile time.
+    """
+    runs = [run, *run.branches]
+    for each in runs:
         compiling = each.recipe.engine.compile and not each.outcome.seconds["compile"]
-        each.outcome.seconds["compile" if compiling else "train"] += seconds / len(crew)
-        each.outcome.spent += 1 / len(crew)
-    for rider in run.riders:
-        rider.unread.append(run.unread[-1])
-        rider.outcome.trunk = {
+        each.outcome.seconds["compile" if compiling else "train"] += seconds / len(runs)
+        each.outcome.steps_spent += 1 / len(runs)
+    for branch in run.branches:
+        branch.unread_losses.append(run.unread_losses[-1])
+        branch.outcome.trunk = {
             "trunk": run.id,
-            "trunk_tokens": rider.step * rider.recipe.budget.batch_tokens,
+            "trunk_tokens": branch.step * branch.recipe.budget.batch_tokens,
         }
 
 
-def pace(run: Run) -> None:
-    """The learning rates of the step to come; UserError when they are not the plan's."""
+def set_learning_rates(run: TrainingRun) -> None:
+    """Sets the learning rates of the next step; UserError if they are not in the plan's ratios.
+
+    The schedule is evaluated in the middle of the step's tokens, so no step has a learning rate of
+    0. The ratios are checked at the first step, after warmup and at the last step.
+    """
     step, steps, warmup = run.step, run.steps, run.recipe.schedule.warmup_tokens
-    warmed = (
-        (step + 0.5) * run.recipe.budget.batch_tokens / warmup if warmup else None
-    )  # the same for every horizon, to the bit
-    optim.set_share(
-        run.opt, run.schedule, (step + 0.5) / steps, warmed
-    )  # the middle of its tokens: no step has a learning rate of 0
-    if step in (
-        0,
-        min(steps - 1, math.ceil(run.schedule.warmup * steps)),
-        steps - 1,
-    ):  # the start, after warmup, the end
+    # Bitwise the same for every horizon, which `step / steps` is not.
+    warmup_share = (step + 0.5) * run.recipe.budget.batch_tokens / warmup if warmup else None
+    optim.set_learning_rates(run.opt, run.schedule, (step + 0.5) / steps, warmup_share)
+    if step in (0, min(steps - 1, math.ceil(run.schedule.warmup * steps)), steps - 1):
         optim.guard(run.opt, run.plan, f"at step {step} of {steps}")
 
 
-def average(run: Run) -> None:
-    """Take the weights into their average, if there is one."""
+def update_average(run: TrainingRun) -> None:
+    """Updates the moving average of the weights, if there is one."""
     if run.ema:
         run.ema.update_parameters(run.net)
 
 
-def batch(run: Run, step: int) -> list[gradients.Part]:
-    """What this process reads at `step`."""
-    settings = run.recipe
-    rows = run.corpus.batch(
-        settings.seed,
-        step,
-        settings.budget.batch_tokens // settings.data.seq_len,
-        settings.data.seq_len,
+def load_batch(run: TrainingRun, step: int) -> list[gradients.MicroBatch]:
+    """This process's micro-batches of a step."""
+    recipe = run.recipe
+    rows = recipe.budget.batch_tokens // recipe.data.seq_len
+    batch = run.corpus.batch(recipe.seed, step, rows, recipe.data.seq_len)
+    return gradients.micro_batches(batch, run.acc, recipe.engine.accumulation)
+
+
+def train_on_batch(run: TrainingRun, step: int) -> None:
+    """Computes the gradient of the batch of `step` and moves the optimizer."""
+    batch, every = load_batch(run, step), run.recipe.engine.noise_every
+    run.unread_losses.append(
+        run.accumulator.backward_and_measure_noise(batch, run.outcome.noise)
+        if every and step % every == 0
+        else run.accumulator.backward(batch)
     )
-    return gradients.parts(rows, run.acc, settings.engine.accumulation)
+    apply_gradients(run)
 
 
-def descend(run: Run, step: int) -> None:
-    """Gradient of the batch of `step`, clipped, and the optimizer's step with the learning rates its groups have."""
-    parts, every = batch(run, step), run.recipe.engine.noise_every
-    measures = every and step % every == 0
-    run.unread.append(
-        run.descent.measured(parts, run.outcome.noise) if measures else run.descent.backward(parts)
-    )
-    move(run)
-
-
-def move(run: Run) -> None:
-    """Clip the gradient and step with it."""
+def apply_gradients(run: TrainingRun) -> None:
+    """Clips the gradient and moves the optimizer."""
     nn.utils.clip_grad_norm_(run.parameters, run.recipe.optimizer.clip)
-    run.opt.step(lambda: run.unread[-1].reshape(1))  # type: ignore[arg-type, return-value]  # its loss, which MoMo steps by
+    loss = run.unread_losses[-1].reshape(1)
+    run.opt.step(lambda: loss)  # type: ignore[arg-type, return-value]  # MoMo reads the loss
     run.opt.zero_grad()
 
 
-def read(run: Run, track: trackers.Track) -> None:
-    """Fetch the unread losses, the mean over processes; the curve ends with the first that is a divergence."""
-    began = time.perf_counter()
-    losses = torch.stack(run.unread)
-    run.unread.clear()
+def read_losses(run: TrainingRun, track: trackers.Track) -> None:
+    """Reads the losses from the device (the mean over processes) and logs them.
+
+    The curve ends at the first loss that shows a divergence.
+    """
+    start_time = time.perf_counter()
+    losses = torch.stack(run.unread_losses)
+    run.unread_losses.clear()
     for loss in (run.acc.reduce(losses, "mean") if run.acc.num_processes > 1 else losses).tolist():
         step, curve = len(run.outcome.curve), run.outcome.curve
         curve.append(loss)
         track({"train/loss": loss}, step)
-        if not loss <= run.ceiling:
-            run.outcome.diverged(
-                _why(loss, f"loss {loss:.3g} at step {step} of {run.steps}", curve[:-1], run)
-            )
+        if not loss <= run.max_loss:
+            event = f"loss {loss:.3g} at step {step} of {run.steps}"
+            run.outcome.mark_diverged(_describe_divergence(loss, event, curve[:-1], run))
             break
-    run.outcome.seconds["train"] += time.perf_counter() - began
+    run.outcome.seconds["train"] += time.perf_counter() - start_time
 
 
-def _why(loss: float, what: str, good: list[float], run: Run) -> str:
-    """What diverged, when, by which measure, and what there was before: the `good` losses."""
-    said = f"{what}, " + (
-        f"above 2 ln(vocabulary) = {run.ceiling:.3g}" if math.isfinite(loss) else "not finite"
+def _describe_divergence(
+    loss: float, event: str, earlier_losses: list[float], run: TrainingRun
+) -> str:
+    """One sentence: what diverged, when, by which criterion, and the last loss before it."""
+    rule = f"above 2 ln(vocabulary) = {run.max_loss:.3g}" if math.isfinite(loss) else "not finite"
+    if earlier_losses:
+        last, step = earlier_losses[-1], len(earlier_losses) - 1
+        return f"{event}, {rule}; last good loss {last:.4g} at step {step}"
+    return (
+        f"{event}, {rule}, before any update: `init_std` or a multiplier is too large for"
+        f" {run.recipe.training.precision}, or the data is not finite"
     )
-    if good:
-        return f"{said}; last good loss {good[-1]:.4g} at step {len(good) - 1}"
-    return f"{said}, before any update: `init_std` or a multiplier is too large for {run.recipe.training.precision}, or the data is not finite"
 
 
-def _hold_out(run: Run, track: trackers.Track) -> float | None:
-    """Evaluate, the averaged weights where there are any; a loss that is not finite or above the ceiling is a divergence."""
-    began = time.perf_counter()
-    with optim.judged(run.net, run.opt, run.ema):
+def _evaluate_held_out(run: TrainingRun, track: trackers.Track) -> float | None:
+    """The held-out loss, of the averaged weights if there are any.
+
+    None, and status "diverged", if it is not finite or above the maximum.
+    """
+    start_time = time.perf_counter()
+    with optim.evaluation_weights(run.net, run.opt, run.ema):
         loss = evaluate(run.net, run.corpus, run.recipe, run.acc)
-    run.outcome.seconds["evaluate"] += time.perf_counter() - began
-    if not loss <= run.ceiling:
+    run.outcome.seconds["evaluate"] += time.perf_counter() - start_time
+    if not loss <= run.max_loss:
         when = "the last step" if run.step == run.steps else f"step {run.step} of {run.steps}"
-        run.outcome.diverged(
-            _why(loss, f"held-out loss {loss:.3g} after {when}", run.outcome.curve, run)
-        )
+        event = f"held-out loss {loss:.3g} after {when}"
+        run.outcome.mark_diverged(_describe_divergence(loss, event, run.outcome.curve, run))
         return None
     track({"held_out/loss": loss}, run.step)
     run.outcome.held_out.append([run.step * run.recipe.budget.batch_tokens, loss])

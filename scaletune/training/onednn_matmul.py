@@ -1,9 +1,12 @@
-"""float32 matrix products by oneDNN, on processors where torch's own library leaves half of the arithmetic units idle.
+"""Faster float32 matrix products on AMD CPUs, with oneDNN instead of MKL.
 
-torch multiplies float32 matrices with MKL, which runs its 256-bit kernels on AMD processors that have 512-bit units; oneDNN, which torch
-ships as well, is asked only where bfloat16 would be allowed ("medium" matmul precision). Without matrix tiles (AMX) it has no bfloat16
-kernel for float32 input and computes in float32. `torch.nn.attention`'s tiled kernel would then call it once a tile, so attention is two
-whole products, quadratic in memory: sequences are short where this applies.
+On AMD processors with 512-bit units MKL runs its 256-bit kernels, which use half of the arithmetic
+units. torch also ships oneDNN, but calls it only where bfloat16 is allowed ("medium" matmul
+precision). On a CPU without matrix tiles (AMX) oneDNN has no bfloat16 kernel for float32 input, so
+it computes in float32.
+
+torch's tiled attention kernel would call oneDNN once per tile. Attention therefore uses two whole
+products, whose memory is quadratic in the sequence length; sequences are short where this applies.
 """
 
 from __future__ import annotations
@@ -21,27 +24,32 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from scaletune import zoo
 from scaletune.recipe import Recipe
 
-POSITIONS = 128  # longest sequence whose attention is two whole products
-PAYS = (
-    2**14
-)  # rows of a product times the width from which on it is quicker: below, oneDNN's start of each call outweighs its kernel
-ROUNDING = 1e-5  # of the largest entry: float32 errs by 1e-6 here, bfloat16 by 4e-3
+MAX_POSITIONS = 128
+"""Longest sequence for attention by two whole products."""
+
+MIN_ROWS_TIMES_WIDTH = 2**14
+"""Rows of a product times the width. Below, the start of each oneDNN call costs more than its
+faster kernel saves (`benchmarks/stacked_steps.py`)."""
+
+TOLERANCE = 1e-5
+"""Maximum error relative to the largest entry: float32 has 1e-6 here, bfloat16 4e-3."""
+
 CPUINFO = Path("/proc/cpuinfo")
 
 
 @contextmanager
-def quick(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Multiply by oneDNN in the block, where that is quicker and still float32; torch's settings are as they were afterwards."""
+def use_onednn(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Inside this context float32 products use oneDNN, if `applies`; settings are then restored."""
     if not applies(recipe, device):
         yield
         return
-    with _by_onednn(), sdpa_kernel(SDPBackend.MATH), _own_graphs():
+    with _medium_precision(), sdpa_kernel(SDPBackend.MATH), _separate_compile_cache():
         yield
 
 
 @contextmanager
-def _by_onednn() -> Iterator[None]:
-    """Ask for oneDNN in the block, where torch's precision is as it comes."""
+def _medium_precision() -> Iterator[None]:
+    """Selects oneDNN; requires that torch has its default precision."""
     torch.set_float32_matmul_precision("medium")
     try:
         yield
@@ -49,8 +57,8 @@ def _by_onednn() -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
 
 
-def _own_graphs() -> AbstractContextManager:
-    """The compiler's cache knows a model's code, not which attention it was compiled with: a key of our own beside the user's."""
+def _separate_compile_cache() -> AbstractContextManager:
+    """A cache key of our own: the cache of torch.compile ignores which attention was compiled."""
     config: Any = getattr(torch.compiler, "config", None)  # not in every version
     return (
         config.patch(cache_key_tag=f"{config.cache_key_tag}whole")
@@ -60,42 +68,48 @@ def _own_graphs() -> AbstractContextManager:
 
 
 def applies(recipe: Recipe, device: torch.device) -> bool:
-    """Whether the recipe trains quicker so on this processor, and torch's precision is as it comes. Whatever the stack: the same bits."""
-    if device.type != "cpu" or recipe.training.precision != "float32" or not _pays(recipe):
+    """Whether oneDNN is faster for this recipe and processor, and still float32.
+
+    False if the user has changed torch's precision. The answer does not depend on the stack, so a
+    trial has the same bits in any stack.
+    """
+    if device.type != "cpu" or recipe.training.precision != "float32":
+        return False
+    if not _is_large_enough(recipe):
         return False
     try:
-        return torch.get_float32_matmul_precision() == "highest" and _able()
-    except RuntimeError:  # set by backend, which this one call cannot express
+        return torch.get_float32_matmul_precision() == "highest" and _supports_onednn()
+    except RuntimeError:  # precision was set per backend, which this function cannot express
         return False
 
 
-def _pays(recipe: Recipe) -> bool:
-    """Dense blocks of attention, large enough (`benchmarks/stacked_steps.py`); MLPs, experts and convolutions gain nothing."""
+def _is_large_enough(recipe: Recipe) -> bool:
+    """Dense attention blocks that are large enough. MLPs, experts and convolutions gain nothing."""
     model, parts = recipe.model, recipe.engine.accumulation * recipe.engine.processes
-    if isinstance(model, zoo.Transformer):
+    if isinstance(model, zoo.TransformerConfig):
         rows, positions = recipe.budget.batch_tokens // parts, recipe.data.seq_len
-    elif isinstance(model, zoo.ViT):
+    elif isinstance(model, zoo.ViTConfig):
         rows, positions = recipe.budget.batch_tokens // parts * model.tokens, model.tokens
     else:
         return False
-    return positions <= POSITIONS and rows * model.width >= PAYS
+    return positions <= MAX_POSITIONS and rows * model.width >= MIN_ROWS_TIMES_WIDTH
 
 
 @cache
-def _able() -> bool:
-    """A 512-bit AMD processor, whose products under "medium" are float32's."""
+def _supports_onednn() -> bool:
+    """Whether this is an AMD processor with AVX-512 whose "medium" products are float32."""
     if (
         torch.backends.cpu.get_cpu_capability() != "AVX512"
         or not CPUINFO.exists()
         or "AuthenticAMD" not in CPUINFO.read_text()
     ):
         return False
-    with _by_onednn():
-        return exact(lambda a, b: torch.bmm(a[None], b[None])[0])
+    with _medium_precision():
+        return is_float32_product(lambda a, b: torch.bmm(a[None], b[None])[0])
 
 
-def exact(product: Callable[[Tensor, Tensor], Tensor]) -> bool:
-    """Whether the product of float32 matrices is float32's, not rounded to bfloat16 on the way."""
+def is_float32_product(product: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether a product of float32 matrices has the accuracy of float32, not of bfloat16."""
     a, b = (torch.linspace(-rate, rate, 256 * 256).sin().view(256, 256) for rate in (1e3, 7e3))
-    true = a.double() @ b.double()
-    return bool((product(a, b) - true).abs().max() < ROUNDING * true.abs().max())
+    exact = a.double() @ b.double()
+    return bool((product(a, b) - exact).abs().max() < TOLERANCE * exact.abs().max())

@@ -1,8 +1,10 @@
-"""Population-based training on a stack (arXiv:1711.09846): the worse half goes on from the better half's weights, at another lr.
+"""Population-based training of lr on a stack (arXiv:1711.09846).
 
-All members share seed and data, so a member's lineage is one ordinary trial with a piecewise constant lr, and is recorded as that: the
-root's lr, and `schedule.kind = "table"` with what it was multiplied by and from when. Trained by itself, that trial is the same to the bit
-(on a CPU, one thread, not compiled).
+At intervals the members with the higher losses copy the weights of members with lower losses and
+continue with a perturbed lr (exploit and explore). All members share seed and data, so the lineage
+of a member is one ordinary trial with a piecewise constant lr. It is recorded as that: the initial
+lr, and `schedule.kind = "table"` with the multipliers and when they start. That trial trained alone
+gives bitwise the same result (on a CPU with one thread, not compiled).
 """
 
 from __future__ import annotations
@@ -16,122 +18,129 @@ import numpy as np
 from accelerate import Accelerator
 
 from scaletune import data, optim
-from scaletune.recipe import Recipe, identity, with_settings
+from scaletune.recipe import Recipe, trial_id, with_settings
 from scaletune.records import Trial
 from scaletune.training import checkpoints, loop
-from scaletune.training import trackers as trackers_module
-from scaletune.training.loop import Outcome, Run, released
-from scaletune.training.stacked_loop import Stack, refuse
-from scaletune.training.trials import forget_peak, record
+from scaletune.training.loop import training_context
+from scaletune.training.run import Outcome, TrainingRun
+from scaletune.training.stacked_loop import Stack, check_stackable
+from scaletune.training.trackers import Track, open_trackers
+from scaletune.training.trials import build_record, reset_peak_memory
 
 
 @dataclass(frozen=True)
-class Breeding:
-    """When the worse half is replaced, and how lr is perturbed then."""
+class PBTSettings:
+    """When the worse half of a population is replaced, and how its lr is perturbed."""
 
-    every: float  # share of the tokens
-    factor: float  # lr is multiplied or divided by it
+    every: float
+    """Interval, as a share of the tokens."""
+
+    factor: float
+    """The lr is multiplied or divided by this factor."""
+
     seed: int
+    """Seed of the choice of parents and directions."""
 
 
-def population(
+def train_population(
     points: Sequence[Recipe],
     sweep: str,
-    how: Breeding,
+    settings: PBTSettings,
     acc: Accelerator,
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[tuple[Trial, list[float]]]:
-    """Train the points as one population; what `trial` gives for each lineage that is left at the end, a lineage that is left twice once."""
-    refuse(points)
+    """Trains the points as one population.
+
+    Returns:
+        (record, training losses) of each surviving lineage; equal lineages are returned once.
+    """
+    check_stackable(points)
     corpus = data.load(points[0].data)
-    forget_peak(acc)
-    with released(points[0], acc), ExitStack() as trackers:
-        runs = [loop.start(point, corpus, acc) for point in points]
-        tracks = [trackers.enter_context(trackers_module.opened(run)) for run in runs]
+    reset_peak_memory(acc)
+    with training_context(points[0], acc), ExitStack() as trackers:
+        runs = [loop.start_run(point, corpus, acc) for point in points]
+        tracks = [trackers.enter_context(open_trackers(run)) for run in runs]
         for run, track in zip(runs, tracks, strict=True):
             loop.begin(run, track)
-        _train(runs, tracks, how, progress)
+        _train(runs, tracks, settings, progress)
         for run, track in zip(runs, tracks, strict=True):
             loop.finish(run, track)
-        left = {identity(run.recipe, corpus.digest): run for run in reversed(runs)}
+        lineages = {trial_id(run.recipe, corpus.digest): run for run in reversed(runs)}
         return [
-            (_recorded(run, sweep, len(runs)), run.outcome.curve) for run in reversed(left.values())
+            (_build_record(run, sweep, len(runs)), run.outcome.curve)
+            for run in reversed(lineages.values())
         ]
 
 
-def _recorded(run: Run, sweep: str, members: int) -> Trial:
-    return record(
-        run.recipe,
-        sweep,
-        run.corpus,
-        run.outcome,
-        run.acc,
-        sum(run.outcome.seconds.values()),
-        members,
-    )
+def _build_record(run: TrainingRun, sweep: str, members: int) -> Trial:
+    seconds = sum(run.outcome.seconds.values())
+    return build_record(run.recipe, sweep, run.corpus, run.outcome, run.acc, seconds, members)
 
 
 def _train(
-    runs: Sequence[Run],
-    tracks: Sequence[trackers_module.Track],
-    how: Breeding,
+    runs: Sequence[TrainingRun],
+    tracks: Sequence[Track],
+    settings: PBTSettings,
     progress: Callable[[float], None],
 ) -> None:
-    """Step by step as one model; between intervals the worse half is replaced. Ends early where all have diverged."""
-    steps, rng, stack = runs[0].steps, np.random.default_rng(how.seed), Stack(runs)
-    marks = generations(how.every, steps)
+    """Trains the runs as one model to the end, or until all have diverged."""
+    rng, stack = np.random.default_rng(settings.seed), Stack(runs)
+    steps = runs[0].steps
+    replacement_steps = exploit_steps(settings.every, steps)
     for run in runs:
-        run.evaluations |= set(marks)
+        run.evaluations |= set(replacement_steps)
     for step in range(1, steps + 1):
-        if not any(run.sound for run in runs):
+        if not any(run.healthy for run in runs):
             return
-        going = [k for k, run in enumerate(runs) if run.sound]
+        healthy = [k for k, run in enumerate(runs) if run.healthy]
         stack.update()
-        for k in going:
-            loop.after(runs[k], tracks[k])
-        if step in marks:
-            _breed(runs, step, how.factor, rng)
-            stack = Stack(runs)  # of the optimizers' new states
+        for k in healthy:
+            loop.finish_step(runs[k], tracks[k])
+        if step in replacement_steps:
+            _replace_worse_half(runs, step, settings.factor, rng)
+            stack = Stack(runs)  # the runs have new optimizer states
         progress(step / steps)
 
 
-def generations(every: float, steps: int) -> list[int]:
-    """The steps after which the worse half is replaced: every so many, the last not."""
+def exploit_steps(every: float, steps: int) -> list[int]:
+    """The steps after which the worse half is replaced. The last step is not one of them."""
     return sorted({round(i * every * steps) for i in range(1, math.ceil(1 / every))} - {0, steps})
 
 
-def _breed(runs: Sequence[Run], step: int, factor: float, rng: np.random.Generator) -> None:
-    """Every member of the worse half by held-out loss, a diverged one before all, goes on from one drawn from the better half."""
+def _replace_worse_half(
+    runs: Sequence[TrainingRun], step: int, factor: float, rng: np.random.Generator
+) -> None:
+    """Each run of the worse half by held-out loss becomes a copy of a random run of the better.
+
+    Diverged runs are in the worse half.
+    """
     order = sorted(
         range(len(runs)),
-        key=lambda k: runs[k].outcome.held_out[-1][1] if runs[k].sound else math.inf,
+        key=lambda k: runs[k].outcome.held_out[-1][1] if runs[k].healthy else math.inf,
     )
-    better = [k for k in order[: math.ceil(len(runs) / 2)] if runs[k].sound]
+    better = [k for k in order[: math.ceil(len(runs) / 2)] if runs[k].healthy]
     for k in order[math.ceil(len(runs) / 2) :] if better else []:
         parent, up = runs[better[int(rng.integers(len(better)))]], bool(rng.integers(2))
-        inherit(runs[k], parent, step, factor if up else 1 / factor)
+        copy_member(runs[k], parent, step, factor if up else 1 / factor)
 
 
-def inherit(run: Run, parent: Run, step: int, by: float) -> None:
-    """Go on from a copy of the parent at `step`, its lr times `by` from there on; what the run was before is lost."""
+def copy_member(run: TrainingRun, parent: TrainingRun, step: int, lr_factor: float) -> None:
+    """Makes `run` a copy of `parent` at `step`, with its lr multiplied by `lr_factor` from then."""
     run.outcome = Outcome()
-    run.unread.clear()
-    checkpoints.put_back(run, checkpoints.apart(checkpoints.content(parent)))
-    run.recipe, run.plan = _turned(parent.recipe, step, by), parent.plan
-    run.schedule, run.id = (
-        optim.resolved(run.recipe.schedule, run.recipe.budget),
-        identity(run.recipe, run.corpus.digest),
-    )
+    run.unread_losses.clear()
+    checkpoints.load_state(run, checkpoints.clone_tensors(checkpoints.run_state(parent)))
+    run.recipe, run.plan = _multiply_lr(parent.recipe, step, lr_factor), parent.plan
+    run.schedule = optim.resolve_schedule(run.recipe.schedule, run.recipe.budget)
+    run.id = trial_id(run.recipe, run.corpus.digest)
 
 
-def _turned(recipe: Recipe, step: int, by: float) -> Recipe:
-    """The recipe with lr times `by` from `step` on."""
-    before = recipe.schedule
-    shares, multipliers = (
-        (before.shares, before.multipliers) if before.kind == "table" else ([0.0], [1.0])
-    )
-    table = {
+def _multiply_lr(recipe: Recipe, step: int, factor: float) -> Recipe:
+    """The recipe with its lr multiplied by `factor` from `step` on."""
+    old = recipe.schedule
+    shares, multipliers = (old.shares, old.multipliers) if old.kind == "table" else ([0.0], [1.0])
+    settings = {
+        "schedule.kind": "table",
         "schedule.shares": [*shares, step / recipe.budget.steps],
-        "schedule.multipliers": [*multipliers, multipliers[-1] * by],
+        "schedule.multipliers": [*multipliers, multipliers[-1] * factor],
     }
-    return with_settings(recipe, {"schedule.kind": "table", **table})
+    return with_settings(recipe, settings)

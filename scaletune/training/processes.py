@@ -1,4 +1,4 @@
-"""Processes: this one's Accelerator, and a trial over several processes of this machine."""
+"""The Accelerator of this process, and trials that train over several processes of this machine."""
 
 from __future__ import annotations
 
@@ -17,30 +17,35 @@ from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.recipe import Recipe
 from scaletune.records import Trial
-from scaletune.training.trials import trial
+from scaletune.training.trials import run_trial
 
-_OURS = "UserError: "  # how a rank's message begins when the user can mend it
+_USER_ERROR = "UserError: "
+"""Prefix of a process's error message if it is a UserError."""
 
 
 def accelerator() -> Accelerator:
-    """This process's Accelerator: a GPU when there is one, its own when several processes are on this machine."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    """The Accelerator of this process, on a GPU of its own if there are GPUs."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if torch.cuda.is_available():
-        _require_gpus(here)
+        _require_gpus(processes)
     return Accelerator(cpu=not torch.cuda.is_available())
 
 
 def _require_gpus(processes: int) -> None:
-    if processes > torch.cuda.device_count():
+    gpus = torch.cuda.device_count()
+    if processes > gpus:
         raise UserError(
-            f"`processes <= GPUs` must hold, but got {processes} processes and {torch.cuda.device_count()} GPUs"
+            f"`processes <= GPUs` must hold, but got {processes} processes and {gpus} GPUs"
         )
 
 
-def launched(
+def launch_trial(
     recipe: Recipe, sweep: str, progress: Callable[[float], None] = lambda share: None
 ) -> tuple[Trial, list[float]]:
-    """`trial` over `engine.processes` processes started here, a GPU each where there are any; they end when this one does."""
+    """`run_trial` over `engine.processes` new processes, each with its own GPU if there are GPUs.
+
+    The processes end when this process ends.
+    """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -48,41 +53,51 @@ def launched(
     if torch.cuda.is_available():
         _require_gpus(processes)
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=f"scaletune-{os.getpid()}", max_restarts=0,
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="spawn", monitor_interval=0.1,
-    )  # fmt: skip
-    _clean_up_after_us()
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=f"scaletune-{os.getpid()}",
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="spawn",
+        monitor_interval=0.1,
+    )
+    _start_resource_tracker()
     shares = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    listener = threading.Thread(target=_tell, args=(shares, progress), daemon=True)
+    listener = threading.Thread(target=_forward_progress, args=(shares, progress), daemon=True)
     listener.start()
     try:
         return elastic_launch(config, _rank)(recipe.model_dump(), sweep, os.getpid(), shares)[0]
     except ChildFailedError as error:
-        message: Any = error.get_first_failure()[
-            1
-        ].message  # declared a string, but a record of a raised error is a dict
-        said = str(message.get("message") if isinstance(message, dict) else message)
-        if not said.startswith(_OURS):
+        # Annotated as a string, but a dict if the process raised an error.
+        content: Any = error.get_first_failure()[1].message
+        message = str(content.get("message") if isinstance(content, dict) else content)
+        if not message.startswith(_USER_ERROR):
             raise
-        raise UserError(said.removeprefix(_OURS)) from None
+        raise UserError(message.removeprefix(_USER_ERROR)) from None
     finally:
         shares.put(None)
         listener.join()
 
 
-def _clean_up_after_us() -> None:
-    """Start what unlinks the semaphores of processes that are killed: outside the group that we lead, whose kill would take it too."""
-    leads = os.getpgrp() == os.getpid()
-    with suppress(OSError):  # a session's leader stays where it is
-        if leads:
+def _start_resource_tracker() -> None:
+    """Starts multiprocessing's resource tracker outside our process group.
+
+    It unlinks the semaphores of processes that are killed. If this process leads its group, a kill
+    of the group would also kill a tracker inside it.
+    """
+    is_leader = os.getpgrp() == os.getpid()
+    with suppress(OSError):  # the leader of a session cannot change its group
+        if is_leader:
             os.setpgid(0, os.getpgid(os.getppid()))
     resource_tracker.ensure_running()
     with suppress(OSError):
-        if leads:
+        if is_leader:
             os.setpgid(0, 0)
 
 
-def _tell(shares: Any, progress: Callable[[float], None]) -> None:
+def _forward_progress(shares: Any, progress: Callable[[float], None]) -> None:
     for share in iter(shares.get, None):
         progress(share)
 
@@ -90,25 +105,28 @@ def _tell(shares: Any, progress: Callable[[float], None]) -> None:
 def _rank(
     content: dict[str, Any], sweep: str, parent: int, shares: Any
 ) -> tuple[Trial, list[float]]:
-    """One process of a launched trial."""
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    """The entry point of one process of a launched trial."""
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     acc = accelerator()
-    said = 0.0
+    last_report = 0.0
 
     def progress(share: float) -> None:
-        nonlocal said
-        if acc.is_main_process and time.monotonic() - said > 0.25:
-            said = time.monotonic()
+        nonlocal last_report
+        if acc.is_main_process and time.monotonic() - last_report > 0.25:
+            last_report = time.monotonic()
             shares.put(share)
 
     try:
-        return trial(recipes.validated(content, "point"), sweep, acc, progress)
+        return run_trial(recipes.validate_recipe(content, "point"), sweep, acc, progress)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _leave_with(parent: int) -> None:
-    """End this process when the one that launched it is gone: a killed launcher would leave its ranks on the GPUs."""
+def _exit_with_parent(parent: int) -> None:
+    """Exits when the launching process is gone; else a killed launcher would leave its processes.
+
+    They would keep their GPUs.
+    """
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

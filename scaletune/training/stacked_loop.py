@@ -1,10 +1,13 @@
-"""Trials that share shapes trained as one model: one forward and one backward pass for all, axis 0 of every parameter the trial.
+"""Stacked training: trials of equal shapes train as one model, axis 0 of each parameter the trial.
 
-A trial keeps the model, the optimizer, the average and the files it would have alone; the storage of its weights is a row of the
-stack's. So all that follows the gradient is `loop`'s own, and a trial is the same to the bit whoever trains beside it (on a CPU, one
-thread, not compiled): what one does, or that it diverges, touches no other row. Trials of one seed read the same batches, common random
-numbers; of several, each its own. On a GPU AdamW and Muon move all trials in one update (`optim.vector`), and the whole step is one
-launch (`graphing`): equal to rounding.
+One forward and one backward pass serve all K trials. A trial keeps the model, optimizer, weight
+average and files that it has when it trains alone, but the storage of its weights is a row of the
+stack's. Everything after the gradient is therefore the code of `loop`, and each trial gives bitwise
+the result that it gives alone, whatever the other trials do (on a CPU with one thread, not
+compiled). Trials of one seed read the same batches (common random numbers).
+
+On a GPU one update moves all trials of AdamW or Muon (`optim.fused_stack`), and the whole step is
+one CUDA graph (`cuda_graph`). Results are then equal up to rounding.
 """
 
 from __future__ import annotations
@@ -19,231 +22,258 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from scaletune import data, models
-from scaletune.counting import branches as branches
-from scaletune.counting import stacks as counted
+from scaletune.counting import branches as branch_counting
+from scaletune.counting import stacks as stack_counting
 from scaletune.errors import UserError
 from scaletune.optim import fused_stack
-from scaletune.optim.fused_stack import Vector
-from scaletune.recipe import Recipe, identity
+from scaletune.optim.fused_stack import FusedStackOptimizer
+from scaletune.recipe import Recipe, trial_id
 from scaletune.records import Trial
-from scaletune.training import branches as branches_module
-from scaletune.training import cuda_graph, gradients, loop
-from scaletune.training import trackers as trackers_module
-from scaletune.training.loop import Run, released
-from scaletune.training.trials import forget_peak, record
+from scaletune.training import branches, cuda_graph, gradients, loop
+from scaletune.training.loop import training_context
+from scaletune.training.run import TrainingRun
+from scaletune.training.trackers import open_trackers
+from scaletune.training.trials import build_record, reset_peak_memory
 
-MULTIPLIERS = (
-    "multiplier",
-    "embedding",
-    "residual",
-    "logits",
-)  # attributes of modules: a float, [K, 1, 1] where trials differ
+MULTIPLIER_ATTRIBUTES = ("multiplier", "embedding", "residual", "logits")
+"""Attributes of modules that hold a multiplier: a float, or [K, 1, 1] where trials differ."""
+
+Report = Callable[[int], None]
+"""Called with the number of steps that remain."""
 
 
 class Stack:
-    """Runs at one step, as one model: call `update` to take them all a step further."""
+    """Runs at the same step, as one model. `update` trains all of them for one step."""
 
-    def __init__(self, runs: Sequence[Run]):
+    def __init__(self, runs: Sequence[TrainingRun]):
         self.runs, first = list(runs), runs[0]
-        self.seeds = {run.recipe.seed: run for run in runs}
+        compiles, device = first.recipe.engine.compile, first.acc.device
+        self.run_of_seed = {run.recipe.seed: run for run in runs}
         self.net = models.build(
             first.recipe, first.corpus.vocab_size, [run.recipe.seed for run in runs]
-        ).to(first.acc.device)
-        _own_multipliers(self.net, [run.net for run in runs])
+        ).to(device)
+        _set_row_multipliers(self.net, [run.net for run in runs])
         self.parameters = list(self.net.parameters())
         for i, p in enumerate(self.parameters):
             rows = [run.parameters[i] for run in runs]
             p.data = torch.cat([row.detach() for row in rows])
-            for row, part in zip(rows, p.data.split(1), strict=True):
-                row.data = part  # one storage: an optimizer's step on the row is the stack's
-        self.model = loop.compiled(self.net, first.acc) if first.recipe.engine.compile else self.net
-        self.vector = self._vector()
-        self.move = self.vector and (
-            torch.compile(self.vector.step) if first.recipe.engine.compile else self.vector.step
+            for row, view in zip(rows, p.data.split(1), strict=True):
+                row.data = view  # shared storage: a step of the trial's optimizer moves the stack
+        self.model = loop.compile_model(self.net, first.acc) if compiles else self.net
+        self.fused = self._build_fused_optimizer()
+        self.fused_step = self.fused and (
+            torch.compile(self.fused.step) if compiles else self.fused.step
         )
-        one_launch = self.vector is not None and cuda_graph.applies(first.recipe, first.acc.device)
-        self.replayed = cuda_graph.Replayed() if one_launch else None
+        has_graph = self.fused is not None and cuda_graph.applies(first.recipe, device)
+        self.graphed_step = cuda_graph.GraphedStep() if has_graph else None
 
     def update(self) -> None:
-        """One optimizer step of every run that has not diverged; a run that has keeps its row, and moves no more."""
-        began, going = time.perf_counter(), [run for run in self.runs if run.sound]
-        for run in going:
-            loop.pace(run)
-        if self.vector:
-            self.vector.read_rates()
-        parts = self._parts(going[0].step)
-        losses = self.replayed(self._step, parts) if self.replayed else self._step(parts)
+        """One optimizer step of every run that has not diverged. The others keep their rows."""
+        start_time, healthy = time.perf_counter(), [run for run in self.runs if run.healthy]
+        for run in healthy:
+            loop.set_learning_rates(run)
+        if self.fused:
+            self.fused.read_learning_rates()
+        batch = self._load_batch(healthy[0].step)
+        losses = self.graphed_step(self._step, batch) if self.graphed_step else self._step(batch)
         for k, run in enumerate(self.runs):
-            if run.sound:
-                run.unread.append(losses[k])
-                if not self.vector:
-                    self._lend(run, k)
-                    loop.move(run)
-                loop.average(run)
-        for run in going:
-            loop.clock(run, (time.perf_counter() - began) / len(going))
+            if run.healthy:
+                run.unread_losses.append(losses[k])
+                if not self.fused:
+                    self._set_gradients(run, k)
+                    loop.apply_gradients(run)
+                loop.update_average(run)
+        for run in healthy:
+            loop.record_step(run, (time.perf_counter() - start_time) / len(healthy))
 
-    def _vector(self) -> Vector | None:
-        """One update for all, where there is one; it moves the row of a run that has diverged as well, which nobody reads."""
+    def _build_fused_optimizer(self) -> FusedStackOptimizer | None:
+        """One update for all trials, if their optimizers and device have one.
+
+        It also moves the rows of diverged runs, which nothing reads.
+        """
         opts = [run.opt for run in self.runs]
         if not fused_stack.applies(opts, self.parameters[0].device):
             return None
         clips = [run.recipe.optimizer.clip for run in self.runs]
-        return Vector(self.parameters, [run.parameters for run in self.runs], opts, clips)
+        rows = [run.parameters for run in self.runs]
+        return FusedStackOptimizer(self.parameters, rows, opts, clips)
 
-    def _lend(self, run: Run, k: int) -> None:
-        """Row k of the gradients; a tensor that no trial used has none."""
-        for own, p in zip(run.parameters, self.parameters, strict=True):
-            own.grad = None if p.grad is None else p.grad[k : k + 1]
+    def _set_gradients(self, run: TrainingRun, k: int) -> None:
+        """Sets the gradients of run k to row k of the stack's."""
+        for row, p in zip(run.parameters, self.parameters, strict=True):
+            row.grad = None if p.grad is None else p.grad[k : k + 1]
 
-    def _parts(self, step: int) -> list[gradients.Part]:
-        """What the trials read at `step`: a batch for all, or with a trial axis in front where their seeds differ."""
-        read = {seed: loop.batch(run, step) for seed, run in self.seeds.items()}
-        if len(read) == 1:
-            return read[self.runs[0].recipe.seed]
-        rows = zip(*(read[run.recipe.seed] for run in self.runs), strict=True)
+    def _load_batch(self, step: int) -> list[gradients.MicroBatch]:
+        """The micro-batches of a step: shared, or with a leading trial axis if seeds differ."""
+        batches = {seed: loop.load_batch(run, step) for seed, run in self.run_of_seed.items()}
+        if len(batches) == 1:
+            return batches[self.runs[0].recipe.seed]
+        per_part = zip(*(batches[run.recipe.seed] for run in self.runs), strict=True)
         return [
-            (torch.stack([x for x, _ in row]), torch.stack([y for _, y in row])) for row in rows
+            (torch.stack([x for x, _ in part]), torch.stack([y for _, y in part]))
+            for part in per_part
         ]
 
-    def _step(self, parts: Sequence[gradients.Part]) -> Tensor:
-        """What of a step is the device's alone: gradients, and the update where it is one for all. Each trial's mean loss, [K]."""
-        self.net.zero_grad()  # before, not after: a recorded backward pass then writes, and adds to nothing
-        losses = self._descend(parts)
-        if self.move:
-            self.move()
+    def _step(self, batch: Sequence[gradients.MicroBatch]) -> Tensor:
+        """The part of a step that a CUDA graph can record: gradients, and the fused update.
+
+        Returns the mean loss of each trial, [K].
+        """
+        self.net.zero_grad()  # first, so that a recorded backward pass writes and does not add
+        losses = self._backward(batch)
+        if self.fused_step:
+            self.fused_step()
         return losses
 
-    def _descend(self, parts: Sequence[gradients.Part]) -> Tensor:
-        """Put every trial's gradient into its rows; each one's mean loss, [K], on the device."""
+    def _backward(self, batch: Sequence[gradients.MicroBatch]) -> Tensor:
+        """Computes the gradients of all trials; the mean loss of each, [K], on the device."""
         first, losses = self.runs[0], []
-        for part in parts:
+        for micro_batch in batch:
             with gradients.precision(first.recipe.training, first.acc):
-                loss = self.model(*part)
-            (
-                loss if len(parts) == 1 else loss / len(parts)
-            ).sum().backward()  # the sum: a mean would divide each by K
+                loss = self.model(*micro_batch)
+            # The sum: a mean would divide each trial's gradient by K.
+            (loss if len(batch) == 1 else loss / len(batch)).sum().backward()
             losses.append(loss.detach())
-        return (
-            losses[0]
-            if len(losses) == 1
-            else torch.stack([torch.stack(each).mean() for each in zip(*losses, strict=True)])
-        )
+        if len(losses) == 1:
+            return losses[0]
+        return torch.stack([torch.stack(each).mean() for each in zip(*losses, strict=True)])
 
 
-def _own_multipliers(net: nn.Module, nets: Sequence[nn.Module]) -> None:
-    """Give each row of a stack its own trial's multipliers."""
-    for module, *theirs in zip(net.modules(), *(other.modules() for other in nets), strict=True):
-        for name in MULTIPLIERS:
-            values = [getattr(other, name, None) for other in theirs]
+def _set_row_multipliers(net: nn.Module, nets: Sequence[nn.Module]) -> None:
+    """Gives each row of the stack `net` the multipliers of its own trial."""
+    device = next(net.parameters()).device
+    for module, *rows in zip(net.modules(), *(other.modules() for other in nets), strict=True):
+        for name in MULTIPLIER_ATTRIBUTES:
+            values = [getattr(row, name, None) for row in rows]
             if len(set(values)) > 1:
-                setattr(
-                    module,
-                    name,
-                    torch.tensor(values, device=next(net.parameters()).device)[:, None, None],
-                )
+                setattr(module, name, torch.tensor(values, device=device)[:, None, None])
 
 
-def stacked(
+def train_stack(
     points: Sequence[Recipe],
     sweeps: Sequence[str],
     acc: Accelerator,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Iterator[tuple[Trial, list[float]]]:
-    """Train points as one model, and horizons of a trial on one trunk: what `trial` gives for each, as soon as it is done or has diverged.
+    """Trains points as one model, and the horizons of a trial on one trunk.
 
-    UserError on points that cannot train together. Seconds of a record: its share of the steps it had in common, and its own evaluations.
+    Args:
+        points: Recipe points; UserError if they cannot train together.
+        sweeps: Name of the sweep of each point, for its record.
+        acc: The Accelerator of this process.
+        progress: Called with the share of steps done.
+
+    Yields:
+        What `run_trial` returns for each point, as soon as it is done or has diverged. `seconds`
+        is its share of the time of shared steps, plus its own evaluations.
     """
-    refuse(points)
+    check_stackable(points)
     corpus = data.load(points[0].data)
-    forget_peak(acc)
-    with released(points[0], acc), ExitStack() as trackers:
-        heads = branches_module.started(points, corpus, acc)
-        tracks = {
-            run.id: trackers.enter_context(trackers_module.opened(run))
-            for head in heads
-            for run in (head, *head.riders)
-        }
-        asked = {
-            identity(point, corpus.digest): sweep
+    reset_peak_memory(acc)
+    with training_context(points[0], acc), ExitStack() as trackers:
+        trunks = branches.start_runs(points, corpus, acc)
+        runs = [run for trunk in trunks for run in (trunk, *trunk.branches)]
+        tracks = {run.id: trackers.enter_context(open_trackers(run)) for run in runs}
+        sweep_of = {
+            trial_id(point, corpus.digest): sweep
             for point, sweep in zip(points, sweeps, strict=True)
         }
-        rows = Counter(point.budget.tokens for point in points)
-        for run in (run for head in heads for run in (head, *head.riders)):
-            loop.look(run, tracks[run.id])
-        whole = branches_module.steps_left(heads)
-        for run in _cohorts(heads, tracks, lambda left: progress(max(0.0, 1 - left / whole))):
+        stack_size = Counter(point.budget.tokens for point in points)
+        for run in runs:
+            loop.evaluate_untrained(run, tracks[run.id])
+        total = branches.remaining_steps(trunks)
+
+        def report(remaining: int) -> None:
+            progress(max(0.0, 1 - remaining / total))
+
+        for run in _train_by_horizon(trunks, tracks, report):
             loop.finish(run, tracks[run.id])
-            seconds, tokens = sum(run.outcome.seconds.values()), run.recipe.budget.tokens
-            yield (
-                record(run.recipe, asked[run.id], corpus, run.outcome, acc, seconds, rows[tokens]),
-                run.outcome.curve,
+            seconds, size = sum(run.outcome.seconds.values()), stack_size[run.recipe.budget.tokens]
+            record = build_record(
+                run.recipe, sweep_of[run.id], corpus, run.outcome, acc, seconds, size
             )
+            yield record, run.outcome.curve
 
 
-def refuse(points: Sequence[Recipe]) -> None:
-    """UserError on points that cannot train as one model, or on one trunk."""
-    heads = [
+def check_stackable(points: Sequence[Recipe]) -> None:
+    """UserError if the points cannot train as one model, or on shared trunks."""
+    trunks = [
         point
-        for point, server in zip(points, branches.servers(points), strict=True)
-        if server is None
+        for point, trunk in zip(points, branch_counting.trunk_points(points), strict=True)
+        if trunk is None
     ]
-    for point in heads:
-        if odd := counted.unlike(heads[0], point):
-            names = ", ".join(f"`{name}`" for name in odd)
+    for point in trunks:
+        if differing := stack_counting.differing_settings(trunks[0], point):
+            names = ", ".join(f"`{name}`" for name in differing)
             raise UserError(
-                f"trials that train as one model must have the same {names}, but got others: train them apart"
+                f"trials that train as one model must have the same {names}, but these differ:"
+                " train them in separate stacks"
             )
-        if len(heads) > 1 and (why := counted.alone(point)):
-            raise UserError(f"a trial trains by itself with {why}")
+        if len(trunks) > 1 and (reason := stack_counting.no_stack_reason(point)):
+            raise UserError(f"a trial must train alone with {reason}")
 
 
-def _cohorts(
-    runs: Sequence[Run], tracks: branches_module.Tracks, say: Callable[[int], None]
-) -> Iterator[Run]:
-    """Train the runs of one horizon together, one horizon after the other; `say` is told the steps that are left."""
+def _train_by_horizon(
+    runs: Sequence[TrainingRun], tracks: branches.Tracks, report: Report
+) -> Iterator[TrainingRun]:
+    """Trains the runs of each horizon together, one horizon after the other.
+
+    Yields each run when it stops.
+    """
     for steps in sorted({run.steps for run in runs}):
-        after = branches_module.steps_left([run for run in runs if run.steps > steps])
-        cohort = [run for run in runs if run.steps == steps]
-        yield from _stopping(cohort, tracks, lambda own, after=after: say(own + after))  # type: ignore[misc]
+        later = branches.remaining_steps([run for run in runs if run.steps > steps])
+        same_horizon = [run for run in runs if run.steps == steps]
+        yield from _train_together(same_horizon, tracks, _add_steps(later, report))
 
 
-def _stopping(
-    runs: Sequence[Run], tracks: branches_module.Tracks, say: Callable[[int], None]
-) -> Iterator[Run]:
-    """Train runs, and those that ride on them; each when it stops. Those that a checkpoint left behind catch up first."""
-    going, stack = list(runs), None
-    while going:
-        yield from _branched(going, tracks, say)
-        for run in [run for run in going if not run.going]:
-            going.remove(run)
-            going += branches_module.heirs(run, tracks)
+def _add_steps(steps: int, report: Report) -> Report:
+    """A report for a part of the runs; `steps` is what remains for the others."""
+    return lambda remaining: report(remaining + steps)
+
+
+def _train_together(
+    runs: Sequence[TrainingRun], tracks: branches.Tracks, report: Report
+) -> Iterator[TrainingRun]:
+    """Trains runs and their branches; yields each when it stops.
+
+    Runs that continue from an earlier checkpoint than the others catch up first.
+    """
+    remaining, stack = list(runs), None
+    while remaining:
+        yield from _train_branches(remaining, tracks, report)
+        for run in [run for run in remaining if not run.active]:
+            remaining.remove(run)
+            remaining += branches.promote_branches(run, tracks)
             yield run
-        able = [run for run in going if run.going]
-        step = min((run.step for run in able), default=0)
-        if now := [run for run in able if run.step == step]:
-            stack = _stack(stack, now)
-            loop.update(now[0]) if stack is None else stack.update()
-            for run in (run for head in now for run in (head, *head.riders)):
-                loop.after(run, tracks[run.id])
-            say(branches_module.steps_left([run for run in going if run.sound]))
+        active = [run for run in remaining if run.active]
+        step = min((run.step for run in active), default=0)
+        if current := [run for run in active if run.step == step]:
+            stack = _update_stack(stack, current)
+            loop.update(current[0]) if stack is None else stack.update()
+            for run in (run for trunk in current for run in (trunk, *trunk.branches)):
+                loop.finish_step(run, tracks[run.id])
+            report(branches.remaining_steps([run for run in remaining if run.healthy]))
 
 
-def _branched(
-    heads: Sequence[Run], tracks: branches_module.Tracks, say: Callable[[int], None]
-) -> Iterator[Run]:
-    """Train what leaves the heads at this step to its end, and forget its models; the heads wait."""
-    runs = list(branches_module.leaving(heads, tracks))
+def _train_branches(
+    trunks: Sequence[TrainingRun], tracks: branches.Tracks, report: Report
+) -> Iterator[TrainingRun]:
+    """Trains the branches that leave the trunks at this step to their end; the trunks wait."""
+    runs = list(branches.detach_branches(trunks, tracks))
     if runs:
-        waiting = branches_module.steps_left(heads)
-        yield from _cohorts(runs, tracks, lambda own: say(own + waiting))
+        waiting = branches.remaining_steps(trunks)
+        yield from _train_by_horizon(runs, tracks, _add_steps(waiting, report))
         runs[0].acc.free_memory()
 
 
-def _stack(stack: Stack | None, now: list[Run]) -> Stack | None:
-    """The stack as it is, or another without the rows that have stopped; None: one run needs none. Compiled, it keeps its rows."""
+def _update_stack(stack: Stack | None, current: list[TrainingRun]) -> Stack | None:
+    """The stack of the current runs; None for one run.
+
+    A new one if runs have stopped. A compiled stack stays, because a new shape would compile again.
+    """
     if stack is not None:
-        kept = [run for run in stack.runs if any(run is other for other in now)]
-        if len(kept) == len(now) and (len(now) == len(stack.runs) or now[0].recipe.engine.compile):
+        kept = [run for run in stack.runs if any(run is other for other in current)]
+        same_runs = len(current) == len(stack.runs)
+        if len(kept) == len(current) and (same_runs or current[0].recipe.engine.compile):
             return stack
-    return Stack(now) if len(now) > 1 else None
+    return Stack(current) if len(current) > 1 else None

@@ -1,4 +1,4 @@
-"""A trial and its record."""
+"""Trains one trial and builds its record."""
 
 from __future__ import annotations
 
@@ -19,30 +19,48 @@ from accelerate import Accelerator
 from scaletune import counting, data
 from scaletune.recipe import Recipe
 from scaletune.records import Trial
-from scaletune.training.loop import Outcome, released, train
+from scaletune.training.loop import train, training_context
+from scaletune.training.run import Outcome
 
 
-def trial(
+def run_trial(
     recipe: Recipe,
     sweep: str,
     acc: Accelerator,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Trial, list[float]]:
-    """Train a recipe's point and put it on record: (the trial, its training loss per step).
+    """Trains one recipe point.
 
-    `metrics`: "seconds" by what they went to ("compile" is the first step of a compiled model), "peak_bytes", "held_out" [[tokens, loss],
-    ...], "noise" as `Noise.metrics` says, "data": unique and repeated tokens, "flops_spent": of the steps it took, a step that served
-    several horizons shared among them, so that a sweep's add up to what it spent; `flops` is what the trial takes alone.
+    `metrics` of the record holds:
+
+    - "seconds": time by activity ("train", "evaluate", "compile": the first step of a compiled
+      model),
+    - "peak_bytes": peak memory,
+    - "held_out": [[tokens, loss], ...] of each evaluation,
+    - "noise": see `GradientNoise.metrics`,
+    - "data": how many tokens were unique and how many repeated,
+    - "flops_spent": FLOPs of its steps, where a step that several horizons share is divided among
+      them. The values of a sweep add up to what it cost; `flops` is the cost of the trial alone.
+
+    Args:
+        recipe: A recipe point (a recipe without axes).
+        sweep: Name of the sweep, for the record.
+        acc: The Accelerator of this process.
+        progress: Called after each step with the share of steps done.
+
+    Returns:
+        The record, and the training loss of each step.
     """
     corpus = data.load(recipe.data)
-    began = time.perf_counter()
-    forget_peak(acc)
-    with released(recipe, acc):
+    start_time = time.perf_counter()
+    reset_peak_memory(acc)
+    with training_context(recipe, acc):
         outcome = train(recipe, corpus, acc, progress)
-    return record(recipe, sweep, corpus, outcome, acc, time.perf_counter() - began), outcome.curve
+    seconds = time.perf_counter() - start_time
+    return build_record(recipe, sweep, corpus, outcome, acc, seconds), outcome.curve
 
 
-def record(
+def build_record(
     recipe: Recipe,
     sweep: str,
     corpus: data.Corpus,
@@ -51,66 +69,70 @@ def record(
     seconds: float,
     stack: int = 1,
 ) -> Trial:
-    """What a loop left behind, as a record; `stack`: trials that were one model, this one among them."""
-    tail = outcome.curve[-max(1, len(outcome.curve) // 10) :]
-    train_loss = sum(tail) / len(tail) if outcome.status == "done" else None
+    """The record of an outcome; `stack` is the number of trials that trained as one model."""
+    last_tenth = outcome.curve[-max(1, len(outcome.curve) // 10) :]
+    train_loss = sum(last_tenth) / len(last_tenth) if outcome.status == "done" else None
     return Trial(
         **counting.trial_fields(recipe, sweep, corpus.vocab_size, corpus.digest),
-        status=outcome.status, message=outcome.message, loss=outcome.loss, train_loss=train_loss,
-        seconds=round(seconds, 3), provenance=_provenance(recipe, acc, stack) | outcome.trunk,
+        status=outcome.status,
+        message=outcome.message,
+        loss=outcome.loss,
+        train_loss=train_loss,
+        seconds=round(seconds, 3),
+        provenance=_provenance(recipe, acc, stack) | outcome.trunk,
         metrics=_metrics(outcome, recipe, corpus, acc),
-    )  # fmt: skip
+    )
 
 
 def _provenance(recipe: Recipe, acc: Accelerator, stack: int) -> dict[str, Any]:
+    on_gpu = acc.device.type == "cuda"
     return {
-        "scaletune": version("scaletune"), "torch": str(torch.__version__), "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if acc.device.type == "cuda" else platform.machine(),
-        "processes": acc.num_processes, "accumulation": recipe.engine.accumulation, "stack": stack,
+        "scaletune": version("scaletune"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "processes": acc.num_processes,
+        "accumulation": recipe.engine.accumulation,
+        "stack": stack,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    }
 
 
 def _metrics(
     outcome: Outcome, recipe: Recipe, corpus: data.Corpus, acc: Accelerator
 ) -> dict[str, Any]:
+    budget, seq_len = recipe.budget, recipe.data.seq_len
+    flops_per_token = counting.flops_per_token(recipe.model, corpus.vocab_size, seq_len)
     return {
         "seconds": {name: round(spent, 3) for name, spent in outcome.seconds.items()},
-        "peak_bytes": _peak(acc),
+        "peak_bytes": _peak_memory(acc),
         "held_out": outcome.held_out,
-        "noise": outcome.noise.metrics(recipe.data.seq_len),
-        "flops_spent": counting.flops_per_token(
-            recipe.model, corpus.vocab_size, recipe.data.seq_len
-        )
-        * (outcome.spent * recipe.budget.batch_tokens),
-        "data": corpus.seen(recipe.budget.tokens, recipe.budget.batch_tokens, recipe.data.seq_len),
+        "noise": outcome.noise.metrics(seq_len),
+        "flops_spent": flops_per_token * (outcome.steps_spent * budget.batch_tokens),
+        "data": corpus.data_usage(budget.tokens, budget.batch_tokens, seq_len),
     }
 
 
-def forget_peak(acc: Accelerator) -> None:
-    """Start the measure of memory anew, so that one process's trials have each their own."""
+def reset_peak_memory(acc: Accelerator) -> None:
+    """Resets the peak memory, so that each trial of a process has its own peak."""
     if acc.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
-        with suppress(AttributeError):  # a C library without it
-            ctypes.CDLL(None).malloc_trim(0)  # what the last trial freed
-        try:
+        with suppress(AttributeError):  # a C library without malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)  # returns the memory that the last trial freed
+        # Some kernels forbid it. The peak is then that of the process.
+        with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            return  # a kernel that forbids it: the peak is the process's
 
 
-def _peak(acc: Accelerator) -> int:
-    """Bytes at most held: of the GPU by tensors, else resident, the imported libraries included."""
+def _peak_memory(acc: Accelerator) -> int:
+    """Peak bytes: of tensors on a GPU, else resident memory, which includes imported libraries."""
     if acc.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     if sys.platform == "linux":
-        line = next(
-            line
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith("VmHWM")
-        )
+        lines = Path("/proc/self/status").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
-    import resource  # not on Windows
+    import resource  # does not exist on Windows
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS

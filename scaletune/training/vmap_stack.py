@@ -1,4 +1,4 @@
-"""Any module as a stack of trials by `torch.func`: for models that are not the zoo's, whose parameters carry no trial axis."""
+"""Stacks any module by `torch.func.vmap`, for models whose parameters have no trial axis."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from scaletune.errors import UserError
 
-REFUSALS = ("vmap", "batch", "doesn't have storage")  # the last is `.numpy()`'s
+VMAP_ERRORS = ("vmap", "batch", "doesn't have storage")
+"""Parts of the errors that vmap raises; the last is the error of `.numpy()`."""
 
 
 class VmapStack(nn.Module):
-    """Modules of one kind as one: `stack(*inputs)` is what each gives for the same inputs, [K, ...].
+    """Modules of one class as one module: `stack(*inputs)` is [K, ...], the output of each.
 
-    Parameters are the modules' own with a leading axis, which `optim` and a plan take as they are; a name's dots are "/" in them. Call
-    `.sum().backward()` on losses [K] outside: `vmap` of a gradient falls back to loops in attention's backward pass. Draws of dropout are
-    each trial's own, and no longer those of a module alone. UserError where vmap refuses: batch norm's running statistics, control
-    flow that depends on values, `.item()`.
+    The parameters are those of the modules with a leading trial axis, as `optim` and a plan expect;
+    dots in their names become "/". Sum the losses [K] and call `.backward()` outside: `vmap` of a
+    gradient falls back to loops in attention's backward pass. Each trial has its own dropout
+    draws, which differ from those of the module alone. UserError if vmap does not support the
+    module: running statistics of batch norm, control flow that depends on values, `.item()`.
     """
 
     template: nn.Module
@@ -31,14 +33,14 @@ class VmapStack(nn.Module):
         kinds = {type(module).__name__ for module in modules}
         if len(kinds) != 1:
             raise UserError(
-                f"the modules of a stack must be of one kind, but got {', '.join(sorted(kinds)) or 'none'}"
+                "the modules of a stack must be of one class,"
+                f" but got {', '.join(sorted(kinds)) or 'no module'}"
             )
         for module in modules[1:]:
-            _same_shapes(modules[0], module)
-        parameters, buffers = _stacked(modules)
-        self.__dict__["template"] = copy.deepcopy(modules[0]).to(
-            "meta"
-        )  # hidden from the module tree: it holds no weights, and ties none
+            _check_same_shapes(modules[0], module)
+        parameters, buffers = _stack_state(modules)
+        # Not registered as a submodule: it holds no weights.
+        self.__dict__["template"] = copy.deepcopy(modules[0]).to("meta")
         self.ties = _ties(modules[0])
         self.stacked = nn.ParameterDict(
             {
@@ -50,67 +52,69 @@ class VmapStack(nn.Module):
             self.register_buffer(f"buffer/{name.replace('.', '/')}", value)
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers under the names they have in one module, a tied one under each of its own, [K, ...] each."""
-        own = dict(self.stacked.items()) | {
+        """Parameters and buffers, [K, ...], by their names in one module (all names if tied)."""
+        tensors = dict(self.stacked.items()) | {
             name.removeprefix("buffer/"): value for name, value in self.named_buffers()
         }
-        state = {name.replace("/", "."): value for name, value in own.items()}
+        state = {name.replace("/", "."): value for name, value in tensors.items()}
         return state | {name: state[first] for name, first in self.ties.items()}
 
     def trial(self, k: int) -> dict[str, Tensor]:
-        """One trial's state dict."""
+        """The state dict of one trial."""
         state = self.state()
         return {name: state[name][k].detach().clone() for name in self.template.state_dict()}
 
     def forward(self, *inputs: Any) -> Tensor:
-        def one(state: dict[str, Tensor]) -> Any:
+        def call_one(state: dict[str, Tensor]) -> Any:
             return functional_call(self.template, state, inputs)
 
         self.template.train(self.training)
         try:
-            return vmap(one, randomness="different")(self.state())
+            return vmap(call_one, randomness="different")(self.state())
         except (RuntimeError, ValueError, torch._dynamo.exc.Unsupported) as error:
-            if not any(sign in str(error).lower() for sign in REFUSALS):
+            if not any(part in str(error).lower() for part in VMAP_ERRORS):
                 raise
-            raise _refused(self.template, error) from error
+            raise _vmap_error(self.template, error) from error
 
 
-def _refused(module: nn.Module, error: Exception) -> UserError:
+def _vmap_error(module: nn.Module, error: Exception) -> UserError:
     reason = str(error).splitlines()[0]
     return UserError(
-        f"a {type(module).__name__} cannot stack, as vmap refuses it ({reason}): train its trials apart"
+        f"a {type(module).__name__} cannot be stacked, because vmap does not support it"
+        f" ({reason}): train its trials alone"
     )
 
 
-def _stacked(modules: Sequence[nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _stack_state(modules: Sequence[nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         return stack_module_state(list(modules))
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # of parametrized modules each has a class of its own; some are frozen, others not
-        raise _refused(modules[0], error) from error
+    # Parametrized modules each have their own class; or some parameters are frozen in one only.
+    except (RuntimeError, ValueError) as error:
+        raise _vmap_error(modules[0], error) from error
 
 
 def _ties(module: nn.Module) -> dict[str, str]:
-    """The further names of a tensor that has several -> its first."""
-    firsts, ties = dict[Tensor, str](), {}
+    """Further names of tied tensors -> the first name."""
+    first_names, ties = dict[Tensor, str](), {}
     for name, tensor in (
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
     ):
-        if firsts.setdefault(tensor, name) != name:
-            ties[name] = firsts[tensor]
+        if first_names.setdefault(tensor, name) != name:
+            ties[name] = first_names[tensor]
     return ties
 
 
-def _same_shapes(one: nn.Module, other: nn.Module) -> None:
-    here, there = (
+def _check_same_shapes(one: nn.Module, other: nn.Module) -> None:
+    first, second = (
         {name: tuple(value.shape) for name, value in module.state_dict().items()}
         for module in (one, other)
     )
-    odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-    if odd:
+    names = first.keys() | second.keys()
+    differing = sorted(name for name in names if first.get(name) != second.get(name))
+    if differing:
+        name = differing[0]
         raise UserError(
-            f"the modules of a stack must have the same shapes, but `{odd[0]}` is {here.get(odd[0])} and {there.get(odd[0])}"
+            "the modules of a stack must have the same shapes,"
+            f" but `{name}` is {first.get(name)} and {second.get(name)}"
         )
