@@ -254,8 +254,11 @@ def acc():
 
 
 def test_a_stack_trains_as_its_trials_alone(tiny, by_vector):
-    """With a trial that diverges and leaves the stack."""
-    settings = {"tokens": 200 * 64, "batch_tokens": 64}
+    """With a trial that diverges and leaves the stack.
+
+    100 steps: after 150, float32 rounding alone grows beyond the bound on some processors.
+    """
+    settings = {"tokens": 100 * 64, "batch_tokens": 64}
     points = [tiny(settings | own) for own in (*OWN, DIVERGES)]
     together = found(points)
     assert together[1e3][0] == "diverged"
