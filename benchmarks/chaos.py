@@ -1,8 +1,11 @@
-"""Kill -9 at random moments of a sweep's driver and its workers, and what is left of the record.
+"""Kills a sweep's driver and workers at random moments (SIGKILL) and checks what is recorded.
 
-`python benchmarks/chaos.py --kills 100 [--steps 400 --trials 200]`; without `--steps` a worker is a script that answers in 40 ms with a
-planted loss, so that the driver, the pool and the store are what is put to the test; with it, workers train so long, and go on from
-checkpoints. `--scale` opens 10,000 recorded trials and drives trivial ones. Tables in benchmarks/README.md.
+Without `--steps` a worker is a script that returns a prescribed loss after 40 ms, so the test is of
+the driver, the pool and the database. With `--steps` workers train that many steps and resume from
+checkpoints. `--scale` opens 10,000 recorded trials and runs trivial ones. Tables:
+benchmarks/README.md.
+
+    python benchmarks/chaos.py --kills 100 [--steps 400 --trials 300]
 """
 
 from __future__ import annotations
@@ -27,13 +30,13 @@ from typing import Any
 import psutil
 
 from scaletune import sweeping
-from scaletune.recipe import Recipe, points, validated, with_settings
+from scaletune.recipe import Recipe, points, validate_recipe, with_settings
 from scaletune.records import Store, Trial, read_jsonl
 from scaletune.sweeping.engines import local
 from scaletune.transferring.formats.recipe import toml
 
-NAMED = "scaletune.sweeping.engines.worker"
-MEASURED = (
+# Fields of a trial that must not depend on where and when it was trained.
+REPRODUCIBLE = (
     "id",
     "sweep",
     "status",
@@ -42,7 +45,7 @@ MEASURED = (
     "message",
     "flops",
     "point",
-)  # of a trial, wherever and whenever it was trained
+)
 WORKER = """#!{python} -IS
 import json, os, sys, time
 answers = json.load(open("{folder}/answers.json"))
@@ -57,56 +60,66 @@ for line in (json.dumps(order) for orders in sys.stdin for order in json.loads(o
     time.sleep({seconds} / 4)
     print(json.dumps({{"trial": trial, "curve": [1.0, 0.5]}}), flush=True)
 """
+HEADER = (
+    "| worker | trials | driver kills | worker kills | restarts | lost | twice | same record "
+    "| orphans | files left | seconds |\n" + "|---" * 11 + "|"
+)
 
 
-def base(folder: Path) -> Recipe:
-    """Eight steps of a model of width 32 on a text of our own."""
+def base_recipe(folder: Path) -> Recipe:
+    """Eight steps of a model of width 32 on a generated text."""
     text = folder / "words.txt"
     if not text.exists():
-        drawn = random.Random(0)
-        text.write_text(" ".join(drawn.choices([f"word{i}" for i in range(200)], k=8000)))
-    return validated(
-        {
-            "model": {"width": 32, "depth": 1, "head_dim": 16}, "parametrization": {"base_width": 32}, "optimizer": {"lr": 5e-3},
-            "data": {"source": str(text), "seq_len": 32}, "budget": {"tokens": 2048, "batch_tokens": 256, "eval_tokens": 512},
-            "engine": {"retries": 1000},
-        },
-        "chaos",
-    )  # fmt: skip
+        words = random.Random(0).choices([f"word{i}" for i in range(200)], k=8000)
+        text.write_text(" ".join(words))
+    values = {
+        "model": {"width": 32, "depth": 1, "head_dim": 16},
+        "parametrization": {"base_width": 32},
+        "optimizer": {"lr": 5e-3},
+        "data": {"source": str(text), "seq_len": 32},
+        "budget": {"tokens": 2048, "batch_tokens": 256, "eval_tokens": 512},
+        "engine": {"retries": 1000},
+    }
+    return validate_recipe(values, "chaos")
 
 
-def wanted(folder: Path, trials: int) -> list[sweeping.Task]:
-    recipe = base(folder)
-    return sweeping.tasks(
-        "main", [with_settings(recipe, {"seed": seed, "engine.stack": 1}) for seed in range(trials)]
-    )
+def planted_tasks(folder: Path, trials: int) -> list[sweeping.Task]:
+    """Tasks for the script that returns prescribed losses: one per seed, never stacked."""
+    recipe = base_recipe(folder)
+    seeds = [{"seed": seed, "engine.stack": 1} for seed in range(trials)]
+    return sweeping.tasks("main", [with_settings(recipe, each) for each in seeds])
 
 
-def real(folder: Path, trials: int, steps: int = 400) -> list[sweeping.Task]:
-    """Trials of a second or so that keep checkpoints; half of them train in stacks of two, and every fourth diverges."""
-    rows: dict[str, Any] = {
+def training_tasks(folder: Path, trials: int, steps: int = 400) -> list[sweeping.Task]:
+    """Tasks of about a second with checkpoints.
+
+    Half of them train in stacks of two. Every fourth diverges.
+    """
+    shared: dict[str, Any] = {
         "budget.tokens": 256 * steps,
         "data.epochs": 10,
         "engine.checkpoint_every": max(1, steps // 8),
     }
-    recipe, lrs = with_settings(base(folder), rows), (2e-3, 4e-3, 8e-3, 1e3)
+    recipe, lrs = with_settings(base_recipe(folder), shared), (2e-3, 4e-3, 8e-3, 1e3)
     settings = [
         {"seed": i // 4, "lr": lrs[i % 4], "engine.stack": 1 + (i // 4) % 2} for i in range(trials)
     ]
     return sweeping.tasks("main", [with_settings(recipe, each) for each in settings])
 
 
-def planted(task: sweeping.Task) -> Trial:
-    """A done trial whose loss is drawn from its seed."""
+def planted_trial(task: sweeping.Task) -> Trial:
+    """A trial with status "done" whose loss is a random number determined by its seed."""
     loss = 2 + random.Random(task.recipe.seed).random()
     return replace(
-        sweeping.failed(task, ""), status="done", loss=loss, train_loss=loss, seconds=0.04
+        sweeping.failed_trial(task, ""), status="done", loss=loss, train_loss=loss, seconds=0.04
     )
 
 
-def plant(folder: Path, trials: int, seconds: float) -> None:
-    """Put a worker that answers at once into `folder`, with what it answers."""
-    answers = {task.recipe.seed: asdict(planted(task)) for task in wanted(folder, trials)}
+def install_worker(folder: Path, trials: int, seconds: float) -> None:
+    """Writes the script that replaces a worker into `folder`, with the trials that it returns."""
+    answers = {
+        task.recipe.seed: asdict(planted_trial(task)) for task in planted_tasks(folder, trials)
+    }
     (folder / "answers.json").write_text(json.dumps(answers))
     (folder / "started").write_text("")
     worker = folder / "worker"
@@ -115,52 +128,50 @@ def plant(folder: Path, trials: int, seconds: float) -> None:
 
 
 def drive(folder: Path, trials: int, workers: int, steps: int) -> None:
-    """What a driver's process does: `steps` of training a trial, or a planted answer."""
-    if not steps:
-        sys.executable = str(folder / "worker")
+    """Runs a driver: `steps` training steps per trial, or prescribed losses if `steps` is 0."""
+    if steps:
+        _log_sent_tasks(folder / "started")
+        tasks = training_tasks(folder, trials, steps)
     else:
-        _note_orders(folder / "started")
-    sweeping.train_all(
-        real(folder, trials, steps) if steps else wanted(folder, trials),
-        folder / "sweeps/chaos",
-        workers,
-    )
+        sys.executable = str(folder / "worker")
+        tasks = planted_tasks(folder, trials)
+    sweeping.train_all(tasks, folder / "sweeps/chaos", workers)
 
 
-def _note_orders(started: Path) -> None:
-    """Have this process write down which trials it hands to its workers."""
-    order = local.Worker.order
+def _log_sent_tasks(path: Path) -> None:
+    """Makes this process append the id of each trial that it sends to a worker to `path`."""
+    send = local.Worker.send
 
-    def noted(worker: local.Worker, tasks: Sequence[sweeping.Task]) -> None:
-        with started.open("a") as file:
+    def log_and_send(worker: local.Worker, tasks: Sequence[sweeping.Task]) -> None:
+        with path.open("a") as file:
             file.write("".join(task.id + "\n" for task in tasks))
-        order(worker, tasks)
+        send(worker, tasks)
 
-    local.Worker.order = noted  # type: ignore[method-assign]
+    local.Worker.send = log_and_send  # type: ignore[method-assign]
 
 
-def recorded(folder: Path) -> dict[str, str]:
-    """id -> line of what is on record."""
+def read_lines(folder: Path) -> dict[str, str]:
+    """{trial id: its line in the database}."""
     path = folder / "sweeps/chaos.db"
     if not path.exists():
         return {}
     db = sqlite3.connect(path, timeout=60)
     try:
         return dict(db.execute("SELECT id, line FROM trials"))
-    except sqlite3.OperationalError:  # killed before it made its tables
+    except sqlite3.OperationalError:  # killed before it created its tables
         return {}
     finally:
         db.close()
 
 
 @dataclass
-class Found:
-    """What a disturbed sweep showed."""
+class Outcome:
+    """What happened in a sweep whose processes were killed."""
 
     driver_kills: int = 0
     worker_kills: int = 0
-    lost: set[str] = field(default_factory=set)  # recorded, and gone later, or changed
-    twice: set[str] = field(default_factory=set)  # started by a driver that had them on record
+    lost: set[str] = field(default_factory=set)  # recorded, and later missing or changed
+    twice: set[str] = field(default_factory=set)  # recorded, and sent to a worker again
     orphans: int = 0
     seconds: float = 0.0
 
@@ -173,22 +184,13 @@ def disturb(
     seed: int = 0,
     pause: float = 0.25,
     steps: int = 0,
-) -> Found:
-    """Carry the sweep to its end through `kills` kills; every sixth is the driver's, and it is started again."""
-    drawn, found, before, starts = random.Random(seed), Found(), {}, folder / "started"
-    began = time.monotonic()
+) -> Outcome:
+    """Runs the sweep to its end with `kills` kills. Restarts the driver, a sixth of the victims."""
+    rng, outcome, before, starts = random.Random(seed), Outcome(), {}, folder / "started"
+    start = time.monotonic()
     (folder / "tmp").mkdir(exist_ok=True)
-    command = [
-        sys.executable,
-        __file__,
-        "--drive",
-        str(folder),
-        "--trials",
-        str(trials),
-        "--workers",
-        str(workers),
-    ]
-    command += ["--steps", str(steps)]
+    command = [sys.executable, __file__, "--drive", str(folder), "--trials", str(trials)]
+    command += ["--workers", str(workers), "--steps", str(steps)]
     while True:
         position = starts.stat().st_size if starts.exists() else 0
         with subprocess.Popen(
@@ -197,54 +199,54 @@ def disturb(
             stderr=subprocess.PIPE,
             text=True,
         ) as driver:
-            family = _kill_at_random(driver, drawn, found, kills, pause)
-            said = driver.communicate()[1]
-        found.orphans += len(psutil.wait_procs(family, timeout=10)[1])
+            family = _kill_at_random(driver, rng, outcome, kills, pause)
+            errors = driver.communicate()[1]
+        outcome.orphans += len(psutil.wait_procs(family, timeout=10)[1])
         if starts.exists():
-            found.twice |= before.keys() & set(starts.read_text()[position:].split())
-        now = recorded(folder)
-        found.lost |= {i for i, text in before.items() if now.get(i) != text}
+            outcome.twice |= before.keys() & set(starts.read_text()[position:].split())
+        now = read_lines(folder)
+        outcome.lost |= {i for i, text in before.items() if now.get(i) != text}
         before = now
         if driver.returncode != -signal.SIGKILL:
-            assert driver.returncode == 0, said
-            found.seconds = time.monotonic() - began
-            return found
+            assert driver.returncode == 0, errors
+            outcome.seconds = time.monotonic() - start
+            return outcome
 
 
 def _kill_at_random(
-    driver: subprocess.Popen[str], drawn: random.Random, found: Found, kills: int, pause: float
+    driver: subprocess.Popen[str], rng: random.Random, outcome: Outcome, kills: int, pause: float
 ) -> list[psutil.Process]:
-    """Until the driver has ended, or was killed; all its workers that were seen."""
+    """Kills processes until the driver ends or is killed. Returns all workers that were seen."""
     family: set[psutil.Process] = set()
     while driver.poll() is None:
-        time.sleep(drawn.uniform(0, 2 * pause))
-        workers = _workers(driver.pid)
+        time.sleep(rng.uniform(0, 2 * pause))
+        workers = list_workers(driver.pid)
         family |= set(workers)
-        if not workers or found.driver_kills + found.worker_kills >= kills:
+        if not workers or outcome.driver_kills + outcome.worker_kills >= kills:
             continue
-        if drawn.random() < 1 / 6:
+        if rng.random() < 1 / 6:
             driver.kill()
             driver.wait()
-            found.driver_kills += 1
+            outcome.driver_kills += 1
             break
-        victim = drawn.choice(workers)
+        victim = rng.choice(workers)
         if victim.is_running():
             victim.kill()
-            found.worker_kills += 1
+            outcome.worker_kills += 1
     return list(family)
 
 
-def _workers(pid: int) -> list[psutil.Process]:
+def list_workers(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
 
 
-def measured(folder: Path) -> list[dict[str, Any]]:
-    """What of the record no disturbance may change, to the last bit; where the data lay is left out."""
+def reproducible_record(folder: Path) -> list[dict[str, Any]]:
+    """The fields of all recorded trials that kills must not change, without the data's path."""
     rows = [
-        {name: getattr(trial, name) for name in MEASURED}
+        {name: getattr(trial, name) for name in REPRODUCIBLE}
         for trial in read_jsonl(folder / "sweeps/chaos.jsonl")
     ]
     return [
@@ -254,113 +256,104 @@ def measured(folder: Path) -> list[dict[str, Any]]:
 
 
 def compare(kills: int, trials: int, steps: int, seed: int) -> None:
-    """One row of the table."""
+    """Runs one sweep without kills and one with them; prints a row of the table."""
     workers = 2 if steps else 3
     with tempfile.TemporaryDirectory() as calm, tempfile.TemporaryDirectory() as wild:
         for folder in map(Path, (calm, wild)):
-            base(folder)
+            base_recipe(folder)
             if not steps:
-                plant(folder, trials, 0.04)
+                install_worker(folder, trials, 0.04)
         shm = set(os.listdir("/dev/shm"))
         disturb(Path(calm), trials, 0, workers, steps=steps)
-        found = disturb(Path(wild), trials, kills, workers, seed, 2.5 if steps else 0.25, steps)
+        outcome = disturb(Path(wild), trials, kills, workers, seed, 2.5 if steps else 0.25, steps)
         shm = set(os.listdir("/dev/shm")) - shm
-        for name in [*(left := leavings(Path(wild))), *shm]:
-            print(f"left: {name}", file=sys.stderr)
-        same = measured(Path(calm)) == measured(Path(wild))
-        started = Path(wild, "started").read_text().split()
+        leftovers = [*leftover_files(Path(wild)), *shm]
+        for name in leftovers:
+            print(f"file left: {name}", file=sys.stderr)
+        same = reproducible_record(Path(calm)) == reproducible_record(Path(wild))
+        restarts = len(Path(wild, "started").read_text().split()) - trials
         print(
-            f"| {'trained' if steps else 'planted'} | {trials} | {found.driver_kills} | {found.worker_kills} | {len(started) - trials} |"
-            f" {len(found.lost)} | {len(found.twice)} | {'yes' if same else 'NO'} | {found.orphans} | {len(left) + len(shm)} | {found.seconds:.0f} |"
+            f"| {'trained' if steps else 'planted'} | {trials} | {outcome.driver_kills} "
+            f"| {outcome.worker_kills} | {restarts} | {len(outcome.lost)} | {len(outcome.twice)} "
+            f"| {'yes' if same else 'NO'} | {outcome.orphans} | {len(leftovers)} "
+            f"| {outcome.seconds:.0f} |"
         )
 
 
-def leavings(folder: Path) -> list[str]:
-    """Files that a sweep which has ended should not have left."""
-    left = [
-        path.name
-        for path in Path(folder, "sweeps").iterdir()
-        if path.suffix not in (".db", ".jsonl", ".logs")
+def leftover_files(folder: Path) -> list[str]:
+    """Files that a sweep should have removed by its end."""
+    kept = (".db", ".jsonl", ".logs")
+    sweep = [path.name for path in Path(folder, "sweeps").iterdir() if path.suffix not in kept]
+    temporary = [path.name for path in Path(folder, "tmp").iterdir()]
+    return [
+        *sweep,
+        *(name for name in temporary if not name.startswith("torchinductor_")),  # torch's cache
+        *(path.name for path in Path(folder, "runs").rglob("*.part")),
     ]
-    temporary = [
-        path.name
-        for path in Path(folder, "tmp").iterdir()
-        if not path.name.startswith("torchinductor_")
-    ]  # torch's cache
-    return left + temporary + [path.name for path in Path(folder, "runs").rglob("*.part")]
 
 
 def scale(n: int = 10_000) -> None:
-    """Seconds and memory of `scaletune sweep` where all `n` trials are on record; milliseconds a trivial trial costs beside its own time."""
+    """Prints what `scaletune sweep` costs when all `n` trials are recorded.
+
+    Also prints the milliseconds that a trivial trial costs beside its own time.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = with_settings(
-            base(folder),
-            {"axes": {"lr": [1e-3 * 1.01**i for i in range(100)], "seed": list(range(n // 100))}},
-        )
+        axes = {"lr": [1e-3 * 1.01**i for i in range(100)], "seed": list(range(n // 100))}
+        recipe = with_settings(base_recipe(folder), {"axes": axes})
         (folder / "chaos.toml").write_text(
             toml(recipe.model_dump(exclude={"holdout", "target", "compare", "fit", "evidence"}))
         )
         store = Store(folder / "sweeps/chaos")
-        store._db.execute("PRAGMA synchronous=OFF")  # only to have them there sooner
+        store._db.execute("PRAGMA synchronous=OFF")  # only to write the trials faster
         for task in sweeping.tasks("main", points(recipe)):
-            store.put(planted(task), [1.0] * 300)
+            store.put(planted_trial(task), [1.0] * 300)
         store.close()
-        for what in ("after a crash: its record is written", "resumed"):
-            print(f"{n} recorded trials, {what}: {_measured_command(folder)}")
+        for case in ("after a crash, the record is written first", "resume"):
+            print(f"{n} recorded trials, {case}: {_measure_command(folder)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plant(folder, 400, 0.0)
-        asked, sys.executable = wanted(folder, 400), str(folder / "worker")
-        began = time.monotonic()
-        sweeping.train_all(asked, folder / "sweeps/chaos", 1)
-        print(
-            f"400 trials that do nothing, one worker: {1000 * (time.monotonic() - began) / 400:.1f} ms each"
-        )
+        install_worker(folder, 400, 0.0)
+        tasks, sys.executable = planted_tasks(folder, 400), str(folder / "worker")
+        start = time.monotonic()
+        sweeping.train_all(tasks, folder / "sweeps/chaos", 1)
+        each = 1000 * (time.monotonic() - start) / 400
+        print(f"400 trials that do nothing, one worker: {each:.1f} ms each")
 
 
-def _measured_command(folder: Path) -> str:
-    """What the whole command takes, its start and imports too."""
-    began, before = time.monotonic(), os.times()
-    command = [
-        sys.executable,
-        "-m",
-        "scaletune",
-        "sweep",
-        str(folder / "chaos.toml"),
-        "--out",
-        str(folder),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    gone, after = time.monotonic() - began, os.times()
-    spent = (
+def _measure_command(folder: Path) -> str:
+    """Time and memory of the whole command, with start-up and imports."""
+    start, before = time.monotonic(), os.times()
+    command = [sys.executable, "-m", "scaletune", "sweep", str(folder / "chaos.toml")]
+    subprocess.run([*command, "--out", str(folder)], check=True, capture_output=True)
+    elapsed, after = time.monotonic() - start, os.times()
+    cpu = (
         after.children_user + after.children_system - before.children_user - before.children_system
     )
-    return f"{gone:.2f} s, {spent:.2f} s of CPU, {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MB at most"
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return f"{elapsed:.2f} s, {cpu:.2f} s of CPU, at most {memory:.0f} MB"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--trials", type=int, default=1500)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--steps", type=int, default=0, help="of training a trial; 0: planted answers"
+        "--steps", type=int, default=0, help="training steps per trial; 0: prescribed losses"
     )
-    parser.add_argument("--scale", action="store_true")
-    parser.add_argument("--drive", type=Path)
+    parser.add_argument("--scale", action="store_true", help="measure 10,000 recorded trials")
+    parser.add_argument("--drive", type=Path, help="run the driver of a sweep in this folder")
     args = parser.parse_args()
     if args.drive:
         drive(args.drive, args.trials, args.workers, args.steps)
     elif args.scale:
         scale()
     else:
-        print(
-            "| workers | trials | driver kills | worker kills | started again | lost | twice | same record | orphans | files left | seconds |\n"
-            + "|---" * 11
-            + "|"
-        )
+        print(HEADER)
         compare(args.kills, args.trials, args.steps, args.seed)
 
 

@@ -1,11 +1,16 @@
-"""How many FLOPs until a search over sizes and hyperparameters knows the frontier of loss against cost? A planted one, in closed form.
+"""Measures how many FLOPs search kind "pareto" needs to find a known frontier of loss against cost.
+
+The simulated loss has a closed form, with C the FLOPs counted for the point:
+
+    loss = (E + A C**-a) exp(k/2 (ln lr - law(C))**2 + m/2 (ln batch - law(C))**2) (1 + noise)
+
+After `POINTS` points this prints: FLOPs spent; how far the frontier that was found is above the
+true one, as a mean over all costs of the grid; the error of the slope of ln lr against ln FLOPs in
+standard errors; and the FLOPs that random search needs for a frontier as near, over those of the
+search. Random search draws the points of the grid uniformly, or in inverse proportion to their
+cost.
 
     python benchmarks/frontier_search.py [seeds]
-
-loss = (E + A C**-a) exp(k/2 (ln lr - law(C))**2 + m/2 (ln batch - law(C))**2) (1 + noise), C the FLOPs counted for the point. Scored after
-`POINTS` points: FLOPs spent; how far the frontier found is above the planted one, the mean over all costs of
-the grid; by how many standard errors the slope of ln lr against ln FLOPs is off; and the FLOPs that random points
-of the grid need until their frontier is as near, drawn alike and drawn in inverse proportion to their cost, over the FLOPs of the search.
 """
 
 from __future__ import annotations
@@ -15,50 +20,62 @@ import sys
 
 import numpy as np
 
-from scaletune.recipe import Recipe, Search, validated
-from scaletune.sweeping.search.pareto import TALL, best, costs, pareto, scaling
-from scaletune.sweeping.search.space import Cell, Point, cells
+from scaletune.recipe import Recipe, Search, validate_recipe
+from scaletune.sweeping.search.pareto import (
+    TALL,
+    fit_scaling,
+    flops_function,
+    frontier_points,
+    search_frontier,
+)
+from scaletune.sweeping.search.space import Cell, Point, build_cells
 
 POINTS = (30, 60, 90)
-FLOOR, A, POWER = 2.0, 220.0, 0.17  # E, A, a
-LR, BATCH = (-0.15, 0.25)  # slopes against ln FLOPs
-CURVED = (0.03, 0.02)
+MIN_LOSS, A, POWER = 2.0, 220.0, 0.17  # E, A, a
+LR_SLOPE, BATCH_SLOPE = (-0.15, 0.25)  # against ln FLOPs
+CURVATURE = (0.03, 0.02)  # k, m
+HEADER = (
+    "| points | noise | share of the grid's FLOPs | above the frontier | slope of ln lr "
+    "| error / standard error, per seed | random search, uniform | random search, 1/cost |\n"
+    + "|---" * 8
+    + "|"
+)
 
 
-def space(seed: int, points: int) -> Recipe:
-    return validated(
-        {
-            "model": {"width": 32, "depth": 2, "head_dim": 16},
-            "parametrization": {"base_width": 32},
-            "data": {"seq_len": 64},
-            "budget": {"tokens": 2**18, "batch_tokens": 2**12},
-            "axes": {
-                "width": [2**k for k in range(5, 10)], "tokens": [2**k for k in range(18, 25)],
-                "batch_tokens": [2**k for k in range(10, 17)], "lr": [2.0 ** (-k / 2) for k in range(24, 7, -1)],
-            },
-            "search": {"kind": "pareto", "budget": points, "seed": seed},
-        },
-        "planted",
-    )  # fmt: skip
+def search_recipe(seed: int, points: int) -> Recipe:
+    axes = {
+        "width": [2**k for k in range(5, 10)],
+        "tokens": [2**k for k in range(18, 25)],
+        "batch_tokens": [2**k for k in range(10, 17)],
+        "lr": [2.0 ** (-k / 2) for k in range(24, 7, -1)],
+    }
+    values = {
+        "model": {"width": 32, "depth": 2, "head_dim": 16},
+        "parametrization": {"base_width": 32},
+        "data": {"seq_len": 64},
+        "budget": {"tokens": 2**18, "batch_tokens": 2**12},
+        "axes": axes,
+        "search": {"kind": "pareto", "budget": points, "seed": seed},
+    }
+    return validate_recipe(values, "planted")
 
 
-def planted(cost: float, lr: float, batch: float, middle: float) -> float:
-    """The middle of the costs has its best lr at 2**-8 and its best batch at 2**13."""
-    away = math.log(cost / middle)
-    dx, dy = (
-        math.log(lr) + 8 * math.log(2) - LR * away,
-        math.log(batch) - 13 * math.log(2) - BATCH * away,
-    )
-    return (FLOOR + A * cost**-POWER) * math.exp(CURVED[0] * dx**2 / 2 + CURVED[1] * dy**2 / 2)
+def true_loss(cost: float, lr: float, batch: float, middle: float) -> float:
+    """The loss without noise. At the middle of the costs the best lr is 2**-8, the batch 2**13."""
+    x = math.log(cost / middle)
+    d_lr = math.log(lr) + 8 * math.log(2) - LR_SLOPE * x
+    d_batch = math.log(batch) - 13 * math.log(2) - BATCH_SLOPE * x
+    penalty = CURVATURE[0] * d_lr**2 / 2 + CURVATURE[1] * d_batch**2 / 2
+    return (MIN_LOSS + A * cost**-POWER) * math.exp(penalty)
 
 
-class World:
-    """A cell of the planted space, and what its points are worth."""
+class Simulation:
+    """The grid of a search, and the simulated losses of its points."""
 
     def __init__(self, seed: int, n: int, noise: float):
-        self.asked = space(seed, n)
-        self.cell: Cell = cells(self.asked)[0]
-        self.cost = costs(self.cell)
+        self.recipe = search_recipe(seed, n)
+        self.cell: Cell = build_cells(self.recipe)[0]
+        self.cost = flops_function(self.cell)
         self.grid = np.array(sorted({self.cost(point) for point in self.cell.points}))
         self.middle = math.sqrt(self.grid[0] * self.grid[-1])
         self.noise = noise
@@ -66,74 +83,77 @@ class World:
     def loss(self, point: Point) -> float:
         rng = np.random.default_rng([int(1e6 * abs(math.log(value))) for value in point])
         value = dict(zip([path.split(".")[-1] for path in self.cell.paths], point, strict=True))
-        return planted(self.cost(point), value["lr"], value["batch_tokens"], self.middle) * (
+        return true_loss(self.cost(point), value["lr"], value["batch_tokens"], self.middle) * (
             1 + self.noise * rng.normal()
         )
 
-    def gap(self, seen: dict[Point, float]) -> float:
-        """Mean over the grid's costs of ln lowest loss so far at no more, over the planted one: TALL at most, and where nothing is as cheap."""
-        front = best(self.cost, seen)
+    def gap(self, losses: dict[Point, float]) -> float:
+        """ln (lowest loss so far at each cost or less / true one), mean over the grid's costs.
+
+        A cost contributes TALL at most, and TALL if no point is as cheap.
+        """
+        front = frontier_points(self.cost, losses)
         at = np.searchsorted([self.cost(point) for point in front], self.grid, side="right")
-        lowest = np.array([math.inf, *(seen[point] for point in front)])[at]
-        return float(np.minimum(np.log(lowest / (FLOOR + A * self.grid**-POWER)), TALL).mean())
+        lowest = np.array([math.inf, *(losses[point] for point in front)])[at]
+        true = MIN_LOSS + A * self.grid**-POWER
+        return float(np.minimum(np.log(lowest / true), TALL).mean())
 
 
-def searched(world: World, search: Search) -> dict[Point, float]:
-    waves, losses, seen = pareto(world.cell, search), None, dict[Point, float]()
+def run_search(simulation: Simulation, search: Search) -> dict[Point, float]:
+    """{point: loss} of all points that the search trains."""
+    waves, losses = search_frontier(simulation.cell, search), None
+    results = dict[Point, float]()
     while True:
         try:
-            wanted = waves.send(losses)  # type: ignore[arg-type]
+            wave = waves.send(losses)  # type: ignore[arg-type]
         except StopIteration:
-            return seen
-        losses = [world.loss(point) for _, point, _ in wanted]
-        seen |= zip((point for _, point, _ in wanted), losses, strict=True)
+            return results
+        losses = [simulation.loss(point) for _, point, _ in wave]
+        results |= zip((point for _, point, _ in wave), losses, strict=True)
 
 
-def at_random(world: World, seed: int, near: float, power: float) -> float:
-    """FLOPs until random points, drawn in proportion to cost**-power, have a frontier as near."""
-    grid = world.cell.points
-    cost = np.array([world.cost(point) for point in grid])
-    seen, spent = dict[Point, float](), 0.0
-    for i in np.argsort(
-        np.random.default_rng([seed, 5]).exponential(size=len(grid)) * cost**power
-    ):  # each once: Efraimidis & Spirakis 2006
-        seen[grid[i]] = world.loss(grid[i])
+def random_flops(simulation: Simulation, seed: int, gap: float, power: float) -> float:
+    """FLOPs until random points, drawn in proportion to cost**-power, have a gap as small.
+
+    No point is drawn twice (Efraimidis & Spirakis 2006).
+    """
+    grid = simulation.cell.points
+    cost = np.array([simulation.cost(point) for point in grid])
+    losses, spent = dict[Point, float](), 0.0
+    keys = np.random.default_rng([seed, 5]).exponential(size=len(grid)) * cost**power
+    for i in np.argsort(keys):
+        losses[grid[i]] = simulation.loss(grid[i])
         spent += cost[i]
-        if world.gap(seen) <= near:
+        if simulation.gap(losses) <= gap:
             break
     return spent
 
 
+def measure(seed: int, n: int, noise: float) -> tuple[float, ...]:
+    """(share of FLOPs, gap, slope, its standard error, error / standard error, random ratios)."""
+    simulation = Simulation(seed, n, noise)
+    whole = sum(simulation.cost(point) for point in simulation.cell.points)
+    losses = run_search(simulation, simulation.recipe.search)
+    gap, spent = simulation.gap(losses), sum(simulation.cost(point) for point in losses)
+    front = frontier_points(simulation.cost, losses)
+    laws = fit_scaling(simulation.cell.paths, front, [simulation.cost(p) for p in front])
+    law = next((law for law in laws if law["axis"].endswith("lr")), None)
+    slope, se = (law["slope"], law["slope_se"]) if law else (math.nan, math.nan)
+    ratios = [random_flops(simulation, seed, gap, power) / spent for power in (0.0, 1.0)]
+    return spent / whole, gap, slope, se, (slope - LR_SLOPE) / se, *ratios
+
+
 def main() -> None:
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    print(
-        "| points | noise | FLOPs of the whole grid | above the planted frontier | slope of ln lr, planted -0.15 | sds off | random: FLOPs to as near | drawn as 1/cost |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print(HEADER)
     for noise in (0.0, 0.002):
         for n in POINTS:
-            rows = []
-            for seed in range(seeds):
-                world = World(seed, n, noise)
-                whole = sum(world.cost(point) for point in world.cell.points)
-                seen = searched(world, world.asked.search)
-                gap, spent = world.gap(seen), sum(world.cost(point) for point in seen)
-                front = best(world.cost, seen)
-                law = next(
-                    (
-                        x
-                        for x in scaling(world.cell.paths, front, [world.cost(p) for p in front])
-                        if x["axis"].endswith("lr")
-                    ),
-                    None,
-                )
-                slope, se = (law["slope"], law["slope_se"]) if law else (math.nan, math.nan)
-                others = [at_random(world, seed, gap, power) / spent for power in (0.0, 1.0)]
-                rows.append((spent / whole, gap, slope, se, (slope - LR) / se, *others))
-            m = np.median(rows, 0)
-            off = [f"{r[4]:.1f}" for r in rows]
+            rows = [measure(seed, n, noise) for seed in range(seeds)]
+            share, gap, slope, se, _, uniform, inverse = np.median(rows, 0)
+            errors = ", ".join(f"{row[4]:.1f}" for row in rows)
             print(
-                f"| {n} | {noise:g} | {100 * m[0]:.2g} % | {100 * m[1]:.2g} % | {m[2]:.3f} +- {m[3]:.3f} | {', '.join(off)} | {m[5]:.3g} | {m[6]:.3g} |",
+                f"| {n} | {noise:g} | {100 * share:.2g} % | {100 * gap:.2g} % "
+                f"| {slope:.3f} ± {se:.3f} | {errors} | {uniform:.3g} | {inverse:.3g} |",
                 flush=True,
             )
 

@@ -1,9 +1,11 @@
-"""The joint surface against other ways to choose lr and batch at a scale nobody has swept: public Step Law runs, cells held out.
+"""Compares the joint surface with other ways to choose lr and batch size for an untrained setting.
 
-Every method sees the runs of the other cells only, all of them or a random share, and names (lr, batch) at the held-out
-scale. That point is scored by the held-out cell's own smoothed surface (a Gaussian process through that cell's runs
-alone): loss there over the lowest of the surface inside its grid, minus 1. Splits: each cell in turn, the largest
-n_params, the largest tokens of every size. Needs ../shared/data; prints markdown. About two minutes on one core:
+Holds out settings of the public Step Law runs. Each method sees only the runs of the other
+settings, all of them or a random share, and predicts (lr, batch size) at the held-out one. Score:
+excess loss on the held-out setting's own smoothed surface, a Gaussian process through the runs of
+that setting alone: loss at the prediction over the lowest of the surface inside its grid, minus 1.
+Splits: each setting in turn, the largest n_params, the largest tokens of every size. Needs
+../shared/data; prints markdown. About two minutes on one core.
 
     OMP_NUM_THREADS=1 python benchmarks/joint_surface.py
 """
@@ -23,23 +25,23 @@ from scipy.optimize import minimize
 
 from scaletune import laws
 from scaletune.errors import UserError
-from scaletune.fitting import fit
+from scaletune.fitting.fit import _fit_cells, _measure_cells
 from scaletune.fitting.joint.fit import fit_joint
 from scaletune.fitting.table import tabulate
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "steplaw_dense_dev.csv"
 NEAR = 0.0025  # the authors keep the runs this near to the lowest of their cell (arXiv:2503.04715)
-REACH = 0.06  # the smoother takes runs this near to it
+REACH = 0.06  # the smoothed surface uses runs this near to the lowest
 LEVEL = 0.9
 SHARES = {1.0: 1, 0.4: 3, 0.2: 3, 0.1: 3, 0.05: 3}  # share of the runs: random subsets of it
 
 Array = NDArray[np.float64]
-Point = tuple[float, float, dict]  # lr, batch_tokens, and what else a method says
+Point = tuple[float, float, dict]  # lr, batch_tokens, and what else a method predicts
 
 
 @dataclass
 class Smooth:
-    """One cell's runs as a smooth surface of ln loss over ln lr and ln batch, with its lowest point inside the grid."""
+    """A cell's smoothed ln loss over ln lr and ln batch, and its lowest point inside the grid."""
 
     n_params: float
     tokens: float
@@ -49,8 +51,8 @@ class Smooth:
     spread: Array
     hyper: Array
     best: Array | None = None
-    lowest: float = 0.0  # ln loss there, over the lowest run's
-    floor: float = 0.0  # nats/token
+    lowest: float = 0.0  # ln loss there, relative to the lowest run's
+    min_loss: float = 0.0  # nats/token
 
     def __call__(self, x: Array) -> Array:
         q = (np.atleast_2d(x) - self.centre) / self.spread
@@ -58,7 +60,10 @@ class Smooth:
 
 
 def kernel(a: Array, b: Array, hyper: Array) -> Array:
-    """A wide quadratic trend, and a squared exponential for what it misses; hyper: ln lengths (2), ln height, ln noise, ln misfit."""
+    """Covariance: a wide quadratic trend, and a squared exponential for the rest.
+
+    hyper: ln lengths (2), ln amplitude, ln noise, ln misfit.
+    """
 
     def trend(q: Array) -> Array:
         return np.column_stack([np.ones(len(q)), q, q[:, 0] ** 2, q[:, 1] ** 2, q[:, 0] * q[:, 1]])
@@ -68,7 +73,10 @@ def kernel(a: Array, b: Array, hyper: Array) -> Array:
 
 
 def smooth(cell: pd.DataFrame) -> Smooth:
-    """By maximum likelihood, with noise near 0.1 % as the sweep's replicas have, and more of it higher up."""
+    """Fits the surface by maximum likelihood.
+
+    The noise is near 0.1 %, as in the sweep's repeated runs, and grows with the loss.
+    """
     cell = cell[cell["loss"] <= (1 + REACH) * cell["loss"].min()]
     x, y = (
         np.log(cell[["lr", "batch_tokens"]].to_numpy(float)),
@@ -83,12 +91,12 @@ def smooth(cell: pd.DataFrame) -> Smooth:
     def cost(hyper: Array) -> float:
         factor = np.linalg.cholesky(kernel(q, q, hyper) + noise(hyper))
         half = np.linalg.solve(factor, y)
-        known = (
+        penalty = (
             2 * (hyper[:2] ** 2).sum()
             + ((hyper[3] - math.log(1e-3)) / 0.3) ** 2 / 2
             + hyper[4] ** 2
         )
-        return float(half @ half / 2 + np.log(np.diag(factor)).sum() + known)
+        return float(half @ half / 2 + np.log(np.diag(factor)).sum() + penalty)
 
     hyper = minimize(
         cost,
@@ -97,7 +105,7 @@ def smooth(cell: pd.DataFrame) -> Smooth:
         options={"maxiter": 800},
     ).x
     weights = np.linalg.solve(kernel(q, q, hyper) + noise(hyper), y)
-    made = Smooth(
+    surface = Smooth(
         float(cell["n_params"].median()),
         float(cell["tokens"].median()),
         q,
@@ -109,10 +117,10 @@ def smooth(cell: pd.DataFrame) -> Smooth:
     grid = np.stack(
         np.meshgrid(*(np.linspace(a, b, 81) for a, b in zip(x.min(0), x.max(0), strict=True))), -1
     ).reshape(-1, 2)
-    values = made(grid)
-    made.best, made.lowest = grid[values.argmin()], float(values.min())
-    made.floor = math.exp(base + made.lowest)
-    return made
+    values = surface(grid)
+    surface.best, surface.lowest = grid[values.argmin()], float(values.min())
+    surface.min_loss = math.exp(base + surface.lowest)
+    return surface
 
 
 def runs() -> pd.DataFrame:
@@ -126,7 +134,7 @@ def runs() -> pd.DataFrame:
 def splits(table: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
     """(name, cells held out)."""
     cells = table.groupby("cell_id")[["n_params", "tokens_nominal"]].first()
-    yield from (("each cell", [cell]) for cell in cells.index)
+    yield from (("each setting", [cell]) for cell in cells.index)
     yield "largest n_params", list(cells.index[cells["n_params"] == cells["n_params"].max()])
     yield (
         "largest tokens",
@@ -140,7 +148,7 @@ def splits(table: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
 
 
 def log_log(kept: pd.DataFrame, n_params: float, tokens: float) -> Point:
-    """ln lr on ln n_params and ln tokens, ln batch on ln tokens, by least squares over rows: the authors' form."""
+    """The authors' form, least squares: ln lr on ln n_params, ln tokens; ln batch on ln tokens."""
     logs = {
         c: np.log(kept[c].to_numpy(float)) for c in ("n_params", "tokens", "lr", "batch_tokens")
     }
@@ -170,20 +178,23 @@ def argmin(table: pd.DataFrame) -> Callable[[float, float], Point]:
 
 
 def published(n_params: float, tokens: float) -> Point:
-    said, _ = laws.consult(laws.law("steplaw_lr_bs"), n_params=n_params, tokens=tokens)
-    return said["lr"], said["batch_tokens"], {}
+    answer, _ = laws.evaluate(laws.law("steplaw_lr_bs"), n_params=n_params, tokens=tokens)
+    return answer["lr"], answer["batch_tokens"], {}
 
 
 def by_cell(table: pd.DataFrame) -> Callable[[float, float], Point]:
-    """lr_nd: each cell's best batch size, its optimum in lr there, a power law through those; batch by least squares on those batches."""
-    found = fit._measure(tabulate(table, ["n_params", "tokens", "lr", "loss"]), level=LEVEL)
-    if not found.usable:
-        raise UserError("no cell has an optimum inside its grid")
-    made = fit._assemble("lr_nd", found, n_draws=100)  # `fit` without its own leave-one-out
-    kept = pd.DataFrame([{**row, "lr": math.exp(row["x"])} for row in found.usable])
+    """lr_nd: the best lr of each cell at its best batch size, and a power law through these.
+
+    The batch size is predicted by least squares on the best batch sizes.
+    """
+    cells = _measure_cells(tabulate(table, ["n_params", "tokens", "lr", "loss"]), level=LEVEL)
+    if not cells.usable:
+        raise UserError("no setting has an optimum inside its grid")
+    law = _fit_cells("lr_nd", cells, n_draws=100)  # `fit` without its own cross-validation
+    kept = pd.DataFrame([{**row, "lr": math.exp(row["x"])} for row in cells.usable])
 
     def at(n_params: float, tokens: float) -> Point:
-        best = made.predict(n_params=n_params, tokens=tokens)
+        best = law.predict(n_params=n_params, tokens=tokens)
         return (
             best.lr,
             log_log(kept, n_params, tokens)[1],
@@ -194,12 +205,12 @@ def by_cell(table: pd.DataFrame) -> Callable[[float, float], Point]:
 
 
 def joint(table: pd.DataFrame) -> Callable[[float, float], Point]:
-    made = fit_joint(
+    law = fit_joint(
         tabulate(table, ["n_params", "tokens", "batch_tokens", "lr", "loss"]), [], LEVEL
     )
 
     def at(n_params: float, tokens: float) -> Point:
-        best = made.predict(n_params=n_params, tokens=tokens)
+        best = law.predict(n_params=n_params, tokens=tokens)
         return best.lr, best.batch_tokens, {"loss": best.loss, "interval": best.interval}
 
     return at
@@ -207,27 +218,27 @@ def joint(table: pd.DataFrame) -> Callable[[float, float], Point]:
 
 METHODS = {
     "joint surface": joint,
-    "authors' (0.25 %, log-log)": authors,
-    "argmin + least squares": argmin,
-    "Step Law as published": lambda _: published,
-    "lr_nd, cell by cell": by_cell,
+    "authors' regression (runs within 0.25 %)": authors,
+    "lowest run per setting, least squares": argmin,
+    "Step Law, published": lambda _: published,
+    "`lr_nd`, setting by setting": by_cell,
 }
 
 
 def score(surface: Smooth, point: Point) -> dict[str, float]:
-    """Gap in %, error of the loss in %, and whether each interval holds the smoothed optimum; a point outside the grid's surface counts too."""
-    lr, batch, said = point
+    """Excess loss in %, error of the loss in %, and which intervals cover the smoothed optimum."""
+    lr, batch, answer = point
     row = {"gap": 100 * math.expm1(float(surface(np.log([lr, batch]))[0]) - surface.lowest)}
-    if said:
-        row["loss error"] = 100 * abs(said["loss"] / surface.floor - 1)
+    if answer:
+        row["loss error"] = 100 * abs(answer["loss"] / surface.min_loss - 1)
         truth = {
             "lr": math.exp(surface.best[0]),
             "batch_tokens": math.exp(surface.best[1]),
-            "loss": surface.floor,
+            "loss": surface.min_loss,
         }
         row |= {
             f"{name} covered": float(ends[0] <= truth[name] <= ends[1])
-            for name, ends in said["interval"].items()
+            for name, ends in answer["interval"].items()
             if ends
         }
     return row
@@ -242,9 +253,9 @@ def results(table: pd.DataFrame, surfaces: dict[str, Smooth]) -> pd.DataFrame:
                 for name, method in METHODS.items():
                     seen = part[~part["cell_id"].isin(held)]
                     try:
-                        says = method(seen)
+                        predict = method(seen)
                         points = [
-                            says(surfaces[cell].n_params, surfaces[cell].tokens) for cell in held
+                            predict(surfaces[cell].n_params, surfaces[cell].tokens) for cell in held
                         ]
                     except UserError:
                         rows.append({"share": share, "method": name, "split": split, "failed": 1.0})
@@ -260,12 +271,12 @@ def results(table: pd.DataFrame, surfaces: dict[str, Smooth]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def markdown(found: pd.DataFrame, split: str) -> str:
-    """Mean (largest) gap by method and share of the runs."""
-    here = found[found["split"] == split]
+def markdown(scores: pd.DataFrame, split: str) -> str:
+    """Mean (largest) excess loss by method and share of the runs."""
+    here = scores[scores["split"] == split]
     shares = list(SHARES)
     lines = [
-        f"**{split}**: mean gap (largest), %",
+        f"**{split}**: mean excess loss (largest), %",
         "",
         "| method | " + " | ".join(f"{share:.0%} of runs" for share in shares) + " |",
     ]
@@ -286,22 +297,23 @@ def markdown(found: pd.DataFrame, split: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sureness(found: pd.DataFrame) -> str:
-    """How far predicted losses are off, and how often 90 % intervals hold the smoothed optimum."""
+def intervals(scores: pd.DataFrame) -> str:
+    """Error of the predicted loss, and how often 90 % intervals cover the smoothed optimum."""
     columns = ["loss error", "lr covered", "batch_tokens covered", "loss covered"]
     lines = [
         "**loss and 90 % intervals**",
         "",
-        "| method | split | share | loss error, % (mean, largest) | lr | batch | loss |",
+        "| method | split | share | loss error, % (mean, largest) | coverage: lr | batch | loss |",
         "|---" * 7 + "|",
     ]
-    for (name, split, share), rows in found[found["loss error"].notna()].groupby(
+    for (name, split, share), rows in scores[scores["loss error"].notna()].groupby(
         ["method", "split", "share"], sort=False
     ):
         mean = rows[columns].mean()
         covered = " | ".join("" if np.isnan(mean[c]) else f"{mean[c]:.0%}" for c in columns[1:])
         lines.append(
-            f"| {name} | {split} | {share:.0%} | {mean['loss error']:.2f}, {rows['loss error'].max():.2f} | {covered} |"
+            f"| {name} | {split} | {share:.0%} "
+            f"| {mean['loss error']:.2f}, {rows['loss error'].max():.2f} | {covered} |"
         )
     return "\n".join(lines)
 
@@ -311,8 +323,8 @@ if __name__ == "__main__":
     surfaces = {
         cell: smooth(rows) for cell, rows in table[table["status"] == "done"].groupby("cell_id")
     }
-    found = results(table, surfaces)
-    for split in found["split"].unique():
-        print(markdown(found, split))
-    print(sureness(found))
-    print(f"\n{len(found)} predictions in {time.perf_counter() - start:.0f} s")
+    scores = results(table, surfaces)
+    for split in scores["split"].unique():
+        print(markdown(scores, split))
+    print(intervals(scores))
+    print(f"\n{len(scores)} predictions in {time.perf_counter() - start:.0f} s")

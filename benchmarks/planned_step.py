@@ -1,7 +1,11 @@
-"""What a plan costs at run time: AdamW steps over a plan's groups, over as many plain groups, over one, and over mup's.
+"""Measures the time of AdamW steps with the parameter groups of a plan.
 
-`python benchmarks/planned_step.py` alternates the four round by round, in one process on one thread, and prints the median of
-the per-round ratios to plain fused AdamW with the same number of groups. Table in benchmarks/README.md.
+Compares four sets of groups: those of a plan, as many plain groups, one plain group, and those of
+`mup.MuAdamW`. They take turns, round by round, in one process on one thread. Prints the median of
+the per-round ratios to plain fused AdamW with the same number of groups. Table:
+benchmarks/README.md.
+
+    python benchmarks/planned_step.py
 """
 
 from __future__ import annotations
@@ -20,13 +24,13 @@ WIDTH, BASE, DEPTH, ROUNDS, STEPS = 256, 64, 4, 41, 20
 
 
 def mlp(width: int) -> nn.Sequential:
-    """Depth hidden layers between an input and a readout, biases and all."""
+    """DEPTH hidden layers between an input layer and a readout, with biases."""
     hidden = [layer for _ in range(DEPTH) for layer in (nn.Linear(width, width), nn.ReLU())]
     return nn.Sequential(nn.Linear(64, width), nn.ReLU(), *hidden, mup.MuReadout(width, 10))
 
 
 def optimizers() -> dict[str, torch.optim.Optimizer]:
-    """One optimizer each, on models of their own with gradients in place."""
+    """The four optimizers, each with its own model and random gradients."""
     prepared = mlp(WIDTH)
     mup.set_base_shapes(prepared, mlp(BASE), delta=mlp(BASE * 2))
     theirs = mup.MuAdamW(prepared.parameters(), lr=1e-3, fused=True)
@@ -39,41 +43,43 @@ def optimizers() -> dict[str, torch.optim.Optimizer]:
         {"params": [next(tensors) for _ in group["params"]]} for group in planned.param_groups
     ]
     single = torch.optim.AdamW(mlp(WIDTH).parameters(), lr=1e-3, fused=True)
-    made = {
+    results = {
         "plain, same groups": torch.optim.AdamW(groups, lr=1e-3, fused=True),
         "planned": planned,
         "plain, one group": single,
         "mup.MuAdamW": theirs,
     }
-    for optimizer in made.values():
+    for optimizer in results.values():
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.randn_like(parameter)
-    return made
+    return results
 
 
 def seconds(optimizer: torch.optim.Optimizer) -> float:
-    began = time.thread_time()
+    start = time.thread_time()
     for _ in range(STEPS):
         optimizer.step()
-    return time.thread_time() - began
+    return time.thread_time() - start
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    made = optimizers()
-    rounds = [{name: seconds(optimizer) for name, optimizer in made.items()} for _ in range(ROUNDS)]
-    print(
-        f"width {WIDTH} over base {BASE}, {DEPTH + 2} layers; torch {torch.__version__}, one thread, {ROUNDS} rounds of {STEPS} steps"
-    )
-    print("| optimizer | groups | ms a step | ratio to plain, same groups (quartiles) |")
+    by_name = optimizers()
+    rounds = [
+        {name: seconds(optimizer) for name, optimizer in by_name.items()} for _ in range(ROUNDS)
+    ]
+    print(f"width {WIDTH} over base {BASE}, {DEPTH + 2} layers; torch {torch.__version__},")
+    print(f"one thread, {ROUNDS} rounds of {STEPS} steps\n")
+    print("| optimizer | groups | ms per step | ratio to plain, same groups (quartiles) |")
     print("|---|---|---|---|")
-    for name, optimizer in made.items():
+    for name, optimizer in by_name.items():
         ratios = [r[name] / r["plain, same groups"] for r in rounds[1:]]
         low, middle, high = statistics.quantiles(ratios, n=4)
         each = statistics.median(r[name] for r in rounds[1:]) / STEPS * 1e3
         print(
-            f"| {name} | {len(optimizer.param_groups)} | {each:.3f} | {middle:.3f} ({low:.3f} to {high:.3f}) |"
+            f"| {name} | {len(optimizer.param_groups)} | {each:.3f} "
+            f"| {middle:.3f} ({low:.3f} to {high:.3f}) |"
         )
 
 

@@ -1,9 +1,12 @@
-"""What planned runs teach, beside a full grid and random runs of the same cost: studies made up from the prior, and public Step Law runs.
+"""Compares planned runs with a full grid and with random runs of the same cost.
 
-Made up: a surface is drawn from what the planner believes of configs/quickstart-target.toml (not the draws it plans by), cells
-deviate from it and runs are noisy as the joint surface says; the runs are fitted, the fit asked at the target. Expected is what
-the plan said before. Gap: loss at the named lr and batch over the lowest there. Public: dense Step Law runs as a table to look
-up; the cells of the largest horizon of each size are held out, and the plan chooses among the runs of the others by their FLOPs.
+Simulated studies: a surface is drawn from the planner's prior for configs/quickstart-target.toml
+(not one of the draws that it plans with). Cells deviate from it, and runs have noise, as in the
+joint surface. The runs are fitted, and the fit predicts the target. "Expected" is what the plan
+states before training. Excess loss: loss at the predicted lr and batch size over the lowest there.
+
+Public runs: dense Step Law runs as a lookup table. The settings of the largest horizon of each size
+are held out, and the plan chooses among the runs of the others by their FLOPs.
 
     OMP_NUM_THREADS=1 python benchmarks/planning.py
 """
@@ -19,11 +22,11 @@ import numpy as np
 import pandas as pd
 from joint_surface import Smooth, runs, smooth
 from numpy.typing import NDArray
+from scaletune.fitting.joint.surface import STUDENT, Runs, law_basis, model
 
 from scaletune import counting, recipe
 from scaletune.errors import UserError
 from scaletune.fitting.joint.fit import fit_joint
-from scaletune.fitting.joint.surface import STUDENT, Runs, law_basis, model
 from scaletune.fitting.table import tabulate
 from scaletune.planning import TROUBLE, _candidates, _possible
 from scaletune.planning import candidates as possible
@@ -40,7 +43,10 @@ Indices = NDArray[np.int_]
 
 
 def grid(table: pd.DataFrame, cost: Array, until: float) -> Indices:
-    """The dearest full grid that can be paid: three sizes x three horizons, each a factor of two or so apart, x three batches x five lr."""
+    """The most expensive full grid within the budget.
+
+    Three sizes x three horizons, each about a factor of two apart, x three batch sizes x five lr.
+    """
     sizes, horizons = sorted(table["n_params"].unique()), sorted(table["level"].unique())
     best = (0.0, np.zeros(0, int))
     for size in (sizes[i : i + 5 : 2] for i in range(len(sizes) - 4)):
@@ -63,7 +69,7 @@ def grid(table: pd.DataFrame, cost: Array, until: float) -> Indices:
 
 
 def at_random(cost: Array, until: float, seed: int) -> Indices:
-    """Runs in random order, while they can be paid."""
+    """Runs in random order that fit into the budget."""
     order, spent, chosen = np.random.default_rng(seed).permutation(len(cost)), 0.0, []
     for i in order:
         if spent + cost[i] <= until:
@@ -72,15 +78,19 @@ def at_random(cost: Array, until: float, seed: int) -> Indices:
 
 
 def simulate(
-    table: pd.DataFrame, found: Candidates, belief: Belief, theta: Array, seed: int
+    table: pd.DataFrame, options: Candidates, belief: Belief, theta: Array, seed: int
 ) -> tuple[pd.DataFrame, Array]:
-    """Losses of every candidate under one surface, and (ln lr*, ln batch*, ln floor) of the target with its own deviation."""
+    """Losses of every candidate under one surface, and the target's optimum with its own deviation.
+
+    The optimum is (ln lr, ln batch, ln minimum loss).
+    """
     rng, k = np.random.default_rng(seed), 2
-    delta = belief.scales.scatter * rng.standard_normal((found.runs.n_cells, k + 1))
-    value, _, _, tall = model(theta, delta, found.runs)
+    delta = belief.scales.scatter * rng.standard_normal((options.runs.n_cells, k + 1))
+    value, _, _, tall = model(theta, delta, options.runs)
     sd = np.sqrt(belief.scales.noise**2 + (belief.scales.misfit * tall) ** 2)
-    made = table.assign(loss=np.exp(value + sd * rng.standard_t(STUDENT, len(sd))))
-    return made, optimum(theta, found.target) + belief.scales.scatter * rng.standard_normal(k + 1)
+    simulated = table.assign(loss=np.exp(value + sd * rng.standard_t(STUDENT, len(sd))))
+    deviation = belief.scales.scatter * rng.standard_normal(k + 1)
+    return simulated, optimum(theta, options.target) + deviation
 
 
 def optimum(theta: Array, target: tuple[float, float]) -> Array:
@@ -90,6 +100,7 @@ def optimum(theta: Array, target: tuple[float, float]) -> Array:
 
 
 def gap(theta: Array, target: tuple[float, float], truth: Array, named: Array) -> float:
+    """ln of the loss at the predicted (lr, batch size) over the lowest loss there."""
     at = Runs(
         np.array([target[0]]), np.array([target[1]]), named[None], np.zeros(1), np.zeros(1, int)
     )
@@ -99,24 +110,23 @@ def gap(theta: Array, target: tuple[float, float], truth: Array, named: Array) -
 
 
 def ask(table: pd.DataFrame, n_params: float, tokens: float) -> tuple[Array, Array]:
-    """(ln lr, ln batch, ln loss) that a joint fit of these runs says, and half its intervals."""
-    made = fit_joint(
+    """(ln lr, ln batch, ln loss) that a joint fit of these runs predicts, and its half-widths."""
+    law = fit_joint(
         tabulate(table, ["n_params", "tokens", "batch_tokens", "lr", "loss"]), [], LEVEL
     )
-    said = made.predict(n_params=n_params, tokens=tokens)
-    ends = np.log([said.interval[name] for name in ("lr", "batch_tokens", "loss")])
-    return np.log([said.lr, said.batch_tokens, said.loss]), (ends[:, 1] - ends[:, 0]) / 2
+    best = law.predict(n_params=n_params, tokens=tokens)
+    ends = np.log([best.interval[name] for name in ("lr", "batch_tokens", "loss")])
+    return np.log([best.lr, best.batch_tokens, best.loss]), (ends[:, 1] - ends[:, 0]) / 2
 
 
-def made_up(budgets: tuple[float, ...] = BUDGETS, studies: int = STUDIES) -> pd.DataFrame:
-    target = recipe.load(
-        TARGET, ["engine.branch=false"]
-    )  # every design pays for each run by itself
+def simulated_studies(budgets: tuple[float, ...] = BUDGETS, studies: int = STUDIES) -> pd.DataFrame:
+    # Without branches: each design pays the whole cost of each run.
+    target = recipe.load(TARGET, ["engine.branch=false"])
     n_params = counting.params(target.model, counting.BYTES_TEXT_VOCAB)["n_params"]
     belief, table = _possible(target, counting.BYTES_TEXT_VOCAB, None, None)
     table = possible.costs(target, table, counting.BYTES_TEXT_VOCAB)
     table["level"] = np.round(np.log2(target.budget.tokens / table["tokens"]))
-    found = _candidates(table, belief, (n_params, target.budget.tokens), 1, "flops")
+    options = _candidates(table, belief, (n_params, target.budget.tokens), 1, "flops")
     whole = counting.count(target)["flops"]
     truths = (
         belief.guess
@@ -127,52 +137,62 @@ def made_up(budgets: tuple[float, ...] = BUDGETS, studies: int = STUDIES) -> pd.
         until = budget * whole
         designs: dict[str, Callable[[int], Indices]] = {
             "planned": lambda _, until=until: path(
-                belief, found, until=until, most=300, trouble=TROUBLE * whole
+                belief, options, until=until, most=300, trouble=TROUBLE * whole
             ),
-            "full grid": lambda _, until=until: grid(table, found.cost, until),
-            "random": lambda seed, until=until: at_random(found.cost, until, seed),
+            "full grid": lambda _, until=until: grid(table, options.cost, until),
+            "random": lambda seed, until=until: at_random(options.cost, until, seed),
         }
         for name, design in designs.items():
             chosen = design(0)
             for i, theta in enumerate(truths):
                 chosen = design(i) if name == "random" else chosen
-                trials, truth = simulate(table, found, belief, theta, i)
-                said, half = ask(trials.loc[np.sort(chosen)], n_params, target.budget.tokens)
-                expected, _ = half_widths(belief, found, chosen, LEVEL)
-                rows.append({
-                    "budget": budget, "design": name, "runs": len(chosen), "cost": found.cost[chosen].sum() / whole,
-                    "gap": gap(theta, found.target, truth, said[:2]),
-                    **{f"error {q}": said[j] - truth[j] for j, q in enumerate(("lr", "batch", "loss"))},
-                    **{f"expected {q}": expected[j] for j, q in enumerate(("lr", "batch", "loss"))},
-                    **{f"told {q}": half[j] for j, q in enumerate(("lr", "batch", "loss"))},
-                })  # fmt: skip
+                trials, truth = simulate(table, options, belief, theta, i)
+                predicted, half = ask(trials.loc[np.sort(chosen)], n_params, target.budget.tokens)
+                expected, _ = half_widths(belief, options, chosen, LEVEL)
+                row = {
+                    "budget": budget,
+                    "design": name,
+                    "runs": len(chosen),
+                    "cost": options.cost[chosen].sum() / whole,
+                    "gap": gap(theta, options.target, truth, predicted[:2]),
+                }
+                for j, q in enumerate(("lr", "batch", "loss")):
+                    row[f"error {q}"] = predicted[j] - truth[j]
+                    row[f"expected {q}"] = expected[j]
+                    row[f"fitted {q}"] = half[j]
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
-def simulated_markdown(found: pd.DataFrame) -> str:
+def simulated_markdown(results: pd.DataFrame) -> str:
     lines = [
-        "| budget, % of the target | design | runs | gap, % (mean, median) | error (rms): ln lr | ln batch | ln loss, % | expected 90 % half: lr | batch | loss, % "
-        "| in the expected interval: lr | batch | loss | in the fit's own: lr | batch | loss |",
+        "| budget, % of the target | design | runs | excess loss, % (mean, median) "
+        "| rms error: ln lr | ln batch | ln loss, % "
+        "| expected 90 % half-width: ln lr | ln batch | ln loss, % "
+        "| coverage of the expected interval: lr | batch | loss "
+        "| coverage of the fit's interval: lr | batch | loss |",
         "|---" * 16 + "|",
     ]
-    for (budget, design), rows in found.groupby(["budget", "design"], sort=False):
+    for (budget, design), rows in results.groupby(["budget", "design"], sort=False):
         error = {q: math.sqrt((rows[f"error {q}"] ** 2).mean()) for q in ("lr", "batch", "loss")}
-        held = [
+        covered = [
             f"{(rows[f'error {q}'].abs() <= rows[f'{kind} {q}']).mean():.0%}"
-            for kind in ("expected", "told")
+            for kind in ("expected", "fitted")
             for q in error
         ]
         half = {q: rows[f"expected {q}"].mean() for q in error}
         lines.append(
-            f"| {rows['cost'].mean():.2%} of {budget:.1%} | {design} | {rows['runs'].mean():.0f} | {100 * rows['gap'].mean():.3f}, {100 * rows['gap'].median():.3f} "
-            f"| {error['lr']:.2f} | {error['batch']:.2f} | {100 * error['loss']:.2f} | {half['lr']:.2f} | {half['batch']:.2f} | {100 * half['loss']:.2f} | "
-            + " | ".join(held) + " |"
-        )  # fmt: skip
+            f"| {rows['cost'].mean():.2%} of {budget:.1%} | {design} | {rows['runs'].mean():.0f} "
+            f"| {100 * rows['gap'].mean():.3f}, {100 * rows['gap'].median():.3f} "
+            f"| {error['lr']:.2f} | {error['batch']:.2f} | {100 * error['loss']:.2f} "
+            f"| {half['lr']:.2f} | {half['batch']:.2f} | {100 * half['loss']:.2f} "
+            f"| {' | '.join(covered)} |"
+        )
     return "\n".join(lines)
 
 
 def splits(table: pd.DataFrame) -> dict[str, list[str]]:
-    """{name: cells held out}: the largest horizon of every size, and the one cell of the largest horizon alone."""
+    """{name: held-out cells}: those of the largest horizon of every size, and the largest alone."""
     cells = table.groupby("cell_id")[["n_params", "tokens_nominal"]].first()
     ends = list(
         cells.index[
@@ -192,30 +212,29 @@ def lookup(table: pd.DataFrame, surfaces: dict[str, Smooth]) -> pd.DataFrame:
         )
         seen["cell"] = np.unique(seen["cell_id"], return_inverse=True)[1]
         seen["flops"] = 6.0 * seen["n_params"] * seen["tokens"]
-        seen = seen.assign(
-            trunk=range(len(seen)), stable=0.0
-        )  # the public runs were trained one by one
+        seen = seen.assign(trunk=range(len(seen)), stable=0.0)  # the public runs share no trunk
         for cell in held:
             rows += [
-                {"split": split, "cell": cell} | row for row in _looked_up(seen, surfaces[cell])
+                {"split": split, "cell": cell} | row for row in _score_designs(seen, surfaces[cell])
             ]
     return pd.DataFrame(rows)
 
 
-def _looked_up(seen: pd.DataFrame, surface: Smooth) -> list[dict]:
-    """Each design at each share of the FLOPs, by several draws of the belief or of the runs."""
+def _score_designs(seen: pd.DataFrame, surface: Smooth) -> list[dict]:
+    """Each design at each share of the FLOPs, by several draws of the prior or of the runs."""
     centre = tuple(np.log(seen.groupby("cell_id")[["n_params", "tokens"]].median()).mean())
-    at = tuple(np.log(seen[["lr", "batch_tokens"]]).mean())  # no one's law: the middle of the grid
+    # The middle of the grid, from no published law.
+    at = tuple(np.log(seen[["lr", "batch_tokens"]]).mean())
     beliefs = [from_priors(centre, at, (1.0, 1.0), seed=seed) for seed in range(SUBSETS)]
-    found = _candidates(seen, beliefs[0], (surface.n_params, surface.tokens), 1, "flops")
-    whole, rows = found.cost.sum(), []
+    options = _candidates(seen, beliefs[0], (surface.n_params, surface.tokens), 1, "flops")
+    whole, rows = options.cost.sum(), []
     designs = {("full grid", 1.0): [np.arange(len(seen))]}
     for share in SHARES:
         designs["planned", share] = [
-            path(belief, found, until=share * whole, most=len(seen)) for belief in beliefs
+            path(belief, options, until=share * whole, most=len(seen)) for belief in beliefs
         ]
         designs["random", share] = [
-            at_random(found.cost, share * whole, seed) for seed in range(SUBSETS)
+            at_random(options.cost, share * whole, seed) for seed in range(SUBSETS)
         ]
     for (name, share), choices in designs.items():
         for chosen in choices:
@@ -223,14 +242,14 @@ def _looked_up(seen: pd.DataFrame, surface: Smooth) -> list[dict]:
                 "design": name,
                 "share": share,
                 "runs": len(chosen),
-                "cost": found.cost[chosen].sum() / whole,
+                "cost": options.cost[chosen].sum() / whole,
             }
             try:
-                said, _ = ask(seen.loc[np.sort(chosen)], surface.n_params, surface.tokens)
-                missed = 100 * math.expm1(float(surface(said[:2])[0]) - surface.lowest)
+                predicted, _ = ask(seen.loc[np.sort(chosen)], surface.n_params, surface.tokens)
+                missed = 100 * math.expm1(float(surface(predicted[:2])[0]) - surface.lowest)
                 row |= {
                     "gap": missed,
-                    "loss error": 100 * abs(math.exp(said[2]) / surface.floor - 1),
+                    "loss error": 100 * abs(math.exp(predicted[2]) / surface.min_loss - 1),
                 }
             except UserError:
                 row |= {"gap": math.nan}
@@ -238,23 +257,27 @@ def _looked_up(seen: pd.DataFrame, surface: Smooth) -> list[dict]:
     return rows
 
 
-def lookup_markdown(found: pd.DataFrame) -> str:
+def lookup_markdown(results: pd.DataFrame) -> str:
     lines = [
-        "| held out | judged at | design | FLOPs of the full grid, % | runs | gap, % (mean, largest) | loss error, % |",
+        "| held out | predicted setting | design | FLOPs of the full grid, % | runs "
+        "| excess loss, % (mean, largest) | loss error, % |",
         "|---" * 7 + "|",
     ]
-    for (split, cell, design, _), rows in found.groupby(
+    for (split, cell, design, _), rows in results.groupby(
         ["split", "cell", "design", "share"], sort=False
     ):
         lines.append(
-            f"| {split} | {cell} | {design} | {100 * rows['cost'].mean():.1f} | {rows['runs'].mean():.0f} | {rows['gap'].mean():.3f}, {rows['gap'].max():.3f} | {rows['loss error'].mean():.2f} |"
+            f"| {split} | {cell} | {design} "
+            f"| {100 * rows['cost'].mean():.1f} | {rows['runs'].mean():.0f} "
+            f"| {rows['gap'].mean():.3f}, {rows['gap'].max():.3f} "
+            f"| {rows['loss error'].mean():.2f} |"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     start = time.perf_counter()
-    print(simulated_markdown(made_up()), "\n", flush=True)
+    print(simulated_markdown(simulated_studies()), "\n", flush=True)
     table = runs()
     surfaces = {
         cell: smooth(rows) for cell, rows in table[table["status"] == "done"].groupby("cell_id")

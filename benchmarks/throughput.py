@@ -1,9 +1,13 @@
-"""Throughput of bf16 and torch.compile in model-FLOPs utilisation: our Transformer beside one written by hand in nanoGPT's manner.
+"""Compares the throughput of our Transformer with a hand-written one, in bf16, eager and compiled.
 
-`python benchmarks/throughput.py` alternates them round by round on one GPU, widths 512 and 1024 (head size 64, 8 layers, sequences of
-1024 tokens). The hand-written model is the same function: its matrices are `nn.Linear`, its loop plain PyTorch; its weights are copied
-from ours and the first losses must agree. MFU is `counting.flops_per_token` times tokens a second over the device's dense bf16 peak.
-`--toy` runs the same code at a toy size, on a CPU too, to see that it works: its figures mean nothing.
+The two take turns, round by round, on one GPU, at widths 512 and 1024 (head size 64, 8 layers,
+sequences of 1024 tokens). The hand-written model, in the style of nanoGPT, computes the same
+function with `nn.Linear` and a plain PyTorch loop. Its weights are copied from ours, and the first
+losses must agree. Model-FLOPs utilisation (MFU) is `counting.flops_per_token` times tokens per
+second over the device's dense bf16 peak. `--toy` runs the same code at a toy size, on a CPU too:
+its figures mean nothing.
+
+    python benchmarks/throughput.py [--toy]
 """
 
 from __future__ import annotations
@@ -18,32 +22,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scaletune import counting, data, models, optim, training
-from scaletune.recipe import Recipe, validated
+from scaletune.recipe import Recipe, validate_recipe
 from scaletune.training import gradients, loop
 
 ROUNDS, STEPS, WARM = 12, 10, 10
-PEAK = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-}  # dense bf16 FLOP/s, SXM, as NVIDIA's data sheets give them
+# Dense bf16 FLOP/s of the SXM versions, from NVIDIA's data sheets.
+PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+HEADER = (
+    "| width | compiled | ours, tokens/s | MFU | hand-written, tokens/s | MFU "
+    "| ours over hand-written (quartiles) |\n" + "|---" * 7 + "|"
+)
 
 
 class Block(nn.Module):
-    """Pre-norm causal attention and SwiGLU, biases nowhere."""
+    """Pre-norm causal attention and SwiGLU, without biases."""
 
     def __init__(self, width: int, head_dim: int, ffn: int):
         super().__init__()
         self.heads = width // head_dim
         self.norm_1, self.norm_2 = nn.RMSNorm(width, 1e-5), nn.RMSNorm(width, 1e-5)
-        self.qkv, self.out = (
-            nn.Linear(width, 3 * width, bias=False),
-            nn.Linear(width, width, bias=False),
-        )
-        self.gate_up, self.down = (
-            nn.Linear(width, 2 * ffn, bias=False),
-            nn.Linear(ffn, width, bias=False),
-        )
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * ffn, bias=False)
+        self.down = nn.Linear(ffn, width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rows, positions, width = x.shape
@@ -52,20 +53,20 @@ class Block(nn.Module):
             for part in self.qkv(self.norm_1(x)).chunk(3, -1)
         )
         y = F.scaled_dot_product_attention(
-            self._turned(q, cos, sin), self._turned(k, cos, sin), v, is_causal=True
+            self._rotate(q, cos, sin), self._rotate(k, cos, sin), v, is_causal=True
         )
         x = x + self.out(y.transpose(1, 2).reshape(rows, positions, width))
         gate, up = self.gate_up(self.norm_2(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
 
     @staticmethod
-    def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        left, right = x.chunk(2, -1)
-        return x * cos + torch.cat([-right, left], -1) * sin
+    def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
 
 
 class HandWritten(nn.Module):
-    """The plain model of a recipe in standard parametrization; call with (inputs, targets) for the mean loss."""
+    """The plain model of a recipe in standard parametrization; (inputs, targets) -> mean loss."""
 
     cos: Tensor
     sin: Tensor
@@ -89,7 +90,7 @@ class HandWritten(nn.Module):
 
     @torch.no_grad()
     def copy(self, ours: nn.Module) -> HandWritten:
-        """Take the zoo model's weights."""
+        """Copies the weights of our model."""
         plain = models.plain_state(ours)  # type: ignore[arg-type]
         self.embed.weight.copy_(plain["model.embed_tokens.weight"])
         self.head.weight.copy_(plain["lm_head.weight"])
@@ -106,38 +107,43 @@ class HandWritten(nn.Module):
         return self
 
 
-def recipe(width: int, toy: bool, compiled: bool) -> Recipe:
-    """Standard parametrization at its own width: every multiplier is 1, so the two models are one function."""
+def build_recipe(width: int, toy: bool, compiled: bool) -> Recipe:
+    """Standard parametrization at its base width: all multipliers are 1, as in the plain model."""
     rows, seq_len, depth = (2, 32, 1) if toy else (32, 1024, 8)
-    return validated(
-        {
-            "model": {"width": width, "depth": depth, "head_dim": 16 if toy else 64},
-            "parametrization": {"form": "sp", "base_width": width}, "optimizer": {"lr": 1e-3},
-            "training": {"precision": "bf16"}, "engine": {"compile": compiled}, "data": {"seq_len": seq_len},
-            "budget": {"tokens": 10**4 * rows * seq_len, "batch_tokens": rows * seq_len, "eval_tokens": seq_len},
+    values = {
+        "model": {"width": width, "depth": depth, "head_dim": 16 if toy else 64},
+        "parametrization": {"form": "sp", "base_width": width},
+        "optimizer": {"lr": 1e-3},
+        "training": {"precision": "bf16"},
+        "engine": {"compile": compiled},
+        "data": {"seq_len": seq_len},
+        "budget": {
+            "tokens": 10**4 * rows * seq_len,
+            "batch_tokens": rows * seq_len,
+            "eval_tokens": seq_len,
         },
-        "throughput",
-    )  # fmt: skip
+    }
+    return validate_recipe(values, "throughput")
 
 
-def ours(run: loop.Run) -> Callable[[], list[float]]:
-    """A round of our loop's steps; losses fetched at its end, as the loop does on a GPU."""
+def ours(run: loop.TrainingRun) -> Callable[[], list[float]]:
+    """A round of our loop. Losses are read at its end, as the loop does on a GPU."""
 
-    def go() -> list[float]:
+    def take_steps() -> list[float]:
         for _ in range(STEPS):
             loop.update(run)
-        loop.read(run, lambda values, step: None)
+        loop.read_losses(run, lambda values, step: None)
         return run.outcome.curve[-STEPS:]
 
-    return go
+    return take_steps
 
 
-def theirs(run: loop.Run, compiled: bool) -> Callable[[], list[float]]:
+def theirs(run: loop.TrainingRun, compiled: bool) -> Callable[[], list[float]]:
     """A round of a hand-written loop on the same batches."""
-    asked, corpus, device = run.recipe, run.corpus, run.acc.device
-    plain = HandWritten(asked, corpus.vocab_size).to(device).copy(run.net)
+    recipe, corpus, device = run.recipe, run.corpus, run.acc.device
+    plain = HandWritten(recipe, corpus.vocab_size).to(device).copy(run.net)
     model = torch.compile(plain) if compiled else plain
-    o = asked.optimizer
+    o = recipe.optimizer
     opt = torch.optim.AdamW(
         plain.parameters(),
         lr=o.lr,
@@ -146,19 +152,17 @@ def theirs(run: loop.Run, compiled: bool) -> Callable[[], list[float]]:
         weight_decay=o.weight_decay,
         fused=True,
     )
-    rows, taken = asked.budget.batch_tokens // asked.data.seq_len, 0
+    rows, taken = recipe.budget.batch_tokens // recipe.data.seq_len, 0
 
-    def go() -> list[float]:
+    def take_steps() -> list[float]:
         nonlocal taken
         losses = []
         for _ in range(STEPS):
-            inputs, targets = gradients.parts(
-                corpus.batch(asked.seed, taken, rows, asked.data.seq_len), run.acc, 1
-            )[0]
+            batch = corpus.batch(recipe.seed, taken, rows, recipe.data.seq_len)
+            inputs, targets = gradients.micro_batches(batch, run.acc, 1)[0]
+            share = (taken + 0.5) / recipe.budget.steps
             for group in opt.param_groups:
-                group["lr"] = o.lr * optim.multiplier(
-                    asked.schedule, (taken + 0.5) / asked.budget.steps
-                )
+                group["lr"] = o.lr * optim.multiplier(recipe.schedule, share)
             with torch.autocast(device.type, torch.bfloat16):
                 loss = model(inputs, targets)
             loss.backward()
@@ -169,56 +173,54 @@ def theirs(run: loop.Run, compiled: bool) -> Callable[[], list[float]]:
             taken += 1
         return torch.stack(losses).tolist()
 
-    return go
+    return take_steps
 
 
-def seconds(go: Callable[[], list[float]], device: torch.device) -> float:
-    """Of a round, from an idle device to an idle device."""
+def timed(take_steps: Callable[[], list[float]], device: torch.device) -> float:
+    """Seconds of a round, from an idle device to an idle device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    began = time.perf_counter()
-    go()
+    start = time.perf_counter()
+    take_steps()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def measured(width: int, toy: bool, compiled: bool, rounds: int) -> str:
-    """A row of the table; the first losses of the two must agree to what bf16 keeps."""
-    acc, asked = training.accelerator(), recipe(width, toy, compiled)
-    corpus = data.load(asked.data)
-    with loop.released(asked, acc):
-        run = loop.start(asked, corpus, acc)
-        pair = (
-            theirs(run, compiled),
-            ours(run),
-        )  # theirs first: it copies our weights before any step
-        first = [go() for go in pair]
+def peak_flops(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for key, peak in PEAK.items() if key in name), None)
+
+
+def measure(width: int, toy: bool, compiled: bool, rounds: int) -> str:
+    """A row of the table. The first losses must agree within the precision of bf16."""
+    acc, recipe = training.accelerator(), build_recipe(width, toy, compiled)
+    corpus = data.load(recipe.data)
+    with loop.training_context(recipe, acc):
+        run = loop.start_run(recipe, corpus, acc)
+        # `theirs` comes first: it copies our weights before any step.
+        pair = theirs(run, compiled), ours(run)
+        first = [take_steps() for take_steps in pair]
         assert all(abs(a - b) < 2e-2 * b for a, b in zip(*first, strict=True)), (
-            f"one function, but {first}"
+            f"the two models must give the same first losses, but got {first}"
         )
         for _ in range(0 if toy else WARM // STEPS):
-            for go in pair:
-                go()
-        found = [[seconds(go, acc.device) for go in pair] for _ in range(rounds)]
+            for take_steps in pair:
+                take_steps()
+        times = [[timed(take_steps, acc.device) for take_steps in pair] for _ in range(rounds)]
     rates = [
-        statistics.median(STEPS * asked.budget.batch_tokens / spent for spent in column)
-        for column in zip(*found, strict=True)
+        statistics.median(STEPS * recipe.budget.batch_tokens / seconds for seconds in column)
+        for column in zip(*times, strict=True)
     ]
-    low, middle, high = statistics.quantiles([their / our for their, our in found], n=4)
-    flops = counting.flops_per_token(asked.model, corpus.vocab_size, asked.data.seq_len)
-    peak = next(
-        (
-            peak
-            for name, peak in PEAK.items()
-            if acc.device.type == "cuda" and name in torch.cuda.get_device_name()
-        ),
-        None,
-    )
-    mfu = [f"{100 * rate * flops / peak:.1f} %" if peak else "no known peak" for rate in rates]
+    low, middle, high = statistics.quantiles([their / our for their, our in times], n=4)
+    flops = counting.flops_per_token(recipe.model, corpus.vocab_size, recipe.data.seq_len)
+    peak = peak_flops(acc.device)
+    mfu = [f"{100 * rate * flops / peak:.1f} %" if peak else "peak unknown" for rate in rates]
     return (
-        f"| {width} | {'yes' if compiled else 'no'} | {rates[1]:.0f} | {mfu[1]} | {rates[0]:.0f} | {mfu[0]} "
-        f"| {middle:.3f} ({low:.3f} to {high:.3f}) |"
+        f"| {width} | {'yes' if compiled else 'no'} | {rates[1]:.0f} | {mfu[1]} | {rates[0]:.0f} "
+        f"| {mfu[0]} | {middle:.3f} ({low:.3f} to {high:.3f}) |"
     )
 
 
@@ -227,26 +229,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--toy", action="store_true", help="a toy size without compiling, to see that it runs"
+        "--toy",
+        action="store_true",
+        help="run at a toy size without compilation; figures mean nothing",
     )
     toy = parser.parse_args().toy
     if not (toy or torch.cuda.is_available()):
         raise SystemExit(
-            "throughput needs a CUDA device; `--toy` runs anywhere and measures nothing"
+            "throughput.py needs a CUDA device; --toy runs on any machine as a test of the code"
         )
     torch.set_float32_matmul_precision("high")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    rounds = 2 if toy else ROUNDS
     print(
-        f"{device}, torch {torch.__version__}, bf16; {2 if toy else ROUNDS} rounds of {STEPS} steps, alternated"
-        + (", TOY" if toy else "")
+        f"{device}, torch {torch.__version__}, bf16; {rounds} rounds of {STEPS} steps, alternated"
     )
-    print(
-        "| width | compiled | ours, tokens/s | MFU | hand-written, tokens/s | MFU | ours over theirs (quartiles) |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    print(("toy size: figures mean nothing\n" if toy else "") + f"\n{HEADER}")
     for width in (32, 64) if toy else (512, 1024):
         for compiled in (False,) if toy else (False, True):
-            print(measured(width, toy, compiled, 2 if toy else ROUNDS), flush=True)
+            print(measure(width, toy, compiled, rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""What our loop costs beside a hand-written PyTorch loop of the same model, data and optimizer.
+"""Compares our training loop with a hand-written PyTorch loop.
 
-`python benchmarks/trainer_overhead.py` alternates the two step by step: after each step of ours, one of theirs, in one process on
-one thread. CPU time of the process, which other work on the machine does not touch. Table in benchmarks/README.md.
+Model, data and optimizer are the same. The two take turns step by step in one process on one
+thread: after each step of ours, one of the hand-written loop. Measures CPU time of the process,
+which other work on the machine hardly affects. Table: benchmarks/README.md.
+
+    python benchmarks/trainer_overhead.py
 """
 
 from __future__ import annotations
@@ -13,70 +16,80 @@ import torch
 from accelerate import Accelerator
 
 from scaletune import counting, data, models, optim, training
-from scaletune.recipe import Recipe, validated
+from scaletune.recipe import Recipe, validate_recipe
 
 STEPS, WARM, ROUND = 440, 40, 20
-SIZES = {32: 256, 64: 512, 96: 512}  # width: tokens a batch
+SIZES = {32: 256, 64: 512, 96: 512}  # width: tokens per batch
+HEADER = (
+    "| width | batch tokens | ours, ms per step | hand-written | ratio (quartiles over rounds) |\n"
+    + "|---" * 5
+    + "|"
+)
 
 
-def recipe(width: int, batch_tokens: int, **engine: object) -> Recipe:
-    return validated(
-        {
-            "model": {"width": width, "depth": 2}, "parametrization": {"base_width": 64}, "engine": engine,
-            "budget": {"tokens": STEPS * batch_tokens, "batch_tokens": batch_tokens, "eval_tokens": 64},
+def build_recipe(width: int, batch_tokens: int, **engine: object) -> Recipe:
+    values = {
+        "model": {"width": width, "depth": 2},
+        "parametrization": {"base_width": 64},
+        "engine": engine,
+        "budget": {
+            "tokens": STEPS * batch_tokens,
+            "batch_tokens": batch_tokens,
+            "eval_tokens": 64,
         },
-        "overhead",
-    )  # fmt: skip
+    }
+    return validate_recipe(values, "overhead")
 
 
 class HandWritten:
-    """The loop one would write: the batch, forward, backward, clip, schedule, step, and the loss read each step."""
+    """A plain loop: batch, forward, backward, clip, schedule, step; reads the loss in each step."""
 
-    def __init__(self, asked: Recipe, corpus: data.Corpus):
-        self.asked, self.corpus, self.step = asked, corpus, 0
-        self.model = models.build(asked, corpus.vocab_size)
-        self.opt = optim.optimizer(
-            self.model, counting.planned(asked, corpus.vocab_size), asked.optimizer
-        )
+    def __init__(self, recipe: Recipe, corpus: data.Corpus):
+        self.recipe, self.corpus, self.step = recipe, corpus, 0
+        self.model = models.build(recipe, corpus.vocab_size)
+        tensors = counting.plan_tensors(recipe, corpus.vocab_size)
+        self.opt = optim.optimizer(self.model, tensors, recipe.optimizer)
         self.curve: list[float] = []
 
     def __call__(self) -> None:
-        asked, steps = self.asked, self.asked.budget.steps
-        rows, seq_len = asked.budget.batch_tokens // asked.data.seq_len, asked.data.seq_len
-        inputs, targets = map(
-            torch.from_numpy, self.corpus.batch(asked.seed, self.step, rows, seq_len)
-        )
-        now = optim.multiplier(asked.schedule, (self.step + 0.5) / steps)
+        recipe, steps = self.recipe, self.recipe.budget.steps
+        rows, seq_len = recipe.budget.batch_tokens // recipe.data.seq_len, recipe.data.seq_len
+        batch = self.corpus.batch(recipe.seed, self.step, rows, seq_len)
+        inputs, targets = map(torch.from_numpy, batch)
+        multiplier = optim.multiplier(recipe.schedule, (self.step + 0.5) / steps)
         for group in self.opt.param_groups:
-            group["lr"] = group["initial_lr"] * now
+            group["lr"] = group["initial_lr"] * multiplier
         loss = self.model(inputs, targets).mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), asked.optimizer.clip)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip)
         self.opt.step()
         self.opt.zero_grad()
         self.curve.append(loss.item())
         self.step += 1
 
 
-def rounds(asked: Recipe, acc: Accelerator) -> list[tuple[float, float]]:
-    """(ours, theirs) milliseconds a step, in rounds of ROUND alternated steps; the two must train the same losses."""
-    corpus = data.load(asked.data)
-    theirs = HandWritten(asked, corpus)
-    spent: list[tuple[float, float]] = []
-    began = time.process_time()
+def time_rounds(recipe: Recipe, acc: Accelerator) -> list[tuple[float, float]]:
+    """(ours, hand-written) milliseconds per step: medians of rounds of ROUND alternated steps.
+
+    Both loops must give the same losses to the last bit.
+    """
+    corpus = data.load(recipe.data)
+    theirs = HandWritten(recipe, corpus)
+    times: list[tuple[float, float]] = []
+    start = time.process_time()
 
     def after_ours(share: float) -> None:
-        nonlocal began
-        ours = time.process_time() - began
-        began = time.process_time()
+        nonlocal start
+        ours = time.process_time() - start
+        start = time.process_time()
         theirs()
-        spent.append((ours * 1e3, (time.process_time() - began) * 1e3))
-        began = time.process_time()
+        times.append((ours * 1e3, (time.process_time() - start) * 1e3))
+        start = time.process_time()
 
-    outcome = training.train(asked, corpus, acc, after_ours)
+    outcome = training.train(recipe, corpus, acc, after_ours)
     acc.free_memory()
-    assert outcome.curve == theirs.curve, "the loops must train the same bits"
-    kept = spent[WARM:]
+    assert outcome.curve == theirs.curve, "the two loops must give the same losses to the last bit"
+    kept = times[WARM:]
     chunks = [kept[i : i + ROUND] for i in range(0, len(kept), ROUND)]
     return [
         (statistics.median(o for o, _ in chunk), statistics.median(t for _, t in chunk))
@@ -87,19 +100,15 @@ def rounds(asked: Recipe, acc: Accelerator) -> list[tuple[float, float]]:
 def main() -> None:
     torch.set_num_threads(1)
     acc = training.accelerator()
-    print(
-        f"depth 2, torch {torch.__version__}, one thread, {STEPS - WARM} steps each, alternated; medians of rounds of {ROUND}"
-    )
-    print(
-        "| width | batch tokens | ours, ms a step | hand-written | ratio (quartiles over rounds) |"
-    )
-    print("|---|---|---|---|---|")
+    print(f"depth 2, torch {torch.__version__}, one thread, {STEPS - WARM} steps each, alternated;")
+    print(f"medians of rounds of {ROUND}\n\n{HEADER}")
     for width, batch_tokens in SIZES.items():
-        found = rounds(recipe(width, batch_tokens), acc)
-        low, middle, high = statistics.quantiles([ours / theirs for ours, theirs in found], n=4)
-        ours, theirs = (statistics.median(column) for column in zip(*found, strict=True))
+        rounds = time_rounds(build_recipe(width, batch_tokens), acc)
+        low, middle, high = statistics.quantiles([ours / theirs for ours, theirs in rounds], n=4)
+        ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
         print(
-            f"| {width} | {batch_tokens} | {ours:.2f} | {theirs:.2f} | {middle:.3f} ({low:.3f} to {high:.3f}) |",
+            f"| {width} | {batch_tokens} | {ours:.2f} | {theirs:.2f} "
+            f"| {middle:.3f} ({low:.3f} to {high:.3f}) |",
             flush=True,
         )
 

@@ -1,6 +1,9 @@
-"""The coordinate check of every family of the zoo, over width and over depth: `python benchmarks/zoo_check.py [width] [depth]` prints tables.
+"""Runs the coordinate check of every model family, over width and over depth; prints tables.
 
-What it checks are the example recipes under configs/, as `scaletune check` would, with the form and optimizer of each row put in.
+Checks the example recipes under configs/ as `scaletune check` would, with the form and the
+optimizer of each row. Tables: benchmarks/README.md.
+
+    python benchmarks/zoo_check.py [width] [depth]
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any
 from scaletune import checking, recipe
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RECIPES = {  # name in the table: (recipe, what is changed in it)
+RECIPES = {  # name in the table: (recipe, overrides)
     "Transformer, LLaMA's choices": ("quickstart", {"model.head_dim": 16}),
     "Transformer, GPT-2's": ("examples/gpt2-muon", {}),
     "MoE, router a readout": ("examples/moe-text", {}),
@@ -28,81 +31,74 @@ RECIPES = {  # name in the table: (recipe, what is changed in it)
     "MLP, squared error": ("examples/mlp-power-law", {"parametrization.base_width": 32}),
 }
 SHARED = {
-    "width": 32, "parametrization.base_depth": 2, "depth": 2, "axes": {}, "compare": [], "holdout": None, "target": None,
-    "data.seq_len": 32, "batch_tokens": 256, "tokens": 256,
-}  # fmt: skip
+    "width": 32,
+    "parametrization.base_depth": 2,
+    "depth": 2,
+    "axes": {},
+    "compare": [],
+    "holdout": None,
+    "target": None,
+    "data.seq_len": 32,
+    "batch_tokens": 256,
+    "tokens": 256,
+}
 LRS = {"adamw": {"width": 3e-3, "depth": 1e-3}, "muon": {"width": 1e-2, "depth": 1e-2}}
-GENTLE = {
-    ("MLP", "width"),
-    ("MLP, squared error", "width"),
-    ("ViT", "depth"),
-}  # where Muon at 1e-2 moves too far to tell: 3e-3
+# Rows whose lr is at most 3e-3: with Muon at 1e-2 activations change too much for a verdict.
+LOW_LR = {("MLP", "width"), ("MLP, squared error", "width"), ("ViT", "depth")}
 OVER_WIDTH = [("mup", "adamw"), ("mup", "muon"), ("sp", "adamw"), ("sp", "muon")]
 OVER_DEPTH = [(alpha, family) for alpha in (1.0, 0.5, 0.0) for family in ("adamw", "muon")]
+ACTIVATIONS = ("embedding", "residual", "final", "logits")
 
 
-def asked(name: str, family: str, over: str, **settings: Any) -> recipe.Recipe:
-    """The recipe of a row, at settings that leave nothing of a schedule, decay or ratio of learning rates."""
+def row_recipe(name: str, family: str, over: str, **settings: Any) -> recipe.Recipe:
+    """The recipe of a row, without schedule, weight decay and learning-rate ratios."""
     file, own = RECIPES[name]
-    made = recipe.load(CONFIGS / f"{file}.toml")
-    shared = (
-        dict(SHARED)
-        if made.data.seq_len > 1
-        else {**SHARED, "data.seq_len": 1, "batch_tokens": 64, "tokens": 64}
-    )
-    lr = min(3e-3, LRS[family][over]) if (name, over) in GENTLE else LRS[family][over]
+    base = recipe.load(CONFIGS / f"{file}.toml")
+    shared = dict(SHARED)
+    if base.data.seq_len == 1:
+        shared |= {"data.seq_len": 1, "batch_tokens": 64, "tokens": 64}
+    lr = min(3e-3, LRS[family][over]) if (name, over) in LOW_LR else LRS[family][over]
     optimizer = {"optimizer": {"family": family, "lr": lr, "weight_decay": 0.0}}
     return recipe.with_settings(
-        made, shared | own | {"parametrization.depth_alpha": 0.0} | optimizer | settings
+        base, shared | own | {"parametrization.depth_alpha": 0.0} | optimizer | settings
     )
 
 
-def over_width(name: str, form: str, family: str, seeds: range = range(2)) -> dict[str, Any]:
-    return checking.check(asked(name, family, "width", form=form), seeds=seeds)
+def check_width(name: str, form: str, family: str, seeds: range = range(2)) -> dict[str, Any]:
+    return checking.check(row_recipe(name, family, "width", form=form), seeds=seeds)
 
 
-def over_depth(name: str, alpha: float, family: str, seeds: range = range(2)) -> dict[str, Any]:
+def check_depth(name: str, alpha: float, family: str, seeds: range = range(2)) -> dict[str, Any]:
     settings = {"parametrization.depth_alpha": alpha}
-    return checking.check(asked(name, family, "depth", **settings), seeds=seeds, over="depth")
+    return checking.check(row_recipe(name, family, "depth", **settings), seeds=seeds, over="depth")
 
 
-def row(name: str, about: str, family: str, found: dict[str, Any]) -> str:
-    """Largest |slope| at the judged steps of each activation, the verdict, and what is likely wrong."""
-    worst = {
-        activation: max(
-            (
-                s["slope"]
-                for s in found["slopes"]
-                if s["activation"] == activation and s["step"] > 1
-            ),
-            key=abs,
-        )
-        for activation in ("embedding", "residual", "final", "logits")
-    }
-    bugs = ", ".join(sentence.split(":")[0] for sentence in found["diagnosis"])
-    return (
-        f"| {name} | {about} | {family} | "
-        + " | ".join(f"{s:+.2f}" for s in worst.values())
-        + f" | {found['verdict']} | {bugs} |"
-    )
+def format_row(name: str, variant: str, family: str, result: dict[str, Any]) -> str:
+    """Largest |slope| of each activation after step 1, the verdict, and the likely bugs."""
+    judged = [row for row in result["slopes"] if row["step"] > 1]
+    worst = [
+        max((row["slope"] for row in judged if row["activation"] == activation), key=abs)
+        for activation in ACTIVATIONS
+    ]
+    slopes = " | ".join(f"{slope:+.2f}" for slope in worst)
+    bugs = ", ".join(sentence.split(":")[0] for sentence in result["diagnosis"])
+    return f"| {name} | {variant} | {family} | {slopes} | {result['verdict']} | {bugs} |"
 
 
 def main(parts: list[str]) -> None:
-    head = (
-        "| model | {} | optimizer | embedding | residual | final | logits | verdict | likely |\n"
-        + "|---" * 9
-        + "|"
-    )
+    header = "| model | {} | optimizer | embedding | residual | final | logits | verdict | likely |"
+    rule = "|---" * 9 + "|"
     if "width" in parts:
-        print(head.format("form, over width"), flush=True)
+        print(header.format("form, over width"), rule, sep="\n", flush=True)
         for name, (form, family) in product(RECIPES, OVER_WIDTH):
-            print(row(name, form, family, over_width(name, form, family)), flush=True)
+            result = check_width(name, form, family)
+            print(format_row(name, form, family, result), flush=True)
     if "depth" in parts:
-        print(head.format("muP, alpha, over depth"), flush=True)
-        for name, (alpha, family) in product(
-            (name for name in RECIPES if not name.startswith("MLP")), OVER_DEPTH
-        ):
-            print(row(name, f"{alpha:g}", family, over_depth(name, alpha, family)), flush=True)
+        print(header.format("muP, alpha, over depth"), rule, sep="\n", flush=True)
+        names = [name for name in RECIPES if not name.startswith("MLP")]
+        for name, (alpha, family) in product(names, OVER_DEPTH):
+            result = check_depth(name, alpha, family)
+            print(format_row(name, f"{alpha:g}", family, result), flush=True)
 
 
 if __name__ == "__main__":

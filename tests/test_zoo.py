@@ -1,4 +1,4 @@
-"""The zoo as a user meets it: its example recipes hold in the checks, are counted, swept, fitted and reported by the command line."""
+"""The model zoo: its example recipes pass the checks, and work from recipe to report."""
 
 import json
 import runpy
@@ -31,7 +31,7 @@ def checked(words):
     """The check of one row of the benchmark's table, smaller: three sizes, fewer seeds, made-up prose for text."""
 
     def check(name, family, over, **settings):
-        asked = ZOO["asked"](name, family, over, **settings)
+        asked = ZOO["row_recipe"](name, family, over, **settings)
         if asked.data.seq_len > 1:
             asked = recipe.with_settings(asked, {"data.source": str(words)})
         widths = (
@@ -82,7 +82,7 @@ def test_an_example_is_counted_as_what_is_built(path, capsys):
     found = json.loads(capsys.readouterr().out)
     point = recipe.points(recipe.load(path))[-1]
     corpus = data.load(point.data)
-    data.fits(point, corpus)
+    data.check_recipe(point, corpus)
     model = models.build(point, corpus.vocab_size)
     assert found["points"][-1]["params"]["n_params_total"] == sum(
         p.numel() for p in model.parameters()
@@ -104,7 +104,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_family_goes_from_recipe_to_report(name, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
     monkeypatch.chdir(tmp_path)
     settings = [part for setting in SMALL[name] for part in ("--set", setting.format(words=words))]
     path, record = ROOT / "configs" / "examples" / f"{name}.toml", Path("sweeps") / f"{name}.jsonl"
