@@ -1,4 +1,4 @@
-"""`lint`: one planted fault a rule, and nothing said of a config that is right, ours among them."""
+"""`lint`: one config with a mistake per rule, and no findings in correct configs, including ours."""
 
 import json
 
@@ -217,7 +217,7 @@ def test_values_of_another_kind_are_one_line(content, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", CLEAN)
-def test_nothing_is_said_of_what_is_right(tmp_path, name):
+def test_correct_configs_have_no_findings(tmp_path, name):
     assert lint(file_of(tmp_path, name, CLEAN[name]))["findings"] == []
 
 
@@ -226,13 +226,13 @@ def test_nothing_is_said_of_what_is_right(tmp_path, name):
     PLANTED,
     ids=lambda value: value if isinstance(value, str) and len(value) < 40 else "",
 )
-def test_a_planted_fault_is_named(tmp_path, rule, name, content):
+def test_each_mistake_is_reported(tmp_path, rule, name, content):
     found = lint(file_of(tmp_path, name, content))["findings"]
     assert [each["rule"] for each in found] == [rule]
     assert all(found[0][key] for key in ("at", "says", "fix"))
 
 
-def test_every_rule_has_a_planted_fault():
+def test_every_rule_has_a_config_with_its_mistake():
     assert {rule for rule, _, _ in PLANTED} == {
         rule.__name__ for rule in (*RULES, *STACK_RULES, *GROUP_RULES)
     }
@@ -272,7 +272,7 @@ def test_what_we_emit_is_clean(tiny, tmp_path, form, settings):
     made = Transfer(
         target,
         VOCAB,
-        counting.planned(target, VOCAB),
+        counting.plan_tensors(target, VOCAB),
         counting.multipliers(target, VOCAB),
         EVIDENCE,
     )
@@ -307,7 +307,7 @@ def test_what_is_not_there_is_one_line(tmp_path):
         lint(tmp_path)
 
 
-def test_the_command_says_it_in_lines_and_in_json(tmp_path, capsys):
+def test_the_command_prints_lines_and_json(tmp_path, capsys):
     path = file_of(tmp_path, "a.json", GRANITE | {"attention_multiplier": 1.0})
     assert cli.main(["lint", str(path)]) == 0
     said = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""What is emitted: loaded by the library it is for, and there the same function, the same start and the same training as ours."""
+"""Emitted Granite configs and recipes: loaded by their library, they train as our own models do."""
 
 import dataclasses
 import importlib.util
@@ -18,7 +18,7 @@ from scaletune.errors import UserError
 from scaletune.records import Fit
 from scaletune.rules import FORMS, caveats
 from scaletune.transferring import one_std, prepare, transfer
-from scaletune.transferring.fold_multipliers import folded
+from scaletune.transferring.fold_multipliers import fold
 from scaletune.transferring.formats import granite
 from scaletune.transferring.formats import recipe as recipe_module
 
@@ -74,7 +74,7 @@ def loader(folder):
     "settings", [{}, EVERYTHING, {"model.tied": True}, {"form": "sp", "seq_len": 64}]
 )
 def test_every_key_is_declared(made, settings):
-    """transformers keeps unknown keys in silence, so a misspelt one would pass."""
+    """transformers keeps unknown keys without a message, so a misspelt one would pass."""
     emitted = config_of(made(settings))
     declared = {field.name for field in dataclasses.fields(GraniteConfig)} | {"model_type"}
     assert emitted.keys() <= declared
@@ -100,7 +100,7 @@ def test_logits_are_ours_when_tied(made, form):
 
 
 def test_logits_are_ours_with_what_else_a_granite_has(made):
-    """Few key-value heads, biases, and a softmax and branches scaled at the base size."""
+    """Grouped-query attention, biases, and attention and residual multipliers at the base size."""
     options = {
         "model.kv_heads": 2,
         "model.biases": True,
@@ -115,20 +115,20 @@ def test_logits_are_ours_with_what_else_a_granite_has(made):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"model.norm": "layer"}, "a Granite has `model.norm` 'rms', but the target has 'layer'"),
-        ({"model.mlp": "gelu"}, "a Granite has `model.mlp` 'swiglu', but the target has 'gelu'"),
+        ({"model.norm": "layer"}, "Granite needs `model.norm` 'rms', but the target has 'layer'"),
+        ({"model.mlp": "gelu"}, "Granite needs `model.mlp` 'swiglu', but the target has 'gelu'"),
         (
             {"model.positions": "learned"},
-            "a Granite has `model.positions` 'rotary', but the target has 'learned'",
+            "Granite needs `model.positions` 'rotary', but the target has 'learned'",
         ),
-        ({"model.qk_norm": True}, "a Granite has `model.qk_norm` False, but the target has True"),
+        ({"model.qk_norm": True}, "Granite needs `model.qk_norm` False, but the target has True"),
         (
             {"model.family": "moe", "model.ffn_ratio": 1.0},
-            "a Granite config must be of a 'transformer', but got `model.family` 'moe': emit 'granitemoe'",
+            "Granite needs `model.family` 'transformer', but got 'moe': emit 'granitemoe'",
         ),
         (
             {"model": {"family": "mlp", "width": 128}, "seq_len": 1},
-            "a Granite config must be of a 'transformer', but got `model.family` 'mlp'",
+            "Granite needs `model.family` 'transformer', but got 'mlp'",
         ),
     ],
 )
@@ -148,7 +148,7 @@ NEUTRAL = {
 
 @pytest.mark.parametrize("key", NEUTRAL)
 def test_each_multiplier_matters(made, key):
-    """The same logits would come out of a config without it, were it one that transformers ignores."""
+    """Without the key the logits change, so transformers does not ignore it."""
     (theirs, ours), (without, _) = (
         loaded(made(EVERYTHING)),
         loaded(made(EVERYTHING), **{key: NEUTRAL[key]}),
@@ -195,7 +195,7 @@ def test_unreachable_by_one_std_is_refused(made):
     ]
     with pytest.raises(
         UserError,
-        match="one init std for all matrices must be reachable, but the hidden ones act with",
+        match="a config with one init std needs the same init std times multiplier in all hidden matrices",
     ):
         one_std(dataclasses.replace(made(), plan=odd))
 
@@ -260,11 +260,11 @@ def test_it_trains_as_ours(made, tmp_path, settings):
         optim.groups(ours, transferred.plan), betas=(settings.beta1, settings.beta2)
     )
     shares = iter([(step + 0.5) / 8 for step in range(1, 9)])
-    optim.set_share(own_opt, schedule, 0.5 / 8)
+    optim.set_learning_rates(own_opt, schedule, 0.5 / 8)
     expected = trained(
         lambda: ours(tokens, targets).sum(),
         own_opt,
-        lambda: optim.set_share(own_opt, schedule, next(shares)),
+        lambda: optim.set_learning_rates(own_opt, schedule, next(shares)),
     )
 
     assert got == pytest.approx(expected, rel=1e-12)
@@ -317,7 +317,8 @@ def test_loader_knows_tensors_under_a_wrapper(emitted, hf):
 def test_loader_refuses_what_it_cannot_explain(emitted, hf):
     hf.model.layers[0].self_attn.scale = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(
-        ValueError, match=r"explains every parameter, but not model.layers.0.self_attn.scale"
+        ValueError,
+        match=r"every parameter must match a pattern, but model.layers.0.self_attn.scale matches none",
     ):
         loader(emitted).make_groups(hf)
 
@@ -325,7 +326,7 @@ def test_loader_refuses_what_it_cannot_explain(emitted, hf):
 def test_loader_refuses_a_pattern_that_matches_nothing(emitted, hf):
     hf.lm_head = torch.nn.Identity()
     with pytest.raises(
-        ValueError, match=r"every pattern must match a parameter, but these match none: .*lm_head"
+        ValueError, match=r"every pattern must match a parameter, but not these: .*lm_head"
     ):
         loader(emitted).make_groups(hf)
 
@@ -356,22 +357,22 @@ def test_loaders_schedule_is_ours(made, tmp_path, kind, warmup):
     [
         (
             {"optimizer.family": "prodigy", "optimizer.lr": 1.0},
-            "`optimizer.family` of 'adamw', 'sgd', 'adafactor', 'muon', 'lion' alone, but got 'prodigy'"
-            r" \(it finds one lr for all tensors, where the plan has one for each\)",
+            "`optimizer.family` 'adamw', 'sgd', 'adafactor', 'muon', 'lion', but got 'prodigy'"
+            r" \(it estimates one lr for all tensors, but the plan has one per tensor\)",
         ),
         (
             {"schedule.kind": "one_cycle"},
-            "`schedule.kind` of 'constant', 'linear', 'cosine', 'wsd' alone, but got 'one_cycle'",
+            "`schedule.kind` 'constant', 'linear', 'cosine', 'wsd', but got 'one_cycle'",
         ),
         (
             {"schedule.decay_shape": "1-sqrt"},
-            "`schedule.decay_shape` of 'linear' alone, but got '1-sqrt'",
+            "`schedule.decay_shape` 'linear', but got '1-sqrt'",
         ),
-        ({"schedule.ema_half_life": 512}, "`schedule.ema_half_life` of None alone, but got 512"),
+        ({"schedule.ema_half_life": 512}, "`schedule.ema_half_life` None, but got 512"),
     ],
 )
 def test_what_the_loader_cannot_build_is_refused(made, tmp_path, settings, sentence):
-    with pytest.raises(UserError, match=f"^format 'granite' carries {sentence}$"):
+    with pytest.raises(UserError, match=f"^format 'granite' supports {sentence}$"):
         granite.emit(made(settings), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -428,7 +429,7 @@ def test_the_neutral_plan_holds_every_tensor(made, tmp_path):
 
 
 def learned(tiny, lr=0.012345678, batch_tokens=256.0):
-    """A fit that says `lr` everywhere, from proxies of the tiny recipe at base width 32."""
+    """A fit that predicts `lr` at every scale, from proxies of the tiny recipe at base width 32."""
     proxy = tiny(WIDE | {"width": 32}).model_dump()
     setting = {section: proxy[section] for section in ("parametrization", "schedule", "data")}
     setting["data"] = setting["data"] | {"vocab_size": VOCAB}
@@ -470,27 +471,27 @@ def test_the_predicted_lr_goes_into_the_target_and_every_tensor(tiny):
 @pytest.mark.parametrize(
     ("settings", "factor", "sentence"),
     [
-        ({}, 1.0, "batch of 256 tokens, as in the proxies"),
+        ({}, 1.0, "batch size 256 tokens, as in the proxies"),
         (
             {"batch_tokens": 1024},
             2.0,
-            "batch 256 -> 1024 tokens: lr times 2 by the square-root rule",
+            "batch size 256 -> 1024 tokens: lr times 2 by the square-root rule",
         ),
         (
             {"batch_tokens": 4096, "tokens": 8192},
             4.0,
-            "beyond the rule's own validity: 16 * (1 - beta1) >= 1",
+            "the rule is not valid here: 16 * (1 - beta1) >= 1",
         ),
-        ({"model.depth": 4}, 1.0, "depth 2 -> 4 with no depth rule: no proxy tested another depth"),
+        ({"model.depth": 4}, 1.0, "depth 2 -> 4, no depth rule: no proxy tested another depth"),
         (
             {"optimizer.beta2": 0.99},
             1.0,
-            "`optimizer.beta2` is 0.99 and was 0.95 in every proxy: taken not to move the optimum",
+            "`optimizer.beta2` is 0.99, every proxy had 0.95: assumed not to move the optimum",
         ),
         (
             {"schedule.kind": "cosine"},
             1.0,
-            "`schedule.kind` is 'cosine' and was 'wsd' in every proxy",
+            "`schedule.kind` is 'cosine', every proxy had 'wsd'",
         ),
     ],
 )
@@ -508,15 +509,15 @@ def test_what_is_unconfirmed_of_a_rule_goes_along(tiny):
     fit = learned(tiny)
     fit.provenance["setting"]["parametrization"]["form"] = "mup_t3"
     evidence = prepare(fit, tiny(WIDE | {"form": "mup_t3"})).evidence
-    assert [f"of the rules: {caveat}" for caveat in caveats("mup_t3", "adamw")] == evidence[
-        "assumptions"
-    ][-1:]
+    assert [
+        f"caveat of the scaling rules: {caveat}" for caveat in caveats("mup_t3", "adamw")
+    ] == evidence["assumptions"][-1:]
 
 
 def test_a_fit_without_one_batch_size_says_that_lr_is_taken_as_it_is(tiny):
     evidence = prepare(learned(tiny, batch_tokens=None), tiny(WIDE)).evidence
     assert (
-        "batch of 256 tokens: the fitted runs have no one batch size, lr is taken as it is"
+        "batch of 256 tokens: lr is not adjusted to it, because the fitted runs do not share one batch size"
         in evidence["assumptions"]
     )
 
@@ -527,7 +528,7 @@ def test_a_fit_without_one_batch_size_says_that_lr_is_taken_as_it_is(tiny):
 )
 def test_a_target_parametrized_unlike_the_proxies_is_refused(tiny, setting, value):
     with pytest.raises(
-        UserError, match="a target must be parametrized as the proxies were, but `parametrization"
+        UserError, match="a target must have the proxies' parametrization, but `parametrization"
     ):
         prepare(learned(tiny), tiny(WIDE | {setting: value}))
 
@@ -566,10 +567,10 @@ def test_an_unknown_format_is_refused_before_anything_is_written(tiny, tmp_path)
 def test_tensors_that_act_alike_keep_alike_settings_where_multipliers_are_written_into_weights(
     transferred,
 ):
-    """32**-0.5 * 32**0.5 is 1 + 2e-16: it must not tell queries from keys, which Megatron keeps in one tensor."""
+    """32**-0.5 * 32**0.5 is 1 + 2e-16: this rounding must not separate queries from keys, which Megatron keeps in one tensor."""
     made = transferred()
     model = made.target.model.model_copy(update={"head_dim": 32})
-    rows, _ = folded(made.plan, made.multipliers | {"attention": 32**-0.5}, model)
+    rows, _ = fold(made.plan, made.multipliers | {"attention": 32**-0.5}, model)
     alike = {
         (row.lr, row.weight_decay, row.eps, row.init_std)
         for row in rows

@@ -1,4 +1,4 @@
-"""What a transfer answers beside the learning rate: the cost of being off by 2x against closed forms, and the source of every setting."""
+"""The answer of a transfer: sensitivity against closed forms, cost, and the source of each setting."""
 
 import json
 import math
@@ -10,18 +10,18 @@ import pytest
 from scaletune import counting, fitting, recipe
 from scaletune.cli import main
 from scaletune.errors import UserError
-from scaletune.fitting.joint.surface import names
 from scaletune.records import Fit
+from scaletune.surface.model import parameter_names
 from scaletune.transferring import prepare
-from scaletune.transferring.answer.sensitivity import straying
-from scaletune.transferring.answer.settings import answer
+from scaletune.transferring.answer.sensitivity import loss_sensitivity
+from scaletune.transferring.answer.settings import build_answer
 
 VOCAB, WIDE = 64, {"width": 128, "parametrization.base_width": 32}
 SCALE = {"n_params": 1e6, "tokens": 1e8, "batch_tokens": 1e4}
 
 
 def trials(p=0.04):
-    """Losses of floor * (1 + p (lr / best - 1 - ln(lr / best))): a descent in ln lr, and a rise in lr."""
+    """Losses of minimum * (1 + p (lr / best - 1 - ln(lr / best))): a fall in ln lr plus a rise in lr."""
     rows = []
     for n_params in (1e5, 4e5, 1.6e6):
         for tokens in (1e7, 4e7):
@@ -47,30 +47,30 @@ def of_lr():
 
 def test_off_by_2x_in_lr_is_the_closed_form(of_lr):
     """p (ln 2 - 1/2) at half the best lr, p (1 - ln 2) at twice it."""
-    found = straying(of_lr, SCALE, 3.0)
+    found = loss_sensitivity(of_lr, SCALE, 3.0)
     assert found["lr"]["half"] == pytest.approx(0.04 * (math.log(2) - 0.5), rel=0.03)
     assert found["lr"]["double"] == pytest.approx(0.04 * (1 - math.log(2)), rel=0.03)
     assert (
         found["lr"]["half_nats"] == 3.0 * found["lr"]["half"]
-        and "median of 6 cells" in found["lr"]["source"]
+        and "of 6 settings" in found["lr"]["source"]
     )
     low, high = found["lr"]["range"]["double"]
     assert low <= found["lr"]["double"] <= high
 
 
 def test_what_no_fit_says_is_null_with_a_sentence(of_lr):
-    found = straying(of_lr, SCALE, None)
+    found = loss_sensitivity(of_lr, SCALE, None)
     assert found["lr"]["half_nats"] is None
     for name, word in (
-        ("batch_tokens", "no basin over the batch"),
-        ("weight_decay", "no basin over weight decay"),
+        ("batch_tokens", "batch sensitivity unknown"),
+        ("weight_decay", "weight-decay sensitivity unknown"),
     ):
         assert (
             found[name]["half"] is found[name]["double"] is None and word in found[name]["source"]
         )
     bare = Fit(law="lr_nd", params={}, solution={}, objective=0.0)
-    assert straying(bare, SCALE, None)["lr"] == {
-        "half": None, "double": None, "range": None, "half_nats": None, "double_nats": None, "source": "no cell of the fit has a basin over lr",
+    assert loss_sensitivity(bare, SCALE, None)["lr"] == {
+        "half": None, "double": None, "range": None, "half_nats": None, "double_nats": None, "source": "learning-rate sensitivity unknown: the fit has no loss basin over lr",
     }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ CURVATURES = {"lr": 0.05, "batch": 0.02, "ratio": 0.03, "wd": 0.01, "product": 0
 
 def surface(axes=("lr", "batch", "wd"), setting=None):
     """A joint fit that is a parabola in every direction: best lr 0.01, batch 2**13 and weight decay 0.3 at every scale, loss 3."""
-    own = names(len(axes))
+    own = parameter_names(len(axes))
     value = dict.fromkeys(own, 0.0)
     centres = {"lr": math.log(0.01), "batch": math.log(2**13), "wd": math.log(0.3)}
     value |= {f"{axis}.c": centres[axis] for axis in axes} | {
@@ -108,24 +108,29 @@ def surface(axes=("lr", "batch", "wd"), setting=None):
 
 def test_off_by_2x_on_a_surface_is_the_closed_form():
     """Half the curvature of every direction the setting lies in, times (ln 2)**2."""
-    found, c = straying(surface(), SCALE | {"batch_tokens": 2**13}, 3.0), CURVATURES
+    found, c = loss_sensitivity(surface(), SCALE | {"batch_tokens": 2**13}, 3.0), CURVATURES
     expected = {
         "lr": c["lr"] + c["ratio"] + c["product"], "batch_tokens": c["batch"] + c["ratio"], "weight_decay": c["wd"] + c["product"],
     }  # fmt: skip
     for name, curvature in expected.items():
         for side in ("half", "double"):
             assert found[name][side] == pytest.approx(curvature * math.log(2) ** 2 / 2, rel=1e-4)
-    assert straying(surface(("lr", "batch")), SCALE, 3.0)["weight_decay"]["half"] is None
+    assert loss_sensitivity(surface(("lr", "batch")), SCALE, 3.0)["weight_decay"]["half"] is None
 
 
 def test_from_a_batch_that_is_off_the_best_lies_below():
-    found = straying(surface(("lr", "batch")), SCALE | {"batch_tokens": 2**15}, 3.0)["batch_tokens"]
-    assert found["half"] < 0 < found["double"] and "the fit's best lies that way" in found["source"]
+    found = loss_sensitivity(surface(("lr", "batch")), SCALE | {"batch_tokens": 2**15}, 3.0)[
+        "batch_tokens"
+    ]
+    assert (
+        found["half"] < 0 < found["double"]
+        and "the fit's optimum lies on that side" in found["source"]
+    )
 
 
 def test_a_surface_over_weight_decay_sets_it(tiny):
     made = prepare(surface(), tiny(WIDE), VOCAB)
-    told = answer(surface(), made)["settings"]
+    told = build_answer(surface(), made)["settings"]
     assert made.target.optimizer.weight_decay == told["weight_decay"]["value"] == 0.3 and told[
         "weight_decay"
     ]["source"].startswith("fitted")
@@ -159,19 +164,18 @@ def test_every_setting_has_its_source(tiny, of_lr):
     made = prepare(
         fit, tiny(WIDE | {"optimizer.beta2": 0.99, "schedule.warmup": 0.25}), VOCAB, force=True
     )
-    told = answer(fit, made)["settings"]
+    told = build_answer(fit, made)["settings"]
     said = {name: row["source"] for name, row in told.items()}
-    assert (
-        said["lr"].startswith("fitted: law lr_nd") and said["batch_tokens"] == "as the target asks"
+    assert said["lr"].startswith("fitted: law lr_nd")
+    assert said["batch_tokens"] == (
+        "set by the target; lr adjusted by the square-root rule, not tested by your sweep"
     )
+    assert said["weight_decay"] == said["beta1"] == said["init_std"] == "same as in the proxies"
     assert (
-        said["weight_decay"] == said["beta1"] == said["init_std"] == "as in the proxies, base size"
+        said["beta2"] == "set by the target; every proxy had 0.95"
+        and said["warmup"] == "set by the target; every proxy had 0.1"
     )
-    assert (
-        said["beta2"] == "as the target asks: every proxy had 0.95"
-        and said["warmup"] == "as the target asks: every proxy had 0.1"
-    )
-    assert said["eps"] == "as the target asks: it was not one value in all proxies"
+    assert said["eps"] == "set by the target; the proxies had different values"
     assert told["warmup"] | {"source": ""} == {
         "value": 0.25,
         "tokens": 512,
@@ -182,10 +186,10 @@ def test_every_setting_has_its_source(tiny, of_lr):
     assert told["init_std"]["by_role"]["hid"] == [hidden, hidden] and hidden == pytest.approx(
         0.05 / 2
     )
-    unsaid = answer(of_lr, prepare(of_lr, tiny(WIDE), VOCAB, force=True))["settings"]["beta1"][
-        "source"
-    ]
-    assert unsaid == "as the target asks: the records do not say what the proxies had"
+    unsaid = build_answer(of_lr, prepare(of_lr, tiny(WIDE), VOCAB, force=True))["settings"][
+        "beta1"
+    ]["source"]
+    assert unsaid == "set by the target; the records do not contain the proxies' value"
 
 
 def test_priors_are_said_and_not_applied(tiny, of_lr):
@@ -194,7 +198,7 @@ def test_priors_are_said_and_not_applied(tiny, of_lr):
     made = prepare(
         fit, tiny(WIDE | {"seq_len": 10, "batch_tokens": 20000, "tokens": 40000}), VOCAB, force=True
     )
-    rules = {rule["rule"]: rule for rule in answer(fit, made)["priors"]}
+    rules = {rule["rule"]: rule for rule in build_answer(fit, made)["priors"]}
     lr = made.target.optimizer.lr / fit.predict(n_params=1.6e6, tokens=4e3).lr
     assert rules["ema_timescale"]["values"]["weight_decay"] == pytest.approx(0.1 * 2 / (lr * 10))
     assert rules["square_root"]["values"] == pytest.approx(
@@ -207,10 +211,10 @@ def test_priors_are_said_and_not_applied(tiny, of_lr):
 
 
 def test_without_hardware_the_cost_is_null_and_says_so(tiny, of_lr):
-    found = answer(of_lr, prepare(of_lr, tiny(WIDE), VOCAB, force=True))
+    found = build_answer(of_lr, prepare(of_lr, tiny(WIDE), VOCAB, force=True))
     assert (
         found["time"] is found["split"] is found["hardware"] is found["fits"] is None
-        and "no [hardware]" in found["cost_notes"][0]
+        and "no [hardware] table" in found["cost_notes"][0]
     )
     assert found["flops"]["total"] == counting.flops_per_token(tiny(WIDE).model, VOCAB, 32) * 2048
 
@@ -225,7 +229,7 @@ def test_hours_from_measured_steps(tiny, of_lr, tmp_path):
     path = fitting.fit(steps, "seconds_per_step").write(tmp_path / "steps.json")
     table = {"memory_gb": 1.0, "peak_flops": 1e13, "calibration": str(path)}
     target = tiny(WIDE | {"hardware": table})
-    found = answer(of_lr, prepare(of_lr, target, VOCAB, force=True))["time"]
+    found = build_answer(of_lr, prepare(of_lr, target, VOCAB, force=True))["time"]
     flops, moved = (
         counting.flops_per_token(target.model, VOCAB, 32) * 256,
         counting.bytes_moved(target.model, VOCAB, 256),
@@ -239,7 +243,7 @@ def test_hours_from_measured_steps(tiny, of_lr, tmp_path):
         UserError,
         match=r"`hardware\.calibration` must be a fit of 'seconds_per_step', but .* is one of 'lr_nd'",
     ):
-        answer(
+        build_answer(
             of_lr,
             prepare(
                 of_lr,
@@ -249,7 +253,7 @@ def test_hours_from_measured_steps(tiny, of_lr, tmp_path):
             ),
         )
     with pytest.raises(UserError, match="an MFU must be at most 1"):
-        answer(
+        build_answer(
             of_lr,
             prepare(
                 of_lr, tiny(WIDE | {"hardware": table | {"peak_flops": 1e6}}), VOCAB, force=True
@@ -304,20 +308,20 @@ def test_the_command_line_answers_and_writes(tmp_path, of_lr, capsys):
     lines = capsys.readouterr().out
     page = (tmp_path / "out" / "ANSWER.md").read_text()
     for words in (
-        "off by 2x in lr: loss +",
-        "off by 2x in batch_tokens: not known",
-        "GPU-hours ",
-        "split: data 8, tensor 1, pipeline 1",
-        "(fits)",
+        "learning rate: loss +",
+        "batch sensitivity unknown",
+        " GPU-hours, ",
+        "data 8, tensor 1, pipeline 1",
+        "GB per GPU, fits",
     ):
         assert words in lines and words in page
 
 
 def test_what_fits_nowhere_says_by_how_much(tiny, of_lr):
     crowded = tiny(WIDE | {"hardware": {"memory_gb": 1e-4, "peak_flops": 1e12}})
-    found = answer(of_lr, prepare(of_lr, crowded, VOCAB, force=True))
-    assert found["fits"] is False and "no split fits: the leanest takes" in found["cost_notes"][0]
-    odd = answer(
+    found = build_answer(of_lr, prepare(of_lr, crowded, VOCAB, force=True))
+    assert found["fits"] is False and "no split fits: the smallest needs" in found["cost_notes"][0]
+    odd = build_answer(
         of_lr,
         prepare(of_lr, tiny(WIDE | {"hardware": {"gpu": "L40S", "gpus": 7}}), VOCAB, force=True),
     )
@@ -330,7 +334,7 @@ def test_what_fits_nowhere_says_by_how_much(tiny, of_lr):
 def test_the_target_in_configs_is_answered(of_lr):
     """LLaMA 2's 7B: 6,738,415,616 parameters, 184,320 A100-hours (arXiv:2307.09288, table 2)."""
     target = recipe.load(Path(__file__).parents[1] / "configs" / "targets" / "llama-2-7b.toml")
-    found = answer(of_lr, prepare(of_lr, target, force=True))
+    found = build_answer(of_lr, prepare(of_lr, target, force=True))
     low, high = found["time"]["gpu_hours_range"]
     assert (
         low < 184_320 < high
@@ -338,4 +342,4 @@ def test_the_target_in_configs_is_answered(of_lr):
         and found["split"]["dp"] * found["split"]["tp"] * found["split"]["pp"] == 1024
     )
     assert counting.params(target.model, target.data.vocab_size)["n_params_total"] == 6_738_415_616
-    assert "not read, as the parametrization says them: initializer_range" in found["assumptions"]
+    assert "not read, because the parametrization sets them: initializer_range" in found["assumptions"]

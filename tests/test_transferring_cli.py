@@ -1,4 +1,4 @@
-"""`scaletune transfer` on what cannot or should not be transferred: exit 2 and one line that says what to do."""
+"""`scaletune transfer` with invalid input: exit code 2 and one line on stderr that names the way out."""
 
 import json
 
@@ -36,24 +36,24 @@ T3 = {"fit": {"parametrization.form": "mup_t3"}, "target": {"form": "mup_t3"}}
 DEEP = {"parametrization.depth_alpha": 1.0, "parametrization.base_depth": 1}
 MISTAKES = [  # (arguments, what is changed, what the one line says)
     ("--to granite --set model.tied=true", T3, "a tied head needs a form whose embedding and readout share std and lr (mup_t8, mup_t9), but got form='mup_t3'"),
-    ("--to llama --set model.tied=true", {}, "format 'llama' has no logits multiplier, and a tied head would need one of 0.25: set model.tied = false"),
+    ("--to llama --set model.tied=true", {}, "format 'llama' has no logits multiplier, but the tied head needs one of 0.25: set model.tied = false"),
     ("--to torchtitan --set model.tied=true --set parametrization.embedding_multiplier=1", {}, "set model.tied = false, or emit 'granite'"),
     ("--set width=100", {}, "`width % head_dim == 0` must hold, but got width=100, head_dim=16"),
     ("--set model.kv_heads=3", {}, "`heads % kv_heads == 0` must hold, but got heads=8 (width / head_dim), kv_heads=3"),
-    ("--set form=mup_t9", {}, "a target must be parametrized as the proxies were, but `parametrization.form` is 'mup_t9' and theirs 'mup'"),
-    ("", {"fit": {"parametrization.base_width": 64}}, "`parametrization.base_width` is 32 and theirs 64"),
-    ("--set optimizer.family=muon", {}, "a target must have the proxies' optimizer, but `optimizer.family` is 'muon' and theirs 'adamw'"),
-    ("--set optimizer.decay=independent", {}, "a target must have the proxies' optimizer, but `optimizer.decay` is 'independent' and theirs 'torch'"),
-    ("", {"ranges": {"tokens": [30, 60]}}, "a transfer over more than 30x must be asked for with --force, but tokens 2048 is 34.1 times outside the fitted range [30, 60]"),
-    ("", {"solution": {"quantile": 1e9}}, "a transfer must say how sure it is, but the fit's interval of lr at this target is ["),
-    ("--to granite@4.0", {}, f"format `granite` is written for version {FORMATS['granite']} of its stack, but got '4.0'"),
-    ("--to litgpt", {}, "format `litgpt` is refused: 0.5.13 writes one computed lr into every param group at each step; emit 'pytorch'"),
-    ("--to minicpm3", {}, "format `minicpm3` has multi-head latent attention, which no proxy had: it must be asked for with --force, or emit 'granite'"),
-    ("--to granitemoe", {}, "a GraniteMoe config must be of a 'moe', but got `model.family` 'transformer'"),
-    ("--to granite --set schedule.kind=one_cycle", {}, "format 'granite' carries `schedule.kind` of 'constant', 'linear', 'cosine', 'wsd' alone, but got 'one_cycle'"),
+    ("--set form=mup_t9", {}, "a target must have the proxies' parametrization, but `parametrization.form` is 'mup_t9' and the proxies had 'mup'"),
+    ("", {"fit": {"parametrization.base_width": 64}}, "`parametrization.base_width` is 32 and the proxies had 64"),
+    ("--set optimizer.family=muon", {}, "a target must have the proxies' optimizer, but `optimizer.family` is 'muon' and the proxies had 'adamw'"),
+    ("--set optimizer.decay=independent", {}, "a target must have the proxies' optimizer, but `optimizer.decay` is 'independent' and the proxies had 'torch'"),
+    ("", {"ranges": {"tokens": [30, 60]}}, "a target must be at most 30x outside the fitted range, but tokens 2.0k is 34.1x outside the fitted range (30 to 60): train larger proxies, or transfer anyway with --force"),
+    ("", {"solution": {"quantile": 1e9}}, "a transfer needs a bounded interval of lr, but the fit's interval at this target is ["),
+    ("--to granite@4.0", {}, f"format `granite` supports version {FORMATS['granite']} of its stack, but got '4.0'"),
+    ("--to litgpt", {}, "format `litgpt` is not supported: 0.5.13 writes one computed lr into every param group at each step; emit 'pytorch'"),
+    ("--to minicpm3", {}, "format `minicpm3` has multi-head latent attention, which no proxy can test: emit it anyway with --force, or emit 'granite'"),
+    ("--to granitemoe", {}, "GraniteMoe needs `model.family` 'moe', but got 'transformer'"),
+    ("--to granite --set schedule.kind=one_cycle", {}, "format 'granite' supports `schedule.kind` 'constant', 'linear', 'cosine', 'wsd', but got 'one_cycle'"),
     (
         "--to pytorch", {"fit": {"optimizer.family": "soap"}, "target": {"optimizer.family": "soap"}},
-        "format 'pytorch' carries `optimizer.family` of 'adamw', 'sgd', 'adafactor', 'muon', 'lion' alone, but got 'soap' (torch has no class of it)",
+        "format 'pytorch' supports `optimizer.family` 'adamw', 'sgd', 'adafactor', 'muon', 'lion', but got 'soap' (torch has no class for it)",
     ),
 ]  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_a_forced_distance_is_written_into_every_file(asked, tmp_path):
         word for name in ("granite", "recipe", "torchtitan", "deepspeed") for word in ("--to", name)
     ]
     code, *_ = asked(*to, "--force", ranges={"tokens": [30, 60]})
-    said = "forced: tokens 2048 is 34.1 times outside the fitted range [30, 60], more than 30x"
+    said = "forced: tokens 2.0k is 34.1x outside the fitted range (30 to 60)"
     assert code == 0
     for name in (
         "granite/param_groups.json",
@@ -87,7 +87,7 @@ def test_a_forced_distance_is_written_into_every_file(asked, tmp_path):
 
 
 def test_a_depth_rule_reaches_a_stack_without_residual_multipliers(asked, tmp_path):
-    """torchtitan has none: the branch's factor is in the std of the matrix that ends it, 4 ** -1 here, and the file says so."""
+    """torchtitan has none: the residual multiplier, 4 ** -1, is folded into the branch's last matrix."""
     depth = {f"parametrization.{key.rpartition('.')[2]}": value for key, value in DEEP.items()}
     code, *_ = asked("--to", "torchtitan", fit=depth, target=DEEP | {"model.depth": 4})
     groups = json.loads((tmp_path / "out/torchtitan/param_groups.json").read_text())
@@ -98,4 +98,4 @@ def test_a_depth_rule_reaches_a_stack_without_residual_multipliers(asked, tmp_pa
         if any(kind in p for p in group["patterns"])
     }
     assert code == 0 and std["o_proj"] == pytest.approx(std["k_proj"] / 4)
-    assert any("forward multipliers: written into the weights" in line for line in groups["cannot"])
+    assert any("forward multipliers: folded into the weights" in line for line in groups["cannot"])

@@ -1,4 +1,4 @@
-"""What is emitted for the stacks too large to install: declared keys, the ordinary config at the base size, schedules, refusals, loaders."""
+"""Formats of stacks too large to install: declared keys, base-size configs, schedules, errors, loaders."""
 
 import json
 import math
@@ -118,7 +118,7 @@ OF = {
 )
 @pytest.mark.parametrize("stack", STACKS)
 def test_every_key_is_declared(transferred, tmp_path, stack, settings):
-    """Many of them keep or drop an unknown key in silence."""
+    """Many stacks keep or drop an unknown key without a message."""
     if stack == "fairseq2" and "model.tied" in settings:
         settings = {}
     if stack == "cerebras" and "model.kv_heads" in settings:
@@ -286,37 +286,37 @@ def test_lm_engines_schedules_multiply(transferred, tmp_path, settings, expected
         (
             cerebras,
             RESIDUAL,
-            "one eps for all tensors.*: set depth_alpha = 0 and residual_multiplier = 1, or emit 'pytorch'$",
+            "one eps for all tensors.*: set depth_alpha = 0, residual_multiplier = 1 and as many key-value heads as heads, or emit 'pytorch'$",
         ),
         (
             fairseq2,
             {"model.tied": True},
-            "^format 'fairseq2' has no logits multiplier, and a tied head would need one of 0.25",
+            "^format 'fairseq2' has no logits multiplier, but the tied head needs one of 0.25",
         ),
         (
             fairseq2,
             {"model.norm_eps": 1e-6},
-            "^a fairseq2 LLaMA has `model.norm_eps` 1e-05, but the target has 1e-06$",
+            "^fairseq2 LLaMA needs `model.norm_eps` 1e-05, but the target has 1e-06$",
         ),
         (
             lm_engine,
             {"model.rope_theta": 10000.5},
-            "^a lm-engine gpt_base has a whole `model.rope_theta`, but the target has 10000.5$",
+            "^lm-engine gpt_base needs an integer `model.rope_theta`, but the target has 10000.5$",
         ),
         (
             megatron,
             {"model.rope_theta": 10000.5},
-            "^a Megatron GPT has a whole `model.rope_theta`, but the target has 10000.5$",
+            "^Megatron GPT needs an integer `model.rope_theta`, but the target has 10000.5$",
         ),
         (
             fairseq2,
             WSD,
-            "^format 'fairseq2' carries `schedule.kind` of 'constant', 'linear', 'cosine' alone, but got 'wsd'$",
+            "^format 'fairseq2' supports `schedule.kind` 'constant', 'linear', 'cosine', but got 'wsd'$",
         ),
         (
             llm_foundry,
             WSD,
-            "^format 'llm_foundry' carries `schedule.kind` of 'constant', 'linear', 'cosine' alone, but got 'wsd'$",
+            "^format 'llm_foundry' supports `schedule.kind` 'constant', 'linear', 'cosine', but got 'wsd'$",
         ),
         (
             llm_foundry,
@@ -332,14 +332,14 @@ def test_lm_engines_schedules_multiply(transferred, tmp_path, settings, expected
             for each in STACKS.values()
         ),
         *(
-            (each, {"model.norm": "layer"}, "has `model.norm` 'rms', but the target has 'layer'$")
+            (each, {"model.norm": "layer"}, "needs `model.norm` 'rms', but the target has 'layer'$")
             for each in STACKS.values()
         ),
         *(
             (
                 each,
                 {"optimizer.family": "muon"},
-                "carries `optimizer.family` of 'adamw' alone, but got 'muon'$",
+                "supports `optimizer.family` 'adamw', but got 'muon'$",
             )
             for each in STACKS.values()
         ),
@@ -361,7 +361,7 @@ def test_an_eps_that_one_tensor_cannot_hold_is_said(transferred, tmp_path, modul
     module.emit(transferred(FEW), tmp_path)
     said = json.loads((tmp_path / "param_groups.json").read_text())["cannot"]
     assert [line for line in said if line.startswith("eps of")] == [
-        f"eps of self_attn.{kind}_proj.weight: 1e-08 in the plan and 2.5e-09 here, as it is one tensor with others"
+        f"eps of self_attn.{kind}_proj.weight: 1e-08 in the plan, 2.5e-09 here, because the stack keeps it in one tensor with others"
         for kind in "kv"
     ]
 
@@ -379,7 +379,7 @@ def test_the_megatron_loader_refuses_what_it_cannot_explain(transferred, tmp_pat
         if stages == 1:
             with pytest.raises(
                 ValueError,
-                match=r"every pattern must match a parameter, but these match none: \['output_layer",
+                match=r"every pattern must match a parameter, but not these: \['output_layer",
             ):
                 loader.overrides([model])
         else:  # another stage has it
@@ -387,7 +387,7 @@ def test_the_megatron_loader_refuses_what_it_cannot_explain(transferred, tmp_pat
         model.scale = torch.nn.Parameter(torch.ones(1))
         with pytest.raises(
             ValueError,
-            match=r"one pattern must match every parameter, but scale is matched by \[\]",
+            match=r"one pattern must match scale, but it matches \[\]",
         ):
             loader.overrides([model])
 
@@ -404,7 +404,7 @@ def test_the_fairseq2_loader_leaves_what_is_not_there_and_says_what_is_missing(
     del model.final_proj
     with pytest.raises(
         ValueError,
-        match=r"every pattern must match a parameter, but these match none: .*final_proj",
+        match=r"every pattern must match a parameter, but not these: .*final_proj",
     ):
         loader.initialize(model)
 

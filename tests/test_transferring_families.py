@@ -1,4 +1,4 @@
-"""The loader's optimizers, all its families: `transformers`' models train under each as ours do under ours; in the Trainer, under Accelerate."""
+"""loader.py with each optimizer family: training with transformers equals ours; Trainer, Accelerate."""
 
 import copy
 import itertools
@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from scaletune import optim
 from scaletune.errors import UserError
 from scaletune.linting.lint import lint
-from scaletune.recipe import LR_FREE, READS
+from scaletune.recipe import LR_FREE, OPTIMIZER_SETTINGS
 from scaletune.transferring.formats import granite, pytorch
 from scaletune.transferring.param_groups import LOADED, WHY_NOT
-from scaletune.transferring.read_back import plain, read
+from scaletune.transferring.read_back import plan_settings, read
 
 FAMILY = {  # family -> settings that train in eight steps
     "adamw": {}, "sgd": {"lr": 0.05, "optimizer.momentum": 0.9}, "lion": {"lr": 1e-3}, "adafactor": {"lr": 0.02},
@@ -28,7 +28,7 @@ FAMILY = {  # family -> settings that train in eight steps
 
 
 def of_family(name, **more):
-    eps = {"optimizer.eps": 1e-4} if "eps" in READS[name.split()[0]] else {}
+    eps = {"optimizer.eps": 1e-4} if "eps" in OPTIMIZER_SETTINGS[name.split()[0]] else {}
     return (
         {"optimizer.family": name.split()[0], "optimizer.weight_decay": 0.05}
         | eps
@@ -46,8 +46,8 @@ def batched(loss):
 def our_losses(loss, ours, made, steps=8):
     opt, schedule = optim.optimizer(ours, made.plan, made.target.optimizer), made.target.schedule
     shares = iter([(step + 0.5) / steps for step in range(1, steps + 1)])
-    optim.set_share(opt, schedule, 0.5 / steps)
-    return trained(loss, opt, lambda: optim.set_share(opt, schedule, next(shares)), steps)
+    optim.set_learning_rates(opt, schedule, 0.5 / steps)
+    return trained(loss, opt, lambda: optim.set_learning_rates(opt, schedule, next(shares)), steps)
 
 
 @pytest.mark.parametrize("stack", ["granite", "llama"])
@@ -76,7 +76,9 @@ def test_what_is_read_back_is_the_plan(transferred, tmp_path, emitter, name):
     made = transferred(EVERYTHING | of_family(name))
     emitter.emit(made, tmp_path)
     got = read(tmp_path, made.target.model)
-    assert got == {key: pytest.approx(values, rel=1e-12) for key, values in plain(made).items()}
+    assert got == {
+        key: pytest.approx(values, rel=1e-12) for key, values in plan_settings(made).items()
+    }
     assert lint(tmp_path)["findings"] == []
 
 
@@ -95,12 +97,12 @@ def test_the_loader_is_short_and_needs_torch_alone(transferred, tmp_path, name):
 
 
 def test_every_family_is_loaded_or_refused_with_the_reason(transferred, tmp_path):
-    assert {*LOADED, *WHY_NOT} == READS.keys() and not {*LOADED} & WHY_NOT.keys()
+    assert {*LOADED, *WHY_NOT} == OPTIMIZER_SETTINGS.keys() and not {*LOADED} & WHY_NOT.keys()
     for family, why in WHY_NOT.items():
         lr = {"lr": 1.0} if family in LR_FREE else {}
         with pytest.raises(
             UserError,
-            match=rf"^format 'pytorch' carries `optimizer.family` of .* alone, but got '{family}' \({why}\)$",
+            match=rf"^format 'pytorch' supports `optimizer.family` .*, but got '{family}' \({why}\)$",
         ):
             pytorch.emit(
                 transferred({"optimizer.family": family, "schedule.kind": "constant"} | lr),

@@ -1,4 +1,4 @@
-"""Megatron's own GPT model, groups and scheduler (megatron-core 0.16.1, on the CPU) under what we emit for Megatron-Bridge and Megatron-LM."""
+"""Megatron formats, run with the GPT model, groups and scheduler of megatron-core 0.16.1 on the CPU."""
 
 import dataclasses
 import re
@@ -15,8 +15,8 @@ from scaletune import models, optim
 from scaletune.errors import UserError
 from scaletune.linting.lint import lint
 from scaletune.transferring.formats import megatron, megatron_bridge
-from scaletune.transferring.param_groups import by_name
-from scaletune.transferring.read_back import plain, read
+from scaletune.transferring.param_groups import rows_by_name
+from scaletune.transferring.read_back import plan_settings, read
 
 pytest.importorskip("megatron.core")
 pytestmark = [
@@ -137,8 +137,8 @@ def test_megatrons_own_groups_are_the_plan(transferred, emitted, settings):  # n
     module, model, provider = emitted(made)
     torch.manual_seed(0)
     assert provider.hooks[0]([model]) == [model]
-    expected = by_name(
-        megatron.rewritten(made, "megatron_bridge", ("attention",))[0], megatron.NAMES
+    expected = rows_by_name(
+        megatron.rewrite_plan(made, "megatron_bridge", ("attention",))[0], megatron.NAMES
     )
     opt, names = optimizer_of(module, model), {id(p): name for name, p in model.named_parameters()}
     scheduled(module, opt).step(1)
@@ -182,7 +182,9 @@ def weights(made, model):
     """Our initial weights as the emitted plan writes them, put where Megatron keeps them."""
     ours = models.build(made.target, VOCAB).double()
     state = models.plain_state(ours)
-    rows = {row.name: row for row in megatron.rewritten(made, "megatron_bridge", ("attention",))[0]}
+    rows = {
+        row.name: row for row in megatron.rewrite_plan(made, "megatron_bridge", ("attention",))[0]
+    }
     w = {
         row.name: state[row.name]
         * (rows[row.name].init_std / row.init_std if row.init_std else 1.0)
@@ -259,14 +261,16 @@ def test_what_is_read_back_is_the_plan(transferred, tmp_path):  # noqa: F811
     made = transferred(EVERYTHING | SCALED | RESIDUAL)
     megatron_bridge.emit(made, tmp_path)
     got = read(tmp_path, made.target.model)
-    assert got == {name: pytest.approx(values, rel=1e-12) for name, values in plain(made).items()}
+    assert got == {
+        name: pytest.approx(values, rel=1e-12) for name, values in plan_settings(made).items()
+    }
     assert lint(tmp_path)["findings"] == []
 
 
 def test_a_tied_head_that_needs_a_multiplier_is_refused(transferred, tmp_path):  # noqa: F811
     with pytest.raises(
         UserError,
-        match=r"^format 'megatron_bridge' has no logits multiplier, and a tied head would need one of 0.25",
+        match=r"^format 'megatron_bridge' has no logits multiplier, but the tied head needs one of 0.25",
     ):
         megatron_bridge.emit(transferred({"model.tied": True}), tmp_path)
     assert not list(tmp_path.iterdir())

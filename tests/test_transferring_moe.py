@@ -1,4 +1,4 @@
-"""A mixture of experts emitted for GraniteMoe and GraniteMoeShared: the same function, start and training as ours in `transformers`."""
+"""GraniteMoe and GraniteMoeShared configs in transformers: same function, init and training as ours."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from scaletune.errors import UserError
 from scaletune.linting.lint import lint
 from scaletune.transferring import one_std
 from scaletune.transferring.formats import granite, granitemoe, llama, pytorch, recipe
-from scaletune.transferring.read_back import plain, read
+from scaletune.transferring.read_back import plan_settings, read
 
 MOE = {"model.family": "moe", "model.ffn_ratio": 1.0, "model.n_experts": 4}
 SHARED = {"model.n_shared_experts": 2, "model.kv_heads": 2}
@@ -42,7 +42,7 @@ def twin(made, folder):
     }
     packed: dict[str, list[torch.Tensor]] = {}
     for name, w in models.plain_state(ours).items():
-        packed.setdefault(granitemoe.name_in(name), []).append(w.double() * theta[name])
+        packed.setdefault(granitemoe.hf_name(name), []).append(w.double() * theta[name])
     loaded = theirs.double().load_state_dict(
         {
             name: torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0]
@@ -102,11 +102,11 @@ def test_it_trains_as_ours(transferred, tmp_path, settings):
     trained(loss, opt, attach.make_scheduler(opt).step)
     schedule, steps = made.target.schedule, iter([(step + 0.5) / 8 for step in range(1, 9)])
     own_opt = optim.optimizer(ours, made.plan, made.target.optimizer)
-    optim.set_share(own_opt, schedule, 0.5 / 8)
+    optim.set_learning_rates(own_opt, schedule, 0.5 / 8)
     expected = trained(
         lambda: ours(tokens, targets).sum(),
         own_opt,
-        lambda: optim.set_share(own_opt, schedule, next(steps)),
+        lambda: optim.set_learning_rates(own_opt, schedule, next(steps)),
     )
     assert theirs.router_aux_loss_coef == made.target.model.balance_coef
     assert said == pytest.approx(expected, rel=1e-6) and expected[-1] < expected[0] - 0.1
@@ -118,7 +118,7 @@ def test_the_loader_draws_the_planned_std(transferred, tmp_path, settings):
     granitemoe.emit(made, tmp_path)
     theirs = built(tmp_path)
     loader(tmp_path).initialize(theirs)
-    expected = {row.name: row.init_std for row in granitemoe.renamed(one_std(made)[0])}
+    expected = {row.name: row.init_std for row in granitemoe.rename_rows(one_std(made)[0])}
     assert expected.keys() == dict(theirs.named_parameters()).keys()
     for name, parameter in theirs.named_parameters():
         values = parameter.detach()
@@ -152,7 +152,7 @@ def test_what_is_read_back_is_the_plan(transferred, tmp_path, settings):
         emitter.emit(made, tmp_path / emitter.__name__)
         got = read(tmp_path / emitter.__name__, made.target.model)
         assert got == {
-            name: pytest.approx(values, rel=1e-12) for name, values in plain(made).items()
+            name: pytest.approx(values, rel=1e-12) for name, values in plan_settings(made).items()
         }
     assert lint(tmp_path / granitemoe.__name__)["findings"] == []
 
@@ -177,19 +177,19 @@ def test_at_the_base_size_it_is_the_ordinary_config(transferred, tmp_path):
     [
         (
             {"model.family": "transformer"},
-            "^a GraniteMoe config must be of a 'moe', but got `model.family` 'transformer'$",
+            "^GraniteMoe needs `model.family` 'moe', but got 'transformer'$",
         ),
         (
             MOE | {"model.norm": "layer"},
-            "^a GraniteMoe has `model.norm` 'rms', but the target has 'layer'$",
+            "^GraniteMoe needs `model.norm` 'rms', but the target has 'layer'$",
         ),
         (
             MOE | {"model.norm_top_k": False},
-            "^a GraniteMoe has `model.norm_top_k` True, but the target has False$",
+            "^GraniteMoe needs `model.norm_top_k` True, but the target has False$",
         ),
         (
             MOE | {"optimizer.family": "muon"},
-            "^format 'granitemoe' has torch's Muon, which takes matrices one by one",
+            "^format 'granitemoe' uses torch.optim.Muon, which takes single matrices",
         ),
     ],
 )
@@ -201,5 +201,5 @@ def test_what_a_granitemoe_cannot_say_is_refused(transferred, tmp_path, settings
 
 @pytest.mark.parametrize("emitter", [granite, llama])
 def test_a_dense_stack_says_where_experts_can_go(transferred, tmp_path, emitter):
-    with pytest.raises(UserError, match=r"but got `model.family` 'moe': emit 'granitemoe'$"):
+    with pytest.raises(UserError, match=r"but got 'moe': emit 'granitemoe'$"):
         emitter.emit(transferred(MOE), tmp_path)

@@ -1,4 +1,4 @@
-"""Stacks too large to install: every key is one they declare, and what their own rules make of the emitted files is the plan.
+"""Stacks too large to install: keys are declared, and their own rules turn the files into the plan.
 
 `fixtures/declared.json` pins, to a commit or version, the keys each stack declares and the names of its parameters; the functions here say
 again, from their documented rules, how each makes groups, initial weights and multipliers of its config.
@@ -22,9 +22,9 @@ from test_transferring import EVERYTHING, EVIDENCE, VOCAB, WIDE
 from scaletune import counting
 from scaletune.linting.lint import _arguments, lint
 from scaletune.transferring import Transfer
-from scaletune.transferring.fold_multipliers import folded, neutral
+from scaletune.transferring.fold_multipliers import default_multipliers, fold
 from scaletune.transferring.formats import cerebras, fairseq2, llm_foundry, lm_engine, megatron
-from scaletune.transferring.read_back import plain, read
+from scaletune.transferring.read_back import plan_settings, read
 from scaletune.transferring.read_back import settings as told_of
 
 DECLARED = json.loads((Path(__file__).parent / "fixtures" / "declared.json").read_text())
@@ -62,7 +62,7 @@ def transferred(tiny):
         return Transfer(
             target,
             VOCAB,
-            counting.planned(target, VOCAB),
+            counting.plan_tensors(target, VOCAB),
             counting.multipliers(target, VOCAB),
             EVIDENCE,
         )
@@ -132,7 +132,7 @@ def of_fairseq2(config, folder, model, monkeypatch):
         used.add(i)
     assert used == set(range(len(told["groups"])))
     imported(folder / "scaletune_fairseq2.py").initialize(model)
-    return found, measured(model), neutral(16)
+    return found, measured(model), default_multipliers(16)
 
 
 def measured(model):
@@ -168,7 +168,7 @@ def of_llm_foundry(config, folder, model, monkeypatch):
     return (
         groups,
         std,
-        neutral(16) | {"attention": attention, "logits": mpt.get("logit_scale", 1.0)},
+        default_multipliers(16) | {"attention": attention, "logits": mpt.get("logit_scale", 1.0)},
     )
 
 
@@ -204,7 +204,7 @@ def of_cerebras(config, folder, model, monkeypatch):
         found[name] = {"lr": peak, "weight_decay": decay, "eps": adamw["eps"]}
         slot = next((slot for slot, ends in SLOTS.items() if name.endswith(ends)), None)
         std[name] = mine[slot]["std"] if slot else mine["initializer_range"]
-        if slot in cerebras.LASTS and "mup_base_hidden_size" in mine:
+        if slot in cerebras.OUTPUT_INITIALIZERS and "mup_base_hidden_size" in mine:
             std[name] /= (2 * mine["num_hidden_layers"]) ** 0.5
     used = {
         p for g in adamw["params"] for p in g["params"] if any(fnmatch(name, p) for name in found)
@@ -220,7 +220,7 @@ def of_cerebras(config, folder, model, monkeypatch):
     return (
         found,
         std,
-        neutral(16)
+        default_multipliers(16)
         | {"embedding": mine["embeddings_scale"], "attention": attention, "logits": logits},
     )
 
@@ -368,7 +368,7 @@ def test_their_rules_make_the_plan_of_the_files(transferred, tmp_path, monkeypat
     ]
     assert set(groups) == set(names_in(stack, made).values())
     drawn = 5 / math.sqrt(2 * 100 * 100) if stack in ("megatron", "fairseq2") else 1e-9
-    got, expected = told_of(*folded(rows, multipliers, made.target.model)), plain(made)
+    got, expected = told_of(*fold(rows, multipliers, made.target.model)), plan_settings(made)
     for name, values in expected.items():
         for key, value in values.items():
             assert got[name][key] == pytest.approx(

@@ -1,4 +1,4 @@
-"""Every stack we emit for: loaded by the library itself where it is small, and the plan read back from each is the plan."""
+"""All formats: small libraries load them, and the plan that is read back equals the emitted plan."""
 
 import ast
 import dataclasses
@@ -19,7 +19,7 @@ from scaletune.errors import UserError
 from scaletune.linting.lint import lint
 from scaletune.records import Fit
 from scaletune.transferring import FORMATS, one_std, prepare, transfer
-from scaletune.transferring.fold_multipliers import folded
+from scaletune.transferring.fold_multipliers import fold
 from scaletune.transferring.formats import (  # fmt: skip
     deepspeed,
     granite,
@@ -31,9 +31,9 @@ from scaletune.transferring.formats import (  # fmt: skip
     recipe,
     torchtitan,
 )
-from scaletune.transferring.formats.unsupported import REFUSED
-from scaletune.transferring.param_groups import kinds
-from scaletune.transferring.read_back import UNREAD, plain, read
+from scaletune.transferring.formats.unsupported import UNSUPPORTED
+from scaletune.transferring.param_groups import rows_by_kind
+from scaletune.transferring.read_back import UNREAD, plan_settings, read
 
 CONFIGS = {
     "granite": (granite, "GraniteConfig", "GraniteForCausalLM"),
@@ -55,7 +55,7 @@ def twin(name, made, folder):
     emitter.emit(made, folder)
     theirs, ours = built(folder, config, model).double(), models.build(made.target, VOCAB)
     rows = (
-        folded(made.plan, made.multipliers, made.target.model)[0]
+        fold(made.plan, made.multipliers, made.target.model)[0]
         if name == "llama"
         else one_std(made)[0]
     )
@@ -140,11 +140,11 @@ def test_the_twin_trains_as_ours(transferred, tmp_path, name, settings):
     o, schedule = made.target.optimizer, made.target.schedule
     own_opt = torch.optim.AdamW(optim.groups(ours, made.plan), betas=(o.beta1, o.beta2))
     shares = iter([(step + 0.5) / 8 for step in range(1, 9)])
-    optim.set_share(own_opt, schedule, 0.5 / 8)
+    optim.set_learning_rates(own_opt, schedule, 0.5 / 8)
     expected = trained(
         lambda: ours(tokens, targets).sum(),
         own_opt,
-        lambda: optim.set_share(own_opt, schedule, next(shares)),
+        lambda: optim.set_learning_rates(own_opt, schedule, next(shares)),
     )
     assert got == pytest.approx(expected, rel=1e-11)
     assert expected[-1] < expected[0] - 0.1
@@ -158,7 +158,7 @@ def test_the_loader_draws_the_folded_std(transferred, tmp_path, name):
     theirs = built(tmp_path / "llama", "LlamaConfig", "LlamaForCausalLM")
     loader(tmp_path).initialize(theirs)
     expected = {
-        row.name: row.init_std for row in folded(made.plan, made.multipliers, made.target.model)[0]
+        row.name: row.init_std for row in fold(made.plan, made.multipliers, made.target.model)[0]
     }
     for key, parameter in theirs.named_parameters():
         values = parameter.detach()
@@ -171,7 +171,7 @@ def test_the_loader_draws_the_folded_std(transferred, tmp_path, name):
 def test_a_tied_head_that_needs_a_multiplier_is_refused(transferred, tmp_path, name):
     with pytest.raises(
         UserError,
-        match=f"^format '{name}' has no logits multiplier, and a tied head would need one of 0.25: set model.tied",
+        match=f"^format '{name}' has no logits multiplier, but the tied head needs one of 0.25: set model.tied",
     ):
         {"llama": llama, "pytorch": pytorch}[name].emit(transferred({"model.tied": True}), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -229,9 +229,7 @@ KINDS = [
 
 
 def emit(name, made, folder):
-    return import_module(f"scaletune.transferring.{'own' if name == 'recipe' else name}").emit(
-        made, folder
-    )
+    return import_module(f"scaletune.transferring.formats.{name}").emit(made, folder)
 
 
 @pytest.mark.parametrize("settings", KINDS)
@@ -241,7 +239,7 @@ def test_what_is_read_back_is_the_plan(transferred, tmp_path, name, settings):
         OWN_SHAPE.get(name, {}) | settings | (OPTIONS if name in BIASED and settings else {})
     )
     emit(name, made, tmp_path)
-    assert read(tmp_path, made.target.model) == approx(plain(made))
+    assert read(tmp_path, made.target.model) == approx(plan_settings(made))
 
 
 @pytest.mark.parametrize("name", UNREAD)
@@ -288,7 +286,9 @@ def test_a_tied_plan_is_read_back_with_what_multiplies_its_logits(transferred, t
     made = transferred(EVERYTHING | {"model.tied": True})
     emitter.emit(made, tmp_path)
     got = read(tmp_path)
-    assert got == approx(plain(made)) and got["logits"]["multiplier"] == pytest.approx(0.7 / 4 / 3)
+    assert got == approx(plan_settings(made)) and got["logits"]["multiplier"] == pytest.approx(
+        0.7 / 4 / 3
+    )
 
 
 def test_a_changed_number_is_another_plan(transferred, tmp_path):
@@ -296,18 +296,17 @@ def test_a_changed_number_is_another_plan(transferred, tmp_path):
     granite.emit(made, tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(content | {"logits_scaling": 1.0}))
-    assert read(tmp_path)["lm_head.weight"] != approx(plain(made))["lm_head.weight"]
+    assert read(tmp_path)["lm_head.weight"] != approx(plan_settings(made))["lm_head.weight"]
 
 
 def test_what_no_pattern_explains_is_said(transferred, tmp_path):
     pytorch.emit(transferred(), tmp_path)
     with pytest.raises(
-        UserError, match=r"has no pattern for 'model.layers.0.self_attn.q_proj.bias'"
+        UserError,
+        match=r"must have a pattern for every parameter, but none matches 'model.layers.0.self_attn.q_proj.bias'",
     ):
         read(tmp_path, transferred(OPTIONS).target.model)
-    with pytest.raises(
-        UserError, match=r"has no config.json that tells the model's shape: give `model`"
-    ):
+    with pytest.raises(UserError, match=r"has no config.json with the model's shape: pass `model`"):
         read(tmp_path)
     with pytest.raises(
         UserError,
@@ -319,10 +318,10 @@ def test_what_no_pattern_explains_is_said(transferred, tmp_path):
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_a_stack_that_cannot_hold_the_plan_is_refused_with_a_way_out(tiny, tmp_path, name):
     with pytest.raises(
-        UserError, match=rf"^format `{name}` is refused: .*; emit '(pytorch|granite)'"
+        UserError, match=rf"^format `{name}` is not supported: .*; emit '(pytorch|granite)'"
     ):
         transfer(learned(tiny), tiny(WIDE), [name], tmp_path)
 
@@ -331,7 +330,7 @@ def test_a_stack_that_cannot_hold_the_plan_is_refused_with_a_way_out(tiny, tmp_p
 def test_a_version_we_were_not_written_for_is_refused(tiny, tmp_path, name):
     with pytest.raises(
         UserError,
-        match=f"^format `{name}` is written for version {FORMATS[name]} of its stack, but got '0.0'$",
+        match=f"^format `{name}` supports version {FORMATS[name]} of its stack, but got '0.0'$",
     ):
         transfer(learned(tiny), tiny(WIDE), [f"{name}@0.0"], tmp_path)
     assert not list(tmp_path.iterdir())
@@ -356,7 +355,7 @@ def test_far_beyond_the_proxies_only_when_forced(tiny, column, ranges, factor):
     fit = dataclasses.replace(learned(tiny), ranges={column: ranges})
     with pytest.raises(
         UserError,
-        match=f"^a transfer over more than 30x must be asked for with --force, but {column} .* is {factor} times",
+        match=f"^a target must be at most 30x outside the fitted range, but {column} .* is {factor}x",
     ):
         prepare(fit, tiny(WIDE))
     said = prepare(fit, tiny(WIDE), force=True).evidence["assumptions"]
@@ -378,7 +377,7 @@ def test_a_fit_that_is_not_sure_of_its_lr_transfers_nothing(tiny, monkeypatch, i
     monkeypatch.setattr(Fit, "predict", lambda self, **at: unsure)
     with pytest.raises(
         UserError,
-        match=r"^a transfer must say how sure it is, but the fit's interval of lr at this target is ",
+        match=r"^a transfer needs a bounded interval of lr, but the fit's interval at this target is ",
     ):
         prepare(learned(tiny), tiny(WIDE))
 
@@ -405,8 +404,8 @@ def module_of(name, made, folder):
 
 def expected_in(emitter, made):
     """Their regex or glob -> the row it must give."""
-    rows, _ = folded(made.plan, made.multipliers, made.target.model)
-    return {emitter.NAMES[kind]: row for kind, row in kinds(rows).items()}
+    rows, _ = fold(made.plan, made.multipliers, made.target.model)
+    return {emitter.NAMES[kind]: row for kind, row in rows_by_kind(rows).items()}
 
 
 @THEIRS
@@ -491,16 +490,16 @@ def test_olmo_core_builds_the_model_and_its_groups(transferred, tmp_path, settin
     [
         (
             {"model.tied": True},
-            "^format '.*' (draws head and embedding apart|has no tied head): set model.tied = false",
+            "^format '.*' (initializes head and embedding separately|has no tied head): set model.tied = false",
         ),
         (
             {"model.biases": True},
-            "^the stack must have a name for every tensor, but has none for 'self_attn.q_proj.bias'",
+            "^the stack must have a tensor for each of the target's, but has none for 'self_attn.q_proj.bias'",
         ),
-        ({"model.norm": "layer"}, "has `model.norm` 'rms', but the target has 'layer'"),
+        ({"model.norm": "layer"}, "needs `model.norm` 'rms', but the target has 'layer'"),
         (
             {"optimizer.family": "muon"},
-            "carries `optimizer.family` of 'adamw' alone, but got 'muon'",
+            "supports `optimizer.family` 'adamw', but got 'muon'",
         ),
     ],
 )
@@ -513,7 +512,7 @@ def test_what_they_cannot_say_is_refused(transferred, tmp_path, name, settings, 
 def test_an_absolute_floor_is_refused(transferred, tmp_path):
     with pytest.raises(
         UserError,
-        match=r"^format 'olmo_core' has a WSD floor in lr and not as a share: set schedule.floor = 0, but got 0.1",
+        match=r"^OLMo-core's WSD ends at one lr for all groups, so `schedule.floor` must be 0, but got 0.1",
     ):
         olmo_core.emit(transferred({"schedule.floor": 0.1}), tmp_path)
 
@@ -525,7 +524,7 @@ def test_what_is_beside_them_is_the_plan(transferred, tmp_path, emitter):
     made = transferred(EVERYTHING | SCALED)
     emitter.emit(made, tmp_path)
     assert (
-        read(tmp_path, made.target.model) == approx(plain(made))
+        read(tmp_path, made.target.model) == approx(plan_settings(made))
         and lint(tmp_path)["findings"] == []
     )
 
@@ -616,23 +615,26 @@ def test_nanogpt_mup_makes_the_plan_of_its_settings(transferred, tmp_path, setti
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"model.tied": False}, "^nanoGPT-mup has `model.tied` True, but the target has False$"),
+        ({"model.tied": False}, "^nanoGPT-mup needs `model.tied` True, but the target has False$"),
         (
             {"form": "mup_t9"},
-            "^nanoGPT-mup has `parametrization.form` 'mup_t8', but the target has 'mup_t9'$",
+            "^nanoGPT-mup needs `parametrization.form` 'mup_t8', but the target has 'mup_t9'$",
         ),
         (
             {"parametrization.residual_multiplier": 0.3},
-            "has `parametrization.residual_multiplier` 1.0, but the target has 0.3$",
+            "needs `parametrization.residual_multiplier` 1.0, but the target has 0.3$",
         ),
-        ({"optimizer.decay": "independent"}, "^nanoGPT-mup has decay 'torch'"),
+        (
+            {"optimizer.decay": "independent"},
+            "^nanoGPT-mup needs `optimizer.decay` 'torch', but the target has 'independent'",
+        ),
         (
             {"schedule.kind": "wsd"},
-            "^format 'nanogpt_mup' carries `schedule.kind` of 'cosine' alone, but got 'wsd'$",
+            "^format 'nanogpt_mup' supports `schedule.kind` 'cosine', but got 'wsd'$",
         ),
         (
             {"model": {"family": "mlp", "width": 128}, "seq_len": 1},
-            "^nanoGPT-mup must be of a 'transformer'",
+            "^nanoGPT-mup needs `model.family` 'transformer'",
         ),
     ],
 )

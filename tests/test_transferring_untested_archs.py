@@ -1,4 +1,4 @@
-"""Every multiplier of every Hugging Face config: doubled, it does what doubling the weights it acts on does. And MiniCPM3, Falcon-H1."""
+"""MiniCPM3 and Falcon-H1; and doubling a multiplier in any Hugging Face config equals doubling weights."""
 
 import dataclasses
 import importlib
@@ -18,7 +18,7 @@ from scaletune.errors import UserError
 from scaletune.linting.lint import lint
 from scaletune.transferring import transfer
 from scaletune.transferring.formats import falcon_h1, minicpm3, untested_archs
-from scaletune.transferring.formats.unsupported import UNPROVEN
+from scaletune.transferring.formats.unsupported import UNTESTED
 
 BRANCHES = ("o_proj", "down_proj", "shared_mlp.output_linear")
 GRANITE = {
@@ -51,7 +51,7 @@ def built(content):
 
 
 def emitted(transferred, name, folder, settings=()):
-    importlib.import_module(f"scaletune.transferring.{name}").emit(
+    importlib.import_module(f"scaletune.transferring.formats.{name}").emit(
         transferred((MOE if name == "granitemoe" else {}) | dict(settings)), folder
     )
     return config_of(folder)
@@ -196,7 +196,7 @@ def test_what_it_learns_in_a_few_steps_is_no_matter_of_width(transferred, tmp_pa
 def test_it_is_written_when_forced_and_says_what_no_proxy_had(tiny, tmp_path, name):
     with pytest.raises(
         UserError,
-        match=f"^format `{name}` has {UNPROVEN[name]}, which no proxy had: it must be asked for with --force",
+        match=f"^format `{name}` has {UNTESTED[name]}, which no proxy can test: emit it anyway with --force",
     ):
         transfer(learned(tiny), tiny(WIDE), [name], tmp_path)
     assert not list(tmp_path.iterdir())
@@ -207,7 +207,7 @@ def test_it_is_written_when_forced_and_says_what_no_proxy_had(tiny, tmp_path, na
     assert [
         line
         for line in said
-        if line.startswith("forced: no proxy had ") and "its optimum is untested" in line
+        if line.startswith("forced: no proxy had ") and "optimum is untested" in line
     ]
 
 
@@ -217,32 +217,32 @@ def test_it_is_written_when_forced_and_says_what_no_proxy_had(tiny, tmp_path, na
         (
             "minicpm3",
             {"model.kv_heads": 2},
-            "^a MiniCPM3 has as many key-value heads as heads, but got kv_heads=2, heads=8$",
+            "^MiniCPM3 needs as many key-value heads as heads, but got kv_heads=2, heads=8$",
         ),
         (
             "minicpm3",
             {"model.head_dim": 4},
-            "^a MiniCPM3 needs `head_dim` and `base_width` that are multiples of 8, but got head_dim=4",
+            "^MiniCPM3 needs a `head_dim` and a `base_width` that are multiples of 8, but got head_dim=4",
         ),
         (
             "minicpm3",
             {"model.tied": True, "parametrization.logits_multiplier": 0.7},
-            "a tied head would need 22.4 / 128: set model.tied",
+            "the tied head needs 22.4 / 128: set model.tied",
         ),
         (
             "falcon_h1",
             {"model.biases": True},
-            "^a FalconH1 has `model.biases` False, but the target has True$",
+            "^FalconH1 needs `model.biases` False, but the target has True$",
         ),
         (
             "falcon_h1",
             {"model.norm": "layer"},
-            "^a FalconH1 has `model.norm` 'rms', but the target has 'layer'$",
+            "^FalconH1 needs `model.norm` 'rms', but the target has 'layer'$",
         ),
         (
             "falcon_h1",
             {"optimizer.family": "muon"},
-            "^format 'falcon_h1' carries `optimizer.family` of 'adamw' alone, but got 'muon'$",
+            "^format 'falcon_h1' supports `optimizer.family` 'adamw', but got 'muon'$",
         ),
     ],
 )

@@ -1,7 +1,9 @@
-"""The plan without forward multipliers: each is written into the tensor that it acts on, by the same exact shift as `one_std`.
+"""Folds forward multipliers into the weights they act on, for stacks whose model has none.
 
-What multiplies a linear map's output multiplies its weights (arXiv:2011.14522, abc-symmetry): the embedding's into the embedding, the
-logits' into the head, a residual branch's into its last matrix, the softmax's into the queries. For stacks whose model has none.
+A factor on a linear map's output equals the same factor on its weights (arXiv:2011.14522,
+abc-symmetry): the embedding multiplier goes into the embedding, the logits multiplier into the
+head, a residual branch's into its last matrix, the softmax scale into the queries. The shift is as
+exact as that of `target.one_std`.
 """
 
 from __future__ import annotations
@@ -11,83 +13,94 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from scaletune.errors import UserError
-from scaletune.rules import Planned, shift
-from scaletune.transferring import Transfer, routes
-from scaletune.zoo import Decoder, Model
+from scaletune.rules import TensorPlan, shift
+from scaletune.transferring.target import Transfer, is_router
+from scaletune.zoo import DecoderConfig, Model
 
-EXACT = "written into the weights (exact under AdamW, but for gradient clipping, whose global norm is not that of the plan's form)"
+EXACT = (
+    "folded into the weights (exact under AdamW, except that the global gradient norm, and with it"
+    " gradient clipping, changes)"
+)
 
 
 def _factors(multipliers: Mapping[str, float], head_dim: int) -> dict[str, float]:
-    """The part of a tensor's name -> the forward multiplier that acts on its output."""
+    """Part of a tensor's name -> the forward multiplier that acts on its output."""
     return {
-        "embed_": multipliers["embedding"], "lm_head.": multipliers["logits"], "q_proj.": multipliers["attention"] * head_dim**0.5,
-        "o_proj.": multipliers["residual"], "down_proj.": multipliers["residual"],
-    }  # fmt: skip
+        "embed_": multipliers["embedding"],
+        "lm_head.": multipliers["logits"],
+        "q_proj.": multipliers["attention"] * head_dim**0.5,
+        "o_proj.": multipliers["residual"],
+        "down_proj.": multipliers["residual"],
+    }
 
 
-def folded(
-    rows: Sequence[Planned], multipliers: Mapping[str, float], model: Model
-) -> tuple[list[Planned], float]:
-    """(rows that all act as they are, what still multiplies the logits): 1, but of a tied head the ratio of its two multipliers."""
-    if not isinstance(model, Decoder) or model.qk_norm:
-        what = (
-            f"`model.family` {model.family!r}"
-            if not isinstance(model, Decoder)
-            else "`model.qk_norm` True"
-        )
+def fold(
+    rows: Sequence[TensorPlan], multipliers: Mapping[str, float], model: Model
+) -> tuple[list[TensorPlan], float]:
+    """Folds all multipliers into the weights.
+
+    Returns:
+        The rows without multipliers, and the factor that remains on the logits: 1, or for a tied
+        head the ratio of the logits and embedding multipliers.
+    """
+    if not isinstance(model, DecoderConfig) or model.qk_norm:
+        decoder = isinstance(model, DecoderConfig)
+        what = "`model.qk_norm` True" if decoder else f"`model.family` {model.family!r}"
         raise UserError(
-            f"multipliers can be written into the weights of a decoder without norms of queries and keys, but got {what}"
+            "multipliers can only be folded into the weights of a decoder without query and key"
+            f" norms, but got {what}"
         )
-    found = []
-    for row in rows:
-        own = next(
-            (f for part, f in _factors(multipliers, model.head_dim).items() if part in row.name),
-            1.0,
-        )
-        own *= (
-            row.multiplier if row.role == "hid" or routes(row) else 1.0
-        )  # of emb and out it is in `multipliers` already
-        own = (
-            1.0 if math.isclose(own, 1, rel_tol=1e-12) else own
-        )  # roundings would tell tensors apart that a stack keeps in one
-        found.append(shift(replace(row, multiplier=own), 1 / own, row.family))
-    return found, multipliers["logits"] / multipliers["embedding"] if model.tied else 1.0
+    factors = _factors(multipliers, model.head_dim)
+    folded = [_fold_row(row, factors) for row in rows]
+    return folded, multipliers["logits"] / multipliers["embedding"] if model.tied else 1.0
 
 
-def without_multipliers(transfer: Transfer, stack: str) -> list[Planned]:
-    """The rows for a stack that has no multiplier at all; UserError where a tied head would need one."""
-    return without_logits(
-        *folded(transfer.plan, transfer.multipliers, transfer.target.model), stack
-    )
+def _fold_row(row: TensorPlan, factors: Mapping[str, float]) -> TensorPlan:
+    factor = next((f for part, f in factors.items() if part in row.name), 1.0)
+    # `multipliers` already contains those of the embedding and the head
+    factor *= row.multiplier if row.role == "hid" or is_router(row) else 1.0
+    # rounding must not separate tensors that a stack keeps in one
+    factor = 1.0 if math.isclose(factor, 1, rel_tol=1e-12) else factor
+    return shift(replace(row, multiplier=factor), 1 / factor, row.family)
 
 
-def without_logits(rows: list[Planned], left: float, stack: str) -> list[Planned]:
-    """The rows, where nothing is left to multiply the logits; UserError otherwise."""
-    if abs(left - 1) > 1e-9:
+def fold_all(transfer: Transfer, stack: str) -> list[TensorPlan]:
+    """The rows for a stack without multipliers; a tied head that needs one is an error."""
+    folded = fold(transfer.plan, transfer.multipliers, transfer.target.model)
+    return require_no_logits_multiplier(*folded, stack)
+
+
+def require_no_logits_multiplier(
+    rows: list[TensorPlan], logits_multiplier: float, stack: str
+) -> list[TensorPlan]:
+    """Returns the rows if no logits multiplier remains."""
+    if abs(logits_multiplier - 1) > 1e-9:
         raise UserError(
-            f"format {stack!r} has no logits multiplier, and a tied head would need one of {left:.4g}:"
-            " set model.tied = false, or emit 'granite', which has one"
+            f"format {stack!r} has no logits multiplier, but the tied head needs one of"
+            f" {logits_multiplier:.4g}: set model.tied = false, or emit 'granite', which has one"
         )
     return rows
 
 
-def neutral(head_dim: int) -> dict[str, float]:
-    """The forward multipliers of a stack that has none."""
+def default_multipliers(head_dim: int) -> dict[str, float]:
+    """The forward multipliers of an ordinary model."""
     return {"embedding": 1.0, "attention": head_dim**-0.5, "residual": 1.0, "logits": 1.0}
 
 
-def partly_folded(
+def fold_except(
     transfer: Transfer, native: Collection[str]
-) -> tuple[list[Planned], dict[str, float]]:
-    """(rows, forward multipliers) for a stack whose config has the `native` ones: those stay, the others are written into the weights.
+) -> tuple[list[TensorPlan], dict[str, float]]:
+    """Folds all multipliers but the `native` ones, for which the stack's config has keys.
 
-    A tied head needs native logits where the embedding is written into the weights, as `folded` says.
+    If the embedding multiplier is folded, a tied head needs a native logits multiplier; see `fold`.
+
+    Returns:
+        The rows, and the forward multipliers for the config.
     """
     model = transfer.target.model
-    none = neutral(getattr(model, "head_dim", 1))
-    rows, left = folded(
-        transfer.plan, transfer.multipliers | {name: none[name] for name in native}, model
-    )
-    kept = {name: transfer.multipliers[name] if name in native else none[name] for name in none}
-    return rows, kept | {"logits": kept["logits"] * left}
+    default = default_multipliers(getattr(model, "head_dim", 1))
+    others = transfer.multipliers | {name: default[name] for name in native}
+    rows, on_logits = fold(transfer.plan, others, model)
+    own = {name: transfer.multipliers[name] for name in native}
+    kept = default | own
+    return rows, kept | {"logits": kept["logits"] * on_logits}

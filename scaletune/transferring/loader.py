@@ -1,8 +1,8 @@
-"""`loader.py`: the few lines that attach `param_groups.json` to a torch model by name."""
+"""Source of the emitted `loader.py`, which applies `param_groups.json` to a torch model by name."""
 
 from __future__ import annotations
 
-HEAD = '''"""Attach param_groups.json to a model: written by scaletune, needs {needs}.
+HEAD = '''"""Applies param_groups.json to a torch model. Written by scaletune; needs {needs}.
 
 {usage}
 """
@@ -23,28 +23,29 @@ WRAPPERS = re.compile(r"(^|(?<=\\.))(module|_orig_mod|_fsdp_wrapped_module)\\.")
 
 
 def make_groups(model):
-    """Param groups by name; every trainable parameter must match a pattern, and every pattern a parameter."""
-    groups = [{"params": [], **{k: g[k] for k in ("family", "lr", "weight_decay", "eps")}} for g in SETTINGS["groups"]]
+    """Returns param groups; each parameter must match a pattern, and each pattern a parameter."""
+    groups = [{"params": [], **{k: g[k] for k in ("family", "lr", "weight_decay", "eps")}} \
+for g in SETTINGS["groups"]]
     patterns = [(re.compile(p), i) for i, g in enumerate(SETTINGS["groups"]) for p in g["patterns"]]
     unused = {p.pattern for p, _ in patterns}
     for name, parameter in model.named_parameters():
-        hit = next(((p, i) for p, i in patterns if p.match(WRAPPERS.sub("", name))), None)
-        if hit is None:
-            raise ValueError(f"param_groups.json explains every parameter, but not {name}")
-        unused.discard(hit[0].pattern)
-        groups[hit[1]]["params"].append(parameter)
+        match = next(((p, i) for p, i in patterns if p.match(WRAPPERS.sub("", name))), None)
+        if match is None:
+            raise ValueError(f"every parameter must match a pattern, but {name} matches none")
+        unused.discard(match[0].pattern)
+        groups[match[1]]["params"].append(parameter)
     if unused:
-        raise ValueError(f"every pattern must match a parameter, but these match none: {sorted(unused)}")
+        raise ValueError(f"every pattern must match a parameter, but not these: {sorted(unused)}")
     return groups
 
 
 @torch.no_grad()
 def initialize(model, seed=0):
-    """Draw every matrix with its own std; gains and biases stay as the model made them. Before it is wrapped or sharded."""
+    """Draws each matrix from N(0, init_std**2); call it before the model is wrapped or sharded."""
     generator = torch.Generator().manual_seed(seed)
-    for group, settings in zip(make_groups(model), SETTINGS["groups"]):
-        for parameter in group["params"] if settings["init_std"] else []:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * settings["init_std"])
+    for group, std in zip(make_groups(model), (g["init_std"] for g in SETTINGS["groups"])):
+        for p in group["params"] if std else []:
+            p.copy_(std * torch.randn(p.shape, generator=generator, dtype=torch.float32))
 
 
 {optimizer}
@@ -73,13 +74,14 @@ SGD = """def make_optimizer(model):
     o = SETTINGS["optimizer"]
     return torch.optim.SGD(make_groups(model), momentum=o["momentum"], nesterov=o["nesterov"])"""
 ADAFACTOR = """def make_optimizer(model):
-    return torch.optim.Adafactor([{**g, "eps": (1e-18, 1e-3)} for g in make_groups(model)])  # a larger eps[0] stops wide layers"""
+    # torch's default eps[0] exceeds the squared gradients of wide layers, which then do not train
+    return torch.optim.Adafactor([{**g, "eps": (1e-18, 1e-3)} for g in make_groups(model)])"""
 LION = """def make_optimizer(model):
     from pytorch_optimizer import Lion
 
     return Lion(make_groups(model), betas=tuple(SETTINGS["optimizer"]["betas"]))"""
-MUON = '''class Together(torch.optim.Optimizer):
-    """Muon and AdamW as one optimizer, whose groups are theirs."""
+MUON = '''class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon for hidden matrices and AdamW for the rest, as one optimizer."""
 
     def __init__(self, *parts):
         self.parts = parts
@@ -99,25 +101,36 @@ MUON = '''class Together(torch.optim.Optimizer):
 
 def make_optimizer(model):
     o, groups = SETTINGS["optimizer"], make_groups(model)
-    hidden, rest = ([g for g in groups if (g["family"] == "adamw") is not muon] for muon in (True, False))
-    {spectral}muon = torch.optim.Muon(hidden, momentum=o["momentum"], nesterov=o["nesterov"], adjust_lr_fn={factor})
-    return Together(muon, torch.optim.AdamW(rest, betas=tuple(o["betas"])))'''
-SPECTRAL = """wide = [(g, p, min(1.0, p.shape[0] / p.shape[1]) ** 0.5) for g in hidden for p in g["params"]]  # torch's: max(1, out / in)
-    hidden = [{**g, "params": [p], "lr": g["lr"] * s, "weight_decay": g["weight_decay"] / s} for g, p, s in wide]
+    hidden, rest = ([g for g in groups if (g["family"] == "adamw") is b] for b in (False, True))
+    {spectral}muon = torch.optim.Muon(hidden, momentum=o["momentum"], nesterov=o["nesterov"], \
+adjust_lr_fn={factor})
+    return MuonAndAdamW(muon, torch.optim.AdamW(rest, betas=tuple(o["betas"])))'''
+SPECTRAL = """wide = [(g, p, min(1.0, p.shape[0] / p.shape[1]) ** 0.5) for g in hidden \
+for p in g["params"]]  # torch scales by max(1, out / in)**0.5, the plan by (out / in)**0.5
+    hidden = [{**g, "params": [p], "lr": g["lr"] * s, "weight_decay": g["weight_decay"] / s} \
+for g, p, s in wide]
     """
-OWN = MUON.replace("{spectral}", "").replace("{factor}", 'o["shape_factor"]')
-MAKES = {  # rule -> make_optimizer
-    "adamw": ADAMW, "sgd": SGD, "adafactor": ADAFACTOR, "lion": LION, "muon": OWN, "muon_match_rms": OWN,
+OWN_FACTOR = MUON.replace("{spectral}", "").replace("{factor}", 'o["shape_factor"]')
+OPTIMIZERS = {
+    "adamw": ADAMW,
+    "sgd": SGD,
+    "adafactor": ADAFACTOR,
+    "lion": LION,
+    "muon": OWN_FACTOR,
+    "muon_match_rms": OWN_FACTOR,
     "muon_spectral": MUON.replace("{spectral}", SPECTRAL).replace("{factor}", '"original"'),
-}  # fmt: skip
+}
+"""Optimizer rule -> source of `make_optimizer`."""
 
 
 def loader(usage: str, rule: str = "adamw") -> str:
-    """loader.py for an optimizer's rule, with the lines that show how this stack uses it."""
+    """Returns the source of loader.py.
+
+    Args:
+        usage: Example lines that show how this stack uses it.
+        rule: The optimizer's rule (`Optimizer.rule`).
+    """
     needs = "torch and pytorch-optimizer" if rule == "lion" else "torch alone"
-    said = "\n".join(f"    {line}" if line else "" for line in usage.splitlines())
-    return (
-        LOADER.replace("{optimizer}", MAKES[rule])
-        .replace("{needs}", needs)
-        .replace("{usage}", said)
-    )
+    indented = "\n".join(f"    {line}" if line else "" for line in usage.splitlines())
+    source = LOADER.replace("{optimizer}", OPTIMIZERS[rule])
+    return source.replace("{needs}", needs).replace("{usage}", indented)

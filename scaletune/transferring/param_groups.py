@@ -1,4 +1,7 @@
-"""`param_groups.json`: what a config cannot hold, by tensor name; `loader.py` attaches it to any torch model."""
+"""Builds `param_groups.json`: per-tensor settings by name, for what a stack's config cannot hold.
+
+`loader.py` applies the file to any torch model.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,46 @@ from dataclasses import replace
 from typing import Any
 
 from scaletune.errors import UserError
-from scaletune.recipe import READS, Optimizer, Recipe, resolved
-from scaletune.rules import Planned
-from scaletune.transferring import Transfer
+from scaletune.recipe import OPTIMIZER_SETTINGS, Optimizer, Recipe, resolve_schedule
+from scaletune.rules import TensorPlan
+from scaletune.transferring.target import Transfer
 
-GROUPS = "learning rate, weight decay and eps of each tensor: param_groups.json, through loader.py"
-SCHEDULE = "schedule: loader.py's LambdaLR multiplies each group's own peak; a scheduler that writes absolute values undoes the transfer"
-SCRIPT = "gradient clipping, batch size and token horizon: set them in the training script as param_groups.json says"
-CLIPPED = "the plan's own gradient norm: rewritten weights have other gradients, so a global clip bites at another value than in the proxies"
+GROUPS = (
+    "learning rate, weight decay and eps per tensor: loader.py sets them from param_groups.json"
+)
+SCHEDULE = (
+    "learning-rate schedule: use loader.py's LambdaLR, which multiplies each group's own peak lr;"
+    " a scheduler that writes one absolute lr into all groups undoes the transfer"
+)
+SCRIPT = (
+    "gradient clipping, batch size and token horizon: set them in the training script to the values"
+    " in param_groups.json"
+)
+CLIPPED = (
+    "the proxies' clipping behaviour: rewritten weights have other gradient norms, so the same"
+    " max_grad_norm clips at another point than in the proxies"
+)
+
+HALF_STEP = (
+    "an offset of half a step: the plan evaluates its schedule at the middle of each step, this"
+    " stack at whole steps"
+)
 
 
 def pattern(name: str) -> str:
-    """A regular expression for one tensor's name, whatever its layer."""
+    """A regular expression for a tensor's name in every layer."""
     return "^" + re.sub(r"layers\\\.\d+", r"layers\\.\\d+", re.escape(name)) + "$"
 
 
-def grouped(rows: Sequence[Planned]) -> list[dict[str, Any]]:
-    """Tensors that share an optimizer and its settings and init std, as patterns of their names; gains and biases have no init std."""
+def group_rows(rows: Sequence[TensorPlan]) -> list[dict[str, Any]]:
+    """Groups tensors with the same optimizer, settings and init std, as patterns of their names.
+
+    Gains and biases have init std 0: the model's own values stay.
+    """
     groups: dict[tuple[Any, ...], dict[str, None]] = {}
     for row in rows:
-        groups.setdefault((row.family, row.lr, row.weight_decay, row.eps, row.init_std), {})[
-            pattern(row.name)
-        ] = None
+        key = (row.family, row.lr, row.weight_decay, row.eps, row.init_std)
+        groups.setdefault(key, {})[pattern(row.name)] = None
     keys = ("family", "lr", "weight_decay", "eps", "init_std")
     return [
         {"patterns": [*patterns]} | dict(zip(keys, values, strict=True))
@@ -37,127 +58,158 @@ def grouped(rows: Sequence[Planned]) -> list[dict[str, Any]]:
     ]
 
 
-def kinds(rows: Sequence[Planned]) -> dict[str, Planned]:
-    """`self_attn.q_proj.weight` -> its settings, which every layer shares."""
+def rows_by_kind(rows: Sequence[TensorPlan]) -> dict[str, TensorPlan]:
+    """A tensor's name within its layer, such as `self_attn.q_proj.weight` -> its row."""
     return {_kind(row): row for row in rows}
 
 
-def _kind(row: Planned) -> str:
+def _kind(row: TensorPlan) -> str:
     return re.sub(r"^model\.layers\.\d+\.", "", row.name)
 
 
-def by_name(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, Planned]:
-    """Another stack's name -> its settings; UserError on a kind it has no name for, or that it keeps in one tensor with an unlike one."""
-    found: dict[str, Planned] = {}
-    for kind, row in kinds(rows).items():
+def rows_by_name(rows: Sequence[TensorPlan], names: Mapping[str, str]) -> dict[str, TensorPlan]:
+    """Another stack's tensor name -> the row.
+
+    Raises:
+        UserError: The stack has no name for a tensor, or keeps tensors with different settings in
+            one.
+    """
+    by_name: dict[str, TensorPlan] = {}
+    for kind, row in rows_by_kind(rows).items():
         if kind not in names:
             raise UserError(
-                f"the stack must have a name for every tensor, but has none for {kind!r}: set model.biases = false"
+                f"the stack must have a tensor for each of the target's, but has none for {kind!r}:"
+                " set model.biases = false"
             )
-        first = found.setdefault(names[kind], row)
+        first = by_name.setdefault(names[kind], row)
         if _settings(first) != _settings(row):
             raise UserError(
-                f"the stack keeps {first.name!r} and {row.name!r} in one tensor, but they need other settings: emit 'pytorch'"
+                f"the stack keeps {first.name!r} and {row.name!r} in one tensor, but the plan gives"
+                " them different settings: emit 'pytorch'"
             )
-    return found
+    return by_name
 
 
-def merged(rows: Sequence[Planned], names: Mapping[str, str]) -> tuple[list[Planned], list[str]]:
-    """(rows, sentences): what a stack keeps in one tensor gets the least of its eps, and which that changes.
+def share_eps(
+    rows: Sequence[TensorPlan], names: Mapping[str, str]
+) -> tuple[list[TensorPlan], list[str]]:
+    """Gives tensors that a stack keeps in one tensor the smallest of their eps.
 
-    Keys and values of few heads do not grow in number with width, so their gradients, and eps, shrink less than the queries' do.
+    With grouped-query attention the number of key and value heads does not grow with width. Their
+    gradients, and so their eps, shrink less with width than those of the queries.
+
+    Returns:
+        The rows, and a sentence for each eps that changes.
     """
-    shared: dict[str, list[Planned]] = {}
-    for kind, row in kinds(rows).items():
+    shared: dict[str, list[TensorPlan]] = {}
+    for kind, row in rows_by_kind(rows).items():
         shared.setdefault(names.get(kind, kind), []).append(row)
     least = {
         _kind(row): min(each.eps for each in together)
         for together in shared.values()
         for row in together
     }
-    said = [
-        f"eps of {kind}: {row.eps:.4g} in the plan and {least[kind]:.4g} here, as it is one tensor with others"
-        for kind, row in kinds(rows).items() if row.eps > least[kind]
-    ]  # fmt: skip
-    return [replace(row, eps=least[_kind(row)]) for row in rows], said
+    sentences = [
+        f"eps of {kind}: {row.eps:.4g} in the plan, {least[kind]:.4g} here, because the stack keeps"
+        " it in one tensor with others"
+        for kind, row in rows_by_kind(rows).items()
+        if row.eps > least[kind]
+    ]
+    return [replace(row, eps=least[_kind(row)]) for row in rows], sentences
 
 
-def _settings(row: Planned) -> tuple[float, ...]:
+def _settings(row: TensorPlan) -> tuple[float, ...]:
     return row.lr, row.weight_decay, row.eps, row.init_std
 
 
-def named_groups(rows: Sequence[Planned], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Optimizer settings with the names, in another stack, of the tensors that share them."""
+def named_groups(rows: Sequence[TensorPlan], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Groups another stack's tensor names by lr, weight decay and eps."""
     groups: dict[tuple[float, ...], list[str]] = {}
-    for name, row in by_name(rows, names).items():
+    for name, row in rows_by_name(rows, names).items():
         groups.setdefault((row.lr, row.weight_decay, row.eps), []).append(name)
     return [
-        {"patterns": found, "lr": lr, "weight_decay": wd, "eps": eps}
-        for (lr, wd, eps), found in groups.items()
+        {"patterns": patterns, "lr": lr, "weight_decay": wd, "eps": eps}
+        for (lr, wd, eps), patterns in groups.items()
     ]
 
 
-def stds(rows: Sequence[Planned], names: Mapping[str, str]) -> dict[str, float]:
-    """Another stack's names of the matrices -> their init std."""
-    return {name: row.init_std for name, row in by_name(rows, names).items() if row.init_std}
+def stds(rows: Sequence[TensorPlan], names: Mapping[str, str]) -> dict[str, float]:
+    """Another stack's matrix name -> init std."""
+    return {name: row.init_std for name, row in rows_by_name(rows, names).items() if row.init_std}
 
 
-CLASSES = {  # optimizer family that loader.py builds -> whose class it is
-    "adamw": "torch.optim.AdamW", "sgd": "torch.optim.SGD", "adafactor": "torch.optim.Adafactor", "muon": "torch.optim.Muon",
+CLASSES = {
+    "adamw": "torch.optim.AdamW",
+    "sgd": "torch.optim.SGD",
+    "adafactor": "torch.optim.Adafactor",
+    "muon": "torch.optim.Muon",
     "lion": "pytorch_optimizer.Lion",
-}  # fmt: skip
+}
+"""Optimizer family that loader.py can build -> its class."""
+
 LOADED = tuple(CLASSES)
-_NO_CLASS = "torch has no class of it"
-WHY_NOT = {  # family -> why loader.py does not build it
-    "dadapt_adam": "it finds one lr for all tensors, where the plan has one for each",
-    "prodigy": "it finds one lr for all tensors, where the plan has one for each",
-    "momo_adam": "its step reads the loss, which no training script hands to it",
-    "schedulefree_adamw": "it must be told when to train and when to evaluate, which no training script does",
+_ONE_LR = "it estimates one lr for all tensors, but the plan has one per tensor"
+_NO_CLASS = "torch has no class for it"
+WHY_NOT = {
+    "dadapt_adam": _ONE_LR,
+    "prodigy": _ONE_LR,
+    "momo_adam": "its step needs the loss, which training scripts do not pass to it",
+    "schedulefree_adamw": "it needs calls of train and eval, which training scripts do not make",
     **dict.fromkeys(("lamb", "shampoo", "soap", "adam_atan2"), _NO_CLASS),
-}  # fmt: skip
+}
+"""Optimizer family -> why loader.py does not build it."""
 
 
 def _optimizer(o: Optimizer) -> dict[str, Any]:
-    """What the optimizer's class is given, for all groups alike."""
-    own: dict[str, Any] = {
-        key: getattr(o, key)
-        for key in ("momentum", "nesterov", "shape_factor")
-        if key in READS[o.family]
-    }
-    own |= {"betas": [o.beta1, o.beta2]} if "beta1" in READS[o.family] else {}
+    """Arguments of the optimizer's class that all groups share."""
+    settings = OPTIMIZER_SETTINGS[o.family]
+    keys = [key for key in ("momentum", "nesterov", "shape_factor") if key in settings]
+    own: dict[str, Any] = {key: getattr(o, key) for key in keys}
+    own |= {"betas": [o.beta1, o.beta2]} if "beta1" in settings else {}
     return {"class": CLASSES[o.family], **own, "max_grad_norm": o.clip}
 
 
 def param_groups(
     transfer: Transfer,
-    rows: Sequence[Planned],
+    rows: Sequence[TensorPlan],
     cannot: Sequence[str],
     multipliers: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Patterns with their settings (the first match wins), the optimizer, the schedule, what the config `cannot` hold, the evidence.
+    """The content of param_groups.json.
 
-    `multipliers`: those of the forward pass, where the config they go with is none that `reading.read` knows.
+    Args:
+        transfer: The transfer that is emitted.
+        rows: The plan as the stack's tensors need it.
+        cannot: Sentences about what the stack's config cannot hold.
+        multipliers: The forward multipliers of the stack's config, if `read_back.read` cannot read
+            it.
+
+    Returns:
+        Groups of name patterns with their settings (the first match wins), the optimizer, the
+        schedule, the budget, `cannot` and the evidence.
     """
-    t = transfer.target
+    t, b = transfer.target, transfer.target.budget
+    budget = {"tokens": b.tokens, "batch_tokens": b.batch_tokens, "steps": b.steps}
     return {
-        "schema": "scaletune.param_groups/1", **({"multipliers": dict(multipliers)} if multipliers else {}),
-        "groups": grouped(rows),
+        "schema": "scaletune.param_groups/1",
+        **({"multipliers": dict(multipliers)} if multipliers else {}),
+        "groups": group_rows(rows),
         "optimizer": _optimizer(t.optimizer),
-        "schedule": resolved(t.schedule, t.budget).model_dump(),
-        "budget": {"tokens": t.budget.tokens, "batch_tokens": t.budget.batch_tokens, "steps": t.budget.steps, "seq_len": t.data.seq_len},
+        "schedule": resolve_schedule(t.schedule, b).model_dump(),
+        "budget": budget | {"seq_len": t.data.seq_len},
         "cannot": list(cannot),
         "evidence": transfer.evidence,
-    }  # fmt: skip
+    }
 
 
-def carried(
+def require_supported(
     target: Recipe,
     stack: str,
     kinds: Sequence[str] = ("constant", "linear", "cosine", "wsd"),
     shapes: Sequence[str] = ("linear",),
     families: Sequence[str] = ("adamw",),
 ) -> None:
-    """UserError unless the stack, or loader.py, can build the target's optimizer and schedule."""
+    """UserError unless the stack, or loader.py, has the target's optimizer and schedule."""
     allowed = {
         "optimizer.family": families,
         "schedule.kind": kinds,
@@ -166,12 +218,15 @@ def carried(
     }
     for path, values in allowed.items():
         section, key = path.split(".")
-        if (got := getattr(getattr(target, section), key)) not in values:
-            why = f" ({WHY_NOT[got]})" if path == "optimizer.family" and got in WHY_NOT else ""
+        if (value := getattr(getattr(target, section), key)) not in values:
+            in_family = path == "optimizer.family" and value in WHY_NOT
+            why = f" ({WHY_NOT[value]})" if in_family else ""
             raise UserError(
-                f"format {stack!r} carries `{path}` of {', '.join(map(repr, values))} alone, but got {got!r}{why}"
+                f"format {stack!r} supports `{path}` {', '.join(map(repr, values))},"
+                f" but got {value!r}{why}"
             )
     if target.optimizer.family == "muon" and target.model.family == "moe":
         raise UserError(
-            f"format {stack!r} has torch's Muon, which takes matrices one by one: experts are stacked, so set another family"
+            f"format {stack!r} uses torch.optim.Muon, which takes single matrices, but the experts"
+            " of a 'moe' are stacked in one tensor: set another optimizer.family"
         )

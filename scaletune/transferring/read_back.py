@@ -1,6 +1,7 @@
-"""What was emitted, read back: each tensor's settings with every multiplier of the config written into the weights.
+"""Reads emitted folders back: each tensor's settings, with all multipliers folded into the weights.
 
-In that form all emitted folders of one plan say the same, so a round trip is an equality of dictionaries.
+In that form all emitted folders of one plan are equal, so a round trip is an equality of
+dictionaries.
 """
 
 from __future__ import annotations
@@ -14,44 +15,52 @@ from typing import Any
 
 from scaletune import counting
 from scaletune.errors import UserError
-from scaletune.rules import Planned
-from scaletune.transferring import Transfer
-from scaletune.transferring.fold_multipliers import folded, neutral
-from scaletune.transferring.formats.granitemoe import name_in
-from scaletune.zoo import Model, MoE, Transformer
+from scaletune.rules import TensorPlan
+from scaletune.transferring.fold_multipliers import default_multipliers, fold
+from scaletune.transferring.formats.granitemoe import hf_name
+from scaletune.transferring.target import Transfer
+from scaletune.zoo import Model, MoEConfig, TransformerConfig
 
 SETTINGS = ("init_std", "lr", "weight_decay", "eps")
 Settings = dict[str, dict[str, float]]
-OWN_TENSORS = "its tensors are its own, not those of the target's transformer"
-UNREAD = {  # format -> why its folder does not tell the plan, one setting a tensor
-    "minicpm3": OWN_TENSORS, "falcon_h1": OWN_TENSORS,
-    "nanogpt_mup": "its file has the base values and the ratios of width and depth, of which its own code makes the plan",
-}  # fmt: skip
+OWN_TENSORS = "its architecture has other tensors than the target's transformer"
+UNREAD = {
+    "minicpm3": OWN_TENSORS,
+    "falcon_h1": OWN_TENSORS,
+    "nanogpt_mup": (
+        "its file has base values and the ratios of width and depth; nanoGPT-mup computes the plan"
+    ),
+}
+"""Format -> why `read` cannot recover the plan from its folder."""
 
 
-def settings(rows: list[Planned], left: float = 1.0) -> Settings:
-    """Tensor name -> init std, lr, weight decay and eps; what still multiplies the logits under `logits`."""
-    return {row.name: {key: asdict(row)[key] for key in SETTINGS} for row in rows} | {
-        "logits": {"multiplier": left}
-    }
+def settings(rows: list[TensorPlan], logits_multiplier: float = 1.0) -> Settings:
+    """Tensor name -> init std, lr, weight decay and eps; `logits`: the multiplier that remains."""
+    own = {row.name: {key: asdict(row)[key] for key in SETTINGS} for row in rows}
+    return own | {"logits": {"multiplier": logits_multiplier}}
 
 
-def plain(transfer: Transfer) -> Settings:
-    """The plan itself in the form that `read` answers in."""
-    return settings(*folded(transfer.plan, transfer.multipliers, transfer.target.model))
+def plan_settings(transfer: Transfer) -> Settings:
+    """The plan itself, in the form that `read` returns."""
+    return settings(*fold(transfer.plan, transfer.multipliers, transfer.target.model))
 
 
-def _model(config: dict[str, Any]) -> Transformer | MoE:
-    """The shape that a Granite-like config.json tells."""
+def _model(config: dict[str, Any]) -> TransformerConfig | MoEConfig:
+    """The model shape in a Granite-like config.json."""
     width, heads = config["hidden_size"], config["num_attention_heads"]
     common = {
-        "width": width, "depth": config["num_hidden_layers"], "head_dim": width // heads, "ffn_ratio": config["intermediate_size"] / width,
-        "kv_heads": config["num_key_value_heads"], "biases": config["attention_bias"], "tied": config["tie_word_embeddings"],
-    }  # fmt: skip
+        "width": width,
+        "depth": config["num_hidden_layers"],
+        "head_dim": width // heads,
+        "ffn_ratio": config["intermediate_size"] / width,
+        "kv_heads": config["num_key_value_heads"],
+        "biases": config["attention_bias"],
+        "tied": config["tie_word_embeddings"],
+    }
     if "num_local_experts" not in config:
-        return Transformer(**common)
+        return TransformerConfig(**common)
     shared = config.get("shared_intermediate_size", 0) // config["intermediate_size"]
-    return MoE(
+    return MoEConfig(
         **common,
         n_experts=config["num_local_experts"],
         top_k=config["num_experts_per_tok"],
@@ -60,7 +69,7 @@ def _model(config: dict[str, Any]) -> Transformer | MoE:
 
 
 def _multipliers(config: dict[str, Any], head_dim: int) -> dict[str, float]:
-    """Forward multipliers by our names; Granite's `logits_scaling` divides, HyperCLOVA-X's multiplies."""
+    """Forward multipliers; Granite's `logits_scaling` divides, HyperCLOVA-X's multiplies."""
     scaling = config.get("logits_scaling", 1.0)
     return {
         "embedding": config.get("embedding_multiplier", 1.0),
@@ -70,53 +79,61 @@ def _multipliers(config: dict[str, Any], head_dim: int) -> dict[str, float]:
     }
 
 
-def _row(name: str, role: Any, groups: list[dict[str, Any]]) -> Planned:
-    """The group whose pattern matches first, as `loader.py` would choose it."""
+def _row(name: str, role: Any, groups: list[dict[str, Any]]) -> TensorPlan:
+    """The settings of the first group whose pattern matches, as in loader.py."""
     for group in groups:
         if any(re.match(pattern, name) for pattern in group["patterns"]):
             own = {key: group[key] for key in SETTINGS} | {"family": group.get("family", "adamw")}
-            return Planned(name, role, 1.0, 1.0, multiplier=1.0, **own)
+            return TensorPlan(name, role, 1.0, 1.0, multiplier=1.0, **own)
     raise UserError(
-        f"param_groups.json must explain every parameter, but has no pattern for {name!r}"
+        f"param_groups.json must have a pattern for every parameter, but none matches {name!r}"
     )
 
 
 def read(folder: str | Path, model: Model | None = None) -> Settings:
-    """Settings of an emitted folder: of `recipe` from plan.json; else from param_groups.json, and config.json or `model` for the shape."""
+    """Reads the settings of an emitted folder.
+
+    Args:
+        folder: A folder with a plan.json (format `recipe`) or a param_groups.json.
+        model: The model's shape, for a folder without config.json.
+
+    Raises:
+        UserError: The folder has neither file, its format cannot be read back (`UNREAD`), or its
+            patterns miss a parameter.
+    """
     folder = Path(folder)
     if (folder / "plan.json").exists():
-        return _of_plan(json.loads((folder / "plan.json").read_text()))
+        return _read_plan(json.loads((folder / "plan.json").read_text()))
     if not (folder / "param_groups.json").exists():
         raise UserError(
-            f"a folder to read back must have a plan.json or a param_groups.json, but `{folder}` has neither"
+            "a folder to read back must have a plan.json or a param_groups.json,"
+            f" but `{folder}` has neither"
         )
-    said = json.loads((folder / "param_groups.json").read_text())
-    groups = said["groups"]
-    theirs: Callable[[str], str] = str
+    content = json.loads((folder / "param_groups.json").read_text())
+    groups = content["groups"]
+    stack_name: Callable[[str], str] = str
     if (folder / "config.json").exists():
         config = json.loads((folder / "config.json").read_text())
         if reason := UNREAD.get(config["model_type"]):
-            raise UserError(f"a {config['model_type']} cannot be read back as the plan: {reason}")
+            raise UserError(f"a {config['model_type']} config cannot be read back: {reason}")
         model, vocab_size = _model(config), config["vocab_size"]
-        theirs = name_in if isinstance(model, MoE) else theirs
+        stack_name = hf_name if isinstance(model, MoEConfig) else stack_name
         multipliers = _multipliers(config, model.head_dim)
-    elif isinstance(model, Transformer | MoE):
-        vocab_size, multipliers = 1, said.get("multipliers") or neutral(model.head_dim)
+    elif isinstance(model, TransformerConfig | MoEConfig):
+        vocab_size = 1
+        multipliers = content.get("multipliers") or default_multipliers(model.head_dim)
     else:
-        raise UserError(f"`{folder}` has no config.json that tells the model's shape: give `model`")
+        raise UserError(f"`{folder}` has no config.json with the model's shape: pass `model`")
     rows = [
-        replace(_row(theirs(t.name), t.role, groups), name=t.name)
+        replace(_row(stack_name(t.name), t.role, groups), name=t.name)
         for t in counting.tensors(model, vocab_size)
     ]
-    return settings(*folded(rows, multipliers, model))
+    return settings(*fold(rows, multipliers, model))
 
 
-def _of_plan(plan: dict[str, Any]) -> Settings:
-    """From the neutral plan of `recipe`."""
-    family: type[Transformer | MoE] = MoE if plan["target"]["family"] == "moe" else Transformer
-    model = family(
-        **{key: plan["target"][key] for key in family.model_fields if key in plan["target"]}
-    )
-    return settings(
-        *folded([Planned(**row) for row in plan["tensors"]], plan["multipliers"], model)
-    )
+def _read_plan(plan: dict[str, Any]) -> Settings:
+    """Settings from the plan.json of format `recipe`."""
+    target, rows = plan["target"], [TensorPlan(**row) for row in plan["tensors"]]
+    family = MoEConfig if target["family"] == "moe" else TransformerConfig
+    model = family(**{key: target[key] for key in family.model_fields if key in target})
+    return settings(*fold(rows, plan["multipliers"], model))

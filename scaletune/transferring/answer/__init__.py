@@ -1,1 +1,1 @@
-"""The recommended settings at the target, with cost and sensitivity, as data and as text."""
+"""The recommended settings at the target with their cost and sensitivity, as data and as text."""

@@ -1,4 +1,8 @@
-"""The loss lost by being off by 2x in a setting, the others held: read off the fitted basin or surface, or not said at all."""
+"""Computes how much the loss rises if one setting is off by a factor of 2 and the others are not.
+
+The values come from the fitted loss basins of the settings, or from a fitted joint surface. Where
+the fit has neither, they are None.
+"""
 
 from __future__ import annotations
 
@@ -7,70 +11,80 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from scaletune.fitting.optimum.lr_basin import REACH, Basin
-from scaletune.laws import surface
+from scaletune.fitting.optimum.lr_basin import Basin
 from scaletune.records import Fit
+from scaletune.surface.basin import REACH
+from scaletune.surface.evaluation import optimum
 
-OFF = 2.0
-AXES = {
-    "lr": "lr",
-    "batch": "batch_tokens",
-    "wd": "weight_decay",
-}  # of the joint surface -> the setting
-SIDES = {"half": 1 / OFF, "double": OFF}
+FACTOR = 2.0
+SIDES = {"half": 1 / FACTOR, "double": FACTOR}
+AXES = {"lr": "lr", "batch": "batch_tokens", "wd": "weight_decay"}
+"""Axis of the joint surface -> setting."""
+
 NO_BASIN = {
-    "lr": "no cell of the fit has a basin over lr",
-    "batch_tokens": "the fitted law has no basin over the batch: sweep it with lr, and fit law 'joint'",
-    "weight_decay": "the fitted law has no basin over weight decay: sweep three or more in a cell with lr and batch, and fit law 'joint'",
+    "lr": "learning-rate sensitivity unknown: the fit has no loss basin over lr",
+    "batch_tokens": (
+        "batch sensitivity unknown: include two more batch sizes in the sweep, and fit law 'joint'"
+    ),
+    "weight_decay": (
+        "weight-decay sensitivity unknown: sweep three or more weight decays with lr and batch"
+        " size, and fit law 'joint'"
+    ),
 }
 
 
-def straying(fit: Fit, scale: dict[str, float], loss: float | None) -> dict[str, dict[str, Any]]:
-    """setting -> {"half", "double"}: shares of the loss lost at half and at twice the value; their nats, range and source. None where no fit says."""
-    found = _of_surface(fit, scale) if fit.law == "joint" else _of_cells(fit)
+def loss_sensitivity(
+    fit: Fit, scale: dict[str, float], loss: float | None
+) -> dict[str, dict[str, Any]]:
+    """Returns the relative loss increase at half and at double the optimal value.
+
+    Args:
+        fit: The fit that predicted the optimum.
+        scale: n_params, tokens and batch_tokens of the target.
+        loss: Expected loss in nats per token, if the fit predicts it.
+
+    Returns:
+        Setting -> `half`, `double` (fractions of the loss), `half_nats`, `double_nats`, `range`
+        over the fitted settings, and `source`. None where the fit does not tell.
+    """
+    known = _from_surface(fit, scale) if fit.law == "joint" else _from_basins(fit)
     return {
-        name: _row(found.get(name), loss) | ({} if name in found else {"source": NO_BASIN[name]})
+        name: _with_nats(known.get(name), loss)
+        | ({} if name in known else {"source": NO_BASIN[name]})
         for name in AXES.values()
     }
 
 
-def _row(found: dict[str, Any] | None, loss: float | None) -> dict[str, Any]:
-    """The shares, and in nats where the law says the loss."""
-    shares = found or {"half": None, "double": None, "range": None}
+def _with_nats(row: dict[str, Any] | None, loss: float | None) -> dict[str, Any]:
+    shares = row or {"half": None, "double": None, "range": None}
     nats = {
-        f"{side}_nats": shares[side] * loss if found and loss is not None else None
-        for side in SIDES
+        f"{side}_nats": shares[side] * loss if row and loss is not None else None for side in SIDES
     }
     return shares | nats
 
 
-def _of_surface(fit: Fit, scale: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """From the joint surface at the target's own batch: (loss there / loss here) - 1 by its height."""
+def _from_surface(fit: Fit, scale: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """From the joint surface at the target's batch size: (loss there / loss here) - 1."""
     solution = fit.solution
     vector = [*solution["vector"], *[0.0] * len(solution["scatter"])]
-    _, tall = surface.optimum(
-        solution, vector, {name: scale.get(name) for name in ("n_params", "tokens", "batch_tokens")}
-    )
-    return {
-        AXES[axis]: _along(tall, i, len(solution["axes"]))
-        for i, axis in enumerate(solution["axes"])
-    }
+    target = {name: scale.get(name) for name in ("n_params", "tokens", "batch_tokens")}
+    _, log_excess = optimum(solution, vector, target)
+    axes = solution["axes"]
+    return {AXES[axis]: _along(log_excess, i, len(axes)) for i, axis in enumerate(axes)}
 
 
-def _along(tall: Callable[[list[float]], float], axis: int, n_axes: int) -> dict[str, Any]:
+def _along(log_excess: Callable[[list[float]], float], axis: int, n_axes: int) -> dict[str, Any]:
     shares = {
-        side: math.expm1(tall([math.log(factor) * (i == axis) for i in range(n_axes)]))
+        side: math.expm1(log_excess([math.log(factor) * (i == axis) for i in range(n_axes)]))
         for side, factor in SIDES.items()
     }
-    below = "; below 0: the fit's best lies that way" if min(shares.values()) < 0 else ""
-    return shares | {
-        "range": None,
-        "source": f"the fitted joint surface at the target, at the batch asked{below}{_outside(shares)}",
-    }
+    negative = "; negative: the fit's optimum lies on that side" if min(shares.values()) < 0 else ""
+    source = "the fitted joint surface at the target's batch size"
+    return shares | {"range": None, "source": f"{source}{negative}{_beyond_reach(shares)}"}
 
 
-def _of_cells(fit: Fit) -> dict[str, dict[str, Any]]:
-    """From the basins of the fitted cells: the median over cells, and the lowest and highest of them."""
+def _from_basins(fit: Fit) -> dict[str, dict[str, Any]]:
+    """From the loss basins of the fitted settings: median, lowest and highest."""
     basins = [
         Basin(**cell["basin"]) for cell in fit.cells if cell["status"] == "ok" and cell.get("basin")
     ]
@@ -81,20 +95,16 @@ def _of_cells(fit: Fit) -> dict[str, dict[str, Any]]:
         for side, factor in SIDES.items()
     }
     middle: dict[str, Any] = {side: median(values) for side, values in shares.items()}
-    cells = f"the median of {len(basins)} cells' fitted basins, taken to be as wide at the target{_outside(middle)}"
-    return {
-        "lr": middle
-        | {
-            "range": {side: [min(values), max(values)] for side, values in shares.items()},
-            "source": cells,
-        }
-    }
-
-
-def _outside(shares: dict[str, float]) -> str:
-    worst = max(shares.values())
-    return (
-        f"; {worst:.1%} is higher than the {REACH:.0%} that basins are fitted within: only roughly right"
-        if worst > REACH
-        else ""
+    ranges = {side: [min(values), max(values)] for side, values in shares.items()}
+    source = (
+        f"median of the fitted loss basins of {len(basins)} settings, assumed to be as wide at the"
+        f" target{_beyond_reach(middle)}"
     )
+    return {"lr": middle | {"range": ranges, "source": source}}
+
+
+def _beyond_reach(shares: dict[str, float]) -> str:
+    worst = max(shares.values())
+    if worst <= REACH:
+        return ""
+    return f"; approximate: basins are fitted up to {REACH:.0%}, and {worst:.1%} is beyond"

@@ -1,1 +1,1 @@
-"""Writers of training configs: one module per training stack."""
+"""Emitters: one module per training stack, each with `emit(transfer, folder)`."""

@@ -1,7 +1,9 @@
-"""Hugging Face Falcon-H1: a Mamba-2 mixer (arXiv:2405.21060) beside attention in every layer. See `unproven`.
+"""Writes a Falcon-H1 config.json (Hugging Face transformers). Needs `force`.
 
-Its heads grow in number with width; their size and state stay, so what a state meets is finite and its matrices are hidden ones. Read in
-transformers 5.23.0: every multiplier multiplies, the key's stands for the softmax's, and each branch has its own.
+Every layer has a Mamba-2 mixer (arXiv:2405.21060) parallel to the attention. The number of heads
+grows with width; head size and state size stay. So the state has a finite fan-in, and the mixer's
+matrices are hidden ones. Checked in transformers 5.23.0: all multipliers multiply, `key_multiplier`
+acts as the softmax scale, and each branch has its own multiplier. See `untested_archs`.
 """
 
 from __future__ import annotations
@@ -10,63 +12,80 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scaletune.rules import Tensor
-from scaletune.transferring import Transfer
 from scaletune.transferring.formats import untested_archs
-from scaletune.zoo import Transformer
+from scaletune.transferring.target import Transfer
+from scaletune.zoo import TransformerConfig
 
-STATE, TAPS = 128, 4  # of a Mamba head; of its convolution
+STATE, TAPS = 128, 4
+"""State size of a Mamba head; kernel size of its convolution."""
 
 
-def layer(name: str, model: Transformer) -> Iterator[Tensor]:
-    """One layer. The convolution is by channel, so its taps are an embedding's: finite fan-in, and a channel for each unit of width."""
+def layer(name: str, model: TransformerConfig) -> Iterator[Tensor]:
+    """The tensors of one layer.
+
+    The convolution is depthwise: its fan-in is finite and its channels grow with width, as in an
+    embedding.
+    """
     width, heads, channels = model.width, model.heads, model.width + 2 * STATE
-    yield untested_archs.hidden(
-        f"{name}.mamba.in_proj", width + channels + heads, width, growing=2 * width + heads
-    )
-    yield Tensor(
-        f"{name}.mamba.conv1d.weight",
-        "emb",
-        (channels, 1, TAPS),
-        "conv",
-        True,
-        own_fans=(TAPS, width),
-    )
-    yield untested_archs.gains(f"{name}.mamba.conv1d.bias", channels, growing=width)
+    mamba, attention = f"{name}.mamba", f"{name}.self_attn"
+    rows, growing = width + channels + heads, 2 * width + heads
+    yield untested_archs.hidden_matrix(f"{mamba}.in_proj", rows, width, growing=growing)
+    kernel = (channels, 1, TAPS)
+    yield Tensor(f"{mamba}.conv1d.weight", "emb", kernel, "conv", True, own_fans=(TAPS, width))
+    yield untested_archs.gain(f"{mamba}.conv1d.bias", channels, growing=width)
     for vector in ("dt_bias", "A_log", "D"):
-        yield untested_archs.gains(f"{name}.mamba.{vector}", heads)
-    yield untested_archs.hidden(f"{name}.mamba.out_proj", width, width)
-    for proj, fan_out in (
-        ("q_proj", width),
-        ("k_proj", model.kv_width),
-        ("v_proj", model.kv_width),
-        ("o_proj", width),
-    ):
-        yield untested_archs.hidden(f"{name}.self_attn.{proj}", fan_out, width)
+        yield untested_archs.gain(f"{mamba}.{vector}", heads)
+    yield untested_archs.hidden_matrix(f"{mamba}.out_proj", width, width)
+    yield untested_archs.hidden_matrix(f"{attention}.q_proj", width, width)
+    yield untested_archs.hidden_matrix(f"{attention}.k_proj", model.kv_width, width)
+    yield untested_archs.hidden_matrix(f"{attention}.v_proj", model.kv_width, width)
+    yield untested_archs.hidden_matrix(f"{attention}.o_proj", width, width)
     yield from untested_archs.mlp(f"{name}.feed_forward", model)
     for norm in ("input_layernorm", "pre_ff_layernorm"):
-        yield untested_archs.gains(f"{name}.{norm}.weight", width)
+        yield untested_archs.gain(f"{name}.{norm}.weight", width)
 
 
-FALCON_H1 = untested_archs.Kind(
-    "FalconH1", "falcon_h1", "a Mamba mixer", layer, "model.final_layernorm.weight", needs=2,
+FALCON_H1 = untested_archs.UntestedArch(
+    "FalconH1",
+    "falcon_h1",
+    "a Mamba mixer",
+    layer,
+    "model.final_layernorm.weight",
+    multiple_of=2,
     cannot=(
-        f"mixer: as wide as the model, heads of the attention's size, mamba_d_state {STATE}, one group, no norm of its own",
-        "A_log: transformers starts the heads at decays 1, 2, ..., so a wider model, which has more heads, starts with faster ones",
+        "mixer: it has the model's width, heads of the attention's size, mamba_d_state"
+        f" {STATE}, one group and no norm",
+        "A_log: transformers initializes the heads with decays 1, 2, ..., so a wider model, which"
+        " has more heads, starts with faster decays",
     ),
-)  # fmt: skip
+)
 
 
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
-    """`config.json`, `param_groups.json`, `loader.py`."""
-    rows = untested_archs.planned(FALCON_H1, transfer)
+    """Writes config.json, param_groups.json and loader.py."""
+    rows = untested_archs.plan_tensors(FALCON_H1, transfer)
     model, m = transfer.target.model, transfer.multipliers
-    assert isinstance(model, Transformer)
+    assert isinstance(model, TransformerConfig)
     own = {
-        "mamba_d_ssm": model.width, "mamba_n_heads": model.heads, "mamba_d_head": model.head_dim, "mamba_n_groups": 1,
-        "mamba_d_state": STATE, "mamba_d_conv": TAPS, "mamba_expand": 1, "mamba_rms_norm": False, "mamba_conv_bias": True,
-        "mamba_proj_bias": False, "projectors_bias": False, "embedding_multiplier": m["embedding"], "lm_head_multiplier": m["logits"],
-        "key_multiplier": m["attention"] * model.head_dim**0.5, "attention_in_multiplier": 1.0, "attention_out_multiplier": m["residual"],
-        "mlp_multipliers": [1.0, m["residual"]], "ssm_in_multiplier": 1.0, "ssm_out_multiplier": m["residual"],
+        "mamba_d_ssm": model.width,
+        "mamba_n_heads": model.heads,
+        "mamba_d_head": model.head_dim,
+        "mamba_n_groups": 1,
+        "mamba_d_state": STATE,
+        "mamba_d_conv": TAPS,
+        "mamba_expand": 1,
+        "mamba_rms_norm": False,
+        "mamba_conv_bias": True,
+        "mamba_proj_bias": False,
+        "projectors_bias": False,
+        "embedding_multiplier": m["embedding"],
+        "lm_head_multiplier": m["logits"],
+        "key_multiplier": m["attention"] * model.head_dim**0.5,
+        "attention_in_multiplier": 1.0,
+        "attention_out_multiplier": m["residual"],
+        "mlp_multipliers": [1.0, m["residual"]],
+        "ssm_in_multiplier": 1.0,
+        "ssm_out_multiplier": m["residual"],
         "ssm_multipliers": [1.0] * 5,
-    }  # fmt: skip
+    }
     return untested_archs.emit(FALCON_H1, transfer, rows, own, folder)

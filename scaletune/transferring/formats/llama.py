@@ -1,4 +1,8 @@
-"""Hugging Face LLaMA: a config without multipliers, so the plan is folded into the weights; `loader.py` draws and trains them so."""
+"""Writes a LLaMA config.json (Hugging Face transformers), param_groups.json and loader.py.
+
+The config has no multipliers, so they are folded into the weights. loader.py draws each matrix with
+its own init std.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scaletune.rules import Planned
-from scaletune.transferring import Transfer
-from scaletune.transferring.fold_multipliers import EXACT, without_multipliers
-from scaletune.transferring.formats.granite import USAGE, as_llama, shape, written
+from scaletune.rules import TensorPlan
+from scaletune.transferring.fold_multipliers import EXACT, fold_all
+from scaletune.transferring.formats.granite import (
+    TRAINER,
+    USAGE,
+    require_llama,
+    shape,
+    write_files,
+)
 from scaletune.transferring.loader import loader
 from scaletune.transferring.param_groups import (
     CLIPPED,
@@ -17,14 +26,18 @@ from scaletune.transferring.param_groups import (
     LOADED,
     SCHEDULE,
     SCRIPT,
-    carried,
     param_groups,
+    require_supported,
 )
+from scaletune.transferring.target import Transfer
 
-STARTS = "init std of each tensor: initialize(model) of loader.py draws them; `initializer_range` is that of most hidden matrices alone"
+INIT_STDS = (
+    "init std per tensor: initialize(model) of loader.py draws the weights; `initializer_range` is"
+    " the std of most hidden matrices only"
+)
 CANNOT = [
-    f"{GROUPS} or Trainer(optimizers=...)",
-    STARTS,
+    GROUPS + TRAINER,
+    INIT_STDS,
     f"forward multipliers: {EXACT}",
     SCHEDULE,
     SCRIPT,
@@ -32,26 +45,25 @@ CANNOT = [
 ]
 
 
-def config(transfer: Transfer, rows: list[Planned]) -> dict[str, Any]:
+def config(transfer: Transfer, rows: list[TensorPlan]) -> dict[str, Any]:
     """config.json of a LlamaForCausalLM; every key is a declared field of LlamaConfig."""
     std = next(row.init_std for row in rows if row.name.endswith("v_proj.weight"))
-    return (
-        {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-        | shape(transfer, as_llama(transfer.target.model, "LLaMA"))
-        | {"initializer_range": std}
-    )
+    own = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    model = require_llama(transfer.target.model, "LLaMA")
+    return own | shape(transfer, model) | {"initializer_range": std}
 
 
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
-    """`config.json`, `param_groups.json`, `loader.py`."""
-    rows = without_multipliers(transfer, "llama")
+    """Writes config.json, param_groups.json and loader.py."""
+    rows = fold_all(transfer, "llama")
     content = config(transfer, rows)
-    carried(transfer.target, "llama", families=LOADED)
-    usage = USAGE.format(
-        model="LlamaForCausalLM", config="LlamaConfig", start="\ninitialize(model)"
-    )
-    return written(folder, {
+    require_supported(transfer.target, "llama", families=LOADED)
+    groups = param_groups(transfer, rows, CANNOT)
+    start = "\ninitialize(model)"
+    usage = USAGE.format(model="LlamaForCausalLM", config="LlamaConfig", start=start)
+    texts = {
         "config.json": json.dumps(content, indent=2) + "\n",
-        "param_groups.json": json.dumps(param_groups(transfer, rows, CANNOT), indent=1) + "\n",
+        "param_groups.json": json.dumps(groups, indent=1) + "\n",
         "loader.py": loader(usage, transfer.target.optimizer.rule),
-    })  # fmt: skip
+    }
+    return write_files(folder, texts)

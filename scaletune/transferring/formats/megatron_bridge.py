@@ -1,7 +1,8 @@
-"""Megatron-Bridge 0.3.1, on megatron-core 0.16.1: a Python module of its config objects, with groups and init by name.
+"""Writes a Python module of config objects for Megatron-Bridge 0.3.1 (megatron-core 0.16.1).
 
-These releases have no muP, but a `softmax_scale`; the other multipliers are written into the weights. Overrides by name are a config of their
-own here, and initial weights a hook of the model's provider, so that nothing of the library is replaced.
+These releases have no muP, but a `softmax_scale`; the other multipliers are folded into the
+weights. Per-name overrides are an own config class, and a hook of the model provider draws the
+initial weights, so nothing in the library is replaced.
 """
 
 from __future__ import annotations
@@ -10,24 +11,29 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scaletune.recipe import resolved
-from scaletune.transferring import Transfer
-from scaletune.transferring.fold_multipliers import EXACT, without_logits
-from scaletune.transferring.formats.granite import as_llama, whole_theta, written
-from scaletune.transferring.formats.megatron import COMMON, module, rewritten, schedule
-from scaletune.transferring.param_groups import CLIPPED, param_groups
+from scaletune.recipe import resolve_schedule
+from scaletune.transferring.fold_multipliers import EXACT, require_no_logits_multiplier
+from scaletune.transferring.formats.granite import integer_rope_theta, require_llama, write_files
+from scaletune.transferring.formats.megatron import COMMON, render_module, rewrite_plan, schedule
+from scaletune.transferring.param_groups import CLIPPED, HALF_STEP, param_groups
+from scaletune.transferring.target import Transfer
 
 CANNOT = [
-    f"embedding, logits and residual multipliers: {EXACT}", CLIPPED,
-    "data, tokenizer, parallelism and precision: put them into the ConfigContainer",
-    "half a step: warmup counts whole iterations, where the plan's schedule is read in the middle of each",
-]  # fmt: skip
+    f"embedding, logits and residual multipliers: {EXACT}",
+    CLIPPED,
+    "data, tokenizer, parallelism and precision: add them to the ConfigContainer",
+    HALF_STEP,
+]
 MODULE = (
     '''"""Configs for Megatron-Bridge 0.3.1, written by scaletune.
 
     ConfigContainer(
-        model=model_provider(), optimizer=OptimizerConfig(**OPTIMIZER), scheduler=SchedulerConfig(**SCHEDULER),
-        optimizer_config_override_provider=Groups(), train=TrainingConfig(**TRAIN, micro_batch_size=...), ...
+        model=model_provider(),
+        optimizer=OptimizerConfig(**OPTIMIZER),
+        scheduler=SchedulerConfig(**SCHEDULER),
+        optimizer_config_override_provider=Groups(),
+        train=TrainingConfig(**TRAIN, micro_batch_size=...),
+        ...
     )
 """
 '''
@@ -48,7 +54,7 @@ class Groups(OptimizerConfigOverrideProvider):
 
 
 def model_provider():
-    """The model, drawn before it is wrapped."""
+    """The model's provider, with a hook that draws the weights before the model is wrapped."""
     provider = GPTModelProvider(activation_func=torch.nn.functional.silu, **MODEL)
     provider.register_pre_wrap_hook(lambda chunks: start(chunks) or chunks)
     return provider
@@ -58,36 +64,57 @@ def model_provider():
 
 def model(transfer: Transfer, softmax_scale: float, init_std: float) -> dict[str, Any]:
     """Fields of GPTModelProvider."""
-    shape, t = as_llama(transfer.target.model, "Megatron GPT"), transfer.target
+    shape, t = require_llama(transfer.target.model, "Megatron GPT"), transfer.target
     return {
-        "num_layers": shape.depth, "hidden_size": shape.width, "ffn_hidden_size": shape.ffn_width, "num_attention_heads": shape.heads,
-        "kv_channels": shape.head_dim, "num_query_groups": shape.kv_heads or shape.heads, "softmax_scale": softmax_scale,
-        "normalization": "RMSNorm", "layernorm_epsilon": shape.norm_eps, "gated_linear_unit": True, "add_bias_linear": False,
-        "attention_dropout": 0.0, "hidden_dropout": 0.0, "init_method_std": init_std, "position_embedding_type": "rope",
-        "rotary_base": whole_theta(shape, "Megatron GPT"), "seq_length": t.data.seq_len, "vocab_size": transfer.vocab_size,
+        "num_layers": shape.depth,
+        "hidden_size": shape.width,
+        "ffn_hidden_size": shape.ffn_width,
+        "num_attention_heads": shape.heads,
+        "kv_channels": shape.head_dim,
+        "num_query_groups": shape.kv_heads or shape.heads,
+        "softmax_scale": softmax_scale,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": shape.norm_eps,
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "init_method_std": init_std,
+        "position_embedding_type": "rope",
+        "rotary_base": integer_rope_theta(shape, "Megatron GPT"),
+        "seq_length": t.data.seq_len,
+        "vocab_size": transfer.vocab_size,
         "share_embeddings_and_output_weights": shape.tied,
-    }  # fmt: skip
+    }
 
 
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
-    """`scaletune_megatron_bridge.py`, and `param_groups.json` with what it cannot hold and the evidence."""
-    rows, said, multipliers = rewritten(transfer, "megatron_bridge", ("attention",))
-    without_logits(rows, multipliers["logits"], "megatron_bridge")
+    """Writes scaletune_megatron_bridge.py, and param_groups.json with the evidence."""
+    rows, changed_eps, multipliers = rewrite_plan(transfer, "megatron_bridge", ("attention",))
+    require_no_logits_multiplier(rows, multipliers["logits"], "megatron_bridge")
     t, o = transfer.target, transfer.target.optimizer
     optimizer = {
-        "optimizer": "adam", "lr": o.lr, "min_lr": resolved(t.schedule, t.budget).floor * o.lr, "weight_decay": o.weight_decay,
-        "adam_beta1": o.beta1, "adam_beta2": o.beta2, "adam_eps": o.eps, "clip_grad": o.clip,
-    }  # fmt: skip
-    train = {
-        "global_batch_size": t.budget.batch_tokens // t.data.seq_len,
-        "train_iters": t.budget.steps,
+        "optimizer": "adam",
+        "lr": o.lr,
+        "min_lr": resolve_schedule(t.schedule, t.budget).floor * o.lr,
+        "weight_decay": o.weight_decay,
+        "adam_beta1": o.beta1,
+        "adam_beta2": o.beta2,
+        "adam_eps": o.eps,
+        "clip_grad": o.clip,
     }
-    told = {
+    sections = {
         "model": model(transfer, multipliers["attention"], rows[0].init_std),
+        "optimizer": optimizer,
         "scheduler": schedule(t),
-        "train": train,
+        "train": {
+            "global_batch_size": t.budget.batch_tokens // t.data.seq_len,
+            "train_iters": t.budget.steps,
+        },
     }
-    return written(folder, {
-        "scaletune_megatron_bridge.py": module(MODULE, transfer, rows, optimizer=optimizer, **told),
-        "param_groups.json": json.dumps(param_groups(transfer, rows, CANNOT + said, multipliers), indent=1) + "\n",
-    })  # fmt: skip
+    beside = param_groups(transfer, rows, CANNOT + changed_eps, multipliers)
+    texts = {
+        "scaletune_megatron_bridge.py": render_module(MODULE, transfer, rows, **sections),
+        "param_groups.json": json.dumps(beside, indent=1) + "\n",
+    }
+    return write_files(folder, texts)

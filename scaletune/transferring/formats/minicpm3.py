@@ -1,7 +1,9 @@
-"""Hugging Face MiniCPM3: multi-head latent attention (arXiv:2405.04434), whose ranks grow with width here. See `unproven`.
+"""Writes a MiniCPM3 config.json (Hugging Face transformers). Needs `force`.
 
-Read in transformers 5.23.0: branches are multiplied by scale_depth / sqrt(layers), the readout's input by dim_model_base / hidden_size,
-which is a whole number over another; the softmax's scale is fixed, so its multiplier is in the last matrix of the queries.
+The ranks of its multi-head latent attention (arXiv:2405.04434) grow with width here. Checked in
+transformers 5.23.0: branches are multiplied by scale_depth / sqrt(layers), the head's input by
+dim_model_base / hidden_size, both integers. The softmax scale is fixed, so its multiplier is folded
+into the last query matrix. See `untested_archs`.
 """
 
 from __future__ import annotations
@@ -11,78 +13,84 @@ from dataclasses import replace
 from pathlib import Path
 
 from scaletune.errors import UserError
-from scaletune.rules import Planned, Tensor, shift
-from scaletune.transferring import Transfer
+from scaletune.rules import Tensor, TensorPlan, shift
 from scaletune.transferring.formats import untested_archs
-from scaletune.zoo import Transformer
+from scaletune.transferring.target import Transfer
+from scaletune.zoo import TransformerConfig
 
-QUERIES, KEYS = (
-    4,
-    8,
-)  # width over the rank of queries, and of keys and values: near MiniCPM3-4B's 2560 / 768 and 2560 / 256
+QUERIES, KEYS = 4, 8
+"""Width over the rank of queries, and of keys and values; MiniCPM3-4B has 2560/768 and 2560/256."""
 
 
-def layer(name: str, model: Transformer) -> Iterator[Tensor]:
-    """One layer. Half of a head is turned by its position, the same for all heads of a key; a latent's gains are a vector."""
-    queries, keys, turned, attention = (
-        model.width // QUERIES,
-        model.width // KEYS,
-        model.head_dim // 2,
-        f"{name}.self_attn",
-    )
-    yield untested_archs.hidden(f"{attention}.q_a_proj", queries, model.width)
-    yield untested_archs.gains(f"{attention}.q_a_layernorm.weight", queries)
-    yield untested_archs.hidden(f"{attention}.q_b_proj", model.width, queries)
-    yield untested_archs.hidden(
-        f"{attention}.kv_a_proj_with_mqa", keys + turned, model.width, growing=keys
-    )
-    yield untested_archs.gains(f"{attention}.kv_a_layernorm.weight", keys)
-    yield untested_archs.hidden(
-        f"{attention}.kv_b_proj", model.heads * (model.head_dim - turned + model.head_dim), keys
-    )
-    yield untested_archs.hidden(f"{attention}.o_proj", model.width, model.width)
+def layer(name: str, model: TransformerConfig) -> Iterator[Tensor]:
+    """The tensors of one layer.
+
+    Half of each head has rotary positions, which all heads share for a key. The gains of a latent
+    are a vector.
+    """
+    attention, width = f"{name}.self_attn", model.width
+    queries, keys, rotary = width // QUERIES, width // KEYS, model.head_dim // 2
+    per_head = model.head_dim - rotary + model.head_dim
+    key_rows = keys + rotary
+    hidden, gain = untested_archs.hidden_matrix, untested_archs.gain
+    yield hidden(f"{attention}.q_a_proj", queries, width)
+    yield gain(f"{attention}.q_a_layernorm.weight", queries)
+    yield hidden(f"{attention}.q_b_proj", width, queries)
+    yield hidden(f"{attention}.kv_a_proj_with_mqa", key_rows, width, growing=keys)
+    yield gain(f"{attention}.kv_a_layernorm.weight", keys)
+    yield hidden(f"{attention}.kv_b_proj", model.heads * per_head, keys)
+    yield hidden(f"{attention}.o_proj", width, width)
     yield from untested_archs.mlp(f"{name}.mlp", model)
     for norm in ("input_layernorm", "post_attention_layernorm"):
-        yield untested_archs.gains(f"{name}.{norm}.weight", model.width)
+        yield gain(f"{name}.{norm}.weight", width)
 
 
-MINICPM3 = untested_archs.Kind(
-    "MiniCPM3", "minicpm3", "multi-head latent attention", layer, "model.norm.weight", needs=8,
+MINICPM3 = untested_archs.UntestedArch(
+    "MiniCPM3",
+    "minicpm3",
+    "multi-head latent attention",
+    layer,
+    "model.norm.weight",
+    multiple_of=8,
     cannot=(
-        f"latents: q_lora_rank is taken as hidden_size / {QUERIES} and kv_lora_rank as hidden_size / {KEYS}; ranks that do not grow with"
-        " width would have other roles",
-        "softmax multiplier: its scale is fixed, so it is written into q_b_proj (exact under AdamW, but for gradient clipping)",
+        f"latent ranks: q_lora_rank is hidden_size / {QUERIES} and kv_lora_rank is hidden_size /"
+        f" {KEYS}; ranks that do not grow with width would need other scaling rules",
+        "softmax multiplier: the scale is fixed, so the multiplier is folded into q_b_proj (exact"
+        " under AdamW, except for gradient clipping)",
     ),
-)  # fmt: skip
+)
 
 
-def readout(transfer: Transfer, rows: list[Planned]) -> tuple[list[Planned], int]:
-    """(rows, dim_model_base): the logits' multiplier as a whole number over the width, or else in the head's weights."""
-    width, wanted = (
-        transfer.target.model.width,
-        transfer.multipliers["logits"] * transfer.target.model.width,
-    )
-    if abs(round(wanted) - wanted) < 1e-9 * wanted:
-        return rows, round(wanted)
-    if not any(row.name == "lm_head.weight" for row in rows):
+def readout(transfer: Transfer, rows: list[TensorPlan]) -> tuple[list[TensorPlan], int]:
+    """Returns the rows and dim_model_base.
+
+    The logits multiplier is dim_model_base / width if that is exact, else it is folded into the
+    head.
+    """
+    width = transfer.target.model.width
+    base = transfer.multipliers["logits"] * width
+    if abs(round(base) - base) < 1e-9 * base:
+        return rows, round(base)
+    head = "lm_head.weight"
+    if not any(row.name == head for row in rows):
         raise UserError(
-            f"MiniCPM3 multiplies logits by dim_model_base / hidden_size, both whole, and a tied head would need {wanted:.6g} / {width}:"
-            " set model.tied = false or another logits_multiplier"
+            "MiniCPM3 multiplies logits by dim_model_base / hidden_size, both integers, but the"
+            f" tied head needs {base:.6g} / {width}: set model.tied = false or another"
+            " logits_multiplier"
         )
-    theta = width / wanted
-    return [
-        shift(row, theta, row.family) if row.name == "lm_head.weight" else row for row in rows
-    ], width
+    theta = width / base
+    return [shift(row, theta, row.family) if row.name == head else row for row in rows], width
 
 
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
-    """`config.json`, `param_groups.json`, `loader.py`."""
-    rows = untested_archs.planned(MINICPM3, transfer)
+    """Writes config.json, param_groups.json and loader.py."""
+    rows = untested_archs.plan_tensors(MINICPM3, transfer)
     model, m = transfer.target.model, transfer.multipliers
-    assert isinstance(model, Transformer)
+    assert isinstance(model, TransformerConfig)
     if model.kv_heads not in (None, model.heads):
         raise UserError(
-            f"a MiniCPM3 has as many key-value heads as heads, but got kv_heads={model.kv_heads}, heads={model.heads}"
+            "MiniCPM3 needs as many key-value heads as heads,"
+            f" but got kv_heads={model.kv_heads}, heads={model.heads}"
         )
     softmax = m["attention"] * model.head_dim**0.5
     rows = [
@@ -93,8 +101,13 @@ def emit(transfer: Transfer, folder: Path) -> list[Path]:
     ]
     rows, base = readout(transfer, rows)
     own = {
-        "q_lora_rank": model.width // QUERIES, "kv_lora_rank": model.width // KEYS, "qk_rope_head_dim": model.head_dim // 2,
-        "qk_nope_head_dim": model.head_dim - model.head_dim // 2, "v_head_dim": model.head_dim, "scale_emb": m["embedding"],
-        "scale_depth": m["residual"] * model.depth**0.5, "dim_model_base": base,
-    }  # fmt: skip
+        "q_lora_rank": model.width // QUERIES,
+        "kv_lora_rank": model.width // KEYS,
+        "qk_rope_head_dim": model.head_dim // 2,
+        "qk_nope_head_dim": model.head_dim - model.head_dim // 2,
+        "v_head_dim": model.head_dim,
+        "scale_emb": m["embedding"],
+        "scale_depth": m["residual"] * model.depth**0.5,
+        "dim_model_base": base,
+    }
     return untested_archs.emit(MINICPM3, transfer, rows, own, folder)

@@ -1,4 +1,8 @@
-"""Our own recipe: the target as a TOML file that `scaletune count`, `check` and `sweep` read, evidence and neutral plan beside it."""
+"""Writes the target as a scaletune recipe (TOML), and the plan as plan.json.
+
+`scaletune count`, `check` and `sweep` read the recipe. Its `[evidence]` holds the interval and the
+assumptions; plan.json has the settings of each tensor, independent of any stack.
+"""
 
 from __future__ import annotations
 
@@ -8,46 +12,42 @@ from pathlib import Path
 from typing import Any
 
 from scaletune.records import write_atomically
-from scaletune.transferring import Transfer
+from scaletune.transferring.target import Transfer
 
 
 def _value(value: Any) -> str:
-    """A TOML value. JSON's strings, numbers, booleans and lists are TOML's; tables are written inline."""
-    if isinstance(value, Mapping):
-        return (
-            "{ "
-            + ", ".join(
-                f"{json.dumps(key)} = {_value(v)}" for key, v in value.items() if v is not None
-            )
-            + " }"
-        )
-    return json.dumps(value, ensure_ascii=False)
+    """A TOML value: strings, numbers, booleans and lists are as in JSON; tables are inline."""
+    if not isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False)
+    pairs = (f"{json.dumps(key)} = {_value(v)}" for key, v in value.items() if v is not None)
+    return "{ " + ", ".join(pairs) + " }"
+
+
+def _pairs(content: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_value(value)}" for key, value in content.items() if value is not None]
 
 
 def toml(content: Mapping[str, Any]) -> str:
-    """A recipe's plain values as TOML: top-level values first, then a table for each section; None is left out."""
-    top = [
-        f"{key} = {_value(value)}"
-        for key, value in content.items()
-        if value is not None and not isinstance(value, Mapping)
-    ]
-    lines = list(top)
-    for name, table in content.items():
-        if isinstance(table, Mapping) and table:
-            lines += [
-                "",
-                f"[{name}]",
-                *(f"{key} = {_value(value)}" for key, value in table.items() if value is not None),
-            ]
+    """Formats a recipe's plain values as TOML.
+
+    Top-level values come first, then one table per section. None is left out.
+    """
+    tables = {key: value for key, value in content.items() if isinstance(value, Mapping)}
+    lines = _pairs({key: value for key, value in content.items() if key not in tables})
+    for name, table in tables.items():
+        if table:
+            lines += ["", f"[{name}]", *_pairs(table)]
     return "\n".join(lines) + "\n"
 
 
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
-    """`target.toml` and `plan.json`."""
+    """Writes target.toml and plan.json."""
     e = transfer.evidence
-    head = f"# Transferred by scaletune {e['scaletune']} from fit {e['fit']} (law {e['law']}); see [evidence] for the interval and what is assumed.\n"
-    point = transfer.target.point() | {"evidence": e}
-    content = {"name": transfer.target.name} | point
+    head = (
+        f"# Written by scaletune {e['scaletune']} from fit {e['fit']} (law {e['law']});"
+        " [evidence] has the interval and the assumptions.\n"
+    )
+    content = {"name": transfer.target.name, **transfer.target.point(), "evidence": e}
     write_atomically(folder / "target.toml", head + toml(content))
-    write_atomically(folder / "plan.json", json.dumps(transfer.neutral(), indent=1) + "\n")
+    write_atomically(folder / "plan.json", json.dumps(transfer.to_dict(), indent=1) + "\n")
     return [folder / "target.toml", folder / "plan.json"]
