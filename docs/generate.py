@@ -163,7 +163,7 @@ def recipe_page() -> str:
 def described(title: str, model: type[BaseModel], level: int = 2) -> Iterator[str]:
     """A heading, the first paragraph of the class, its keys, then the tables inside it."""
     yield from (f"{'#' * level} {title}", "")
-    yield from (inspect.getdoc(model) or "", "")
+    yield from ((inspect.getdoc(model) or "").split("\n\nExample:")[0], "")
     yield from (*table(model), "")
     for name, field in model.model_fields.items():
         for tag, inner in sections(field.rebuild_annotation()):

@@ -1,8 +1,8 @@
-"""scaletune: train small proxies, fit a law, predict the optimum at the target scale, with intervals.
+"""Train small proxies, fit a law, predict the optimum at the target scale, with intervals.
 
 Each function has a command of the same name: `run`, `plan`, `sweep`, `status`, `export`, `fit`,
-`predict`, `transfer`, `lint`, `plot`, `report`, `check`, `count`, `init`. `laws` is the catalogue of
-published laws. Names load on first use, so `import scaletune` and `predict` do not import torch.
+`predict`, `transfer`, `lint`, `plot`, `report`, `check`, `count`, `init`. `laws` is the catalogue
+of published laws. Names load on first use: `import scaletune` and `predict` import no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every table of a recipe is made of: frozen, strict, closed; and the kinds of number it holds."""
+"""The base class of all recipe tables, and the number types of their fields."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _whole(value: Any) -> Any:
-    """TOML writes 1e9 as a float: a whole one is a count."""
+    """A whole float as int: TOML reads 1e9 as a float."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -20,6 +20,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """One table of a recipe: frozen, strict (a quoted number is an error), closed (an unknown key is an error)."""
+    """One table of a recipe: immutable; a quoted number or an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

@@ -1,4 +1,4 @@
-"""Runs a study: sweep, fit, validate on a held-out setting, transfer to the target, plot, report."""
+"""Runs a study: sweep, fit, validate on a held-out setting, transfer, plot, report."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run(
 
 
 def _validate_study(recipe: Recipe, target: Recipe | None) -> None:
-    """Raises UserError, before training, on a law, format, target or held-out setting that fails."""
+    """Checks law, formats, target and held-out setting before anything is trained."""
     fitting.require_known_law(recipe.fit.law)
     if recipe.fit.law in LOSS_LAWS:
         raise UserError(
@@ -112,11 +112,11 @@ def _study_tasks(recipe: Recipe, stem: Path, adopt: bool) -> list[Task]:
     compared = [
         task
         for other in recipe.compare
-        for task in tasks(other.name, recipes.points(recipes.compared(recipe, other)))
+        for task in tasks(other.name, recipes.points(recipes.comparison_recipe(recipe, other)))
     ]
     if recipe.search.kind == "grid":
         return tasks("main", recipes.points(recipe)) + compared
-    return loop.search(recipe, stem, adopt=adopt, beside=compared)[0] + compared
+    return loop.run_search(recipe, stem, adopt=adopt, beside=compared)[0] + compared
 
 
 def _train(
@@ -130,7 +130,7 @@ def _train(
 
 
 def _validate_law(fit: Fit, recipe: Recipe, vocab_size: int, stem: Path, path: Path) -> Fit:
-    """Predicts the held-out setting, writes the prediction, trains the setting, writes the error."""
+    """Predicts the held-out setting, writes that down, trains the setting, writes the error."""
     held_out = _held_out(recipe)
     assert recipe.holdout
     n_params = counting.params(held_out.model, vocab_size)["n_params"]

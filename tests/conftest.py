@@ -8,12 +8,10 @@ import sys
 import pytest
 from hypothesis import settings
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # two busy workers on a shared core collapse; and bitwise tests need one thread
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a background job ignores interrupts, and so would the drivers we interrupt
+# two busy workers on a shared core collapse; and bitwise tests need one thread
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a background job ignores interrupts, and so would the drivers we interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.modules["torchvision"] = (
     None  # nothing of ours needs it, and one built for another torch breaks transformers' import
 )
@@ -45,18 +43,27 @@ def words(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(words):
     """settings -> a Recipe of eight steps at width 32, with `{short name or dotted path: value}` put in."""
-    from scaletune.recipe import validated, with_settings
+    from scaletune.recipe import validate_recipe, with_settings
 
-    recipe = validated(TINY | {"data": TINY["data"] | {"source": str(words)}}, "tiny")
+    recipe = validate_recipe(TINY | {"data": TINY["data"] | {"source": str(words)}}, "tiny")
     return lambda settings=(), **named: with_settings(recipe, dict(settings) | named)
 
 
 VOCAB = 64
 EVIDENCE = {  # as `prepare` makes it
-    "scaletune": "0.1.0", "fit": "0123456789abcdef", "law": "lr_nd", "n_params": 25000, "tokens": 2048, "lr": 0.0123456,
-    "interval": {"lr": [0.009, 0.017], "batch_tokens": None, "loss": None}, "level": 0.95, "band": {"lr": [0.0061, 0.024]},
-    "loss": None, "status": ['a sentence with "quotes", a \\ and an é'], "assumptions": ["one", "two"],
-}  # fmt: skip
+    "scaletune": "0.1.0",
+    "fit": "0123456789abcdef",
+    "law": "lr_nd",
+    "n_params": 25000,
+    "tokens": 2048,
+    "lr": 0.0123456,
+    "interval": {"lr": [0.009, 0.017], "batch_tokens": None, "loss": None},
+    "level": 0.95,
+    "band": {"lr": [0.0061, 0.024]},
+    "loss": None,
+    "status": ['a sentence with "quotes", a \\ and an é'],
+    "assumptions": ["one", "two"],
+}
 WIDE = {"width": 128, "parametrization.base_width": 32, "parametrization.init_std": 0.2}
 
 
@@ -71,7 +78,7 @@ def transferred(tiny):
         return Transfer(
             target,
             VOCAB,
-            counting.planned(target, VOCAB),
+            counting.plan_tensors(target, VOCAB),
             counting.multipliers(target, VOCAB),
             EVIDENCE,
         )

@@ -138,7 +138,7 @@ def test_params_are_those_of_the_model(tiny, model, vocab_size):
 
 @given(model=shapes, vocab_size=st.integers(7, 50))
 def test_flops_are_what_torch_counts(tiny, model, vocab_size):
-    """The matrices exactly; attention twice what is needed, as arXiv:2204.02311 counts it: without the causal mask."""
+    """Matrices exactly; attention without the causal mask (twice the need), as in arXiv:2204.02311."""
     inputs, targets = batch_of(model)
     made = real(tiny, model, vocab_size)
     with (
@@ -181,7 +181,7 @@ def test_m_of_deepseek_7b_is_the_printed_one():
 
 
 def test_params_are_those_of_published_models():
-    """LLaMA-7B (6,738,415,616 weights), Mixtral-8x7B (46.7 G, of which 12.9 G a token meets), GPT-2 small (124,439,808), ViT-B/16 (86.6 M)."""
+    """LLaMA-7B (6,738,415,616 weights), Mixtral-8x7B (46.7 G, 12.9 G active), GPT-2 small (124,439,808), ViT-B/16 (86.6 M)."""
     llama = zoo.TransformerConfig(width=4096, depth=32, head_dim=128, ffn_ratio=11008 / 4096)
     assert counting.params(llama, 32000)["n_params_total"] == 6738415616
     mixtral = zoo.MoEConfig(
@@ -397,3 +397,11 @@ def test_count_of_a_recipe_is_one_dict_or_one_per_point(tiny):
     swept = tiny({"axes": {"width": [32, 64], "lr": [0.1, 0.2]}})
     assert [point["width"] for point in counting.count(swept)] == [32, 32, 64, 64]
     assert counting.count(tiny({"data.vocab_size": 300}))["vocab_size"] == 300
+
+
+def test_the_outputs_of_images_are_their_classes():
+    """`data.vision` reads the labels of these formats; counting does not read the images."""
+    from scaletune.data.vision import CIFAR
+
+    classes = {name: size for name, (_, _, size) in CIFAR.items()}
+    assert classes == {name: counting.OUTPUTS[name] for name in CIFAR}

@@ -1,4 +1,4 @@
-"""Memory, splits and hours: against the bytes that torch holds, and the numbers of published runs."""
+"""Memory, splits and GPU-hours: against the bytes that torch holds and against published runs."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from scaletune.counting import memory, parallelism
 from scaletune.counting.families import layer_floats
 from scaletune.counting.memory import Split
 from scaletune.errors import UserError
-from scaletune.recipe import validated
+from scaletune.recipe import validate_recipe
 
 VOCAB = 64
 LLAMA_2_7B = {"width": 4096, "depth": 32, "head_dim": 128, "ffn_ratio": 2.6875}
@@ -21,7 +21,7 @@ STATES = ("weights", "gradients", "optimizer_states", "master_weights")
 
 
 def target(model, gpu="A100-80", **hardware):
-    return validated(
+    return validate_recipe(
         {
             "model": model, "parametrization": {"base_width": 256}, "data": {"seq_len": 4096},
             "budget": {"tokens": STEPS * BATCH, "batch_tokens": BATCH}, "hardware": {"gpu": gpu} | hardware,
@@ -63,15 +63,15 @@ def test_states_are_the_bytes_that_torch_holds(tiny, precision):
 
 
 WHOLE = {
-    "moe": zoo.MoE(width=64, head_dim=16, n_experts=4, n_shared_experts=1), "vit": zoo.ViT(width=64, head_dim=16),
-    "resnet": zoo.ResNet(width=16), "mlp": zoo.MLP(width=64), "transformer": zoo.Transformer(width=64, head_dim=16, kv_heads=2, depth=3),
+    "moe": zoo.MoEConfig(width=64, head_dim=16, n_experts=4, n_shared_experts=1), "vit": zoo.ViTConfig(width=64, head_dim=16),
+    "resnet": zoo.ResNetConfig(width=16), "mlp": zoo.MLPConfig(width=64), "transformer": zoo.TransformerConfig(width=64, head_dim=16, kv_heads=2, depth=3),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("family", ["adamw", "muon", "adafactor", "sgd"])
 @pytest.mark.parametrize("name", WHOLE)
-def test_unsplit_in_float32_it_is_what_count_says(name, family):
-    model, seq_len = WHOLE[name], 8 if isinstance(WHOLE[name], zoo.Decoder) else 1
+def test_without_a_split_in_float32_memory_is_that_of_count(name, family):
+    model, seq_len = WHOLE[name], 8 if isinstance(WHOLE[name], zoo.DecoderConfig) else 1
     told = memory.training_memory(
         model, 100, seq_len, Split(micro_rows=3), family=family, precision="float32"
     )
@@ -84,7 +84,7 @@ def test_unsplit_in_float32_it_is_what_count_says(name, family):
 
 def test_states_are_those_of_zeros_paper():
     """arXiv:1910.02054, figure 1: of a model with 7.5e9 weights 120 GB on each GPU, and 31.4 GB when 64 share the optimizer's."""
-    model = zoo.Transformer(**LLAMA_2_7B)
+    model = zoo.TransformerConfig(**LLAMA_2_7B)
     scale = 7.5e9 / counting.params(model, 32000)["n_params_total"]
     for zero, gigabytes in ((0, 120), (1, 31.4)):
         parts = memory.training_memory(model, 32000, 4096, Split(dp=64), zero=zero)
@@ -95,7 +95,7 @@ def test_states_are_those_of_zeros_paper():
 
 def test_activations_are_those_of_the_published_count():
     """arXiv:2205.05198, eq. 1: s b h (34 + 5 a s / h) bytes a layer: without 2 of dropout masks and the scores; 4 more of unfused norms."""
-    model = zoo.Transformer(
+    model = zoo.TransformerConfig(
         width=1024,
         head_dim=64,
         ffn_ratio=4.0,
@@ -117,7 +117,7 @@ def test_activations_are_those_of_the_published_count():
 
 
 def test_recomputed_layers_keep_their_input_and_one_is_whole():
-    model = zoo.Transformer(**LLAMA_2_7B)
+    model = zoo.TransformerConfig(**LLAMA_2_7B)
     kept, whole = (
         memory.training_memory(model, 1, 4096, Split(), recompute=on)["activations"]
         for on in (True, False)
@@ -127,9 +127,9 @@ def test_recomputed_layers_keep_their_input_and_one_is_whole():
 
 
 @given(tp=st.sampled_from([1, 2, 4]), pp=st.sampled_from([1, 2, 4]), tied=st.booleans())
-def test_what_a_split_holds_is_the_whole_model(tp, pp, tied):
-    model = zoo.Transformer(width=64, head_dim=16, depth=4, tied=tied)
-    stages = memory._held(model, 100, "adamw", Split(tp, pp))
+def test_the_parts_of_a_split_sum_to_the_model(tp, pp, tied):
+    model = zoo.TransformerConfig(width=64, head_dim=16, depth=4, tied=tied)
+    stages = memory._weights_and_states(model, 100, "adamw", Split(tp, pp))
     gains = sum(t.size for t in counting.tensors(model, 100) if t.role == "vec")
     copies = 100 * 64 if tied and pp > 1 else 0  # on the first stage and on the last
     assert (
@@ -142,7 +142,7 @@ def test_what_a_split_holds_is_the_whole_model(tp, pp, tied):
 
 
 def test_a_small_model_is_split_by_its_data_alone():
-    placed = parallelism.place(
+    placed = parallelism.choose_split(
         target(LLAMA_2_7B, gpus=64), 32000, hardware.Hardware(gpu="H200", gpus=64)
     )
     assert placed.fits and (
@@ -155,12 +155,12 @@ def test_a_small_model_is_split_by_its_data_alone():
 
 def test_a_large_one_takes_the_smallest_tp_then_the_smallest_pp_that_fits():
     recipe = target(LLAMA_2_70B, gpus=512)
-    placed = parallelism.place(recipe, 32000, recipe.hardware)
+    placed = parallelism.choose_split(recipe, 32000, recipe.hardware)
     assert placed.fits and placed.split.tp * placed.split.pp * placed.split.dp == 512
     room = 80e9 * recipe.hardware.usable
     for split in parallelism.splits(recipe, recipe.hardware):
         if (split.tp, split.pp) < (placed.split.tp, placed.split.pp):
-            assert parallelism.memory_of(recipe, 32000, split, recipe.hardware)["total"] > room
+            assert parallelism.gpu_memory(recipe, 32000, split, recipe.hardware)["total"] > room
     assert placed.memory["total"] <= room
 
 
@@ -173,17 +173,17 @@ def test_every_split_divides(gpus):
         assert split.dp * split.micro_batches * 4096 == BATCH
 
 
-def test_what_fits_nowhere_and_what_divides_nowhere():
+def test_a_model_that_fits_no_split_and_gpus_that_do_not_divide():
     recipe = target(LLAMA_2_70B, gpus=8)
-    assert not parallelism.place(recipe, 32000, recipe.hardware).fits
+    assert not parallelism.choose_split(recipe, 32000, recipe.hardware).fits
     recipe = target(LLAMA_2_70B, gpus=7)
-    assert parallelism.place(recipe, 32000, recipe.hardware) is None
-    assert parallelism.undivided(recipe, recipe.hardware).startswith(
+    assert parallelism.choose_split(recipe, 32000, recipe.hardware) is None
+    assert parallelism.no_split_message(recipe, recipe.hardware).startswith(
         "7 GPUs do not divide a batch of 1024 sequences, 64 heads, 8 key-value heads"
     )
 
 
-def test_a_pipelines_idle_share_is_the_published_one():
+def test_the_pipeline_bubble_is_the_published_one():
     """arXiv:2104.04473, section 2.2: (p - 1) / m of the ideal time."""
     idle = Split(pp=4, micro_batches=12).bubble
     assert idle / (1 - idle) == pytest.approx(3 / 12)
@@ -218,7 +218,7 @@ def test_published_hours_lie_within_the_range(name):
 
 def test_six_n_of_gpt_3_is_its_published_compute():
     """arXiv:2005.14165, table D.1: 3.14e23 FLOPs for 174,600M parameters and 300B tokens."""
-    gpt3 = zoo.Transformer(
+    gpt3 = zoo.TransformerConfig(
         width=12288,
         depth=96,
         head_dim=128,
@@ -232,17 +232,21 @@ def test_six_n_of_gpt_3_is_its_published_compute():
     assert counting.params(gpt3, 50257)["n_params_total"] == pytest.approx(174.6e9, rel=6e-3)
 
 
-def test_where_bandwidth_is_slower_than_arithmetic_it_is_said(tiny):
+def test_a_warning_where_bandwidth_is_slower_than_compute(tiny):
     recipe = tiny({"hardware": {"gpu": "H100", "gpus": 8}})
-    placed = parallelism.place(recipe, VOCAB, recipe.hardware)
-    said = parallelism.floors(recipe, VOCAB, placed, recipe.hardware, 0.4)
+    placed = parallelism.choose_split(recipe, VOCAB, recipe.hardware)
+    said = parallelism.bandwidth_warnings(recipe, VOCAB, placed, recipe.hardware, 0.4)
     assert [sentence.split(" takes ")[0] for sentence in said] == [
-        "reading and writing weights and optimizer", "reducing gradients, were all GPUs in one node,",
+        "reading and writing weights and optimizer states", "reducing gradients, if all GPUs were in one node,",
     ]  # fmt: skip
     recipe = target(LLAMA_2_7B, gpus=64)
     assert (
-        parallelism.floors(
-            recipe, 32000, parallelism.place(recipe, 32000, recipe.hardware), recipe.hardware, 0.4
+        parallelism.bandwidth_warnings(
+            recipe,
+            32000,
+            parallelism.choose_split(recipe, 32000, recipe.hardware),
+            recipe.hardware,
+            0.4,
         )
         == []
     )
@@ -251,14 +255,14 @@ def test_where_bandwidth_is_slower_than_arithmetic_it_is_said(tiny):
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_go_over_the_tables():
-    gpu = hardware.Hardware(gpu="H100", memory_gb=94.0).resolved()
+def test_given_numbers_replace_the_datasheets():
+    gpu = hardware.Hardware(gpu="H100", memory_gb=94.0).gpu_spec()
     assert (
         gpu.memory == 94e9
         and gpu.peak == hardware.GPUS["H100"].peak
         and "memory_gb as given" in gpu.source
     )
-    assert hardware.Hardware(memory_gb=24.0, peak_flops=1e14).resolved().memory_bandwidth == 0
+    assert hardware.Hardware(memory_gb=24.0, peak_flops=1e14).gpu_spec().memory_bandwidth == 0
     assert hardware.Hardware(gpu="H100", mfu=[0.2, 0.5]).utilisation()[:3] == (
         pytest.approx(0.1**0.5),
         0.2,
@@ -269,7 +273,7 @@ def test_numbers_go_over_the_tables():
 BAD = {
     "unknown": (
         {"gpu": "H10"},
-        r"`hardware.gpu` must be one we know, or numbers in its place, but got 'H10' \(nearest: 'H100'\)",
+        r"`hardware.gpu` must be a known GPU, or give its numbers instead, but got 'H10' \(nearest: 'H100'\)",
     ),
     "nothing": ({"gpus": 8}, "`hardware` needs `gpu` .*, or `memory_gb` and `peak_flops`"),
     "half a node": (
@@ -278,7 +282,7 @@ BAD = {
     ),
     "float32": (
         {"gpu": "H100", "precision": "float32"},
-        "`hardware.peak_flops` must say the peak of precision 'float32'",
+        "`hardware.peak_flops` must be given for precision 'float32'",
     ),
     "a range upside down": (
         {"gpu": "H100", "mfu": [0.5, 0.2]},

@@ -67,7 +67,7 @@ def test_every_parameter_is_that_of_transformers(tmp_path, name):
     )
 
 
-def test_what_hub_files_of_old_say(tmp_path):
+def test_an_older_config_of_the_hub(tmp_path):
     """Llama 2's own file has neither `head_dim` nor biases, and `rope_theta` or `rope_scaling: null` at the top."""
     config = {
         "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -84,35 +84,35 @@ def test_what_hub_files_of_old_say(tmp_path):
     assert counted(tmp_path) == PUBLISHED["llama-2-7b"] and len(said) == 1
 
 
-def test_what_is_not_read_is_said(tmp_path):
+def test_keys_that_are_not_read_are_listed(tmp_path):
     said = huggingface.read(written(tmp_path, GPT2Config(), some_key=3))[2]
-    assert "`resid_pdrop` 0.1 is left out: our models have no dropout" in said
-    assert "not read, as no model of ours has it: some_key" in said
-    assert "its GELU is the tanh approximation, ours the exact one" in said
+    assert "`resid_pdrop` 0.1 is not used: models of the zoo have no dropout" in said
+    assert "not read, because no model of the zoo has it: some_key" in said
+    assert "the config's GELU is the tanh approximation; the zoo has the exact GELU" in said
 
 
 LLAMA = LlamaConfig(hidden_size=256, num_attention_heads=4)
 REFUSED = {
-    "gelu": (LLAMA, {"hidden_act": "gelu"}, "`hidden_act` 'silu', but got 'gelu'"),
+    "gelu": (LLAMA, {"hidden_act": "gelu"}, "`hidden_act` must be 'silu' in the models of the zoo, but got 'gelu'"),
     "half a bias": (LLAMA, {"attention_bias": True}, "biases everywhere or nowhere, but got attention_bias=True, mlp_bias=False"),
     "stretched": (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "plain rotary positions, but got rope_type='llama3'"),
     "stretched of old": (LLAMA, {"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "but got rope_type='linear'"),
     "wide heads": (
-        LLAMA, {"head_dim": 128}, r"`heads \* head_dim == hidden_size` must hold in our models, but got 4 \* 128 and 256: nearest head_dim=64",
+        LLAMA, {"head_dim": 128}, r"`heads \* head_dim == hidden_size` must hold in models of the zoo, but got 4 \* 128 and 256: nearest head_dim=64",
     ),
-    "window": (MistralConfig(), {"sliding_window": 4096}, "`sliding_window` None, but got 4096"),
+    "window": (MistralConfig(), {"sliding_window": 4096}, "`sliding_window` must be None in the models of the zoo, but got 4096"),
     "another type": (LLAMA, {"model_type": "lama"}, r"`model_type` must be one of .* \(nearest: 'llama'\)"),
-    "a neighbour": (LLAMA, {"model_type": "qwen2"}, "'qwen2' is none of our models: its queries, keys and values have biases"),
+    "a neighbour": (LLAMA, {"model_type": "qwen2"}, "the zoo has no model of `model_type` 'qwen2': its queries, keys and values have biases"),
     "quoted": (LLAMA, {"hidden_size": "256"}, "`hidden_size` must be a whole number above 0, but got '256'"),
     "no heads": (LLAMA, {"num_key_value_heads": 0}, "`num_key_value_heads` must be a whole number above 0, but got 0"),
-    "no table": (LLAMA, {"rope_parameters": "x"}, "rotary positions must be told by a table, but got 'x'"),
+    "no table": (LLAMA, {"rope_parameters": "x"}, "`rope_parameters` must be a table, but got 'x'"),
     "no width": (LLAMA, {"hidden_size": None}, "`hidden_size` must be given"),
-    "scaled by layer": (GPT2Config(), {"scale_attn_by_inverse_layer_idx": True}, "`scale_attn_by_inverse_layer_idx` False, but got True"),
+    "scaled by layer": (GPT2Config(), {"scale_attn_by_inverse_layer_idx": True}, "`scale_attn_by_inverse_layer_idx` must be False in the models of the zoo, but got True"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_the_zoo_cannot_be_is_one_clear_line(tmp_path, name):
+def test_unsupported_values_are_refused_with_one_sentence(tmp_path, name):
     config, changed, sentence = REFUSED[name]
     with pytest.raises(UserError, match=sentence) as error:
         huggingface.read(written(tmp_path, config, **changed))
@@ -120,7 +120,7 @@ def test_what_the_zoo_cannot_be_is_one_clear_line(tmp_path, name):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", None])
-def test_what_is_no_config_is_one_clear_line(tmp_path, text):
+def test_other_files_are_refused_with_one_sentence(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"`model\.hf` must"):
@@ -151,7 +151,7 @@ def test_a_recipe_takes_its_model_from_a_config_beside_it(tmp_path):
     )
     assert (
         made.evidence["architecture"][-1]
-        == "`model.depth` 5 is the target's own, over the config's"
+        == "`model.depth` 5 is set in the target and replaces the config's"
     )
     path.write_text(TARGET.format(hf="elsewhere", own=""))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Recipes: every mistake is one sentence with the rule and the value; points and identities are what they say."""
+"""Recipes: each mistake gives one sentence with the rule and the value; points; trial ids."""
 
 import copy
 import functools
@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from scaletune import data
 from scaletune.errors import UserError
 from scaletune.recipe import (
-    READ,
-    SHORT,
-    compared,
-    identity,
+    DATA_SOURCE_KEYS,
+    SHORT_NAMES,
+    comparison_recipe,
     load,
     parse_setting,
     points,
-    validated,
+    trial_id,
+    validate_recipe,
     with_settings,
 )
-from scaletune.recipe.points import put
+from scaletune.recipe.points import set_path
 from scaletune.zoo import FAMILIES
 
 GOOD = {
@@ -39,8 +39,8 @@ budget = { tokens = 1_024, batch_tokens = 256 }
 def built(path, value):
     """GOOD with one dotted path changed."""
     content = copy.deepcopy(GOOD)
-    put(content, path, value)
-    return validated(content, "good")
+    set_path(content, path, value)
+    return validate_recipe(content, "good")
 
 
 MISTAKES = [  # path, value, the sentence
@@ -70,7 +70,7 @@ MISTAKES = [  # path, value, the sentence
     (
         "model.head_dim",
         1,
-        "`head_dim % 2 == 0` must hold (rotary positions turn pairs), but got head_dim=1",
+        "`head_dim % 2 == 0` must hold (rotary positions rotate pairs), but got head_dim=1",
     ),
     (
         "model.ffn_ratio",
@@ -81,17 +81,17 @@ MISTAKES = [  # path, value, the sentence
     (
         "model.family",
         "mamba",
-        "`model.family` must be one we know, but got 'mamba' (known: mlp, moe, resnet, transformer, vit)",
+        "`model.family` must be a known family, but got 'mamba' (known: mlp, moe, resnet, transformer, vit)",
     ),
     (
         "model.family",
         "restnet",
-        "`model.family` must be one we know, but got 'restnet' (nearest: 'resnet')",
+        "`model.family` must be a known family, but got 'restnet' (nearest: 'resnet')",
     ),
     (
         "model.family",
         3,
-        "`model.family` must be one we know, but got 3 (known: mlp, moe, resnet, transformer, vit)",
+        "`model.family` must be a known family, but got 3 (known: mlp, moe, resnet, transformer, vit)",
     ),
     (
         "model",
@@ -127,7 +127,7 @@ MISTAKES = [  # path, value, the sentence
     (
         "model",
         {"family": "moe", "width": 64, "top_k": 1},
-        "`norm_top_k` must be false for top_k=1: a lone weight of 1 gives the router no gradient",
+        "`norm_top_k` must be false for top_k=1: a single weight of 1 gives the router no gradient",
     ),
     (
         "model",
@@ -157,12 +157,12 @@ MISTAKES = [  # path, value, the sentence
     (
         "model",
         {"family": "mlp", "width": 64},
-        "`data.seq_len` must be 1 for `model.family` 'mlp': an example counts as a token, but got 64",
+        "`data.seq_len` must be 1 for `model.family` 'mlp', which counts an example as one token, but got 64",
     ),
     (
         "parametrization.form",
         "mup_t7",
-        "`form` must be one we know, but got 'mup_t7' (nearest: 'mup_t9')",
+        "`form` must be a known form, but got 'mup_t7' (nearest: 'mup_t9')",
     ),
     (
         "parametrization.depth_alpha",
@@ -186,7 +186,7 @@ MISTAKES = [  # path, value, the sentence
     (
         "optimizer.family",
         "adamww",
-        "`optimizer.family` must be one we know, but got 'adamww' (nearest: 'adamw')",
+        "`optimizer.family` must be a known family, but got 'adamww' (nearest: 'adamw')",
     ),
     (
         "optimizer.decay",
@@ -196,8 +196,9 @@ MISTAKES = [  # path, value, the sentence
     (
         "optimizer.decay",
         "l2",
-        "L2 in the gradient does not scale as the loss gradient with width, and no coordinate check shows it: `optimizer.decay` must be"
-        " 'torch' or 'independent', but got 'l2'",
+        "`optimizer.decay` must be 'torch' or 'independent', but got 'l2': L2 in the gradient does"
+        " not scale with width like the gradient of the loss, and a coordinate check does not"
+        " detect it",
     ),
     (
         "optimizer",
@@ -222,12 +223,12 @@ MISTAKES = [  # path, value, the sentence
     (
         "optimizer.family",
         "prodigy",
-        "family 'prodigy' finds its own learning rate: `optimizer.lr` must be 1.0, but got 0.01",
+        "`optimizer.lr` must be 1.0 for family 'prodigy', which finds its own learning rate, but got 0.01",
     ),
     (
         "optimizer",
         {"family": "schedulefree_adamw", "beta1": 0.0},
-        "family 'schedulefree_adamw' interpolates with `beta1`",
+        "`beta1` must be above 0 for family 'schedulefree_adamw'",
     ),
     (
         "optimizer.family",
@@ -237,18 +238,18 @@ MISTAKES = [  # path, value, the sentence
     (
         "schedule",
         {"kind": "power"},
-        "schedule 'power' needs one of `knee` and `knee_tokens`, from where lr falls",
+        "schedule 'power' needs either `knee` or `knee_tokens`, where the lr starts to fall",
     ),
     (
         "schedule",
         {"kind": "power", "knee": 0.1, "knee_tokens": 64},
-        "schedule 'power' needs one of `knee` and `knee_tokens`",
+        "schedule 'power' needs either `knee` or `knee_tokens`",
     ),
-    ("schedule.start", 0.1, "`schedule.start` is read by one_cycle alone, but got kind='wsd'"),
+    ("schedule.start", 0.1, "`schedule.start` is read only by one_cycle, but got kind='wsd'"),
     (
         "schedule",
         {"kind": "cosine", "decay_shape": "1-sqrt"},
-        "`schedule.decay_shape` is read by wsd and power alone, but got kind='cosine'",
+        "`schedule.decay_shape` is read only by wsd and power, but got kind='cosine'",
     ),
     (
         "schedule.warmup_tokens",
@@ -303,7 +304,7 @@ def test_a_mistake_is_one_sentence(path, value, sentence):
 @pytest.mark.parametrize("missing", GOOD)
 def test_a_missing_table_is_named(missing):
     with pytest.raises(UserError, match=f"^`{missing}` must be given$"):
-        validated({key: value for key, value in GOOD.items() if key != missing}, "good")
+        validate_recipe({key: value for key, value in GOOD.items() if key != missing}, "good")
 
 
 @pytest.mark.parametrize(
@@ -311,10 +312,10 @@ def test_a_missing_table_is_named(missing):
     [
         (
             "widht",
-            "unknown setting `widht` (nearest: 'width'); a dotted path such as `optimizer.beta2` names any setting",
+            "unknown setting `widht` (nearest: 'width'); any setting can be named by its dotted path, such as `optimizer.beta2`",
         ),
         ("optimizer.beta3", "unknown key `optimizer.beta3` (nearest: 'beta2')"),
-        ("seed.deep", "`seed.deep` cannot be set: `seed` is not a table"),
+        ("seed.deep", "`seed.deep` cannot be set, because `seed` is not a table"),
     ],
 )
 def test_an_unknown_axis_is_named(path, sentence):
@@ -344,7 +345,7 @@ def file(tmp_path):
 
 
 def test_load_reads_a_file_and_names_the_recipe_after_it(file):
-    assert load(file) == validated(GOOD, "gpt-1.5b")
+    assert load(file) == validate_recipe(GOOD, "gpt-1.5b")
 
 
 @pytest.mark.parametrize(
@@ -358,7 +359,7 @@ def test_load_reads_a_file_and_names_the_recipe_after_it(file):
         ),
         (
             FILE + "[[compare]]\nname = 'sp'\nset = { form = 'mup8' }",
-            "`form` must be one we know, but got 'mup8' (nearest: 'mup",
+            "`form` must be a known form, but got 'mup8' (nearest: 'mup",
         ),
         (
             FILE + "[holdout]\nset = { wdth = 128 }\nlr = [1e-3, 2e-3, 4e-3]",
@@ -375,7 +376,7 @@ def test_a_bad_file_says_which_and_why(file, text, end):
     assert "\n" not in str(caught.value)
 
 
-def test_bytes_that_are_no_text_are_no_toml(file):
+def test_bytes_that_are_not_text_are_refused(file):
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="must be TOML"):
         load(file)
@@ -408,7 +409,7 @@ def test_set_without_a_name_or_a_value_is_refused(text):
         parse_setting(text)
 
 
-def test_a_setting_beats_the_file_and_the_file_beats_the_default(file):
+def test_a_setting_overrides_the_file_and_the_file_the_default(file):
     file.write_text(FILE + "[optimizer]\nlr = 0.5\nbeta2 = 0.5\n")
     made = load(
         file, ["optimizer.lr=0.25", "lr=0.125"]
@@ -450,7 +451,7 @@ evidence = { source = "a.txt" }
         "a.txt",
     )
     assert [point.data.source for point in points(made)] == [near["a.txt"], "absent.txt", "digits"]
-    assert [set(point.data.source for point in points(compared(made, other))) for other in made.compare] == [
+    assert [set(point.data.source for point in points(comparison_recipe(made, other))) for other in made.compare] == [
         {near["a.txt"], "absent.txt", "digits"}, {near["b.txt"]},
     ]  # fmt: skip
     assert made.compare[0].set == {"data.source": near["b.txt"]} == made.holdout.set
@@ -459,7 +460,7 @@ evidence = { source = "a.txt" }
 @pytest.mark.parametrize(
     "path", ["axes.optimizer.beta2", 'axes."optimizer.beta2"', "axes.'optimizer.beta2'"]
 )
-def test_an_axis_of_a_dotted_name_is_set_over_the_file(file, path):
+def test_a_setting_overrides_a_dotted_axis_of_the_file(file, path):
     file.write_text(FILE)
     assert load(file, [f"{path}=[0.9, 0.95]"]).axes == {"optimizer.beta2": [0.9, 0.95]}
 
@@ -473,11 +474,11 @@ def test_an_axis_of_a_dotted_name_is_set_over_the_file(file, path):
 )
 def test_an_axis_needs_no_quotes(axes):
     """TOML reads `model.width` without quotes as a table; it is the same axis."""
-    made = validated(tomllib.loads(f"{FILE}[axes]\nlr = [1e-3]\n{axes}"), "r")
+    made = validate_recipe(tomllib.loads(f"{FILE}[axes]\nlr = [1e-3]\n{axes}"), "r")
     assert made.axes == {"lr": [1e-3], "model.width": [32, 64], "data.power_law.dim": [1]}
 
 
-def test_a_setting_goes_over_an_axis_without_quotes(file):
+def test_a_setting_overrides_an_axis_without_quotes(file):
     file.write_text(file.read_text() + "[axes]\nmodel.width = [32, 64]\n")
     assert load(file, ["axes.model.width=[96]"]).axes == {"model.width": [96]}
 
@@ -491,7 +492,7 @@ def test_points_are_the_product_of_the_axes():
 
 
 def test_a_recipe_without_axes_is_its_own_point():
-    assert points(validated(GOOD, "good")) == [validated(GOOD, "good")]
+    assert points(validate_recipe(GOOD, "good")) == [validate_recipe(GOOD, "good")]
 
 
 @pytest.mark.parametrize(
@@ -503,9 +504,10 @@ def test_a_recipe_without_axes_is_its_own_point():
     ],
 )
 def test_a_comparison_is_the_same_sweep_under_other_settings(other, expected):
-    asked = validated(GOOD | {"axes": {"lr": [1e-3, 2e-3]}, "compare": [other]}, "good")
+    asked = validate_recipe(GOOD | {"axes": {"lr": [1e-3, 2e-3]}, "compare": [other]}, "good")
     assert {
-        (p.parametrization.form, p.optimizer.lr) for p in points(compared(asked, asked.compare[0]))
+        (p.parametrization.form, p.optimizer.lr)
+        for p in points(comparison_recipe(asked, asked.compare[0]))
     } == expected
 
 
@@ -545,13 +547,15 @@ READ_BY = {  # a setting -> the settings under which it is read
 
 
 def id_of(made, content="digest of the data"):
-    return identity(made, content)
+    return trial_id(made, content)
 
 
 def test_every_setting_of_a_point_is_in_the_table():
-    made = {path for path, _ in leaves(validated(GOOD, "good").point())}
+    made = {path for path, _ in leaves(validate_recipe(GOOD, "good").point())}
     assert set(OTHER) | ONLY_ONE == {
-        path for path in made if path.split(".")[:2] not in [["data", name] for name in READ]
+        path
+        for path in made
+        if path.split(".")[:2] not in [["data", name] for name in DATA_SOURCE_KEYS]
     }
 
 
@@ -563,7 +567,7 @@ def test_identity_depends_on_every_setting(path):
     assert id_of(with_settings(base, {path: OTHER[path]})) != id_of(base)
 
 
-def test_identity_depends_on_what_the_data_holds_and_not_on_where_it_lies(tmp_path):
+def test_identity_depends_on_the_content_of_the_data_and_not_on_its_path(tmp_path):
     ids = []
     for name, text in (("a.txt", "one " * 500), ("b.txt", "one " * 500), ("c.txt", "two " * 500)):
         (tmp_path / name).write_text(text)
@@ -584,15 +588,15 @@ def test_identity_depends_on_what_the_data_holds_and_not_on_where_it_lies(tmp_pa
     ],
 )
 def test_identity_ignores_where_and_why_it_is_trained(settings):
-    made = validated(GOOD, "good")
+    made = validate_recipe(GOOD, "good")
     assert id_of(with_settings(made, settings)) == id_of(made)
 
 
 def test_identity_depends_on_the_family():
-    """Though each family's name is the default of its own section, and the options said are the same."""
+    """Also if the name is the default of its own section and the other options are equal."""
     ids = {
         id_of(
-            validated(
+            validate_recipe(
                 GOOD | {"model": {"family": family, "width": 64}, "data": {"seq_len": 1}}, "good"
             )
         )
@@ -601,25 +605,28 @@ def test_identity_depends_on_the_family():
     assert len(ids) == len(FAMILIES)
 
 
-def test_new_families_and_options_leave_recorded_ids_alone():
+def test_new_families_and_options_do_not_change_recorded_ids():
     assert (
-        id_of(validated(GOOD, "good")) == "d669a8d97a4c9c8a"
+        id_of(validate_recipe(GOOD, "good")) == "d669a8d97a4c9c8a"
     )  # as it was when the zoo had one family
 
 
-def test_a_family_is_what_its_table_says():
+def test_a_family_has_the_options_of_its_table():
     for family, kind in FAMILIES.items():
-        made = validated(
+        made = validate_recipe(
             GOOD | {"model": {"family": family, "width": 64}, "data": {"seq_len": 1}}, "good"
         )
         assert type(made.model) is kind
-        assert validated(made.model_dump(), "again") == made
-    assert type(validated(GOOD, "good").model) is FAMILIES["transformer"]
+        assert validate_recipe(made.model_dump(), "again") == made
+    assert type(validate_recipe(GOOD, "good").model) is FAMILIES["transformer"]
 
 
-def test_settings_leave_the_callers_tables_alone():
+def test_settings_do_not_change_the_callers_tables():
     table = {"width": 64}
-    assert with_settings(validated(GOOD, "good"), {"model": table, "width": 128}).model.width == 128
+    assert (
+        with_settings(validate_recipe(GOOD, "good"), {"model": table, "width": 128}).model.width
+        == 128
+    )
     assert table == {"width": 64}
 
 
@@ -632,19 +639,19 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_settings_give_what_plain_values_validated_whole_would(settings):
-    """Untouched sections are the recipe's own, and the recipe stays as it is."""
-    made = validated(GOOD | {"axes": {"lr": [1e-3]}}, "good")
+    """Sections without a new setting are the same objects; the recipe does not change."""
+    made = validate_recipe(GOOD | {"axes": {"lr": [1e-3]}}, "good")
     before, content = made.model_dump(), made.model_dump()
     for path, value in copy.deepcopy(settings).items():
-        *tables, key = SHORT.get(path, path).split(".")
+        *tables, key = SHORT_NAMES.get(path, path).split(".")
         functools.reduce(dict.__getitem__, tables, content)[key] = value
     given = with_settings(made, settings)
     assert (
-        given == validated(content, "good")
+        given == validate_recipe(content, "good")
         and made.model_dump() == before
         and given.evidence is not made.evidence
     )
-    touched = {SHORT.get(path, path).split(".")[0] for path in settings}
+    touched = {SHORT_NAMES.get(path, path).split(".")[0] for path in settings}
     assert all(
         getattr(given, name) is getattr(made, name)
         for name in {"model", "optimizer", "data", "engine", "budget"} - touched
@@ -659,14 +666,14 @@ def test_settings_give_what_plain_values_validated_whole_would(settings):
         ({"optimizer.lr": "1"}, "without quotes"), ({"tokens": 1000}, "tokens % batch_tokens"),
     ],
 )  # fmt: skip
-def test_what_ties_sections_together_is_judged_again(settings, sentence):
+def test_rules_between_sections_are_checked_again(settings, sentence):
     with pytest.raises(UserError, match=sentence):
-        with_settings(validated(GOOD, "good"), settings)
+        with_settings(validate_recipe(GOOD, "good"), settings)
 
 
 def test_an_axis_may_be_the_family():
-    """What is said carries over; the options of the family before do not."""
-    asked = validated(
+    """Common keys are kept; options of the previous family are not."""
+    asked = validate_recipe(
         GOOD
         | {"model": {"width": 64, "depth": 3}, "axes": {"model.family": ["transformer", "moe"]}},
         "good",
@@ -684,19 +691,19 @@ def test_a_depth_rule_needs_residual_branches():
         UserError,
         match=r"`depth_alpha` must be 0 for `model.family` 'mlp', which has no residual branches, but got 1.0",
     ):
-        validated(GOOD | content | rule, "good")
+        validate_recipe(GOOD | content | rule, "good")
 
 
 def test_short_names_lead_to_settings():
-    known = {path for path, _ in leaves(validated(GOOD, "good").point())}
-    assert set(SHORT.values()) <= known
+    known = {path for path, _ in leaves(validate_recipe(GOOD, "good").point())}
+    assert set(SHORT_NAMES.values()) <= known
 
 
 def test_an_option_at_its_default_is_no_part_of_an_identity():
-    """So recorded trials keep their ids when an option is added: said or left unsaid, a default is the same point."""
+    """Recorded trials keep their ids when an option is added: a stated default is the same point."""
     said = {
         **GOOD,
         "schedule": {"kind": "wsd", "warmup": 0.1, "decay": 0.3, "floor": 0.0},
         "seed": 0,
     }
-    assert id_of(validated(said, "said")) == id_of(validated(GOOD, "good"))
+    assert id_of(validate_recipe(said, "said")) == id_of(validate_recipe(GOOD, "good"))

@@ -1,4 +1,4 @@
-"""The records: written whole or not at all, read back as they were, refused when they are something else."""
+"""Records: atomic writes, reading back, merging, redaction, and errors for other files."""
 
 import json
 import os
@@ -23,11 +23,11 @@ from scaletune.records import (
     Trial,
     digest,
     frame,
-    glance,
-    merged,
+    merge_trials,
     read_jsonl,
+    read_store,
     read_trials,
-    scrubbed,
+    redact,
     write_atomically,
 )  # fmt: skip
 from scaletune.records import store as store_module
@@ -100,7 +100,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert path.read_text() == "old" and os.listdir(path.parent) == ["file.json"]
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
+def test_a_reader_never_sees_a_partial_file(tmp_path, monkeypatch):
     """At the moment of replacement the new text is whole, on disk, and in the same folder."""
     path, moved, move = tmp_path / "file.json", [], os.replace
 
@@ -176,10 +176,10 @@ def test_adopt_takes_them_in(tmp_path):
     store.close()
 
 
-def test_forgotten_trials_can_be_put_again(tmp_path):
+def test_deleted_trials_can_be_recorded_again(tmp_path):
     store = Store(tmp_path / "sweep")
     store.put(replace(TRIAL, status="failed"))
-    store.forget(["a", "unknown"])
+    store.delete(["a", "unknown"])
     store.put(TRIAL)
     assert store.trials() == [TRIAL]
     store.close()
@@ -195,7 +195,7 @@ def test_a_write_that_fails_is_undone(tmp_path):
 
 
 @pytest.mark.parametrize("tail", ["", line(DIVERGED)[:-20], '{"id"', "\n\n"])
-def test_a_torn_last_line_is_left_out(tmp_path, tail):
+def test_an_incomplete_last_line_is_left_out(tmp_path, tail):
     (tmp_path / "sweep.jsonl").write_text(line(TRIAL) + tail)
     assert read_jsonl(tmp_path / "sweep.jsonl") == [TRIAL]
 
@@ -210,7 +210,7 @@ BAD = {  # text of a second line -> the sentence
     "[1, 2]\n": r"every line of .*sweep.jsonl:2 must be a trial, but got '\[1, 2\]'",
     line(
         TRIAL, schema=3
-    ): "sweep.jsonl:2 has schema 3, newer than this scaletune's 2: upgrade scaletune",
+    ): "sweep.jsonl:2 has schema 3, newer than the 2 of this scaletune: upgrade scaletune",
     line(TRIAL, schema="1"): "every line of .*sweep.jsonl:2 must be a trial",
     line(
         TRIAL, colour="red"
@@ -278,11 +278,11 @@ def test_readers_take_any_of_the_three_files(tmp_path):
         (
             "text.db",
             b"no database, whatever its name says",
-            "`.*text.db` must be a sweep's store, but file is not a database",
+            "`.*text.db` must be the database of a sweep, but file is not a database",
         ),
     ],
 )
-def test_what_is_no_record_is_one_sentence(tmp_path, name, content, sentence):
+def test_other_files_are_refused_with_one_sentence(tmp_path, name, content, sentence):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=sentence):
@@ -294,13 +294,13 @@ def test_a_database_of_something_else_is_refused(tmp_path):
     other.execute("CREATE TABLE trials (number REAL)")
     other.close()
     with pytest.raises(
-        UserError, match=r"`.*other.db` must be a sweep's store, but no such column"
+        UserError, match=r"`.*other.db` must be the database of a sweep, but no such column"
     ):
         read_trials(tmp_path / "other.db")
 
 
 @given(lrs=st.lists(st.floats(1e-5, 1), min_size=1, max_size=6, unique=True), seed=st.randoms())
-def test_a_frame_has_one_order(lrs, seed):
+def test_a_frame_has_a_deterministic_order(lrs, seed):
     trials = [replace(TRIAL, id=str(i), lr=lr) for i, lr in enumerate(lrs)]
     shuffled = seed.sample(trials, len(trials))
     pd.testing.assert_frame_equal(frame(trials), frame(shuffled))
@@ -332,7 +332,7 @@ def older(tmp_path):
 def test_an_older_store_is_read_as_it_is_and_migrated_by_its_driver(older):
     expected = [replace(TRIAL, schema=1), replace(DIVERGED, status="failed")]
     before = older.read_bytes()
-    assert glance(older) == (expected, {}) and read_trials(older)["id"].tolist() == ["a", "b"]
+    assert read_store(older) == (expected, {}) and read_trials(older)["id"].tolist() == ["a", "b"]
     assert older.read_bytes() == before
     for _ in range(2):
         store = Store(older)
@@ -343,7 +343,7 @@ def test_an_older_store_is_read_as_it_is_and_migrated_by_its_driver(older):
         assert db.execute("PRAGMA user_version").fetchone() == (1,)
 
 
-def test_a_migration_that_is_cut_off_leaves_the_older_store(older, monkeypatch):
+def test_an_interrupted_migration_leaves_the_older_store(older, monkeypatch):
     monkeypatch.setattr(
         store_module, "MIGRATIONS", (*store_module.MIGRATIONS, ("NO SUCH STATEMENT",))
     )
@@ -354,22 +354,22 @@ def test_a_migration_that_is_cut_off_leaves_the_older_store(older, monkeypatch):
         assert [row[1] for row in db.execute("PRAGMA table_info(trials)")] == ["id", "line"]
 
 
-def test_a_newer_store_is_refused_and_left(tmp_path):
+def test_a_newer_store_is_refused_and_unchanged(tmp_path):
     with closing(sqlite3.connect(tmp_path / "new.db")) as db:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA user_version = 9")
     before = (tmp_path / "new.db").read_bytes()
-    for act in (Store, glance):
+    for act in (Store, read_store):
         with pytest.raises(
             UserError,
-            match=r"^`.*new.db` has schema 9, newer than this scaletune's 1: upgrade scaletune$",
+            match=r"^`.*new.db` has schema 9, newer than the 1 of this scaletune: upgrade scaletune$",
         ):
             act(tmp_path / "new.db")
     assert (tmp_path / "new.db").read_bytes() == before
 
 
 def test_several_records_are_one(tmp_path):
-    """The first record of a trial stays, but a result goes before a failure to get one; a table without ids is taken as it is."""
+    """The first record of a trial stays, but a result replaces a failure; a table without ids is unchanged."""
     failed = replace(TRIAL, status="failed", loss=None)
     (tmp_path / "a.jsonl").write_text(line(failed) + line(replace(DIVERGED, loss=None)))
     (tmp_path / "b.jsonl").write_text(
@@ -387,7 +387,7 @@ def test_several_records_are_one(tmp_path):
     assert both["message"].tolist()[2] == DIVERGED.message
     pd.testing.assert_frame_equal(
         both,
-        frame(merged(*map(read_jsonl, (tmp_path / "b.jsonl", tmp_path / "a.jsonl")))).assign(
+        frame(merge_trials(*map(read_jsonl, (tmp_path / "b.jsonl", tmp_path / "a.jsonl")))).assign(
             message=both["message"]
         ),
     )
@@ -397,7 +397,7 @@ def test_several_records_are_one(tmp_path):
         read_trials([])
 
 
-def test_what_killed_writers_left_is_swept_out_at_the_next_export(tmp_path):
+def test_partial_files_of_killed_writers_are_removed_at_the_next_export(tmp_path):
     (tmp_path / ".sweep.jsonl.4711.part").write_text("half")
     (tmp_path / ".other.jsonl.4711.part").write_text("another's")
     store = Store(tmp_path / "sweep")
@@ -439,24 +439,24 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_of_the_environment_is_put_out(monkeypatch, name):
+def test_a_secret_of_the_environment_is_redacted(monkeypatch, name):
     monkeypatch.setenv(name, SECRETS[name])
-    assert scrubbed(f"401 for {SECRETS[name]}!") == "401 for ***!"
+    assert redact(f"401 for {SECRETS[name]}!") == "401 for ***!"
 
 
-def test_what_is_no_secret_stays(monkeypatch):
+def test_what_is_not_a_secret_stays(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallelism-is-off")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("API_KEY", "short")
     text = "disabled short parallelism-is-off https://host:80/a@b at 12:30"
-    assert scrubbed(text) == text
+    assert redact(text) == text
     for text in (
         "batch_tokens=1048576, tokens: 12345678, token: 10000000", "unknown key `optimizer.learning_rate`", "KeyError: 'optimizer.weight_decay'",
         "pad_token='<|endoftext|>'", "tokenizer=/data/tokenizer.json", "loss 3.25 at step 10 of 400", "me@example.com", "key: optimizer.lr_ratio",
         "Expected secret to be a str", "a bearer of bad news",
     ):  # fmt: skip
-        assert scrubbed(text) == text
-    assert scrubbed("postgresql://me:pass@host/db") == "postgresql://***@host/db"
+        assert redact(text) == text
+    assert redact("postgresql://me:pass@host/db") == "postgresql://***@host/db"
 
 
 FORMS = {  # how a library may say a secret that no variable holds -> what is left of it
@@ -476,8 +476,8 @@ FORMS = {  # how a library may say a secret that no variable holds -> what is le
 
 
 @pytest.mark.parametrize("text", FORMS)
-def test_what_has_the_form_of_a_secret_is_put_out(text):
-    assert scrubbed(text) == FORMS[text]
+def test_known_forms_of_secrets_are_redacted(text):
+    assert redact(text) == FORMS[text]
 
 
 # --- fits ------------------------------------------------------------------------------------------------------------
@@ -490,7 +490,7 @@ def test_a_fit_comes_back_as_it_was(tmp_path, fit):
     assert json.loads(path.read_text())["digest"] == fit.digest
 
 
-def test_a_fits_digest_is_of_what_was_learned_not_of_when():
+def test_a_fits_digest_does_not_depend_on_provenance():
     assert replace(FIT, provenance={"at": "later"}).digest == FIT.digest
     later = replace(NESTED, loss_law=replace(NESTED.loss_law, provenance={"at": "later"}))
     assert later.digest == NESTED.digest != FIT.digest
@@ -502,7 +502,7 @@ CHANGED = {
 }  # fmt: skip
 
 
-def test_a_fits_digest_is_of_all_that_was_learned():
+def test_a_fits_digest_depends_on_every_other_field():
     assert set(CHANGED) == {field.name for field in fields(Fit)} - {"provenance"}
     assert (
         len(
@@ -512,7 +512,7 @@ def test_a_fits_digest_is_of_all_that_was_learned():
     )
 
 
-def test_a_fit_with_a_hole_is_not_written(tmp_path):
+def test_a_fit_with_nan_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         replace(FIT, objective=float("nan")).write(tmp_path / "fit.json")
     assert not list(tmp_path.iterdir())
@@ -539,7 +539,7 @@ def test_a_fit_with_a_hole_is_not_written(tmp_path):
         ),
     ],
 )
-def test_what_is_no_fit_is_one_sentence(tmp_path, content, sentence):
+def test_other_content_is_refused_with_one_sentence(tmp_path, content, sentence):
     if content is not None:
         (tmp_path / "fit.json").write_text(content)
     with pytest.raises(UserError, match=f"^{sentence}"):

@@ -214,7 +214,7 @@ def twin(width):
 
 @pytest.fixture(scope="module")
 def ours(tiny, width):
-    return {row.name: row for row in counting.planned(tiny(width=width), 256)}
+    return {row.name: row for row in counting.plan_tensors(tiny(width=width), 256)}
 
 
 def test_param_groups_are_those_of_mu_adamw(twin, ours):
@@ -254,7 +254,7 @@ def test_init_std_is_that_of_mup_init(twin, ours):
 
 def losses(recipe, weights, eps=None, steps=6):
     """Training losses in float64 from the given weights; `eps`: the same for every tensor, as if it were not converted."""
-    rows = counting.planned(recipe, 64)
+    rows = counting.plan_tensors(recipe, 64)
     if eps:
         rows = [replace(row, eps=eps) for row in rows]
     model = models.build(recipe, 64).double()
@@ -275,10 +275,10 @@ def losses(recipe, weights, eps=None, steps=6):
 
 def converted(recipe, weights, reference):
     """The reference's weights over the factor by which this form's multipliers differ."""
-    theirs = {row.name: row.multiplier for row in counting.planned(reference, 64)}
+    theirs = {row.name: row.multiplier for row in counting.plan_tensors(reference, 64)}
     return {
         row.name: weights[row.name] / (row.multiplier / theirs[row.name])
-        for row in counting.planned(recipe, 64)
+        for row in counting.plan_tensors(recipe, 64)
     }
 
 
@@ -331,5 +331,5 @@ def test_forms_of_mup_differ_when_eps_is_not_converted(trained, form):
 def test_the_batch_rule_is_a_square_root_that_says_where_it_ends(batch, factor, beyond):
     prior = batch_rule(batch, 1e6, beta1=0.9)
     assert prior.factor == pytest.approx(factor)
-    assert ("beyond the rule's own validity" in prior.sentence) == beyond
-    assert ("no proxy tested" in prior.sentence) == (factor != 1)
+    assert ("the rule is not valid here" in prior.sentence) == beyond
+    assert ("your proxies did not test" in prior.sentence) == (factor != 1)

@@ -16,8 +16,8 @@ from scaletune.rules import (
     FAMILIES,
     FORMS,
     ROLES,
-    Planned,
     Tensor,
+    TensorPlan,
     caveats,
     convert,
     depth,
@@ -113,7 +113,7 @@ def test_aliases_are_the_same_forms():
     assert FORMS["mup"] is FORMS["mup_t8"] and FORMS["u_mup"] is FORMS["mean_field"]
 
 
-def test_unit_scaling_departs_in_the_embedding_alone():
+def test_unit_scaling_differs_only_in_the_embedding():
     """Its Adam factors at fan-in 256: 256**-0.5 for embedding and hidden, 1 for readout and gains."""
     lrs = [
         scale("unit_scaling", role, 256.0, 256.0, family="adam").lr
@@ -123,14 +123,14 @@ def test_unit_scaling_departs_in_the_embedding_alone():
     assert scale("u_mup", "emb", 256.0, 256.0).lr == 1
     with pytest.raises(
         UserError,
-        match=r"form 'unit_scaling' is defined for Adam and its like, but got family='sgd'; .* 'u_mup'",
+        match=r"form 'unit_scaling' is defined for Adam and its variants only, but got family='sgd': use form 'u_mup'",
     ):
         scale("unit_scaling", "vec", family="sgd")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("role", ROLES)
-def test_one_lr_for_all_is_one_lr_for_all(family, role):
+def test_sp_has_one_lr_for_all_tensors(family, role):
     found = scale("sp", role, 4.0, 4.0, family=family)
     assert (found.lr, found.weight_decay, found.eps, found.damping) == (1, 1, 1, (1, 1))
 
@@ -182,7 +182,7 @@ def test_a_preconditioned_step_moves_every_width_alike(form, family):
 
 @pytest.mark.parametrize("form", ["sp_per_layer", "mup_t8"])
 def test_kfac_without_alignment(form):
-    """A step meets n**-0.5 of itself, and the moved readout sends back n**-0.5: lr ~ n**0.5 * n**0.5 in either class."""
+    """Updates are aligned as n**-0.5, and so are gradients of the trained readout: lr ~ n**0.5 * n**0.5."""
     assert scale(form, "hid", 16.0, 16.0, family="kfac", alignment="none").lr == pytest.approx(16)
 
 
@@ -226,7 +226,7 @@ def test_muon_reaches_the_spectral_norm_through_each_shape_factor(base, grown, e
     assert lrs == pytest.approx(expected)
 
 
-def test_a_plan_tells_muon_of_the_base_shape():
+def test_a_plan_uses_the_base_shape_for_muon():
     base, o = (
         Tensor("t", "hid", (32, 128), "mlp"),
         Optimizer(lr=0.01).model_copy(update={"family": "muon"}),
@@ -256,7 +256,7 @@ def test_newton_schulz_eps_follows_the_norm(form, role):
 
 @pytest.mark.parametrize("role", ["emb", "out", "vec", "fin"])
 @pytest.mark.parametrize("family", ["muon", "muon_match_rms", "muon_spectral"])
-def test_what_muon_leaves_out_is_adamws(role, family):
+def test_adamw_trains_what_muon_does_not(role, family):
     for form in sorted(FORMS.keys() - {"unit_scaling"}):
         assert scale(form, role, 4.0, 8.0, family=family) == scale(form, role, 4.0, 8.0)
 
@@ -359,7 +359,7 @@ def test_growing_twice_is_growing_once(rule, role, alignment, first, second, fan
 
 def row(form, role, family, grown=(4.0, 16.0)):
     s = scale(form, role, *grown, family=family)
-    return Planned(
+    return TensorPlan(
         "t",
         role,
         *grown,
@@ -427,7 +427,7 @@ SHIFTED = {
 
 @pytest.mark.parametrize("family", SHIFTED)
 def test_what_a_shift_by_four_does(family):
-    before = Planned("t", "hid", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    before = TensorPlan("t", "hid", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     assert values(shift(before, 4.0, family)) == (4, 1 / 4, *SHIFTED[family])
 
 
@@ -488,17 +488,20 @@ def test_weight_decay_by_what_a_step_shrinks():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"form": "mup_t88"}, "`form` must be one we know, but got 'mup_t88' .nearest: 'mup_t8'."),
-        ({"role": "embd"}, "`role` must be one we know, but got 'embd' .nearest: 'emb'."),
+        ({"form": "mup_t88"}, "`form` must be a known form, but got 'mup_t88' .nearest: 'mup_t8'."),
+        ({"role": "embd"}, "`role` must be a known role, but got 'embd' .nearest: 'emb'."),
         (
             {"family": "admw"},
-            "optimizer `family` must be one we know, but got 'admw' .nearest: 'adamw'.",
+            "optimizer `family` must be a known family, but got 'admw' .nearest: 'adamw'.",
         ),
         (
             {"family": "schedule_free"},
-            "optimizer `family` must be one we know, but got 'schedule_free'",
+            "optimizer `family` must be a known family, but got 'schedule_free'",
         ),
-        ({"alignment": "ful"}, "`alignment` must be one we know, but got 'ful' .nearest: 'full'."),
+        (
+            {"alignment": "ful"},
+            "`alignment` must be 'full' or 'none', but got 'ful' .nearest: 'full'.",
+        ),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(wrong, message):
@@ -510,10 +513,12 @@ def test_unknown_names_are_refused_with_the_nearest(wrong, message):
 def test_other_depth_rules_and_decays_are_refused():
     with pytest.raises(UserError, match=r"`alpha` must be 0, 0.5 or 1, but got 0.7"):
         depth(0.7, 2.0)
-    with pytest.raises(UserError, match="optimizer `family` must be one we know, but got 'lino'"):
+    with pytest.raises(
+        UserError, match="optimizer `family` must be a known family, but got 'lino'"
+    ):
         depth(0.5, 2.0, "lino")
     with pytest.raises(
-        UserError, match="weight decay must be of a kind we know, but got 'decoupled'"
+        UserError, match="weight decay must be 'torch', 'independent' or 'l2', but got 'decoupled'"
     ):
         weight_decay(scale("mup", "hid"), "decoupled")
 
@@ -523,15 +528,15 @@ def test_other_depth_rules_and_decays_are_refused():
     [
         (("mup", "soap"), "unconfirmed"),
         (("mup", "lion"), "unconfirmed"),
-        (("mup", "kfac"), "damping beyond hidden layers"),
+        (("mup", "kfac"), "damping is confirmed for hidden layers of muP only"),
         (("mup", "muon_match_rms"), "derived"),
         (("mup", "adamw", "none"), "alignment 'none'"),
-        (("ntk", "adamw"), "printed tables of arXiv:2407.05872 were not compared"),
-        (("unit_scaling", "adamw"), "departs from muP on purpose"),
+        (("ntk", "adamw"), "not compared with the printed tables of arXiv:2407.05872"),
+        (("unit_scaling", "adamw"), "instead of muP's"),
         (("sp", "adamw"), "its optimum moves with width"),
     ],
 )
-def test_what_is_unconfirmed_says_so(asked, said):
+def test_unconfirmed_rules_have_caveats(asked, said):
     assert any(said in sentence for sentence in caveats(*asked))
 
 

@@ -15,13 +15,13 @@ from scaletune.rules import (
     betas,
     chain,
     depth,
-    fitted,
     in_degree,
     init_std,
     maximal_lr,
     path_depths,
     power_lines_timescale,
     prior,
+    replace_with_fit,
     scale,
     timescale,
     timescale_weight_decay,
@@ -51,7 +51,8 @@ def test_betas_are_refused_where_the_rule_ends(how):
     with pytest.raises(UserError, match="got kappa=16"):
         prior("square_root", Change(batch=16), how)
     with pytest.raises(
-        UserError, match=r"betas must follow a form we know, but got 'powr' \(nearest: 'power'\)"
+        UserError,
+        match=r"the rule for betas must be 'linear' or 'power', but got 'powr' \(nearest: 'power'\)",
     ):
         betas(0.9, 0.95, 2.0, "powr")
 
@@ -137,14 +138,17 @@ def test_where_nothing_changes_nothing_moves(name):
 
 def test_a_fit_replaces_a_prior():
     change = Change(batch=4, tokens=16)
-    found = fitted(prior("complete_d_p", change), change, "fits/a.json", batch=0.5, tokens=-0.25)
+    found = replace_with_fit(
+        prior("complete_d_p", change), change, "fits/a.json", batch=0.5, tokens=-0.25
+    )
     assert (found.factor, found.name, found.measured, found.eps) == (1, "complete_d_p", True, 2)
     assert "as measured by fits/a.json" in found.sentence and not found.caveats
 
 
 def test_an_unknown_rule_is_refused_with_the_nearest():
     with pytest.raises(
-        UserError, match=r"must be one we know, but got 'squareroot' \(nearest: 'square_root'\)"
+        UserError,
+        match=r"must be one of square_root, .*, but got 'squareroot' \(nearest: 'square_root'\)",
     ):
         prior("squareroot", Change())
 
@@ -205,10 +209,10 @@ def test_init_std_divides_by_the_in_degree():
     [
         ({(0, 1): 1, (2, 1): 1}, "one input and one output, but got 2 and 1"),
         ({(0, 1): 1, (1, 2): 1, (2, 1): 1, (2, 3): 1}, "must have no cycle"),
-        ({(0, 1): 0}, "it has skips alone"),
+        ({(0, 1): 0}, "it has only skips"),
     ],
 )
-def test_graphs_that_are_none_are_refused(graph, message):
+def test_invalid_graphs_are_refused(graph, message):
     with pytest.raises(UserError, match=message):
         maximal_lr(graph, chain(1))
 

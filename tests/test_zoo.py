@@ -13,10 +13,8 @@ from scaletune.records import read_jsonl
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "configs" / "examples").glob("*.toml"))
 ZOO = runpy.run_path(str(ROOT / "benchmarks" / "zoo_check.py"))
-VARIANTS = {
-    "MoE, router a matrix",
-    "ResNet, conv readout",
-}  # of models that are here: over width, once
+# of models that are here: over width, once
+VARIANTS = {"MoE, router a matrix", "ResNet, conv readout"}
 OVER_WIDTH = [
     (name, family)
     for name in ZOO["RECIPES"]
@@ -31,14 +29,13 @@ def checked(words):
     """The check of one row of the benchmark's table, smaller: three sizes, fewer seeds, made-up prose for text."""
 
     def check(name, family, over, **settings):
-        asked = ZOO["row_recipe"](name, family, over, **settings)
-        if asked.data.seq_len > 1:
-            asked = recipe.with_settings(asked, {"data.source": str(words)})
-        widths = (
-            (64, 128, 256) if name.startswith("MLP") else (32, 64, 128)
-        )  # a narrow ReLU net's own fluctuations show
+        point = ZOO["row_recipe"](name, family, over, **settings)
+        if point.data.seq_len > 1:
+            point = recipe.with_settings(point, {"data.source": str(words)})
+        # a narrow ReLU net's own fluctuations show
+        widths = (64, 128, 256) if name.startswith("MLP") else (32, 64, 128)
         seeds = (0, 1) if over == "width" and name.startswith(("MLP", "ViT")) else (0,)
-        return ZOO["checking"].check(asked, widths, seeds, over=over, depths=(2, 4, 8))
+        return ZOO["checking"].check(point, widths, seeds, over=over, depths=(2, 4, 8))
 
     return check
 
@@ -52,9 +49,8 @@ def test_every_model_holds_over_width_in_mup_alone(checked, name, family):
     assert sound["verdict"] == "pass" and sound["diagnosis"] == [], sound["slopes"]
     assert standard["verdict"] == "fail", standard["slopes"]
     bugs = ["output multiplier missing"]  # Muon's own factor takes care of hidden matrices
-    if (
-        family == "adamw"
-    ):  # a load-balance loss trains below the zeroed head at once, and hides what the readout does at the first step
+    # a load-balance loss trains below the zeroed head at once, and hides what the readout does at the first step
+    if family == "adamw":
         bugs = [
             "standard parametrization with one global lr"
             if "MoE" not in name
@@ -71,23 +67,25 @@ def test_residual_models_hold_over_depth_by_a_depth_rule_alone(checked, name, fa
         for alpha in (1.0, 0.0)
     )
     assert sound["verdict"] == "pass" and sound["diagnosis"] == [], sound["slopes"]
-    assert without["verdict"] == "fail" and [
-        said.split(":")[0] for said in without["diagnosis"]
-    ] == ["depth rule missing"]
+    assert without["verdict"] == "fail"
+    assert [sentence.split(":")[0] for sentence in without["diagnosis"]] == ["depth rule missing"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_counted_as_what_is_built(path, capsys):
     assert cli.main(["count", str(path), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    counted = json.loads(capsys.readouterr().out)
     point = recipe.points(recipe.load(path))[-1]
     corpus = data.load(point.data)
     data.check_recipe(point, corpus)
     model = models.build(point, corpus.vocab_size)
-    assert found["points"][-1]["params"]["n_params_total"] == sum(
+    assert counted["points"][-1]["params"]["n_params_total"] == sum(
         p.numel() for p in model.parameters()
     )
-    assert found["points"][-1]["vocab_size"] == corpus.vocab_size and found["total"]["trials"] >= 30
+    assert (
+        counted["points"][-1]["vocab_size"] == corpus.vocab_size
+        and counted["total"]["trials"] >= 30
+    )
 
 
 SMALL = {
@@ -109,15 +107,20 @@ def test_a_family_goes_from_recipe_to_report(name, words, tmp_path, monkeypatch,
     settings = [part for setting in SMALL[name] for part in ("--set", setting.format(words=words))]
     path, record = ROOT / "configs" / "examples" / f"{name}.toml", Path("sweeps") / f"{name}.jsonl"
     assert cli.main(["sweep", str(path), *settings, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["done"] + said["diverged"], said["failed"]) == (4, 0) and said["done"] >= 3
-    asked = recipe.load(path)
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["done"] + summary["diverged"], summary["failed"]) == (4, 0) and summary[
+        "done"
+    ] >= 3
+    example = recipe.load(path)
     for trial in read_jsonl(record):
-        assert trial.tokens % asked.budget.batch_tokens == 0 and trial.seq_len == asked.data.seq_len
+        assert (
+            trial.tokens % example.budget.batch_tokens == 0
+            and trial.seq_len == example.data.seq_len
+        )
         assert trial.metrics["data"]["unique_tokens"] <= trial.tokens
     assert cli.main(["fit", str(record), "--out", "fit.json", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["n_used"] >= 3 and asked.axes["lr"][0] / 8 < answer["params"]["c"]["value"] < 1
+    assert answer["n_used"] >= 3 and example.axes["lr"][0] / 8 < answer["params"]["c"]["value"] < 1
     for command in (
         ["report", "fit.json", "--out", "report.html"],
         ["plot", "fit.json", "--out", "plots"],
@@ -125,4 +128,4 @@ def test_a_family_goes_from_recipe_to_report(name, words, tmp_path, monkeypatch,
     ):
         assert cli.main(command) == 0
     text = Path("fit.json").read_text()
-    assert ("examples, each of which counts as one token" in text) == (asked.data.seq_len == 1)
+    assert ("examples, each of which counts as one token" in text) == (example.data.seq_len == 1)

@@ -1,4 +1,4 @@
-"""What a user gets wrong with data, model, checkpoints or processes is one line and exit 2, and what was trained stays on record."""
+"""Mistakes with data, model, checkpoints or processes: one line and exit 2; recorded trials stay."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def home(tmp_path, words, monkeypatch):
     return tmp_path
 
 
-def swept(capsys, *settings):
+def run_sweep(capsys, *settings):
     """(exit status, stdout, stderr) of a sweep at these settings."""
     status = cli.main(
         ["sweep", "point.toml", *(part for setting in settings for part in ("--set", setting))]
@@ -52,48 +52,54 @@ def swept(capsys, *settings):
 
 
 BAD = {
-    "vocabulary": (["data.source=tokens.bin", "data.vocab_size=100"], "`data.vocab_size` must include every token, 300 or more here, but got 100"),
-    "odd size": (["data.source=odd.bin"], "`data.source` must hold tokens of `data.dtype` uint16, 2 bytes each, but `odd.bin` has 1001 bytes"),
-    "batch": (["data.source=tokens.bin", "tokens=4096", "batch_tokens=4096"], "`batch_tokens <= train tokens` must hold, but got batch_tokens=4096 and"),
+    "vocabulary": (
+        ["data.source=tokens.bin", "data.vocab_size=100"],
+        "`data.vocab_size` must include every token, 300 or more here, but got 100",
+    ),
+    "odd size": (
+        ["data.source=odd.bin"],
+        "`data.source` must hold tokens of `data.dtype` uint16, 2 bytes each, but `odd.bin` has 1001 bytes",
+    ),
+    "batch": (
+        ["data.source=tokens.bin", "tokens=4096", "batch_tokens=4096"],
+        "`batch_tokens <= train tokens` must hold, but got batch_tokens=4096 and",
+    ),
     "horizon": (["data.source=tokens.bin", "tokens=10240"], "`data.epochs = 4` allows repetition"),
-    "positions": (["model.positions=learned", "model.max_positions=16"], "`seq_len <= max_positions` must hold for learned positions, but got seq_len=32"),
-}  # fmt: skip
+    "positions": (
+        ["model.positions=learned", "model.max_positions=16"],
+        "`seq_len <= max_positions` must hold for learned positions, but got seq_len=32",
+    ),
+}
 
 
 @pytest.mark.parametrize("wrong", BAD)
 def test_what_cannot_be_trained_is_refused_before_it_is(home, capsys, wrong):
     settings, sentence = BAD[wrong]
-    status, out, err = swept(capsys, *settings)
-    assert (
-        (status, out) == (2, "")
-        and sentence in err
-        and err.startswith("scaletune: ")
-        and err.count("\n") == 1
-    )
+    status, out, err = run_sweep(capsys, *settings)
+    assert (status, out) == (2, "")
+    assert sentence in err
+    assert err.startswith("scaletune: ")
+    assert err.count("\n") == 1
     assert not Path("sweeps").exists()
 
 
 def test_fewer_gpus_than_processes(home, capsys, monkeypatch):
     monkeypatch.setattr(local, "_count_gpus", lambda: 1)
-    status, _, err = swept(capsys, "engine.processes=2")
-    assert (
-        status == 2
-        and err == "scaletune: `processes <= GPUs` must hold, but got 2 processes and 1 GPUs\n"
-    )
+    status, _, err = run_sweep(capsys, "engine.processes=2")
+    assert status == 2
+    assert err == "scaletune: `processes <= GPUs` must hold, but got 2 processes and 1 GPUs\n"
 
 
 def test_a_workers_refusal_ends_the_sweep_at_once_and_loses_nothing(home, capsys, monkeypatch):
     """Real workers. Checkpoints of another recipe, then of no recipe: one line; what was trained before is on record."""
-    keep = ["engine.checkpoint_every=2", 'axes={seed=[0, 1]}']  # fmt: skip
+    keep = ["engine.checkpoint_every=2", "axes={seed=[0, 1]}"]
     with monkeypatch.context() as here:
         here.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
-        assert swept(capsys, *keep)[0] == 0
+        assert run_sweep(capsys, *keep)[0] == 0
     (first, second), record = os.listdir("runs"), Path("sweeps/point.jsonl")
     before = record.read_text()
-    assert (
-        set(os.listdir("runs")) == {trial.id for trial in read_jsonl(record)}
-        and len(before.splitlines()) == 2
-    )
+    assert set(os.listdir("runs")) == {trial.id for trial in read_jsonl(record)}
+    assert len(before.splitlines()) == 2
     kept = [json.loads(line) for line in before.splitlines() if json.loads(line)["id"] == first]
     Path("sweeps/point.db").unlink()
     record.write_text(json.dumps(kept[0]) + "\n")
@@ -109,7 +115,10 @@ def test_a_workers_refusal_ends_the_sweep_at_once_and_loses_nothing(home, capsys
             f"scaletune: a checkpoint in the folder of trial {second} must be of that trial, but `{home}/runs/{second}/checkpoint.pt` is of {first}",
             None,
         ),
-        (f"scaletune: a checkpoint must be a complete file written by scaletune, but `{home}/runs/", "torn"),
+        (
+            f"scaletune: a checkpoint must be a complete file written by scaletune, but `{home}/runs/",
+            "torn",
+        ),
     ):
         if damage:
             for name in os.listdir(f"runs/{second}"):
@@ -132,7 +141,7 @@ def test_nan_from_the_first_step_is_a_record(home, capsys, monkeypatch):
     )
     Path("point.toml").write_text(recipe)
     monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
-    status, out, _ = swept(capsys, "parametrization.init_std=1e30")
+    status, out, _ = run_sweep(capsys, "parametrization.init_std=1e30")
     (trial,) = read_jsonl(Path("sweeps/point.jsonl"))
     assert status == 0 and "1 diverged" in out and (trial.status, trial.loss) == ("diverged", None)
     assert trial.message.startswith(

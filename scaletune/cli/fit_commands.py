@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaletune.errors import UserError, nearest
+from scaletune.units import human
 
 if TYPE_CHECKING:
     from scaletune.fitting.relations import Relation
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from scaletune.records import Fit
 
 Answer = tuple[Any, list[str]]
+COUNTS = ("n_params", "tokens", "batch_tokens", "flops", "steps")
 BEYOND = 60.0  # ten times 6 * n_params * tokens, the training FLOPs of the largest run
 
 
@@ -60,7 +62,7 @@ def fit(args: argparse.Namespace) -> Answer:
 
 
 def _allocation(fitted: Fit) -> tuple[list[str], dict[str, Any]]:
-    """The compute-optimal allocation at ten times the compute of the largest run, for a loss law."""
+    """The compute-optimal allocation of a loss law at ten times the compute of its largest run."""
     from scaletune.predicting import LOSS_LAWS, allocation
 
     if fitted.law not in LOSS_LAWS or min(fitted.solution["vector"][1:]) <= 0:
@@ -72,10 +74,10 @@ def _allocation(fitted: Fit) -> tuple[list[str], dict[str, Any]]:
     best = allocation(fitted, flops)
     (n, *n_interval), (a, *a_interval) = best["n_params"], best["n_exponent"]
     line = (
-        f"  compute-optimal at {flops:.3g} FLOPs: {n:.3g} parameters"
-        f" [{n_interval[0]:.3g}, {n_interval[1]:.3g}], {best['tokens'][0]:.3g} tokens,"
+        f"  compute-optimal at {flops:.3g} FLOPs: {human(n)} parameters"
+        f" ({human(n_interval[0])} to {human(n_interval[1])}), {human(best['tokens'][0])} tokens,"
         f" loss {best['loss'][0]:.4g}; n_params ~ flops**{a:.3f}"
-        f" [{a_interval[0]:.3f}, {a_interval[1]:.3f}]"
+        f" ({a_interval[0]:.3f} to {a_interval[1]:.3f})"
     )
     return [line], {"allocation": {"flops": flops} | best}
 
@@ -132,7 +134,8 @@ def _predict_relation(path: str, given: dict[str, Any]) -> Answer | None:
         "values": {output: value},
         "units": {output: unit},
     }
-    text = f"{fitted.law}: {output} {value:.5g} {unit}  interval [{low:.4g}, {high:.4g}]"
+    text = f"{fitted.law}: {output} {_format(output, value)} {unit}"
+    text += _range_text("interval", output, [low, high])
     return {"predictions": [answer]}, [text, *(f"  ! {warning}" for warning in warnings)]
 
 
@@ -166,14 +169,22 @@ def _prediction_lines(prediction: Prediction, width: int) -> list[str]:
     for name, unit, value in rows:
         if value is None:
             continue
-        interval, band = prediction.interval.get(name), prediction.band.get(name)
-        line = f"{prediction.law:24} {name:{width}} {value:<12.5g} {unit}"
-        line += f"  interval [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
-        line += f"  near-optimal [{band[0]:.4g}, {band[1]:.4g}]" if band else ""
+        line = f"{prediction.law:24} {name:{width}} {_format(name, value):<10} {unit}"
+        line += _range_text("interval", name, prediction.interval.get(name))
+        line += _range_text("near-optimal", name, prediction.band.get(name))
         batch = describe_batch(prediction) if name == "lr" else ""
         lines.append(line + (f"  {batch}" if batch else ""))
     lines = lines or [f"{prediction.law:24} gives nothing for these inputs"]
     return [*lines, *(f"{'':24} ! {warning}" for warning in prediction.warnings)]
+
+
+def _format(name: str, value: float) -> str:
+    """Counts as people write them, other numbers with up to five digits."""
+    return human(value) if name.startswith(COUNTS) else f"{value:.5g}"
+
+
+def _range_text(label: str, name: str, ends: Sequence[float] | None) -> str:
+    return f"  {label} {_format(name, ends[0])} to {_format(name, ends[1])}" if ends else ""
 
 
 def _given(pairs: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
@@ -194,9 +205,9 @@ def _given(pairs: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scale_line(given: dict[str, Any]) -> str:
-    """`at 1e+09 parameters (non-embedding) and 2e+10 tokens`, then the other inputs."""
+    """`at 1.0B parameters (non-embedding) and 20.0B tokens`, then the other inputs."""
     scale = [
-        f"{given[name]:.4g} {unit}"
+        f"{human(given[name])} {unit}"
         for name, unit in (("n_params", "parameters (non-embedding)"), ("tokens", "tokens"))
         if isinstance(given.get(name), float)
     ]

@@ -1,4 +1,4 @@
-"""Commands that train, or count what training costs: run, sweep, status, export, plan, count, check."""
+"""Commands that train or plan training: run, sweep, status, export, plan, count, check."""
 
 from __future__ import annotations
 

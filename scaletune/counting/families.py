@@ -1,18 +1,31 @@
-"""Every parameter of every family of the zoo, from its config alone: name, role, shape, group, and how often it multiplies."""
+"""Lists the tensors of each model family: name, role, shape, group, rows that it multiplies."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 from scaletune.rules import Role, Tensor
-from scaletune.zoo import MLP, Blocks, Decoder, Model, MoE, ResNet, Transformer, ViT
+from scaletune.zoo import (
+    BlocksConfig,
+    DecoderConfig,
+    MLPConfig,
+    Model,
+    MoEConfig,
+    ResNetConfig,
+    TransformerConfig,
+    ViTConfig,
+)
 
 
 def tensors(model: Model, vocab_size: int) -> list[Tensor]:
-    """Every parameter of a zoo model, in groups that sum to the whole; `vocab_size` is the number of classes, or of outputs, too."""
+    """Every tensor of a model. `vocab_size` is also the number of classes or outputs."""
     lists: dict[str, Callable[..., Iterator[Tensor]]] = {
-        "transformer": _decoder, "moe": _decoder, "mlp": _mlp, "resnet": _resnet, "vit": _vit,
-    }  # fmt: skip
+        "transformer": _decoder,
+        "moe": _decoder,
+        "mlp": _mlp,
+        "resnet": _resnet,
+        "vit": _vit,
+    }
     return list(lists[model.family](model, vocab_size))
 
 
@@ -26,7 +39,7 @@ def _linear(
     in_block: bool = True,
     uses: float = 1.0,
 ) -> Iterator[Tensor]:
-    """A matrix and, of a layer that has one, its bias: a vector, or finite where the fan-out does not grow."""
+    """A matrix and its bias, if any: a vector, or finite where the fan-out does not grow."""
     own = (fan_in, fan_out) if role == "emb" else None
     yield Tensor(f"{name}.weight", role, (fan_out, fan_in), group, in_block, own, uses)
     if bias:
@@ -41,17 +54,10 @@ def _conv(
     side: int,
     group: str,
     in_block: bool,
-    places: int,
+    positions: int,
 ) -> Iterator[Tensor]:
-    yield Tensor(
-        f"{name}.weight",
-        role,
-        (fan_out, fan_in, side, side),
-        group,
-        in_block,
-        (fan_in * side**2, fan_out),
-        places,
-    )
+    shape, fans = (fan_out, fan_in, side, side), (fan_in * side**2, fan_out)
+    yield Tensor(f"{name}.weight", role, shape, group, in_block, fans, positions)
 
 
 def _norm(
@@ -62,10 +68,10 @@ def _norm(
         yield Tensor(f"{name}.bias", role, (size,), "norm", in_block)
 
 
-# --- residual blocks -------------------------------------------------------------------------------------------------
+# --- residual blocks
 
 
-def _block(name: str, model: Blocks, rows: int) -> Iterator[Tensor]:
+def _block(name: str, model: BlocksConfig, rows: int) -> Iterator[Tensor]:
     """One block of attention and MLP, whose matrices multiply `rows` rows."""
     width, kv, shift = model.width, model.kv_width, model.norm == "layer" and model.biases
     yield from _norm(f"{name}.input_layernorm", width, shift)
@@ -79,17 +85,16 @@ def _block(name: str, model: Blocks, rows: int) -> Iterator[Tensor]:
             f"{name}.self_attn.{proj}", "hid", fan_in, fan_out, "attention", model.biases, uses=rows
         )
     for norm in ("q_norm", "k_norm") if model.qk_norm else ():
-        yield from _norm(
-            f"{name}.self_attn.{norm}", model.head_dim, shift, role="fin"
-        )  # the head size stays
+        # the head size does not grow
+        yield from _norm(f"{name}.self_attn.{norm}", model.head_dim, shift, role="fin")
     yield from _norm(f"{name}.post_attention_layernorm", width, shift)
-    if isinstance(model, MoE):
+    if isinstance(model, MoEConfig):
         yield from _mixture(f"{name}.mlp", model)
     else:
         yield from _feed_forward(f"{name}.mlp", model, model.ffn_width, rows)
 
 
-def _feed_forward(name: str, model: Blocks, inner: int, rows: int) -> Iterator[Tensor]:
+def _feed_forward(name: str, model: BlocksConfig, inner: int, rows: int) -> Iterator[Tensor]:
     for proj in ("gate_proj", "up_proj") if model.mlp == "swiglu" else ("up_proj",):
         yield from _linear(
             f"{name}.{proj}", "hid", model.width, inner, "mlp", model.biases, uses=rows
@@ -99,8 +104,8 @@ def _feed_forward(name: str, model: Blocks, inner: int, rows: int) -> Iterator[T
     )
 
 
-def _mixture(name: str, model: MoE) -> Iterator[Tensor]:
-    """Router, stacked experts (arXiv:2101.03961) and the experts of every token (arXiv:2401.06066)."""
+def _mixture(name: str, model: MoEConfig) -> Iterator[Tensor]:
+    """Router, routed experts (arXiv:2101.03961) and shared experts (arXiv:2401.06066)."""
     width, inner, share = model.width, model.ffn_width, model.top_k / model.n_experts
     yield from _linear(f"{name}.gate", model.router, width, model.n_experts, "router", bias=False)
     for proj, fan_in, fan_out in (
@@ -116,11 +121,11 @@ def _mixture(name: str, model: MoE) -> Iterator[Tensor]:
         yield from _feed_forward(f"{name}.shared_experts", model, model.n_shared_experts * inner, 1)
 
 
-# --- models ----------------------------------------------------------------------------------------------------------
+# --- models
 
 
-def _decoder(model: Transformer | MoE, vocab_size: int) -> Iterator[Tensor]:
-    """Named as Hugging Face's LLaMA and Granite name theirs."""
+def _decoder(model: TransformerConfig | MoEConfig, vocab_size: int) -> Iterator[Tensor]:
+    """Names are those of LLaMA and Granite in Hugging Face."""
     yield Tensor("model.embed_tokens.weight", "emb", (vocab_size, model.width), "embedding")
     if model.positions == "learned":
         yield Tensor(
@@ -137,7 +142,7 @@ def _decoder(model: Transformer | MoE, vocab_size: int) -> Iterator[Tensor]:
         )
 
 
-def _vit(model: ViT, vocab_size: int) -> Iterator[Tensor]:
+def _vit(model: ViTConfig, vocab_size: int) -> Iterator[Tensor]:
     """Patches, class token, positions, blocks, head."""
     patches = "vit.embeddings.patch_embeddings.projection"
     yield from _conv(
@@ -160,7 +165,7 @@ def _vit(model: ViT, vocab_size: int) -> Iterator[Tensor]:
     )
 
 
-def _mlp(model: MLP, vocab_size: int) -> Iterator[Tensor]:
+def _mlp(model: MLPConfig, vocab_size: int) -> Iterator[Tensor]:
     yield from _linear(
         "input", "emb", model.inputs, model.width, "embedding", model.biases, in_block=False
     )
@@ -173,62 +178,67 @@ def _mlp(model: MLP, vocab_size: int) -> Iterator[Tensor]:
     )
 
 
-def _resnet(model: ResNet, vocab_size: int) -> Iterator[Tensor]:
-    """Stem, stages, classifier. A shortcut's kernel is on the stream, not in a branch."""
+def _resnet(model: ResNetConfig, vocab_size: int) -> Iterator[Tensor]:
+    """Stem, stages, classifier. The kernel of a shortcut is outside the residual branches."""
     yield from _normed_conv(
         "embedder", "emb", model.channels, model.width, 3, model.image_size**2, in_block=False
     )
     for stage in range(model.stages):
-        size, places = model.width * 2**stage, (model.image_size // 2**stage) ** 2
+        size, positions = model.width * 2**stage, (model.image_size // 2**stage) ** 2
         for i in range(model.depth):
             name, fan_in = f"stages.{stage}.layers.{i}", size // 2 if stage and not i else size
             if fan_in != size:
                 yield from _normed_conv(
-                    f"{name}.shortcut", "hid", fan_in, size, 1, places, in_block=False
+                    f"{name}.shortcut", "hid", fan_in, size, 1, positions, in_block=False
                 )
-            yield from _normed_conv(f"{name}.layer.0", "hid", fan_in, size, 3, places)
-            yield from _normed_conv(f"{name}.layer.1", "hid", size, size, 3, places)
+            yield from _normed_conv(f"{name}.layer.0", "hid", fan_in, size, 3, positions)
+            yield from _normed_conv(f"{name}.layer.1", "hid", size, size, 3, positions)
     if model.readout == "linear":
         yield from _linear("classifier", "out", size, vocab_size, "head", bias=True, in_block=False)
     else:
-        yield from _conv("classifier", "out", size, vocab_size, 1, "head", False, places)
+        yield from _conv("classifier", "out", size, vocab_size, 1, "head", False, positions)
         yield Tensor("classifier.bias", "fin", (vocab_size,), "head")
 
 
 def _normed_conv(
-    name: str, role: Role, fan_in: int, fan_out: int, side: int, places: int, in_block: bool = True
+    name: str,
+    role: Role,
+    fan_in: int,
+    fan_out: int,
+    side: int,
+    positions: int,
+    in_block: bool = True,
 ) -> Iterator[Tensor]:
     group = "embedding" if role == "emb" else "conv"
-    yield from _conv(f"{name}.convolution", role, fan_in, fan_out, side, group, in_block, places)
+    yield from _conv(f"{name}.convolution", role, fan_in, fan_out, side, group, in_block, positions)
     yield from _norm(f"{name}.normalization", fan_out, bias=True, in_block=in_block)
 
 
-# --- what is not a tensor --------------------------------------------------------------------------------------------
+# --- attention FLOPs and activations
 
 
 def attention_flops(model: Model, seq_len: int) -> float:
-    """Scores and values of softmax attention, forward and backward, a token (of a ViT: an image): 12 * depth * width * tokens each.
+    """FLOPs of softmax attention per token (ViT: per image), forward and backward.
 
-    Every pair is counted, as arXiv:2204.02311 does; a causal mask would need half.
+    12 * depth * width * seq_len per token. Every pair is counted, as in arXiv:2204.02311; a causal
+    mask needs half.
     """
-    if not isinstance(model, Blocks):
+    if not isinstance(model, BlocksConfig):
         return 0.0
-    rows, seen = (1, seq_len) if isinstance(model, Decoder) else (model.tokens, model.tokens)
-    return 12.0 * model.depth * model.width * seen * rows
+    rows, keys = (1, seq_len) if isinstance(model, DecoderConfig) else (model.tokens, model.tokens)
+    return 12.0 * model.depth * model.width * keys * rows
 
 
 def activations(model: Model, vocab_size: int) -> int:
-    """Floats kept for the backward pass a token or an example, layer by layer as eager torch runs it, attention matrix not kept.
+    """Floats stored for the backward pass per token or example, as in eager torch.
 
-    A compiler keeps fewer. Each sum is what the layer's operators save: a norm its input, its normed rows and what it gives, and so on.
+    Without the attention matrix. A compiler stores fewer. Each sum is what the operators of a layer
+    save: a norm saves its input, its normalised rows and its output, and so on.
     """
-    if isinstance(model, MLP):
-        return (
-            model.inputs
-            + (2 if model.activation == "gelu" else 1) * (model.depth + 1) * model.width
-            + vocab_size
-        )
-    if isinstance(model, ResNet):
+    if isinstance(model, MLPConfig):
+        per_layer = (2 if model.activation == "gelu" else 1) * model.width
+        return model.inputs + (model.depth + 1) * per_layer + vocab_size
+    if isinstance(model, ResNetConfig):
         first, *rest = (
             model.width * 2**stage * (model.image_size // 2**stage) ** 2
             for stage in range(model.stages)
@@ -240,30 +250,31 @@ def activations(model: Model, vocab_size: int) -> int:
             + sum(rest)
             + vocab_size
         )
-    assert isinstance(model, Blocks)
-    a_row = model.depth * layer_floats(model) + 3 * model.width
-    return (
-        a_row
-        if isinstance(model, Decoder)
-        else model.tokens * a_row + model.channels * model.image_size**2
-    ) + vocab_size
+    assert isinstance(model, BlocksConfig)
+    per_row = model.depth * layer_floats(model) + 3 * model.width
+    if isinstance(model, DecoderConfig):
+        return per_row + vocab_size
+    return model.tokens * per_row + model.channels * model.image_size**2 + vocab_size
 
 
-def layer_floats(model: Blocks) -> int:
-    """Floats kept of one layer a row of attention: 32 * width of a GPT's (arXiv:2205.05198, eq. 1, without its dropout masks and attention
-    matrix) and 4 * width that norms keep which are not fused, a float a head beside."""
+def layer_floats(model: BlocksConfig) -> int:
+    """Floats stored for one layer per row of attention.
+
+    For a GPT: 32 * width (arXiv:2205.05198, eq. 1, without dropout masks and attention matrix),
+    4 * width of norms that are not fused, and one float per head.
+    """
     return _attention_floats(model) + _mlp_floats(model)
 
 
-def _attention_floats(model: Blocks) -> int:
+def _attention_floats(model: BlocksConfig) -> int:
     normed = 2 * (model.width + model.kv_width) if model.qk_norm else 0
     return 5 * model.width + 2 * model.kv_width + normed + model.heads
 
 
-def _mlp_floats(model: Blocks) -> int:
-    """Behind a norm; of a routed token the row, its products and what comes back, for each chosen expert."""
+def _mlp_floats(model: BlocksConfig) -> int:
+    """MLP after its norm. A routed token: the row, its products and the output of each expert."""
     inner = (4 if model.mlp == "swiglu" else 2) * model.ffn_width
-    if isinstance(model, MoE):
+    if isinstance(model, MoEConfig):
         inner = (
             model.top_k * (3 * model.width + inner + 8)
             + model.n_shared_experts * inner

@@ -1,30 +1,75 @@
-"""`Recipe`: what to train and what to learn from it, as TOML. Defaults < file < `--set a.b=c`; unknown keys are errors.
+"""`Recipe`: what to train and what to fit to the results, as TOML.
 
-A recipe without `axes` is a point: one trial, or one target. With `axes` it is a sweep, and with `holdout` and `target`
-the whole study that `scaletune run` carries out.
+Settings of a file replace the defaults; `--set a.b=c` replaces those of the file. An unknown key is
+an error. A recipe without `axes` is a point: one trial, or one target. With `axes` it is a sweep,
+and with `holdout` and `target` the study that `scaletune run` carries out.
 """
 
-from scaletune.recipe.data import DIGITS, HUB, NAMED, POWER_LAW, PYTHON_STDLIB, Data, PowerLaw
+from scaletune.recipe.data import (
+    DIGITS,
+    HUB_PREFIX,
+    NAMED_SOURCES,
+    POWER_LAW,
+    PYTHON_STDLIB,
+    Data,
+    PowerLaw,
+)
 from scaletune.recipe.engine import Engine, Search
 from scaletune.recipe.optimization import (
     LR_FREE,
-    MUON,
-    READS,
+    MUON_RULES,
+    OPTIMIZER_SETTINGS,
     Budget,
     Optimizer,
     Parametrization,
     Schedule,
     Training,
-    resolved,
+    resolve_schedule,
 )
-from scaletune.recipe.points import READ, compared, identity, points, with_settings
-from scaletune.recipe.study import POINT, Ask, Compare, Holdout, Recipe
+from scaletune.recipe.points import (
+    DATA_SOURCE_KEYS,
+    comparison_recipe,
+    points,
+    trial_id,
+    with_settings,
+)
+from scaletune.recipe.study import POINT_SECTIONS, Compare, FitSection, Holdout, Recipe
 from scaletune.recipe.toml_file import load, parse_setting
-from scaletune.recipe.validation import SHORT, validated
+from scaletune.recipe.validation import SHORT_NAMES, validate_recipe
 from scaletune.zoo import Model
 
 __all__ = [
-    "DIGITS", "HUB", "LR_FREE", "MUON", "NAMED", "POINT", "POWER_LAW", "PYTHON_STDLIB", "READ", "READS", "SHORT", "Ask", "Budget", "Compare", "Data",
-    "Engine", "Holdout", "Model", "Optimizer", "Parametrization", "PowerLaw", "Recipe", "Schedule", "Search", "Training", "compared",
-    "identity", "load", "parse_setting", "points", "resolved", "validated", "with_settings",
-]  # fmt: skip
+    "DATA_SOURCE_KEYS",
+    "DIGITS",
+    "HUB_PREFIX",
+    "LR_FREE",
+    "MUON_RULES",
+    "NAMED_SOURCES",
+    "OPTIMIZER_SETTINGS",
+    "POINT_SECTIONS",
+    "POWER_LAW",
+    "PYTHON_STDLIB",
+    "SHORT_NAMES",
+    "Budget",
+    "Compare",
+    "Data",
+    "Engine",
+    "FitSection",
+    "Holdout",
+    "Model",
+    "Optimizer",
+    "Parametrization",
+    "PowerLaw",
+    "Recipe",
+    "Schedule",
+    "Search",
+    "Training",
+    "comparison_recipe",
+    "load",
+    "parse_setting",
+    "points",
+    "resolve_schedule",
+    "trial_id",
+    "validate_recipe",
+    "with_settings",
+]

@@ -1,4 +1,4 @@
-"""Where and how trials run, and which of them."""
+"""The `engine` and `search` tables of a recipe: where trials run, and which points are trained."""
 
 from __future__ import annotations
 
@@ -10,100 +10,137 @@ from pydantic import Field, model_validator
 from scaletune.sections import Count, Fraction, NotNegative, Positive, Section, Whole
 from scaletune.sections import Whole as Seed
 
-WORD = re.compile(
-    r"[\w.,:@+&|*()\[\]-]*"
-)  # what sbatch's options are made of: no space, quote or line break
+# the characters of sbatch options: no space, quote or line break
+WORD = re.compile(r"[\w.,:@+&|*()\[\]-]*")
 
 
 class Slurm(Section):
-    """What `engine.kind` "slurm" asks of the cluster for each job; an option that is empty or 0 is left to the cluster."""
+    """The resources that `engine.kind = "slurm"` requests for each job.
+
+    An option that is empty or 0 is left to the cluster's default.
+    """
 
     partition: str = ""
+    """Partition of the cluster."""
     account: str = ""
+    """Account that is charged."""
     qos: str = ""
+    """Quality of service."""
     constraint: str = ""
-    time_minutes: Count = 60  # a job's limit; one that runs into it goes back to the queue and on from its trials' checkpoints
-    timeouts: Whole = 100  # so often, before its trials count as lost
-    gpus_per_trial: Whole = 0  # none, or one for each of `engine.processes`
-    cpus_per_trial: Whole = 0  # 0: one for each of `engine.processes`
+    """Constraint on the features of a node."""
+    time_minutes: Count = 60
+    """Time limit of a job in minutes. A job that reaches it is queued again and resumes from the
+    checkpoints of its trials."""
+    timeouts: Whole = 100
+    """How many times a job may reach its time limit before its trials count as lost."""
+    gpus_per_trial: Whole = 0
+    """GPUs per trial: 0, or one per process of `engine.processes`."""
+    cpus_per_trial: Whole = 0
+    """CPU cores per trial. 0: one per process of `engine.processes`."""
     mem_gb: NotNegative = 0.0
-    minutes: NotNegative = 10.0  # trials share a job until it is guessed to take so long: less is not worth its time in the queue
-    max_jobs: Annotated[Count, Field(le=1000)] = (
-        1000  # in the queue at once; 1000: what Slurm's MaxArraySize allows as it comes
-    )
-    leave: bool = (
-        False  # an interrupted driver leaves its jobs to the next one, and does not cancel them
-    )
+    """Memory of a job in GB."""
+    minutes: NotNegative = 10.0
+    """Minimum estimated duration of a job in minutes. Short trials share a job until they reach it,
+    at most `time_minutes`."""
+    max_jobs: Annotated[Count, Field(le=1000)] = 1000
+    """Maximum number of jobs in the queue. 1000 is the default limit of Slurm's MaxArraySize."""
+    leave: bool = False
+    """Whether an interrupted driver leaves its jobs in the queue for the next driver instead of
+    cancelling them."""
 
     @model_validator(mode="after")
     def _sound(self) -> Slurm:
         for name in ("partition", "account", "qos", "constraint"):
             if not WORD.fullmatch(getattr(self, name)):
                 raise ValueError(
-                    f"`engine.slurm.{name}` must be of letters, digits and any of _.,:@+&|*()[]-, but got {getattr(self, name)!r}"
+                    f"`engine.slurm.{name}` must be of letters, digits and any of"
+                    f" _.,:@+&|*()[]-, but got {getattr(self, name)!r}"
                 )
         if self.minutes > self.time_minutes:
             raise ValueError(
-                f"`engine.slurm.minutes <= time_minutes` must hold, but got minutes={self.minutes:g}, time_minutes={self.time_minutes}"
+                "`engine.slurm.minutes <= time_minutes` must hold, but got"
+                f" minutes={self.minutes:g}, time_minutes={self.time_minutes}"
             )
         return self
 
 
 class Ray(Section):
-    """Of `kind = "ray"`: which cluster, and what a worker reserves there (it computes on one core a process, whatever it reserves)."""
+    """Options of `engine.kind = "ray"`: the cluster, and what each worker reserves there.
 
-    address: str = "local"  # "local": an instance of its own, gone with the sweep; HOST:PORT or "auto": a cluster that is up
-    cpus: Count = 1  # cores of a process
-    gpus: Literal["auto"] | Fraction = (
-        "auto"  # GPUs of a process; auto: one where the cluster has any; 0.25: four workers share one
-    )
-    memory: Whole = 0  # bytes of a worker; 0: not counted
+    A process computes on one core, whatever it reserves.
+    """
+
+    address: str = "local"
+    """Address of the cluster. local: a new Ray instance, stopped after the sweep. HOST:PORT or
+    auto: a running cluster."""
+    cpus: Count = 1
+    """CPU cores that one process reserves."""
+    gpus: Literal["auto"] | Fraction = "auto"
+    """GPUs that one process reserves. auto: one if the cluster has GPUs. 0.25: four workers share
+    one GPU."""
+    memory: Whole = 0
+    """Memory that one worker reserves, in bytes. 0: none is reserved."""
 
     @model_validator(mode="after")
-    def _place(self) -> Ray:
+    def _address(self) -> Ray:
         host, _, port = self.address.rpartition(":")
         if self.address not in ("local", "auto") and not (
             host and "/" not in host and port.isdigit() and int(port) < 1 << 16
         ):
             raise ValueError(
-                f"`engine.ray.address` must be 'local', 'auto' or HOST:PORT, but got {self.address!r}"
+                "`engine.ray.address` must be 'local', 'auto' or HOST:PORT, but got"
+                f" {self.address!r}"
             )
         return self
 
 
 class Engine(Section):
-    """Where and how trials run, and what is written beside the record. No part of a trial's identity."""
+    """Where and how trials run. Not part of a trial's identity."""
 
     kind: Literal["local", "ray", "slurm"] = "local"
+    """Processes on this machine, a Ray cluster, or jobs of a Slurm cluster."""
     slurm: Slurm = Slurm()
-    workers: Literal["auto"] | Count = "auto"  # auto: one a GPU, or one a core
-    processes: Count = 1  # that share one trial's batch
-    # trials that train as one model, at most: on a CPU the same bits; auto: what a CPU is quickest with, one on a GPU; fill: what should
-    # fill a GPU, by a model of it that was never measured
+    """Options of `kind = "slurm"`."""
+    workers: Literal["auto"] | Count = "auto"
+    """Number of worker processes. auto: one per GPU, or one per CPU core."""
+    processes: Count = 1
+    """Number of processes that share the batch of one trial (data parallelism)."""
     stack: Literal["auto", "fill"] | Count = "auto"
-    branch: Literal["auto"] | bool = (
-        "auto"  # horizons of one trial share a trunk, to the same bits; true: and say what keeps them apart
-    )
-    accumulation: Count = 1  # micro-batches a process and step
-    compile: bool = False  # torch.compile
-    evaluate_at: list[Fraction] = []  # shares of the tokens, beside the end
-    noise_every: Annotated[int, Field(ge=0)] = (
-        0  # steps between measurements of the gradient-noise scale; 0: none
-    )
-    checkpoint_every: Annotated[int, Field(ge=0)] = 0  # steps; 0: none
+    """Maximum number of trials that train as one model. auto: on a CPU the fastest measured number,
+    with bitwise equal results, and 1 on a GPU. fill: an estimate of what fills a GPU, not measured.
+    """
+    branch: Literal["auto"] | bool = "auto"
+    """Whether token horizons of one trial share a trunk, with bitwise equal results. true: also
+    report why points cannot share one."""
+    accumulation: Count = 1
+    """Micro-batches per process and step (gradient accumulation)."""
+    compile: bool = False
+    """Whether to compile the model with torch.compile."""
+    evaluate_at: list[Fraction] = []
+    """Shares of the token budget at which to evaluate, besides the end."""
+    noise_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between measurements of the gradient noise scale. 0: never."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between checkpoints. 0: none."""
     trackers: list[Literal["tensorboard", "wandb"]] = []
-    runs: str = "runs"  # folder of checkpoints and trackers, one of its own a trial; relative to the folder that gets sweeps/
-    retries: Annotated[int, Field(ge=0)] = (
-        2  # of a trial whose worker dies, hangs or runs out of memory, before it is recorded as failed
-    )
-    patience: Positive = 1800.0  # seconds a worker may say nothing before it counts as hung
+    """Experiment trackers to log to."""
+    runs: str = "runs"
+    """Folder of checkpoints and tracker logs, with a subfolder per trial. A relative path is
+    relative to the folder that contains sweeps/."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How many times a trial is retried after its worker died, hung or ran out of memory. Then its
+    status is "failed"."""
+    patience: Positive = 1800.0
+    """Seconds without a message after which a worker is considered hung."""
     ray: Ray = Ray()
+    """Options of `kind = "ray"`."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Engine:
         if self.processes > 1 and self.ray.gpus not in ("auto", 0, 1):
             raise ValueError(
-                f"`engine.ray.gpus` must be 0 or 1 where a trial has {self.processes} processes, but got {self.ray.gpus}"
+                f"`engine.ray.gpus` must be 0 or 1 where a trial has {self.processes} processes,"
+                f" but got {self.ray.gpus}"
             )
         return self
 
@@ -111,71 +148,86 @@ class Engine(Section):
     def _parts(self) -> Engine:
         if self.noise_every and self.processes * self.accumulation < 2:
             raise ValueError(
-                "`processes * accumulation >= 2` must hold for a gradient-noise scale (it compares batches of two sizes), but got "
-                f"processes={self.processes}, accumulation={self.accumulation}"
+                "`processes * accumulation >= 2` must hold for a gradient noise scale (it compares"
+                " batches of two sizes), but got"
+                f" processes={self.processes}, accumulation={self.accumulation}"
             )
         if self.slurm.gpus_per_trial not in (0, self.processes):
             raise ValueError(
-                "`engine.slurm.gpus_per_trial` must be 0 or `engine.processes` (a process trains on one), but got "
-                f"gpus_per_trial={self.slurm.gpus_per_trial}, processes={self.processes}"
+                "`engine.slurm.gpus_per_trial` must be 0 or `engine.processes` (a process trains on"
+                " one GPU), but got"
+                f" gpus_per_trial={self.slurm.gpus_per_trial}, processes={self.processes}"
             )
         return self
 
 
-BLIND = ("gp", "cmaes")  # samplers that learn from complete trials alone
+BLIND_SAMPLERS = ("gp", "cmaes")  # these learn from complete trials only
 
 
-OWN = {  # read by one kind of search alone
-    "sampler": "optuna", "pruner": "optuna", "reduction": "optuna", "flops": "pareto", "every": "pbt", "factor": "pbt",
-}  # fmt: skip
+OWNERS = {  # key -> the only kind of search that reads it
+    "sampler": "optuna",
+    "pruner": "optuna",
+    "reduction": "optuna",
+    "flops": "pareto",
+    "every": "pbt",
+    "factor": "pbt",
+}
 
 
 class Search(Section):
-    """Which points of `axes` to train: all of them, or those a search asks for (`scaletune.sweeping.search.loop`). No part of a trial's identity."""
+    """Which points of `axes` are trained. Not part of a trial's identity."""
 
     kind: Literal["grid", "basin", "joint", "optuna", "pareto", "pbt"] = "grid"
-    budget: Count | None = (
-        None  # points, diverged ones too: of each cell; of "joint": of all cells together; none: until `noise`
-    )
-    flops: Positive | None = (
-        None  # pareto: FLOPs of a cell's points together, in place of `budget` or beside it
-    )
-    noise: Positive = 0.0003  # stop when no more than this share of the loss is to be won; not read by "optuna" and "pareto"
-    wave: Count = 1  # points asked for at once: of each cell; of "joint": of all cells together
-    extend: Seed = 2  # grid steps that a range may grow by at an end where the optimum sits
+    """grid: every point. basin: a sequential search for the loss basin over lr in each setting.
+    joint: a sequential design for the joint surface of all settings. optuna: a sampler of Optuna.
+    pareto: the frontier of loss over FLOPs. pbt: population-based training."""
+    budget: Count | None = None
+    """Maximum number of points, diverged ones included: per setting, for joint of all settings
+    together. Default: until the expected improvement is below `noise`."""
+    flops: Positive | None = None
+    """pareto only: maximum training FLOPs of the points of one setting."""
+    noise: Positive = 0.0003
+    """The search stops when the expected improvement is below this share of the loss. optuna and
+    pareto do not read it."""
+    wave: Count = 1
+    """Number of points proposed at a time: per setting, for joint of all settings together."""
+    extend: Seed = 2
+    """How many grid steps an axis may be extended at an end where the optimum lies."""
     seed: Seed = 0
-    sampler: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"  # optuna
-    pruner: Literal["none", "median", "halving", "hyperband", "topk"] = (
-        "none"  # optuna: over the `tokens` axis, a trial of its own each rung
-    )
-    reduction: Annotated[int, Field(ge=2)] = (
-        3  # halving, hyperband: one in so many goes on to the next rung; topk: from the first to the last
-    )
-    every: Annotated[float, Field(gt=0, lt=1)] = (
-        0.2  # pbt: share of the tokens after which the worse half goes on from the better half's weights
-    )
-    factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = (
-        1.25  # pbt: which then multiplies or divides its lr
-    )
+    """Seed of the search."""
+    sampler: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"
+    """optuna only: the sampler."""
+    pruner: Literal["none", "median", "halving", "hyperband", "topk"] = "none"
+    """optuna only: the pruner over the `tokens` axis. Each rung is a trial of its own."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """optuna only: reduction factor of the pruner. halving, hyperband: one in so many points
+    continues to the next rung; topk: from the first rung to the last."""
+    every: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """pbt only: share of the token budget after which the worse half of the members copies the
+    weights of the better half."""
+    factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 1.25
+    """pbt only: factor by which a copied lr is multiplied or divided."""
 
     @model_validator(mode="after")
     def _sound(self) -> Search:
-        for name, owner in OWN.items():
+        for name, owner in OWNERS.items():
             if self.kind != owner and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"`search.{name}` is read by search.kind {owner!r} alone, but got kind={self.kind!r}"
+                    f"`search.{name}` is read only by search.kind {owner!r}, but got"
+                    f" kind={self.kind!r}"
                 )
         if self.kind == "optuna" and self.budget is None:
             raise ValueError(
-                "search.kind 'optuna' does not know when to stop: `search.budget` must say how many points a cell may have"
+                "search.kind 'optuna' needs `search.budget`, the number of points per setting"
             )
         if self.kind == "pareto" and self.budget is None and self.flops is None:
             raise ValueError(
-                "search.kind 'pareto' does not know when to stop: `search.budget` (points) or `search.flops` must be given"
+                "search.kind 'pareto' needs `search.budget` (points) or `search.flops`, per setting"
             )
-        if self.pruner not in ("none", "topk") and self.sampler in BLIND:
+        if self.pruner not in ("none", "topk") and self.sampler in BLIND_SAMPLERS:
             raise ValueError(
-                f"sampler {self.sampler!r} learns from complete trials alone: with a pruner it would stay at random search, but got "
-                f"pruner={self.pruner!r} (learn from pruned trials or need none: tpe, qmc, random)"
+                f"sampler {self.sampler!r} learns from complete trials only and would stay at"
+                f" random search with a pruner, but got pruner={self.pruner!r}: use sampler tpe,"
+                " qmc or random"
             )
         return self

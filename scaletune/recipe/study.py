@@ -1,4 +1,4 @@
-"""`Recipe`: the point, what it is swept over, where, and what to learn from it."""
+"""`Recipe`: what to train, over which axes, where, and what to fit to the results."""
 
 from __future__ import annotations
 
@@ -15,107 +15,149 @@ from scaletune.recipe.optimization import (
     Parametrization,
     Schedule,
     Training,
-    resolved,
+    resolve_schedule,
 )
 from scaletune.sections import Positive, Section
 from scaletune.sections import Whole as Seed
 from scaletune.zoo import Model
 
 
-def _stem(value: str) -> str:
-    """A name that its files can bear."""
+def _check_stem(value: str) -> str:
+    """The name, if files can have it."""
     if not value or value.startswith(".") or set(value) & set("/\\\0"):
         raise ValueError(f"`name` must be a file's name without its ending, but got {value!r}")
     return value
 
 
-Name = Annotated[str, AfterValidator(_stem)]
+Name = Annotated[str, AfterValidator(_check_stem)]
 
 
 def _dotted(axes: Any) -> Any:
-    """Axes by their dotted paths; `model.width = [...]` without quotes is a table `model` to TOML."""
+    """Axes by their dotted paths: TOML reads an unquoted `model.width = [...]` as a table `model`.
+
+    A path that `--set` writes replaces the same path in a table.
+    """
     if not isinstance(axes, dict):
         return axes
     tables = {name: _dotted(table) for name, table in axes.items() if isinstance(table, dict)}
     inner = {
         f"{name}.{key}": values for name, table in tables.items() for key, values in table.items()
     }
-    return inner | {
-        name: values for name, values in axes.items() if name not in tables
-    }  # `--set` writes the path: it goes over a table
+    return inner | {name: values for name, values in axes.items() if name not in tables}
 
 
 Axes = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_dotted)]
 
 
 class Compare(Section):
-    """The same sweep under other settings, to be shown beside it; never fitted."""
+    """The sweep under other settings, shown beside it and never fitted."""
 
     name: Name
+    """Name of the comparison in records and plots. Not "main" or "validation"."""
     set: dict[str, Any]
-    axes: Axes = {}  # these replace the sweep's own axes of that name
+    """Settings that replace those of the recipe, by column name or dotted path."""
+    axes: Axes = {}
+    """Axes that replace the recipe's axes of the same name."""
 
 
 class Holdout(Section):
-    """A cell that no fit sees: predicted first, then trained on `lr` and at the predicted value."""
+    """A held-out setting, which no fit sees.
+
+    It is predicted first, then trained at `lr` and at the predicted lr.
+    """
 
     set: dict[str, Any]
+    """Settings that replace those of the recipe, by column name or dotted path."""
     lr: Annotated[list[Positive], Field(min_length=3)]
+    """Learning rates to train, besides the predicted one."""
 
 
-class Ask(Section):
-    """What to learn from the trials."""
+class FitSection(Section):
+    """What to fit to the trials."""
 
     law: str = "lr_nd"
+    """Law to fit, for example lr_nd, lr_ndb, joint, loss_nd or chinchilla."""
 
 
-POINT = (
-    "model",
-    "parametrization",
-    "optimizer",
-    "schedule",
-    "training",
-    "data",
-    "budget",
-    "seed",
-)  # what a trial's identity is made of
+POINT_SECTIONS = (
+    *("model", "parametrization", "optimizer", "schedule"),
+    *("training", "data", "budget", "seed"),
+)
+"""The keys of a recipe that identify a trial."""
 
 
 class Recipe(Section):
-    """What to train (the point), over what (`axes`), where (`engine`), and what to do with it (`fit`, `holdout`, `target`)."""
+    """A training point, the axes it is swept over, and what a study does with the trials.
 
-    name: Name = "recipe"  # the file's stem, unless said
+    A recipe without `axes` is one trial or one target. With `axes` it is a sweep; with `holdout`
+    and `target` it is the study that `scaletune run` carries out.
+
+    Example:
+        >>> from scaletune.recipe import validate_recipe
+        >>> recipe = validate_recipe(
+        ...     {
+        ...         "model": {"width": 64},
+        ...         "parametrization": {"base_width": 32},
+        ...         "budget": {"tokens": 65536, "batch_tokens": 1024},
+        ...     },
+        ...     "tiny",
+        ... )
+        >>> recipe.name, recipe.model.family, recipe.budget.steps
+        ('tiny', 'transformer', 64)
+    """
+
+    name: Name = "recipe"
+    """Name of the sweep and of its files. Default: the name of the recipe file without its ending.
+    """
     model: Model
+    """The model: see the tables of the model families. A target may name a Hugging Face config.json
+    as `model.hf`."""
     parametrization: Parametrization
+    """How hyperparameters at the base size become those of each tensor."""
     optimizer: Optimizer = Optimizer()
+    """The optimizer and its settings at the base size."""
     schedule: Schedule = Schedule()
+    """The learning rate schedule."""
     training: Training = Training()
+    """Options of the training loop that change the result."""
     data: Data = Data()
+    """What to train on."""
     budget: Budget
+    """How long to train and to evaluate."""
     seed: Seed = 0
+    """Seed of the initialisation and of the batches."""
     axes: Axes = {}
-    cells: list[
-        dict[str, Any]
-    ] = []  # a ragged sweep: tables of settings, a list being several values; each under every combination of `axes`
+    """Column name or dotted path -> list of values. The sweep is every combination."""
+    cells: list[dict[str, Any]] = []
+    """Tables of settings, each swept over every combination of `axes`. A list is several values.
+    Use it where the settings are not a full grid."""
     engine: Engine = Engine()
+    """Where and how trials run."""
     search: Search = Search()
+    """Which points of `axes` are trained."""
     compare: list[Compare] = []
-    fit: Ask = Ask()
+    """Sweeps under other settings, shown beside this one."""
+    fit: FitSection = FitSection()
+    """What to fit to the trials."""
     holdout: Holdout | None = None
-    target: str | None = None  # a recipe file, relative to this one
-    hardware: Hardware | None = None  # of a target: what it is to be trained on
-    to: list[str] = ["granite", "recipe"]  # formats the target is emitted in
-    evidence: dict[
-        str, Any
-    ] = {}  # of an emitted recipe: the fit, the law, the interval, the assumptions
+    """A held-out setting that tests the fit."""
+    target: str | None = None
+    """Path of the target's recipe file, relative to this file."""
+    hardware: Hardware | None = None
+    """Of a target: the GPUs that it trains on."""
+    to: list[str] = ["granite", "recipe"]
+    """Formats of the configs that are written for the target."""
+    evidence: dict[str, Any] = {}
+    """Of a written recipe: the fit, the law, the intervals and the assumptions behind it."""
 
     @model_validator(mode="after")
-    def _told_apart(self) -> Recipe:
-        taken = ["main", "validation"]  # what the study's own trials are called on record
+    def _unique_names(self) -> Recipe:
+        taken = ["main", "validation"]  # the names of the study's own trials in records
         for other in self.compare:
             if other.name in taken:
                 raise ValueError(
-                    f"`compare.name` must be its own, and not one of {', '.join(taken)}, but got {other.name!r}"
+                    f"`compare.name` must be unique and not one of {', '.join(taken)}, but got"
+                    f" {other.name!r}"
                 )
             taken.append(other.name)
         return self
@@ -125,17 +167,14 @@ class Recipe(Section):
         batch, seq_len = self.budget.batch_tokens, self.data.seq_len
         if batch % seq_len:
             raise ValueError(
-                f"`batch_tokens % seq_len == 0` must hold, but got batch_tokens={batch}, seq_len={seq_len}"
+                "`batch_tokens % seq_len == 0` must hold, but got"
+                f" batch_tokens={batch}, seq_len={seq_len}"
             )
-        rows, processes, accumulation = (
-            batch // seq_len,
-            self.engine.processes,
-            self.engine.accumulation,
-        )
-        if rows % (processes * accumulation):
+        rows, engine = batch // seq_len, self.engine
+        if rows % (engine.processes * engine.accumulation):
             raise ValueError(
-                f"`batch_tokens / seq_len % (processes * accumulation) == 0` must hold, but got {rows} rows, processes={processes}, "
-                f"accumulation={accumulation}"
+                "`batch_tokens / seq_len % (processes * accumulation) == 0` must hold, but got"
+                f" {rows} rows, processes={engine.processes}, accumulation={engine.accumulation}"
             )
         return self
 
@@ -143,9 +182,10 @@ class Recipe(Section):
     def _scheduled(self) -> Recipe:
         if self.optimizer.family == "schedulefree_adamw" and self.schedule.kind != "constant":
             raise ValueError(
-                f"family 'schedulefree_adamw' needs `schedule.kind = 'constant'`, but got {self.schedule.kind!r}"
+                "family 'schedulefree_adamw' needs `schedule.kind = 'constant'`, but got"
+                f" {self.schedule.kind!r}"
             )
-        resolved(self.schedule, self.budget)
+        resolve_schedule(self.schedule, self.budget)
         return self
 
     @model_validator(mode="after")
@@ -155,5 +195,5 @@ class Recipe(Section):
         return self
 
     def point(self) -> dict[str, Any]:
-        """What identifies a trial, as plain values."""
-        return self.model_dump(include=set(POINT))
+        """The keys that identify a trial, as plain values."""
+        return self.model_dump(include=set(POINT_SECTIONS))

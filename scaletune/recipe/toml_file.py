@@ -1,4 +1,4 @@
-"""Recipe files."""
+"""Reads recipe files (TOML) and applies `--set` overrides."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from typing import Any
 
 from scaletune import huggingface
 from scaletune.errors import UserError
-from scaletune.recipe.data import NAMED
-from scaletune.recipe.points import at, compared, points, put, with_settings
+from scaletune.recipe.data import NAMED_SOURCES
+from scaletune.recipe.points import (
+    comparison_recipe,
+    dotted_path,
+    points,
+    set_path,
+    with_settings,
+)
 from scaletune.recipe.study import Recipe
-from scaletune.recipe.validation import validated
+from scaletune.recipe.validation import validate_recipe
+
+PATHS = (".data.source", ".data.tokenizer", ".model.hf", ".hardware.calibration")
+"""Keys that may hold a path relative to the recipe file."""
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """`a.b=c` of the command line -> (path, value); the value is TOML, and a bare word is a string."""
+    """`a.b=c` of the command line -> (path, value). The value is TOML; a bare word is a string."""
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise UserError(f"`--set` must look like a.b=c, but got {text!r}")
@@ -27,7 +36,18 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
-    """Read a recipe file and put `a.b=c` settings over it. Files it names are relative to it."""
+    """Reads a recipe file.
+
+    Args:
+        path: Path of the recipe file. Files that it names are relative to it.
+        settings: Overrides `a.b=c`.
+
+    Returns:
+        The recipe. Every combination of its axes and comparisons is valid.
+
+    Raises:
+        UserError: The file is missing, is not TOML, or breaks a rule.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"the recipe file must exist, but got `{path}`")
@@ -36,48 +56,55 @@ def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"`{path}` must be TOML, but {error}") from None
     for setting in settings:
-        where, value = parse_setting(setting)
-        put(content, at(where), value)
+        name, value = parse_setting(setting)
+        set_path(content, dotted_path(name), value)
     try:
-        recipe = validated(_architecture(_beside(content, path.parent)), path.stem)
-        for asked in (recipe, *(compared(recipe, other) for other in recipe.compare)):
-            points(asked)  # every combination must be valid before anything is trained
+        content = _read_architecture(_resolve_paths(content, path.parent))
+        recipe = validate_recipe(content, path.stem)
+        for sweep in (recipe, *(comparison_recipe(recipe, other) for other in recipe.compare)):
+            points(sweep)  # every combination must be valid before anything is trained
         with_settings(recipe, recipe.holdout.set if recipe.holdout else {})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return recipe
 
 
-def _architecture(content: dict[str, Any]) -> dict[str, Any]:
-    """`model.hf`, a config.json of Hugging Face, as the model it describes; keys beside it go over its own, but for its vocabulary's."""
+def _read_architecture(content: dict[str, Any]) -> dict[str, Any]:
+    """Replaces `model.hf`, a Hugging Face config.json, by the model that it describes.
+
+    Other keys of `model` replace those of the config, except its vocabulary.
+    """
     model, data = content.get("model"), content.get("data", {})
     if not isinstance(model, dict) or "hf" not in model:
         return content
     if not isinstance(model["hf"], str):
         raise UserError(f"`model.hf` must be the path of a config.json, but got {model['hf']!r}")
-    read, vocab_size, said = huggingface.read(model["hf"])
+    table, vocab_size, notes = huggingface.read(model["hf"])
     own = {key: value for key, value in model.items() if key != "hf"}
-    said += [
-        f"`model.{key}` {value!r} is the target's own, over the config's"
+    notes += [
+        f"`model.{key}` {value!r} is set in the target and replaces the config's"
         for key, value in own.items()
     ]
-    evidence = {"architecture": said} | content.get("evidence", {})
+    evidence = {"architecture": notes} | content.get("evidence", {})
     return content | {
-        "model": read | own,
+        "model": table | own,
         "data": {"vocab_size": vocab_size} | data,
         "evidence": evidence,
     }
 
 
-def _beside(content: Any, folder: Path, where: str = "") -> Any:
-    """Files and folders of data that a recipe names, in its axes and comparisons too, are relative to it, else to the working folder."""
+def _resolve_paths(content: Any, folder: Path, where: str = "") -> Any:
+    """Makes paths that a recipe names relative to its folder, if they exist there.
+
+    Axes and comparisons included; other paths stay relative to the working folder.
+    """
     if isinstance(content, dict):
-        return {key: _beside(value, folder, f"{where}.{key}") for key, value in content.items()}
+        return {
+            key: _resolve_paths(value, folder, f"{where}.{key}") for key, value in content.items()
+        }
     if isinstance(content, list):
-        return [_beside(value, folder, where) for value in content]
-    named = (
-        where.endswith((".data.source", ".data.tokenizer", ".model.hf", ".hardware.calibration"))
-        and isinstance(content, str)
-        and content not in (*NAMED, "bytes")
-    )
-    return str(folder / content) if named and (folder / content).exists() else content
+        return [_resolve_paths(value, folder, where) for value in content]
+    is_path = where.endswith(PATHS) and isinstance(content, str)
+    if is_path and content not in (*NAMED_SOURCES, "bytes") and (folder / content).exists():
+        return str(folder / content)
+    return content

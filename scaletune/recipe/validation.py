@@ -1,4 +1,4 @@
-"""Plain values -> `Recipe`, or one sentence on the first thing that is wrong."""
+"""Validates plain values as a `Recipe`; an error is one sentence on the first problem."""
 
 from __future__ import annotations
 
@@ -13,42 +13,41 @@ from scaletune.recipe.study import Recipe
 from scaletune.sections import Section
 from scaletune.zoo import FAMILIES
 
-SHORT = {  # a contract column -> where a recipe keeps it
-    "width": "model.width", "depth": "model.depth", "lr": "optimizer.lr", "weight_decay": "optimizer.weight_decay",
-    "tokens": "budget.tokens", "batch_tokens": "budget.batch_tokens", "seq_len": "data.seq_len", "seed": "seed",
+SHORT_NAMES = {
+    "width": "model.width",
+    "depth": "model.depth",
+    "lr": "optimizer.lr",
+    "weight_decay": "optimizer.weight_decay",
+    "tokens": "budget.tokens",
+    "batch_tokens": "budget.batch_tokens",
+    "seq_len": "data.seq_len",
+    "seed": "seed",
     "form": "parametrization.form",
-}  # fmt: skip
+}
+"""Column name -> its dotted path in a recipe."""
 
 
 def _table(annotation: Any) -> type[Section] | None:
-    """The section that a field holds as X, X | None or list[X]."""
-    return next(
-        (
-            part
-            for part in (annotation, *get_args(annotation))
-            if isinstance(part, type) and issubclass(part, Section)
-        ),
-        None,
-    )
+    """The section in an annotation X, X | None or list[X]."""
+    parts = (annotation, *get_args(annotation))
+    sections = (part for part in parts if isinstance(part, type) and issubclass(part, Section))
+    return next(sections, None)
 
 
-def _known(location: Iterable[Any]) -> Iterable[str]:
+def _known_keys(location: Iterable[Any]) -> Iterable[str]:
     """The keys of the table at a pydantic location."""
     section: type[Section] | None = Recipe
     for part in location:
         if isinstance(part, str) and part[1:-1] in FAMILIES and part.startswith("["):
             section = FAMILIES[part[1:-1]]
         elif section and isinstance(part, str):
-            section = (
-                _table(section.model_fields[part].annotation)
-                if part in section.model_fields
-                else None
-            )
+            field = section.model_fields.get(part)
+            section = _table(field.annotation) if field else None
     return section.model_fields if section else ()
 
 
-def _where(error: Mapping[str, Any]) -> str:
-    """The dotted path of a pydantic error, without the names of a union's members."""
+def _path(error: Mapping[str, Any]) -> str:
+    """The dotted path of a pydantic error, without the names of union members."""
     return ".".join(str(part) for part in error["loc"] if "[" not in str(part))
 
 
@@ -66,34 +65,33 @@ def _quoted_number(value: Any) -> bool:
 
 
 def _sentence(errors: Sequence[Mapping[str, Any]]) -> str:
-    """One line on the first pydantic error, a misspelt key before all: the rule, the value, the nearest valid name."""
+    """One sentence on the first pydantic error, a misspelt key first.
+
+    It gives the rule, the value, and the nearest valid name.
+    """
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
-    path, got = _where(error), error.get("input")
+    path, value = _path(error), error.get("input")
     if error["type"] == "extra_forbidden":
         key = path.split(".")[-1]
-        return f"unknown key `{path}`" + (
-            f" (nearest: {SHORT[key]!r})"
-            if key in SHORT
-            else nearest(key, _known(error["loc"][:-1]))
-        )
+        if key in SHORT_NAMES:
+            return f"unknown key `{path}` (nearest: {SHORT_NAMES[key]!r})"
+        return f"unknown key `{path}`{nearest(key, _known_keys(error['loc'][:-1]))}"
     if error["type"] == "union_tag_invalid":
         family = error["input"]["family"]
-        return f"`{path}.family` must be one we know, but got {family!r}{nearest(str(family), FAMILIES)}"
+        hint = nearest(str(family), FAMILIES)
+        return f"`{path}.family` must be a known family, but got {family!r}{hint}"
     if error["type"] == "missing":
         return f"`{path}` must be given"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    rules = " or ".join(_rule(other) for other in errors if _where(other) == path)
-    hint = (
-        "; write the number without quotes"
-        if _quoted_number(got) and ("number" in rules or "integer" in rules)
-        else ""
-    )
-    return f"`{path}` must be {rules}, but got {got!r}{hint}"
+    rules = " or ".join(_rule(other) for other in errors if _path(other) == path)
+    needs_number = "number" in rules or "integer" in rules
+    hint = "; write the number without quotes" if _quoted_number(value) and needs_number else ""
+    return f"`{path}` must be {rules}, but got {value!r}{hint}"
 
 
-def validated(content: Mapping[str, Any], name: str) -> Recipe:
-    """A Recipe from plain values; UserError with one sentence on the first thing that is wrong."""
+def validate_recipe(content: Mapping[str, Any], name: str) -> Recipe:
+    """A Recipe from plain values; UserError with one sentence on the first problem."""
     try:
         return Recipe.model_validate({"name": name, **content})
     except ValidationError as error:

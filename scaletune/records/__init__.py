@@ -1,17 +1,29 @@
-"""The records that go round: `Trial` (one training result) and `Fit` (a law with what it rests on), and their files.
+"""Records and their files: `Trial` (one training result) and `Fit` (a fitted law).
 
-A sweep lives in two files of one stem: `NAME.db`, the SQLite workbench of the running driver, and `NAME.jsonl`, the
-record, written from it atomically at every stop. Readers take either, and several of them at once.
+A sweep has two files with the same stem. `NAME.db` is the SQLite database of the running driver.
+`NAME.jsonl` is the record; the driver writes it atomically from the database whenever it stops.
+Readers accept either, and several files at once.
 """
 
 from scaletune.records.files import digest, write_atomically
 from scaletune.records.fit import Fit
 from scaletune.records.readers import read_trials
-from scaletune.records.redaction import scrubbed
-from scaletune.records.store import Store, glance
-from scaletune.records.trial import COLUMNS, SCHEMA, Trial, frame, merged, read_jsonl
+from scaletune.records.redaction import redact
+from scaletune.records.store import Store, read_store
+from scaletune.records.trial import COLUMNS, SCHEMA, Trial, frame, merge_trials, read_jsonl
 
 __all__ = [
-    "COLUMNS", "SCHEMA", "Fit", "Store", "Trial", "digest", "frame", "glance", "merged", "read_jsonl", "read_trials", "scrubbed",
+    "COLUMNS",
+    "SCHEMA",
+    "Fit",
+    "Store",
+    "Trial",
+    "digest",
+    "frame",
+    "merge_trials",
+    "read_jsonl",
+    "read_store",
+    "read_trials",
+    "redact",
     "write_atomically",
-]  # fmt: skip
+]

@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and the identity of what they hold."""
+"""Atomic file replacement, and digests of plain values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scaletune.errors import UserError
 
 
 def digest(value: Any) -> str:
-    """First 16 hex digits of the SHA-256 of `value` as canonical JSON: the identity of a recipe point or a fit."""
+    """First 16 hex digits of the SHA-256 of `value` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    """Writes `text` to `path`. A reader, or a crash, sees the old file or the new one."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException as error:  # an interrupt leaves nothing behind either
+    except BaseException as error:  # an interrupt leaves no partial file either
         with suppress(OSError):
             part.unlink()
         if isinstance(error, OSError):
@@ -36,8 +36,8 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def sweep_out(path: Path) -> None:
-    """Remove what writers of `path` that were killed in the middle have left. For its only writer to call."""
+def remove_partial_files(path: Path) -> None:
+    """Removes partial files that killed writers of `path` left. Only its one writer may call it."""
     for part in path.parent.glob(f".{path.name}.*.part"):
         with suppress(OSError):
             part.unlink()

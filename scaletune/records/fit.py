@@ -1,4 +1,4 @@
-"""`Fit`: a law fitted to trials, in `fits/NAME.json`."""
+"""`Fit`: a law fitted to trials, stored in `fits/NAME.json`."""
 
 from __future__ import annotations
 
@@ -6,63 +6,86 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaletune.errors import UserError
 from scaletune.records.files import digest, write_atomically
 
+if TYPE_CHECKING:
+    from scaletune.predicting.prediction import Prediction
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A law fitted to trials, with everything needed to predict from it and to judge it. Written to `fits/NAME.json`."""
+    """A law fitted to trials, with everything needed to predict from it and to judge it.
 
-    law: str  # "lr_nd": lr = c * n_params**a * tokens**b; "loss_nd", "chinchilla": E + A / n_params**alpha + B / tokens**beta; "joint": laws/surface.py
-    params: dict[str, dict[str, Any]]  # name -> {"value": float, "interval": [lo, hi]} at `level`
-    solution: dict[
-        str, Any
-    ]  # what prediction needs: the solver's own vector, its covariance, centres, quantile
+    Example:
+        >>> import scaletune as st
+        >>> fit = st.Fit(
+        ...     law="chinchilla",
+        ...     params={"E": {"value": 1.8, "interval": [1.7, 1.9]}},
+        ...     solution={
+        ...         "vector": [1.8, 482.0, 2085.4, 0.348, 0.366],
+        ...         "draws": ["1.8 482.0 2085.4 0.348 0.366"],
+        ...         "scatter": 0.002,
+        ...     },
+        ...     objective=0.0,
+        ... )
+        >>> round(fit.predict(n_params=7e9, tokens=1.4e12).loss, 2)
+        2.06
+    """
+
+    law: str
+    """The law. lr_nd: lr = c * n_params**a * tokens**b. loss_nd and chinchilla:
+    E + A / n_params**alpha + B / tokens**beta. joint: the loss surface of surface/model.py."""
+    params: dict[str, dict[str, Any]]
+    """Parameter -> {"value": float, "interval": [low, high]} at `level`."""
+    solution: dict[str, Any]
+    """What a prediction reads: the vector of the solver, its covariance, centres, quantile."""
     objective: float
-    cells: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # one row a (n_params, tokens) cell: its optimum and how sure
-    ranges: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # column -> [lowest, highest] fitted on
-    used: list[str] = field(default_factory=list)  # ids of the runs
-    dropped: dict[str, str] = field(default_factory=dict)  # id -> reason
-    status: list[str] = field(
-        default_factory=lambda: ["ok"]
-    )  # sentences; ["ok"] when there is nothing to say
-    held_out: dict[str, Any] = field(
-        default_factory=dict
-    )  # how well it predicted what it did not see
-    loss_law: Fit | None = None  # the floor under the basin, fitted to the same runs
-    level: float = 0.95  # of every interval
+    """Value of the objective at the solution."""
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    """One row per setting (n_params, tokens): its optimum and how certain that is."""
+    ranges: dict[str, list[float]] = field(default_factory=dict)
+    """Column -> [lowest, highest] value of the runs."""
+    used: list[str] = field(default_factory=list)
+    """Ids of the runs."""
+    dropped: dict[str, str] = field(default_factory=dict)
+    """Id of a run that was not used -> the reason."""
+    status: list[str] = field(default_factory=lambda: ["ok"])
+    """Sentences on what makes the fit uncertain; ["ok"] if there is nothing to say."""
+    held_out: dict[str, Any] = field(default_factory=dict)
+    """How well the law predicts settings that it was not fitted to."""
+    loss_law: Fit | None = None
+    """The law of the minimum loss, fitted to the same runs."""
+    level: float = 0.95
+    """Level of every interval."""
     assumptions: list[str] = field(default_factory=list)
+    """Sentences on what the fit assumes."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    """Versions, time and source of the fit."""
 
     @property
     def digest(self) -> str:
-        """The identity an emitted config names: of what was learned, not of when or where."""
+        """The identity that written configs name: of the content without `provenance`."""
         content = self.to_dict() | {"loss_law": self.loss_law.digest if self.loss_law else None}
         content.pop("provenance")
         return digest(content)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON holds them; writing refuses NaN and infinities."""
+        """Plain values, as in the JSON file. `write` refuses NaN and infinities."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Fit:
+        """A Fit from plain values; UserError if a field is missing or unknown."""
         unknown = set(content) - {f.name for f in fields(cls)} - {"digest"}
-        missing = [
-            f"no {name}"
-            for name in ("law", "params", "solution", "objective")
-            if name not in content
-        ]
+        required = ("law", "params", "solution", "objective")
+        missing = [f"no {name}" for name in required if name not in content]
         if unknown or missing:
             raise UserError(
-                f"a fit file must hold the fields of a Fit, but got {', '.join(sorted(unknown) or missing)}"
+                "a fit file must hold the fields of a Fit, but got"
+                f" {', '.join(sorted(unknown) or missing)}"
             )
         values = {key: value for key, value in content.items() if key != "digest"}
         if values.get("loss_law"):
@@ -70,17 +93,15 @@ class Fit:
         return cls(**values)
 
     def write(self, path: str | Path) -> Path:
-        """Write `fits/NAME.json`, its own digest in it."""
+        """Writes the fit file, with its digest."""
         path = Path(path)
-        write_atomically(
-            path,
-            json.dumps({"digest": self.digest} | self.to_dict(), indent=1, allow_nan=False) + "\n",
-        )
+        content = {"digest": self.digest} | self.to_dict()
+        write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
         return path
 
     @classmethod
     def read(cls, path: str | Path) -> Fit:
-        """Read a fit file; UserError when it is missing or is not one."""
+        """Reads a fit file; UserError if it is missing or is not one."""
         path = Path(path)
         if not path.is_file():
             raise UserError(f"the fit file must exist, but got `{path}`")
@@ -96,8 +117,17 @@ class Fit:
             )
         return cls.from_dict(content)
 
-    def predict(self, *, n_params: float, tokens: float, **others: float):
-        """The optimum at a target scale, with interval and near-optimal band: see `scaletune.predicting.from_fit`."""
-        from scaletune.predicting import from_fit
+    def predict(self, *, n_params: float, tokens: float, **others: float) -> Prediction:
+        """The optimum at a target scale, with its interval and near-optimal band.
+
+        Args:
+            n_params: Non-embedding parameters of the target.
+            tokens: Training tokens of the target.
+            **others: `batch_tokens`, the batch size in tokens per step.
+
+        Returns:
+            The prediction: see `scaletune.predicting.from_fit`.
+        """
+        from scaletune.predicting.fitted_law import from_fit
 
         return from_fit(self, n_params=n_params, tokens=tokens, **others)

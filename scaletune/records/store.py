@@ -1,4 +1,7 @@
-"""`Store`: the SQLite workbench of a sweep. One writer, the driver; readers beside it never wait and never write."""
+"""`Store`: the SQLite database of a sweep.
+
+Only the driver writes. Readers never wait and never write.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +15,45 @@ from typing import Any
 from urllib.parse import quote
 
 from scaletune.errors import UserError
-from scaletune.records.files import sweep_out, write_atomically
-from scaletune.records.trial import Trial, line, lines, merged, parsed, read_jsonl
+from scaletune.records.files import remove_partial_files, write_atomically
+from scaletune.records.trial import (
+    Trial,
+    merge_trials,
+    parse_line,
+    read_jsonl,
+    to_json_line,
+    to_jsonl,
+)
 
-SCHEMA = 1  # of the workbench, its `user_version`. 0: no `status`, no `live`
+SCHEMA = 1
+"""Schema of the database (its `user_version`). Schema 0 has no `status` and no table `live`."""
 MIGRATIONS = (  # from schema i to i + 1
     (
         "CREATE TABLE IF NOT EXISTS trials (id TEXT PRIMARY KEY, line TEXT NOT NULL)",
         "CREATE TABLE IF NOT EXISTS curves (id TEXT PRIMARY KEY, losses BLOB NOT NULL)",
         "ALTER TABLE trials ADD COLUMN status TEXT",
         "UPDATE trials SET status = json_extract(line, '$.status')",
-        "CREATE TABLE live (key TEXT PRIMARY KEY, value TEXT NOT NULL)",  # what the driver is at, as JSON
+        # the progress of the driver and other state, as JSON
+        "CREATE TABLE live (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     ),
 )
+IS_DATABASE = "the database of a sweep"
+IS_WRITABLE = "a writable SQLite file"
 
 
-def stem_of(path: Path) -> Path:
-    """`sweeps/NAME` of itself or of one of its files; a dot in a name is no suffix."""
+def file_stem(path: Path) -> Path:
+    """`sweeps/NAME` for itself or one of its files; a dot in a name is no suffix."""
     return path.with_suffix("") if path.suffix in (".db", ".jsonl") else path
 
 
 @contextmanager
-def _told(path: Path, rule: str) -> Iterator[None]:
-    """SQLite's errors in one sentence. A damaged store never takes the `.jsonl` beside it along."""
+def _explain_errors(path: Path, rule: str) -> Iterator[None]:
+    """Raises SQLite errors as one UserError sentence, with the way out if the record is whole."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        record = stem_of(path).with_name(stem_of(path).name + ".jsonl")
-        way_out = f"; `{record.name}` is whole: move the .db away and go on from it with --adopt"
+        record = file_stem(path).with_name(file_stem(path).name + ".jsonl")
+        way_out = f"; `{record.name}` is not damaged: move the .db away and resume with --adopt"
         damaged = "malformed" in str(error) and record.exists()
         raise UserError(
             f"`{path}` must be {rule}, but {error}{way_out if damaged else ''}"
@@ -47,38 +61,35 @@ def _told(path: Path, rule: str) -> Iterator[None]:
 
 
 def _require_schema(db: sqlite3.Connection, path: Path) -> int:
-    found = db.execute("PRAGMA user_version").fetchone()[0]
-    if found > SCHEMA:
+    schema = db.execute("PRAGMA user_version").fetchone()[0]
+    if schema > SCHEMA:
         raise UserError(
-            f"`{path}` has schema {found}, newer than this scaletune's {SCHEMA}: upgrade scaletune"
+            f"`{path}` has schema {schema}, newer than the {SCHEMA} of this scaletune:"
+            " upgrade scaletune"
         )
-    return found
+    return schema
 
 
 class Store:
-    """The workbench `NAME.db` of one sweep (WAL, one writer) and its record `NAME.jsonl`.
+    """The database `NAME.db` of one sweep (WAL, one writer) and its record `NAME.jsonl`.
 
-    What makes a trial "recorded" for a resuming sweep is the workbench alone: a `.jsonl` that came with a clone is
-    never mistaken for this checkout's own runs. `adopt=True` takes such records in; `export` keeps them in any case.
+    A resuming sweep skips only trials of the database. The trials of an existing `.jsonl`, which
+    may have come with a clone, count only with `adopt=True`; `export` keeps them in any case.
     """
 
     def __init__(self, path: Path, *, adopt: bool = False):
-        stem = stem_of(path)
-        self.record, self.workbench = (
-            stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".db")
-        )
-        self._read: dict[
-            str, Trial
-        ] = {}  # by id: a line is parsed once, however often a search looks
+        stem = file_stem(path)
+        self.record = stem.with_name(stem.name + ".jsonl")
+        self.database = stem.with_name(stem.name + ".db")
+        self._parsed: dict[str, Trial] = {}  # by id: each line is parsed once
         adopted = read_jsonl(self.record) if adopt and self.record.exists() else []
-        with _told(self.workbench, "a writable SQLite file"):
+        with _explain_errors(self.database, IS_WRITABLE):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.workbench, timeout=60, isolation_level=None)
+            self._db = sqlite3.connect(self.database, timeout=60, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(
-                "PRAGMA synchronous=FULL"
-            )  # a trial is hours of work: on disk when it is recorded, 1 ms
-            if _require_schema(self._db, self.workbench) < SCHEMA:
+            # a trial is hours of work: it is on disk when it is recorded (takes 1 ms)
+            self._db.execute("PRAGMA synchronous=FULL")
+            if _require_schema(self._db, self.database) < SCHEMA:
                 self._migrate()
         with self._write():
             for trial in adopted:
@@ -86,23 +97,24 @@ class Store:
 
     def _migrate(self) -> None:
         with self._write():
-            found = _require_schema(self._db, self.workbench)  # another may have been first
-            for statement in (statement for step in MIGRATIONS[found:] for statement in step):
+            schema = _require_schema(self._db, self.database)  # another process may have migrated
+            for statement in (statement for step in MIGRATIONS[schema:] for statement in step):
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     @contextmanager
     def _write(self) -> Iterator[None]:
-        """A write transaction that takes the lock at once: a deferred one fails when a second writer reads first."""
-        with _told(self.workbench, "a writable SQLite file"):
+        """A write transaction that takes the lock at once.
+
+        A deferred transaction fails when a second writer reads first.
+        """
+        with _explain_errors(self.database, IS_WRITABLE):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                with suppress(
-                    sqlite3.Error
-                ):  # SQLite has undone it by itself when the disk is full
+                with suppress(sqlite3.Error):  # SQLite rolls back by itself when the disk is full
                     self._db.execute("ROLLBACK")
                 raise
 
@@ -110,11 +122,11 @@ class Store:
         self._db.execute("DELETE FROM live WHERE key = 'exported'")
         self._db.execute(
             "INSERT OR IGNORE INTO trials (id, line, status) VALUES (?, ?, ?)",
-            (trial.id, line(trial), trial.status),
+            (trial.id, to_json_line(trial), trial.status),
         )
 
     def put(self, trial: Trial, curve: Sequence[float] = ()) -> None:
-        """Record a trial, and its training loss per step as compressed float32. The first record of an id stays."""
+        """Records a trial and its training loss per step, compressed. The first record stays."""
         import numpy as np
 
         with self._write():
@@ -123,88 +135,89 @@ class Store:
                 blob = zlib.compress(np.asarray(curve, "<f4").tobytes())
                 self._db.execute("INSERT OR IGNORE INTO curves VALUES (?, ?)", (trial.id, blob))
 
-    def forget(self, ids: Iterable[str]) -> None:
-        """Drop records that say "failed" (a crash, not a result), so that the next run tries them again."""
-        gone = [(i,) for i in ids]
-        for (i,) in gone:
-            self._read.pop(i, None)
-        if gone:
+    def delete(self, ids: Iterable[str]) -> None:
+        """Deletes records. The driver deletes failed trials, so that a new run retries them."""
+        rows = [(i,) for i in ids]
+        for (i,) in rows:
+            self._parsed.pop(i, None)
+        if rows:
             with self._write():
-                self._db.executemany("DELETE FROM trials WHERE id = ?", gone)
+                self._db.executemany("DELETE FROM trials WHERE id = ?", rows)
                 self._db.execute("DELETE FROM live WHERE key = 'exported'")
 
-    def tell(self, live: dict[str, Any]) -> None:
-        """Put what the driver is at where `glance` finds it."""
+    def write_progress(self, live: dict[str, Any]) -> None:
+        """Stores the driver's progress, which `read_store` returns."""
         with self._write():
-            self._keep("driver", live)
+            self._set_live("driver", live)
 
-    def told(self) -> dict[str, Any]:
-        """What a driver put there last."""
-        return _live(self._db, "driver") or {}
+    def read_progress(self) -> dict[str, Any]:
+        """The progress that a driver stored last."""
+        return _get_live(self._db, "driver") or {}
 
-    def left(self, population: str, ids: Sequence[str]) -> None:
-        """Put down which trials a population left."""
+    def write_lineages(self, population: str, ids: Sequence[str]) -> None:
+        """Stores the ids of the lineages that a population ended with."""
         with self._write():
-            self._keep(f"population {population}", list(ids))
+            self._set_live(f"population {population}", list(ids))
 
-    def lineages(self, population: str) -> list[str]:
-        """The ids of what it left; none where it has not been trained to its end."""
-        return _live(self._db, f"population {population}") or []
+    def read_lineages(self, population: str) -> list[str]:
+        """The ids of a population's lineages; empty if it has not been trained to its end."""
+        return _get_live(self._db, f"population {population}") or []
 
-    def _keep(self, key: str, value: Any) -> None:
+    def _set_live(self, key: str, value: Any) -> None:
         self._db.execute(
             "INSERT OR REPLACE INTO live VALUES (?, ?)", (key, json.dumps(value, allow_nan=False))
         )
 
     def statuses(self) -> dict[str, str]:
-        """Of every recorded trial, without reading it."""
-        with _told(self.workbench, "a sweep's store"):
+        """Id -> status of every recorded trial, without parsing the trials."""
+        with _explain_errors(self.database, IS_DATABASE):
             return dict(self._db.execute("SELECT id, status FROM trials"))
 
     def trials(self) -> list[Trial]:
         """Every recorded trial."""
-        return _trials(self._db, self.workbench, self._read)
+        return _trials(self._db, self.database, self._parsed)
 
     def curve(self, trial_id: str) -> list[float]:
-        """Training loss of each step, nats per token; empty when none was kept."""
+        """Training loss of each step in nats per token; empty if it was not stored."""
         import numpy as np
 
-        with _told(self.workbench, "a sweep's store"):
+        with _explain_errors(self.database, IS_DATABASE):
             row = self._db.execute("SELECT losses FROM curves WHERE id = ?", (trial_id,)).fetchone()
         return np.frombuffer(zlib.decompress(row[0]), "<f4").tolist() if row else []
 
     def export(self) -> Path:
-        """Write the record: this workbench's trials, and those of an older `.jsonl` that it does not hold.
+        """Writes the record: the trials of the database and of an older `.jsonl`.
 
-        Under the writer's lock: of two exports at once the second sees all that the first has seen. A record that has not
-        been touched since the last export, of a workbench that has not either, is left as it is.
+        The writer's lock is held: the second of two concurrent exports includes all trials of the
+        first. Nothing is written if neither the record nor the database changed since the last
+        export.
         """
-        if _stamp(self.record) is None or _stamp(self.record) != _live(self._db, "exported"):
+        if _stamp(self.record) is None or _stamp(self.record) != _get_live(self._db, "exported"):
             with self._write():
-                sweep_out(self.record)
+                remove_partial_files(self.record)
                 others = read_jsonl(self.record) if self.record.exists() else []
-                write_atomically(self.record, lines(merged(self.trials(), others)))
-                self._keep("exported", _stamp(self.record))
+                write_atomically(self.record, to_jsonl(merge_trials(self.trials(), others)))
+                self._set_live("exported", _stamp(self.record))
         return self.record
 
     def close(self) -> None:
         self._db.close()
 
 
-def _trials(db: sqlite3.Connection, path: Path, read: dict[str, Trial]) -> list[Trial]:
-    """Those that are not in `read` yet are put there."""
-    with _told(path, "a sweep's store"):
+def _trials(db: sqlite3.Connection, path: Path, parsed: dict[str, Trial]) -> list[Trial]:
+    """The recorded trials; those that are not in `parsed` yet are added to it."""
+    with _explain_errors(path, IS_DATABASE):
         rows = db.execute("SELECT id, line FROM trials ORDER BY id").fetchall()
-    read |= {i: parsed(text, str(path)) for i, text in rows if i not in read}
-    return [read[i] for i, _ in rows]
+    parsed |= {i: parse_line(text, str(path)) for i, text in rows if i not in parsed}
+    return [parsed[i] for i, _ in rows]
 
 
 def _stamp(path: Path) -> list[int] | None:
-    """[bytes, modified at, ns] of a file; None when there is none."""
+    """[size in bytes, time of modification in ns] of a file; None if there is none."""
     return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
 
 
-def _live(db: sqlite3.Connection, key: str) -> Any:
+def _get_live(db: sqlite3.Connection, key: str) -> Any:
     try:
         row = db.execute("SELECT value FROM live WHERE key = ?", (key,)).fetchone()
     except sqlite3.OperationalError:  # schema 0 has no such table
@@ -212,17 +225,23 @@ def _live(db: sqlite3.Connection, key: str) -> Any:
     return json.loads(row[0]) if row else None
 
 
-def glance(path: Path) -> tuple[list[Trial], dict[str, Any]]:
-    """(the trials, what the driver said last) of a store that someone else may be writing; changes nothing, on a read-only disk too."""
+def read_store(path: Path) -> tuple[list[Trial], dict[str, Any]]:
+    """(trials, the driver's last progress) of a database that another process may be writing.
+
+    Changes nothing; works on a read-only disk too.
+    """
     if not path.is_file():
-        raise UserError(f"a sweep's store must exist, but got `{path}`")
-    with _told(path, "a sweep's store"), closing(_read_only(path)) as db:
+        raise UserError(f"the database of the sweep must exist, but got `{path}`")
+    with _explain_errors(path, IS_DATABASE), closing(_open_read_only(path)) as db:
         _require_schema(db, path)
-        return _trials(db, path, {}), _live(db, "driver") or {}
+        return _trials(db, path, {}), _get_live(db, "driver") or {}
 
 
-def _read_only(path: Path) -> sqlite3.Connection:
-    """Without its -wal beside it a store in a folder we cannot write to is read as a file that does not change."""
+def _open_read_only(path: Path) -> sqlite3.Connection:
+    """Opens a database for reading.
+
+    In a folder that is not writable, a database without a -wal file is opened as immutable.
+    """
     db = sqlite3.connect(
         f"file:{quote(str(path))}?mode=ro", uri=True, timeout=60, isolation_level=None
     )

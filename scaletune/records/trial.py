@@ -14,41 +14,75 @@ from scaletune.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 2  # of a Trial line; a reader refuses a newer one, and reads 1, which had no `metrics`
-COLUMNS = (  # the contract: names of columns in records and in CSVs, in and out
-    "n_params", "tokens", "batch_tokens", "seq_len", "width", "depth", "lr", "weight_decay", "loss", "flops", "seconds",
-    "seed", "status",
-)  # fmt: skip
+SCHEMA = 2
+"""Version of a line. A reader refuses a newer one and reads 1, which had no `metrics`."""
+COLUMNS = (
+    *("n_params", "tokens", "batch_tokens", "seq_len", "width", "depth", "lr"),
+    *("weight_decay", "loss", "flops", "seconds", "seed", "status"),
+)
+"""Names of the columns in records and in CSV files, in and out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training result. `id` is the digest of `point`, so a sweep resumes by skipping the ids it has."""
+    """One training result. A sweep resumes by skipping the ids that are recorded.
+
+    Example:
+        >>> import scaletune as st
+        >>> trial = st.Trial(
+        ...     id="6b86b273ff34fce1", sweep="main", point={}, n_params=10_000,
+        ...     n_params_total=20_000, tokens=65536, batch_tokens=1024, seq_len=64, width=64,
+        ...     depth=2, lr=1e-2, weight_decay=0.1, seed=0, status="done", loss=3.2,
+        ...     train_loss=3.1, flops=4e9, seconds=1.5,
+        ... )
+        >>> trial.status, trial.loss
+        ('done', 3.2)
+    """
 
     id: str
-    sweep: str  # which sweep of the study asked for it: "main", a comparison's name, "validation"
-    point: dict[str, Any]  # the whole recipe point, engine left out
-    n_params: int  # non-embedding
+    """Digest of `point` and of the data."""
+    sweep: str
+    """The sweep of the study: "main", the name of a comparison, or "validation"."""
+    point: dict[str, Any]
+    """The whole recipe point, without the engine."""
+    n_params: int
+    """Non-embedding parameters."""
     n_params_total: int
-    tokens: int  # trained on
+    """All parameters."""
+    tokens: int
+    """Training tokens."""
     batch_tokens: int
+    """Batch size in tokens per optimizer step."""
     seq_len: int
+    """Tokens per sequence."""
     width: int
+    """Width of the model."""
     depth: int
-    lr: float  # peak, at base width
+    """Depth of the model."""
+    lr: float
+    """Peak learning rate, at the base width."""
     weight_decay: float
+    """Weight decay, at the base width."""
     seed: int
-    status: str  # "done" | "diverged" | "failed"
-    loss: float | None  # held-out, nats per token, at the end of training; None unless done
-    train_loss: float | None  # mean over the last tenth of the steps, nats per token
+    """Seed of the initialisation and of the batches."""
+    status: str
+    """One of "done", "diverged" and "failed"."""
+    loss: float | None
+    """Held-out loss in nats per token at the end of training. None unless the status is "done"."""
+    train_loss: float | None
+    """Mean training loss over the last tenth of the steps, in nats per token."""
     flops: float
+    """Training FLOPs."""
     seconds: float
-    message: str = ""  # why, when the status is not "done"
-    provenance: dict[str, Any] = field(default_factory=dict)  # versions, device, when
-    metrics: dict[str, Any] = field(
-        default_factory=dict
-    )  # what else was measured: see `scaletune.training.trial`
+    """Training time in seconds."""
+    message: str = ""
+    """The reason, if the status is not "done"."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Versions, device and time of the training."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Other measurements: see `scaletune.training.run_trial`."""
     schema: int = SCHEMA
+    """Version of the record format."""
 
 
 def _order(trial: Trial) -> tuple[Any, ...]:
@@ -56,7 +90,7 @@ def _order(trial: Trial) -> tuple[Any, ...]:
 
 
 def frame(trials: Iterable[Trial]) -> pd.DataFrame:
-    """Many trials as a DataFrame, one row each, in a deterministic order; the columns are the fields of `Trial`."""
+    """Trials as a DataFrame: one row each in a deterministic order, one column per field."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -65,20 +99,20 @@ def frame(trials: Iterable[Trial]) -> pd.DataFrame:
     )
 
 
-def line(trial: Trial) -> str:
-    """A trial as JSON; a number that JSON has no way to write is null."""
+def to_json_line(trial: Trial) -> str:
+    """A trial as JSON. A loss that is not a number is null."""
     content = vars(trial)
-    holes = {name: None for name in ("loss", "train_loss") if content[name] != content[name]}
-    return json.dumps(content | holes, allow_nan=False)
+    nulls = {name: None for name in ("loss", "train_loss") if content[name] != content[name]}
+    return json.dumps(content | nulls, allow_nan=False)
 
 
-def lines(trials: Iterable[Trial]) -> str:
-    """The text of a `.jsonl`: the same bytes for the same trials, whatever their order."""
-    return "".join(line(trial) + "\n" for trial in sorted(trials, key=_order))
+def to_jsonl(trials: Iterable[Trial]) -> str:
+    """The text of a `.jsonl` file: the same bytes for the same trials in any order."""
+    return "".join(to_json_line(trial) + "\n" for trial in sorted(trials, key=_order))
 
 
-def merged(*records: Iterable[Trial]) -> list[Trial]:
-    """Several records as one: of an id the first trial stays, but a result goes before a failure to get one."""
+def merge_trials(*records: Iterable[Trial]) -> list[Trial]:
+    """Several records as one: the first trial of an id stays, but a result replaces a failure."""
     kept: dict[str, Trial] = {}
     for trial in (trial for record in records for trial in record):
         if trial.id not in kept or (kept[trial.id].status == "failed" and trial.status != "failed"):
@@ -86,8 +120,8 @@ def merged(*records: Iterable[Trial]) -> list[Trial]:
     return list(kept.values())
 
 
-def parsed(text: str, where: str) -> Trial:
-    """Parse one JSON line; a newer schema, an unknown field or a missing one is the user's to know."""
+def parse_line(text: str, where: str) -> Trial:
+    """Parses one line; UserError if it is not JSON, is of a newer schema or has other fields."""
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
@@ -96,7 +130,8 @@ def parsed(text: str, where: str) -> Trial:
         raise UserError(f"every line of {where} must be a trial, but got {text[:60]!r}")
     if row.get("schema", SCHEMA) > SCHEMA:
         raise UserError(
-            f"{where} has schema {row['schema']}, newer than this scaletune's {SCHEMA}: upgrade scaletune"
+            f"{where} has schema {row['schema']}, newer than the {SCHEMA} of this scaletune:"
+            " upgrade scaletune"
         )
     try:
         return Trial(**row)
@@ -107,19 +142,24 @@ def parsed(text: str, where: str) -> Trial:
 
 
 def read_jsonl(path: Path) -> list[Trial]:
-    """Trials of a `.jsonl` record. A torn last line (a crash in mid-write) is left out, and said; any other bad line raises UserError."""
+    """The trials of a `.jsonl` record.
+
+    A last line that is incomplete (a crash while writing) is left out with a message on stderr; any
+    other bad line is a UserError.
+    """
     try:
         *whole, last = path.read_text("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"`{path}` must be text in UTF-8, but {error}") from error
     if last.strip() and not _is_json(last):
         print(
-            f"scaletune: the last line of `{path}` is torn and was left out; the {len(whole)} before it are whole",
+            f"scaletune: the last line of `{path}` is incomplete and was left out;"
+            f" {len(whole)} lines were read",
             file=sys.stderr,
         )
         last = ""
     return [
-        parsed(text, f"{path}:{number}")
+        parse_line(text, f"{path}:{number}")
         for number, text in enumerate([*whole, last], 1)
         if text.strip()
     ]

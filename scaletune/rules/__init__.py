@@ -1,7 +1,8 @@
-"""The parametrization: one generator from (form, role, optimizer family, alignment) to how a tensor scales. Pure and torch-free.
+"""The parametrization: how a tensor scales, from form, role, optimizer family and alignment.
 
-`forms` and `families` are data, `generator` puts them together, `tensors` applies it to a model's shapes; `priors` (batch size,
-duration) and `architecture` (graphs of layers) multiply on top.
+Pure and without torch. `forms` and `families` are data; `generator` combines them; `tensors`
+applies the result to the shapes of a model. `priors` (batch size, duration) and `architecture`
+(graphs of layers) multiply on top.
 """
 
 from scaletune.rules.architecture import chain as chain
@@ -26,16 +27,16 @@ from scaletune.rules.generator import scale as scale
 from scaletune.rules.generator import weight_decay as weight_decay
 from scaletune.rules.priors import PRIORS as PRIORS
 from scaletune.rules.priors import Change as Change
-from scaletune.rules.priors import Prior as Prior
+from scaletune.rules.priors import TransferPrior as TransferPrior
 from scaletune.rules.priors import batch_rule as batch_rule
 from scaletune.rules.priors import betas as betas
-from scaletune.rules.priors import fitted as fitted
 from scaletune.rules.priors import power_lines_timescale as power_lines_timescale
 from scaletune.rules.priors import prior as prior
+from scaletune.rules.priors import replace_with_fit as replace_with_fit
 from scaletune.rules.priors import timescale as timescale
 from scaletune.rules.priors import timescale_weight_decay as timescale_weight_decay
-from scaletune.rules.tensors import Planned as Planned
 from scaletune.rules.tensors import Tensor as Tensor
+from scaletune.rules.tensors import TensorPlan as TensorPlan
 from scaletune.rules.tensors import convert as convert
 from scaletune.rules.tensors import plan as plan
 from scaletune.rules.tensors import shift as shift

@@ -1,7 +1,9 @@
-"""Optimizer families: how a step answers to its gradient, one line of exponents each (arXiv:2407.05872, derived here).
+"""Optimizer families: how the step of an optimizer scales with its gradient and with width.
 
-Symbols: n_in, n_out the growing dimensions of a tensor over the base model's (1 where it does not grow), theta its multiplier, s the
-alignment of an update with what it meets (1 full, 1/2 none), g the form's backward exponent, so gradients are ~ theta * n_out**-g.
+One line of exponents per family (arXiv:2407.05872, derived here). Symbols: n_in, n_out are the
+growing dimensions of a tensor over the base model's (1 where it does not grow); theta is its
+multiplier; s is the alignment of an update with its input (1 full, 1/2 none); g is the form's
+backward exponent: gradients are ~ theta * n_out**-g.
 """
 
 from __future__ import annotations
@@ -20,28 +22,31 @@ Exponents = tuple[float, float]
 
 @dataclass(frozen=True)
 class Family:
-    """lr ~ n_in**x * n_out**y / theta**multiplier, over theta * std too if `relative`, with (x, y) = `lr(s, g)`."""
+    """How an optimizer scales: lr ~ n_in**x * n_out**y / theta**multiplier, (x, y) = lr(s, g).
+
+    With `relative` also over theta * std.
+    """
 
     lr: Callable[[float, float], Exponents]
-    multiplier: int = 1  # lr ~ theta**-multiplier: 2 where a step is the gradient, 1 where it is normalised, 0 where invariant
-    relative: bool = False  # a step is scaled by the RMS of W
-    eps: int = 0  # eps ~ gradient**eps: 1 beside a gradient, 2 beside its square, 0 where there is none or it is relative
-    frobenius: bool = False  # that eps stands beside the gradient's norm, not its RMS
-    gradient: int = 0  # a step ~ gradient**gradient: 1 SGD, 0 normalised, -1 natural
-    decay: int | None = (
-        None  # None: weights shrink by lr * weight_decay; k: it acts inside a trust ratio, beside gradient**k
-    )
+    multiplier: int = 1
+    """lr ~ theta**-multiplier. 2: the step is the gradient; 1: normalised; 0: invariant."""
+    relative: bool = False
+    """The step is scaled by the RMS of W."""
+    eps: int = 0
+    """eps ~ gradient**eps. 1: beside a gradient; 2: beside its square; 0: no eps, or relative."""
+    frobenius: bool = False
+    """eps stands beside the norm of the gradient, not its RMS."""
+    gradient: int = 0
+    """The step is ~ gradient**gradient. 1: SGD; 0: normalised; -1: natural gradient."""
+    decay: int | None = None
+    """None: weights shrink by lr * weight_decay. k: it acts inside a trust ratio, beside
+    gradient**k."""
     damping: Literal["kfac", "shampoo"] | None = None
-    shape_factor: ShapeFactor | None = (
-        None  # what the optimizer itself puts on an orthogonal update
-    )
-    roles: tuple[Role, ...] = (
-        "emb",
-        "hid",
-        "out",
-        "vec",
-        "fin",
-    )  # that take this rule; the others take AdamW's
+    """Which statistics have a damping term."""
+    shape_factor: ShapeFactor | None = None
+    """The factor by which the optimizer itself multiplies an orthogonal update."""
+    roles: tuple[Role, ...] = ("emb", "hid", "out", "vec", "fin")
+    """The roles that follow this rule; AdamW trains the others."""
     caveats: tuple[str, ...] = ()
 
     @property
@@ -73,40 +78,61 @@ def _natural(s: float, g: float) -> Exponents:
     return 1 - s, 1 - g
 
 
-_ARGUED = "lr for alignment 'none', vectors and finite tensors by argument, not measured"
+_ARGUED = (
+    "lr for alignment 'none', for vectors and for finite tensors is derived by argument,"
+    " not measured"
+)
 _RATIO = "a trust ratio needs weights that are not zero: clamp it for a zero-initialised readout"
-_NS_EPS = "Newton-Schulz eps by the gradient's Frobenius norm: derived"
-_MUON_DECAY = "weight_decay keeps lr * weight_decay; arXiv:2512.05620 finds an independent one ~ 1 / width nearly optimal"
+_NS_EPS = "eps of Newton-Schulz follows the Frobenius norm of the gradient: derived"
+_MUON_DECAY = (
+    "weight_decay keeps lr * weight_decay constant; arXiv:2512.05620 finds an independent one"
+    " ~ 1 / width nearly optimal"
+)
 _MUON = (
     _NS_EPS,
     _MUON_DECAY,
-    "every tensor but hidden matrices is Adam's, with Adam's own base lr",
+    "Adam trains every tensor except hidden matrices, with its own base lr",
 )
 _MATCH_RMS = (
-    "derived: the factor 0.2 * sqrt(max(out, in)) leaves lr ~ m**-0.5 (what makes it equal to the original factor); "
-    "Adam's 1 / m is also in use and contradicted by arXiv:2512.05620",
+    "derived: the factor 0.2 * sqrt(max(out, in)) gives lr ~ m**-0.5, which makes it equal to the"
+    " original factor; 1 / m, as for Adam, is also in use and contradicted by arXiv:2512.05620",
 )
-_DAMPING = "damping beyond hidden layers of muP is derived, not confirmed"
+_DAMPING = "damping is confirmed for hidden layers of muP only; elsewhere it is derived"
 _KFAC = (
     _DAMPING,
-    "depth and forms other than muP are derived; a damping relative to the trace scales itself: leave it alone",
+    "depth and forms other than muP are derived; a damping relative to the trace scales itself:"
+    " do not change it",
 )
 _SHAMPOO = (
     _DAMPING,
-    "no grafting, no blocks: grafted to Adam it takes adamw's row (arXiv:2512.05620)",
+    "no grafting, no blocks: grafted to Adam it follows the rule of adamw (arXiv:2512.05620)",
 )
 _SOAP = (
-    "unconfirmed: Adam's row, which arXiv:2512.05620 gives for a fixed block size; without blocks it gives sqrt(out / in) "
-    "and finds that the coordinate check fails",
+    "unconfirmed: the rule of Adam, which arXiv:2512.05620 gives for a fixed block size; without"
+    " blocks it gives sqrt(out / in) and finds that the coordinate check fails",
 )
-_FLOOR = (
-    "a floor on the RMS of W (torch: eps[1]) breaks the rule for tensors below it, and a shift can move them there; torch also caps lr "
-    "at step**-0.5 and puts eps[0] beside both the gradient and its square: recipes put it out of the way, at 1e-18"
+_RMS_MINIMUM = (
+    "a minimum on the RMS of W (torch: eps[1]) breaks the rule for tensors below it, and a shift"
+    " can move a tensor there; torch also limits lr to step**-0.5 and adds eps[0] to the gradient"
+    " and to its square: recipes set it to 1e-18, so that it has no effect",
 )
 _UNRULED = (
-    "no rule is confirmed for it: its tensors stand in adamw's ratios, on the base lr that it finds or is given",
+    "no rule is confirmed for it: its tensors have the ratios of adamw on the base lr that it"
+    " finds or is given",
 )
 _LION = (_ARGUED, "lr ~ sqrt(batch / tokens) is quoted for Lion; unconfirmed")
+
+
+def _muon(shape_factor: ShapeFactor, caveats: tuple[str, ...] = _MUON) -> Family:
+    return Family(
+        _orthogonal,
+        eps=1,
+        frobenius=True,
+        shape_factor=shape_factor,
+        roles=("hid",),
+        caveats=caveats,
+    )
+
 
 FAMILIES: dict[str, Family] = {
     "sgd": Family(
@@ -119,33 +145,21 @@ FAMILIES: dict[str, Family] = {
     "adamw": Family(_adam, eps=1),
     "adam_atan2": Family(_adam, caveats=(_ARGUED,)),
     "lion": Family(_adam, caveats=_LION),
-    "adafactor": Family(
-        _adam, multiplier=0, relative=True, eps=2, caveats=(_FLOOR,)
-    ),  # scale_parameter=True, torch's always
+    # scale_parameter=True, torch's always
+    "adafactor": Family(_adam, multiplier=0, relative=True, eps=2, caveats=_RMS_MINIMUM),
     "adafactor_unscaled": Family(_adam, eps=2, caveats=(_ARGUED,)),  # scale_parameter=False
     "lamb": Family(_adam, multiplier=0, relative=True, eps=1, decay=0, caveats=(_ARGUED, _RATIO)),
     "lars": Family(_adam, multiplier=0, relative=True, decay=1, caveats=(_ARGUED, _RATIO)),
-    "muon": Family(
-        _orthogonal, eps=1, frobenius=True, shape_factor="original", roles=("hid",), caveats=_MUON
-    ),
-    "muon_match_rms": Family(
-        _orthogonal,
-        eps=1,
-        frobenius=True,
-        shape_factor="match_rms_adamw",
-        roles=("hid",),
-        caveats=_MUON + _MATCH_RMS,
-    ),
-    "muon_spectral": Family(
-        _orthogonal, eps=1, frobenius=True, shape_factor="spectral", roles=("hid",), caveats=_MUON
-    ),
-    "muon_raw": Family(
+    "muon": _muon("original"),
+    "muon_match_rms": _muon("match_rms_adamw", _MUON + _MATCH_RMS),
+    "muon_spectral": _muon("spectral"),
+    "muon_raw": Family(  # every matrix, no shape factor
         _orthogonal, eps=1, frobenius=True, roles=_MATRICES, caveats=(_NS_EPS, _MUON_DECAY)
-    ),  # every matrix, no shape factor
-    "shampoo": Family(
+    ),
+    "shampoo": Family(  # powers -1/4, -1/4
         _orthogonal, eps=1, damping="shampoo", roles=_MATRICES, caveats=_SHAMPOO
-    ),  # powers -1/4, -1/4
-    "shampoo_half": Family(
+    ),
+    "shampoo_half": Family(  # powers -1/2, -1/2
         _natural,
         multiplier=0,
         eps=1,
@@ -153,7 +167,7 @@ FAMILIES: dict[str, Family] = {
         damping="shampoo",
         roles=_MATRICES,
         caveats=_SHAMPOO,
-    ),  # powers -1/2, -1/2
+    ),
     "soap": Family(_adam, eps=1, caveats=_SOAP),
     "dadapt_adam": Family(_adam, eps=1, caveats=_UNRULED),
     "prodigy": Family(_adam, eps=1, caveats=_UNRULED),
@@ -167,13 +181,13 @@ def family_named(name: str) -> Family:
     """The family of that name; UserError with the nearest."""
     if name not in FAMILIES:
         raise UserError(
-            f"optimizer `family` must be one we know, but got {name!r}{nearest(name, FAMILIES)}"
+            f"optimizer `family` must be a known family, but got {name!r}{nearest(name, FAMILIES)}"
         )
     return FAMILIES[name]
 
 
 def trained_by(name: str, role: Role) -> str:
-    """The name of the family that trains a tensor of this role: AdamW where the named one leaves it out."""
+    """Name of the family that trains a tensor of this role: AdamW if the named one does not."""
     return name if role in family_named(name).roles else "adamw"
 
 
@@ -182,11 +196,12 @@ def family_of(name: str, role: Role) -> Family:
 
 
 def shape_factor(name: ShapeFactor, fan_in: float, fan_out: float) -> float:
-    """What Muon multiplies an orthogonal update by: sqrt(max(1, out / in)), 0.2 * sqrt(max(out, in)) or sqrt(out / in)."""
+    """Muon's factor on an orthogonal update.
+
+    sqrt(max(1, out / in)), 0.2 * sqrt(max(out, in)) or sqrt(out / in).
+    """
     if name == "original":
         return max(1.0, fan_out / fan_in) ** 0.5
-    return (
-        0.2 * max(fan_in, fan_out) ** 0.5
-        if name == "match_rms_adamw"
-        else (fan_out / fan_in) ** 0.5
-    )
+    if name == "match_rms_adamw":
+        return 0.2 * max(fan_in, fan_out) ** 0.5
+    return (fan_out / fan_in) ** 0.5
