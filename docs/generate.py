@@ -1,6 +1,6 @@
 """Generates the reference pages of the docs from the code: recipe keys, commands, published laws.
 
-mkdocs runs `on_files` before it builds the site (`hooks` in mkdocs.yml). Nothing is written to disk.
+mkdocs runs `on_files` before it builds the site (`hooks` in mkdocs.yml). It writes no files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ExampleSections(griffe.Extension):
             )
 
 
-# --- recipe keys -----------------------------------------------------------------------------------
+# --- recipe keys ----------------------------------------------------------------------
 
 
 def field_docs(model: type[BaseModel]) -> dict[str, str]:
@@ -65,7 +65,9 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
     for cls in reversed(model.__mro__):
         if not issubclass(cls, BaseModel) or cls is BaseModel:
             continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        assert isinstance(definition, ast.ClassDef)
+        body = definition.body
         for field, below in pairwise(body):
             if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
                 continue
@@ -153,7 +155,7 @@ def recipe_page() -> str:
         "# Recipe keys",
         "",
         "A recipe is a TOML file. Every key, with its type, default and meaning. An unknown key is"
-        " an error that names the nearest key. `--set a.b=c` overrides a key from the command line.",
+        " an error that names the nearest key. `--set a.b=c` on the command line overrides a key.",
         "",
         *described("Top level", Recipe),
     ]
@@ -174,7 +176,7 @@ def described(title: str, model: type[BaseModel], level: int = 2) -> Iterator[st
             yield from described(heading, inner)
 
 
-# --- commands --------------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------
 
 
 def commands_page() -> str:
@@ -185,7 +187,8 @@ def commands_page() -> str:
         "# Commands",
         "",
         "Every command takes `--json` (one JSON value on stdout, nothing else) and `--help`. The"
-        " exit status is 0 on success, 2 after a user's error (one line on stderr), 130 after Ctrl-C.",
+        " exit status is 0 on success, 2 after a user's error (one line on stderr) and 130 after"
+        " Ctrl-C.",
         "",
     ]
     for command in COMMANDS:
@@ -215,7 +218,7 @@ def argument(action: argparse.Action) -> str:
     return f"{names} {value if action.nargs != 0 else ''}".strip() if names else str(value)
 
 
-# --- published laws --------------------------------------------------------------------------------
+# --- published laws -------------------------------------------------------------------
 
 
 def law_pages() -> dict[str, str]:
