@@ -1,4 +1,4 @@
-"""What a model costs, against the model itself and against torch's own FLOP counter."""
+"""Parameter, FLOP and memory counts, compared with the built models and torch's FLOP counter."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,11 @@ from scaletune.rules import FORMS, Tensor
 CONFIGS = Path(__file__).parent.parent / "configs"
 depths, heads, head_dims = st.integers(1, 3), st.integers(1, 4), st.sampled_from([4, 8])
 choices = {
-    "norm": st.sampled_from(["rms", "layer"]), "kv_heads": st.sampled_from([None, 1]), "qk_norm": st.booleans(),
+    "norm": st.sampled_from(["rms", "layer"]),
+    "kv_heads": st.sampled_from([None, 1]),
+    "qk_norm": st.booleans(),
     "ffn_ratio": st.sampled_from([1.0, 2.0, 3.0]),
-}  # fmt: skip
+}
 decoding = {
     "tied": st.booleans(),
     "positions": st.sampled_from(["rotary", "learned"]),
@@ -54,8 +56,8 @@ others = {
 }
 
 
-def built(section, options, width):
-    """Models of a family: `width` drawn, or heads times a head size."""
+def config_strategy(section, options, width):
+    """Configs of one model family; `width` draws a table with the width."""
     return st.builds(
         lambda depth, kept, size: section(**kept | size, depth=depth),
         depths,
@@ -64,20 +66,20 @@ def built(section, options, width):
     )
 
 
-of_heads = st.builds(
+widths_in_heads = st.builds(
     lambda n, head_dim: {"width": n * head_dim, "head_dim": head_dim}, heads, head_dims
 )
 shapes = st.one_of(
-    *(built(section, options, of_heads) for section, options in blocks.items()),
+    *(config_strategy(section, options, widths_in_heads) for section, options in blocks.items()),
     *(
-        built(section, options, st.sampled_from([{"width": 4}, {"width": 8}]))
+        config_strategy(section, options, st.sampled_from([{"width": 4}, {"width": 8}]))
         for section, options in others.items()
     ),
 )
 
 
 def recipe_of(tiny, model, **settings):
-    """Base and target alike; a vision or feature model sees one example a token."""
+    """A recipe at its base width; vision and feature models count one example as one token."""
     seq_len = 32 if isinstance(model, zoo.DecoderConfig) else 1
     return tiny(
         {"model": model.model_dump(), "parametrization.base_width": model.width, "seq_len": seq_len}
@@ -85,13 +87,12 @@ def recipe_of(tiny, model, **settings):
     )
 
 
-def real(tiny, model, vocab_size):
-    """The model itself."""
+def build_model(tiny, model, vocab_size):
     return models.build(recipe_of(tiny, model), vocab_size)
 
 
 def batch_of(model, rows=4, seq_len=32):
-    """(inputs, targets)."""
+    """Returns (inputs, targets)."""
     if isinstance(model, zoo.DecoderConfig):
         return (torch.arange(rows * seq_len).view(rows, -1) % 7,) * 2
     shape = (
@@ -104,16 +105,17 @@ def batch_of(model, rows=4, seq_len=32):
 
 @given(model=shapes, vocab_size=st.integers(2, 50))
 def test_tensors_are_those_of_the_model(tiny, model, vocab_size):
-    told = [(tensor.name, tensor.shape) for tensor in counting.tensors(model, vocab_size)]
-    assert sorted(told) == sorted(
-        (name, tuple(p.shape[1:])) for name, p in real(tiny, model, vocab_size).named_parameters()
+    counted = [(tensor.name, tensor.shape) for tensor in counting.tensors(model, vocab_size)]
+    assert sorted(counted) == sorted(
+        (name, tuple(p.shape[1:]))
+        for name, p in build_model(tiny, model, vocab_size).named_parameters()
     )
 
 
 @given(model=shapes, vocab_size=st.integers(2, 50))
 def test_params_are_those_of_the_model(tiny, model, vocab_size):
     counted = counting.params(model, vocab_size)
-    sizes = {name: p.numel() for name, p in real(tiny, model, vocab_size).named_parameters()}
+    sizes = {name: p.numel() for name, p in build_model(tiny, model, vocab_size).named_parameters()}
     assert counted["n_params_total"] == sum(sizes.values())
     outside = {
         "embed_tokens",
@@ -124,7 +126,7 @@ def test_params_are_those_of_the_model(tiny, model, vocab_size):
         "input",
         "readout",
     }
-    stem = "embedder.convolution.weight"  # whose norm is a norm
+    stem = "embedder.convolution.weight"  # the norm of the stem counts as a norm
     assert counted["n_params"] == sum(
         size for name, size in sizes.items() if not outside & set(name.split(".")) and name != stem
     )
@@ -138,21 +140,21 @@ def test_params_are_those_of_the_model(tiny, model, vocab_size):
 
 @given(model=shapes, vocab_size=st.integers(7, 50))
 def test_flops_are_what_torch_counts(tiny, model, vocab_size):
-    """Matrices exactly; attention without the causal mask (twice the need), as in arXiv:2204.02311."""
+    """Counts attention without the causal mask, twice what is needed, as arXiv:2204.02311 does."""
     inputs, targets = batch_of(model)
-    made = real(tiny, model, vocab_size)
+    network = build_model(tiny, model, vocab_size)
     with (
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        made(inputs, targets).sum().backward()
+        network(inputs, targets).sum().backward()
     assert counting.flops_per_token(model, vocab_size, 32) * targets.numel() == pytest.approx(
         counter.get_total_flops(), rel=1e-12
     )
 
 
 @given(model=shapes, vocab_size=st.integers(2, 50), seq_len=st.integers(1, 40))
-def test_flops_come_in_parts(model, vocab_size, seq_len):
+def test_parts_of_the_flops_sum_to_the_whole(model, vocab_size, seq_len):
     parts = counting.flops(model, vocab_size, seq_len)
     assert parts["exact"] == pytest.approx(parts["matrices"] + parts["attention"] + parts["head"])
     assert parts["without_attention"] == pytest.approx(parts["matrices"] + parts["head"])
@@ -164,7 +166,10 @@ def test_flops_come_in_parts(model, vocab_size, seq_len):
     "ffn", [{"mlp": "gelu", "ffn_ratio": 4.0}, {"mlp": "swiglu", "ffn_ratio": 8 / 3}], ids=str
 )
 def test_shorthands_are_exact_where_they_are_meant_to_be(ffn):
-    """A block of 12 * width**2 without norms is DeepSeek's M to the digit, and 6N without attention and head (arXiv:2401.02954)."""
+    """Checks a block of 12 * width**2 parameters without norms (arXiv:2401.02954).
+
+    DeepSeek's M is then exact, and 6N is exact without attention and head.
+    """
     model = zoo.TransformerConfig(width=3 * 32, depth=5, **ffn)
     parts = counting.flops(model, 100, 48)
     assert parts["deepseek_m"] == pytest.approx(parts["without_head"])
@@ -181,7 +186,7 @@ def test_m_of_deepseek_7b_is_the_printed_one():
 
 
 def test_params_are_those_of_published_models():
-    """LLaMA-7B (6,738,415,616 weights), Mixtral-8x7B (46.7 G, 12.9 G active), GPT-2 small (124,439,808), ViT-B/16 (86.6 M)."""
+    """Checks LLaMA-7B, Mixtral-8x7B (12.9e9 of 46.7e9 active), GPT-2 small and ViT-B/16."""
     llama = zoo.TransformerConfig(width=4096, depth=32, head_dim=128, ffn_ratio=11008 / 4096)
     assert counting.params(llama, 32000)["n_params_total"] == 6738415616
     mixtral = zoo.MoEConfig(
@@ -216,12 +221,12 @@ def test_a_tied_head_needs_a_form_that_treats_both_alike(tiny, form):
     else:
         with pytest.raises(
             UserError,
-            match=f"a tied head needs a form whose embedding and readout share std and lr .* got form='{form}'",
+            match=f"a tied head needs a form whose embedding and readout share std and lr .* got "
+            f"form='{form}'",
         ):
             counting.multipliers(wide, 64)
-    assert (
-        counting.multipliers(tiny({"form": form, "model.tied": True}), 64)["logits"] == 1
-    )  # at the base width any form may tie
+    at_base_width = tiny({"form": form, "model.tied": True})  # any form may tie here
+    assert counting.multipliers(at_base_width, 64)["logits"] == 1
 
 
 @given(alpha=st.sampled_from([0.0, 0.5, 1.0]), depth=st.integers(1, 8), base=st.integers(1, 8))
@@ -251,18 +256,18 @@ def test_a_plan_reaches_layers_that_the_base_model_lacks(tiny):
 
 
 def saved_floats(model, inputs, targets):
-    """What autograd keeps of a forward pass, each storage once, weights aside."""
-    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+    """Floats that autograd saves in a forward pass; each storage counts once, weights do not."""
+    weights, saved = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage  # held, so that no address comes twice
+            saved[storage.data_ptr()] = storage  # keep a reference, so that no address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(inputs, targets)
-    return sum(storage.nbytes() for storage in kept.values()) / 4
+    return sum(storage.nbytes() for storage in saved.values()) / 4
 
 
 @pytest.mark.parametrize(
@@ -283,9 +288,9 @@ def saved_floats(model, inputs, targets):
 )
 def test_activations_are_what_autograd_keeps(tiny, model):
     inputs, targets = batch_of(model)
-    kept = saved_floats(real(tiny, model, 50), inputs, targets)
-    told = counting.memory_bytes(model, 50, targets.numel(), 32)["activations"] / 4
-    assert told == pytest.approx(kept, rel=0.02)
+    expected = saved_floats(build_model(tiny, model, 50), inputs, targets)
+    counted = counting.memory_bytes(model, 50, targets.numel(), 32)["activations"] / 4
+    assert counted == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(("family", "moments"), [("adamw", 2), ("sgd", 1), ("lion", 1)])
@@ -301,7 +306,7 @@ def test_memory_and_traffic_follow_the_optimizers_moments(family, moments):
 
 
 def floats_of(state):
-    """Entries of the tensors in an optimizer's state, counters aside."""
+    """Number of tensor entries in an optimizer's state, without step counters."""
     if isinstance(state, torch.Tensor):
         return state.numel() if state.numel() > 1 else 0
     parts = (
@@ -319,19 +324,23 @@ def floats_of(state):
     ["adamw", "sgd", "adafactor", "muon", "lion", "shampoo", "soap", "prodigy", "dadapt_adam"],
 )
 def test_an_optimizer_keeps_what_its_library_does(family):
-    """Of one hidden matrix."""
+    """Compares the state of one hidden matrix."""
     weight = torch.nn.Parameter(torch.ones(64, 32))
-    torchs = {"adamw": torch.optim.AdamW, "sgd": lambda p: torch.optim.SGD(p, 1e-3, 0.9), "adafactor": torch.optim.Adafactor,
-              "muon": getattr(torch.optim, "Muon", None)}  # fmt: skip
-    others = {
+    torch_classes = {
+        "adamw": torch.optim.AdamW,
+        "sgd": lambda p: torch.optim.SGD(p, 1e-3, 0.9),
+        "adafactor": torch.optim.Adafactor,
+        "muon": getattr(torch.optim, "Muon", None),
+    }
+    class_names = {
         "lion": "Lion",
         "shampoo": "Shampoo",
         "soap": "SOAP",
         "prodigy": "Prodigy",
         "dadapt_adam": "DAdaptAdam",
     }
-    make = torchs.get(family) or getattr(
-        pytest.importorskip("pytorch_optimizer"), others.get(family, "Muon")
+    make = torch_classes.get(family) or getattr(
+        pytest.importorskip("pytorch_optimizer"), class_names.get(family, "Muon")
     )
     optimizer = make([weight])
     for seed in range(3):
@@ -370,11 +379,14 @@ def test_a_longer_trial_takes_longer(tiny, factor):
     assert one < more <= factor * one
 
 
-# --- recipe files, axes and overrides ---------------------------------------------------------------------------------
+# --- recipe files, axes and overrides -------------------------------------------------------------
 
 
 def test_count_takes_a_recipe_file_as_the_command_does(capsys, tmp_path):
-    """The list is "points" of `scaletune count --json`, whatever the data: text, classes, values, a stated vocabulary."""
+    """`counting.count` returns the "points" of `scaletune count --json`.
+
+    The recipes have text, classes, values and an explicit vocabulary size as data.
+    """
     for name in (
         "quickstart",
         "examples/mlp-digits",
@@ -400,7 +412,7 @@ def test_count_of_a_recipe_is_one_dict_or_one_per_point(tiny):
 
 
 def test_the_outputs_of_images_are_their_classes():
-    """`data.vision` reads the labels of these formats; counting does not read the images."""
+    """`data.vision` reads the labels of these formats; counting does not read the files."""
     from scaletune.data.vision import CIFAR
 
     classes = {name: size for name, (_, _, size) in CIFAR.items()}

@@ -1,4 +1,4 @@
-"""Memory, splits and GPU-hours: against the bytes that torch holds and against published runs."""
+"""Memory, parallel splits and GPU-hours, compared with torch's allocations and published runs."""
 
 import pytest
 import torch
@@ -23,23 +23,30 @@ STATES = ("weights", "gradients", "optimizer_states", "master_weights")
 def target(model, gpu="A100-80", **hardware):
     return validate_recipe(
         {
-            "model": model, "parametrization": {"base_width": 256}, "data": {"seq_len": 4096},
-            "budget": {"tokens": STEPS * BATCH, "batch_tokens": BATCH}, "hardware": {"gpu": gpu} | hardware,
+            "model": model,
+            "parametrization": {"base_width": 256},
+            "data": {"seq_len": 4096},
+            "budget": {"tokens": STEPS * BATCH, "batch_tokens": BATCH},
+            "hardware": {"gpu": gpu} | hardware,
         },
         "target",
-    )  # fmt: skip
+    )
 
 
-def held_by_torch(tiny, precision):
-    """Bytes of parameters, gradients, optimizer states and float32 masters after one step of AdamW."""
+def torch_bytes(tiny, precision):
+    """Bytes of weights, gradients, optimizer states and float32 masters after one AdamW step."""
     model = models.build(tiny(), VOCAB).to(
         torch.bfloat16 if precision == "mixed" else torch.float32
     )
-    own = list(model.parameters())
-    masters = [torch.nn.Parameter(p.detach().float()) for p in own] if precision == "mixed" else own
+    parameters = list(model.parameters())
+    masters = (
+        [torch.nn.Parameter(p.detach().float()) for p in parameters]
+        if precision == "mixed"
+        else parameters
+    )
     optimizer = torch.optim.AdamW(masters)
     model(torch.zeros(2, 8, dtype=torch.long))[0].float().square().mean().backward()
-    for master, p in zip(masters, own, strict=True):
+    for master, p in zip(masters, parameters, strict=True):
         master.grad = p.grad.float()
     optimizer.step()
     moments = [
@@ -47,8 +54,8 @@ def held_by_torch(tiny, precision):
     ]
     size = lambda tensors: sum(t.nbytes for t in tensors)  # noqa: E731
     parts = (
-        size(own),
-        size(p.grad for p in own),
+        size(parameters),
+        size(p.grad for p in parameters),
         size(moments),
         size(masters) if precision == "mixed" else 0,
     )
@@ -57,33 +64,37 @@ def held_by_torch(tiny, precision):
 
 @pytest.mark.parametrize("precision", memory.PRECISIONS)
 def test_states_are_the_bytes_that_torch_holds(tiny, precision):
-    told = memory.training_memory(tiny().model, VOCAB, 32, Split(), precision=precision)
-    assert {name: told[name] for name in STATES} == held_by_torch(tiny, precision)
-    assert told["total"] == sum(value for name, value in told.items() if name != "total")
+    counted = memory.training_memory(tiny().model, VOCAB, 32, Split(), precision=precision)
+    assert {name: counted[name] for name in STATES} == torch_bytes(tiny, precision)
+    assert counted["total"] == sum(value for name, value in counted.items() if name != "total")
 
 
 WHOLE = {
-    "moe": zoo.MoEConfig(width=64, head_dim=16, n_experts=4, n_shared_experts=1), "vit": zoo.ViTConfig(width=64, head_dim=16),
-    "resnet": zoo.ResNetConfig(width=16), "mlp": zoo.MLPConfig(width=64), "transformer": zoo.TransformerConfig(width=64, head_dim=16, kv_heads=2, depth=3),
-}  # fmt: skip
+    "moe": zoo.MoEConfig(width=64, head_dim=16, n_experts=4, n_shared_experts=1),
+    "vit": zoo.ViTConfig(width=64, head_dim=16),
+    "resnet": zoo.ResNetConfig(width=16),
+    "mlp": zoo.MLPConfig(width=64),
+    "transformer": zoo.TransformerConfig(width=64, head_dim=16, kv_heads=2, depth=3),
+}
 
 
 @pytest.mark.parametrize("family", ["adamw", "muon", "adafactor", "sgd"])
 @pytest.mark.parametrize("name", WHOLE)
 def test_without_a_split_in_float32_memory_is_that_of_count(name, family):
     model, seq_len = WHOLE[name], 8 if isinstance(WHOLE[name], zoo.DecoderConfig) else 1
-    told = memory.training_memory(
+    split_memory = memory.training_memory(
         model, 100, seq_len, Split(micro_rows=3), family=family, precision="float32"
     )
     counted = counting.memory_bytes(model, 100, 3 * seq_len, seq_len, family)
-    assert (
-        sum(told[part] for part in STATES) == counted["weights_optimizer"]
-        and told["activations"] == counted["activations"]
-    )
+    assert sum(split_memory[part] for part in STATES) == counted["weights_optimizer"]
+    assert split_memory["activations"] == counted["activations"]
 
 
 def test_states_are_those_of_zeros_paper():
-    """arXiv:1910.02054, figure 1: of a model with 7.5e9 weights 120 GB on each GPU, and 31.4 GB when 64 share the optimizer's."""
+    """Compares with arXiv:1910.02054, figure 1: 7.5e9 weights on 64 GPUs.
+
+    Each GPU holds 120 GB, or 31.4 GB when the optimizer states are sharded.
+    """
     model = zoo.TransformerConfig(**LLAMA_2_7B)
     scale = 7.5e9 / counting.params(model, 32000)["n_params_total"]
     for zero, gigabytes in ((0, 120), (1, 31.4)):
@@ -94,7 +105,10 @@ def test_states_are_those_of_zeros_paper():
 
 
 def test_activations_are_those_of_the_published_count():
-    """arXiv:2205.05198, eq. 1: s b h (34 + 5 a s / h) bytes a layer: without 2 of dropout masks and the scores; 4 more of unfused norms."""
+    """Compares with arXiv:2205.05198, eq. 1: s b h (34 + 5 a s / h) bytes per layer.
+
+    Our models have no dropout masks (2 fewer) and no stored scores, but unfused norms (4 more).
+    """
     model = zoo.TransformerConfig(
         width=1024,
         head_dim=64,
@@ -111,19 +125,18 @@ def test_activations_are_those_of_the_published_count():
     )
     assert one == 4 * four  # eq. 4
     piped = memory.training_memory(model, VOCAB, 128, Split(pp=4, micro_batches=8))["activations"]
-    assert (
-        piped == 4 * 128 * layer_floats(model) * 2
-    )  # the first stage holds what all layers would: section 4.2.3
+    # The first stage holds as much as all layers of one micro-batch: section 4.2.3.
+    assert piped == 4 * 128 * layer_floats(model) * 2
 
 
 def test_recomputed_layers_keep_their_input_and_one_is_whole():
     model = zoo.TransformerConfig(**LLAMA_2_7B)
-    kept, whole = (
+    recomputed, whole = (
         memory.training_memory(model, 1, 4096, Split(), recompute=on)["activations"]
         for on in (True, False)
     )
     layer, ends = 2 * 4096 * layer_floats(model), 4096 * (3 * 4096 * 2 + 4)
-    assert whole == 32 * layer + ends and kept == 4096 * 4096 * 2 * 32 + layer + ends
+    assert whole == 32 * layer + ends and recomputed == 4096 * 4096 * 2 * 32 + layer + ends
 
 
 @given(tp=st.sampled_from([1, 2, 4]), pp=st.sampled_from([1, 2, 4]), tied=st.booleans())
@@ -131,21 +144,22 @@ def test_the_parts_of_a_split_sum_to_the_model(tp, pp, tied):
     model = zoo.TransformerConfig(width=64, head_dim=16, depth=4, tied=tied)
     stages = memory._weights_and_states(model, 100, "adamw", Split(tp, pp))
     gains = sum(t.size for t in counting.tensors(model, 100) if t.role == "vec")
-    copies = 100 * 64 if tied and pp > 1 else 0  # on the first stage and on the last
+    copies = 100 * 64 if tied and pp > 1 else 0  # the first and the last stage both hold it
     assert (
         tp * sum(weights for weights, _ in stages)
         == counting.params(model, 100)["n_params_total"] + copies + (tp - 1) * gains
     )
 
 
-# --- splits ----------------------------------------------------------------------------------------------------------
+# --- splits ---------------------------------------------------------------------------------------
 
 
 def test_a_small_model_is_split_by_its_data_alone():
     placed = parallelism.choose_split(
         target(LLAMA_2_7B, gpus=64), 32000, hardware.Hardware(gpu="H200", gpus=64)
     )
-    assert placed.fits and (
+    assert placed.fits
+    assert (
         placed.split.tp,
         placed.split.pp,
         placed.split.dp,
@@ -184,12 +198,12 @@ def test_a_model_that_fits_no_split_and_gpus_that_do_not_divide():
 
 
 def test_the_pipeline_bubble_is_the_published_one():
-    """arXiv:2104.04473, section 2.2: (p - 1) / m of the ideal time."""
+    """The bubble is (p - 1) / m of the ideal time (arXiv:2104.04473, section 2.2)."""
     idle = Split(pp=4, micro_batches=12).bubble
     assert idle / (1 - idle) == pytest.approx(3 / 12)
 
 
-# --- hours -----------------------------------------------------------------------------------------------------------
+# --- hours ----------------------------------------------------------------------------------------
 
 RUNS = {  # arXiv:2307.09288, table 2: A100-80 hours for 2T tokens at 4096
     "7B": (LLAMA_2_7B, 184_320),
@@ -206,18 +220,18 @@ def test_published_hours_lie_within_the_range(name):
         counting.flops(recipe.model, 32000, 4096)["six_n"]
         == 6 * counting.params(recipe.model, 32000)["n_params"]
     )
-    found = parallelism.hours(flops, recipe.hardware, recipe.hardware.utilisation()[:3])
-    low, high = found["gpu_hours_range"]
+    estimate = parallelism.hours(flops, recipe.hardware, recipe.hardware.utilisation()[:3])
+    low, high = estimate["gpu_hours_range"]
     assert low <= published <= high
     implied = flops / (published * 3600 * 312e12)
-    assert 0.38 < implied < 0.47  # 0.445 and 0.460
+    assert 0.38 < implied < 0.47  # MFU: 0.445 and 0.460
     assert parallelism.hours(flops, recipe.hardware, (implied,) * 3)["gpu_hours"] == pytest.approx(
         published
     )
 
 
 def test_six_n_of_gpt_3_is_its_published_compute():
-    """arXiv:2005.14165, table D.1: 3.14e23 FLOPs for 174,600M parameters and 300B tokens."""
+    """3.14e23 FLOPs for 174,600M parameters and 300B tokens (arXiv:2005.14165, table D.1)."""
     gpt3 = zoo.TransformerConfig(
         width=12288,
         depth=96,
@@ -235,10 +249,11 @@ def test_six_n_of_gpt_3_is_its_published_compute():
 def test_a_warning_where_bandwidth_is_slower_than_compute(tiny):
     recipe = tiny({"hardware": {"gpu": "H100", "gpus": 8}})
     placed = parallelism.choose_split(recipe, VOCAB, recipe.hardware)
-    said = parallelism.bandwidth_warnings(recipe, VOCAB, placed, recipe.hardware, 0.4)
-    assert [sentence.split(" takes ")[0] for sentence in said] == [
-        "reading and writing weights and optimizer states", "reducing gradients, if all GPUs were in one node,",
-    ]  # fmt: skip
+    warnings = parallelism.bandwidth_warnings(recipe, VOCAB, placed, recipe.hardware, 0.4)
+    assert [sentence.split(" takes ")[0] for sentence in warnings] == [
+        "reading and writing weights and optimizer states",
+        "reducing gradients, if all GPUs were in one node,",
+    ]
     recipe = target(LLAMA_2_7B, gpus=64)
     assert (
         parallelism.bandwidth_warnings(
@@ -252,16 +267,14 @@ def test_a_warning_where_bandwidth_is_slower_than_compute(tiny):
     )
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def test_given_numbers_replace_the_datasheets():
     gpu = hardware.Hardware(gpu="H100", memory_gb=94.0).gpu_spec()
-    assert (
-        gpu.memory == 94e9
-        and gpu.peak == hardware.GPUS["H100"].peak
-        and "memory_gb as given" in gpu.source
-    )
+    assert gpu.memory == 94e9
+    assert gpu.peak == hardware.GPUS["H100"].peak
+    assert "memory_gb as given" in gpu.source
     assert hardware.Hardware(memory_gb=24.0, peak_flops=1e14).gpu_spec().memory_bandwidth == 0
     assert hardware.Hardware(gpu="H100", mfu=[0.2, 0.5]).utilisation()[:3] == (
         pytest.approx(0.1**0.5),
@@ -273,7 +286,8 @@ def test_given_numbers_replace_the_datasheets():
 BAD = {
     "unknown": (
         {"gpu": "H10"},
-        r"`hardware.gpu` must be a known GPU, or give its numbers instead, but got 'H10' \(nearest: 'H100'\)",
+        r"`hardware.gpu` must be a known GPU, or give its numbers instead, but got 'H10' "
+        r"\(nearest: 'H100'\)",
     ),
     "nothing": ({"gpus": 8}, "`hardware` needs `gpu` .*, or `memory_gb` and `peak_flops`"),
     "half a node": (

@@ -1,4 +1,4 @@
-"""`lint`: one config with a mistake per rule, and no findings in correct configs, including ours."""
+"""`lint` finds one mistake per rule, and nothing in correct configs, including emitted ones."""
 
 import json
 
@@ -16,9 +16,15 @@ from scaletune.transferring import Transfer
 from scaletune.transferring.formats import granite, hyperclovax, llama, pytorch, recipe
 
 GRANITE = {  # of width 1024, base 256, sigma 0.02: m = 4
-    "model_type": "granite", "hidden_size": 1024, "num_attention_heads": 16, "attention_multiplier": 0.125, "initializer_range": 0.01,
-    "embedding_multiplier": 2.0, "logits_scaling": 2.0, "residual_multiplier": 1.0,
-}  # fmt: skip
+    "model_type": "granite",
+    "hidden_size": 1024,
+    "num_attention_heads": 16,
+    "attention_multiplier": 0.125,
+    "initializer_range": 0.01,
+    "embedding_multiplier": 2.0,
+    "logits_scaling": 2.0,
+    "residual_multiplier": 1.0,
+}
 T8 = [  # m = 4, lr 0.01, weight decay 0.1, eps 4e-9 / 4
     {
         "name": "model.embed_tokens.weight",
@@ -44,47 +50,90 @@ T8 = [  # m = 4, lr 0.01, weight decay 0.1, eps 4e-9 / 4
     {"name": "model.norm.weight", "lr": 0.01, "weight_decay": 0.0, "eps": 1e-9, "init_std": 0.0},
     {"name": "lm_head.weight", "lr": 0.0025, "weight_decay": 0.4, "eps": 4e-9, "init_std": 0.005},
 ]
-MEGATRON = "torchrun pretrain_gpt.py --use-mup \\\n  --mup-base-hidden-size 256 --lr 1e-3 --weight-decay 0 --adam-eps 1e-8"
-NEOX = "use-mup: true\nmup-init-scale: 1.0\noptimizer:\n  type: Adam\n  params: {lr: 0.001}\nweight-decay: 0\n"
+MEGATRON = (
+    "torchrun pretrain_gpt.py --use-mup \\\n"
+    "  --mup-base-hidden-size 256 --lr 1e-3 --weight-decay 0 --adam-eps 1e-8"
+)
+NEOX = (
+    "use-mup: true\n"
+    "mup-init-scale: 1.0\n"
+    "optimizer:\n"
+    "  type: Adam\n"
+    "  params: {lr: 0.001}\n"
+    "weight-decay: 0\n"
+)
 DEEPSPEED = {
-    "zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.1}},
-    "scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 100, "warmup_num_steps": 10}},
-}  # fmt: skip
+    "zero_optimization": {"stage": 2},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.1}},
+    "scheduler": {
+        "type": "WarmupCosineLR",
+        "params": {"total_num_steps": 100, "warmup_num_steps": 10},
+    },
+}
 LM_ENGINE = (
-    "model_args: {pretrained_config: {m_width: 4, m_residual: 0.5, init_method: mup, use_depth_scaled_init: %s}}\n"
+    "model_args: {pretrained_config: {m_width: 4, m_residual: 0.5, init_method: mup, "
+    "use_depth_scaled_init: %s}}\n"
     "optimizer_args: {params_group_method: mup, class_args: {weight_decay: %s}}\n"
 )
-LITGPT = "model_name: x\nmodel_config: {n_embd: 256%s}\ntrain: {lr_warmup_steps: 10, min_lr: %s}\noptimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.001, weight_decay: 0.1}}\n"
+LITGPT = (
+    "model_name: x\n"
+    "model_config: {n_embd: 256%s}\n"
+    "train: {lr_warmup_steps: 10, min_lr: %s}\n"
+    "optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.001, weight_decay: "
+    "0.1}}\n"
+)
 LEVANTER = (
     "trainer: {mp: x}\noptimizer: {type: %s, lr: 0.02, learning_rate: 0.02, min_lr_ratio: 0.1%s}\n"
 )
 LINGUA = "optim: {lr: 0.001, lr_min_ratio: 0.1}\nmodel: {dim: 512%s}\n"
 OPEN_LM = "torchrun main.py --lr 1e-3 --lr-cooldown-end 1e-5 --wd 0.1 %s"
 MINICPM3 = {"model_type": "minicpm3", "scale_emb": 1.0, "scale_depth": 1.4, "dim_model_base": 64}
-TORCHTITAN = """
-groups = [
-    ParamGroupConfig(pattern=r"layers\\..*wk\\.weight", optimizer_name="AdamW", optimizer_kwargs={"lr": 0.0025, "eps": 1e-9, "weight_decay": %s}),
-    optimizer.ParamGroupConfig(pattern=r"lm_head\\.weight", optimizer_kwargs={"lr": 0.0025, "eps": 4e-9, "weight_decay": 0.4}),
-    ParamGroupConfig(pattern="tok_embeddings", optimizer_kwargs={"lr": 0.01, "eps": 1e-9, "weight_decay": 0.1}),
-    ParamGroupConfig(pattern=".*", optimizer_kwargs={"lr": 0.01, "eps": 1e-9, "weight_decay": 0.0}),
-    ParamGroupConfig(pattern=name, optimizer_kwargs=later),
-]
-"""
-OLMO = """
-overrides = [
-    OptimGroupOverride(params=["embeddings.weight"], opts={"lr": 0.01, "eps": 1e-9, "weight_decay": 0.1}),
-    OptimGroupOverride(params=["blocks.*.attention.w_k.weight"], opts={"lr": 0.0025, "eps": 1e-9, "weight_decay": 0.4}),
-    OptimGroupOverride(params=["lm_head.w_out.weight"], opts={"lr": %s, "eps": 4e-9, "weight_decay": 0.4}),
-    OptimGroupOverride(params=["blocks.*.attention_norm.weight", "lm_head.norm.weight"], opts={"lr": 0.01, "eps": 1e-9, "weight_decay": 0.0}),
-]
-"""
-CEREBRAS = "trainer:\n  init:\n    model: {mup_base_hidden_size: 256, mup_base_filter_size: 1024, scale_qk_dot_by_d: true}\n"
-NANOGPT = "mup_enabled = True\nmup_width_multiplier = 4.0\nmup_disable_hidden_lr_scaling = False\nimport os\n"
-NANOTRON = "model:\n  init_method: {use_mup: %s}\noptimizer: {learning_rate_scheduler: {learning_rate: 0.001}}\n"
+TORCHTITAN = (
+    "\ngroups = [\n"
+    '    ParamGroupConfig(pattern=r"layers\\..*wk\\.weight", optimizer_name="AdamW", '
+    'optimizer_kwargs={"lr": 0.0025, "eps": 1e-9, "weight_decay": %s}),\n'
+    '    optimizer.ParamGroupConfig(pattern=r"lm_head\\.weight", optimizer_kwargs={"lr": '
+    '0.0025, "eps": 4e-9, "weight_decay": 0.4}),\n'
+    '    ParamGroupConfig(pattern="tok_embeddings", optimizer_kwargs={"lr": 0.01, "eps": '
+    '1e-9, "weight_decay": 0.1}),\n'
+    '    ParamGroupConfig(pattern=".*", optimizer_kwargs={"lr": 0.01, "eps": 1e-9, '
+    '"weight_decay": 0.0}),\n'
+    "    ParamGroupConfig(pattern=name, optimizer_kwargs=later),\n"
+    "]\n"
+)
+OLMO = (
+    "\noverrides = [\n"
+    '    OptimGroupOverride(params=["embeddings.weight"], opts={"lr": 0.01, "eps": 1e-9, '
+    '"weight_decay": 0.1}),\n'
+    '    OptimGroupOverride(params=["blocks.*.attention.w_k.weight"], opts={"lr": '
+    '0.0025, "eps": 1e-9, "weight_decay": 0.4}),\n'
+    '    OptimGroupOverride(params=["lm_head.w_out.weight"], opts={"lr": %s, "eps": '
+    '4e-9, "weight_decay": 0.4}),\n'
+    '    OptimGroupOverride(params=["blocks.*.attention_norm.weight", '
+    '"lm_head.norm.weight"], opts={"lr": 0.01, "eps": 1e-9, "weight_decay": 0.0}),\n'
+    "]\n"
+)
+CEREBRAS = (
+    "trainer:\n"
+    "  init:\n"
+    "    model: {mup_base_hidden_size: 256, mup_base_filter_size: 1024, "
+    "scale_qk_dot_by_d: true}\n"
+)
+NANOGPT = (
+    "mup_enabled = True\n"
+    "mup_width_multiplier = 4.0\n"
+    "mup_disable_hidden_lr_scaling = False\n"
+    "import os\n"
+)
+NANOTRON = (
+    "model:\n"
+    "  init_method: {use_mup: %s}\n"
+    "optimizer: {learning_rate_scheduler: {learning_rate: 0.001}}\n"
+)
 
 
 def groups(**changed):
-    """T8's groups with `{part of a name: {key: value}}` put in."""
+    """T8's groups, changed by `{part of a name: {key: value}}`."""
     return [
         row | next((put for part, put in changed.items() if part in row["name"]), {}) for row in T8
     ]
@@ -99,19 +148,39 @@ def deepspeed(optimizer="AdamW", scheduler="WarmupCosineLR", stage=2, **params):
 
 
 CLEAN = {
-    "granite.json": GRANITE, "groups.json": T8, "megatron.sh": MEGATRON, "deepspeed.json": DEEPSPEED, "cerebras.yaml": CEREBRAS,
-    "nanogpt.py": NANOGPT, "nanotron.yaml": NANOTRON % "false", "lm_engine.yml": LM_ENGINE % ("false", 0),
-    "hyper.json": GRANITE | {"model_type": "hyperclovax", "logits_scaling": 0.5}, "llama.json": {"model_type": "llama"},
-    "lists.json": deepspeed() | {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": [1e-3, 2e-3]}}},
-    "adam_w.json": deepspeed("Adam"), "foundry.yaml": "optimizer: {name: decoupled_adamw, lr: 0.01, weight_decay: 0.0, eps: 1.0e-9}\n",
-    "empty.toml": "", "litgpt.yaml": LITGPT % ("", 1e-4), "levanter.yaml": LEVANTER % ("muon", ", adam_lr: 0.001"),
-    "levanter2.yaml": LEVANTER % ("adam", ""), "lingua.yaml": LINGUA % "", "open_lm.sh": OPEN_LM % "", "minicpm3.json": MINICPM3,
-    "minicpm3d.json": {"model_type": "minicpm3"}, "titan.py": TORCHTITAN % 0.4, "olmo.py": OLMO % 0.0025, "afmoe.json": {"model_type": "afmoe"},
-    "neox.yml": NEOX.replace("true", "false") + "pipe-parallel-size: 1\n", "megatron2.sh": "train --decoupled-lr 1e-3 --weight-decay 0.1",
+    "granite.json": GRANITE,
+    "groups.json": T8,
+    "megatron.sh": MEGATRON,
+    "deepspeed.json": DEEPSPEED,
+    "cerebras.yaml": CEREBRAS,
+    "nanogpt.py": NANOGPT,
+    "nanotron.yaml": NANOTRON % "false",
+    "lm_engine.yml": LM_ENGINE % ("false", 0),
+    "hyper.json": GRANITE | {"model_type": "hyperclovax", "logits_scaling": 0.5},
+    "llama.json": {"model_type": "llama"},
+    "lists.json": deepspeed()
+    | {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": [1e-3, 2e-3]}}},
+    "adam_w.json": deepspeed("Adam"),
+    "foundry.yaml": "optimizer: {name: decoupled_adamw, lr: 0.01, weight_decay: 0.0, eps: "
+    "1.0e-9}\n",
+    "empty.toml": "",
+    "litgpt.yaml": LITGPT % ("", 1e-4),
+    "levanter.yaml": LEVANTER % ("muon", ", adam_lr: 0.001"),
+    "levanter2.yaml": LEVANTER % ("adam", ""),
+    "lingua.yaml": LINGUA % "",
+    "open_lm.sh": OPEN_LM % "",
+    "minicpm3.json": MINICPM3,
+    "minicpm3d.json": {"model_type": "minicpm3"},
+    "titan.py": TORCHTITAN % 0.4,
+    "olmo.py": OLMO % 0.0025,
+    "afmoe.json": {"model_type": "afmoe"},
+    "neox.yml": NEOX.replace("true", "false") + "pipe-parallel-size: 1\n",
+    "megatron2.sh": "train --decoupled-lr 1e-3 --weight-decay 0.1",
     "cerebras2.yaml": "trainer: {init: {model: {scale_output_logits_by_d: true}}}\n",
-    "moe.json": GRANITE | {"model_type": "granitemoe"}, "phi.json": {"model_type": "phi3small", "mup_use_scaling": True},
-}  # fmt: skip
-PLANTED = [  # (rule, file, content)
+    "moe.json": GRANITE | {"model_type": "granitemoe"},
+    "phi.json": {"model_type": "phi3small", "mup_use_scaling": True},
+}
+MISTAKES = [  # (rule, file, content)
     (
         "default_attention_multiplier",
         "a.json",
@@ -190,7 +259,7 @@ PLANTED = [  # (rule, file, content)
 ]
 
 
-def file_of(folder, name, content):
+def write_file(folder, name, content):
     path = folder / name
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
@@ -199,51 +268,53 @@ def file_of(folder, name, content):
 @pytest.mark.parametrize(
     "content",
     [
-        {"model_type": "granite", "logits_scaling": "x"}, {"model_type": "granite", "logits_scaling": None}, {"groups": 1}, [],
-        {"groups": [{"patterns": [[1], "^lm_head"], "lr": "x", "opts": 3}]}, {"multipliers": [], "groups": [{"lr": 1}]},
+        {"model_type": "granite", "logits_scaling": "x"},
+        {"model_type": "granite", "logits_scaling": None},
+        {"groups": 1},
+        [],
+        {"groups": [{"patterns": [[1], "^lm_head"], "lr": "x", "opts": 3}]},
+        {"multipliers": [], "groups": [{"lr": 1}]},
     ],
-)  # fmt: skip
-def test_values_of_another_kind_are_one_line(content, tmp_path, capsys):
+)
+def test_values_of_a_wrong_type_are_a_one_line_error(content, tmp_path, capsys):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(content))
     assert cli.main(["lint", str(path)]) == 2
     out, err = capsys.readouterr()
-    assert (
-        not out
-        and len(err.splitlines()) == 1
-        and err.startswith("scaletune: ")
-        and str(path) in err
-    )
+    assert not out
+    assert len(err.splitlines()) == 1
+    assert err.startswith("scaletune: ")
+    assert str(path) in err
 
 
 @pytest.mark.parametrize("name", CLEAN)
 def test_correct_configs_have_no_findings(tmp_path, name):
-    assert lint(file_of(tmp_path, name, CLEAN[name]))["findings"] == []
+    assert lint(write_file(tmp_path, name, CLEAN[name]))["findings"] == []
 
 
 @pytest.mark.parametrize(
     ("rule", "name", "content"),
-    PLANTED,
+    MISTAKES,
     ids=lambda value: value if isinstance(value, str) and len(value) < 40 else "",
 )
 def test_each_mistake_is_reported(tmp_path, rule, name, content):
-    found = lint(file_of(tmp_path, name, content))["findings"]
-    assert [each["rule"] for each in found] == [rule]
-    assert all(found[0][key] for key in ("at", "says", "fix"))
+    findings = lint(write_file(tmp_path, name, content))["findings"]
+    assert [finding["rule"] for finding in findings] == [rule]
+    assert all(findings[0][key] for key in ("at", "says", "fix"))
 
 
 def test_every_rule_has_a_config_with_its_mistake():
-    assert {rule for rule, _, _ in PLANTED} == {
+    assert {rule for rule, _, _ in MISTAKES} == {
         rule.__name__ for rule in (*RULES, *STACK_RULES, *GROUP_RULES)
     }
 
 
 @pytest.mark.parametrize(
-    ("groups_of", "rule"),
+    ("change", "rule"),
     [(lambda row: row | {"lr": 0.01}, "hidden_lr_not_scaled"), (lambda row: row, None)],
 )
-def test_groups_are_read_with_the_config_beside_them(tmp_path, groups_of, rule):
-    """One-std: embedding and head at lr / 2, hidden at lr / 4 of 0.01."""
+def test_groups_are_read_with_the_config_beside_them(tmp_path, change, rule):
+    """One init std for all tensors: embedding and head at lr 0.01 / 2, hidden at 0.01 / 4."""
     lrs = {"embed": 0.005, "k_proj": 0.0025, "norm": 0.01, "lm_head": 0.005}
     one_std = [
         row
@@ -253,23 +324,34 @@ def test_groups_are_read_with_the_config_beside_them(tmp_path, groups_of, rule):
         }
         for row in T8
     ]
-    file_of(tmp_path, "config.json", GRANITE)
-    file_of(tmp_path, "param_groups.json", {"groups": [groups_of(row) for row in one_std]})
-    assert [each["rule"] for each in lint(tmp_path)["findings"]] == ([rule] if rule else [])
+    write_file(tmp_path, "config.json", GRANITE)
+    write_file(tmp_path, "param_groups.json", {"groups": [change(row) for row in one_std]})
+    assert [finding["rule"] for finding in lint(tmp_path)["findings"]] == ([rule] if rule else [])
 
 
-def test_a_readout_divided_in_config_and_in_groups_is_found(tmp_path):
-    """Table 8's multiplier of 1 / m beside Table 3's lr / m: the mixture that users meet most."""
-    file_of(tmp_path, "config.json", GRANITE | {"embedding_multiplier": 1.0, "logits_scaling": 4.0})
-    file_of(tmp_path, "param_groups.json", {"groups": T8})
-    assert [each["rule"] for each in lint(tmp_path)["findings"]] == ["readout_divided_twice"]
+def test_a_readout_divided_in_config_and_in_groups_is_reported(tmp_path):
+    """Table 8's multiplier 1 / m together with Table 3's lr / m: the most common mistake."""
+    write_file(
+        tmp_path, "config.json", GRANITE | {"embedding_multiplier": 1.0, "logits_scaling": 4.0}
+    )
+    write_file(tmp_path, "param_groups.json", {"groups": T8})
+    assert [finding["rule"] for finding in lint(tmp_path)["findings"]] == ["readout_divided_twice"]
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING, {"width": 32}, {"width": 64, "optimizer.decay": "independent"}, {"model.depth": 16, "parametrization.depth_alpha": 1, "parametrization.base_depth": 2}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        EVERYTHING,
+        {"width": 32},
+        {"width": 64, "optimizer.decay": "independent"},
+        {"model.depth": 16, "parametrization.depth_alpha": 1, "parametrization.base_depth": 2},
+    ],
+)
 @pytest.mark.parametrize("form", sorted(FORMS))
-def test_what_we_emit_is_clean(tiny, tmp_path, form, settings):
+def test_emitted_configs_have_no_findings(tiny, tmp_path, form, settings):
     target = tiny(WIDE | settings | {"form": form, "evidence": EVIDENCE})
-    made = Transfer(
+    prepared = Transfer(
         target,
         VOCAB,
         counting.plan_tensors(target, VOCAB),
@@ -277,13 +359,13 @@ def test_what_we_emit_is_clean(tiny, tmp_path, form, settings):
         EVIDENCE,
     )
     for emitter in (granite, hyperclovax, llama, pytorch):
-        emitter.emit(made, tmp_path / emitter.__name__)
+        emitter.emit(prepared, tmp_path / emitter.__name__)
         assert lint(tmp_path / emitter.__name__)["findings"] == []
-    assert lint(recipe.emit(made, tmp_path)[0])["findings"] == []
+    assert lint(recipe.emit(prepared, tmp_path)[0])["findings"] == []
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.json", "{", "a config must be readable as .json, but `"),
         ("a.yaml", "a: [", "a config must be readable as .yaml, but `"),
@@ -293,12 +375,12 @@ def test_what_we_emit_is_clean(tiny, tmp_path, form, settings):
         ("a.json", "3", "a config must hold keys or a list of groups, but `"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(tmp_path, name, content, said):
-    with pytest.raises(UserError, match=f"^{said}"):
-        lint(file_of(tmp_path, name, content))
+def test_an_unreadable_config_is_a_one_line_error(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        lint(write_file(tmp_path, name, content))
 
 
-def test_what_is_not_there_is_one_line(tmp_path):
+def test_a_missing_config_is_a_one_line_error(tmp_path):
     with pytest.raises(UserError, match=r"^the file to lint must exist, but got `"):
         lint(tmp_path / "no.json")
     with pytest.raises(
@@ -308,15 +390,14 @@ def test_what_is_not_there_is_one_line(tmp_path):
 
 
 def test_the_command_prints_lines_and_json(tmp_path, capsys):
-    path = file_of(tmp_path, "a.json", GRANITE | {"attention_multiplier": 1.0})
+    path = write_file(tmp_path, "a.json", GRANITE | {"attention_multiplier": 1.0})
     assert cli.main(["lint", str(path)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(
         "default_attention_multiplier at attention_multiplier: the softmax scale is 1.0"
-    ) and said[1].endswith("(granite): 1 known fault")
-    assert cli.main(["lint", str(path), "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert (
-        answer.keys() == {"path", "stack", "findings"}
-        and answer["findings"][0]["rule"] == "default_attention_multiplier"
     )
+    assert printed[1].endswith("(granite): 1 known fault")
+    assert cli.main(["lint", str(path), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content.keys() == {"path", "stack", "findings"}
+    assert content["findings"][0]["rule"] == "default_attention_multiplier"

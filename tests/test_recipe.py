@@ -1,4 +1,4 @@
-"""Recipes: each mistake gives one sentence with the rule and the value; points; trial ids."""
+"""Recipes: error messages with the rule and the value, settings, points and trial ids."""
 
 import copy
 import functools
@@ -36,7 +36,7 @@ budget = { tokens = 1_024, batch_tokens = 256 }
 """
 
 
-def built(path, value):
+def recipe_with(path, value):
     """GOOD with one dotted path changed."""
     content = copy.deepcopy(GOOD)
     set_path(content, path, value)
@@ -81,7 +81,8 @@ MISTAKES = [  # path, value, the sentence
     (
         "model.family",
         "mamba",
-        "`model.family` must be a known family, but got 'mamba' (known: mlp, moe, resnet, transformer, vit)",
+        "`model.family` must be a known family, but got 'mamba' (known: mlp, moe, resnet, "
+        "transformer, vit)",
     ),
     (
         "model.family",
@@ -91,7 +92,8 @@ MISTAKES = [  # path, value, the sentence
     (
         "model.family",
         3,
-        "`model.family` must be a known family, but got 3 (known: mlp, moe, resnet, transformer, vit)",
+        "`model.family` must be a known family, but got 3 (known: mlp, moe, resnet, "
+        "transformer, vit)",
     ),
     (
         "model",
@@ -117,7 +119,8 @@ MISTAKES = [  # path, value, the sentence
     (
         "model",
         {"width": 64, "positions": "learned", "max_positions": 32},
-        "`seq_len <= max_positions` must hold for learned positions, but got seq_len=64, max_positions=32",
+        "`seq_len <= max_positions` must hold for learned positions, but got seq_len=64, "
+        "max_positions=32",
     ),
     (
         "model",
@@ -157,7 +160,8 @@ MISTAKES = [  # path, value, the sentence
     (
         "model",
         {"family": "mlp", "width": 64},
-        "`data.seq_len` must be 1 for `model.family` 'mlp', which counts an example as one token, but got 64",
+        "`data.seq_len` must be 1 for `model.family` 'mlp', which counts an example as one token, "
+        "but got 64",
     ),
     (
         "parametrization.form",
@@ -181,7 +185,8 @@ MISTAKES = [  # path, value, the sentence
     (
         "schedule.kind",
         "cosin",
-        "`schedule.kind` must be 'constant', 'linear', 'cosine', 'wsd', 'power', 'one_cycle' or 'table', but got 'cosin'",
+        "`schedule.kind` must be 'constant', 'linear', 'cosine', 'wsd', 'power', 'one_cycle' or "
+        "'table', but got 'cosin'",
     ),
     (
         "optimizer.family",
@@ -223,7 +228,8 @@ MISTAKES = [  # path, value, the sentence
     (
         "optimizer.family",
         "prodigy",
-        "`optimizer.lr` must be 1.0 for family 'prodigy', which finds its own learning rate, but got 0.01",
+        "`optimizer.lr` must be 1.0 for family 'prodigy', which finds its own learning rate, but "
+        "got 0.01",
     ),
     (
         "optimizer",
@@ -254,7 +260,8 @@ MISTAKES = [  # path, value, the sentence
     (
         "schedule.warmup_tokens",
         800,
-        "`warmup_tokens / tokens + decay <= 1` must hold, but got warmup_tokens=800, tokens=1024, decay=0.3",
+        "`warmup_tokens / tokens + decay <= 1` must hold, but got warmup_tokens=800, tokens=1024, "
+        "decay=0.3",
     ),
     (
         "schedule",
@@ -293,7 +300,7 @@ MISTAKES = [  # path, value, the sentence
 @pytest.mark.parametrize(("path", "value", "sentence"), MISTAKES)
 def test_a_mistake_is_one_sentence(path, value, sentence):
     with pytest.raises(UserError) as caught:
-        built(path, value)
+        recipe_with(path, value)
     assert (
         str(caught.value).startswith(sentence)
         if isinstance(value, dict)
@@ -312,7 +319,8 @@ def test_a_missing_table_is_named(missing):
     [
         (
             "widht",
-            "unknown setting `widht` (nearest: 'width'); any setting can be named by its dotted path, such as `optimizer.beta2`",
+            "unknown setting `widht` (nearest: 'width'); any setting can be named by its dotted "
+            "path, such as `optimizer.beta2`",
         ),
         ("optimizer.beta3", "unknown key `optimizer.beta3` (nearest: 'beta2')"),
         ("seed.deep", "`seed.deep` cannot be set, because `seed` is not a table"),
@@ -320,19 +328,21 @@ def test_a_missing_table_is_named(missing):
 )
 def test_an_unknown_axis_is_named(path, sentence):
     with pytest.raises(UserError) as caught:
-        points(built("axes", {path: [1]}))
+        points(recipe_with("axes", {path: [1]}))
     assert str(caught.value) == sentence
 
 
 @given(st.integers(1, 10**15))
 def test_a_whole_float_is_a_count(n):
     tokens = 256 * n
-    assert built("budget.tokens", float(tokens)).budget.steps == tokens // 256
+    assert recipe_with("budget.tokens", float(tokens)).budget.steps == tokens // 256
 
 
 def test_counts_of_toml_are_whole():
     assert (
-        built("budget", {"tokens": 2.56e6, "batch_tokens": 256.0}).budget.model_dump()["tokens"]
+        recipe_with("budget", {"tokens": 2.56e6, "batch_tokens": 256.0}).budget.model_dump()[
+            "tokens"
+        ]
         == 2560000
     )
 
@@ -367,7 +377,7 @@ def test_load_reads_a_file_and_names_the_recipe_after_it(file):
         ),
     ],
 )
-def test_a_bad_file_says_which_and_why(file, text, end):
+def test_an_invalid_file_is_named_with_the_reason(file, text, end):
     file.write_text(text)
     with pytest.raises(UserError) as caught:
         load(file)
@@ -411,10 +421,9 @@ def test_set_without_a_name_or_a_value_is_refused(text):
 
 def test_a_setting_overrides_the_file_and_the_file_the_default(file):
     file.write_text(FILE + "[optimizer]\nlr = 0.5\nbeta2 = 0.5\n")
-    made = load(
-        file, ["optimizer.lr=0.25", "lr=0.125"]
-    ).optimizer  # the later setting wins, whatever the spelling
-    assert (made.lr, made.beta2, made.beta1) == (0.125, 0.5, 0.9)
+    # The later setting wins, in its short and in its dotted form.
+    optimizer = load(file, ["optimizer.lr=0.25", "lr=0.125"]).optimizer
+    assert (optimizer.lr, optimizer.beta2, optimizer.beta1) == (0.125, 0.5, 0.9)
 
 
 def test_a_misspelt_setting_is_refused(file):
@@ -431,7 +440,9 @@ def test_a_source_is_relative_to_the_recipe_that_names_it(file):
 def test_sources_in_axes_comparisons_and_the_held_out_cell_are_beside_the_recipe_too(file):
     for name in ("a.txt", "b.txt", "words.json"):
         (file.parent / name).write_text("text")
-    file.write_text(FILE + """
+    file.write_text(
+        FILE
+        + """
 data = { source = "a.txt", tokenizer = "words.json" }
 axes = { "data.source" = ["a.txt", "absent.txt", "digits"], "data.seq_len" = [1] }
 compare = [
@@ -440,21 +451,24 @@ compare = [
 ]
 holdout = { set = { "data.source" = "b.txt" }, lr = [1e-3, 2e-3, 3e-3] }
 evidence = { source = "a.txt" }
-""")  # fmt: skip
-    made, near = (
-        load(file),
-        {name: str(file.parent / name) for name in ("a.txt", "b.txt", "words.json")},
+"""
     )
-    assert (made.data.source, made.data.tokenizer, made.evidence["source"]) == (
-        near["a.txt"],
-        near["words.json"],
+    recipe = load(file)
+    paths = {name: str(file.parent / name) for name in ("a.txt", "b.txt", "words.json")}
+    assert (recipe.data.source, recipe.data.tokenizer, recipe.evidence["source"]) == (
+        paths["a.txt"],
+        paths["words.json"],
         "a.txt",
     )
-    assert [point.data.source for point in points(made)] == [near["a.txt"], "absent.txt", "digits"]
-    assert [set(point.data.source for point in points(comparison_recipe(made, other))) for other in made.compare] == [
-        {near["a.txt"], "absent.txt", "digits"}, {near["b.txt"]},
-    ]  # fmt: skip
-    assert made.compare[0].set == {"data.source": near["b.txt"]} == made.holdout.set
+    assert [point.data.source for point in points(recipe)] == [
+        paths["a.txt"],
+        "absent.txt",
+        "digits",
+    ]
+    compared = [points(comparison_recipe(recipe, other)) for other in recipe.compare]
+    sources = [set(point.data.source for point in swept) for swept in compared]
+    assert sources == [{paths["a.txt"], "absent.txt", "digits"}, {paths["b.txt"]}]
+    assert recipe.compare[0].set == {"data.source": paths["b.txt"]} == recipe.holdout.set
 
 
 @pytest.mark.parametrize(
@@ -473,9 +487,9 @@ def test_a_setting_overrides_a_dotted_axis_of_the_file(file, path):
     ],
 )
 def test_an_axis_needs_no_quotes(axes):
-    """TOML reads `model.width` without quotes as a table; it is the same axis."""
-    made = validate_recipe(tomllib.loads(f"{FILE}[axes]\nlr = [1e-3]\n{axes}"), "r")
-    assert made.axes == {"lr": [1e-3], "model.width": [32, 64], "data.power_law.dim": [1]}
+    """TOML reads `model.width` without quotes as a table; both spellings are the same axis."""
+    recipe = validate_recipe(tomllib.loads(f"{FILE}[axes]\nlr = [1e-3]\n{axes}"), "r")
+    assert recipe.axes == {"lr": [1e-3], "model.width": [32, 64], "data.power_law.dim": [1]}
 
 
 def test_a_setting_overrides_an_axis_without_quotes(file):
@@ -484,11 +498,11 @@ def test_a_setting_overrides_an_axis_without_quotes(file):
 
 
 def test_points_are_the_product_of_the_axes():
-    made = points(built("axes", {"width": [32, 64], "optimizer.beta2": [0.9, 0.95, 0.99]}))
-    assert [(p.model.width, p.optimizer.beta2) for p in made] == [
+    swept = points(recipe_with("axes", {"width": [32, 64], "optimizer.beta2": [0.9, 0.95, 0.99]}))
+    assert [(p.model.width, p.optimizer.beta2) for p in swept] == [
         (w, b) for w in (32, 64) for b in (0.9, 0.95, 0.99)
     ]
-    assert not any(p.axes for p in made)
+    assert not any(p.axes for p in swept)
 
 
 def test_a_recipe_without_axes_is_its_own_point():
@@ -504,10 +518,10 @@ def test_a_recipe_without_axes_is_its_own_point():
     ],
 )
 def test_a_comparison_is_the_same_sweep_under_other_settings(other, expected):
-    asked = validate_recipe(GOOD | {"axes": {"lr": [1e-3, 2e-3]}, "compare": [other]}, "good")
+    recipe = validate_recipe(GOOD | {"axes": {"lr": [1e-3, 2e-3]}, "compare": [other]}, "good")
     assert {
         (p.parametrization.form, p.optimizer.lr)
-        for p in points(comparison_recipe(asked, asked.compare[0]))
+        for p in points(comparison_recipe(recipe, recipe.compare[0]))
     } == expected
 
 
@@ -520,50 +534,104 @@ def leaves(content, path=()):
 
 
 OTHER = {  # a different valid value of everything that identifies a trial
-    "model.width": 96, "model.depth": 3, "model.head_dim": 16, "model.ffn_ratio": 2.0, "model.tied": True, "model.rope_theta": 5e5,
-    "model.norm_eps": 1e-6, "parametrization.form": "sp", "parametrization.base_width": 64, "parametrization.base_depth": 2,
-    "parametrization.depth_alpha": 1.0, "parametrization.init_std": 0.1, "parametrization.embedding_multiplier": 2.0,
-    "parametrization.logits_multiplier": 2.0, "parametrization.attention_multiplier": 2.0, "parametrization.residual_multiplier": 0.5,
-    "parametrization.init_gain": 1.0, "model.norm": "layer", "model.mlp": "gelu", "model.kv_heads": 1, "model.qk_norm": True,
-    "model.biases": True, "model.positions": "learned", "model.max_positions": 64, "optimizer.lr": 0.1, "optimizer.weight_decay": 0.0, "optimizer.beta1": 0.8,
-    "optimizer.beta2": 0.99, "optimizer.eps": 1e-6, "optimizer.clip": 2.0, "optimizer.family": "muon", "optimizer.decay": "independent",
-    "optimizer.momentum": 0.9, "optimizer.nesterov": False, "optimizer.shape_factor": "spectral", "optimizer.rest_ratio": 0.5,
-    "optimizer.precondition_every": 5, "schedule.kind": "cosine", "schedule.warmup": 0.2, "schedule.warmup_tokens": 256,
-    "schedule.decay": 0.1, "schedule.decay_shape": "1-sqrt", "schedule.floor": 0.1, "schedule.start": 0.1, "schedule.knee": 0.25,
-    "schedule.shares": [0.0, 0.25], "schedule.multipliers": [1.0, 0.25],
-    "schedule.knee_tokens": 128, "schedule.power": 0.3, "schedule.ema_half_life": 512, "training.precision": "bf16",
-    "training.z_loss": 1e-4, "data.seq_len": 32, "data.held_out": 0.1,
-    "data.order": "shuffle", "data.vocab_size": 300, "budget.tokens": 2048,
-    "budget.batch_tokens": 128, "budget.eval_tokens": 1024, "seed": 7,
-}  # fmt: skip
-ONLY_ONE = {"model.family"}  # families have a test of their own
+    "model.width": 96,
+    "model.depth": 3,
+    "model.head_dim": 16,
+    "model.ffn_ratio": 2.0,
+    "model.tied": True,
+    "model.rope_theta": 5e5,
+    "model.norm_eps": 1e-6,
+    "parametrization.form": "sp",
+    "parametrization.base_width": 64,
+    "parametrization.base_depth": 2,
+    "parametrization.depth_alpha": 1.0,
+    "parametrization.init_std": 0.1,
+    "parametrization.embedding_multiplier": 2.0,
+    "parametrization.logits_multiplier": 2.0,
+    "parametrization.attention_multiplier": 2.0,
+    "parametrization.residual_multiplier": 0.5,
+    "parametrization.init_gain": 1.0,
+    "model.norm": "layer",
+    "model.mlp": "gelu",
+    "model.kv_heads": 1,
+    "model.qk_norm": True,
+    "model.biases": True,
+    "model.positions": "learned",
+    "model.max_positions": 64,
+    "optimizer.lr": 0.1,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.beta1": 0.8,
+    "optimizer.beta2": 0.99,
+    "optimizer.eps": 1e-6,
+    "optimizer.clip": 2.0,
+    "optimizer.family": "muon",
+    "optimizer.decay": "independent",
+    "optimizer.momentum": 0.9,
+    "optimizer.nesterov": False,
+    "optimizer.shape_factor": "spectral",
+    "optimizer.rest_ratio": 0.5,
+    "optimizer.precondition_every": 5,
+    "schedule.kind": "cosine",
+    "schedule.warmup": 0.2,
+    "schedule.warmup_tokens": 256,
+    "schedule.decay": 0.1,
+    "schedule.decay_shape": "1-sqrt",
+    "schedule.floor": 0.1,
+    "schedule.start": 0.1,
+    "schedule.knee": 0.25,
+    "schedule.shares": [0.0, 0.25],
+    "schedule.multipliers": [1.0, 0.25],
+    "schedule.knee_tokens": 128,
+    "schedule.power": 0.3,
+    "schedule.ema_half_life": 512,
+    "training.precision": "bf16",
+    "training.z_loss": 1e-4,
+    "data.seq_len": 32,
+    "data.held_out": 0.1,
+    "data.order": "shuffle",
+    "data.vocab_size": 300,
+    "budget.tokens": 2048,
+    "budget.batch_tokens": 128,
+    "budget.eval_tokens": 1024,
+    "seed": 7,
+}
+ONLY_ONE = {"model.family"}  # another test covers the families
 READ_BY = {  # a setting -> the settings under which it is read
-    **{f"optimizer.{name}": {"optimizer.family": "muon"} for name in ("momentum", "nesterov", "shape_factor", "rest_ratio")},
-    "optimizer.precondition_every": {"optimizer.family": "soap"}, "schedule.start": {"schedule.kind": "one_cycle"},
-    "schedule.power": {"schedule": {"kind": "power", "knee": 0.5}}, "schedule.knee": {"schedule": {"kind": "power", "knee": 0.5}},
+    **{
+        f"optimizer.{name}": {"optimizer.family": "muon"}
+        for name in ("momentum", "nesterov", "shape_factor", "rest_ratio")
+    },
+    "optimizer.precondition_every": {"optimizer.family": "soap"},
+    "schedule.start": {"schedule.kind": "one_cycle"},
+    "schedule.power": {"schedule": {"kind": "power", "knee": 0.5}},
+    "schedule.knee": {"schedule": {"kind": "power", "knee": 0.5}},
     "schedule.knee_tokens": {"schedule": {"kind": "power", "knee_tokens": 64}},
-    **{f"schedule.{name}": {"schedule": {"kind": "table", "shares": [0.0, 0.5], "multipliers": [1.0, 2.0]}} for name in ("shares", "multipliers")},
-}  # fmt: skip
+    **{
+        f"schedule.{name}": {
+            "schedule": {"kind": "table", "shares": [0.0, 0.5], "multipliers": [1.0, 2.0]}
+        }
+        for name in ("shares", "multipliers")
+    },
+}
 
 
-def id_of(made, content="digest of the data"):
-    return trial_id(made, content)
+def id_of(recipe, content="digest of the data"):
+    return trial_id(recipe, content)
 
 
 def test_every_setting_of_a_point_is_in_the_table():
-    made = {path for path, _ in leaves(validate_recipe(GOOD, "good").point())}
+    paths = {path for path, _ in leaves(validate_recipe(GOOD, "good").point())}
     assert set(OTHER) | ONLY_ONE == {
         path
-        for path in made
+        for path in paths
         if path.split(".")[:2] not in [["data", name] for name in DATA_SOURCE_KEYS]
     }
 
 
 @pytest.mark.parametrize("path", OTHER)
 def test_identity_depends_on_every_setting(path):
-    base = with_settings(
-        built("parametrization.base_depth", 1), READ_BY.get(path, {})
-    )  # a base depth is what a depth rule needs
+    # A depth rule needs a base depth.
+    base = with_settings(recipe_with("parametrization.base_depth", 1), READ_BY.get(path, {}))
     assert id_of(with_settings(base, {path: OTHER[path]})) != id_of(base)
 
 
@@ -571,8 +639,8 @@ def test_identity_depends_on_the_content_of_the_data_and_not_on_its_path(tmp_pat
     ids = []
     for name, text in (("a.txt", "one " * 500), ("b.txt", "one " * 500), ("c.txt", "two " * 500)):
         (tmp_path / name).write_text(text)
-        made = built("data.source", str(tmp_path / name))
-        ids.append(id_of(made, data.load(made.data).digest))
+        recipe = recipe_with("data.source", str(tmp_path / name))
+        ids.append(id_of(recipe, data.load(recipe.data).digest))
     assert ids[0] == ids[1] != ids[2]
 
 
@@ -588,12 +656,12 @@ def test_identity_depends_on_the_content_of_the_data_and_not_on_its_path(tmp_pat
     ],
 )
 def test_identity_ignores_where_and_why_it_is_trained(settings):
-    made = validate_recipe(GOOD, "good")
-    assert id_of(with_settings(made, settings)) == id_of(made)
+    recipe = validate_recipe(GOOD, "good")
+    assert id_of(with_settings(recipe, settings)) == id_of(recipe)
 
 
 def test_identity_depends_on_the_family():
-    """Also if the name is the default of its own section and the other options are equal."""
+    """Holds even if all other options are equal and the family name is a default of its section."""
     ids = {
         id_of(
             validate_recipe(
@@ -606,18 +674,17 @@ def test_identity_depends_on_the_family():
 
 
 def test_new_families_and_options_do_not_change_recorded_ids():
-    assert (
-        id_of(validate_recipe(GOOD, "good")) == "d669a8d97a4c9c8a"
-    )  # as it was when the zoo had one family
+    # The id from the time when the zoo had one family.
+    assert id_of(validate_recipe(GOOD, "good")) == "d669a8d97a4c9c8a"
 
 
 def test_a_family_has_the_options_of_its_table():
     for family, kind in FAMILIES.items():
-        made = validate_recipe(
+        recipe = validate_recipe(
             GOOD | {"model": {"family": family, "width": 64}, "data": {"seq_len": 1}}, "good"
         )
-        assert type(made.model) is kind
-        assert validate_recipe(made.model_dump(), "again") == made
+        assert type(recipe.model) is kind
+        assert validate_recipe(recipe.model_dump(), "again") == recipe
     assert type(validate_recipe(GOOD, "good").model) is FAMILIES["transformer"]
 
 
@@ -631,29 +698,33 @@ def test_settings_do_not_change_the_callers_tables():
 
 
 SETTINGS = [
-    {"lr": 0.5}, {"width": 128, "seed": 3}, {"batch_tokens": 512, "schedule.warmup_tokens": 64}, {"axes.lr": [1.0]}, {"axes": {"lr": [2.0]}},
-    {"model": {"width": 96}, "model.depth": 3}, {"data": {"seq_len": 32}, "batch_tokens": 32},
-    {"holdout": {"set": {"width": 128}, "lr": [1.0, 2.0, 3.0]}, "holdout.set.depth": 2}, {"engine.accumulation": 2},
-]  # fmt: skip
+    {"lr": 0.5},
+    {"width": 128, "seed": 3},
+    {"batch_tokens": 512, "schedule.warmup_tokens": 64},
+    {"axes.lr": [1.0]},
+    {"axes": {"lr": [2.0]}},
+    {"model": {"width": 96}, "model.depth": 3},
+    {"data": {"seq_len": 32}, "batch_tokens": 32},
+    {"holdout": {"set": {"width": 128}, "lr": [1.0, 2.0, 3.0]}, "holdout.set.depth": 2},
+    {"engine.accumulation": 2},
+]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_settings_give_what_plain_values_validated_whole_would(settings):
-    """Sections without a new setting are the same objects; the recipe does not change."""
-    made = validate_recipe(GOOD | {"axes": {"lr": [1e-3]}}, "good")
-    before, content = made.model_dump(), made.model_dump()
+def test_settings_equal_a_recipe_validated_from_plain_values(settings):
+    """Sections without a new setting are the same objects; the given recipe does not change."""
+    recipe = validate_recipe(GOOD | {"axes": {"lr": [1e-3]}}, "good")
+    before, content = recipe.model_dump(), recipe.model_dump()
     for path, value in copy.deepcopy(settings).items():
         *tables, key = SHORT_NAMES.get(path, path).split(".")
         functools.reduce(dict.__getitem__, tables, content)[key] = value
-    given = with_settings(made, settings)
-    assert (
-        given == validate_recipe(content, "good")
-        and made.model_dump() == before
-        and given.evidence is not made.evidence
-    )
+    changed = with_settings(recipe, settings)
+    assert changed == validate_recipe(content, "good")
+    assert recipe.model_dump() == before
+    assert changed.evidence is not recipe.evidence
     touched = {SHORT_NAMES.get(path, path).split(".")[0] for path in settings}
     assert all(
-        getattr(given, name) is getattr(made, name)
+        getattr(changed, name) is getattr(recipe, name)
         for name in {"model", "optimizer", "data", "engine", "budget"} - touched
     )
 
@@ -661,11 +732,15 @@ def test_settings_give_what_plain_values_validated_whole_would(settings):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"width": 65}, "width % head_dim"), ({"seq_len": 96}, "batch_tokens % seq_len"), ({"engine.processes": 3}, "accumulation"),
-        ({"modle.width": 3}, "unknown key `modle` .nearest: 'model'"), ({"target.x": 1}, "`target` is not a table"),
-        ({"optimizer.lr": "1"}, "without quotes"), ({"tokens": 1000}, "tokens % batch_tokens"),
+        ({"width": 65}, "width % head_dim"),
+        ({"seq_len": 96}, "batch_tokens % seq_len"),
+        ({"engine.processes": 3}, "accumulation"),
+        ({"modle.width": 3}, "unknown key `modle` .nearest: 'model'"),
+        ({"target.x": 1}, "`target` is not a table"),
+        ({"optimizer.lr": "1"}, "without quotes"),
+        ({"tokens": 1000}, "tokens % batch_tokens"),
     ],
-)  # fmt: skip
+)
 def test_rules_between_sections_are_checked_again(settings, sentence):
     with pytest.raises(UserError, match=sentence):
         with_settings(validate_recipe(GOOD, "good"), settings)
@@ -673,12 +748,12 @@ def test_rules_between_sections_are_checked_again(settings, sentence):
 
 def test_an_axis_may_be_the_family():
     """Common keys are kept; options of the previous family are not."""
-    asked = validate_recipe(
+    recipe = validate_recipe(
         GOOD
         | {"model": {"width": 64, "depth": 3}, "axes": {"model.family": ["transformer", "moe"]}},
         "good",
     )
-    assert [(p.model.family, p.model.depth, p.model.ffn_ratio) for p in points(asked)] == [
+    assert [(p.model.family, p.model.depth, p.model.ffn_ratio) for p in points(recipe)] == [
         ("transformer", 3, 3.0),
         ("moe", 3, 1.0),
     ]
@@ -689,7 +764,8 @@ def test_a_depth_rule_needs_residual_branches():
     rule = {"parametrization": {"base_width": 32, "base_depth": 2, "depth_alpha": 1.0}}
     with pytest.raises(
         UserError,
-        match=r"`depth_alpha` must be 0 for `model.family` 'mlp', which has no residual branches, but got 1.0",
+        match=r"`depth_alpha` must be 0 for `model.family` 'mlp', which has no residual branches, "
+        r"but got 1.0",
     ):
         validate_recipe(GOOD | content | rule, "good")
 
@@ -700,10 +776,10 @@ def test_short_names_lead_to_settings():
 
 
 def test_an_option_at_its_default_is_no_part_of_an_identity():
-    """Recorded trials keep their ids when an option is added: a stated default is the same point."""
-    said = {
+    """Recorded trials keep their ids when an option is added: an explicit default is no change."""
+    explicit = {
         **GOOD,
         "schedule": {"kind": "wsd", "warmup": 0.1, "decay": 0.3, "floor": 0.0},
         "seed": 0,
     }
-    assert id_of(validate_recipe(said, "said")) == id_of(validate_recipe(GOOD, "good"))
+    assert id_of(validate_recipe(explicit, "explicit")) == id_of(validate_recipe(GOOD, "good"))

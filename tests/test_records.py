@@ -29,13 +29,30 @@ from scaletune.records import (
     read_trials,
     redact,
     write_atomically,
-)  # fmt: skip
+)
 from scaletune.records import store as store_module
 
 TRIAL = Trial(
-    id="a", sweep="main", point={"model": {"width": 32}}, n_params=10, n_params_total=20, tokens=100, batch_tokens=10, seq_len=5, width=32,
-    depth=2, lr=1e-3, weight_decay=0.1, seed=0, status="done", loss=3.5, train_loss=3.25, flops=1e9, seconds=1.5, provenance={"torch": "2"},
-)  # fmt: skip
+    id="a",
+    sweep="main",
+    point={"model": {"width": 32}},
+    n_params=10,
+    n_params_total=20,
+    tokens=100,
+    batch_tokens=10,
+    seq_len=5,
+    width=32,
+    depth=2,
+    lr=1e-3,
+    weight_decay=0.1,
+    seed=0,
+    status="done",
+    loss=3.5,
+    train_loss=3.25,
+    flops=1e9,
+    seconds=1.5,
+    provenance={"torch": "2"},
+)
 DIVERGED = replace(
     TRIAL,
     id="b",
@@ -46,9 +63,16 @@ DIVERGED = replace(
     lr=1.0,
 )
 FIT = Fit(
-    law="lr_nd", params={"a": {"value": -0.5, "interval": [-0.6, -0.4]}}, solution={"vector": [1.0, 2.0]}, objective=0.1, used=["a"],
-    dropped={"b": "diverged"}, status=["a sentence"], ranges={"n_params": [1.0, 2.0]}, provenance={"at": "now"},
-)  # fmt: skip
+    law="lr_nd",
+    params={"a": {"value": -0.5, "interval": [-0.6, -0.4]}},
+    solution={"vector": [1.0, 2.0]},
+    objective=0.1,
+    used=["a"],
+    dropped={"b": "diverged"},
+    status=["a sentence"],
+    ranges={"n_params": [1.0, 2.0]},
+    provenance={"at": "now"},
+)
 NESTED = replace(FIT, loss_law=replace(FIT, law="loss_nd", provenance={"at": "then"}))
 
 
@@ -75,24 +99,23 @@ def test_a_digest_is_of_the_value_not_of_its_order(value):
 
 
 def test_a_digest_is_sha256_of_canonical_json():
-    assert (
-        digest({"b": 1, "a": [1.5, None]}) == "cf0c4895ed707baa"
-    )  # printf '{"a":[1.5,null],"b":1}' | sha256sum
+    # printf '{"a":[1.5,null],"b":1}' | sha256sum
+    assert digest({"b": 1, "a": [1.5, None]}) == "cf0c4895ed707baa"
     with pytest.raises(ValueError, match="JSON compliant"):
         digest({"a": float("nan")})
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file.json"
     write_atomically(path, "old")
 
-    def full(*_):
+    def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(
         UserError, match=r"`.*file.json` must be writable, but No space left on device"
     ):
@@ -101,16 +124,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 
 def test_a_reader_never_sees_a_partial_file(tmp_path, monkeypatch):
-    """At the moment of replacement the new text is whole, on disk, and in the same folder."""
-    path, moved, move = tmp_path / "file.json", [], os.replace
+    """Before `os.replace`, the complete new text is on disk in the same folder."""
+    path, moves, move = tmp_path / "file.json", [], os.replace
 
-    def watched(part, target):
-        moved.append((Path(part).read_text(), Path(part).parent, target))
+    def watch(part, target):
+        moves.append((Path(part).read_text(), Path(part).parent, target))
         move(part, target)
 
-    monkeypatch.setattr(os, "replace", watched)
+    monkeypatch.setattr(os, "replace", watch)
     write_atomically(path, "new é")
-    assert moved == [("new é", tmp_path, path)] and path.read_bytes() == "new é".encode()
+    assert moves == [("new é", tmp_path, path)] and path.read_bytes() == "new é".encode()
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path):
@@ -121,7 +144,7 @@ def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path):
         Store(tmp_path / "file" / "sweep")
 
 
-# --- trials ----------------------------------------------------------------------------------------------------------
+# --- trials ---------------------------------------------------------------------------------------
 
 
 def test_the_contract_is_in_every_trial():
@@ -134,12 +157,10 @@ def test_a_store_gives_back_what_was_put(tmp_path):
     store.put(TRIAL, np.float32([4.0, 3.3]).tolist())
     store.put(replace(TRIAL, loss=0.0))  # the first record of an id stays
     assert store.trials() == [TRIAL, DIVERGED]
-    assert (
-        store.curve("a") == np.float32([4.0, 3.3]).tolist()
-        and store.curve("b") == [5.5, float("inf")]
-        and store.curve("c") == []
-    )
-    assert store.export() == tmp_path / "gpt-1.5b.jsonl"  # a dot in a name is no suffix
+    assert store.curve("a") == np.float32([4.0, 3.3]).tolist()
+    assert store.curve("b") == [5.5, float("inf")]
+    assert store.curve("c") == []
+    assert store.export() == tmp_path / "gpt-1.5b.jsonl"  # a dot in the name starts no suffix
     store.close()
     assert sorted(read_jsonl(tmp_path / "gpt-1.5b.jsonl"), key=lambda trial: trial.id) == [
         TRIAL,
@@ -164,12 +185,12 @@ def test_export_keeps_the_lines_of_others_and_prefers_its_own(tmp_path):
     store = Store(tmp_path / "sweep")
     assert store.trials() == []
     store.put(TRIAL)
-    kept = {trial.id: trial for trial in read_jsonl(store.export())}
+    exported = {trial.id: trial for trial in read_jsonl(store.export())}
     store.close()
-    assert kept == {"a": TRIAL, "b": DIVERGED}
+    assert exported == {"a": TRIAL, "b": DIVERGED}
 
 
-def test_adopt_takes_them_in(tmp_path):
+def test_adopt_imports_existing_records(tmp_path):
     (tmp_path / "sweep.jsonl").write_text(line(DIVERGED))
     store = Store(tmp_path / "sweep", adopt=True)
     assert store.trials() == [DIVERGED]
@@ -238,9 +259,9 @@ def test_readers_take_any_of_the_three_files(tmp_path):
     }
     pd.testing.assert_frame_equal(tables["jsonl"], tables["db"])
     pd.testing.assert_frame_equal(tables["jsonl"][list(COLUMNS)], tables["csv"])
-    assert tables["jsonl"]["loss"].tolist()[0] == 3.5 and tables["jsonl"][
-        "loss"
-    ].isna().tolist() == [False, True]
+    loss = tables["jsonl"]["loss"]
+    assert loss.tolist()[0] == 3.5
+    assert loss.isna().tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -313,12 +334,12 @@ CREATE TABLE curves (id TEXT PRIMARY KEY, losses BLOB NOT NULL);
 INSERT INTO trials VALUES ('a', '{a}');
 INSERT INTO trials VALUES ('b', '{b}');
 INSERT INTO curves VALUES ('a', x'{curve}');
-"""  # a workbench of version 0.1.0, and in it a line of its schema 1, which had no `metrics`
+"""  # the database of version 0.1.0, with a line of schema 1, which had no `metrics`
 
 
 @pytest.fixture
 def older(tmp_path):
-    """Its path."""
+    """Path of a database that version 0.1.0 wrote."""
     first = {key: value for key, value in asdict(TRIAL).items() if key != "metrics"} | {"schema": 1}
     failed = asdict(DIVERGED) | {"status": "failed"}
     curve = zlib.compress(np.float32([4.0, 3.5]).tobytes()).hex()
@@ -362,14 +383,18 @@ def test_a_newer_store_is_refused_and_unchanged(tmp_path):
     for act in (Store, read_store):
         with pytest.raises(
             UserError,
-            match=r"^`.*new.db` has schema 9, newer than the 1 of this scaletune: upgrade scaletune$",
+            match=r"^`.*new.db` has schema 9, newer than the 1 of this scaletune: upgrade "
+            r"scaletune$",
         ):
             act(tmp_path / "new.db")
     assert (tmp_path / "new.db").read_bytes() == before
 
 
-def test_several_records_are_one(tmp_path):
-    """The first record of a trial stays, but a result replaces a failure; a table without ids is unchanged."""
+def test_several_records_are_merged(tmp_path):
+    """The first record of a trial stays, but a result replaces a failure.
+
+    A table without ids is unchanged.
+    """
     failed = replace(TRIAL, status="failed", loss=None)
     (tmp_path / "a.jsonl").write_text(line(failed) + line(replace(DIVERGED, loss=None)))
     (tmp_path / "b.jsonl").write_text(
@@ -379,18 +404,15 @@ def test_several_records_are_one(tmp_path):
     )
     frame([replace(TRIAL, id="d", seed=2)])[list(COLUMNS)].to_csv(tmp_path / "c.csv", index=False)
     both = read_trials([tmp_path / "a.jsonl", str(tmp_path / "b.jsonl")])
-    assert both["id"].tolist() == ["a", "c", "b"] and both["status"].tolist() == [
+    assert both["id"].tolist() == ["a", "c", "b"]
+    assert both["status"].tolist() == [
         "done",
         "done",
         "diverged",
     ]
     assert both["message"].tolist()[2] == DIVERGED.message
-    pd.testing.assert_frame_equal(
-        both,
-        frame(merge_trials(*map(read_jsonl, (tmp_path / "b.jsonl", tmp_path / "a.jsonl")))).assign(
-            message=both["message"]
-        ),
-    )
+    reverse = frame(merge_trials(*map(read_jsonl, (tmp_path / "b.jsonl", tmp_path / "a.jsonl"))))
+    pd.testing.assert_frame_equal(both, reverse.assign(message=both["message"]))
     three = read_trials([tmp_path / "a.jsonl", tmp_path / "c.csv", tmp_path / "b.jsonl"])
     assert sorted(three["seed"]) == [0, 0, 1, 2] and three["loss"].notna().sum() == 3
     with pytest.raises(UserError, match="records must be one file or several, but got none"):
@@ -412,30 +434,33 @@ def test_partial_files_of_killed_writers_are_removed_at_the_next_export(tmp_path
 
 
 def test_an_export_waits_for_the_writer_and_misses_nothing(tmp_path):
-    """Two exports at once: the record is that of the later one."""
-    driver, terminal = Store(tmp_path / "sweep"), []
+    """With two exports at once, the file is that of the later one."""
+    driver, exports = Store(tmp_path / "sweep"), []
 
     def export():
         store = Store(tmp_path / "sweep")
         store.export()
         store.close()
-        terminal.append(True)
+        exports.append(True)
 
     driver.put(TRIAL)
     with driver._write():
         thread = threading.Thread(target=export)
         thread.start()
         driver._insert(DIVERGED)
-        assert not terminal
+        assert not exports
     thread.join(60)
     driver.close()
-    assert terminal and {trial.id for trial in read_jsonl(tmp_path / "sweep.jsonl")} == {"a", "b"}
+    assert exports and {trial.id for trial in read_jsonl(tmp_path / "sweep.jsonl")} == {"a", "b"}
 
 
 SECRETS = {
-    "OPENAI_API_KEY": "sk-12345678901", "WANDB_API_KEY": "wandb-secret-value", "AWS_SECRET_ACCESS_KEY": "aws/secret+value", "HF_TOKEN": "hf_qwertyuiop",
+    "OPENAI_API_KEY": "sk-12345678901",
+    "WANDB_API_KEY": "wandb-secret-value",
+    "AWS_SECRET_ACCESS_KEY": "aws/secret+value",
+    "HF_TOKEN": "hf_qwertyuiop",
     "DB_PASSWORD": "correct horse",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -451,20 +476,29 @@ def test_what_is_not_a_secret_stays(monkeypatch):
     text = "disabled short parallelism-is-off https://host:80/a@b at 12:30"
     assert redact(text) == text
     for text in (
-        "batch_tokens=1048576, tokens: 12345678, token: 10000000", "unknown key `optimizer.learning_rate`", "KeyError: 'optimizer.weight_decay'",
-        "pad_token='<|endoftext|>'", "tokenizer=/data/tokenizer.json", "loss 3.25 at step 10 of 400", "me@example.com", "key: optimizer.lr_ratio",
-        "Expected secret to be a str", "a bearer of bad news",
-    ):  # fmt: skip
+        "batch_tokens=1048576, tokens: 12345678, token: 10000000",
+        "unknown key `optimizer.learning_rate`",
+        "KeyError: 'optimizer.weight_decay'",
+        "pad_token='<|endoftext|>'",
+        "tokenizer=/data/tokenizer.json",
+        "loss 3.25 at step 10 of 400",
+        "me@example.com",
+        "key: optimizer.lr_ratio",
+        "Expected secret to be a str",
+        "a bearer of bad news",
+    ):
         assert redact(text) == text
     assert redact("postgresql://me:pass@host/db") == "postgresql://***@host/db"
 
 
-FORMS = {  # how a library may say a secret that no variable holds -> what is left of it
+FORMS = {  # text with a secret that is in no environment variable -> redacted text
     "HF_TOKEN=hf-not-its-form-123 python": "HF_TOKEN=*** python",
     "export AWS_SECRET_ACCESS_KEY='abc/def+ghi=='; run": "export AWS_SECRET_ACCESS_KEY='***'; run",
     '{"api_key": "0123456789abcdef0123", "entity": "me"}': '{"api_key": "***", "entity": "me"}',
     "GET https://host/x?token=abcdef123456&page=2 403": "GET https://host/x?token=***&page=2 403",
-    "headers: {'Authorization': 'Bearer abcdef.ghi-jkl'}": "headers: {'Authorization': 'Bearer ***'}",
+    "headers: {'Authorization': 'Bearer abcdef.ghi-jkl'}": (
+        "headers: {'Authorization': 'Bearer ***'}"
+    ),
     "Authorization: Basic bWU6aHVudGVyMg== refused": "Authorization: Basic *** refused",
     "wandb login --password correct-horse": "wandb login --password ***",
     "s3://me:p@ss@bucket/key": "s3://***@bucket/key",
@@ -480,7 +514,7 @@ def test_known_forms_of_secrets_are_redacted(text):
     assert redact(text) == FORMS[text]
 
 
-# --- fits ------------------------------------------------------------------------------------------------------------
+# --- fits -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fit", [FIT, NESTED])
@@ -497,19 +531,26 @@ def test_a_fits_digest_does_not_depend_on_provenance():
 
 
 CHANGED = {
-    "law": "loss_nd", "params": {}, "solution": {}, "objective": 0.2, "cells": [{}], "ranges": {}, "used": [], "dropped": {}, "status": ["ok"],
-    "held_out": {"a": 1}, "loss_law": FIT, "level": 0.9, "assumptions": ["one"],
-}  # fmt: skip
+    "law": "loss_nd",
+    "params": {},
+    "solution": {},
+    "objective": 0.2,
+    "cells": [{}],
+    "ranges": {},
+    "used": [],
+    "dropped": {},
+    "status": ["ok"],
+    "held_out": {"a": 1},
+    "loss_law": FIT,
+    "level": 0.9,
+    "assumptions": ["one"],
+}
 
 
 def test_a_fits_digest_depends_on_every_other_field():
     assert set(CHANGED) == {field.name for field in fields(Fit)} - {"provenance"}
-    assert (
-        len(
-            {replace(FIT, **{name: value}).digest for name, value in CHANGED.items()} | {FIT.digest}
-        )
-        == len(CHANGED) + 1
-    )
+    digests = {replace(FIT, **{name: value}).digest for name, value in CHANGED.items()}
+    assert len(digests | {FIT.digest}) == len(CHANGED) + 1
 
 
 def test_a_fit_with_nan_is_not_written(tmp_path):
@@ -526,7 +567,8 @@ def test_a_fit_with_nan_is_not_written(tmp_path):
         ("[1]", "a fit file must hold one object, but `.*fit.json` holds a list"),
         (
             "{}",
-            "a fit file must hold the fields of a Fit, but got no law, no params, no solution, no objective",
+            "a fit file must hold the fields of a Fit, but got no law, no params, no solution, no "
+            "objective",
         ),
         ('{"law": "lr_nd"}', "a fit file must hold the fields of a Fit, but got no params"),
         (

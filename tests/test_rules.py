@@ -1,4 +1,4 @@
-"""The parametrization: against published numbers, the `mup` package, its own algebra, and training in float64."""
+"""The parametrization: published numbers, the `mup` package, algebra, and training in float64."""
 
 import math
 from dataclasses import replace
@@ -18,7 +18,8 @@ from scaletune.rules import FORMS, Tensor, batch_rule, depth, plan, scale
 ROLES = ("emb", "hid", "out", "vec")
 FIELDS = ("multiplier", "std", "lr", "weight_decay", "eps")
 
-# form, role, (multiplier, std, lr, weight decay, eps) at m = 4 of lr .01, std .02, weight decay .1, eps 1e-8
+# form, role, (multiplier, std, lr, weight decay, eps) at m = 4, for base values
+# lr 0.01, std 0.02, weight decay 0.1, eps 1e-8
 NUMBERS = [
     ("mup_t3", "emb", (1, 0.02, 0.01, 0.1, 2.5e-9)),
     ("mup_t3", "hid", (1, 0.01, 0.0025, 0.4, 2.5e-9)),
@@ -49,8 +50,8 @@ SHAPES = {"emb": (256, 32), "hid": (32, 32), "out": (256, 32), "vec": (32,)}
 GROWS = {"emb": (1, 4), "hid": (4, 4), "out": (1, 4), "vec": (4,)}
 
 
-def planned(form, role, m_depth=1.0, **settings):
-    """The plan of one tensor whose width grew fourfold."""
+def plan_one(form, role, m_depth=1.0, **settings):
+    """The plan of one tensor at four times the base width."""
     base = Tensor("t", role, SHAPES[role], "any", in_block=m_depth != 1)
     wide = replace(base, shape=tuple(n * m for n, m in zip(SHAPES[role], GROWS[role], strict=True)))
     return plan(
@@ -64,20 +65,21 @@ def values(row):
 
 @pytest.mark.parametrize(("form", "role", "expected"), NUMBERS)
 def test_numbers_at_four_times_the_width(form, role, expected):
-    assert values(planned(form, role)) == pytest.approx(expected, rel=1e-12)
+    assert values(plan_one(form, role)) == pytest.approx(expected, rel=1e-12)
 
 
-# alpha, (lr of a hidden weight, its eps, lr of a gain) at 4 times the width and 4 times the depth; the branch's multiplier
+# alpha, (lr and eps of a hidden matrix, lr of a gain) at 4x the width and 4x the depth,
+# multiplier of the residual branch
 DEPTH = [(0.5, (0.00125, 1.25e-9, 0.005), 0.5), (1.0, (0.0025, 6.25e-10, 0.01), 0.25)]
 
 
 @pytest.mark.parametrize(("alpha", "expected", "branch"), DEPTH)
 def test_numbers_at_four_times_the_depth(alpha, expected, branch):
     hid, vec = (
-        planned("mup", role, 4.0, depth_alpha=alpha, base_depth=2) for role in ("hid", "vec")
+        plan_one("mup", role, 4.0, depth_alpha=alpha, base_depth=2) for role in ("hid", "vec")
     )
     assert (hid.lr, hid.eps, vec.lr) == pytest.approx(expected, rel=1e-12)
-    assert hid.weight_decay == pytest.approx(0.4)  # no depth factor: arXiv:2505.01618's code
+    assert hid.weight_decay == pytest.approx(0.4)  # no depth factor in the code of arXiv:2505.01618
     assert depth(alpha, 4.0).multiplier == branch
 
 
@@ -136,8 +138,8 @@ def test_every_form_is_in_the_table():
 
 @pytest.mark.parametrize(("form", "role"), [(form, role) for form in EXPONENTS for role in ROLES])
 def test_exponents_of_the_printed_tables(form, role):
-    found = scale(form, role, 10.0, 10.0)
-    assert [math.log10(getattr(found, name)) for name in FIELDS] == pytest.approx(
+    factors = scale(form, role, 10.0, 10.0)
+    assert [math.log10(getattr(factors, name)) for name in FIELDS] == pytest.approx(
         EXPONENTS[form][role], abs=1e-12
     )
 
@@ -147,8 +149,8 @@ forms, roles, ratios = st.sampled_from(sorted(FORMS)), st.sampled_from(ROLES), s
 
 @given(forms, st.sampled_from(("emb", "hid", "out")), ratios)
 def test_lr_times_weight_decay_is_independent_of_width(form, role, m):
-    found = scale(form, role, m, m)
-    assert found.lr * found.weight_decay == pytest.approx(1, rel=1e-12)
+    factors = scale(form, role, m, m)
+    assert factors.lr * factors.weight_decay == pytest.approx(1, rel=1e-12)
 
 
 @given(roles, ratios, ratios)
@@ -158,14 +160,14 @@ def test_only_the_dimension_that_grows_counts(role, m_in, m_out):
 
 
 def test_the_readouts_of_the_two_classes_act_differently():
-    acts = [
+    stds = [
         scale(form, "out", 4.0).multiplier * scale(form, "out", 4.0).std
         for form in ("sp_per_layer", "mup_t8")
     ]
-    assert acts == pytest.approx([1 / 2, 1 / 4])
+    assert stds == pytest.approx([1 / 2, 1 / 4])
 
 
-# --- the mup package -------------------------------------------------------------------------------------------------
+# --- the mup package ------------------------------------------------------------------------------
 
 
 class Norm(nn.Module):
@@ -174,8 +176,8 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
 
-class Twin(nn.Module):
-    """Our Transformer's tensors under their names, as ordinary modules and mup's readout."""
+class MupModel(nn.Module):
+    """Tensors with the names of our Transformer, as ordinary modules with mup's readout."""
 
     def __init__(self, width, blocks=2, ffn_ratio=2, vocab_size=256):
         super().__init__()
@@ -208,52 +210,54 @@ def width(request):
 
 
 @pytest.fixture(scope="module")
-def twin(width):
-    return mup.set_base_shapes(Twin(width), Twin(32), delta=Twin(48))
+def mup_model(width):
+    return mup.set_base_shapes(MupModel(width), MupModel(32), delta=MupModel(48))
 
 
 @pytest.fixture(scope="module")
-def ours(tiny, width):
+def plan_by_name(tiny, width):
     return {row.name: row for row in counting.plan_tensors(tiny(width=width), 256)}
 
 
-def test_param_groups_are_those_of_mu_adamw(twin, ours):
-    names = {id(parameter): name for name, parameter in twin.named_parameters()}
-    groups = mup.MuAdamW(twin.parameters(), lr=5e-3, weight_decay=0.1).param_groups
+def test_param_groups_are_those_of_mu_adamw(mup_model, plan_by_name):
+    names = {id(parameter): name for name, parameter in mup_model.named_parameters()}
+    groups = mup.MuAdamW(mup_model.parameters(), lr=5e-3, weight_decay=0.1).param_groups
     theirs = {
         names[id(p)]: (group["lr"], group["weight_decay"])
         for group in groups
         for p in group["params"]
     }
-    assert theirs.keys() == ours.keys()
-    for name, row in ours.items():
+    assert theirs.keys() == plan_by_name.keys()
+    for name, row in plan_by_name.items():
         lr, weight_decay = theirs[name]
         assert row.lr == pytest.approx(lr), name
-        assert row.weight_decay == pytest.approx(0.0 if row.role == "vec" else weight_decay), (
-            name
-        )  # gains: we decay none
+        decay = 0.0 if row.role == "vec" else weight_decay  # we do not decay gains
+        assert row.weight_decay == pytest.approx(decay), name
 
 
-def test_the_readout_multiplies_as_mu_readout(twin, ours):
-    x, head = torch.randn(3, twin.lm_head.weight.shape[1]), twin.lm_head
-    assert torch.allclose(head(x), x @ head.weight.T * ours["lm_head.weight"].multiplier)
+def test_the_readout_multiplies_as_mu_readout(mup_model, plan_by_name):
+    x, head = torch.randn(3, mup_model.lm_head.weight.shape[1]), mup_model.lm_head
+    assert torch.allclose(head(x), x @ head.weight.T * plan_by_name["lm_head.weight"].multiplier)
 
 
-def test_init_std_is_that_of_mup_init(twin, ours):
+def test_init_std_is_that_of_mup_init(mup_model, plan_by_name):
     torch.manual_seed(0)
-    for name, parameter in twin.named_parameters():
-        if ours[name].role != "vec":
+    for name, parameter in mup_model.named_parameters():
+        if plan_by_name[name].role != "vec":
             mup.init.normal_(parameter, std=0.05)
             assert float(parameter.detach().std()) == pytest.approx(
-                ours[name].init_std, rel=5 / math.sqrt(2 * parameter.numel())
+                plan_by_name[name].init_std, rel=5 / math.sqrt(2 * parameter.numel())
             ), name
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 def losses(recipe, weights, eps=None, steps=6):
-    """Training losses in float64 from the given weights; `eps`: the same for every tensor, as if it were not converted."""
+    """Training losses in float64 from the given weights.
+
+    `eps`, if given, is used for every tensor, without conversion between forms.
+    """
     rows = counting.plan_tensors(recipe, 64)
     if eps:
         rows = [replace(row, eps=eps) for row in rows]
@@ -263,18 +267,18 @@ def losses(recipe, weights, eps=None, steps=6):
             parameter.copy_(weights[name])
     opt = optim.optimizer(model, rows, recipe.optimizer)
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 64, (4, 17)))
-    found = []
+    history = []
     for _ in range(steps):
         opt.zero_grad()
         loss = model(tokens[:, :-1], tokens[:, 1:]).sum()
         loss.backward()
         opt.step()
-        found.append(loss.item())
-    return np.array(found)
+        history.append(loss.item())
+    return np.array(history)
 
 
-def converted(recipe, weights, reference):
-    """The reference's weights over the factor by which this form's multipliers differ."""
+def convert_weights(recipe, weights, reference):
+    """The reference's weights, divided by the ratio of this form's multipliers to its own."""
     theirs = {row.name: row.multiplier for row in counting.plan_tensors(reference, 64)}
     return {
         row.name: weights[row.name] / (row.multiplier / theirs[row.name])
@@ -285,8 +289,11 @@ def converted(recipe, weights, reference):
 @pytest.fixture(
     scope="module", params=[(64, 16), (96, 32)], ids=lambda sizes: f"{sizes[0]}/{sizes[1]}"
 )
-def trained(tiny, request):
-    """form, eps -> losses, at 4 and at 3 times the base width; eps is large, so that converting it matters."""
+def train(tiny, request):
+    """Returns a function (form, eps) -> losses, at 4 and at 3 times the base width.
+
+    The recipe's eps is large, so that its conversion between forms matters.
+    """
     width, base_width = request.param
 
     def run(form, eps=None):
@@ -305,31 +312,31 @@ def trained(tiny, request):
         weights = {
             name: p.detach().double() for name, p in models.build(reference, 64).named_parameters()
         }
-        return losses(recipe, converted(recipe, weights, reference), eps)
+        return losses(recipe, convert_weights(recipe, weights, reference), eps)
 
     return run
 
 
 @pytest.mark.parametrize("form", ["mup_t3", "mup_t9", "mean_field"])
-def test_forms_of_mup_train_identically(trained, form):
-    assert trained(form) == pytest.approx(trained("mup_t8"), rel=1e-12)
+def test_forms_of_mup_train_identically(train, form):
+    assert train(form) == pytest.approx(train("mup_t8"), rel=1e-12)
 
 
 @pytest.mark.parametrize("form", ["mup_t3", "mup_t9"])
-def test_forms_of_mup_differ_when_eps_is_not_converted(trained, form):
-    off = np.abs(trained(form, eps=1e-3) / trained("mup_t8", eps=1e-3) - 1)
+def test_forms_of_mup_differ_when_eps_is_not_converted(train, form):
+    off = np.abs(train(form, eps=1e-3) / train("mup_t8", eps=1e-3) - 1)
     assert off[0] < 1e-12 and off[-1] > 1e-4
 
 
-# --- the prior on batch size -----------------------------------------------------------------------------------------
+# --- the prior on batch size ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("batch", "factor", "beyond"),
+    ("batch", "factor", "invalid"),
     [(1e6, 1.0, False), (4e6, 2.0, False), (2.5e5, 0.5, False), (1.6e7, 4.0, True)],
 )
-def test_the_batch_rule_is_a_square_root_that_says_where_it_ends(batch, factor, beyond):
+def test_the_batch_rule_is_a_square_root_and_reports_where_it_is_invalid(batch, factor, invalid):
     prior = batch_rule(batch, 1e6, beta1=0.9)
     assert prior.factor == pytest.approx(factor)
-    assert ("the rule is not valid here" in prior.sentence) == beyond
+    assert ("the rule is not valid here" in prior.sentence) == invalid
     assert ("your proxies did not test" in prior.sentence) == (factor != 1)

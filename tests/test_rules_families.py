@@ -1,4 +1,8 @@
-"""The generator over every optimizer family: tables of exponents, Muon's shape factors, depth, conversions, refusals, caveats."""
+"""Scaling rules of every optimizer family.
+
+Covers tables of exponents, Muon's shape factors, depth, conversions between forms, errors and
+caveats.
+"""
 
 import math
 from dataclasses import replace
@@ -29,9 +33,10 @@ from scaletune.rules import (
 )
 
 H = 0.5
-N = None  # not a random matrix, or not a row of the table
+N = None  # no random matrix, or not in the table
 
-# Exponents of m. Columns: multiplier, std, SGD full, none, Adam full, none, Adafactor and LAMB full, none, raw orthogonal, eps, weight decay
+# Exponents of m. Columns: multiplier, std, lr of SGD with alignment full and none, the same for
+# Adam, the same for Adafactor and LAMB, lr of raw orthogonal updates, eps, weight decay.
 TABLES = {
     ("sp_per_layer", "emb"): (0, 0, H, H, 0, 0, 0, 0, H, -H, 0),
     ("sp_per_layer", "hid"): (0, -H, -H, 0, -1, -H, -H, 0, 0, -H, 1),
@@ -76,9 +81,8 @@ def lr_exponents(form, role, families, alignment="full"):
 
 @pytest.mark.parametrize(("form", "role"), TABLES)
 def test_lr_exponents_of_every_family(form, role):
-    _, _, sgd, sgd_none, adam, adam_none, relative, relative_none, orthogonal, _, _ = TABLES[
-        form, role
-    ]
+    row = TABLES[form, role]
+    _, _, sgd, sgd_none, adam, adam_none, relative, relative_none, orthogonal, _, _ = row
     for alignment, (one, two, three) in {
         "full": (sgd, adam, relative),
         "none": (sgd_none, adam_none, relative_none),
@@ -94,8 +98,8 @@ def test_lr_exponents_of_every_family(form, role):
 def test_everything_else_of_every_form(form, role):
     multiplier, std, *_, eps, decay = TABLES[form, role]
     for family in FAMILIES:
-        found = scale(form, role, 4.0, 4.0, family=family)
-        assert [exponent(found.multiplier), exponent(found.std)] == pytest.approx(
+        factors = scale(form, role, 4.0, 4.0, family=family)
+        assert [exponent(factors.multiplier), exponent(factors.std)] == pytest.approx(
             [multiplier, std], abs=1e-12
         )
     adamw, factored = (
@@ -104,9 +108,8 @@ def test_everything_else_of_every_form(form, role):
     assert [exponent(adamw.eps), exponent(adamw.weight_decay)] == pytest.approx(
         [eps, decay], abs=1e-12
     )
-    assert exponent(factored.eps) == pytest.approx(
-        2 * eps, abs=1e-12
-    )  # beside the gradient's square
+    # Adafactor adds eps to the square of the gradient.
+    assert exponent(factored.eps) == pytest.approx(2 * eps, abs=1e-12)
 
 
 def test_aliases_are_the_same_forms():
@@ -114,7 +117,7 @@ def test_aliases_are_the_same_forms():
 
 
 def test_unit_scaling_differs_only_in_the_embedding():
-    """Its Adam factors at fan-in 256: 256**-0.5 for embedding and hidden, 1 for readout and gains."""
+    """At fan-in 256 Adam's lr factors are 256**-0.5 (embedding, hidden) and 1 (readout, gains)."""
     lrs = [
         scale("unit_scaling", role, 256.0, 256.0, family="adam").lr
         for role in ("emb", "hid", "out", "vec")
@@ -123,7 +126,8 @@ def test_unit_scaling_differs_only_in_the_embedding():
     assert scale("u_mup", "emb", 256.0, 256.0).lr == 1
     with pytest.raises(
         UserError,
-        match=r"form 'unit_scaling' is defined for Adam and its variants only, but got family='sgd': use form 'u_mup'",
+        match=r"form 'unit_scaling' is defined for Adam and its variants only, but got "
+        r"family='sgd': use form 'u_mup'",
     ):
         scale("unit_scaling", "vec", family="sgd")
 
@@ -131,13 +135,14 @@ def test_unit_scaling_differs_only_in_the_embedding():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("role", ROLES)
 def test_sp_has_one_lr_for_all_tensors(family, role):
-    found = scale("sp", role, 4.0, 4.0, family=family)
-    assert (found.lr, found.weight_decay, found.eps, found.damping) == (1, 1, 1, (1, 1))
+    factors = scale("sp", role, 4.0, 4.0, family=family)
+    assert (factors.lr, factors.weight_decay, factors.eps, factors.damping) == (1, 1, 1, (1, 1))
 
 
-# --- K-FAC and Shampoo -----------------------------------------------------------------------------------------------
+# --- K-FAC and Shampoo ----------------------------------------------------------------------------
 
-# arXiv:2312.12226: input, hidden, output; no multiplier. K-FAC's damping (1, m), (m, m) with 1/m, and the lr that is free of width
+# arXiv:2312.12226, without multiplier: exponents of K-FAC's and of Shampoo's damping (in, out).
+# K-FAC's lr does not depend on width.
 DAMPING = {"emb": ((0, -1), (-1, -1)), "hid": ((1, -1), (0, 0)), "out": ((1, 0), (1, 1))}
 
 
@@ -152,41 +157,56 @@ def test_damping_of_mup(role):
     assert kfac.lr == kfac.weight_decay == 1
 
 
-def change(width, form, family, aligned):
-    """RMS over coordinates of one hidden matrix's step on an input, its gradient of rank one with entries ~ width**-g."""
+def step_rms(width, form, family, aligned):
+    """RMS change of one hidden matrix's output after one step.
+
+    The gradient has rank one with entries of order width**-g.
+    """
     generator = torch.Generator().manual_seed(width)
-    x, back, other = (
+    x, gradient, unrelated = (
         torch.randn(width, generator=generator, dtype=torch.float64) for _ in range(3)
     )
-    s = scale(
+    factors = scale(
         form, "hid", width / 64, width / 64, family=family, alignment="full" if aligned else "none"
     )
-    back = back * s.multiplier * (width / 64) ** -FORMS[form].backward
-    a, b = (d * 64 / 10 for d in s.damping)
+    gradient = gradient * factors.multiplier * (width / 64) ** -FORMS[form].backward
+    damping_in, damping_out = (d * 64 / 10 for d in factors.damping)
     if family == "kfac":  # (v v^T + c)^-1 v = v / (|v|**2 + c)
-        left, right = back / (back @ back + b), x / (x @ x + a)
+        left_factor, right_factor = (
+            gradient / (gradient @ gradient + damping_out),
+            x / (x @ x + damping_in),
+        )
     else:
-        norm, power = (back @ back) * (x @ x), 0.25 if family == "shampoo" else 0.5
-        left, right = back / (norm + 10 * b) ** power, x / (norm + 10 * a) ** power
-    step = s.multiplier * s.lr * left * (right @ (x if aligned else other))
+        norm, power = (gradient @ gradient) * (x @ x), 0.25 if family == "shampoo" else 0.5
+        left_factor, right_factor = (
+            gradient / (norm + 10 * damping_out) ** power,
+            x / (norm + 10 * damping_in) ** power,
+        )
+    step = (
+        factors.multiplier
+        * factors.lr
+        * left_factor
+        * (right_factor @ (x if aligned else unrelated))
+    )
     return float(step.square().mean().sqrt())
 
 
 @pytest.mark.parametrize("family", ["kfac", "shampoo", "shampoo_half"])
 @pytest.mark.parametrize("form", ["sp_per_layer", "ntk", "mup_t8", "mean_field"])
 def test_a_preconditioned_step_moves_every_width_alike(form, family):
-    assert change(4096, form, family, aligned=True) == pytest.approx(
-        change(64, form, family, aligned=True), rel=0.3
+    assert step_rms(4096, form, family, aligned=True) == pytest.approx(
+        step_rms(64, form, family, aligned=True), rel=0.3
     )
 
 
 @pytest.mark.parametrize("form", ["sp_per_layer", "mup_t8"])
 def test_kfac_without_alignment(form):
-    """Updates are aligned as n**-0.5, and so are gradients of the trained readout: lr ~ n**0.5 * n**0.5."""
+    """Updates and the trained readout's gradients align as n**-0.5 each, so lr ~ n."""
     assert scale(form, "hid", 16.0, 16.0, family="kfac", alignment="none").lr == pytest.approx(16)
 
 
-# arXiv:2512.05620, Table 1: lr ~ (out / in)**(1 - e), e = e_L + e_R; damping ~ in / out; (m_in, m_out) -> lr for e = 1/2, for e = 1, damping
+# arXiv:2512.05620, Table 1: lr ~ (out / in)**(1 - e) with e = e_L + e_R; damping ~ in / out.
+# (m_in, m_out) -> lr for e = 1/2, lr for e = 1, damping
 SHAMPOO = {
     (4.0, 1.0): (0.5, 1, 4.0),
     (1.0, 4.0): (2.0, 1, 0.25),
@@ -204,9 +224,10 @@ def test_shampoo_of_any_shape(grown):
     assert quarter.damping == half.damping and quarter.damping[0] == quarter.damping[1]
 
 
-# --- Muon ------------------------------------------------------------------------------------------------------------
+# --- Muon -----------------------------------------------------------------------------------------
 
-# base (fan-in, fan-out), (m_in, m_out) -> lr under the original factor, under 0.2 * sqrt(max), under the spectral one
+# base (fan-in, fan-out), (m_in, m_out),
+# lr with the original shape factor, with 0.2 * sqrt(max), with the spectral factor
 MUON = [
     ((32, 32), (4, 4), (1.0, 0.5, 1.0)),
     ((32, 32), (4, 1), (0.5, 0.25, 1.0)),
@@ -218,7 +239,7 @@ MUON = [
 
 @pytest.mark.parametrize(("base", "grown", "expected"), MUON)
 def test_muon_reaches_the_spectral_norm_through_each_shape_factor(base, grown, expected):
-    """lr * factor ~ sqrt(out / in): arXiv:2310.17813, and arXiv:2512.05620, Table 1."""
+    """lr * factor ~ sqrt(out / in) (arXiv:2310.17813; arXiv:2512.05620, Table 1)."""
     lrs = [
         scale("mup", "hid", *grown, family=f, base_fans=base).lr
         for f in ("muon", "muon_match_rms", "muon_spectral")
@@ -227,17 +248,15 @@ def test_muon_reaches_the_spectral_norm_through_each_shape_factor(base, grown, e
 
 
 def test_a_plan_uses_the_base_shape_for_muon():
-    base, o = (
-        Tensor("t", "hid", (32, 128), "mlp"),
-        Optimizer(lr=0.01).model_copy(update={"family": "muon"}),
-    )
+    base = Tensor("t", "hid", (32, 128), "mlp")
+    o = Optimizer(lr=0.01).model_copy(update={"family": "muon"})
     wide = replace(base, shape=(128, 128))
-    assert plan([wide], [base], Parametrization(base_width=32), o)[0].lr == pytest.approx(
-        0.02
-    )  # wide, then square: no factor in either
+    # The base matrix is wide and the target square: the original factor is 1 for both.
+    lr = plan([wide], [base], Parametrization(base_width=32), o)[0].lr
+    assert lr == pytest.approx(0.02)
 
 
-# Newton-Schulz divides by the gradient's Frobenius norm |dL/dy| |x|: exponents of m
+# Newton-Schulz divides by the gradient's Frobenius norm |dL/dy| |x|: exponents of m of its eps
 NS_EPS = {
     ("mup_t8", "hid"): 0,
     ("ntk", "hid"): 0,
@@ -264,7 +283,7 @@ def test_adamw_trains_what_muon_does_not(role, family):
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
 @pytest.mark.parametrize("shape", [(64, 64), (16, 64), (64, 16)])
 def test_shape_factors_are_torchs(shape):
-    def moved(adjust):
+    def step_norm(adjust):
         weight = nn.Parameter(torch.zeros(shape))
         weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, adjust_lr_fn=adjust).step()
@@ -273,18 +292,18 @@ def test_shape_factors_are_torchs(shape):
     original, matched = (
         shape_factor(name, shape[1], shape[0]) for name in ("original", "match_rms_adamw")
     )
-    assert moved("match_rms_adamw") / moved("original") == pytest.approx(
+    assert step_norm("match_rms_adamw") / step_norm("original") == pytest.approx(
         matched / original, rel=1e-5
     )
-    assert moved("match_rms_adamw") / math.prod(shape) ** 0.5 == pytest.approx(
-        0.2, rel=0.15
-    )  # the RMS it promises, nearly
+    rms = step_norm("match_rms_adamw") / math.prod(shape) ** 0.5
+    assert rms == pytest.approx(0.2, rel=0.15)  # Newton-Schulz is approximate
     assert shape_factor("spectral", 16, 64) == 2
 
 
-# --- depth -----------------------------------------------------------------------------------------------------------
+# --- depth ----------------------------------------------------------------------------------------
 
-# alpha -> exponents of m_depth: branch; lr of normalised steps, of SGD, of K-FAC; Adam's eps
+# alpha -> exponents of m_depth: branch multiplier, lr of normalised updates, lr of SGD, lr of
+# K-FAC, Adam's eps
 DEPTH = {0: (0, 0, 0, 0, 0), 0.5: (-0.5, -0.5, 0, -1, -0.5), 1: (-1, 0, 1, -1, -1)}
 
 
@@ -297,18 +316,18 @@ def test_depth_exponents_of_every_family(alpha):
         "shampoo_half": natural,
     }
     for family, lr in expected.items():
-        found = depth(alpha, 4.0, family)
-        assert [exponent(found.multiplier), exponent(found.lr)] == pytest.approx(
+        factors = depth(alpha, 4.0, family)
+        assert [exponent(factors.multiplier), exponent(factors.lr)] == pytest.approx(
             [branch, lr], abs=1e-12
         ), family
-        assert found.weight_decay == 1
+        assert factors.weight_decay == 1
     assert [
         exponent(depth(alpha, 4.0, family).eps) for family in ("adamw", "sgd", "adafactor")
     ] == [eps, 0, 2 * eps]
     assert [exponent(d) for d in depth(alpha, 4.0, "kfac").damping] == [0, 2 * branch]
 
 
-# --- algebra ---------------------------------------------------------------------------------------------------------
+# --- algebra --------------------------------------------------------------------------------------
 
 FIELDS = ("multiplier", "std", "lr", "weight_decay", "eps")
 RULES = [
@@ -324,8 +343,8 @@ alignments = st.sampled_from(["full", "none"])
 @given(rules, roles, alignments)
 def test_at_the_base_size_nothing_changes(rule, role, alignment):
     form, family = rule
-    found = scale(form, role, family=family, alignment=alignment)
-    assert [getattr(found, name) for name in FIELDS] == [1] * 5 and found.damping == (1, 1)
+    factors = scale(form, role, family=family, alignment=alignment)
+    assert [getattr(factors, name) for name in FIELDS] == [1] * 5 and factors.damping == (1, 1)
 
 
 @given(
@@ -336,7 +355,7 @@ def test_at_the_base_size_nothing_changes(rule, role, alignment):
     st.tuples(ratios, ratios),
     st.sampled_from([(1, 1), (3, 1), (1, 4)]),
 )
-def test_growing_twice_is_growing_once(rule, role, alignment, first, second, fans):
+def test_scaling_in_two_steps_equals_one_step(rule, role, alignment, first, second, fans):
     form, family = rule
 
     def grown(by, base_fans):
@@ -379,11 +398,16 @@ CLASSES = (("sp_per_layer", "ntk"), ("mup_t3", "mup_t8", "mup_t9", "mean_field")
 PAIRS = [(one, other) for names in CLASSES for one in names for other in names if one != other]
 
 
-# from, to, role -> the exponent of m of what is added to the multiplier
+# from, to, role -> exponent of m of the ratio of the multipliers
 WORKED = {
-    ("mup_t3", "mup_t8", "out"): -1, ("mup_t8", "mup_t9", "out"): H, ("mup_t8", "mup_t9", "emb"): H, ("mup_t8", "mean_field", "hid"): -H,
-    ("sp_per_layer", "ntk", "hid"): -H, ("sp_per_layer", "ntk", "out"): -H, ("mup_t3", "mup_t8", "hid"): 0,
-}  # fmt: skip
+    ("mup_t3", "mup_t8", "out"): -1,
+    ("mup_t8", "mup_t9", "out"): H,
+    ("mup_t8", "mup_t9", "emb"): H,
+    ("mup_t8", "mean_field", "hid"): -H,
+    ("sp_per_layer", "ntk", "hid"): -H,
+    ("sp_per_layer", "ntk", "out"): -H,
+    ("mup_t3", "mup_t8", "hid"): 0,
+}
 
 
 @pytest.mark.parametrize(("one", "other", "role"), WORKED)
@@ -395,12 +419,16 @@ def test_worked_conversions(one, other, role):
 
 
 @given(st.sampled_from(PAIRS), roles, st.sampled_from(sorted(FAMILIES)), ratios, ratios)
-def test_there_and_back_is_the_identity(pair, role, family, m_in, m_out):
+def test_converting_there_and_back_is_the_identity(pair, role, family, m_in, m_out):
     one, other = pair
     before = row(one, role, family, (m_in, m_out))
-    there = convert(before, one, other, family)
-    assert values(there) == pytest.approx(values(row(other, role, family, (m_in, m_out))), rel=1e-9)
-    assert values(convert(there, other, one, family)) == pytest.approx(values(before), rel=1e-12)
+    converted = convert(before, one, other, family)
+    assert values(converted) == pytest.approx(
+        values(row(other, role, family, (m_in, m_out))), rel=1e-9
+    )
+    assert values(convert(converted, other, one, family)) == pytest.approx(
+        values(before), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("other", ["sp_per_layer", "sp", "unit_scaling"])
@@ -418,20 +446,28 @@ def test_a_shift_and_back_is_the_identity(rule, role, theta):
     )
 
 
-# what a tensor rewritten as 4 * (W / 4) needs: lr, weight decay, eps
+# lr, weight decay and eps of a tensor rewritten as 4 * (W / 4)
 SHIFTED = {
-    "sgd": (1 / 16, 16, 1), "adam": (1 / 4, 4, 4), "adamw": (1 / 4, 4, 4), "adam_atan2": (1 / 4, 4, 1), "lion": (1 / 4, 4, 1),
-    "muon": (1 / 4, 4, 4), "adafactor": (1, 1, 16), "lamb": (1, 4, 4), "lars": (1, 16, 1), "kfac": (1, 1, 1),
-}  # fmt: skip
+    "sgd": (1 / 16, 16, 1),
+    "adam": (1 / 4, 4, 4),
+    "adamw": (1 / 4, 4, 4),
+    "adam_atan2": (1 / 4, 4, 1),
+    "lion": (1 / 4, 4, 1),
+    "muon": (1 / 4, 4, 4),
+    "adafactor": (1, 1, 16),
+    "lamb": (1, 4, 4),
+    "lars": (1, 16, 1),
+    "kfac": (1, 1, 1),
+}
 
 
 @pytest.mark.parametrize("family", SHIFTED)
-def test_what_a_shift_by_four_does(family):
+def test_settings_after_a_shift_by_four(family):
     before = TensorPlan("t", "hid", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     assert values(shift(before, 4.0, family)) == (4, 1 / 4, *SHIFTED[family])
 
 
-# --- the mup package, and plans --------------------------------------------------------------------------------------
+# --- the mup package, and plans -------------------------------------------------------------------
 
 
 class Wide(nn.Module):
@@ -442,26 +478,32 @@ class Wide(nn.Module):
 
 
 WIDE_ROLES = {
-    "emb.weight": "emb", "emb.bias": "vec", "hid.weight": "hid", "hid.bias": "vec", "norm.weight": "vec", "norm.bias": "vec",
-    "out.weight": "out", "out.bias": "fin",
-}  # fmt: skip
-GROWN = {"emb": (1.0, 4.0), "hid": (4.0, 2.0), "norm": (1.0, 2.0), "out": (2.0, 1.0)}
+    "emb.weight": "emb",
+    "emb.bias": "vec",
+    "hid.weight": "hid",
+    "hid.bias": "vec",
+    "norm.weight": "vec",
+    "norm.bias": "vec",
+    "out.weight": "out",
+    "out.bias": "fin",
+}
+GROWTH = {"emb": (1.0, 4.0), "hid": (4.0, 2.0), "norm": (1.0, 2.0), "out": (2.0, 1.0)}
 
 
 @pytest.mark.parametrize(
-    ("theirs", "family"), [(mup.MuSGD, "sgd"), (mup.MuAdamW, "adamw"), (mup.MuAdam, "adam")]
+    ("mup_class", "family"), [(mup.MuSGD, "sgd"), (mup.MuAdamW, "adamw"), (mup.MuAdam, "adam")]
 )
-def test_param_groups_are_those_of_mup(theirs, family):
-    """Layers that grow by different ratios, with biases and norms: fan-in 4-fold, fan-out 2-fold in the hidden matrix."""
+def test_param_groups_are_those_of_mup(mup_class, family):
+    """The layers grow by different ratios: the hidden matrix 4x in fan-in and 2x in fan-out."""
     model = mup.set_base_shapes(Wide(64, 64), Wide(16, 32), delta=Wide(24, 48))
-    groups = theirs(model.parameters(), lr=1e-3, weight_decay=0.1).param_groups
-    given_by_mup = {
+    groups = mup_class(model.parameters(), lr=1e-3, weight_decay=0.1).param_groups
+    mup_groups = {
         id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]
     }
     for name, parameter in model.named_parameters():
-        found = scale("mup", WIDE_ROLES[name], *GROWN[name.split(".")[0]], family=family)
-        assert (1e-3 * found.lr, 0.1 * found.weight_decay) == pytest.approx(
-            given_by_mup[id(parameter)]
+        factors = scale("mup", WIDE_ROLES[name], *GROWTH[name.split(".")[0]], family=family)
+        assert (1e-3 * factors.lr, 0.1 * factors.weight_decay) == pytest.approx(
+            mup_groups[id(parameter)]
         ), name
 
 
@@ -473,7 +515,7 @@ def test_a_plan_takes_finite_tensors_as_they_are():
     assert values(planned) == (1, 0, 0.01, 0, 1e-8)
 
 
-# --- weight decay, refusals, caveats ---------------------------------------------------------------------------------
+# --- weight decay, refusals, caveats --------------------------------------------------------------
 
 
 def test_weight_decay_by_what_a_step_shrinks():
@@ -505,9 +547,9 @@ def test_weight_decay_by_what_a_step_shrinks():
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(wrong, message):
-    asked = {"form": "mup", "role": "hid"} | wrong
+    arguments = {"form": "mup", "role": "hid"} | wrong
     with pytest.raises(UserError, match=message):
-        scale(asked.pop("form"), asked.pop("role"), **asked)
+        scale(arguments.pop("form"), arguments.pop("role"), **arguments)
 
 
 def test_other_depth_rules_and_decays_are_refused():
@@ -524,7 +566,7 @@ def test_other_depth_rules_and_decays_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("arguments", "words"),
     [
         (("mup", "soap"), "unconfirmed"),
         (("mup", "lion"), "unconfirmed"),
@@ -536,8 +578,8 @@ def test_other_depth_rules_and_decays_are_refused():
         (("sp", "adamw"), "its optimum moves with width"),
     ],
 )
-def test_unconfirmed_rules_have_caveats(asked, said):
-    assert any(said in sentence for sentence in caveats(*asked))
+def test_unconfirmed_rules_have_caveats(arguments, words):
+    assert any(words in sentence for sentence in caveats(*arguments))
 
 
 def test_the_confirmed_rule_needs_no_caveat():

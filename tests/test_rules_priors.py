@@ -1,4 +1,4 @@
-"""Rules for batch, duration and graphs of layers: against published numbers, and paths counted by hand."""
+"""Rules for batch size, duration and layer graphs, compared with published numbers."""
 
 import subprocess
 import sys
@@ -29,9 +29,9 @@ from scaletune.rules import (
 
 
 def test_square_root_rule_at_four_times_the_batch():
-    found = prior("square_root", Change(batch=4, beta1=0.9, beta2=0.999))
-    assert (found.factor, found.eps, found.weight_decay) == (2, 0.5, 1)
-    assert found.betas == pytest.approx((0.6, 0.996))
+    rule = prior("square_root", Change(batch=4, beta1=0.9, beta2=0.999))
+    assert (rule.factor, rule.eps, rule.weight_decay) == (2, 0.5, 1)
+    assert rule.betas == pytest.approx((0.6, 0.996))
     assert prior("square_root", Change(batch=4, beta1=0.9, beta2=0.95)).betas == pytest.approx(
         (0.6, 0.8)
     )
@@ -42,35 +42,37 @@ def test_betas_in_either_form():
     assert betas(0.9, 0.95, 4.0) == pytest.approx((0.6, 0.8))
 
 
-@pytest.mark.parametrize("how", ["linear", "power"])
-def test_betas_are_refused_where_the_rule_ends(how):
+@pytest.mark.parametrize("form", ["linear", "power"])
+def test_betas_are_refused_where_the_rule_ends(form):
     with pytest.raises(
         UserError, match=r"`kappa \* \(1 - beta\) < 1` must hold .* got kappa=10, beta=0.9"
     ):
-        betas(0.9, 0.95, 10.0, how)
+        betas(0.9, 0.95, 10.0, form)
     with pytest.raises(UserError, match="got kappa=16"):
-        prior("square_root", Change(batch=16), how)
+        prior("square_root", Change(batch=16), form)
     with pytest.raises(
         UserError,
-        match=r"the rule for betas must be 'linear' or 'power', but got 'powr' \(nearest: 'power'\)",
+        match=r"the rule for betas must be 'linear' or 'power', but got 'powr' \(nearest: "
+        r"'power'\)",
     ):
         betas(0.9, 0.95, 2.0, "powr")
 
 
 def test_complete_d_p_at_four_times_the_batch_and_sixteen_times_the_tokens():
-    found = prior("complete_d_p", Change(batch=4, tokens=16, beta1=0.9, beta2=0.95))
-    assert (found.factor, found.weight_decay, found.eps) == (0.5, 0.5, 2)
-    assert found.betas == pytest.approx((0.975, 0.9875))
+    rule = prior("complete_d_p", Change(batch=4, tokens=16, beta1=0.9, beta2=0.95))
+    assert (rule.factor, rule.weight_decay, rule.eps) == (0.5, 0.5, 2)
+    assert rule.betas == pytest.approx((0.975, 0.9875))
 
 
 @given(st.floats(1 / 64, 64))
 def test_complete_d_p_at_the_same_number_of_steps_changes_nothing(m):
-    found = prior("complete_d_p", Change(batch=m, tokens=m))
-    assert (found.factor, found.weight_decay, found.eps) == (1, 1, 1)
-    assert found.betas == pytest.approx((0.9, 0.95))
+    rule = prior("complete_d_p", Change(batch=m, tokens=m))
+    assert (rule.factor, rule.weight_decay, rule.eps) == (1, 1, 1)
+    assert rule.betas == pytest.approx((0.9, 0.95))
 
 
-# arXiv:2512.22382 as re-implemented, alpha 1/2: role, in a block -> exponents of (m_n, m_L, R) of lr, weight decay, eps
+# arXiv:2512.22382 with alpha 1/2: role, in a block -> exponents of (m_n, m_L, R) of lr,
+# of weight decay and of eps
 TABLE = {
     ("emb", False): ((0, 0, 1), (0, 0, 1), (-1, 0, -1)),
     ("hid", True): ((-1, -0.5, 1), (1, 0, 1), (-1, -0.5, -1)),
@@ -86,17 +88,17 @@ def test_complete_d_p_is_table_3_times_depth_times_the_prior(role, in_block):
     m_n, m_l, r = 4.0, 16.0, 0.5
     wide, deep = scale("mup_t3", role, m_n, m_n), depth(0.5, m_l if in_block else 1.0)
     long = prior("complete_d_p", Change(batch=4, tokens=16))
-    found = (
+    factors = (
         wide.lr * deep.lr * long.factor,
         wide.weight_decay * deep.weight_decay * long.weight_decay,
         wide.eps * deep.eps * long.eps,
     )
-    assert found == pytest.approx([m_n**n * m_l**d * r**k for n, d, k in TABLE[role, in_block]])
+    assert factors == pytest.approx([m_n**n * m_l**d * r**k for n, d, k in TABLE[role, in_block]])
 
 
 def test_linear_rule_of_sgd_leaves_momentum():
-    found = prior("linear", Change(batch=4))
-    assert (found.factor, found.betas) == (4, None)
+    rule = prior("linear", Change(batch=4))
+    assert (rule.factor, rule.betas) == (4, None)
 
 
 def test_power_lines_weight_decay():
@@ -111,9 +113,8 @@ def test_weight_decay_of_the_two_timescale_rules():
     ema, lines = prior("ema_timescale", change), prior("power_lines", change)
     assert (ema.factor, ema.weight_decay) == (1, pytest.approx(0.4))
     assert lines.weight_decay == pytest.approx(0.4 * 10**0.527)
-    assert prior("power_lines", Change(tokens=10, n_params=10)).weight_decay == pytest.approx(
-        0.1
-    )  # the same tokens per parameter
+    same_tokens_per_parameter = prior("power_lines", Change(tokens=10, n_params=10))
+    assert same_tokens_per_parameter.weight_decay == pytest.approx(0.1)
 
 
 def test_horizon_and_lion():
@@ -123,26 +124,31 @@ def test_horizon_and_lion():
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_where_nothing_changes_nothing_moves(name):
-    found = prior(name, Change())
-    assert (found.factor, found.weight_decay, found.eps, found.name, found.measured) == (
+def test_without_a_change_every_rule_has_factors_of_one(name):
+    rule = prior(name, Change())
+    assert (rule.factor, rule.weight_decay, rule.eps, rule.name, rule.measured) == (
         1,
         1,
         1,
         name,
         False,
     )
-    assert found.betas in (None, (0.9, pytest.approx(0.95)))
-    assert found.sentence
+    assert rule.betas in (None, (0.9, pytest.approx(0.95)))
+    assert rule.sentence
 
 
 def test_a_fit_replaces_a_prior():
     change = Change(batch=4, tokens=16)
-    found = replace_with_fit(
+    measured = replace_with_fit(
         prior("complete_d_p", change), change, "fits/a.json", batch=0.5, tokens=-0.25
     )
-    assert (found.factor, found.name, found.measured, found.eps) == (1, "complete_d_p", True, 2)
-    assert "as measured by fits/a.json" in found.sentence and not found.caveats
+    assert (measured.factor, measured.name, measured.measured, measured.eps) == (
+        1,
+        "complete_d_p",
+        True,
+        2,
+    )
+    assert "as measured by fits/a.json" in measured.sentence and not measured.caveats
 
 
 def test_an_unknown_rule_is_refused_with_the_nearest():
@@ -153,17 +159,12 @@ def test_an_unknown_rule_is_refused_with_the_nearest():
         prior("squareroot", Change())
 
 
-# --- graphs of layers: arXiv:2402.17440 ------------------------------------------------------------------------------
+# --- graphs of layers: arXiv:2402.17440 -----------------------------------------------------------
 
-COMPLETE = {
-    (0, 1): 1,
-    (0, 2): 1,
-    (1, 2): 1,
-    (0, 3): 1,
-    (1, 3): 1,
-    (2, 3): 1,
-}  # four vertices, a layer on each edge
-RESIDUAL = {(0, 1): 1, (1, 2): 1, (0, 2): 0}  # two layers and a skip over both
+# Four vertices with a layer on each edge.
+COMPLETE = {(0, 1): 1, (0, 2): 1, (1, 2): 1, (0, 3): 1, (1, 3): 1, (2, 3): 1}
+# Two layers and a skip connection over both.
+RESIDUAL = {(0, 1): 1, (1, 2): 1, (0, 2): 0}
 
 
 def test_paths_are_counted_by_depth():
@@ -192,13 +193,13 @@ def test_paths_of_many_blocks_are_counted_without_walking_them():
     ],
 )
 def test_the_largest_lr_falls_with_paths_depth_and_kernel(graph, base, kernels, factor):
-    found = maximal_lr(graph, base, *kernels)
-    assert found.factor == pytest.approx(factor)
-    assert any("gradient descent on MSE" in sentence for sentence in found.caveats)
+    rule = maximal_lr(graph, base, *kernels)
+    assert rule.factor == pytest.approx(factor)
+    assert any("gradient descent on MSE" in sentence for sentence in rule.caveats)
 
 
 def test_init_std_divides_by_the_in_degree():
-    assert init_std(128) == 0.125  # He's
+    assert init_std(128) == 0.125  # He initialization
     assert init_std(64, in_degree(COMPLETE, 2)) == 0.125
     assert init_std(64, readout=True) == pytest.approx(2**0.5 / 64)
     assert [in_degree(COMPLETE, vertex) for vertex in range(4)] == [0, 1, 2, 3]
@@ -224,8 +225,11 @@ def test_a_wider_batch_never_lowers_the_lr():
 
 
 def test_the_rules_need_neither_torch_nor_numpy():
-    code = "import sys, scaletune.rules; print(sorted({'torch', 'numpy', 'pydantic', 'pandas', 'scipy'} & set(sys.modules)))"
-    done = subprocess.run(
+    code = (
+        "import sys, scaletune.rules; "
+        "print(sorted({'torch', 'numpy', 'pydantic', 'pandas', 'scipy'} & set(sys.modules)))"
+    )
+    completed = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "[]\n"
+    assert completed.stdout == "[]\n"

@@ -1,4 +1,7 @@
-"""Forms of one class train identically in float64 under every optimizer at hand, and do not when what a shift needs is left out."""
+"""Forms of one class train identically in float64 under every optimizer.
+
+They differ when a setting that the conversion changes is not converted.
+"""
 
 import math
 
@@ -8,13 +11,13 @@ import torch
 
 from scaletune.rules import scale
 
-M, WIDTH, SEEN, CLASSES = 4, 16, 6, 3
+M, WIDTH, INPUTS, CLASSES = 4, 16, 6, 3
 ROLES = {"emb": "emb", "bias": "vec", "hid": "hid", "out": "out"}
 CLASS_II = ("mup_t3", "mup_t9", "mean_field")
 
 
-class Sign(torch.optim.Optimizer):
-    """Lion: the sign of a momentum, weights shrunk by lr * weight_decay (arXiv:2302.06675)."""
+class Lion(torch.optim.Optimizer):
+    """Lion: the sign of a momentum with decoupled weight decay (arXiv:2302.06675)."""
 
     def __init__(self, groups):
         super().__init__(groups, {})
@@ -47,8 +50,11 @@ class Atan2(torch.optim.Optimizer):
                 )
 
 
-class Trust(torch.optim.Optimizer):
-    """LAMB (arXiv:1904.00962) and, on raw gradients, LARS (arXiv:1708.03888): decay inside the trust ratio, momentum left out."""
+class LambOrLars(torch.optim.Optimizer):
+    """LAMB (arXiv:1904.00962) or, on raw gradients, LARS (arXiv:1708.03888), without momentum.
+
+    The trust ratio includes the weight decay.
+    """
 
     def __init__(self, groups, normalised):
         self.normalised = normalised
@@ -65,15 +71,12 @@ class Trust(torch.optim.Optimizer):
                 p.sub_(update, alpha=float(group["lr"] * p.norm() / update.norm()))
 
 
-class Both:
-    """Muon for the hidden matrix, with an eps above its gradient's norm; AdamW for the rest."""
+class MuonAndAdamW:
+    """Muon for the hidden matrix, with eps above its gradient's norm; AdamW for the rest."""
 
     def __init__(self, groups, adjust):
-        hidden, rest = (
-            [g for g in groups if g["name"] == "hid"],
-            [g for g in groups if g["name"] != "hid"],
-        )
-        rest = [g | {"eps": 1e-3 * g["eps"]} for g in rest]
+        hidden = [g for g in groups if g["name"] == "hid"]
+        rest = [g | {"eps": 1e-3 * g["eps"]} for g in groups if g["name"] != "hid"]
         self.parts = [torch.optim.Muon(hidden, adjust_lr_fn=adjust), torch.optim.AdamW(rest)]
 
     def step(self):
@@ -91,103 +94,112 @@ def adafactor(groups):
 OPTIMIZERS = {
     "adamw": (torch.optim.AdamW, (0.02, 0.1, 1e-3)),
     "sgd": (lambda groups: torch.optim.SGD(groups, momentum=0.9), (0.02, 0.01, 0.0)),
-    "lion": (Sign, (0.005, 0.1, 0.0)),
+    "lion": (Lion, (0.005, 0.1, 0.0)),
     "adam_atan2": (Atan2, (0.02, 0.1, 0.0)),
     "adafactor": (adafactor, (0.05, 0.1, 0.0)),
-    "lamb": (lambda groups: Trust(groups, True), (0.05, 0.1, 1e-3)),
-    "lars": (lambda groups: Trust(groups, False), (0.05, 0.1, 0.0)),
+    "lamb": (lambda groups: LambOrLars(groups, True), (0.05, 0.1, 1e-3)),
+    "lars": (lambda groups: LambOrLars(groups, False), (0.05, 0.1, 0.0)),
 }
 if hasattr(torch.optim, "Muon"):
-    OPTIMIZERS["muon"] = (lambda groups: Both(groups, "original"), (0.02, 0.1, 1.0))
+    OPTIMIZERS["muon"] = (lambda groups: MuonAndAdamW(groups, "original"), (0.02, 0.1, 1.0))
     OPTIMIZERS["muon_match_rms"] = (
-        lambda groups: Both(groups, "match_rms_adamw"),
+        lambda groups: MuonAndAdamW(groups, "match_rms_adamw"),
         (0.02, 0.1, 1.0),
     )
 
 
-def scales(form, family):
+def scales_by_tensor(form, family):
     return {name: scale(form, role, M, M, family=family) for name, role in ROLES.items()}
 
 
-def start(form, family):
-    """The same function in every form: Table 8's weights over what its multipliers differ by."""
+def initial_weights(form, family):
+    """Initial weights that give the same function in every form."""
     shapes = {
-        "emb": (WIDTH, SEEN),
+        "emb": (WIDTH, INPUTS),
         "bias": (WIDTH,),
         "hid": (WIDTH, WIDTH),
         "out": (CLASSES, WIDTH),
     }
     std = {"emb": 1.0, "bias": 0.5, "hid": WIDTH**-0.5, "out": 0.5}
-    rng, reference = np.random.default_rng(0), scales("mup_t8", family)
-    here = scales(form, family)
+    rng, reference = np.random.default_rng(0), scales_by_tensor("mup_t8", family)
+    here = scales_by_tensor(form, family)
     drawn = {name: std[name] * rng.standard_normal(shape) for name, shape in shapes.items()}
     return {
         name: w / (here[name].multiplier / reference[name].multiplier) for name, w in drawn.items()
     }
 
 
-def losses(form, family, **left_alone):
-    """Training losses; `left_alone`: a setting that stays `mup_t8`'s, as if it were not converted."""
+def losses(form, family, **unconverted):
+    """Training losses; settings in `unconverted` keep the values of `mup_t8`."""
     make, (lr, decay, eps) = OPTIMIZERS[family]
-    s = scales(form, family)
-    reference = scales("mup_t8", family)
+    scaled = scales_by_tensor(form, family)
+    reference = scales_by_tensor("mup_t8", family)
     settings = {
         name: {
-            field: base * getattr(reference[name] if left_alone.get(field) else s[name], field)
+            field: base
+            * getattr(reference[name] if unconverted.get(field) else scaled[name], field)
             for field, base in (("lr", lr), ("weight_decay", decay), ("eps", eps))
         }
         for name in ROLES
     }
     params = {
-        name: torch.nn.Parameter(torch.from_numpy(w)) for name, w in start(form, family).items()
+        name: torch.nn.Parameter(torch.from_numpy(w))
+        for name, w in initial_weights(form, family).items()
     }
     optimizer = make(
         [{"name": name, "params": [p], **settings[name]} for name, p in params.items()]
     )
-    return run(params, {name: s[name].multiplier for name in ROLES}, optimizer)
+    return run(params, {name: scaled[name].multiplier for name in ROLES}, optimizer)
 
 
 def data():
     rng = np.random.default_rng(1)
-    return torch.from_numpy(rng.standard_normal((32, SEEN))), torch.from_numpy(
+    return torch.from_numpy(rng.standard_normal((32, INPUTS))), torch.from_numpy(
         rng.integers(0, CLASSES, 32)
     )
 
 
-def run(params, times, optimizer):
+def run(params, multipliers, optimizer):
     x, y = data()
-    found = []
+    history = []
     for _ in range(6):
         for p in params.values():
             p.grad = None
-        h = torch.relu(times["emb"] * x @ params["emb"].T + params["bias"])
-        h = torch.relu(times["hid"] * h @ params["hid"].T)
-        loss = torch.nn.functional.cross_entropy(times["out"] * h @ params["out"].T, y)
+        h = torch.relu(multipliers["emb"] * x @ params["emb"].T + params["bias"])
+        h = torch.relu(multipliers["hid"] * h @ params["hid"].T)
+        loss = torch.nn.functional.cross_entropy(multipliers["out"] * h @ params["out"].T, y)
         loss.backward()
         optimizer.step()
-        found.append(loss.item())
-    return np.array(found)
+        history.append(loss.item())
+    return np.array(history)
 
 
 @pytest.mark.parametrize("family", OPTIMIZERS)
 @pytest.mark.parametrize("form", CLASS_II)
 def test_forms_of_mup_train_identically(form, family):
-    """m = 4: every shift is a power of two, and so exact even where Muon works in bfloat16."""
+    """At m = 4 every factor is a power of two, so it is exact even in Muon's bfloat16."""
     reference = losses("mup_t8", family)
     assert losses(form, family) == pytest.approx(reference, rel=1e-12)
-    assert reference[-1] < 0.99 * reference[0]  # something was learnt
+    assert reference[-1] < 0.99 * reference[0]  # the loss falls
 
 
-# what a hidden matrix with another multiplier than Table 8's must be told
-NEEDS = {
-    "adamw": ("lr", "weight_decay", "eps"), "sgd": ("lr", "weight_decay"), "lion": ("lr", "weight_decay"),
-    "adam_atan2": ("lr", "weight_decay"), "adafactor": (), "lamb": ("weight_decay", "eps"), "lars": ("weight_decay",),
-    "muon": ("lr", "weight_decay", "eps"), "muon_match_rms": ("lr", "weight_decay", "eps"),
-}  # fmt: skip
+# Settings that must be converted for a hidden matrix with another multiplier than Table 8's.
+CONVERTED_SETTINGS = {
+    "adamw": ("lr", "weight_decay", "eps"),
+    "sgd": ("lr", "weight_decay"),
+    "lion": ("lr", "weight_decay"),
+    "adam_atan2": ("lr", "weight_decay"),
+    "adafactor": (),
+    "lamb": ("weight_decay", "eps"),
+    "lars": ("weight_decay",),
+    "muon": ("lr", "weight_decay", "eps"),
+    "muon_match_rms": ("lr", "weight_decay", "eps"),
+}
 
 
 @pytest.mark.parametrize(
-    ("family", "setting"), [(family, setting) for family in OPTIMIZERS for setting in NEEDS[family]]
+    ("family", "setting"),
+    [(family, setting) for family in OPTIMIZERS for setting in CONVERTED_SETTINGS[family]],
 )
 def test_they_differ_when_a_setting_is_not_converted(family, setting):
     off = np.abs(losses("mean_field", family, **{setting: True}) / losses("mup_t8", family) - 1)
@@ -196,14 +208,17 @@ def test_they_differ_when_a_setting_is_not_converted(family, setting):
 
 @pytest.mark.skipif("muon" not in OPTIMIZERS, reason="torch before 2.9 has no Muon")
 def test_muons_two_factors_are_one_rule():
-    """0.2 * sqrt(64) times lr / 1.6 is the original factor's step at width 64, where m = 4 makes the lr ratio 4**-0.5."""
+    """Both shape factors give the same step at width 64, where m = 4.
+
+    The ratio of the learning rates is 4**-0.5.
+    """
     ratio = (
         scale("mup", "hid", 4.0, 4.0, family="muon_match_rms").lr
         / scale("mup", "hid", 4.0, 4.0, family="muon").lr
     )
     gradient = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
 
-    def moved(adjust, lr):
+    def step_of(adjust, lr):
         weight = torch.nn.Parameter(torch.zeros(64, 64))
         weight.grad = gradient.clone()
         torch.optim.Muon([weight], lr=lr, weight_decay=0.0, adjust_lr_fn=adjust).step()
@@ -211,45 +226,52 @@ def test_muons_two_factors_are_one_rule():
 
     at_base = 1 / (0.2 * math.sqrt(16))
     assert torch.allclose(
-        moved("match_rms_adamw", at_base * ratio), moved("original", 1.0), rtol=1e-5
+        step_of("match_rms_adamw", at_base * ratio), step_of("original", 1.0), rtol=1e-5
     )
 
 
-def power(matrix, exponent):
+def matrix_power(matrix, exponent):
     values, vectors = torch.linalg.eigh(matrix)
     return vectors @ torch.diag(values**exponent) @ vectors.T
 
 
-def preconditioned(form, family, damped_as=None):
-    """The hidden matrix as it acts after one step of K-FAC (arXiv:1503.05671) or Shampoo (arXiv:1802.09568), from the same function."""
-    s, w = (
-        scales(form, family),
-        {name: torch.from_numpy(w) for name, w in start(form, family).items()},
-    )
-    d_in, d_out = (1e-3 * d for d in scales(damped_as or form, family)["hid"].damping)
+def preconditioned_weights(form, family, damped_as=None):
+    """Hidden matrix times multiplier after one step from the same function.
+
+    The step is that of K-FAC (arXiv:1503.05671) or Shampoo (arXiv:1802.09568).
+    """
+    scaled = scales_by_tensor(form, family)
+    w = {name: torch.from_numpy(w) for name, w in initial_weights(form, family).items()}
+    d_in, d_out = (1e-3 * d for d in scales_by_tensor(damped_as or form, family)["hid"].damping)
     (x, y), eye = data(), torch.eye(WIDTH, dtype=torch.float64)
-    h = torch.relu(s["emb"].multiplier * x @ w["emb"].T + w["bias"])
+    h = torch.relu(scaled["emb"].multiplier * x @ w["emb"].T + w["bias"])
     z = (h @ w["hid"].T).requires_grad_()
-    logits = s["out"].multiplier * torch.relu(s["hid"].multiplier * z) @ w["out"].T
+    logits = scaled["out"].multiplier * torch.relu(scaled["hid"].multiplier * z) @ w["out"].T
     (back,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y, reduction="sum"), z)
     gradient = back.T @ h
     if family == "kfac":
-        left, right, exponent = back.T @ back, h.T @ h, -1
+        left_factor, right_factor, exponent = back.T @ back, h.T @ h, -1
     else:
-        left, right, exponent = (
+        left_factor, right_factor, exponent = (
             gradient @ gradient.T,
             gradient.T @ gradient,
             -0.25 if family == "shampoo" else -0.5,
         )
-    step = power(left + d_out * eye, exponent) @ gradient @ power(right + d_in * eye, exponent)
-    return s["hid"].multiplier * (w["hid"] - 0.1 * s["hid"].lr * step)
+    step = (
+        matrix_power(left_factor + d_out * eye, exponent)
+        @ gradient
+        @ matrix_power(right_factor + d_in * eye, exponent)
+    )
+    return scaled["hid"].multiplier * (w["hid"] - 0.1 * scaled["hid"].lr * step)
 
 
 @pytest.mark.parametrize("family", ["kfac", "shampoo", "shampoo_half"])
 def test_preconditioned_steps_are_one_in_every_form_if_their_damping_is_converted(family):
-    reference = preconditioned("mup_t8", family)
+    reference = preconditioned_weights("mup_t8", family)
     for form in CLASS_II:
-        assert torch.allclose(preconditioned(form, family), reference, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(
+            preconditioned_weights(form, family), reference, rtol=1e-9, atol=1e-12
+        )
     assert not torch.allclose(
-        preconditioned("mean_field", family, damped_as="mup_t8"), reference, rtol=1e-4
+        preconditioned_weights("mean_field", family, damped_as="mup_t8"), reference, rtol=1e-4
     )

@@ -1,4 +1,4 @@
-"""Emitted Granite configs and recipes: loaded by their library, they train as our own models do."""
+"""Emitted Granite configs and recipes: loaded by transformers, they train as our own models do."""
 
 import dataclasses
 import importlib.util
@@ -22,44 +22,44 @@ from scaletune.transferring.fold_multipliers import fold
 from scaletune.transferring.formats import granite
 from scaletune.transferring.formats import recipe as recipe_module
 
-EVERYTHING = {  # every multiplier away from one
-    "parametrization.embedding_multiplier": 3.0, "parametrization.logits_multiplier": 0.7, "parametrization.depth_alpha": 0.5,
+EVERYTHING = {  # every multiplier differs from one
+    "parametrization.embedding_multiplier": 3.0,
+    "parametrization.logits_multiplier": 0.7,
+    "parametrization.depth_alpha": 0.5,
     "parametrization.base_depth": 1,
-}  # fmt: skip
+}
 
 
-@pytest.fixture(scope="session")
-def made(transferred):
-    return transferred
+def config_of(prepared):
+    rows, multipliers = one_std(prepared)
+    return granite.config(prepared, rows, multipliers)
 
 
-def config_of(transferred):
-    rows, multipliers = one_std(transferred)
-    return granite.config(transferred, rows, multipliers)
+def load_pair(prepared, **changed):
+    """Returns (transformers' model of the emitted config, our model), with the same function.
 
-
-def loaded(transferred, **changed):
-    """transformers' model from our config, with our initial weights rewritten for one init std."""
-    theirs = GraniteForCausalLM(GraniteConfig(**config_of(transferred) | changed)).eval()
-    ours = models.build(transferred.target, VOCAB)
-    rows, _ = one_std(transferred)
+    The weights of the first are ours, rescaled for one init std.
+    """
+    theirs = GraniteForCausalLM(GraniteConfig(**config_of(prepared) | changed)).eval()
+    ours = models.build(prepared.target, VOCAB)
+    rows, _ = one_std(prepared)
     theta = {
         row.name: new.multiplier / row.multiplier
-        for row, new in zip(transferred.plan, rows, strict=True)
+        for row, new in zip(prepared.plan, rows, strict=True)
     }
     state = theirs.load_state_dict(
         {name: w / theta[name] for name, w in models.plain_state(ours).items()}, strict=False
     )
-    tied = transferred.target.model.tied
+    tied = prepared.target.model.tied
     assert not state.unexpected_keys and state.missing_keys == (["lm_head.weight"] if tied else [])
     return theirs, ours
 
 
-def drawn(seed=0):
+def draw_tokens(seed=0):
     return torch.randint(VOCAB, (4, 16), generator=torch.Generator().manual_seed(seed))
 
 
-def loader(folder):
+def import_loader(folder):
     """The emitted loader.py, imported as a user would."""
     spec = importlib.util.spec_from_file_location("loader", folder / "loader.py")
     module = importlib.util.module_from_spec(spec)
@@ -67,15 +67,15 @@ def loader(folder):
     return module
 
 
-# --- config.json -----------------------------------------------------------------------------------------------------
+# --- config.json ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "settings", [{}, EVERYTHING, {"model.tied": True}, {"form": "sp", "seq_len": 64}]
 )
-def test_every_key_is_declared(made, settings):
-    """transformers keeps unknown keys without a message, so a misspelt one would pass."""
-    emitted = config_of(made(settings))
+def test_every_key_is_declared(transferred, settings):
+    """transformers accepts unknown keys without a message, so a misspelt key would pass."""
+    emitted = config_of(transferred(settings))
     declared = {field.name for field in dataclasses.fields(GraniteConfig)} | {"model_type"}
     assert emitted.keys() <= declared
     config = GraniteConfig(**emitted)
@@ -83,33 +83,37 @@ def test_every_key_is_declared(made, settings):
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
-def test_logits_are_ours(made, form):
-    theirs, ours = loaded(made(EVERYTHING | {"form": form}))
+def test_logits_are_ours(transferred, form):
+    theirs, ours = load_pair(transferred(EVERYTHING | {"form": form}))
     with torch.no_grad():
-        expected = ours(drawn())[0]
+        expected = ours(draw_tokens())[0]
         assert torch.allclose(
-            theirs(drawn()).logits, expected, rtol=0, atol=1e-5 * float(expected.std()) + 1e-6
+            theirs(draw_tokens()).logits, expected, rtol=0, atol=1e-5 * float(expected.std()) + 1e-6
         )
 
 
 @pytest.mark.parametrize("form", ["mup_t8", "mup_t9", "mean_field"])
-def test_logits_are_ours_when_tied(made, form):
-    theirs, ours = loaded(made(EVERYTHING | {"form": form, "model.tied": True}))
+def test_logits_are_ours_when_tied(transferred, form):
+    theirs, ours = load_pair(transferred(EVERYTHING | {"form": form, "model.tied": True}))
     with torch.no_grad():
-        assert torch.allclose(theirs(drawn()).logits, ours(drawn())[0], rtol=0, atol=1e-5)
+        assert torch.allclose(
+            theirs(draw_tokens()).logits, ours(draw_tokens())[0], rtol=0, atol=1e-5
+        )
 
 
-def test_logits_are_ours_with_what_else_a_granite_has(made):
-    """Grouped-query attention, biases, and attention and residual multipliers at the base size."""
+def test_logits_are_ours_with_what_else_a_granite_has(transferred):
+    """With grouped-query attention, biases, and attention and residual multipliers."""
     options = {
         "model.kv_heads": 2,
         "model.biases": True,
         "parametrization.attention_multiplier": 2.0,
         "parametrization.residual_multiplier": 0.3,
     }
-    theirs, ours = loaded(made(EVERYTHING | options))
+    theirs, ours = load_pair(transferred(EVERYTHING | options))
     with torch.no_grad():
-        assert torch.allclose(theirs(drawn()).logits, ours(drawn())[0], rtol=0, atol=1e-5)
+        assert torch.allclose(
+            theirs(draw_tokens()).logits, ours(draw_tokens())[0], rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -132,9 +136,9 @@ def test_logits_are_ours_with_what_else_a_granite_has(made):
         ),
     ],
 )
-def test_what_a_granite_cannot_say_is_refused(made, tmp_path, settings, sentence):
+def test_unsupported_settings_are_refused(transferred, tmp_path, settings, sentence):
     with pytest.raises(UserError) as caught:
-        granite.emit(made(settings), tmp_path)
+        granite.emit(transferred(settings), tmp_path)
     assert str(caught.value) == sentence and not list(tmp_path.iterdir())
 
 
@@ -147,28 +151,22 @@ NEUTRAL = {
 
 
 @pytest.mark.parametrize("key", NEUTRAL)
-def test_each_multiplier_matters(made, key):
-    """Without the key the logits change, so transformers does not ignore it."""
-    (theirs, ours), (without, _) = (
-        loaded(made(EVERYTHING)),
-        loaded(made(EVERYTHING), **{key: NEUTRAL[key]}),
-    )
+def test_each_multiplier_changes_the_logits(transferred, key):
+    """The logits change without the key, so transformers does not ignore it."""
+    theirs, ours = load_pair(transferred(EVERYTHING))
+    without, _ = load_pair(transferred(EVERYTHING), **{key: NEUTRAL[key]})
     with torch.no_grad():
-        expected = ours(drawn())[0]
-        assert (
-            (theirs(drawn()).logits - expected).abs().max()
-            < 1e-5
-            < 1e-2
-            < (without(drawn()).logits - expected).abs().max()
-        )
+        expected = ours(draw_tokens())[0]
+        assert (theirs(draw_tokens()).logits - expected).abs().max() < 1e-5
+        assert (without(draw_tokens()).logits - expected).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_transformers_own_init_has_the_planned_std(made, tied):
+def test_transformers_own_init_has_the_planned_std(transferred, tied):
     torch.manual_seed(0)
-    transferred = made({"model.tied": tied})
-    config = config_of(transferred)
-    rows = {row.name: row for row in one_std(transferred)[0]}
+    prepared = transferred({"model.tied": tied})
+    config = config_of(prepared)
+    rows = {row.name: row for row in one_std(prepared)[0]}
     for name, parameter in GraniteForCausalLM(GraniteConfig(**config)).named_parameters():
         expected, values = rows[name].init_std, parameter.detach()
         assert expected == (
@@ -180,31 +178,32 @@ def test_transformers_own_init_has_the_planned_std(made, tied):
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
-def test_at_the_base_size_it_is_the_ordinary_config(made, form):
-    emitted = config_of(made({"form": form, "width": 32, "model.depth": 2}))
+def test_at_the_base_size_it_is_the_ordinary_config(transferred, form):
+    emitted = config_of(transferred({"form": form, "width": 32, "model.depth": 2}))
     assert {key: emitted[key] for key in NEUTRAL} == pytest.approx(
         NEUTRAL | {"attention_multiplier": 16**-0.5}
     )
     assert emitted["initializer_range"] == 0.2
 
 
-def test_unreachable_by_one_std_is_refused(made):
-    rows = made().plan
+def test_unreachable_by_one_std_is_refused(transferred):
+    rows = transferred().plan
     odd = [
         dataclasses.replace(row, init_std=0.3) if "down_proj" in row.name else row for row in rows
     ]
     with pytest.raises(
         UserError,
-        match="a config with one init std needs the same init std times multiplier in all hidden matrices",
+        match="a config with one init std needs the same init std times multiplier in all hidden "
+        "matrices",
     ):
-        one_std(dataclasses.replace(made(), plan=odd))
+        one_std(dataclasses.replace(transferred(), plan=odd))
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
-class Turns(torch.nn.Module):
-    """transformers computes rotary positions in float32; ours are put in their place."""
+class RotaryInFloat64(torch.nn.Module):
+    """Our rotary positions in float64; transformers computes its own in float32."""
 
     def __init__(self, cos, sin):
         super().__init__()
@@ -215,9 +214,9 @@ class Turns(torch.nn.Module):
 
 
 def in_float64(theirs, ours):
-    """Both models in float64, without the two places where transformers goes back to float32."""
+    """Converts both models to float64, and the rotary positions and norms of transformers too."""
     theirs, ours = theirs.double(), ours.double()
-    theirs.model.rotary_emb = Turns(ours.model.cos, ours.model.sin)
+    theirs.model.rotary_emb = RotaryInFloat64(ours.model.cos, ours.model.sin)
     for module in theirs.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = lambda x, m=module: F.rms_norm(
@@ -226,7 +225,7 @@ def in_float64(theirs, ours):
     return theirs, ours
 
 
-def trained(loss_of, opt, scheduler, steps=8):
+def train(loss_of, opt, scheduler, steps=8):
     losses = []
     for _ in range(steps):
         opt.zero_grad()
@@ -241,49 +240,52 @@ def trained(loss_of, opt, scheduler, steps=8):
 @pytest.mark.parametrize(
     "settings", [{}, {"model.tied": True}, {"form": "mup_t3"}, {"form": "sp_per_layer"}, EVERYTHING]
 )
-def test_it_trains_as_ours(made, tmp_path, settings):
-    """Their model with the groups and the schedule of loader.py, and ours with our own: the same losses, step by step."""
-    transferred = made({"optimizer.eps": 1e-4, "lr": 2e-2} | settings)
-    granite.emit(transferred, tmp_path)
-    theirs, ours = in_float64(*loaded(transferred))
-    attach = loader(tmp_path)
-    tokens, targets = drawn(), drawn(1)
-    settings, schedule = transferred.target.optimizer, transferred.target.schedule
+def test_it_trains_as_ours(transferred, tmp_path, settings):
+    """Losses agree at every step.
+
+    transformers' model has the groups and schedule of loader.py, our model has our own.
+    """
+    prepared = transferred({"optimizer.eps": 1e-4, "lr": 2e-2} | settings)
+    granite.emit(prepared, tmp_path)
+    theirs, ours = in_float64(*load_pair(prepared))
+    attach = import_loader(tmp_path)
+    tokens, targets = draw_tokens(), draw_tokens(1)
+    settings, schedule = prepared.target.optimizer, prepared.target.schedule
 
     opt = attach.make_optimizer(theirs)
-    got = trained(
+    losses = train(
         lambda: F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()),
         opt,
         attach.make_scheduler(opt).step,
     )
     own_opt = torch.optim.AdamW(
-        optim.groups(ours, transferred.plan), betas=(settings.beta1, settings.beta2)
+        optim.groups(ours, prepared.plan), betas=(settings.beta1, settings.beta2)
     )
     shares = iter([(step + 0.5) / 8 for step in range(1, 9)])
     optim.set_learning_rates(own_opt, schedule, 0.5 / 8)
-    expected = trained(
+    expected = train(
         lambda: ours(tokens, targets).sum(),
         own_opt,
         lambda: optim.set_learning_rates(own_opt, schedule, next(shares)),
     )
 
-    assert got == pytest.approx(expected, rel=1e-12)
+    assert losses == pytest.approx(expected, rel=1e-12)
     assert expected[-1] < expected[0] - 0.1
 
 
-# --- loader.py -------------------------------------------------------------------------------------------------------
+# --- loader.py ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def emitted(made, tmp_path_factory):
+def emitted(transferred, tmp_path_factory):
     folder = tmp_path_factory.mktemp("granite")
-    granite.emit(made(), folder)
+    granite.emit(transferred(), folder)
     return folder
 
 
 @pytest.fixture
-def hf(made):
-    return GraniteForCausalLM(GraniteConfig(**config_of(made())))
+def hf(transferred):
+    return GraniteForCausalLM(GraniteConfig(**config_of(transferred())))
 
 
 def test_loader_is_short_and_needs_torch_alone(emitted):
@@ -293,34 +295,35 @@ def test_loader_is_short_and_needs_torch_alone(emitted):
     assert imported == {"json", "math", "re", "pathlib", "torch"}
 
 
-def test_loader_gives_each_tensor_its_numbers(made, emitted, hf):
-    rows = {row.name: row for row in one_std(made())[0]}
+def test_loader_gives_each_tensor_its_numbers(transferred, emitted, hf):
+    rows = {row.name: row for row in one_std(transferred())[0]}
     names = {id(parameter): name for name, parameter in hf.named_parameters()}
-    groups = loader(emitted).make_groups(hf)
-    got = {
+    groups = import_loader(emitted).make_groups(hf)
+    settings = {
         names[id(p)]: (group["lr"], group["weight_decay"], group["eps"])
         for group in groups
         for p in group["params"]
     }
-    assert got == {name: (row.lr, row.weight_decay, row.eps) for name, row in rows.items()}
+    assert settings == {name: (row.lr, row.weight_decay, row.eps) for name, row in rows.items()}
 
 
 def test_loader_knows_tensors_under_a_wrapper(emitted, hf):
-    plain = loader(emitted).make_groups(hf)
+    plain = import_loader(emitted).make_groups(hf)
     wrapped = torch.nn.ModuleDict({"module": torch.compile(hf, backend="eager")})
     assert {name.split(".")[1] for name, _ in wrapped.named_parameters()} == {"_orig_mod"}
-    assert [len(group["params"]) for group in loader(emitted).make_groups(wrapped)] == [
+    assert [len(group["params"]) for group in import_loader(emitted).make_groups(wrapped)] == [
         len(group["params"]) for group in plain
     ]
 
 
-def test_loader_refuses_what_it_cannot_explain(emitted, hf):
+def test_loader_refuses_a_parameter_without_a_pattern(emitted, hf):
     hf.model.layers[0].self_attn.scale = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(
         ValueError,
-        match=r"every parameter must match a pattern, but model.layers.0.self_attn.scale matches none",
+        match=r"every parameter must match a pattern, but model.layers.0.self_attn.scale "
+        r"matches none",
     ):
-        loader(emitted).make_groups(hf)
+        import_loader(emitted).make_groups(hf)
 
 
 def test_loader_refuses_a_pattern_that_matches_nothing(emitted, hf):
@@ -328,22 +331,24 @@ def test_loader_refuses_a_pattern_that_matches_nothing(emitted, hf):
     with pytest.raises(
         ValueError, match=r"every pattern must match a parameter, but not these: .*lm_head"
     ):
-        loader(emitted).make_groups(hf)
+        import_loader(emitted).make_groups(hf)
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
 @pytest.mark.parametrize("warmup", [0.0, 0.25])
-def test_loaders_schedule_is_ours(made, tmp_path, kind, warmup):
-    transferred = made({"schedule.kind": kind, "schedule.warmup": warmup, "schedule.floor": 0.1})
-    granite.emit(transferred, tmp_path)
-    attach = loader(tmp_path)
+def test_loaders_schedule_is_ours(transferred, tmp_path, kind, warmup):
+    prepared = transferred(
+        {"schedule.kind": kind, "schedule.warmup": warmup, "schedule.floor": 0.1}
+    )
+    granite.emit(prepared, tmp_path)
+    attach = import_loader(tmp_path)
     opt = torch.optim.AdamW(
         [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 2.0)]
     )
     scheduler = attach.make_scheduler(opt)
-    for step in range(transferred.target.budget.steps):
+    for step in range(prepared.target.budget.steps):
         now = optim.multiplier(
-            transferred.target.schedule, (step + 0.5) / transferred.target.budget.steps
+            prepared.target.schedule, (step + 0.5) / prepared.target.budget.steps
         )
         assert [group["lr"] for group in opt.param_groups] == pytest.approx(
             [0.5 * now, 2.0 * now], abs=1e-12
@@ -371,28 +376,28 @@ def test_loaders_schedule_is_ours(made, tmp_path, kind, warmup):
         ({"schedule.ema_half_life": 512}, "`schedule.ema_half_life` None, but got 512"),
     ],
 )
-def test_what_the_loader_cannot_build_is_refused(made, tmp_path, settings, sentence):
+def test_what_the_loader_cannot_build_is_refused(transferred, tmp_path, settings, sentence):
     with pytest.raises(UserError, match=f"^format 'granite' supports {sentence}$"):
-        granite.emit(made(settings), tmp_path)
+        granite.emit(transferred(settings), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_warmup_in_tokens_reaches_the_loader_as_a_share(made, tmp_path):
-    granite.emit(made({"schedule.warmup_tokens": 512}), tmp_path)
+def test_a_warmup_in_tokens_reaches_the_loader_as_a_share(transferred, tmp_path):
+    granite.emit(transferred({"schedule.warmup_tokens": 512}), tmp_path)
     assert json.loads((tmp_path / "param_groups.json").read_text())["schedule"]["warmup"] == 0.25
 
 
-def test_what_the_config_cannot_hold_is_said(emitted):
-    said = json.loads((emitted / "param_groups.json").read_text())
-    assert said["evidence"] == EVIDENCE
+def test_param_groups_list_what_the_config_cannot_hold(emitted):
+    groups = json.loads((emitted / "param_groups.json").read_text())
+    assert groups["evidence"] == EVIDENCE
     assert [
-        any(word in line for line in said["cannot"])
+        any(word in line for line in groups["cannot"])
         for word in ("learning rate", "schedule", "clipping")
     ] == [True] * 3
-    assert said["optimizer"]["max_grad_norm"] == 1.0 and said["budget"]["steps"] == 8
+    assert groups["optimizer"]["max_grad_norm"] == 1.0 and groups["budget"]["steps"] == 8
 
 
-# --- our own recipe --------------------------------------------------------------------------------------------------
+# --- our own recipe -------------------------------------------------------------------------------
 
 
 def without_none(value):
@@ -407,28 +412,28 @@ def without_none(value):
     "settings",
     [{}, EVERYTHING, {"model.tied": True, "optimizer.eps": 1e-12, "budget.tokens": 256 * 10**12}],
 )
-def test_the_emitted_recipe_is_the_target(made, tmp_path, settings):
-    transferred = made(settings)
-    path, _ = recipe_module.emit(transferred, tmp_path)
+def test_the_emitted_recipe_is_the_target(transferred, tmp_path, settings):
+    prepared = transferred(settings)
+    path, _ = recipe_module.emit(prepared, tmp_path)
     read = recipe.load(path)
-    expected = transferred.target
+    expected = prepared.target
     assert read == expected.model_copy(update={"evidence": without_none(expected.evidence)})
 
 
-def test_the_neutral_plan_holds_every_tensor(made, tmp_path):
-    transferred = made(EVERYTHING)
-    plan = json.loads(recipe_module.emit(transferred, tmp_path)[1].read_text())
+def test_the_neutral_plan_holds_every_tensor(transferred, tmp_path):
+    prepared = transferred(EVERYTHING)
+    plan = json.loads(recipe_module.emit(prepared, tmp_path)[1].read_text())
     assert plan["schema"] == "scaletune.plan/1" and plan["base"] == {"width": 32, "depth": 1}
     assert [row["name"] for row in plan["tensors"]] == [
-        t.name for t in counting.tensors(transferred.target.model, VOCAB)
+        t.name for t in counting.tensors(prepared.target.model, VOCAB)
     ]
-    assert plan["multipliers"] == transferred.multipliers
+    assert plan["multipliers"] == prepared.multipliers
 
 
-# --- from a fit ------------------------------------------------------------------------------------------------------
+# --- from a fit -----------------------------------------------------------------------------------
 
 
-def learned(tiny, lr=0.012345678, batch_tokens=256.0):
+def make_fit(tiny, lr=0.012345678, batch_tokens=256.0):
     """A fit that predicts `lr` at every scale, from proxies of the tiny recipe at base width 32."""
     proxy = tiny(WIDE | {"width": 32}).model_dump()
     setting = {section: proxy[section] for section in ("parametrization", "schedule", "data")}
@@ -444,24 +449,26 @@ def learned(tiny, lr=0.012345678, batch_tokens=256.0):
     }
     solution |= {"half_width": [0.2, 0.3], "batch_tokens": [batch_tokens] if batch_tokens else []}
     return Fit(
-        law="lr_nd", params={}, solution=solution, objective=0.0, ranges={"depth": [2, 2]}, assumptions=["same data"],
+        law="lr_nd",
+        params={},
+        solution=solution,
+        objective=0.0,
+        ranges={"depth": [2, 2]},
+        assumptions=["same data"],
         provenance={"setting": setting},
-    )  # fmt: skip
+    )
 
 
 def test_the_predicted_lr_goes_into_the_target_and_every_tensor(tiny):
-    fit, target = learned(tiny), tiny(WIDE)
+    fit, target = make_fit(tiny), tiny(WIDE)
     prepared = prepare(fit, target)
     assert prepared.target.optimizer.lr == 0.01235 and prepared.vocab_size == VOCAB
     lr = {row.name: row.lr for row in prepared.plan}
-    assert lr["model.norm.weight"] == 0.01235 and lr[
-        "model.layers.0.mlp.up_proj.weight"
-    ] == pytest.approx(0.01235 / 4)
+    assert lr["model.norm.weight"] == 0.01235
+    assert lr["model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.01235 / 4)
     evidence = prepared.evidence
-    assert (
-        evidence["lr"] == evidence["lr_at_fitted_batch"] == pytest.approx(0.012345678)
-        and evidence["fit"] == fit.digest
-    )
+    assert evidence["lr"] == evidence["lr_at_fitted_batch"] == pytest.approx(0.012345678)
+    assert evidence["fit"] == fit.digest
     assert evidence["n_params"] == counting.params(target.model, VOCAB)["n_params"]
     assert evidence["interval"]["lr"] == pytest.approx(
         [0.012345678 * math.exp(0.2 * sign) for sign in (-1, 1)]
@@ -496,17 +503,17 @@ def test_the_predicted_lr_goes_into_the_target_and_every_tensor(tiny):
     ],
 )
 def test_what_no_proxy_tested_is_an_assumption(tiny, settings, factor, sentence):
-    evidence = prepare(learned(tiny), tiny(WIDE | settings)).evidence
+    evidence = prepare(make_fit(tiny), tiny(WIDE | settings)).evidence
     assert evidence["lr"] == pytest.approx(evidence["lr_at_fitted_batch"] * factor)
-    for name in ("interval", "band"):  # go with the lr they are about
-        plain = getattr(learned(tiny).predict(n_params=1e4, tokens=2048), name)["lr"]
+    for name in ("interval", "band"):  # scaled with the lr
+        plain = getattr(make_fit(tiny).predict(n_params=1e4, tokens=2048), name)["lr"]
         assert evidence[name]["lr"] == pytest.approx([value * factor for value in plain])
     assert any(sentence in assumption for assumption in evidence["assumptions"])
     assert "same data" in evidence["assumptions"]
 
 
-def test_what_is_unconfirmed_of_a_rule_goes_along(tiny):
-    fit = learned(tiny)
+def test_caveats_of_the_scaling_rules_are_assumptions(tiny):
+    fit = make_fit(tiny)
     fit.provenance["setting"]["parametrization"]["form"] = "mup_t3"
     evidence = prepare(fit, tiny(WIDE | {"form": "mup_t3"})).evidence
     assert [
@@ -514,11 +521,11 @@ def test_what_is_unconfirmed_of_a_rule_goes_along(tiny):
     ] == evidence["assumptions"][-1:]
 
 
-def test_a_fit_without_one_batch_size_says_that_lr_is_taken_as_it_is(tiny):
-    evidence = prepare(learned(tiny, batch_tokens=None), tiny(WIDE)).evidence
+def test_a_fit_without_one_batch_size_gives_an_unadjusted_lr(tiny):
+    evidence = prepare(make_fit(tiny, batch_tokens=None), tiny(WIDE)).evidence
     assert (
-        "batch of 256 tokens: lr is not adjusted to it, because the fitted runs do not share one batch size"
-        in evidence["assumptions"]
+        "batch of 256 tokens: lr is not adjusted to it, because the fitted runs do not share one "
+        "batch size" in evidence["assumptions"]
     )
 
 
@@ -530,10 +537,10 @@ def test_a_target_parametrized_unlike_the_proxies_is_refused(tiny, setting, valu
     with pytest.raises(
         UserError, match="a target must have the proxies' parametrization, but `parametrization"
     ):
-        prepare(learned(tiny), tiny(WIDE | {setting: value}))
+        prepare(make_fit(tiny), tiny(WIDE | {setting: value}))
 
 
-def test_a_law_of_the_loss_alone_transfers_nothing(tiny):
+def test_a_law_without_a_learning_rate_is_refused(tiny):
     solution = {"vector": [1.0, 1.0, 1.0, 0.3, 0.3], "draws": ["1 1 1 .3 .3"], "scatter": 0.01}
     fit = Fit(law="loss_nd", params={}, solution=solution, objective=0.0)
     with pytest.raises(
@@ -544,7 +551,7 @@ def test_a_law_of_the_loss_alone_transfers_nothing(tiny):
 
 
 def test_every_format_is_written_under_its_name(tiny, tmp_path):
-    answer = transfer(learned(tiny), tiny(WIDE), ["granite", "recipe"], tmp_path)
+    answer = transfer(make_fit(tiny), tiny(WIDE), ["granite", "recipe"], tmp_path)
     names = [
         "granite/config.json",
         "granite/param_groups.json",
@@ -560,17 +567,20 @@ def test_every_format_is_written_under_its_name(tiny, tmp_path):
 
 def test_an_unknown_format_is_refused_before_anything_is_written(tiny, tmp_path):
     with pytest.raises(UserError, match=r"unknown format `granit` \(nearest: 'granite'\)"):
-        transfer(learned(tiny), tiny(WIDE), ["recipe", "granit"], tmp_path)
+        transfer(make_fit(tiny), tiny(WIDE), ["recipe", "granit"], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_tensors_that_act_alike_keep_alike_settings_where_multipliers_are_written_into_weights(
     transferred,
 ):
-    """32**-0.5 * 32**0.5 is 1 + 2e-16: this rounding must not separate queries from keys, which Megatron keeps in one tensor."""
-    made = transferred()
-    model = made.target.model.model_copy(update={"head_dim": 32})
-    rows, _ = fold(made.plan, made.multipliers | {"attention": 32**-0.5}, model)
+    """32**-0.5 * 32**0.5 is 1 + 2e-16, which must not separate queries from keys.
+
+    Megatron keeps both in one tensor.
+    """
+    prepared = transferred()
+    model = prepared.target.model.model_copy(update={"head_dim": 32})
+    rows, _ = fold(prepared.plan, prepared.multipliers | {"attention": 32**-0.5}, model)
     alike = {
         (row.lr, row.weight_decay, row.eps, row.init_std)
         for row in rows
@@ -579,14 +589,16 @@ def test_tensors_that_act_alike_keep_alike_settings_where_multipliers_are_writte
     assert 32**-0.5 * 32**0.5 != 1 and len(alike) == 1
 
 
-def test_records_that_do_not_say_their_parametrization_are_doubted(tiny):
-    """An lr of runs in standard parametrization is that of every tensor; a base width below the target's would divide it."""
-    fit = dataclasses.replace(learned(tiny), provenance={})
+def test_records_without_a_parametrization_give_a_warning(tiny):
+    """The lr of runs in standard parametrization holds for every tensor.
+
+    A base width below the target's width would divide it.
+    """
+    fit = dataclasses.replace(make_fit(tiny), provenance={})
     assert any(
-        "set parametrization.base_width to" in said
-        for said in prepare(fit, tiny(WIDE), VOCAB).evidence["status"]
+        "set parametrization.base_width to" in sentence
+        for sentence in prepare(fit, tiny(WIDE), VOCAB).evidence["status"]
     )
-    assert prepare(fit, tiny(WIDE | {"parametrization.form": "sp"}), VOCAB).evidence["status"] == [
-        "ok"
-    ]
-    assert prepare(learned(tiny), tiny(WIDE), VOCAB).evidence["status"] == ["ok"]
+    standard = tiny(WIDE | {"parametrization.form": "sp"})
+    assert prepare(fit, standard, VOCAB).evidence["status"] == ["ok"]
+    assert prepare(make_fit(tiny), tiny(WIDE), VOCAB).evidence["status"] == ["ok"]

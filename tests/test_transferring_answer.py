@@ -1,4 +1,4 @@
-"""The answer of a transfer: sensitivity against closed forms, cost, and the source of each setting."""
+"""The answer of a transfer: sensitivity, cost, and the source of each setting."""
 
 import json
 import math
@@ -21,11 +21,12 @@ SCALE = {"n_params": 1e6, "tokens": 1e8, "batch_tokens": 1e4}
 
 
 def trials(p=0.04):
-    """Losses of minimum * (1 + p (lr / best - 1 - ln(lr / best))): a fall in ln lr plus a rise in lr."""
+    """Trials with loss = minimum * (1 + p (lr / best - 1 - ln(lr / best)))."""
     rows = []
     for n_params in (1e5, 4e5, 1.6e6):
         for tokens in (1e7, 4e7):
-            best, floor = 0.02 * (n_params / 1e5) ** -0.1, 2 + 50 / n_params**0.3 + 20 / tokens**0.3
+            best = 0.02 * (n_params / 1e5) ** -0.1
+            minimum = 2 + 50 / n_params**0.3 + 20 / tokens**0.3
             for lr in (best * 2**k for k in range(-3, 3)):
                 x = lr / best
                 rows.append(
@@ -34,53 +35,58 @@ def trials(p=0.04):
                         "tokens": tokens,
                         "batch_tokens": 1e4,
                         "lr": lr,
-                        "loss": floor * (1 + p * (x - 1 - math.log(x))),
+                        "loss": minimum * (1 + p * (x - 1 - math.log(x))),
                     }
                 )
     return pd.DataFrame(rows)
 
 
 @pytest.fixture(scope="module")
-def of_lr():
+def lr_fit():
     return fitting.fit(trials())
 
 
-def test_off_by_2x_in_lr_is_the_closed_form(of_lr):
-    """p (ln 2 - 1/2) at half the best lr, p (1 - ln 2) at twice it."""
-    found = loss_sensitivity(of_lr, SCALE, 3.0)
-    assert found["lr"]["half"] == pytest.approx(0.04 * (math.log(2) - 0.5), rel=0.03)
-    assert found["lr"]["double"] == pytest.approx(0.04 * (1 - math.log(2)), rel=0.03)
-    assert (
-        found["lr"]["half_nats"] == 3.0 * found["lr"]["half"]
-        and "of 6 settings" in found["lr"]["source"]
-    )
-    low, high = found["lr"]["range"]["double"]
-    assert low <= found["lr"]["double"] <= high
+def test_off_by_2x_in_lr_is_the_closed_form(lr_fit):
+    """The loss rises by p (ln 2 - 1/2) at half the best lr and p (1 - ln 2) at twice it."""
+    sensitivity = loss_sensitivity(lr_fit, SCALE, 3.0)
+    assert sensitivity["lr"]["half"] == pytest.approx(0.04 * (math.log(2) - 0.5), rel=0.03)
+    assert sensitivity["lr"]["double"] == pytest.approx(0.04 * (1 - math.log(2)), rel=0.03)
+    assert sensitivity["lr"]["half_nats"] == 3.0 * sensitivity["lr"]["half"]
+    assert "of 6 settings" in sensitivity["lr"]["source"]
+    low, high = sensitivity["lr"]["range"]["double"]
+    assert low <= sensitivity["lr"]["double"] <= high
 
 
-def test_what_no_fit_says_is_null_with_a_sentence(of_lr):
-    found = loss_sensitivity(of_lr, SCALE, None)
-    assert found["lr"]["half_nats"] is None
+def test_an_unknown_sensitivity_is_null_with_the_reason(lr_fit):
+    sensitivity = loss_sensitivity(lr_fit, SCALE, None)
+    assert sensitivity["lr"]["half_nats"] is None
     for name, word in (
         ("batch_tokens", "batch sensitivity unknown"),
         ("weight_decay", "weight-decay sensitivity unknown"),
     ):
-        assert (
-            found[name]["half"] is found[name]["double"] is None and word in found[name]["source"]
-        )
+        assert sensitivity[name]["half"] is sensitivity[name]["double"] is None
+        assert word in sensitivity[name]["source"]
     bare = Fit(law="lr_nd", params={}, solution={}, objective=0.0)
     assert loss_sensitivity(bare, SCALE, None)["lr"] == {
-        "half": None, "double": None, "range": None, "half_nats": None, "double_nats": None, "source": "learning-rate sensitivity unknown: the fit has no loss basin over lr",
-    }  # fmt: skip
+        "half": None,
+        "double": None,
+        "range": None,
+        "half_nats": None,
+        "double_nats": None,
+        "source": "learning-rate sensitivity unknown: the fit has no loss basin over lr",
+    }
 
 
 CURVATURES = {"lr": 0.05, "batch": 0.02, "ratio": 0.03, "wd": 0.01, "product": 0.015}
 
 
-def surface(axes=("lr", "batch", "wd"), setting=None):
-    """A joint fit that is a parabola in every direction: best lr 0.01, batch 2**13 and weight decay 0.3 at every scale, loss 3."""
-    own = parameter_names(len(axes))
-    value = dict.fromkeys(own, 0.0)
+def joint_fit(axes=("lr", "batch", "wd"), setting=None):
+    """A joint fit that is a parabola in every direction, with loss 3 at the optimum.
+
+    The optimum is lr 0.01, batch 2**13 and weight decay 0.3 at every scale.
+    """
+    names = parameter_names(len(axes))
+    value = dict.fromkeys(names, 0.0)
     centres = {"lr": math.log(0.01), "batch": math.log(2**13), "wd": math.log(0.3)}
     value |= {f"{axis}.c": centres[axis] for axis in axes} | {
         "loss.E": math.log(3),
@@ -94,9 +100,18 @@ def surface(axes=("lr", "batch", "wd"), setting=None):
         if f"curvature.{name}" in value
     }
     solution = {
-        "axes": list(axes), "names": own, "vector": [value[name] for name in own], "scatter": [0.05] * (len(axes) + 1), "centre": [math.log(1e6), math.log(1e8)],
-        "covariance": [" ".join("1e-6" if i == j else "0" for j in range(len(own))) for i in range(len(own))], "quantile": 2.0, "band": 0.0025,
-    }  # fmt: skip
+        "axes": list(axes),
+        "names": names,
+        "vector": [value[name] for name in names],
+        "scatter": [0.05] * (len(axes) + 1),
+        "centre": [math.log(1e6), math.log(1e8)],
+        "covariance": [
+            " ".join("1e-6" if i == j else "0" for j in range(len(names)))
+            for i in range(len(names))
+        ],
+        "quantile": 2.0,
+        "band": 0.0025,
+    }
     return Fit(
         law="joint",
         params={},
@@ -107,43 +122,43 @@ def surface(axes=("lr", "batch", "wd"), setting=None):
 
 
 def test_off_by_2x_on_a_surface_is_the_closed_form():
-    """Half the curvature of every direction the setting lies in, times (ln 2)**2."""
-    found, c = loss_sensitivity(surface(), SCALE | {"batch_tokens": 2**13}, 3.0), CURVATURES
+    """The loss rises by (ln 2)**2 / 2 times the curvatures of all directions that change."""
+    sensitivity, c = loss_sensitivity(joint_fit(), SCALE | {"batch_tokens": 2**13}, 3.0), CURVATURES
     expected = {
-        "lr": c["lr"] + c["ratio"] + c["product"], "batch_tokens": c["batch"] + c["ratio"], "weight_decay": c["wd"] + c["product"],
-    }  # fmt: skip
+        "lr": c["lr"] + c["ratio"] + c["product"],
+        "batch_tokens": c["batch"] + c["ratio"],
+        "weight_decay": c["wd"] + c["product"],
+    }
     for name, curvature in expected.items():
         for side in ("half", "double"):
-            assert found[name][side] == pytest.approx(curvature * math.log(2) ** 2 / 2, rel=1e-4)
-    assert loss_sensitivity(surface(("lr", "batch")), SCALE, 3.0)["weight_decay"]["half"] is None
+            assert sensitivity[name][side] == pytest.approx(
+                curvature * math.log(2) ** 2 / 2, rel=1e-4
+            )
+    assert loss_sensitivity(joint_fit(("lr", "batch")), SCALE, 3.0)["weight_decay"]["half"] is None
 
 
-def test_from_a_batch_that_is_off_the_best_lies_below():
-    found = loss_sensitivity(surface(("lr", "batch")), SCALE | {"batch_tokens": 2**15}, 3.0)[
-        "batch_tokens"
-    ]
-    assert (
-        found["half"] < 0 < found["double"]
-        and "the fit's optimum lies on that side" in found["source"]
-    )
+def test_halving_a_batch_above_the_optimum_lowers_the_loss():
+    sensitivity = loss_sensitivity(
+        joint_fit(("lr", "batch")), SCALE | {"batch_tokens": 2**15}, 3.0
+    )["batch_tokens"]
+    assert sensitivity["half"] < 0 < sensitivity["double"]
+    assert "the fit's optimum lies on that side" in sensitivity["source"]
 
 
 def test_a_surface_over_weight_decay_sets_it(tiny):
-    made = prepare(surface(), tiny(WIDE), VOCAB)
-    told = build_answer(surface(), made)["settings"]
-    assert made.target.optimizer.weight_decay == told["weight_decay"]["value"] == 0.3 and told[
-        "weight_decay"
-    ]["source"].startswith("fitted")
-    assert told["batch_tokens"]["value"] == 256 and told["batch_tokens"][
-        "fitted_best"
-    ] == pytest.approx(2**13)
+    prepared = prepare(joint_fit(), tiny(WIDE), VOCAB)
+    settings = build_answer(joint_fit(), prepared)["settings"]
+    assert prepared.target.optimizer.weight_decay == settings["weight_decay"]["value"] == 0.3
+    assert settings["weight_decay"]["source"].startswith("fitted")
+    assert settings["batch_tokens"]["value"] == 256
+    assert settings["batch_tokens"]["fitted_best"] == pytest.approx(2**13)
 
 
-# --- where settings come from ----------------------------------------------------------------------------------------
+# --- sources of settings --------------------------------------------------------------------------
 
 
-def learned(tiny, of_lr, **without):
-    """The fit of `trials`, as if its runs had been the tiny recipe's at base width."""
+def fit_with_setting(tiny, lr_fit, **without):
+    """The fit of `trials` with the settings of the tiny recipe at base width as provenance."""
     content = tiny({"width": 32}).model_dump()
     setting = {
         section: dict(content[section])
@@ -151,7 +166,7 @@ def learned(tiny, of_lr, **without):
     }
     del setting["optimizer"]["lr"], setting["optimizer"]["eps"]
     return Fit.from_dict(
-        of_lr.to_dict()
+        lr_fit.to_dict()
         | {
             "provenance": {"setting": setting},
             "ranges": {"n_params": [1e5, 1.6e6], "tokens": [1e3, 4e3]},
@@ -159,68 +174,70 @@ def learned(tiny, of_lr, **without):
     )
 
 
-def test_every_setting_has_its_source(tiny, of_lr):
-    fit = learned(tiny, of_lr)
-    made = prepare(
+def test_every_setting_has_its_source(tiny, lr_fit):
+    fit = fit_with_setting(tiny, lr_fit)
+    prepared = prepare(
         fit, tiny(WIDE | {"optimizer.beta2": 0.99, "schedule.warmup": 0.25}), VOCAB, force=True
     )
-    told = build_answer(fit, made)["settings"]
-    said = {name: row["source"] for name, row in told.items()}
-    assert said["lr"].startswith("fitted: law lr_nd")
-    assert said["batch_tokens"] == (
+    settings = build_answer(fit, prepared)["settings"]
+    sources = {name: row["source"] for name, row in settings.items()}
+    assert sources["lr"].startswith("fitted: law lr_nd")
+    assert sources["batch_tokens"] == (
         "set by the target; lr adjusted by the square-root rule, not tested by your sweep"
     )
-    assert said["weight_decay"] == said["beta1"] == said["init_std"] == "same as in the proxies"
     assert (
-        said["beta2"] == "set by the target; every proxy had 0.95"
-        and said["warmup"] == "set by the target; every proxy had 0.1"
+        sources["weight_decay"]
+        == sources["beta1"]
+        == sources["init_std"]
+        == "same as in the proxies"
     )
-    assert said["eps"] == "set by the target; the proxies had different values"
-    assert told["warmup"] | {"source": ""} == {
+    assert sources["beta2"] == "set by the target; every proxy had 0.95"
+    assert sources["warmup"] == "set by the target; every proxy had 0.1"
+    assert sources["eps"] == "set by the target; the proxies had different values"
+    assert settings["warmup"] | {"source": ""} == {
         "value": 0.25,
         "tokens": 512,
         "steps": 2,
         "source": "",
     }
-    hidden = next(row.init_std for row in made.plan if row.role == "hid")
-    assert told["init_std"]["by_role"]["hid"] == [hidden, hidden] and hidden == pytest.approx(
-        0.05 / 2
-    )
-    unsaid = build_answer(of_lr, prepare(of_lr, tiny(WIDE), VOCAB, force=True))["settings"][
-        "beta1"
-    ]["source"]
-    assert unsaid == "set by the target; the records do not contain the proxies' value"
+    hidden = next(row.init_std for row in prepared.plan if row.role == "hid")
+    assert settings["init_std"]["by_role"]["hid"] == [hidden, hidden]
+    assert hidden == pytest.approx(0.05 / 2)
+    answer = build_answer(lr_fit, prepare(lr_fit, tiny(WIDE), VOCAB, force=True))
+    unknown = answer["settings"]["beta1"]["source"]
+    assert unknown == "set by the target; the records do not contain the proxies' value"
 
 
-def test_priors_are_said_and_not_applied(tiny, of_lr):
-    """Against the runs' 1e4 tokens a step, a batch of 2e4: weight decay B / (lr D) (arXiv:2405.13698), eps B**(-1/2) (arXiv:2205.10287)."""
-    fit = learned(tiny, of_lr)
-    made = prepare(
+def test_priors_are_reported_and_not_applied(tiny, lr_fit):
+    """The target's batch is 2e4 tokens, that of the runs 1e4.
+
+    Weight decay follows B / (lr D) (arXiv:2405.13698) and eps B**(-1/2) (arXiv:2205.10287).
+    """
+    fit = fit_with_setting(tiny, lr_fit)
+    prepared = prepare(
         fit, tiny(WIDE | {"seq_len": 10, "batch_tokens": 20000, "tokens": 40000}), VOCAB, force=True
     )
-    rules = {rule["rule"]: rule for rule in build_answer(fit, made)["priors"]}
-    lr = made.target.optimizer.lr / fit.predict(n_params=1.6e6, tokens=4e3).lr
+    rules = {rule["rule"]: rule for rule in build_answer(fit, prepared)["priors"]}
+    lr = prepared.target.optimizer.lr / fit.predict(n_params=1.6e6, tokens=4e3).lr
     assert rules["ema_timescale"]["values"]["weight_decay"] == pytest.approx(0.1 * 2 / (lr * 10))
     assert rules["square_root"]["values"] == pytest.approx(
         {"eps": 1e-8 / 2**0.5, "beta1": 0.8, "beta2": 0.9}
     )
-    assert made.target.optimizer.weight_decay == 0.1 and made.target.optimizer.beta1 == 0.9
+    assert prepared.target.optimizer.weight_decay == 0.1 and prepared.target.optimizer.beta1 == 0.9
 
 
-# --- the cost --------------------------------------------------------------------------------------------------------
+# --- the cost -------------------------------------------------------------------------------------
 
 
-def test_without_hardware_the_cost_is_null_and_says_so(tiny, of_lr):
-    found = build_answer(of_lr, prepare(of_lr, tiny(WIDE), VOCAB, force=True))
-    assert (
-        found["time"] is found["split"] is found["hardware"] is found["fits"] is None
-        and "no [hardware] table" in found["cost_notes"][0]
-    )
-    assert found["flops"]["total"] == counting.flops_per_token(tiny(WIDE).model, VOCAB, 32) * 2048
+def test_without_hardware_the_cost_is_null_with_the_reason(tiny, lr_fit):
+    answer = build_answer(lr_fit, prepare(lr_fit, tiny(WIDE), VOCAB, force=True))
+    assert answer["time"] is answer["split"] is answer["hardware"] is answer["fits"] is None
+    assert "no [hardware] table" in answer["cost_notes"][0]
+    assert answer["flops"]["total"] == counting.flops_per_token(tiny(WIDE).model, VOCAB, 32) * 2048
 
 
-def test_hours_from_measured_steps(tiny, of_lr, tmp_path):
-    """Records of a GPU that does 1e12 FLOP/s behind 1e9 bytes/s and 1 ms: seconds a step, and so the MFU, are those."""
+def test_hours_from_measured_steps(tiny, lr_fit, tmp_path):
+    """Uses step times of a GPU with 1e12 FLOP/s, 1e9 bytes/s and 1 ms of overhead per step."""
     grid = [(b, f) for b in (1e6, 4e6, 1.6e7) for f in (1e8, 1e9, 1e10, 1e11)]
     steps = pd.DataFrame(
         {"bytes_moved": b, "flops_per_step": f, "seconds_per_step": 1e-3 + b / 1e9 + f / 1e12}
@@ -229,36 +246,27 @@ def test_hours_from_measured_steps(tiny, of_lr, tmp_path):
     path = fitting.fit(steps, "seconds_per_step").write(tmp_path / "steps.json")
     table = {"memory_gb": 1.0, "peak_flops": 1e13, "calibration": str(path)}
     target = tiny(WIDE | {"hardware": table})
-    found = build_answer(of_lr, prepare(of_lr, target, VOCAB, force=True))["time"]
-    flops, moved = (
-        counting.flops_per_token(target.model, VOCAB, 32) * 256,
-        counting.bytes_moved(target.model, VOCAB, 256),
-    )
-    assert found["gpu_hours"] * 3600 / 8 == pytest.approx(
+    time = build_answer(lr_fit, prepare(lr_fit, target, VOCAB, force=True))["time"]
+    flops = counting.flops_per_token(target.model, VOCAB, 32) * 256
+    moved = counting.bytes_moved(target.model, VOCAB, 256)
+    assert time["gpu_hours"] * 3600 / 8 == pytest.approx(
         1e-3 + moved / 1e9 + flops / 1e12, rel=0.02
     )
-    assert found["mfu_source"].startswith("measured: fit ")
-    of_lr.write(tmp_path / "other.json")
+    assert time["mfu_source"].startswith("measured: fit ")
+    lr_fit.write(tmp_path / "other.json")
+
+    def answer_with(**hardware):
+        target = tiny(WIDE | {"hardware": table | hardware})
+        return build_answer(lr_fit, prepare(lr_fit, target, VOCAB, force=True))
+
     with pytest.raises(
         UserError,
-        match=r"`hardware\.calibration` must be a fit of 'seconds_per_step', but .* is one of 'lr_nd'",
+        match=r"`hardware\.calibration` must be a fit of 'seconds_per_step', but .* is one "
+        r"of 'lr_nd'",
     ):
-        build_answer(
-            of_lr,
-            prepare(
-                of_lr,
-                tiny(WIDE | {"hardware": table | {"calibration": str(tmp_path / "other.json")}}),
-                VOCAB,
-                force=True,
-            ),
-        )
+        answer_with(calibration=str(tmp_path / "other.json"))
     with pytest.raises(UserError, match="an MFU must be at most 1"):
-        build_answer(
-            of_lr,
-            prepare(
-                of_lr, tiny(WIDE | {"hardware": table | {"peak_flops": 1e6}}), VOCAB, force=True
-            ),
-        )
+        answer_with(peak_flops=1e6)
 
 
 TARGET = """
@@ -276,35 +284,39 @@ gpu = "A100-80"
 gpus = 8
 """
 CONFIG = {
-    "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+}
 
 
-def test_the_command_line_answers_and_writes(tmp_path, of_lr, capsys):
+def test_the_command_line_answers_and_writes(tmp_path, lr_fit, capsys):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "target.toml").write_text(TARGET)
-    asked = [
+    arguments = [
         "transfer",
-        str(of_lr.write(tmp_path / "fit.json")),
+        str(lr_fit.write(tmp_path / "fit.json")),
         str(tmp_path / "target.toml"),
         "--out",
         str(tmp_path / "out"),
         "--force",
     ]
-    assert main([*asked, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["answer"] == json.loads((tmp_path / "out" / "answer.json").read_text())
+    assert main([*arguments, "--json"]) == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["answer"] == json.loads((tmp_path / "out" / "answer.json").read_text())
+    assert output["answer"]["memory_bytes_a_gpu"]["total"] > 0
+    assert output["answer"]["split"]["dp"] == 8
+    assert output["answer"]["fits"] is True
     assert (
-        told["answer"]["memory_bytes_a_gpu"]["total"] > 0
-        and told["answer"]["split"]["dp"] == 8
-        and told["answer"]["fits"] is True
-    )
-    assert (
-        told["assumptions"][0] == f"the architecture is that of {tmp_path / 'config.json'} (llama)"
+        output["assumptions"][0]
+        == f"the architecture is that of {tmp_path / 'config.json'} (llama)"
     )
     granite = json.loads((tmp_path / "out/granite/config.json").read_text())
     assert granite["vocab_size"] == 512 and granite["hidden_size"] == 128
-    assert main(asked) == 0
+    assert main(arguments) == 0
     lines = capsys.readouterr().out
     page = (tmp_path / "out" / "ANSWER.md").read_text()
     for words in (
@@ -317,29 +329,30 @@ def test_the_command_line_answers_and_writes(tmp_path, of_lr, capsys):
         assert words in lines and words in page
 
 
-def test_what_fits_nowhere_says_by_how_much(tiny, of_lr):
+def test_a_target_that_fits_no_split_gets_the_reason(tiny, lr_fit):
     crowded = tiny(WIDE | {"hardware": {"memory_gb": 1e-4, "peak_flops": 1e12}})
-    found = build_answer(of_lr, prepare(of_lr, crowded, VOCAB, force=True))
-    assert found["fits"] is False and "no split fits: the smallest needs" in found["cost_notes"][0]
+    answer = build_answer(lr_fit, prepare(lr_fit, crowded, VOCAB, force=True))
+    assert answer["fits"] is False
+    assert "no split fits: the smallest needs" in answer["cost_notes"][0]
     odd = build_answer(
-        of_lr,
-        prepare(of_lr, tiny(WIDE | {"hardware": {"gpu": "L40S", "gpus": 7}}), VOCAB, force=True),
+        lr_fit,
+        prepare(lr_fit, tiny(WIDE | {"hardware": {"gpu": "L40S", "gpus": 7}}), VOCAB, force=True),
     )
-    assert odd["split"] is None and odd["cost_notes"][0].startswith(
-        "7 GPUs do not divide a batch of 8 sequences"
-    )
+    assert odd["split"] is None
+    assert odd["cost_notes"][0].startswith("7 GPUs do not divide a batch of 8 sequences")
     assert recipe.points(crowded)[0].hardware == crowded.hardware
 
 
-def test_the_target_in_configs_is_answered(of_lr):
-    """LLaMA 2's 7B: 6,738,415,616 parameters, 184,320 A100-hours (arXiv:2307.09288, table 2)."""
+def test_the_target_in_configs_is_answered(lr_fit):
+    """LLaMA 2 7B has 6,738,415,616 parameters and took 184,320 A100-hours (arXiv:2307.09288)."""
     target = recipe.load(Path(__file__).parents[1] / "configs" / "targets" / "llama-2-7b.toml")
-    found = build_answer(of_lr, prepare(of_lr, target, force=True))
-    low, high = found["time"]["gpu_hours_range"]
-    assert (
-        low < 184_320 < high
-        and found["fits"] is True
-        and found["split"]["dp"] * found["split"]["tp"] * found["split"]["pp"] == 1024
-    )
+    answer = build_answer(lr_fit, prepare(lr_fit, target, force=True))
+    low, high = answer["time"]["gpu_hours_range"]
+    assert low < 184_320 < high
+    assert answer["fits"] is True
+    assert answer["split"]["dp"] * answer["split"]["tp"] * answer["split"]["pp"] == 1024
     assert counting.params(target.model, target.data.vocab_size)["n_params_total"] == 6_738_415_616
-    assert "not read, because the parametrization sets them: initializer_range" in found["assumptions"]
+    assert (
+        "not read, because the parametrization sets them: initializer_range"
+        in answer["assumptions"]
+    )

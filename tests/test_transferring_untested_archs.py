@@ -1,4 +1,4 @@
-"""MiniCPM3 and Falcon-H1; and doubling a multiplier in any Hugging Face config equals doubling weights."""
+"""MiniCPM3 and Falcon-H1, and the effect of each multiplier in every Hugging Face config."""
 
 import dataclasses
 import importlib
@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from conftest import VOCAB, WIDE
-from test_transferring import EVERYTHING, drawn, learned, loader
+from test_transferring import EVERYTHING, draw_tokens, import_loader, make_fit
 from test_transferring_moe import MOE
 from torch.nn import functional as F
 
@@ -22,19 +22,34 @@ from scaletune.transferring.formats.unsupported import UNTESTED
 
 BRANCHES = ("o_proj", "down_proj", "shared_mlp.output_linear")
 GRANITE = {
-    "embedding_multiplier": ("embed_tokens",), "attention_multiplier": ("q_proj",), "residual_multiplier": BRANCHES,
+    "embedding_multiplier": ("embed_tokens",),
+    "attention_multiplier": ("q_proj",),
+    "residual_multiplier": BRANCHES,
     "logits_scaling": ("lm_head",),
-}  # fmt: skip
-ACTS_ON = {  # format -> config key (an item of a list after a dot) -> parts of names of the weights that it acts on
-    "granite": GRANITE, "hyperclovax": GRANITE, "granitemoe": GRANITE,
-    "minicpm3": {"scale_emb": ("embed_tokens",), "scale_depth": BRANCHES, "dim_model_base": ("lm_head",)},
+}
+# format -> config key (with a list item after a dot) -> parts of names of the weights it multiplies
+ACTS_ON = {
+    "granite": GRANITE,
+    "hyperclovax": GRANITE,
+    "granitemoe": GRANITE,
+    "minicpm3": {
+        "scale_emb": ("embed_tokens",),
+        "scale_depth": BRANCHES,
+        "dim_model_base": ("lm_head",),
+    },
     "falcon_h1": {
-        "embedding_multiplier": ("embed_tokens",), "lm_head_multiplier": ("lm_head",), "key_multiplier": ("k_proj",),
-        "attention_in_multiplier": ("q_proj", "k_proj", "v_proj"), "attention_out_multiplier": ("o_proj",), "mlp_multipliers.0": ("gate_proj",),
-        "mlp_multipliers.1": ("down_proj",), "ssm_in_multiplier": ("in_proj",), "ssm_out_multiplier": ("out_proj",),
+        "embedding_multiplier": ("embed_tokens",),
+        "lm_head_multiplier": ("lm_head",),
+        "key_multiplier": ("k_proj",),
+        "attention_in_multiplier": ("q_proj", "k_proj", "v_proj"),
+        "attention_out_multiplier": ("o_proj",),
+        "mlp_multipliers.0": ("gate_proj",),
+        "mlp_multipliers.1": ("down_proj",),
+        "ssm_in_multiplier": ("in_proj",),
+        "ssm_out_multiplier": ("out_proj",),
         "ssm_multipliers": ("in_proj",),
     },
-}  # fmt: skip
+}
 DIVIDES = {("granite", "logits_scaling"), ("granitemoe", "logits_scaling")}
 KINDS = {"minicpm3": (minicpm3, minicpm3.MINICPM3), "falcon_h1": (falcon_h1, falcon_h1.FALCON_H1)}
 
@@ -43,14 +58,14 @@ def config_of(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-def built(content):
+def build_model(content):
     cls = content["architectures"][0]
     config = getattr(transformers, cls.replace("ForCausalLM", "Config"))(**content)
     config._experts_implementation = "eager"  # grouped products have no float64
     return getattr(transformers, cls)(config).eval()
 
 
-def emitted(transferred, name, folder, settings=()):
+def emit_config(transferred, name, folder, settings=()):
     importlib.import_module(f"scaletune.transferring.formats.{name}").emit(
         transferred((MOE if name == "granitemoe" else {}) | dict(settings)), folder
     )
@@ -70,34 +85,35 @@ def doubled(content, key):
 @pytest.mark.parametrize(
     ("name", "key"), [(name, key) for name, keys in ACTS_ON.items() for key in keys]
 )
-def test_a_doubled_multiplier_is_doubled_weights(transferred, tmp_path, name, key):
-    content = emitted(transferred, name, tmp_path, EVERYTHING)
-    theirs, other = built(content).double(), built(doubled(content, key)).double()
+def test_a_doubled_multiplier_equals_doubled_weights(transferred, tmp_path, name, key):
+    content = emit_config(transferred, name, tmp_path, EVERYTHING)
+    theirs, other = build_model(content).double(), build_model(doubled(content, key)).double()
     factor = 0.5 if (name, key) in DIVIDES else 2.0
     other.load_state_dict(theirs.state_dict())
     with torch.no_grad():
-        before, got = theirs(drawn()).logits, other(drawn()).logits
+        before, doubled_logits = theirs(draw_tokens()).logits, other(draw_tokens()).logits
         touched = [
             p.mul_(factor)
             for n, p in theirs.named_parameters()
             if any(part in n for part in ACTS_ON[name][key])
         ]
-        expected = theirs(drawn()).logits
-    assert touched and torch.allclose(got, expected, rtol=1e-4, atol=1e-5 * float(expected.std()))
-    assert (got - before).abs().max() > 1e-3 * before.abs().max()
+        expected = theirs(draw_tokens()).logits
+    assert touched
+    assert torch.allclose(doubled_logits, expected, rtol=1e-4, atol=1e-5 * float(expected.std()))
+    assert (doubled_logits - before).abs().max() > 1e-3 * before.abs().max()
 
 
 @pytest.mark.parametrize("name", ACTS_ON)
-def test_no_multiplier_is_left_unprobed(transferred, tmp_path, name):
-    said = {
+def test_every_multiplier_is_tested(transferred, tmp_path, name):
+    multipliers = {
         key
-        for key in emitted(transferred, name, tmp_path)
+        for key in emit_config(transferred, name, tmp_path)
         if "multiplier" in key or "scal" in key or "dim_model" in key
     }
-    assert said == {key.partition(".")[0] for key in ACTS_ON[name]}
+    assert multipliers == {key.partition(".")[0] for key in ACTS_ON[name]}
 
 
-# --- architectures that no family of ours is -------------------------------------------------------------------------
+# --- architectures outside our model families -----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -109,21 +125,21 @@ def test_it_builds_with_the_shapes_and_stds_that_were_planned(
 ):
     if name == "minicpm3" and settings is EVERYTHING:
         settings = settings | {"parametrization.attention_multiplier": 2.0}
-    made = transferred(settings)
-    content = emitted(transferred, name, tmp_path, settings)
-    theirs = built(content)
+    prepared = transferred(settings)
+    content = emit_config(transferred, name, tmp_path, settings)
+    theirs = build_model(content)
     cls = type(theirs.config)
     assert content.keys() <= {field.name for field in dataclasses.fields(cls)} | {"model_type"}
     assert content == {key: getattr(theirs.config, key) for key in content}
     planned = {
         tensor.name: tensor.shape
-        for tensor in untested_archs.tensors(KINDS[name][1], made.target.model, VOCAB)
+        for tensor in untested_archs.tensors(KINDS[name][1], prepared.target.model, VOCAB)
     }
     assert planned == {n: tuple(p.shape) for n, p in theirs.named_parameters()}
-    loader(tmp_path).initialize(theirs)
+    import_loader(tmp_path).initialize(theirs)
     stds = {
         n: g["init_std"]
-        for g in loader(tmp_path).SETTINGS["groups"]
+        for g in import_loader(tmp_path).SETTINGS["groups"]
         for n in planned
         for p in g["patterns"]
         if re.match(p, n)
@@ -139,52 +155,54 @@ def test_it_builds_with_the_shapes_and_stds_that_were_planned(
 LR = 1e-2
 
 
-def moved(transferred, name, folder, width, steps=4, scaled=True):
-    """RMS of what the last residual stream and the logits moved by in a few steps of AdamW."""
-    emitted(transferred, name, folder, {"width": width, "lr": LR, "parametrization.init_std": 0.1})
+def update_rms(transferred, name, folder, width, steps=4, scaled=True):
+    """RMS change of the last residual stream and of the logits in a few AdamW steps."""
+    emit_config(
+        transferred, name, folder, {"width": width, "lr": LR, "parametrization.init_std": 0.1}
+    )
     torch.manual_seed(0)
-    theirs, attach = built(config_of(folder)), loader(folder)
+    theirs, attach = build_model(config_of(folder)), import_loader(folder)
     attach.initialize(theirs)
     opt = attach.make_optimizer(theirs)
-    if not scaled:  # what is left of it in standard parametrization: one lr
+    if not scaled:  # standard parametrization: one lr for all tensors
         for group in opt.param_groups:
             group["lr"] = LR
-    tokens, targets, stream = drawn(), drawn(1), []
+    tokens, targets, streams = draw_tokens(), draw_tokens(1), []
     list(theirs.model.children())[-2].register_forward_pre_hook(
-        lambda _, args: stream.append(args[0].detach())
+        lambda _, args: streams.append(args[0].detach())
     )
 
-    def seen():
+    def outputs():
         with torch.no_grad():
             logits = theirs(tokens).logits
-        return stream[-1], logits
+        return streams[-1], logits
 
-    start = seen()
+    start = outputs()
     for _ in range(steps):
         opt.zero_grad()
         F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()).backward()
         opt.step()
     return [
         float((after - before).pow(2).mean().sqrt())
-        for before, after in zip(start, seen(), strict=True)
+        for before, after in zip(start, outputs(), strict=True)
     ]
 
 
 def slopes(transferred, name, folder, scaled=True):
-    """Exponents of width in that movement."""
+    """Exponents of width in `update_rms`."""
     widths = [32, 64, 128]
-    found = [
-        moved(transferred, name, folder / f"{name}{width}{scaled}", width, scaled=scaled)
+    updates = [
+        update_rms(transferred, name, folder / f"{name}{width}{scaled}", width, scaled=scaled)
         for width in widths
     ]
     return [
-        np.polyfit(np.log2(widths), np.log2(column), 1)[0] for column in zip(*found, strict=True)
+        np.polyfit(np.log2(widths), np.log2(column), 1)[0] for column in zip(*updates, strict=True)
     ]
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_it_learns_in_a_few_steps_is_no_matter_of_width(transferred, tmp_path, name):
-    """As it is of Granite, whose plan our own models were tested with; with one lr for all tensors it grows."""
+def test_updates_do_not_grow_with_width(transferred, tmp_path, name):
+    """The exponents equal those of Granite; with one lr for all tensors updates grow with width."""
     granite, ours, plain = (
         slopes(transferred, *of)
         for of in (("granite", tmp_path), (name, tmp_path), (name, tmp_path, False))
@@ -193,26 +211,27 @@ def test_what_it_learns_in_a_few_steps_is_no_matter_of_width(transferred, tmp_pa
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_it_is_written_when_forced_and_says_what_no_proxy_had(tiny, tmp_path, name):
+def test_a_forced_transfer_lists_what_no_proxy_had(tiny, tmp_path, name):
     with pytest.raises(
         UserError,
-        match=f"^format `{name}` has {UNTESTED[name]}, which no proxy can test: emit it anyway with --force",
+        match=f"^format `{name}` has {UNTESTED[name]}, which no proxy can test: emit it anyway "
+        f"with --force",
     ):
-        transfer(learned(tiny), tiny(WIDE), [name], tmp_path)
+        transfer(make_fit(tiny), tiny(WIDE), [name], tmp_path)
     assert not list(tmp_path.iterdir())
-    transfer(learned(tiny), tiny(WIDE), [name], tmp_path, force=True)
-    said = json.loads((tmp_path / name / "param_groups.json").read_text())["evidence"][
+    transfer(make_fit(tiny), tiny(WIDE), [name], tmp_path, force=True)
+    assumptions = json.loads((tmp_path / name / "param_groups.json").read_text())["evidence"][
         "assumptions"
     ]
     assert [
         line
-        for line in said
+        for line in assumptions
         if line.startswith("forced: no proxy had ") and "optimum is untested" in line
     ]
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "said"),
+    ("name", "settings", "message"),
     [
         (
             "minicpm3",
@@ -222,7 +241,8 @@ def test_it_is_written_when_forced_and_says_what_no_proxy_had(tiny, tmp_path, na
         (
             "minicpm3",
             {"model.head_dim": 4},
-            "^MiniCPM3 needs a `head_dim` and a `base_width` that are multiples of 8, but got head_dim=4",
+            "^MiniCPM3 needs a `head_dim` and a `base_width` that are multiples of 8, but got "
+            "head_dim=4",
         ),
         (
             "minicpm3",
@@ -246,22 +266,21 @@ def test_it_is_written_when_forced_and_says_what_no_proxy_had(tiny, tmp_path, na
         ),
     ],
 )
-def test_what_they_cannot_say_is_refused(transferred, tmp_path, name, settings, said):
-    with pytest.raises(UserError, match=said):
-        emitted(transferred, name, tmp_path, settings)
+def test_unsupported_settings_are_refused(transferred, tmp_path, name, settings, message):
+    with pytest.raises(UserError, match=message):
+        emit_config(transferred, name, tmp_path, settings)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_at_the_base_size_it_is_the_ordinary_config(transferred, tmp_path, name):
-    content = emitted(transferred, name, tmp_path, {"width": 32})
+    content = emit_config(transferred, name, tmp_path, {"width": 32})
     ordinary = (
         {"scale_emb": 1.0, "scale_depth": 2**0.5, "dim_model_base": 32}
         if name == "minicpm3"
         else {"lm_head_multiplier": 1.0, "key_multiplier": 1.0}
     )
-    assert {key: content[key] for key in ordinary} == pytest.approx(ordinary) and content[
-        "initializer_range"
-    ] == 0.2
+    assert {key: content[key] for key in ordinary} == pytest.approx(ordinary)
+    assert content["initializer_range"] == 0.2
     groups = json.loads((tmp_path / "param_groups.json").read_text())["groups"]
     assert {(group["lr"], group["eps"]) for group in groups} == {(0.005, 1e-8)}
