@@ -1,6 +1,8 @@
-"""A Slurm cluster of one node in a folder of its own: munged, slurmctld and slurmd of the Debian packages, without systemd.
+"""Runs a Slurm cluster of one node in its own folder, without systemd.
 
-`apt-get install slurmctld slurmd slurm-client munge`; `python tests/slurm_node.py FOLDER` runs one until it is interrupted.
+It uses munged, slurmctld and slurmd of the Debian packages:
+`apt-get install slurmctld slurmd slurm-client munge`.
+`python tests/slurm_node.py FOLDER` runs a cluster until it is interrupted.
 """
 
 import contextlib
@@ -59,10 +61,10 @@ def missing():
 
 def _ports(n):
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for one in found:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for one in sockets:
             one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in found]
+        return [one.getsockname()[1] for one in sockets]
 
 
 def _key(path):
@@ -72,7 +74,10 @@ def _key(path):
 
 @contextlib.contextmanager
 def node(folder, cpus=2):
-    """Runs the daemons in `folder`; yields the environment that reaches them. Stops them and their jobs at the end."""
+    """Runs the daemons in `folder` and yields the environment variables that clients need.
+
+    Stops the daemons and their jobs at the end.
+    """
     folder = Path(folder).resolve()
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
@@ -119,9 +124,14 @@ def _munge(folder):
 def _daemon(command, env, log):
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, env=env, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
+            command,
+            env=env,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
             preexec_fn=die_with_parent,  # a killed test leaves no daemon
-        )  # fmt: skip
+        )
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Failures during a sweep do not damage its record: kills, full disks, torn files, two drivers, clocks."""
+"""Kills, full disks, incomplete files, two drivers and clock jumps do not damage a record."""
 
 import errno
 import json
@@ -32,10 +32,13 @@ spec.loader.exec_module(chaos)
 
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
-    """Put a worker that answers at once in the place of the one that trains; `body` is what it does before it answers, in Python."""
+    """(trials, body, seconds) -> tasks; replaces the training worker by one that answers at once.
+
+    `body` is Python code that the worker runs before it answers.
+    """
     python = sys.executable
 
-    def planted(trials=4, body="pass", seconds=0.0):
+    def install(trials=4, body="pass", seconds=0.0):
         chaos.base_recipe(tmp_path)
         monkeypatch.setattr(sys, "executable", python)
         chaos.install_worker(tmp_path, trials, seconds)
@@ -47,67 +50,64 @@ def worker(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "executable", str(tmp_path / "worker"))
         return chaos.planted_tasks(tmp_path, trials)
 
-    return planted
+    return install
 
 
-def planted_losses(asked):
-    return {task.id: chaos.planted_trial(task).loss for task in asked}
+def planted_losses(tasks):
+    return {task.id: chaos.planted_trial(task).loss for task in tasks}
 
 
 def losses(table):
     return dict(zip(table["id"], table["loss"], strict=True))
 
 
-def set_engine(asked, **settings):
-    for task in asked:
+def set_engine(tasks, **settings):
+    for task in tasks:
         task.recipe = with_settings(
             task.recipe, {f"engine.{name}": value for name, value in settings.items()}
         )
-    return asked
+    return tasks
 
 
-# --- kills -----------------------------------------------------------------------------------------------------------
+# --- kills ----------------------------------------------------------------------------------------
 
 
 def test_a_sweep_that_is_killed_at_random_ends_as_if_it_had_not_been(worker, tmp_path, monkeypatch):
-    asked = worker(90, seconds=0.03)
+    tasks = worker(90, seconds=0.03)
     monkeypatch.undo()
     shm = set(os.listdir("/dev/shm"))
-    found = chaos.disturb(tmp_path, 90, kills=8, workers=2, seed=3, pause=0.08)
-    assert found.worker_kills and not (found.lost or found.twice or found.orphans)
+    outcome = chaos.disturb(tmp_path, 90, kills=8, workers=2, seed=3, pause=0.08)
+    assert outcome.worker_kills and not (outcome.lost or outcome.twice or outcome.orphans)
     record = read_jsonl(tmp_path / "sweeps/chaos.jsonl")
-    assert {trial.id: trial.loss for trial in record} == planted_losses(asked) and len(record) == 90
+    assert {trial.id: trial.loss for trial in record} == planted_losses(tasks) and len(record) == 90
     assert {path.suffix for path in (tmp_path / "sweeps").iterdir()} <= {".db", ".jsonl", ".logs"}
     assert not os.listdir(tmp_path / "tmp") and set(os.listdir("/dev/shm")) <= shm
 
 
 def test_training_that_is_killed_at_random_ends_as_if_it_had_not_been(tmp_path):
-    """Alone and in stacks, with checkpoints, one that diverges among them: to the last bit."""
-    asked = chaos.training_tasks(tmp_path, 6, steps=120)
+    """Records are bitwise equal; trials are stacked, have checkpoints, and one diverges."""
+    tasks = chaos.training_tasks(tmp_path, 6, steps=120)
     alone = [
         training.run_trial(task.recipe, "main", training.accelerator())[0]
-        for task in set_engine(asked, checkpoint_every=0)
+        for task in set_engine(tasks, checkpoint_every=0)
     ]
     shm = set(os.listdir("/dev/shm"))
-    found = chaos.disturb(tmp_path, 6, kills=2, workers=2, seed=2, pause=1.2, steps=120)
-    assert found.driver_kills + found.worker_kills and not (
-        found.lost or found.twice or found.orphans
-    )
+    outcome = chaos.disturb(tmp_path, 6, kills=2, workers=2, seed=2, pause=1.2, steps=120)
+    assert outcome.driver_kills + outcome.worker_kills
+    assert not (outcome.lost or outcome.twice or outcome.orphans)
     (tmp_path / "alone/sweeps").mkdir(parents=True)
     store = Store(tmp_path / "alone/sweeps/chaos")
     for trial in alone:
         store.put(trial)
     store.export()
     store.close()
-    assert (
-        chaos.reproducible_record(tmp_path) == chaos.reproducible_record(tmp_path / "alone")
-        and len(alone) == 6
-    )
+    assert chaos.reproducible_record(tmp_path) == chaos.reproducible_record(tmp_path / "alone")
+    assert len(alone) == 6
     assert not chaos.leftover_files(tmp_path) and set(os.listdir("/dev/shm")) <= shm
 
 
 def test_a_driver_killed_while_it_records_loses_and_repeats_nothing(worker, tmp_path, monkeypatch):
-    asked = worker(100, seconds=0.01)
+    tasks = worker(100, seconds=0.01)
     monkeypatch.undo()
     command = [
         sys.executable,
@@ -123,17 +123,23 @@ def test_a_driver_killed_while_it_records_loses_and_repeats_nothing(worker, tmp_
         wait_for(lambda: len(chaos.read_lines(tmp_path)) >= 5)
         driver.kill()
     before, position = chaos.read_lines(tmp_path), (tmp_path / "started").stat().st_size
-    found = chaos.disturb(tmp_path, 100, kills=0)
+    outcome = chaos.disturb(tmp_path, 100, kills=0)
     started = (tmp_path / "started").read_text()[position:].split()
     after = chaos.read_lines(tmp_path)
-    assert 5 <= len(before) < 100 and before.items() <= after.items() and not found.lost
-    assert sorted(started) == sorted(after.keys() - before.keys()) and len(after) == len(asked)
+    assert 5 <= len(before) < 100 and before.items() <= after.items() and not outcome.lost
+    assert sorted(started) == sorted(after.keys() - before.keys()) and len(after) == len(tasks)
 
 
-def test_a_stopped_worker_goes_with_its_killed_driver(worker, tmp_path, monkeypatch):
-    """It cannot read the end of its input, so the kernel must kill it."""
-    code = "import time; from scaletune.sweeping.engines.parent_death import die_with_parent; die_with_parent(); print(1, flush=True); time.sleep(600)"
-    parent = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {code!r}]); print(p.pid, flush=True); time.sleep(600)"
+def test_a_stopped_worker_is_killed_with_its_driver(worker, tmp_path, monkeypatch):
+    """A stopped process cannot read the end of its input, so the kernel must kill it."""
+    code = (
+        "import time; from scaletune.sweeping.engines.parent_death import die_with_parent; "
+        "die_with_parent(); print(1, flush=True); time.sleep(600)"
+    )
+    parent = (
+        f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {code!r}]); "
+        "print(p.pid, flush=True); time.sleep(600)"
+    )
     import psutil
 
     with subprocess.Popen(
@@ -146,77 +152,85 @@ def test_a_stopped_worker_goes_with_its_killed_driver(worker, tmp_path, monkeypa
         assert psutil.wait_procs([child], timeout=PATIENCE)[1] == []
 
 
-# --- trials that are lost --------------------------------------------------------------------------------------------
+# --- lost trials ----------------------------------------------------------------------------------
 
 
-def once(tmp_path, does):
-    """What a worker does the first time alone."""
-    return f"flag = {str(tmp_path / 'flag')!r}\nif not os.path.exists(flag):\n    open(flag, 'w').close()\n    {does}"
+def first_time_only(tmp_path, does):
+    """Code for a worker that runs `does` the first time only."""
+    return (
+        f"flag = {str(tmp_path / 'flag')!r}\n"
+        "if not os.path.exists(flag):\n"
+        "    open(flag, 'w').close()\n"
+        f"    {does}"
+    )
 
 
 def test_a_worker_that_hangs_is_replaced_and_its_trial_trained(worker, tmp_path, capsys):
-    asked = set_engine(worker(2, once(tmp_path, "time.sleep(600)")), patience=0.5)
-    assert losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)) == planted_losses(asked)
+    tasks = set_engine(worker(2, first_time_only(tmp_path, "time.sleep(600)")), patience=0.5)
+    assert losses(sweeping.train_all(tasks, tmp_path / "sweeps/chaos", 1)) == planted_losses(tasks)
     assert "its worker sent no message for " in capsys.readouterr().err
 
 
 def test_a_worker_that_always_hangs_is_a_failed_trial(worker, tmp_path):
-    asked = set_engine(
+    tasks = set_engine(
         worker(
             1, "sys.stderr.write('loading\\nnearly there\\n'); sys.stderr.flush(); time.sleep(600)"
         ),
         patience=0.3,
         retries=1,
     )
-    (trial,) = sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1).itertuples()
+    (trial,) = sweeping.train_all(tasks, tmp_path / "sweeps/chaos", 1).itertuples()
     assert trial.status == "failed" and trial.message.startswith("its worker sent no message for ")
     assert trial.message.endswith("; last log lines: loading / nearly there (exit status -9)")
     log = (tmp_path / f"sweeps/chaos.logs/{trial.id}.log").read_text()
-    assert (
-        log.count("nearly there") == 2
-        and "try 1: lost: its worker sent" in log
-        and "try 2: lost" in log
-    )
+    assert log.count("nearly there") == 2
+    assert "try 1: lost: its worker sent" in log
+    assert "try 2: lost" in log
 
 
 @pytest.mark.parametrize(
     "words", ["MemoryError", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"]
 )
-def test_out_of_memory_halves_the_micro_batch_and_says_so(worker, tmp_path, capsys, words):
-    seen = "open(flag + 'seen', 'a').write(str(json.loads(line)['recipe']['engine']['accumulation']) + ' ')"
-    asked = worker(
-        1, f"flag = {str(tmp_path / 'flag')!r}\n{seen}\n" + once(tmp_path, f"sys.exit({words!r})")
+def test_out_of_memory_halves_the_micro_batch_with_a_message(worker, tmp_path, capsys, words):
+    seen = (
+        "open(flag + 'seen', 'a')"
+        ".write(str(json.loads(line)['recipe']['engine']['accumulation']) + ' ')"
     )
-    assert losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)) == planted_losses(asked)
+    tasks = worker(
+        1,
+        f"flag = {str(tmp_path / 'flag')!r}\n{seen}\n"
+        + first_time_only(tmp_path, f"sys.exit({words!r})"),
+    )
+    assert losses(sweeping.train_all(tasks, tmp_path / "sweeps/chaos", 1)) == planted_losses(tasks)
     assert (tmp_path / "flagseen").read_text() == "1 2 "
     assert (
-        f"trial {asked[0].id}, try 1: out of memory; retried with engine.accumulation = 2"
+        f"trial {tasks[0].id}, try 1: out of memory; retried with engine.accumulation = 2"
         in capsys.readouterr().err
     )
 
 
-def test_only_the_kernel_makes_a_kill_a_lack_of_memory(monkeypatch):
-    """After SIGKILL the trial is retried unchanged; memory ran out only if the kernel counted a kill."""
+def test_sigkill_is_out_of_memory_only_if_the_kernel_counted_an_oom_kill(monkeypatch):
+    """After another SIGKILL, the trial is retried unchanged."""
     assert not out_of_memory.ran_out_of_memory("", -9, out_of_memory.kernel_kills())
     monkeypatch.setattr(out_of_memory, "kernel_kills", lambda: 8)
-    assert (
-        out_of_memory.ran_out_of_memory("", -9, 7)
-        and not out_of_memory.ran_out_of_memory("", -9, 8)
-        and not out_of_memory.ran_out_of_memory("", 1, 7)
-    )
+    assert out_of_memory.ran_out_of_memory("", -9, 7)
+    assert not out_of_memory.ran_out_of_memory("", -9, 8)
+    assert not out_of_memory.ran_out_of_memory("", 1, 7)
 
 
 def test_micro_batches_are_halved_while_rows_halve(tiny):
-    found, recipe = [], tiny()  # 8 rows
+    accumulations, recipe = [], tiny()  # 8 rows
     while recipe := out_of_memory.halve_micro_batches(recipe):
-        found.append(recipe.engine.accumulation)
-    assert found == [2, 4, 8]
+        accumulations.append(recipe.engine.accumulation)
+    assert accumulations == [2, 4, 8]
 
 
 def test_no_secret_reaches_a_record_or_a_log(worker, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijkl")
-    says = "sys.exit('cannot read s3://me:hunter2pass@host/x with ' + os.environ['HF_TOKEN'])"
-    table = sweeping.train_all(set_engine(worker(1, says), retries=0), tmp_path / "sweeps/chaos", 1)
+    failure = "sys.exit('cannot read s3://me:hunter2pass@host/x with ' + os.environ['HF_TOKEN'])"
+    table = sweeping.train_all(
+        set_engine(worker(1, failure), retries=0), tmp_path / "sweeps/chaos", 1
+    )
     assert table["message"][0].endswith(
         "last log lines: cannot read s3://***@host/x with *** (exit status 1)"
     )
@@ -226,47 +240,45 @@ def test_no_secret_reaches_a_record_or_a_log(worker, tmp_path, monkeypatch):
     assert b"cannot read" in kept and b"abcdefghijkl" not in kept and b"hunter2" not in kept
 
 
-def test_no_shell_reads_what_a_recipe_says(worker, tmp_path, monkeypatch):
+def test_no_shell_interprets_strings_of_a_recipe(worker, tmp_path, monkeypatch):
     name = "a; touch hacked; $(touch hacked) `touch hacked`"
-    asked = set_engine(worker(2), runs=f"{tmp_path}/{name}")
+    tasks = set_engine(worker(2), runs=f"{tmp_path}/{name}")
     monkeypatch.chdir(tmp_path)
-    assert losses(sweeping.train_all(asked, tmp_path / "sweeps" / name, 1)) == planted_losses(asked)
+    assert losses(sweeping.train_all(tasks, tmp_path / "sweeps" / name, 1)) == planted_losses(tasks)
     assert sweeping.status(name, out=tmp_path)["done"] == 2 and not list(tmp_path.rglob("hacked"))
 
 
-def test_runs_lie_beside_sweeps(worker, tmp_path):
-    asked = worker(2)
-    set_engine(asked[1:], runs=str(tmp_path / "elsewhere"))
-    sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)
-    assert [task.recipe.engine.runs for task in asked] == [
+def test_the_runs_folder_is_beside_the_sweeps_folder(worker, tmp_path):
+    tasks = worker(2)
+    set_engine(tasks[1:], runs=str(tmp_path / "elsewhere"))
+    sweeping.train_all(tasks, tmp_path / "sweeps/chaos", 1)
+    assert [task.recipe.engine.runs for task in tasks] == [
         str(tmp_path / "runs"),
         str(tmp_path / "elsewhere"),
     ]
 
 
-def test_a_search_is_told_of_every_trial_and_may_want_more(worker, tmp_path):
-    asked, told = worker(6), []
+def test_a_search_callback_gets_every_trial_and_may_add_more(worker, tmp_path):
+    tasks, reported = worker(6), []
 
     def then(trial):
-        told.append(trial.id)
-        return asked[len(told) : len(told) + 1]
+        reported.append(trial.id)
+        return tasks[len(reported) : len(reported) + 1]
 
-    table = sweeping.train_all(asked[:1], tmp_path / "sweeps/chaos", 2, then=then)
-    assert losses(table) == planted_losses(asked) and sorted(told) == sorted(
-        task.id for task in asked
-    )
-    again, told[:] = told[:], []
-    assert sweeping.train_all(asked[:1], tmp_path / "sweeps/chaos", 2, then=then).equals(
-        table
-    ) and sorted(told) == sorted(again)
+    table = sweeping.train_all(tasks[:1], tmp_path / "sweeps/chaos", 2, then=then)
+    assert losses(table) == planted_losses(tasks)
+    assert sorted(reported) == sorted(task.id for task in tasks)
+    again, reported[:] = reported[:], []
+    assert sweeping.train_all(tasks[:1], tmp_path / "sweeps/chaos", 2, then=then).equals(table)
+    assert sorted(reported) == sorted(again)
 
 
-# --- interrupts, two drivers, other terminals ------------------------------------------------------------------------
+# --- interrupts, two drivers, other terminals -----------------------------------------------------
 
 
 @pytest.fixture
 def under_way(worker, tmp_path, monkeypatch):
-    """A driver of its own process that has recorded a trial and is at others."""
+    """A driver in its own process that has recorded a trial and is training others."""
     worker(40, seconds=0.4)
     monkeypatch.undo()
     command = [
@@ -288,7 +300,10 @@ def under_way(worker, tmp_path, monkeypatch):
 def test_a_second_driver_is_refused_and_the_first_one_unharmed(under_way, tmp_path):
     with pytest.raises(
         UserError,
-        match=rf"^sweep `chaos` must have one driver, but process {under_way.pid} on \S+ has driven it since 20",
+        match=(
+            rf"^sweep `chaos` must have one driver, but process {under_way.pid} on \S+ has "
+            r"driven it since 20"
+        ),
     ):
         sweeping.train_all([], tmp_path / "sweeps/chaos")
     now = wait_for(
@@ -298,46 +313,38 @@ def test_a_second_driver_is_refused_and_the_first_one_unharmed(under_way, tmp_pa
             and now
         )
     )
-    assert (
-        now["driver"]["pid"] == under_way.pid
-        and now["wanted"] == 40
-        and now["recorded"] == now["done"] >= 1
-    )
+    assert now["driver"]["pid"] == under_way.pid
+    assert now["wanted"] == 40
+    assert now["recorded"] == now["done"] >= 1
     assert {row["id"] for row in now["running"]} <= {
         task.id for task in chaos.planted_tasks(tmp_path, 40)
-    } and len(now["running"]) <= 2
-    recorded = [
-        trial.loss for trial in read_store(tmp_path / "sweeps/chaos.db")[0]
-    ]  # a moment later: there may be more
-    assert (
-        now["best"]["loss"] in recorded
-        and sum(loss < now["best"]["loss"] for loss in recorded) <= len(recorded) - now["recorded"]
-    )
+    }
+    assert len(now["running"]) <= 2
+    # read a moment later, so there may be more trials
+    recorded = [trial.loss for trial in read_store(tmp_path / "sweeps/chaos.db")[0]]
+    assert now["best"]["loss"] in recorded
+    assert sum(loss < now["best"]["loss"] for loss in recorded) <= len(recorded) - now["recorded"]
     workers = chaos.list_workers(under_way.pid)
-    under_way.send_signal(
-        signal.SIGINT
-    )  # the first interrupt: the record is written, the workers are gone
+    # after the first interrupt the record is written and the workers are stopped
+    under_way.send_signal(signal.SIGINT)
     under_way.wait(PATIENCE)
-    assert under_way.returncode == -signal.SIGINT and not [
-        worker for worker in workers if worker.is_running()
-    ]
+    assert under_way.returncode == -signal.SIGINT
+    assert not [worker for worker in workers if worker.is_running()]
     assert {trial.id for trial in read_jsonl(tmp_path / "sweeps/chaos.jsonl")} == chaos.read_lines(
         tmp_path
     ).keys()
     now = sweeping.status(tmp_path / "sweeps/chaos.db")
-    assert (
-        now["driver"] is None
-        and now["running"] == []
-        and not (tmp_path / "sweeps/chaos.lock").exists()
-    )
+    assert now["driver"] is None
+    assert now["running"] == []
+    assert not (tmp_path / "sweeps/chaos.lock").exists()
 
 
-def test_of_two_drivers_at_once_one_trains(worker, tmp_path):
-    asked, ends = worker(3, seconds=0.3), []
+def test_only_one_of_two_simultaneous_drivers_trains(worker, tmp_path):
+    tasks, ends = worker(3, seconds=0.3), []
 
     def drive():
         try:
-            ends.append(losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 1)))
+            ends.append(losses(sweeping.train_all(tasks, tmp_path / "sweeps/chaos", 1)))
         except UserError as error:
             ends.append(str(error))
 
@@ -347,11 +354,11 @@ def test_of_two_drivers_at_once_one_trains(worker, tmp_path):
     for thread in threads:
         thread.join(PATIENCE)
     refused, trained = sorted(ends, key=lambda end: isinstance(end, dict))
-    assert "must have one driver" in refused and trained == planted_losses(asked)
+    assert "must have one driver" in refused and trained == planted_losses(tasks)
     assert len((tmp_path / "started").read_text().split()) == 3
 
 
-def test_the_lock_of_the_dead_is_taken_over(tmp_path):
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
     stem = tmp_path / "sweep"
     stem.with_suffix(".lock").write_text(json.dumps({"pid": 1, "host": "here", "since": "2020"}))
     with (
@@ -384,27 +391,26 @@ def test_a_driver_of_another_machine_is_known_by_its_heartbeat(tmp_path):
 
 def test_a_clock_that_jumps_changes_nothing(worker, tmp_path, monkeypatch):
     """The wall clock jumps by years; patience, progress and ETA use the monotonic clock."""
-    asked, jumps = worker(4), iter([1e9, -1e9] * 1000)
+    tasks, jumps = worker(4), iter([1e9, -1e9] * 1000)
     monkeypatch.setattr(time, "time", lambda: 1.8e9 + next(jumps))
     monkeypatch.setattr(progress, "BEAT", 0.0)
-    assert losses(sweeping.train_all(asked, tmp_path / "sweeps/chaos", 2)) == planted_losses(asked)
+    assert losses(sweeping.train_all(tasks, tmp_path / "sweeps/chaos", 2)) == planted_losses(tasks)
     assert len((tmp_path / "started").read_text().split()) == 4
-    assert (
-        sweeping.train_all(asked, tmp_path / "sweeps/chaos", 2)["status"].tolist() == ["done"] * 4
-    )
+    table = sweeping.train_all(tasks, tmp_path / "sweeps/chaos", 2)
+    assert table["status"].tolist() == ["done"] * 4
 
 
-# --- disks -----------------------------------------------------------------------------------------------------------
+# --- disks ----------------------------------------------------------------------------------------
 
 
-def full(*_):
+def raise_disk_full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_disk_that_is_full_is_one_sentence_and_costs_one_trial(worker, tmp_path):
-    """SQLite may not use more pages than it has, as on a full disk."""
-    asked, stem = worker(6), tmp_path / "sweeps/chaos"
-    sweeping.train_all(asked[:2], stem, 1)
+def test_a_full_disk_is_a_user_error_and_costs_one_trial(worker, tmp_path):
+    """A limit on the pages of SQLite has the effect of a full disk."""
+    tasks, stem = worker(6), tmp_path / "sweeps/chaos"
+    sweeping.train_all(tasks[:2], stem, 1)
     store = Store(stem)
     store._db.execute(
         f"PRAGMA max_page_count = {store._db.execute('PRAGMA page_count').fetchone()[0]}"
@@ -413,20 +419,18 @@ def test_a_disk_that_is_full_is_one_sentence_and_costs_one_trial(worker, tmp_pat
         UserError,
         match=r"`.*chaos.db` must be a writable SQLite file, but database or disk is full",
     ):
-        for task in asked[2:]:
+        for task in tasks[2:]:
             store.put(chaos.planted_trial(task), [i / 7 for i in range(5000)])
     store.close()
     before = chaos.read_lines(tmp_path)
     assert len(before) >= 2
-    assert (
-        losses(sweeping.train_all(asked, stem, 1)) == planted_losses(asked)
-        and before.items() <= chaos.read_lines(tmp_path).items()
-    )
+    assert losses(sweeping.train_all(tasks, stem, 1)) == planted_losses(tasks)
+    assert before.items() <= chaos.read_lines(tmp_path).items()
 
 
 def test_a_record_that_cannot_be_written_stays_as_it_was(worker, tmp_path, monkeypatch):
-    asked, stem = worker(2), tmp_path / "sweeps/chaos"
-    sweeping.train_all(asked[:1], stem, 1)
+    tasks, stem = worker(2), tmp_path / "sweeps/chaos"
+    sweeping.train_all(tasks[:1], stem, 1)
     before = (tmp_path / "sweeps/chaos.jsonl").read_bytes()
     with (
         monkeypatch.context() as patch,
@@ -434,22 +438,19 @@ def test_a_record_that_cannot_be_written_stays_as_it_was(worker, tmp_path, monke
             UserError, match=r"chaos.jsonl` must be writable, but No space left on device"
         ),
     ):
-        patch.setattr(files.os, "fsync", full)
-        sweeping.train_all(asked, stem, 1)
-    assert (tmp_path / "sweeps/chaos.jsonl").read_bytes() == before and len(
-        chaos.read_lines(tmp_path)
-    ) == 2
+        patch.setattr(files.os, "fsync", raise_disk_full)
+        sweeping.train_all(tasks, stem, 1)
+    assert (tmp_path / "sweeps/chaos.jsonl").read_bytes() == before
+    assert len(chaos.read_lines(tmp_path)) == 2
     assert {path.name for path in (tmp_path / "sweeps").iterdir()} == {"chaos.db", "chaos.jsonl"}
-    assert (
-        len(read_jsonl(tmp_path / "sweeps/chaos.jsonl")) == 1
-        and len(sweeping.train_all(asked, stem, 1)) == 2
-    )
+    assert len(read_jsonl(tmp_path / "sweeps/chaos.jsonl")) == 1
+    assert len(sweeping.train_all(tasks, stem, 1)) == 2
     assert len(read_jsonl(tmp_path / "sweeps/chaos.jsonl")) == 2
 
 
 @pytest.fixture
 def read_only():
-    """A folder that this process may read and not write, root too: (folder, what to call to be that process)."""
+    """(folder, function that removes write permission for this process, also for root)."""
     with tempfile.TemporaryDirectory() as name:
         folder, root = Path(name), os.geteuid() == 0
 
@@ -457,7 +458,7 @@ def read_only():
             for path in (folder, *folder.iterdir()):
                 path.chmod(0o555)
             if root:
-                os.seteuid(65534)  # nobody's
+                os.seteuid(65534)  # nobody
 
         yield folder, close
         if root:
@@ -465,7 +466,7 @@ def read_only():
         folder.chmod(0o755)
 
 
-def test_a_read_only_folder_is_read_and_not_driven(read_only, tmp_path):
+def test_a_read_only_folder_can_be_read_but_not_trained_into(read_only, tmp_path):
     folder, close = read_only
     task = chaos.planted_tasks(tmp_path, 1)[0]
     store = Store(folder / "sweep")
@@ -473,60 +474,58 @@ def test_a_read_only_folder_is_read_and_not_driven(read_only, tmp_path):
     store.export()
     store.close()
     close()
-    assert (
-        len(read_trials(folder / "sweep.db")) == sweeping.status(folder / "sweep.db")["done"] == 1
-    )
+    assert len(read_trials(folder / "sweep.db")) == 1
+    assert sweeping.status(folder / "sweep.db")["done"] == 1
     with pytest.raises(UserError, match=r"sweep.lock` must be writable, but Permission denied"):
         sweeping.train_all([task], folder / "sweep")
     with pytest.raises(UserError, match=r"sweep.db` must be a writable SQLite file, but "):
         Store(folder / "sweep").put(chaos.planted_trial(task))
 
 
-def test_a_truncated_store_is_one_sentence_and_the_record_the_way_out(worker, tmp_path):
-    asked, stem = worker(40), tmp_path / "sweeps/chaos"
-    table = sweeping.train_all(asked, stem, 2)
+def test_a_truncated_store_is_a_user_error_and_is_restored_from_the_record(worker, tmp_path):
+    tasks, stem = worker(40), tmp_path / "sweeps/chaos"
+    table = sweeping.train_all(tasks, stem, 2)
     path = tmp_path / "sweeps/chaos.db"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     for act in (
-        lambda: sweeping.train_all(asked, stem, 2),
+        lambda: sweeping.train_all(tasks, stem, 2),
         lambda: read_trials(path),
         lambda: sweeping.status(path),
     ):
         with pytest.raises(
             UserError,
-            match=r"chaos.db` must be .*malformed; `chaos.jsonl` is not damaged: move the .db away and resume with",
+            match=(
+                r"chaos.db` must be .*malformed; `chaos.jsonl` is not damaged: move the .db "
+                r"away and resume with"
+            ),
         ):
             act()
     path.unlink()
-    assert (
-        sweeping.train_all(asked, stem, 2, adopt=True).equals(table)
-        and len((tmp_path / "started").read_text().split()) == 40
-    )
+    assert sweeping.train_all(tasks, stem, 2, adopt=True).equals(table)
+    assert len((tmp_path / "started").read_text().split()) == 40
 
 
-def test_a_torn_record_is_said_and_mended_at_the_next_stop(worker, tmp_path, capsys):
-    asked, stem, record = worker(3), tmp_path / "sweeps/chaos", tmp_path / "sweeps/chaos.jsonl"
-    sweeping.train_all(asked, stem, 1)
+def test_an_incomplete_record_gives_a_message_and_is_rewritten(worker, tmp_path, capsys):
+    tasks, stem, record = worker(3), tmp_path / "sweeps/chaos", tmp_path / "sweeps/chaos.jsonl"
+    sweeping.train_all(tasks, stem, 1)
     whole = record.read_bytes()
     record.write_bytes(whole[:-100])
     assert len(read_jsonl(record)) == 2
     assert capsys.readouterr().err.endswith(
         f"the last line of `{record}` is incomplete and was left out; 2 lines were read\n"
     )
-    sweeping.train_all(asked, stem, 1)
+    sweeping.train_all(tasks, stem, 1)
     assert record.read_bytes() == whole
 
 
-# --- size ------------------------------------------------------------------------------------------------------------
+# --- size -----------------------------------------------------------------------------------------
 
 
-def test_a_sweep_that_is_recorded_is_resumed_without_writing_or_reading_it_twice(
-    worker, tmp_path, monkeypatch
-):
+def test_a_recorded_sweep_is_resumed_with_one_read_and_no_write(worker, tmp_path, monkeypatch):
     """Each requested trial is parsed once; there is no export and no transaction per trial."""
-    asked, stem = worker(30), tmp_path / "sweeps/chaos"
+    tasks, stem = worker(30), tmp_path / "sweeps/chaos"
     store = Store(stem)
-    for task in asked:
+    for task in tasks:
         store.put(replace(chaos.planted_trial(task)))
     store.export()
     store.close()
@@ -539,14 +538,12 @@ def test_a_sweep_that_is_recorded_is_resumed_without_writing_or_reading_it_twice
 
     monkeypatch.setattr(sqlite3, "connect", watched)
     monkeypatch.setattr(store_module, "write_atomically", None)
-    assert len(sweeping.train_all(asked, stem)) == 30
-    assert (
-        len(statements) < 30
-        and sum("SELECT id, line" in statement for statement in statements) == 1
-    )
+    assert len(sweeping.train_all(tasks, stem)) == 30
+    assert len(statements) < 30
+    assert sum("SELECT id, line" in statement for statement in statements) == 1
 
 
-def test_points_of_one_shape_are_judged_and_their_corpus_looked_at_once(tmp_path, monkeypatch):
+def test_costs_and_data_checks_run_once_per_shape(tmp_path, monkeypatch):
     """Checks and costs are computed per shape, not per point."""
     recipe, judged, loaded = chaos.base_recipe(tmp_path), [], []
     points = recipes.points(
@@ -563,18 +560,18 @@ def test_points_of_one_shape_are_judged_and_their_corpus_looked_at_once(tmp_path
 
 
 def test_a_driver_parses_a_recorded_trial_once(tmp_path, monkeypatch):
-    """A search looks at the record after every wave."""
-    asked, read = chaos.planted_tasks(tmp_path, 3), []
+    """A search reads the record after every wave."""
+    tasks, read = chaos.planted_tasks(tmp_path, 3), []
     store = Store(tmp_path / "sweep")
     monkeypatch.setattr(
         store_module,
         "parse_line",
         lambda *a, parse=store_module.parse_line: read.append(a) or parse(*a),
     )
-    for i, task in enumerate(asked):
+    for i, task in enumerate(tasks):
         store.put(chaos.planted_trial(task))
         assert len(store.trials()) == len(read) == i + 1
-    store.delete([asked[0].id])
-    store.put(replace(chaos.planted_trial(asked[0]), loss=7.0))
+    store.delete([tasks[0].id])
+    store.put(replace(chaos.planted_trial(tasks[0]), loss=7.0))
     assert sorted(trial.loss == 7 for trial in store.trials()) == [False, False, True]
     store.close()

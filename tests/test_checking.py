@@ -1,4 +1,4 @@
-"""The coordinate check passes correct parametrizations, fails wrong ones, and names planted bugs."""
+"""The coordinate check passes correct parametrizations and names planted bugs in wrong ones."""
 
 import math
 from dataclasses import replace
@@ -18,7 +18,7 @@ SETTINGS = {"parametrization.init_std": 0.08, "lr": 3e-3, "optimizer.weight_deca
 
 
 def slopes(result, step=None):
-    """activation -> its slope at a step, or the largest |slope| at the judged ones."""
+    """activation -> its slope at a step, or its largest |slope| over the steps after the first."""
     judged = [row for row in result["slopes"] if (row["step"] == step if step else row["step"] > 1)]
     return {
         row["activation"]: max(
@@ -30,14 +30,14 @@ def slopes(result, step=None):
 
 
 @pytest.fixture(scope="module")
-def checked(tiny):
-    """form -> the check of it, each carried out once."""
-    done = {}
+def check_form(tiny):
+    """form -> its check; each form is checked once."""
+    results = {}
 
     def check(form):
-        if form not in done:
-            done[form] = checking.check(tiny(SETTINGS | {"form": form}), WIDTHS, SEEDS)
-        return done[form]
+        if form not in results:
+            results[form] = checking.check(tiny(SETTINGS | {"form": form}), WIDTHS, SEEDS)
+        return results[form]
 
     return check
 
@@ -45,65 +45,106 @@ def checked(tiny):
 @pytest.mark.parametrize(
     "form", ["mup", "mup_t3", "mup_t8", "mup_t9", "mean_field", "sp_per_layer", "ntk"]
 )
-def test_forms_with_per_tensor_learning_rates_pass(checked, form):
-    assert checked(form)["verdict"] == "pass", slopes(checked(form))
-    assert checked(form)["diagnosis"] == [] and checked(form)["caveats"] == rules.caveats(
-        form, "adamw"
-    )
+def test_forms_with_per_tensor_learning_rates_pass(check_form, form):
+    assert check_form(form)["verdict"] == "pass", slopes(check_form(form))
+    assert check_form(form)["diagnosis"] == []
+    assert check_form(form)["caveats"] == rules.caveats(form, "adamw")
 
 
-def test_one_lr_for_all_tensors_fails(checked):
-    """Standard practice: every layer moves further the wider it is (arXiv:2203.03466, Fig. 5)."""
-    found = slopes(checked("sp"))
-    assert checked("sp")["verdict"] == "fail"
-    assert found["residual"] > 0.8 and found["logits"] > 0.8 and abs(found["embedding"]) < 0.3
+def test_one_lr_for_all_tensors_fails(check_form):
+    """In standard parametrization, updates grow with width (arXiv:2203.03466, Fig. 5)."""
+    slope = slopes(check_form("sp"))
+    assert check_form("sp")["verdict"] == "fail"
+    assert slope["residual"] > 0.8 and slope["logits"] > 0.8 and abs(slope["embedding"]) < 0.3
 
 
-def test_forms_of_mup_are_one_algorithm(checked):
-    """The same slopes to rounding; eps is far below the gradients here, and there is no clipping in the check."""
-    expected = [row["slope"] for row in checked("mup")["slopes"]]
+def test_forms_of_mup_are_the_same_algorithm(check_form):
+    """The slopes are equal to rounding: eps is far below the gradients, and nothing is clipped."""
+    expected = [row["slope"] for row in check_form("mup")["slopes"]]
     for form in ("mup_t3", "mup_t9", "mean_field"):
-        assert [row["slope"] for row in checked(form)["slopes"]] == pytest.approx(
+        assert [row["slope"] for row in check_form(form)["slopes"]] == pytest.approx(
             expected, abs=0.02
         )
 
 
-def only(role, change):
+def change_role(role, change):
     return lambda row, m: change(row, m) if row.role == role else row
 
 
-def overwritten(row, m):
+def overwrite_lr(row, m):
     return replace(row, lr=SETTINGS["lr"])
 
 
-PLANTED = {  # what of the plan, or of the multipliers, is wrong; its name; the slopes it leaves, (activation, step) -> (about, within)
+# bug: (change of a plan row, changed multipliers, name in the diagnosis,
+#       {(activation, step): (expected slope, tolerance)})
+PLANTED = {
     "readout": (
-        only("out", lambda row, m: replace(row, lr=row.lr / m)), {}, "readout lr divided by m twice",
-        {("logits", 1): (-1.0, 0.15), ("logits", 4): (-1.0, 0.15), ("residual", 4): (0, 0.1), ("embedding", 4): (0, 0.1)},
+        change_role("out", lambda row, m: replace(row, lr=row.lr / m)),
+        {},
+        "readout lr divided by m twice",
+        {
+            ("logits", 1): (-1.0, 0.15),
+            ("logits", 4): (-1.0, 0.15),
+            ("residual", 4): (0, 0.1),
+            ("embedding", 4): (0, 0.1),
+        },
     ),
     "hidden": (
-        only("hid", lambda row, m: replace(row, lr=row.lr * m)), {}, "hidden lr not scaled",
-        {("residual", 1): (0, 0.01), ("residual", 4): (1.03, 0.2), ("residual", 10): (1.09, 0.3), ("logits", 1): (0, 0.1)},
+        change_role("hid", lambda row, m: replace(row, lr=row.lr * m)),
+        {},
+        "hidden lr not scaled",
+        {
+            ("residual", 1): (0, 0.01),
+            ("residual", 4): (1.03, 0.2),
+            ("residual", 10): (1.09, 0.3),
+            ("logits", 1): (0, 0.1),
+        },
     ),
-    "overwritten": (overwritten, {}, "hidden lr not scaled", {("residual", 4): (1.03, 0.2), ("logits", 1): (0, 0.1)}),
+    "overwritten": (
+        overwrite_lr,
+        {},
+        "hidden lr not scaled",
+        {("residual", 4): (1.03, 0.2), ("logits", 1): (0, 0.1)},
+    ),
     "output multiplier": (
-        lambda row, m: row, {"logits": 1.0}, "output multiplier missing",
+        lambda row, m: row,
+        {"logits": 1.0},
+        "output multiplier missing",
         {("logits", 1): (0.97, 0.1), ("residual", 4): (0, 0.1), ("embedding", 4): (0, 0.1)},
     ),
     "embedding": (
-        only("emb", lambda row, m: replace(row, lr=row.lr / m)), {}, "embedding lr divided by m",
-        {("embedding", 4): (-1.0, 0.1), ("embedding", 10): (-1.0, 0.1), ("residual", 4): (0, 0.1), ("logits", 4): (0, 0.1)},
+        change_role("emb", lambda row, m: replace(row, lr=row.lr / m)),
+        {},
+        "embedding lr divided by m",
+        {
+            ("embedding", 4): (-1.0, 0.1),
+            ("embedding", 10): (-1.0, 0.1),
+            ("residual", 4): (0, 0.1),
+            ("logits", 4): (0, 0.1),
+        },
     ),
-    "eps": (  # how far depends on eps over the gradient: here a whole power at step 4, half at most where the logits' gradient is larger
-        lambda row, m: replace(row, eps=1e-2), {}, "eps large and unscaled",
-        {("embedding", 4): (-1.0, 0.2), ("residual", 4): (-1.0, 0.2), ("final", 4): (-1.0, 0.2), ("logits", 4): (-0.6, 0.2)},
+    # the slope depends on eps over the gradient: about -1 at step 4, less for logits,
+    # whose gradients are larger
+    "eps": (
+        lambda row, m: replace(row, eps=1e-2),
+        {},
+        "eps large and unscaled",
+        {
+            ("embedding", 4): (-1.0, 0.2),
+            ("residual", 4): (-1.0, 0.2),
+            ("final", 4): (-1.0, 0.2),
+            ("logits", 4): (-0.6, 0.2),
+        },
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
-def planted(tiny, monkeypatch):
-    """(change, multipliers, settings) -> the check over four widths of a plan changed row by row, m the width over the base model's."""
+def check_with_bug(tiny, monkeypatch):
+    """(change, multipliers, settings) -> the check of a changed plan over four widths.
+
+    `change(row, m)` returns a changed plan row; m is the width over the base width.
+    """
     sound, forward = counting.plan_tensors, counting.multipliers
 
     def check(change, multipliers=(), **settings):
@@ -124,15 +165,15 @@ def planted(tiny, monkeypatch):
     return check
 
 
-def named(result):
+def bug_names(result):
     return [sentence.split(":")[0] for sentence in result["diagnosis"]]
 
 
 @pytest.mark.parametrize("bug", PLANTED)
-def test_a_planted_bug_is_named_by_its_slopes(planted, bug):
+def test_a_planted_bug_is_named_by_its_slopes(check_with_bug, bug):
     change, multipliers, name, expected = PLANTED[bug]
-    result = planted(change, multipliers)
-    assert result["verdict"] == "fail" and named(result) == [name]
+    result = check_with_bug(change, multipliers)
+    assert result["verdict"] == "fail" and bug_names(result) == [name]
     for (activation, step), (about, within) in expected.items():
         assert slopes(result, step)[activation] == pytest.approx(about, abs=within), (
             activation,
@@ -142,31 +183,30 @@ def test_a_planted_bug_is_named_by_its_slopes(planted, bug):
 
 @pytest.mark.parametrize("form", ["mup_t3", "mup_t9", "mean_field"])
 @pytest.mark.parametrize("bug", ["readout", "embedding"])
-def test_a_bug_has_one_name_in_every_form(planted, form, bug):
+def test_a_bug_has_one_name_in_every_form(check_with_bug, form, bug):
     change, _, name, _ = PLANTED[bug]
-    assert named(planted(change, form=form)) == [name]
+    assert bug_names(check_with_bug(change, form=form)) == [name]
 
 
-def test_one_global_lr_is_named(checked, planted):
-    """Table 3 has no multiplier to keep the readout in place: overwritten learning rates are standard practice there."""
-    assert (
-        named(checked("sp"))
-        == ["standard parametrization with one global lr"]
-        == named(planted(overwritten, form="mup_t3"))
-    )
+def test_one_global_lr_is_named(check_form, check_with_bug):
+    """Table 3 has no readout multiplier, so one lr for all tensors is standard parametrization."""
+    name = "standard parametrization with one global lr"
+    assert bug_names(check_form("sp")) == [name]
+    assert bug_names(check_with_bug(overwrite_lr, form="mup_t3")) == [name]
 
 
 @pytest.mark.parametrize("eps", [1e-3, 1e-2])
-def test_an_eps_that_scales_with_the_gradients_is_no_bug(tiny, planted, eps):
+def test_an_eps_that_scales_with_the_gradients_is_no_bug(tiny, check_with_bug, eps):
     result = checking.check(tiny(SETTINGS | {"optimizer.eps": eps}), WIDE, SEEDS)
-    assert (
-        result["verdict"] == "pass" and max(abs(slope) for slope in slopes(result).values()) < 0.1
-    )
-    assert named(planted(lambda row, m: replace(row, eps=eps))) == ["eps large and unscaled"]
+    assert result["verdict"] == "pass"
+    assert max(abs(slope) for slope in slopes(result).values()) < 0.1
+    assert bug_names(check_with_bug(lambda row, m: replace(row, eps=eps))) == [
+        "eps large and unscaled"
+    ]
 
 
-def test_a_scheduler_in_the_optimizer_shows_as_well(tiny, monkeypatch):
-    """An absolute lr put into every group after the plan was right."""
+def test_an_lr_overwritten_in_the_optimizer_is_diagnosed(tiny, monkeypatch):
+    """Every group gets the same lr after the optimizer was built from a correct plan."""
     sound = optim.optimizer
 
     def overwriting(*arguments):
@@ -176,19 +216,19 @@ def test_a_scheduler_in_the_optimizer_shows_as_well(tiny, monkeypatch):
         return opt
 
     monkeypatch.setattr(optim, "optimizer", overwriting)
-    assert named(checking.check(tiny(SETTINGS), WIDTHS, SEEDS)) == ["hidden lr not scaled"]
+    assert bug_names(checking.check(tiny(SETTINGS), WIDTHS, SEEDS)) == ["hidden lr not scaled"]
 
 
-def test_two_bugs_are_two_sentences(planted):
-    result = planted(
+def test_two_bugs_give_two_sentences(check_with_bug):
+    result = check_with_bug(
         lambda row, m: replace(row, lr=row.lr / m) if row.role in ("emb", "out") else row
     )
-    assert named(result) == ["readout lr divided by m twice", "embedding lr divided by m"]
+    assert bug_names(result) == ["readout lr divided by m twice", "embedding lr divided by m"]
 
 
 @pytest.fixture(scope="module")
-def deepened(tiny):
-    """alpha -> the check over depth."""
+def check_depth(tiny):
+    """(alpha, settings) -> the check over depth."""
     settings = {"parametrization.base_depth": 2, "model.width": 32}
     return lambda alpha, **others: checking.check(
         tiny(SETTINGS | settings | {"parametrization.depth_alpha": alpha} | others),
@@ -199,16 +239,16 @@ def deepened(tiny):
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 @pytest.mark.parametrize("form", ["mup", "mup_t3", "mup_t9"])
-def test_a_depth_rule_holds(deepened, alpha, form):
-    result = deepened(alpha, form=form)
+def test_a_depth_rule_holds(check_depth, alpha, form):
+    result = check_depth(alpha, form=form)
     assert result["verdict"] == "pass" and result["diagnosis"] == [], slopes(result)
     assert (result["over"], result["widths"], result["depths"]) == ("depth", [32], [2, 4, 8, 16])
 
 
-def test_no_depth_rule_is_named(deepened):
-    """Every branch adds its change: a slope of one (arXiv:2310.02244)."""
-    result = deepened(0.0)
-    assert result["verdict"] == "fail" and named(result) == ["depth rule missing"]
+def test_a_missing_depth_rule_is_named(check_depth):
+    """The changes of all branches add up, which gives a slope of one (arXiv:2310.02244)."""
+    result = check_depth(0.0)
+    assert result["verdict"] == "fail" and bug_names(result) == ["depth rule missing"]
     assert slopes(result, 4)["residual"] == pytest.approx(1.1, abs=0.2)
 
 
@@ -221,7 +261,7 @@ def test_the_depth_check_starts_from_an_embedding_of_rms_one(tiny):
 
 
 def test_hooks_record_what_the_model_computes(tiny):
-    """The stream that the zoo's Transformer itself returns, multipliers of the form included; no hook stays behind."""
+    """The recorded activations equal those of `model.hidden`, and all hooks are removed."""
     target = recipe_target(tiny(SETTINGS | {"form": "mup_t9"}))
     run, (inputs, _) = target.start(64, 2, 0), target.batch(0)
     seen = hooks.activations(hooks.run_forward(target, run, target.batch(0)))
@@ -239,7 +279,7 @@ def test_hooks_record_what_the_model_computes(tiny):
 
 
 def table(**late):
-    """A table of slopes: zero but for what is given, which counts at steps 4 and 10 (and the logits' at 1)."""
+    """A table of slopes: 0 except for the given values after step 1 (for logits, at all steps)."""
     return [
         vars(
             checking.Slope(
@@ -286,7 +326,10 @@ def test_slopes_that_match_no_bug():
 
 def test_divergence_is_named_instead_of_a_bug():
     assert checking.diagnose(table(residual=math.inf)) == [
-        "training diverged: an activation is not finite, so slopes cannot be compared; lower `lr` (residual at step 4: slope +inf over width)"
+        (
+            "training diverged: an activation is not finite, so slopes cannot be compared; "
+            "lower `lr` (residual at step 4: slope +inf over width)"
+        )
     ]
 
 
@@ -308,8 +351,8 @@ def test_input_without_a_slope_is_refused(tiny, arguments, sentence):
         checking.check(tiny(SETTINGS), **arguments)
 
 
-def test_the_reported_slopes_are_the_judged_ones(checked):
-    result = checked("mup")
+def test_the_reported_slopes_are_the_judged_ones(check_form):
+    result = check_form("mup")
     assert (result["over"], result["widths"], result["depths"]) == ("width", list(WIDTHS), [2])
     assert {(row["activation"], row["step"]) for row in result["slopes"]} == {
         (name, step)
@@ -322,9 +365,8 @@ def test_the_reported_slopes_are_the_judged_ones(checked):
             for s in result["sizes"]
             if (s["activation"], s["step"]) == (row["activation"], row["step"])
         )
-        ends = math.log(sizes[-1] / sizes[0]) / math.log(
-            WIDTHS[-1] / WIDTHS[0]
-        )  # of three widths spaced evenly in ln: the slope itself
+        # for three widths with equal spacing in ln, the end points determine the slope
+        ends = math.log(sizes[-1] / sizes[0]) / math.log(WIDTHS[-1] / WIDTHS[0])
         assert row["slope"] == pytest.approx(ends)
         assert row["verdict"] == (
             "-"
@@ -342,9 +384,8 @@ def test_each_seed_is_another_run(tiny):
         checking.check(tiny(SETTINGS), (32, 64), seeds)["sizes"] for seeds in ((0,), (1,), (0, 1))
     )
     for a, b, mean in zip(one, other, both, strict=True):
-        assert (
-            a["rms"] != b["rms"] or a["step"] == 1
-        )  # the first step moves the zeroed readout alone
+        # the first step changes only the readout, which starts at zero
+        assert a["rms"] != b["rms"] or a["step"] == 1
         assert mean["rms"] == pytest.approx(
             [math.sqrt(x * y) for x, y in zip(a["rms"], b["rms"], strict=True)]
         )

@@ -1,4 +1,4 @@
-"""The loss law: solver, resamples, forms and bad input, compared with scipy and simulations."""
+"""Compares the loss law (solver, resamples, forms) with scipy and simulations."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ from scaletune.fitting.table import unit_warnings
 from scaletune.predicting import from_fit
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-public = pytest.mark.skipif(not DATA.exists(), reason="public sweeps are not here")
+needs_public_data = pytest.mark.skipif(not DATA.exists(), reason="no public sweeps")
 TRUTH = (1.8, 480.0, 2000.0, 0.35, 0.37)
 
 
@@ -48,7 +48,7 @@ def simulated(seed=0, sd=0.004, sizes=5, horizons=5, law=chinchilla):
     return n, d, law(n, d) * np.exp(sd * np.random.default_rng(seed).standard_normal(len(n)))
 
 
-def frame(n, d, loss, **others):
+def run_table(n, d, loss, **others):
     return pd.DataFrame({"n_params": n, "tokens": d, "loss": loss, **others})
 
 
@@ -60,7 +60,7 @@ def runs():
 @pytest.fixture(scope="module")
 def epoch():
     if not DATA.exists():
-        pytest.skip("public sweeps are not here")
+        pytest.skip("no public sweeps")
     table = pd.read_csv(DATA / "chinchilla_epoch.csv")
     return tuple(table[column].to_numpy(float) for column in ("n_params", "tokens", "loss"))
 
@@ -156,9 +156,9 @@ def test_squares_in_logs_equal_scipy_from_a_given_start(runs):
     )
     np.testing.assert_allclose(solved.phi, theirs, rtol=1e-6)
     e, alpha, beta = (np.sqrt(covariance(solved)[i, i]) for i in (0, 3, 4))
-    assert (e, alpha, beta) == pytest.approx(
-        tuple(np.sqrt(np.diag(spread))[[0, 3, 4]]), rel=0.35
-    )  # theirs is not robust
+    # the covariance of scipy is not robust
+    expected = tuple(np.sqrt(np.diag(spread))[[0, 3, 4]])
+    assert (e, alpha, beta) == pytest.approx(expected, rel=0.35)
 
 
 def test_residuals_of_the_loss_itself_equal_scipy(runs):
@@ -234,20 +234,17 @@ def test_fixed_and_tied_parameters_hold_and_the_rest_is_at_its_minimum(runs, fix
 # Chinchilla
 
 
-@public
-def test_the_command_line_reaches_the_lowest_objective_from_no_start(capsys):
+@needs_public_data
+def test_the_command_line_reaches_the_lowest_objective_without_a_start(capsys):
     assert main(["fit", str(DATA / "chinchilla_epoch.csv"), "--law", "chinchilla", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert (
-        answer["objective"] <= 0.0010182741
-        and answer["n_used"] == 240
-        and answer["n_dropped"] == 0
-        and answer["status"] == ["ok"]
-    )
+    assert answer["objective"] <= 0.0010182741
+    assert answer["n_used"] == 240
+    assert answer["n_dropped"] == 0
+    assert answer["status"] == ["ok"]
     value = {name: answer["params"][name]["value"] for name in NAMES}
-    assert (
-        round(value["E"], 4) == 1.8172
-    )  # arXiv:2404.10102 prints 1.8172, .3478, .3658, whose objective is higher: 0.0010187
+    # arXiv:2404.10102 prints 1.8172, .3478, .3658, whose objective is higher: 0.0010187
+    assert round(value["E"], 4) == 1.8172
     assert (value["alpha"], value["beta"]) == pytest.approx((0.3478, 0.3658), abs=2e-3)
     assert (value["A"], value["B"]) == pytest.approx((482.01, 2085.43), rel=0.03)
     assert all(
@@ -264,20 +261,20 @@ def test_every_resample_is_at_the_minimum_that_scipy_finds_from_several_starts(e
         problem = replace(solved.problem, weight=row[None])
 
         def value(phi, problem=problem):
-            found, gradient, _ = problem.derivatives(phi[None], Huber())
-            return found[0] * 1e3, gradient[0] * 1e3
+            cost, gradient, _ = problem.derivatives(phi[None], Huber())
+            return cost[0] * 1e3, gradient[0] * 1e3
 
         starts = [
             solved.phi,
             *(solved.phi + rng.standard_normal((2, 5)) * [0.05, 0.3, 0.3, 0.05, 0.05]),
         ]
-        found = [
+        solutions = [
             optimize.minimize(
                 value, start, jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 3000}
             )
             for start in starts
         ]
-        best = min(found, key=lambda one: one.fun)
+        best = min(solutions, key=lambda one: one.fun)
         assert problem.objective(end[None], Huber())[0] <= best.fun / 1e3 + 1e-9
         theirs.append(best.x)
     np.testing.assert_allclose(ours.std(0), np.std(theirs, axis=0), rtol=0.01)
@@ -286,25 +283,26 @@ def test_every_resample_is_at_the_minimum_that_scipy_finds_from_several_starts(e
 def test_bootstrap_standard_errors_are_the_published_ones(epoch):
     solved = solve(*epoch)
     table = functional_forms.CHINCHILLA.natural(draw(solved, 1500), solved.centre)
-    assert table.std(0)[[0, 3, 4]] == pytest.approx(
-        [0.02566, 0.0154, 0.0206], rel=0.08
-    )  # arXiv:2404.10102, 4000 resamples
+    # arXiv:2404.10102, 4000 resamples
+    assert table.std(0)[[0, 3, 4]] == pytest.approx([0.02566, 0.0154, 0.0206], rel=0.08)
     assert np.quantile(table[:, 3], [0.025, 0.975]) == pytest.approx([0.317, 0.373], abs=0.004)
 
 
 def test_large_runs_left_out_are_predicted_within_their_intervals(epoch):
     n, d, loss = epoch
-    made = fit(frame(n, d, loss), "loss_nd", holdout="n_params > 4.6e9", level=0.9)
-    assert (
-        made.held_out["loss_coverage"] >= 0.75 and len(made.held_out["cells"]) == (n > 4.6e9).sum()
-    )
+    result = fit(run_table(n, d, loss), "loss_nd", holdout="n_params > 4.6e9", level=0.9)
+    assert result.held_out["loss_coverage"] >= 0.75
+    assert len(result.held_out["cells"]) == (n > 4.6e9).sum()
 
 
 # uncertainty
 
 
 def test_intervals_at_90_percent_cover_the_truth():
-    """Pair bootstraps of 60 runs: parameters, and a run inside the range, cover 83 to 97 % in 80 studies (a binomial's 2 sd about 85 to 95)."""
+    """Intervals of parameters and of a run inside the range cover 83 to 97 % in 80 studies.
+
+    Each study is a pair bootstrap of 60 runs. Two binomial sd are about 85 to 95 %.
+    """
     rng, hits, inside = np.random.default_rng(7), [], []
     for _ in range(80):
         n, d = np.exp(rng.uniform(17.5, 22, 60)), np.exp(rng.uniform(21, 25.5, 60))
@@ -317,8 +315,8 @@ def test_intervals_at_90_percent_cover_the_truth():
                 for row, truth in zip(part["params"].values(), TRUTH, strict=True)
             ]
         )
-        made = fit_record(part, n, d)
-        low, high = from_fit(made, n_params=5e8, tokens=2e10).interval["loss"]
+        result = fit_record(part, n, d)
+        low, high = from_fit(result, n_params=5e8, tokens=2e10).interval["loss"]
         inside.append(low <= chinchilla(5e8, 2e10) * np.exp(0.004 * rng.standard_normal()) <= high)
     assert (np.mean(hits, axis=0) >= 0.83).all() and (np.mean(hits, axis=0) <= 0.97).all()
     assert 0.83 <= np.mean(inside) <= 0.97
@@ -366,8 +364,8 @@ def test_profiles_of_squares_are_f_tests_by_scipy(runs):
         profile_interval(solved, "alfa")
 
 
-def alike_runs(rng, share, sd=0.006):
-    """40 runs whose errors of ln L are `share` shared by near runs, and those of 5 larger ones; (n, d, loss) of both."""
+def runs_with_shared_errors(rng, share, sd=0.006):
+    """(n, d, loss) of 40 runs and 5 larger ones; near runs share `share` of the error variance."""
     n, d = np.exp(rng.uniform(17.5, 21, 40)), np.exp(rng.uniform(21, 25, 40))
     n, d = np.append(n, np.full(5, 4e9)), np.append(d, np.geomspace(2e9, 7e10, 5))
     at = np.log(np.column_stack([n, d]))
@@ -379,17 +377,20 @@ def alike_runs(rng, share, sd=0.006):
 
 @pytest.mark.parametrize("share", [0.0, 0.8])
 def test_intervals_cover_larger_runs_whether_errors_are_shared_or_not(share):
-    """40 studies of 5 targets 3 times further in size, 90 % intervals: 85 to 97 % (targets of a study go together)."""
+    """90 % intervals of 40 studies cover 85 to 97 % of 5 targets that are 3 times larger.
+
+    The targets of a study are correlated.
+    """
     rng, hits, wide = np.random.default_rng(11), [], []
     for _ in range(40):
-        n, d, loss = alike_runs(rng, share)
-        made = fit_record(
+        n, d, loss = runs_with_shared_errors(rng, share)
+        result = fit_record(
             fit_loss_law(n[:40], d[:40], loss[:40], level=0.9, n_draws=60, estimator=PREDICT),
             n[:40],
             d[:40],
         )
         ends = [
-            from_fit(made, n_params=a, tokens=b).interval["loss"]
+            from_fit(result, n_params=a, tokens=b).interval["loss"]
             for a, b in zip(n[40:], d[40:], strict=True)
         ]
         hits += [low <= is_ <= high for (low, high), is_ in zip(ends, loss[40:], strict=True)]
@@ -398,63 +399,69 @@ def test_intervals_cover_larger_runs_whether_errors_are_shared_or_not(share):
 
 
 def test_the_discrepancy_is_a_conditional_normal_mean_at_the_most_likely_share():
-    """The share against restricted likelihoods by scipy on contrasts free of the law; the mean at a target by the joint normal's formula."""
-    n, d, loss = (column[:40] for column in alike_runs(np.random.default_rng(3), 0.9))
+    """The share maximises the restricted likelihood, which scipy computes on contrasts.
+
+    The mean at a target follows from the formula for a joint normal distribution.
+    """
+    n, d, loss = (column[:40] for column in runs_with_shared_errors(np.random.default_rng(3), 0.9))
     solved = solve(n, d, loss, estimator=PREDICT)
-    at, left = log_scales(solved), solved.residuals
+    at, residuals = log_scales(solved), solved.residuals
     contrasts = linalg.null_space(influence(solved)[1].T).T
 
     def likelihood(share):
         spread = contrasts @ (share * correlation(at, at) + (1 - share) * np.eye(40)) @ contrasts.T
-        sill = contrasts @ left @ np.linalg.solve(spread, contrasts @ left) / len(contrasts)
-        return stats.multivariate_normal(cov=sill * spread).logpdf(contrasts @ left)
+        sill = (
+            contrasts @ residuals @ np.linalg.solve(spread, contrasts @ residuals) / len(contrasts)
+        )
+        return stats.multivariate_normal(cov=sill * spread).logpdf(contrasts @ residuals)
 
     share = max(SHARES, key=likelihood)
     target = np.log([[3e9, 5e10]])
     both = share * correlation(np.vstack([at, target]), np.vstack([at, target])) + (
         1 - share
     ) * np.eye(41)
-    expected = both[-1, :40] @ np.linalg.solve(both[:40, :40], left)
-    made = fit_record(fit_loss_law(n, d, loss, n_draws=2, estimator=PREDICT), n, d)
+    expected = both[-1, :40] @ np.linalg.solve(both[:40, :40], residuals)
+    result = fit_record(fit_loss_law(n, d, loss, n_draws=2, estimator=PREDICT), n, d)
     law = chinchilla(3e9, 5e10, solved.vector)
-    assert share > 0.3 and from_fit(made, n_params=3e9, tokens=5e10).loss == pytest.approx(
+    assert share > 0.3
+    assert from_fit(result, n_params=3e9, tokens=5e10).loss == pytest.approx(
         law * np.exp(expected), rel=1e-9
     )
 
 
 def test_runs_that_follow_the_form_add_nothing(runs):
     n, d, _ = runs
-    exact = fit(frame(n, d, chinchilla(n, d)), "loss_nd")
-    assert (
-        exact.solution["near"] == []
-        and not np.array(
-            [[float(v) for v in line.split()] for line in exact.solution["discrepancy"]]
-        ).any()
-    )
-    described = fit(
-        frame(*simulated(sd=0.01)), "chinchilla"
-    )  # the published law predicts what its formula says
+    exact = fit(run_table(n, d, chinchilla(n, d)), "loss_nd")
+    assert exact.solution["near"] == []
+    assert not np.array(
+        [[float(v) for v in line.split()] for line in exact.solution["discrepancy"]]
+    ).any()
+    # a prediction of the published law is the value of its formula
+    described = fit(run_table(*simulated(sd=0.01)), "chinchilla")
     assert from_fit(described, n_params=1e9, tokens=1e10).loss == pytest.approx(
         chinchilla(1e9, 1e10, described.solution["vector"])
     )
 
 
-@public
-def test_one_size_up_on_public_cells():
-    """The 429M cells of the Step Law sweep from the six smaller ones, floors as `fit` finds them: 0.3 % or less on average."""
+@needs_public_data
+def test_the_next_larger_size_of_public_settings_is_predicted():
+    """The 429M cells of the Step Law sweep are predicted within 0.3 % on average.
+
+    The fit has the six smaller cells and the minimum losses that `fit` estimates.
+    """
     table = (
         pd.read_csv(DATA / "steplaw_dense_dev.csv")
         .drop(columns="lr")
         .rename(columns={"lr_grid": "lr", "run_id": "id"})
     )
     status = np.where(table["diverged"], "diverged", "done")
-    made = fit(
+    result = fit(
         table[["id", "n_params", "tokens", "batch_tokens", "lr", "loss"]].assign(status=status),
         "loss_nd",
         holdout="n_params > 4e8",
     )
-    assert np.mean([abs(cell["loss_ratio"] - 1) for cell in made.held_out["cells"]]) < 0.003
-    assert made.held_out["loss_coverage"] == 1.0
+    assert np.mean([abs(cell["loss_ratio"] - 1) for cell in result.held_out["cells"]]) < 0.003
+    assert result.held_out["loss_coverage"] == 1.0
 
 
 def test_the_prior_matters_only_with_few_data():
@@ -484,7 +491,7 @@ def test_blocks_of_checkpoints_are_narrower_than_whole_runs():
     data = [table[column].to_numpy() for column in ("n_params", "tokens", "loss")]
     solved = solve(*data, cluster=np.repeat(np.arange(25), 8))
     whole, parts = (draw(solved, 60, kind)[:, 3].std() for kind in ("pairs", "blocks"))
-    assert parts < 0.7 * whole  # a block has no part of the error that a whole run shares
+    assert parts < 0.7 * whole  # blocks omit the error that all checkpoints of a run share
 
 
 def checkpoints(**others):
@@ -492,7 +499,7 @@ def checkpoints(**others):
     d = np.tile(np.arange(1, 9) * 5e9, 25)
     rng = np.random.default_rng(1)
     run_error = np.repeat(0.01 * rng.standard_normal(25), 8)
-    return frame(
+    return run_table(
         n, d, chinchilla(n, d) * np.exp(run_error + 0.0005 * rng.standard_normal(200)), **others
     )
 
@@ -505,14 +512,14 @@ def test_checkpoints_of_one_run_are_found_and_resampled_together(named):
         table["id"] = [f"run{k}/step{i % 8 * 100}" for i, k in enumerate(number)]
     elif named != "trajectory":
         table[named] = [f"run{k}" for k in number]
-    made = fit(table, "chinchilla")
-    assert any("200 rows are checkpoints of 25 runs" in sentence for sentence in made.status)
+    result = fit(table, "chinchilla")
+    assert any("200 rows are checkpoints of 25 runs" in sentence for sentence in result.status)
     alone = fit_loss_law(*(table[c].to_numpy() for c in ("n_params", "tokens", "loss")))
-    width = [np.ptp(part["alpha"]["interval"]) for part in (made.params, alone["params"])]
+    width = [np.ptp(part["alpha"]["interval"]) for part in (result.params, alone["params"])]
     assert width[0] > 1.5 * width[1]
 
 
-@public
+@needs_public_data
 def test_public_trajectories_are_distinguished_from_token_budgets():
     gemstones, overtraining = (
         pd.read_csv(DATA / f"{name}_dev.csv") for name in ("gemstones", "overtraining_104")
@@ -523,23 +530,21 @@ def test_public_trajectories_are_distinguished_from_token_budgets():
         len(set(resampling.find_clusters(whole.drop(columns="run_id"))[0]))
         == whole["model"].nunique()
     )
-    assert (
-        resampling.find_clusters(overtraining)[1] == ""
-        and resampling.find_clusters(overtraining.drop(columns="run_id"))[1] == ""
-    )
+    assert resampling.find_clusters(overtraining)[1] == ""
+    assert resampling.find_clusters(overtraining.drop(columns="run_id"))[1] == ""
 
 
 # forms
 
 
 def kaplan(n, d):
-    return (
-        (8.8e13 / n) ** (0.076 / 0.095) + 5.4e13 / d
-    ) ** 0.095  # arXiv:2001.08361, eq. 1.5 and table 2
+    """arXiv:2001.08361, eq. 1.5 and table 2."""
+    return ((8.8e13 / n) ** (0.076 / 0.095) + 5.4e13 / d) ** 0.095
 
 
 def broken(n, d):
-    return 1.5 + 400 / n**0.35 + 2000 / d**0.38 * (1 + (d / 1e10) ** 2) ** -0.25  # c = 0.5, f = 0.5
+    """A break at 1e10 tokens with c = 0.5 and f = 0.5."""
+    return 1.5 + 400 / n**0.35 + 2000 / d**0.38 * (1 + (d / 1e10) ** 2) ** -0.25
 
 
 @pytest.mark.parametrize(
@@ -547,21 +552,21 @@ def broken(n, d):
 )
 def test_the_form_that_runs_follow_is_named(law, named):
     data = simulated(law=law, sd=0.001, sizes=7, horizons=8)
-    table = compare_forms(frame(*data)).set_index("form")
+    table = compare_forms(run_table(*data)).set_index("form")
     assert set(table.columns) == {"k", "scatter", "aicc", "left_out", "one_size_up"}
-    made = fit(frame(*data), "chinchilla")
-    said = [sentence for sentence in made.status if "fits clearly better" in sentence]
-    assert bool(said) == bool(named) and all(f"the form {named!r}" in sentence for sentence in said)
+    result = fit(run_table(*data), "chinchilla")
+    sentences = [sentence for sentence in result.status if "fits clearly better" in sentence]
+    assert bool(sentences) == bool(named)
+    assert all(f"the form {named!r}" in sentence for sentence in sentences)
     if named:
-        assert (
-            table.index[0] == named and table["aicc"].iloc[0] < table.loc["chinchilla", "aicc"] - 10
-        )
+        assert table.index[0] == named
+        assert table["aicc"].iloc[0] < table.loc["chinchilla", "aicc"] - 10
         assert table["scatter"].iloc[0] == pytest.approx(0.001, rel=0.35)
 
 
 def test_aicc_of_the_winner_is_that_of_scipys_likelihood(runs):
     n, d, loss = runs
-    table = compare_forms(frame(n, d, loss)).set_index("form")
+    table = compare_forms(run_table(n, d, loss)).set_index("form")
     row = table.loc["chinchilla"]
 
     def deviance(p):
@@ -582,8 +587,8 @@ def test_aicc_of_the_winner_is_that_of_scipys_likelihood(runs):
 
 def test_unrelated_losses_give_a_warning():
     n, d = grid()
-    made = fit(frame(n, d, np.random.default_rng(1).uniform(2, 4, 25)), "chinchilla")
-    assert any("the loss law does not fit these runs" in sentence for sentence in made.status)
+    result = fit(run_table(n, d, np.random.default_rng(1).uniform(2, 4, 25)), "chinchilla")
+    assert any("the loss law does not fit these runs" in sentence for sentence in result.status)
 
 
 # bad input
@@ -591,54 +596,51 @@ def test_unrelated_losses_give_a_warning():
 
 def test_parameters_that_are_not_identified_and_the_runs_to_add():
     n, d, loss = simulated(sizes=3, horizons=2)
-    status = " ".join(fit(frame(n, d, loss), "chinchilla").status)
-    assert (
-        "3 sizes and 2 token budgets cannot separate alpha from beta" in status
-        and "add runs at 1 more token budget to identify both exponents" in status
-    )
+    status = " ".join(fit(run_table(n, d, loss), "chinchilla").status)
+    assert "3 sizes and 2 token budgets cannot separate alpha from beta" in status
+    assert "add runs at 1 more token budget to identify both exponents" in status
     n, d, loss = simulated(sizes=2, horizons=2)
     assert "add runs at 1 more size and 1 more token budget to identify both exponents" in " ".join(
-        fit(frame(n, d, loss), "chinchilla").status
+        fit(run_table(n, d, loss), "chinchilla").status
     )
     n, d, loss = simulated(sizes=1, horizons=5)
     assert "add runs at a second value of `n_params`" in " ".join(
-        fit(frame(n, d, loss), "chinchilla").status
+        fit(run_table(n, d, loss), "chinchilla").status
     )
 
 
-def test_sizes_that_all_differ_by_little_are_still_many():
+def test_many_slightly_different_sizes_identify_the_exponents():
     rng = np.random.default_rng(2)
     n, d = np.exp(rng.uniform(17, 22, 2000)), np.exp(rng.uniform(21, 25, 2000))
-    made = fit(
-        frame(n, d, chinchilla(n, d) * np.exp(0.004 * rng.standard_normal(2000))), "chinchilla"
+    result = fit(
+        run_table(n, d, chinchilla(n, d) * np.exp(0.004 * rng.standard_normal(2000))), "chinchilla"
     )
-    assert made.status == ["ok"] and made.params["alpha"]["value"] == pytest.approx(0.35, abs=0.02)
+    assert result.status == ["ok"]
+    assert result.params["alpha"]["value"] == pytest.approx(0.35, abs=0.02)
 
 
 def test_duplicates_failures_and_nan_are_dropped_with_the_reason(runs):
-    table = frame(*runs)
+    table = run_table(*runs)
     more = pd.concat(
         [table, table.iloc[[3, 4]], table.iloc[[5]].assign(loss=np.nan)], ignore_index=True
     )
-    made = fit(more, "chinchilla")
-    assert made.dropped == {
+    result = fit(more, "chinchilla")
+    assert result.dropped == {
         "row25": "duplicate: the same settings and loss as another run",
-        "row26": made.dropped["row25"],
+        "row26": result.dropped["row25"],
         "row27": "diverged",
     }
-    assert "2 runs repeat the settings and loss of another run: dropped" in made.status
-    assert made.objective == pytest.approx(fit(table, "chinchilla").objective, rel=1e-9)
+    assert "2 runs repeat the settings and loss of another run: dropped" in result.status
+    assert result.objective == pytest.approx(fit(table, "chinchilla").objective, rel=1e-9)
 
 
 def test_tokens_are_taken_from_flops_in_floating_point(runs):
     n, d, loss = runs
-    whole = frame(np.round(n).astype(np.int64), np.round(d).astype(np.int64), loss)
+    whole = run_table(np.round(n).astype(np.int64), np.round(d).astype(np.int64), loss)
     flops = 6.0 * whole["n_params"].astype(float) * whole["tokens"].astype(float)
-    made = fit(whole.drop(columns="tokens").assign(flops=flops), "chinchilla")
-    assert (
-        made.objective == pytest.approx(fit(whole, "chinchilla").objective, rel=1e-6)
-        and "`tokens` is computed as flops" in made.status[0]
-    )
+    result = fit(whole.drop(columns="tokens").assign(flops=flops), "chinchilla")
+    assert result.objective == pytest.approx(fit(whole, "chinchilla").objective, rel=1e-6)
+    assert "`tokens` is computed as flops" in result.status[0]
     with np.errstate(over="ignore"):
         wrapped = 6 * whole["n_params"] * 100 * whole["tokens"]  # int64
     assert (wrapped < 0).any()
@@ -647,7 +649,7 @@ def test_tokens_are_taken_from_flops_in_floating_point(runs):
 
 
 @pytest.mark.parametrize(
-    ("change", "options", "said"),
+    ("change", "options", "message"),
     [
         (
             {"tokenizer": ["a", "b"] * 12 + ["a"]},
@@ -677,44 +679,26 @@ def test_tokens_are_taken_from_flops_in_floating_point(runs):
         ({"n_params": [0.0] * 25}, {}, "`n_params` must be a number above 0"),
     ],
 )
-def test_user_errors_are_one_sentence(runs, change, options, said):
-    with pytest.raises(UserError, match=said):
-        fit(frame(*runs).assign(**change), "chinchilla", **options)
+def test_user_errors_are_one_sentence(runs, change, options, message):
+    with pytest.raises(UserError, match=message):
+        fit(run_table(*runs).assign(**change), "chinchilla", **options)
 
 
 def test_mixed_data_sets_give_a_warning(runs):
-    made = fit(frame(*runs, train_dataset=["x", "y"] * 12 + ["x"]), "chinchilla")
+    result = fit(run_table(*runs, train_dataset=["x", "y"] * 12 + ["x"]), "chinchilla")
     assert any(
-        "`train_dataset` differs between runs (2 values)" in sentence for sentence in made.status
+        "`train_dataset` differs between runs (2 values)" in sentence for sentence in result.status
     )
 
 
-def test_fixing_is_for_loss_laws_and_reaches_the_command_line(runs, tmp_path, capsys):
+def test_parameters_can_be_fixed_on_the_command_line(runs, tmp_path, capsys):
     path = tmp_path / "runs.csv"
-    frame(*runs).to_csv(path, index=False)
-    assert (
-        main(
-            [
-                "fit",
-                str(path),
-                "--law",
-                "chinchilla",
-                "--fix",
-                "beta=alpha",
-                "--fix",
-                "E=1.8",
-                "--level",
-                "0.9",
-                "--json",
-            ]
-        )
-        == 0
-    )
+    run_table(*runs).to_csv(path, index=False)
+    fixed = ["--fix", "beta=alpha", "--fix", "E=1.8"]
+    assert main(["fit", str(path), "--law", "chinchilla", *fixed, "--level", "0.9", "--json"]) == 0
     params = json.loads(capsys.readouterr().out)["params"]
-    assert (
-        params["E"] == {"value": pytest.approx(1.8), "interval": None, "fixed": True}
-        and params["alpha"]["value"] == params["beta"]["value"]
-    )
+    assert params["E"] == {"value": pytest.approx(1.8), "interval": None, "fixed": True}
+    assert params["alpha"]["value"] == params["beta"]["value"]
     assert main(["fit", str(path), "--law", "chinchilla", "--fix", "beta"]) == 2
     assert "--fix: must be NAME=VALUE, but got 'beta'" in capsys.readouterr().err
 
@@ -722,9 +706,12 @@ def test_fixing_is_for_loss_laws_and_reaches_the_command_line(runs, tmp_path, ca
 # over-training
 
 
-@public
+@needs_public_data
 def test_published_overtraining_laws_and_their_predictions_are_reproduced():
-    """Constants of the released notebook's fit, and its printed relative errors at 1.4B (640 tokens a parameter) and 6.9B."""
+    """Reproduces the constants and the relative errors that the released notebook prints.
+
+    The predicted runs are 1.4B with 640 tokens per parameter and 6.9B.
+    """
     table = pd.read_csv(DATA / "overtraining_104_dev.csv").rename(columns={"loss_c4_val": "loss"})
     ratio = table["token_multiplier"].round()
     five = table[
@@ -745,8 +732,8 @@ def test_published_overtraining_laws_and_their_predictions_are_reproduced():
         (table["train_dataset"] == "rpj")
         & (table.index.isin(five.index) | (table["n_params"] > 1e9))
     ]
-    made = fit(six.assign(error=six["err_avg17"])[["loss", "error"]], "error_of_loss")
-    eps, k, gamma = (made.params[name]["value"] for name in ("eps", "k", "gamma"))
+    result = fit(six.assign(error=six["err_avg17"])[["loss", "error"]], "error_of_loss")
+    eps, k, gamma = (result.params[name]["value"] for name in ("eps", "k", "gamma"))
     assert (eps, k, gamma) == pytest.approx(
         (0.856991927614, 2.20649009146, 0.714590553049), rel=1e-6
     )
@@ -758,11 +745,11 @@ def test_published_overtraining_laws_and_their_predictions_are_reproduced():
 
 def test_overtraining_needs_runs():
     with pytest.raises(UserError, match="needs at least 4 runs, but got 1"):
-        fit_overtraining(frame([1e8], [2e9], [3.0]))
+        fit_overtraining(run_table([1e8], [2e9], [3.0]))
 
 
-def test_problems_of_many_rows_and_of_one_are_the_same_problem(runs):
-    """Chunks of a batch change nothing: 300 resamples at once are the first three of them alone."""
+def test_a_batch_of_problems_gives_the_solutions_of_its_parts(runs):
+    """The first three of 300 resamples equal three resamples alone."""
     solved = solve(*runs)
     weight = resampling.pairs(np.random.default_rng(5), 300, solved.cluster)
     batch = refit(solved, replace(solved.problem, weight=weight))
@@ -774,12 +761,12 @@ def test_problems_of_many_rows_and_of_one_are_the_same_problem(runs):
 
 @pytest.mark.parametrize("column", ["tokens", "batch_tokens"])
 def test_columns_with_odd_units_give_a_warning(column):
-    """Billions in the place of tokens, sequences in the place of a batch in tokens."""
+    """Tokens in billions, or a batch size in sequences."""
     table = pd.DataFrame(
         {"n_params": [1e8, 1e9], "tokens": [2e9, 2e10], "batch_tokens": [65536.0, 65536.0]}
     )
     assert unit_warnings(table) == []
-    said = unit_warnings(
+    warnings = unit_warnings(
         table.assign(**{column: table[column] / (1e9 if column == "tokens" else 2048)})
     )
-    assert len(said) == 1 and column in said[0] and said[0].endswith("in every row")
+    assert len(warnings) == 1 and column in warnings[0] and warnings[0].endswith("in every row")

@@ -1,4 +1,4 @@
-"""The catalogue of laws: the text of an entry, and the warnings of a prediction."""
+"""The catalogue of laws: text of an entry, and values and warnings of predictions."""
 
 import csv
 import json
@@ -22,18 +22,16 @@ def test_no_two_laws_share_an_id():
 
 
 @pytest.mark.parametrize("law_id", CATALOGUE)
-def test_entry_is_whole(law_id):
+def test_entry_is_complete(law_id):
     entry = CATALOGUE[law_id]
     assert entry.id == law_id
     assert "arXiv:" in entry.source
     assert tuple(entry.example()["values"]) == entry.gives
     assert json.loads(json.dumps(entry.to_dict(), allow_nan=False))["id"] == law_id
     text = describe(entry)
-    assert (
-        entry.id in text
-        and "example" in text
-        and f"{next(iter(entry.example()['values'].values())):.6g}" in text
-    )
+    assert entry.id in text
+    assert "example" in text
+    assert f"{next(iter(entry.example()['values'].values())):.6g}" in text
     assert all(f"{value:.12g}" in text for value in entry.coefficients.values())
     assert max(map(len, text.splitlines())) <= 100
     parts = sections(entry)
@@ -46,14 +44,14 @@ def test_entry_is_whole(law_id):
     ("law_id", "printed"),
     [("hoffmann_rounded", "92.8"), ("hoffmann_tex", "59.0"), ("besiroglu", "18.38")],
 )
-def test_a_law_of_chinchillas_form_says_its_allocation(law_id, printed):
-    """What rounding beta from 0.2849 to 0.28 does: 59 tokens per parameter at 5.88e23 FLOPs become 93."""
+def test_a_law_of_chinchillas_form_prints_its_allocation(law_id, printed):
+    """Rounding beta from 0.2849 to 0.28 changes 59 tokens per parameter to 93 at 5.88e23 FLOPs."""
     (line,) = [line for line in describe(law(law_id)).splitlines() if line.startswith("  implies")]
     assert f"; {printed}" in line and "tokens per parameter at 5.88e+23" in line
     assert "implies" not in describe(law("kaplan_L_ND"))
 
 
-def test_listing_has_a_line_a_law_and_marks_the_unconfirmed():
+def test_listing_has_one_line_per_law_and_marks_unconfirmed_ones():
     lines = {line.split()[0]: line for line in listing().splitlines()[1:]}
     assert set(CATALOGUE) < set(lines)
     assert "powerlines_bopt *" in lines["powerlines_bopt"] and "*" not in lines["bjorck_lr"]
@@ -78,14 +76,14 @@ def test_symbols_are_checked_by_name():
         law("bjorck_lr")(C=1e20)
 
 
-def test_beyond_floats_is_the_users_error():
+def test_overflow_is_a_user_error():
     with pytest.raises(UserError, match="`C` must be a positive, finite number, but got inf"):
         from_law("deepseek_lr_bs", n_params=1e200, tokens=1e200)
     with pytest.raises(UserError, match="gadre_loss_c4 exceeds the range of a float at"):
         law("gadre_loss_c4")(N=1e-200, D=1e-200)
 
 
-def warns(prediction, *parts):
+def has_one_warning(prediction, *parts):
     """Exactly one warning contains all the parts."""
     matching = [
         warning for warning in prediction.warnings if all(part in warning for part in parts)
@@ -107,7 +105,7 @@ def test_step_law_point_and_band():
         [1107714.9 / 2**0.5, 1107714.9 * 2**0.5], rel=1e-6
     )
     assert best.band["loss"] is None
-    assert warns(best, "band", "17 released settings") and len(best.warnings) == 1
+    assert has_one_warning(best, "band", "17 released settings") and len(best.warnings) == 1
 
 
 def test_only_step_law_has_a_band():
@@ -117,30 +115,28 @@ def test_only_step_law_has_a_band():
     )
 
 
-def test_out_of_range_says_quantity_value_range_and_factor():
+def test_a_range_warning_has_quantity_value_range_and_factor():
     far = from_law("steplaw_lr_bs", n_params=7e9, tokens=1.4e12)
-    assert warns(far, "n_params 7.0B is 6.52x above", "215M to 1.1B")
-    assert warns(far, "tokens 1.4T is 14x above", "4.0B to 100B")
-    assert warns(far, "batch_tokens 5.0M is 1.19x above")
+    assert has_one_warning(far, "n_params 7.0B is 6.52x above", "215M to 1.1B")
+    assert has_one_warning(far, "tokens 1.4T is 14x above", "4.0B to 100B")
+    assert has_one_warning(far, "batch_tokens 5.0M is 1.19x above")
     near = from_law("steplaw_lr_bs", n_params=1e8, tokens=1e9)
-    assert warns(near, "n_params 100M is 2.15x below") and warns(
-        near, "tokens_per_param 10 is 1.86x below"
-    )
+    assert has_one_warning(near, "n_params 100M is 2.15x below")
+    assert has_one_warning(near, "tokens_per_param 10 is 1.86x below")
 
 
-def test_ranges_are_as_rounded_as_they_were_published():
-    assert (
-        len(from_law("steplaw_lr_bs", n_params=214663680, tokens=1e11).warnings) == 1
-    )  # the fit's own smallest model: 214.7e6
+def test_ranges_allow_for_rounding_in_the_source():
+    # the smallest model of the fit has 214.7e6 parameters
+    assert len(from_law("steplaw_lr_bs", n_params=214663680, tokens=1e11).warnings) == 1
 
 
 def test_range_with_one_end_and_range_checked_further():
-    assert warns(
+    assert has_one_warning(
         from_law("kaplan_lr", n_params=1.5e9, tokens=3e10),
         "n_params 1.5B is 1.5x above",
         "(up to 1.0B)",
     )
-    assert warns(
+    assert has_one_warning(
         from_law("porian_lr_bs", n_params=5e8, tokens=1e10),
         "n_params 500M is 4.55x above",
         "validated by its authors up to 900M",
@@ -150,7 +146,7 @@ def test_range_with_one_end_and_range_checked_further():
 def test_compute_is_6_n_params_tokens_unless_given():
     counted = from_law("deepseek_lr_bs", n_params=1e9, tokens=2e10)
     assert counted.lr == pytest.approx(0.3118 * 1.2e20**-0.125)
-    assert warns(counted, "6 * n_params * tokens = 1.2e+20 is used", "includes attention")
+    assert has_one_warning(counted, "6 * n_params * tokens = 1.2e+20 is used", "includes attention")
     given = from_law("deepseek_lr_bs", n_params=1e9, tokens=2e10, flops=1e20)
     assert given.lr == pytest.approx(0.0009859982, rel=1e-4)
     assert not any("6 * n_params" in warning for warning in given.warnings)
@@ -170,33 +166,34 @@ def test_compute_is_6_n_params_tokens_unless_given():
         ("ling_moe_lr_bs", "not on dense models"),
     ],
 )
-def test_unit_mark(law_id, part):
-    assert warns(from_law(law_id, n_params=1e9, tokens=2e10), part)
+def test_unit_warnings(law_id, part):
+    assert has_one_warning(from_law(law_id, n_params=1e9, tokens=2e10), part)
 
 
 def test_bjorck_holds_at_one_batch():
-    asked = {"n_params": 1e9, "tokens": 1e11}
-    assert warns(from_law("bjorck_lr", **asked), "valid at batch_tokens 500k")
-    assert warns(
-        from_law("bjorck_lr", **asked, batch_tokens=2e6), "batch_tokens 2.0M is 4x the 500k"
+    scale = {"n_params": 1e9, "tokens": 1e11}
+    assert has_one_warning(from_law("bjorck_lr", **scale), "valid at batch_tokens 500k")
+    assert has_one_warning(
+        from_law("bjorck_lr", **scale, batch_tokens=2e6), "batch_tokens 2.0M is 4x the 500k"
     )
     assert not any(
         "batch_tokens" in warning
-        for warning in from_law("bjorck_lr", **asked, batch_tokens=2**19).warnings
+        for warning in from_law("bjorck_lr", **scale, batch_tokens=2**19).warnings
     )
-    assert from_law("bjorck_lr", **asked, batch_tokens=2e6).batch_tokens is None  # it gives none
+    # the law predicts no batch size
+    assert from_law("bjorck_lr", **scale, batch_tokens=2e6).batch_tokens is None
 
 
 def test_porian_holds_at_20_tokens_per_parameter():
-    assert warns(
+    assert has_one_warning(
         from_law("porian_lr_bs", n_params=1e8, tokens=1e10), "tokens_per_param 100 is 5x the 20"
     )
 
 
-def test_kaplan_has_no_answer_where_it_turns_negative():
+def test_kaplan_gives_no_lr_where_it_is_negative():
     large = from_law("kaplan_lr", n_params=70e9, tokens=1.4e12)
     assert large.lr is None and large.band["lr"] is None
-    assert warns(large, "lr = -0.000245, which is not a positive number")
+    assert has_one_warning(large, "lr = -0.000245, which is not a positive number")
     assert from_law("kaplan_lr", n_params=1.21e10, tokens=1e11).lr > 0
 
 
@@ -206,22 +203,24 @@ def test_a_given_batch_is_not_paired_with_the_laws_lr():
         for batch in (None, 262144)
     )
     assert (given.lr, given.batch_tokens) == (free.lr, free.batch_tokens)
-    assert warns(given, "given batch_tokens 262k is not used", "1.1M")
-    assert warns(given, "fitted together with the predicted batch_tokens 1.1M", "do not combine")
-    alone = from_law("powerlines_bopt", n_params=1e9, tokens=2e10, batch_tokens=262144)
-    assert warns(alone, "is not used") and not any(
-        "lr was" in warning for warning in alone.warnings
+    assert has_one_warning(given, "given batch_tokens 262k is not used", "1.1M")
+    assert has_one_warning(
+        given, "fitted together with the predicted batch_tokens 1.1M", "do not combine"
     )
+    alone = from_law("powerlines_bopt", n_params=1e9, tokens=2e10, batch_tokens=262144)
+    assert has_one_warning(alone, "is not used")
+    assert not any("lr was" in warning for warning in alone.warnings)
 
 
-def test_unconfirmed_is_warns():
-    assert warns(
+def test_unconfirmed_parts_give_a_warning():
+    assert has_one_warning(
         from_law("powerlines_bopt", n_params=1e9, tokens=2e10), "unconfirmed", "prefactor 0.0306"
     )
-    assert warns(from_law("bjorck_lr", n_params=1e9, tokens=1e11), "unconfirmed", "range of tokens")
-    assert (
-        "not confirmed" in describe(law("powerlines_bopt")) and not law("powerlines_bopt").confirmed
+    assert has_one_warning(
+        from_law("bjorck_lr", n_params=1e9, tokens=1e11), "unconfirmed", "range of tokens"
     )
+    assert "not confirmed" in describe(law("powerlines_bopt"))
+    assert not law("powerlines_bopt").confirmed
 
 
 def test_side_by_side_is_every_law_with_a_learning_rate():
@@ -233,8 +232,9 @@ def test_side_by_side_is_every_law_with_a_learning_rate():
     }
     assert len(table) == 10
     printed = {  # lr to two digits at 1B parameters and 20B tokens
-        "steplaw_lr_bs": "0.001", "deepseek_lr_bs": "0.00096", "bjorck_lr": "0.00059", "porian_lr_bs": "0.0021",
-        "kaplan_lr": "0.00035", "moonlight_lr_bs": "0.00091", "ling_moe_lr_bs": "0.00099", "jointmoe_lr": "0.00023",
+        "steplaw_lr_bs": "0.001", "deepseek_lr_bs": "0.00096", "bjorck_lr": "0.00059",
+        "porian_lr_bs": "0.0021", "kaplan_lr": "0.00035", "moonlight_lr_bs": "0.00091",
+        "ling_moe_lr_bs": "0.00099", "jointmoe_lr": "0.00023",
     }  # fmt: skip
     assert {law_id: f"{table[law_id].lr:.2g}" for law_id in printed} == printed
     assert [p.law for p in from_laws(["besiroglu", "kaplan_lr"], n_params=1e9, tokens=2e10)] == [
@@ -253,9 +253,12 @@ def test_losses_side_by_side():
     assert {i: round(from_law(i, n_params=1e9, tokens=2e10).loss, 4) for i in printed} == printed
 
 
-def test_laws_need_no_numerics():
+def test_laws_import_no_numerical_package():
     heavy = "{'numpy', 'scipy', 'pandas', 'torch', 'matplotlib', 'pydantic'}"
-    code = f"import sys, scaletune.predicting as p; p.from_laws(n_params=1e9, tokens=1e10); sys.exit(str({heavy} & set(sys.modules) or ''))"
+    code = (
+        "import sys, scaletune.predicting as p; p.from_laws(n_params=1e9, tokens=1e10); "
+        f"sys.exit(str({heavy} & set(sys.modules) or ''))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
 
@@ -263,7 +266,7 @@ def test_laws_need_no_numerics():
 STEPLAW = Path(__file__).parents[1] / "../shared/data/steplaw_dense_dev.csv"
 
 
-@pytest.mark.skipif(not STEPLAW.is_file(), reason="the released Step Law runs are not here")
+@pytest.mark.skipif(not STEPLAW.is_file(), reason="the released Step Law runs are not available")
 def test_step_law_lands_near_the_best_run_of_every_cell():
     cells: dict[str, list[dict[str, float]]] = {}
     with STEPLAW.open() as file:
@@ -286,4 +289,4 @@ def test_step_law_lands_near_the_best_run_of_every_cell():
             ),
         )
         excess = nearest["loss"] / min(run["loss"] for run in runs) - 1
-        assert round(excess, 4) <= 0.0031, (cell, excess)  # the catalogue says 0.31 %
+        assert round(excess, 4) <= 0.0031, (cell, excess)  # the catalogue states 0.31 %

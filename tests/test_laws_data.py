@@ -1,4 +1,4 @@
-"""The catalogue against the runs that its laws were fitted to, where the public tables are here."""
+"""Compares laws with the runs they were fitted to, if the public tables are available."""
 
 import csv
 import math
@@ -13,16 +13,16 @@ DATA = Path(__file__).parents[1] / "../shared/data"
 
 
 def rows(name):
-    """A public table as dicts; skips where it is not here."""
+    """A public table as dicts; skips the test if the file is missing."""
     path = DATA / name
     if not path.is_file():
-        pytest.skip(f"{name} is not here")
+        pytest.skip(f"{name} is not available")
     with path.open() as file:
         return list(csv.DictReader(file))
 
 
 def chinchilla_objective(law_id, runs):
-    """Sum of Huber losses, delta 1e-3, of log loss: what arXiv:2203.15556 and arXiv:2404.10102 minimise."""
+    """Sum of Huber losses of log loss, delta 1e-3 (arXiv:2203.15556, arXiv:2404.10102)."""
     off = [
         abs(
             math.log(
@@ -40,17 +40,16 @@ def test_the_refit_of_chinchilla_is_the_best_of_the_three():
         chinchilla_objective(name, runs)
         for name in ("besiroglu", "hoffmann_tex", "hoffmann_rounded")
     )
-    assert refit == pytest.approx(
-        0.0010182741, rel=0.005
-    )  # the least there is; the printed coefficients are rounded
+    # 0.0010182741 is the minimum; the printed coefficients are rounded
+    assert refit == pytest.approx(0.0010182741, rel=0.005)
     assert 1.2 < tex / refit < 1.25 and 3 < rounded / tex < 4
 
 
 @pytest.mark.parametrize(
     ("data", "short"), [("c4_original", "c4"), ("rpj", "rpj"), ("rw_original", "rw")]
 )
-def test_over_training_within_what_its_authors_saw(data, short):
-    """arXiv:2403.08540: the smallest models are fitted; 1.4e9 parameters at 20 tokens each are not."""
+def test_overtraining_laws_predict_the_runs_of_their_authors(data, short):
+    """arXiv:2403.08540 fits the smallest models, not those of 1.4B parameters at 20 tokens each."""
     runs = [run for run in rows("overtraining_104_dev.csv") if run["train_dataset"] == data]
     off = {}
     for run in runs:
@@ -68,22 +67,20 @@ def test_over_training_within_what_its_authors_saw(data, short):
     assert mean(abs(x) for (_, multiple), x in off.items() if multiple >= 20) < 0.01
     for tasks, most in (("46", 0.007), ("17", 0.015)):
         errors = law(f"gadre_err_{short}_{tasks}")
-        assert (
-            mean(
-                abs(errors(L=float(r["loss_c4_val"]))["error"] / float(r[f"err_avg{tasks}"]) - 1)
-                for r in runs
-            )
-            < most
-        )
+        relative = [
+            errors(L=float(r["loss_c4_val"]))["error"] / float(r[f"err_avg{tasks}"]) - 1
+            for r in runs
+        ]
+        assert mean(map(abs, relative)) < most
 
 
 @pytest.mark.parametrize("short", ["rw", "owt2"])
 def test_porians_allocation_is_the_fit_they_released(short):
-    wanted = f"{short}/tuned/short/const/standard/val"
+    config = f"{short}/tuned/short/const/standard/val"
     (fit,) = [
         row
         for row in rows("porian_fits_published.csv")
-        if (row["config_id"], row["fit"]) == (wanted, "bs_median_weighted")
+        if (row["config_id"], row["fit"]) == (config, "bs_median_weighted")
     ]
     released = float(fit["n_coef"]) * 1e21 ** float(fit["n_exponent"])
     assert law(f"porian_alloc_{short}")(C=1e21)["n_params_opt"] == pytest.approx(released, rel=1e-9)
@@ -94,14 +91,10 @@ def test_porians_allocation_is_the_fit_they_released(short):
 )
 def test_gemstones_within_half_a_percent_of_the_middle_checkpoint(law_id, schedule):
     runs = [run for run in rows("gemstones_dev.csv") if run["schedule"] == schedule]
-    says = law(law_id)
-    assert (
-        median(
-            abs(says(N=float(r["n_params"]), D=float(r["tokens"]))["loss"] / float(r["loss"]) - 1)
-            for r in runs
-        )
-        < 0.005
-    )
+    loss_law = law(law_id)
+    predicted = [loss_law(N=float(r["n_params"]), D=float(r["tokens"]))["loss"] for r in runs]
+    measured = [float(r["loss"]) for r in runs]
+    assert median(abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)) < 0.005
 
 
 def test_zhangs_law_passes_through_the_batches_of_their_five_sizes():

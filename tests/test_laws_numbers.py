@@ -1,4 +1,7 @@
-"""Every law against numbers of its source: printed there, or worked out of its published coefficients. A new law gets a row."""
+"""Compares every law with numbers of its source, or computed from its published coefficients.
+
+Every new law needs a row in GOLDEN or FORMS.
+"""
 
 import math
 from itertools import accumulate
@@ -14,7 +17,8 @@ from scaletune.laws.repetition import effective_amount
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-# law, symbols, what it gives there, relative tolerance. Units are ours: a batch in sequences comes with their length multiplied in.
+# law, symbols, expected values, relative tolerance. Units are those of the catalogue: batch sizes
+# that a source prints in sequences are in tokens here.
 GOLDEN = [
     (
         "steplaw_lr_bs",
@@ -414,7 +418,8 @@ GOLDEN = [
     ),
 ]
 
-FORMS = [  # laws whose coefficients are not published, at values that leave sums to be done in the head
+# laws without published coefficients, at values whose result is easy to calculate by hand
+FORMS = [
     ("meituan_lr", {"L": 2, "lam": 8, "alpha": 3}, {"lr": 1}),
     ("critical_sqrt_t", {"D": 1e10, "k": 2}, {"critical_batch_tokens": 2e5}),
     (
@@ -490,26 +495,23 @@ def test_every_law_has_a_number():
 
 
 @pytest.mark.parametrize("law_id", [entry.id for entry in CATALOGUE.values() if entry.unknown])
-def test_a_law_without_published_coefficients_says_which(law_id):
+def test_a_law_without_published_coefficients_names_them(law_id):
     entry = law(law_id)
     inputs = {one.symbol: COLUMNS[one.column].example for one in entry.inputs}
     first, means = next(iter(entry.unknown.items()))
     with pytest.raises(UserError, match=rf"{law_id} has no published value of {first} \(") as error:
         entry(**inputs)
-    assert (
-        means in str(error.value)
-        and f"--given {first}=VALUE" in str(error.value)
-        and "\n" not in str(error.value)
-    )
+    assert means in str(error.value)
+    assert f"--given {first}=VALUE" in str(error.value)
+    assert "\n" not in str(error.value)
     assert f"not published, give it with --given {first}=VALUE" in " ".join(describe(entry).split())
 
 
 def test_four_epochs_are_worth_3_73():
     r_star = law("muennighoff").coefficients["R_Dstar"]
     assert effective_amount(40e9, 10e9, r_star) == pytest.approx(37256730000, rel=1e-6)
-    assert effective_amount(np.array([40e9, 5e9]), np.array([10e9, 10e9]), r_star) == pytest.approx(
-        [37256730000, 10e9], rel=1e-6
-    )  # fits ask by columns
+    columns = np.array([40e9, 5e9]), np.array([10e9, 10e9])  # fits pass columns
+    assert effective_amount(*columns, r_star) == pytest.approx([37256730000, 10e9], rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -521,8 +523,8 @@ def test_joint_terms_are_those_printed(E, printed):
     assert joint_terms(E, **law("jointmoe").coefficients) == pytest.approx(printed, rel=0.003)
 
 
-def test_three_bits_of_activations_leave_nothing():
-    """arXiv:2411.04330: such runs diverged. 16 bits of weights leave 0.9966 of the parameters."""
+def test_three_bits_of_activations_give_no_loss():
+    """arXiv:2411.04330: such runs diverged. With 16-bit weights, 0.9966 of parameters remain."""
     entry = law("precision")
     assert effective_share(16, entry.coefficients["gw"], entry.coefficients["nw"]) == pytest.approx(
         0.9965821, rel=1e-6
@@ -531,14 +533,14 @@ def test_three_bits_of_activations_leave_nothing():
 
 
 def test_nanochat_keeps_the_timescale():
-    found = law("nanochat_recipe")(D=4e9, D1=1e9, B1=2**19, wd1=0.2)
-    assert found["batch_tokens"] / 2**19 / (
-        found["lr_factor"] * found["weight_decay"] / 0.2 * 4
+    recipe = law("nanochat_recipe")(D=4e9, D1=1e9, B1=2**19, wd1=0.2)
+    assert recipe["batch_tokens"] / 2**19 / (
+        recipe["lr_factor"] * recipe["weight_decay"] / 0.2 * 4
     ) == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.parametrize("law_id", CATALOGUE)
-def test_formula_says_what_the_function_does(law_id):
+def test_formula_text_equals_the_function(law_id):
     entry = CATALOGUE[law_id]
     worked = entry.example()
     tools = {name: getattr(math, name) for name in ("log", "log10", "exp", "sqrt")} | {
@@ -549,7 +551,7 @@ def test_formula_says_what_the_function_does(law_id):
     assert {name: names[name] for name in entry.gives} == pytest.approx(worked["values"], rel=1e-11)
 
 
-def test_formula_of_the_forms():
+def test_formula_text_of_laws_without_coefficients():
     for law_id, inputs, expected in FORMS:
         names = {"sqrt": math.sqrt} | law(law_id).coefficients | law(law_id).read(inputs)
         exec(law(law_id).formula.replace("; ", "\n"), names)
@@ -567,7 +569,7 @@ def test_names_are_those_of_the_tables(law_id):
     assert entry.kind in KINDS and set(entry.gives) <= set(UNITS)
     known = {*COLUMNS, *UNITS, "tokens_per_param", "epochs", "batch_ratio", "peak_lr"}
     assert {*entry.fitted, *entry.held, *entry.band, *entry.validated} <= known
-    assert not set(entry.unknown) & set(COLUMNS)  # a name given is one or the other
+    assert not set(entry.unknown) & set(COLUMNS)  # a given name is either a column or a coefficient
     assert all(low <= high for low, high in [*entry.fitted.values(), *entry.intervals.values()])
     assert set(entry.validated) <= set(entry.fitted) and bool(entry.intervals) == bool(entry.level)
     assert entry.confirmed or entry.unconfirmed
@@ -577,7 +579,7 @@ def test_names_are_those_of_the_tables(law_id):
     ) + len(entry.unknown)
 
 
-def test_no_quantity_is_there_for_nothing():
+def test_every_quantity_is_used_by_a_law():
     assert {name for entry in CATALOGUE.values() for name in entry.gives} == set(UNITS)
     read = {
         name

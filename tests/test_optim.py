@@ -1,4 +1,4 @@
-"""Param groups have the values of the plan, and a schedule only multiplies them."""
+"""Parameter groups have the values of the plan, and a schedule only multiplies them."""
 
 import pytest
 import torch
@@ -27,12 +27,12 @@ def plan(tiny):
 def test_every_tensor_is_in_the_group_with_its_numbers(model, plan):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = optim.groups(model, plan)
-    got = {
+    grouped = {
         names[id(p)]: (g["lr"], g["initial_lr"], g["weight_decay"], g["eps"])
         for g in groups
         for p in g["params"]
     }
-    assert got == {row.name: (row.lr, row.lr, row.weight_decay, row.eps) for row in plan}
+    assert grouped == {row.name: (row.lr, row.lr, row.weight_decay, row.eps) for row in plan}
     assert sum(len(group["params"]) for group in groups) == len(names)
 
 
@@ -51,7 +51,7 @@ def test_a_schedule_keeps_the_ratios(tiny, share, kind):
 
 
 def test_betas_and_the_step_are_adamws(tiny):
-    """One step from zero moments is lr * sign(gradient), after the decay, where eps is far below the gradient."""
+    """The first step is weight decay, then lr * sign(gradient), where eps is far below it."""
     recipe = tiny(
         {"width": 64, "optimizer.eps": 1e-30, "optimizer.beta1": 0.8, "optimizer.beta2": 0.9}
     )
@@ -64,20 +64,20 @@ def test_betas_and_the_step_are_adamws(tiny):
     opt.step()
     after = dict(model.named_parameters())
     for row in rows:
-        sure = (
-            after[row.name].grad.abs() > 1e-8
-        )  # a gradient of a few denormals has no sign to speak of
+        # a denormal gradient has no reliable sign
+        sure = after[row.name].grad.abs() > 1e-8
         expected = (
             before[row.name] * (1 - row.lr * row.weight_decay)
             - row.lr * after[row.name].grad.sign()
         )
-        assert sure.any() and torch.allclose(
-            after[row.name][sure], expected[sure], rtol=0, atol=1e-3 * row.lr
-        ), row.name
+        assert sure.any(), row.name
+        assert torch.allclose(after[row.name][sure], expected[sure], rtol=0, atol=1e-3 * row.lr), (
+            row.name
+        )
 
 
 @pytest.mark.parametrize("odd", ["a tensor the plan lacks", "a tensor the model lacks"])
-def test_a_tensor_without_explanation_is_refused(model, plan, odd):
+def test_a_tensor_missing_in_the_plan_or_the_model_is_refused(model, plan, odd):
     if odd == "a tensor the plan lacks":
         model.scale = torch.nn.Parameter(torch.ones(1))
         name = "scale"
@@ -115,9 +115,8 @@ def test_our_schedules_pass_the_guard(tiny, share, kind):
 @pytest.mark.parametrize(
     "scheduler",
     [
-        lambda opt: torch.optim.lr_scheduler.LambdaLR(
-            opt, lambda step: step / 10
-        ),  # 0 at first, for all groups
+        # lr is 0 at first for all groups
+        lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda step: step / 10),
         lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10),
         lambda opt: torch.optim.lr_scheduler.OneCycleLR(
             opt, [group["lr"] for group in opt.param_groups], total_steps=12
@@ -125,27 +124,28 @@ def test_our_schedules_pass_the_guard(tiny, share, kind):
     ],
 )
 def test_multiplying_schedulers_pass_the_guard(opt, plan, scheduler):
-    made = scheduler(opt)
+    lr_scheduler = scheduler(opt)
     for step in range(10):
         optim.guard(opt, plan, f"at step {step}")
-        run(opt, made, 1)
+        run(opt, lr_scheduler, 1)
 
 
 def test_the_guard_names_the_group_and_both_ratios(opt, plan):
-    """OneCycleLR's scalar `max_lr` is the same number for every group."""
+    """OneCycleLR sets the scalar `max_lr` in every group."""
     optim.guard(opt, plan, "before")
     torch.optim.lr_scheduler.OneCycleLR(opt, 5e-3, total_steps=12)
     with pytest.raises(UserError) as caught:
         optim.guard(opt, plan, "at step 0 of 12")
     assert str(caught.value) == (
-        "a schedule must multiply the plan's learning rates, but at step 0 of 12 the group of `model.layers.0.self_attn.q_proj.weight` "
-        "(14 tensors) has 1 times the lr of `model.embed_tokens.weight`, but 0.25 times in the plan: use a schedule that "
-        "multiplies each group's `initial_lr`"
+        "a schedule must multiply the plan's learning rates, but at step 0 of 12 the group of "
+        "`model.layers.0.self_attn.q_proj.weight` (14 tensors) has 1 times the lr of "
+        "`model.embed_tokens.weight`, but 0.25 times in the plan: use a schedule that multiplies "
+        "each group's `initial_lr`"
     )
 
 
-def test_an_absolute_floor_shows_at_the_end_alone(opt, plan):
-    """Why the guard also checks the last step: `eta_min` is one value for all groups."""
+def test_an_absolute_minimum_lr_is_detected_only_at_the_end(opt, plan):
+    """`eta_min` is one value for all groups, so the guard also checks the last step."""
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10, eta_min=1e-4)
     optim.guard(opt, plan, "at the start")
     run(opt, scheduler, 10)
@@ -156,7 +156,7 @@ def test_an_absolute_floor_shows_at_the_end_alone(opt, plan):
         optim.guard(opt, plan, "at the end")
 
 
-def test_groups_that_are_not_the_plans_are_refused(opt, plan):
+def test_a_group_that_is_not_in_the_plan_is_refused(opt, plan):
     opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
     with pytest.raises(
         UserError, match=r"^the optimizer must have the plan's 4 groups, but got 5 at the start$"

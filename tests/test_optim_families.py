@@ -1,4 +1,4 @@
-"""Every optimizer family on a stack of two trials, against the library on each trial alone, in float64."""
+"""Every optimizer family: a stack of two trials equals the library on each trial, in float64."""
 
 import copy
 import dataclasses
@@ -20,28 +20,47 @@ K, STEPS = 2, 12
 SHAPES = {"emb": (7, 6), "hid": (6, 6), "wide": (4, 6), "tall": (9, 6), "gain": (6,)}
 ROLES = {"emb": "emb", "hid": "hid", "wide": "hid", "tall": "hid", "gain": "vec"}
 SETTINGS = {"beta1": 0.8, "beta2": 0.9}
-ASKED = {  # family -> settings of the recipe besides betas
-    "adamw": {}, "sgd": {"momentum": 0.9}, "adafactor": {}, "lion": {}, "lamb": {}, "muon": {"momentum": 0.9},
+FAMILY_SETTINGS = {  # family -> optimizer settings of the recipe besides the betas
+    "adamw": {},
+    "sgd": {"momentum": 0.9},
+    "adafactor": {},
+    "lion": {},
+    "lamb": {},
+    "muon": {"momentum": 0.9},
     "muon_match_rms": {"momentum": 0.9, "shape_factor": "match_rms_adamw", "nesterov": False},
     "muon_spectral": {"momentum": 0.9, "shape_factor": "spectral"},
-    "shampoo": {"precondition_every": 2}, "soap": {"precondition_every": 3}, "adam_atan2": {}, "dadapt_adam": {"lr": 1.0},
-    "prodigy": {"lr": 1.0}, "schedulefree_adamw": {}, "momo_adam": {"lr": 0.02},
-}  # fmt: skip
+    "shampoo": {"precondition_every": 2},
+    "soap": {"precondition_every": 3},
+    "adam_atan2": {},
+    "dadapt_adam": {"lr": 1.0},
+    "prodigy": {"lr": 1.0},
+    "schedulefree_adamw": {},
+    "momo_adam": {"lr": 0.02},
+}
 PACKAGES = {
-    "lion": "pytorch_optimizer", "lamb": "pytorch_optimizer", "shampoo": "pytorch_optimizer", "soap": "pytorch_optimizer",
-    "adam_atan2": "adam_atan2_pytorch", "dadapt_adam": "pytorch_optimizer", "prodigy": "prodigyopt", "schedulefree_adamw": "schedulefree",
+    "lion": "pytorch_optimizer",
+    "lamb": "pytorch_optimizer",
+    "shampoo": "pytorch_optimizer",
+    "soap": "pytorch_optimizer",
+    "adam_atan2": "adam_atan2_pytorch",
+    "dadapt_adam": "pytorch_optimizer",
+    "prodigy": "prodigyopt",
+    "schedulefree_adamw": "schedulefree",
     "momo_adam": "momo",
-}  # fmt: skip
+}
 
 
 def settings(name):
     family = "muon" if name.startswith("muon") else name
     betas = SETTINGS if "beta1" in OPTIMIZER_SETTINGS[family] else {}
-    return Optimizer(family=family, **betas, **ASKED[name])
+    return Optimizer(family=family, **betas, **FAMILY_SETTINGS[name])
 
 
 def plan(name):
-    """A row a tensor, each with its own lr, weight decay and eps; the ratios of lr are powers of two, so that u = W / r is exact."""
+    """One row per tensor, each with its own lr, weight decay and eps.
+
+    The lr ratios are powers of two, so that u = W / r is exact.
+    """
     s, ratios = settings(name), {"emb": 1.0, "hid": 0.25, "wide": 0.5, "tall": 0.25, "gain": 2.0}
     unit = s.lr if name in ("dadapt_adam", "prodigy", "momo_adam") else 0.02
     decays, epss = (
@@ -66,7 +85,7 @@ def plan(name):
 
 
 def start(k=None):
-    """The stack, or the plain tensors of trial k."""
+    """The stacked parameters, or those of trial k."""
     drawn = {
         name: torch.randn(K, *shape, generator=torch.Generator().manual_seed(i)).double()
         for i, (name, shape) in enumerate(SHAPES.items())
@@ -77,7 +96,7 @@ def start(k=None):
 
 
 def loss(weights, k, step):
-    """A loss of trial k with cross terms between tensors; its data change with the step."""
+    """Loss of trial k, with cross terms between tensors and new data at every step."""
     x = torch.randn(5, 7, generator=torch.Generator().manual_seed(100 * step + k)).double()
     h = torch.tanh(x @ weights["emb"]) * weights["gain"]
     h = h + torch.tanh(h @ weights["hid"].T)
@@ -113,21 +132,21 @@ def adafactor(groups):
 def lamb(groups):
     import pytorch_optimizer
 
-    made = pytorch_optimizer.Lamb(groups, betas=(0.8, 0.9), weight_decouple=False)
-    made.clamp = math.inf
-    return made
+    optimizer = pytorch_optimizer.Lamb(groups, betas=(0.8, 0.9), weight_decouple=False)
+    optimizer.clamp = math.inf
+    return optimizer
 
 
-def library(module, name, **asked):
+def library(module, name, **options):
     return lambda groups: getattr(pytest.importorskip(module), name)(
-        groups, betas=(0.8, 0.9), **asked
+        groups, betas=(0.8, 0.9), **options
     )
 
 
 def schedulefree(groups):
-    made = library("schedulefree", "AdamWScheduleFree")(groups)
-    made.train()
-    return made
+    optimizer = library("schedulefree", "AdamWScheduleFree")(groups)
+    optimizer.train()
+    return optimizer
 
 
 def shampoo(groups):
@@ -139,9 +158,9 @@ def shampoo(groups):
 
 def muon(factor, nesterov=True):
     def make(groups):
-        if (
-            factor == "spectral"
-        ):  # torch has none: lr so that lr * its own factor is lr * sqrt(out / in), and lr * weight_decay as it was
+        # torch has no spectral factor: change lr so that its factor gives lr * sqrt(out / in),
+        # and weight decay so that lr * weight_decay stays the same
+        if factor == "spectral":
             for group in groups:
                 out, fan_in = group["params"][0].shape
                 up = (out / fan_in) ** 0.5 / max(1, out / fan_in) ** 0.5
@@ -158,29 +177,44 @@ def muon(factor, nesterov=True):
 
 
 REFERENCES = {
-    "adamw": adamw, "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True, foreach=False), "adafactor": adafactor,
-    "lion": library("lion_pytorch", "Lion", decoupled_weight_decay=False), "lamb": lamb, "muon": muon("original"),
-    "muon_match_rms": muon("match_rms_adamw", nesterov=False), "muon_spectral": muon("spectral"), "shampoo": shampoo,
-    "soap": library("pytorch_optimizer", "SOAP", precondition_frequency=3), "adam_atan2": library("adam_atan2_pytorch", "AdamAtan2"),
+    "adamw": adamw,
+    "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True, foreach=False),
+    "adafactor": adafactor,
+    "lion": library("lion_pytorch", "Lion", decoupled_weight_decay=False),
+    "lamb": lamb,
+    "muon": muon("original"),
+    "muon_match_rms": muon("match_rms_adamw", nesterov=False),
+    "muon_spectral": muon("spectral"),
+    "shampoo": shampoo,
+    "soap": library("pytorch_optimizer", "SOAP", precondition_frequency=3),
+    "adam_atan2": library("adam_atan2_pytorch", "AdamAtan2"),
     "dadapt_adam": library("pytorch_optimizer", "DAdaptAdam", weight_decouple=True),
-    "prodigy": library("prodigyopt", "Prodigy", safeguard_warmup=True), "schedulefree_adamw": schedulefree,
+    "prodigy": library("prodigyopt", "Prodigy", safeguard_warmup=True),
+    "schedulefree_adamw": schedulefree,
     "momo_adam": library("momo", "MomoAdam"),
-}  # fmt: skip
+}
 
 
 def reference(name, k, multipliers):
-    """Weights of trial k after each step of the reference on plain tensors: AdamW for what is planned by it, W / r where lr must be one."""
+    """Yields the weights of trial k after each step of the library on plain tensors.
+
+    AdamW trains the tensors that the plan assigns to it. Families with one lr for all tensors
+    train W / r.
+    """
     weights, rows = start(k), plan(name)
     unit = settings(name).lr if name in ("dadapt_adam", "prodigy", "momo_adam") else None
     ratios = {row.name: row.lr / unit if unit else 1.0 for row in rows}
     trained = {name: nn.Parameter(w.detach() / ratios[name]) for name, w in weights.items()}
     groups = {
         row.name: {
-            "params": [trained[row.name]], "lr": row.lr / ratios[row.name], "initial_lr": row.lr / ratios[row.name],
-            "weight_decay": row.weight_decay * ratios[row.name], "eps": row.eps * ratios[row.name],
+            "params": [trained[row.name]],
+            "lr": row.lr / ratios[row.name],
+            "initial_lr": row.lr / ratios[row.name],
+            "weight_decay": row.weight_decay * ratios[row.name],
+            "eps": row.eps * ratios[row.name],
         }
         for row in rows
-    }  # fmt: skip
+    }
     rest = [groups[row.name] for row in rows if row.family == "adamw" and name != "adamw"]
     opts = [
         REFERENCES[name](
@@ -200,14 +234,14 @@ def reference(name, k, multipliers):
         yield {name: w.detach() * ratios[name] for name, w in trained.items()}
 
 
-MULTIPLIERS = [min(1.0, (step + 0.5) / 4) for step in range(STEPS)]  # a warmup, so that lr moves
-BF16 = {"rtol": 0, "atol": 5e-4}  # of a way of 0.03 to 0.07: Newton-Schulz is in bfloat16
+MULTIPLIERS = [min(1.0, (step + 0.5) / 4) for step in range(STEPS)]  # a warmup, so that lr changes
+# Newton-Schulz runs in bfloat16; the weights move by 0.03 to 0.07
+BF16 = {"rtol": 0, "atol": 5e-4}
 
 
-@pytest.mark.filterwarnings(
-    "ignore:More than one param group"
-)  # a warning of MoMo, although the lr of the groups are equal
-@pytest.mark.parametrize("name", ASKED)
+# MoMo gives this warning although the groups have equal lr
+@pytest.mark.filterwarnings("ignore:More than one param group")
+@pytest.mark.parametrize("name", FAMILY_SETTINGS)
 def test_a_stack_steps_as_the_reference_does_on_each_trial(name):
     if name.startswith("muon") and not hasattr(torch.optim, "Muon"):
         pytest.skip("torch before 2.9 has no Muon")
@@ -227,22 +261,22 @@ def test_a_stack_steps_as_the_reference_does_on_each_trial(name):
     assert all((model[key].detach() - before[key]).abs().max() > 1e-6 for key in model)
 
 
-def saved(opt):
-    """The state from a checkpoint file, loaded without pickled code."""
+def save_and_load_state(opt):
+    """The optimizer state after torch.save and torch.load(weights_only=True)."""
     file = io.BytesIO()
     torch.save(opt.state_dict(), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_a_stopped_run_goes_on_bit_by_bit(name):
+@pytest.mark.parametrize("name", FAMILY_SETTINGS)
+def test_a_resumed_run_is_bitwise_identical(name):
     model, opt = stack(name)
     for step in range(5):
         step_stack(model, opt, step)
     again, resumed = stack(name)
     again.load_state_dict(model.state_dict())
-    resumed.load_state_dict(saved(opt))
+    resumed.load_state_dict(save_and_load_state(opt))
     assert [group["lr"] for group in resumed.param_groups] == [
         group["lr"] for group in opt.param_groups
     ]
@@ -252,8 +286,8 @@ def test_a_stopped_run_goes_on_bit_by_bit(name):
     assert all(torch.equal(model[key], again[key]) for key in model)
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_accelerate_takes_it_and_steps_it_as_it_is(name):
+@pytest.mark.parametrize("name", FAMILY_SETTINGS)
+def test_accelerate_does_not_change_the_steps(name):
     model, opt = stack(name)
     alike, wrapped = stack(name)
     acc = Accelerator(cpu=True)
@@ -269,7 +303,7 @@ def test_accelerate_takes_it_and_steps_it_as_it_is(name):
     assert all(torch.equal(model[key], alike[key]) for key in model)
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", FAMILY_SETTINGS)
 def test_a_stack_of_a_zoo_model_learns_and_passes_the_guard(tiny, name):
     s, (_, _) = settings(name), stack(name)
     recipe = tiny(
@@ -283,7 +317,7 @@ def test_a_stack_of_a_zoo_model_learns_and_passes_the_guard(tiny, name):
     model = models.build(recipe, 64, seeds=(0, 1))
     opt = optim.optimizer(model, plan, recipe.optimizer)
     tokens = torch.arange(128).remainder(9).view(4, 32)
-    found = []
+    history = []
     for step in range(16):
         optim.set_learning_rates(opt, recipe.schedule, (step + 0.5) / 16)
         optim.guard(opt, plan, f"at step {step}")
@@ -291,15 +325,15 @@ def test_a_stack_of_a_zoo_model_learns_and_passes_the_guard(tiny, name):
         losses = model(tokens, tokens.roll(-1, 1))
         losses.sum().backward()
         opt.step(lambda losses=losses: losses.detach())
-        found.append(losses.detach())
+        history.append(losses.detach())
     with optim.evaluation_weights(model, opt):
         last = model(tokens, tokens.roll(-1, 1))
-    slow = name in ("dadapt_adam", "prodigy")  # 16 steps from a first guess of 1e-6
-    assert (last < found[0] - (0 if slow else 0.05)).all() and found[0][0] != found[0][1]
+    slow = name in ("dadapt_adam", "prodigy")  # their lr starts from an estimate of 1e-6
+    assert (last < history[0] - (0 if slow else 0.05)).all() and history[0][0] != history[0][1]
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_a_trial_that_is_lost_takes_no_other_with_it(name):
+@pytest.mark.parametrize("name", FAMILY_SETTINGS)
+def test_a_trial_with_nan_does_not_affect_the_other(name):
     (sound, opt), (model, other) = stack(name), stack(name)
     for step in range(8):
         step_stack(sound, opt, step)
@@ -307,15 +341,13 @@ def test_a_trial_that_is_lost_takes_no_other_with_it(name):
             with torch.no_grad():
                 model["hid"][0].fill_(math.nan)
         step_stack(model, other, step)
-    assert (
-        all(torch.equal(model[key][1], sound[key][1]) for key in model)
-        and model["hid"][0].isnan().all()
-    )
+    assert all(torch.equal(model[key][1], sound[key][1]) for key in model)
+    assert model["hid"][0].isnan().all()
 
 
 @pytest.mark.parametrize("name", ["lamb", "shampoo", "prodigy"])
-def test_weights_that_move_take_the_optimizer_with_them(name):
-    """`Module.to` and Accelerate give a parameter new memory after its optimizer was made."""
+def test_the_optimizer_follows_parameters_to_new_memory(name):
+    """`Module.to` and Accelerate can move a parameter after its optimizer was built."""
     (stayed, opt), (moved, other) = stack(name), stack(name)
     for p in moved.values():
         p.data = p.data.clone()
@@ -328,8 +360,8 @@ def test_weights_that_move_take_the_optimizer_with_them(name):
 @pytest.mark.parametrize(
     "name", ["muon", "muon_spectral", "shampoo", "soap", "lamb", "adafactor", "prodigy"]
 )
-def test_experts_are_matrices_of_their_own_and_a_kernel_is_one(name):
-    """[K, experts, out, in] and [K, out, in, h, w] against the same entries as [K, out, in] each."""
+def test_each_expert_and_each_convolution_kernel_is_one_matrix(name):
+    """Compares [K, experts, out, in] and [K, out, in, h, w] with separate [K, out, in] matrices."""
     drawn = torch.randn(K, 3, 4, 6, generator=torch.Generator().manual_seed(0)).double()
     kernel = torch.randn(K, 4, 3, 2, 2, generator=torch.Generator().manual_seed(1)).double()
     stacked, apart = [drawn, kernel], [*drawn.unbind(1), kernel.flatten(2)]
@@ -369,16 +401,28 @@ def test_experts_are_matrices_of_their_own_and_a_kernel_is_one(name):
 
 
 def with_lr(name, factor):
-    """The stack after three steps at each group's lr times a factor, or one a trial."""
+    """The stack after three steps with lr times `factor`: one number, or one per trial."""
     model, rows = start(), {row.name: row for row in plan(name)}
     keys = [key for key in SHAPES if name != "muon" or ROLES[key] == "hid"]
-    opt = (families.Muon if name == "muon" else lambda groups, *_: families.FAMILIES[name](groups, settings(name)))(
+    opt = (
+        families.Muon
+        if name == "muon"
+        else lambda groups, *_: families.FAMILIES[name](groups, settings(name))
+    )(
         [
-            {"params": [model[key]], "lr": rows[key].lr * factor, "initial_lr": rows[key].lr, "weight_decay": 0.1, "eps": rows[key].eps}
+            {
+                "params": [model[key]],
+                "lr": rows[key].lr * factor,
+                "initial_lr": rows[key].lr,
+                "weight_decay": 0.1,
+                "eps": rows[key].eps,
+            }
             for key in keys
         ],
-        0.9, True, "original",
-    )  # fmt: skip
+        0.9,
+        True,
+        "original",
+    )
     for step in range(3):
         step_stack(model, opt, step)
     return model
@@ -405,7 +449,7 @@ NORMALISED = ("adamw", "adafactor", "lion", "lamb", "muon", "adam_atan2")
 
 @pytest.mark.parametrize("name", NORMALISED)
 def test_a_small_gradient_steps_as_far_as_a_large_one(name):
-    """In float32 with a gradient of 1e-5, as wide models have, and with a zero gradient."""
+    """In float32, with gradients of about 1e-5, as in wide models; some gradients are zero."""
     ways = []
     for size in (1.0, 2.0**-17):
         model = start().float()
@@ -427,35 +471,41 @@ def test_a_small_gradient_steps_as_far_as_a_large_one(name):
     assert ways[0].isfinite().all() and ways[0].abs().max() > 1e-3
 
 
-HELD = {  # lr; without momo_adam, because the check passes no loss
-    "sgd": 0.1, "adafactor": 0.05, "lion": 1e-3, "lamb": 5e-3, "muon": 0.02, "shampoo": 0.01, "adam_atan2": 5e-3, "prodigy": 1.0,
-}  # fmt: skip
+CHECKED_LR = {  # family -> lr; without momo_adam, because the check passes no loss
+    "sgd": 0.1,
+    "adafactor": 0.05,
+    "lion": 1e-3,
+    "lamb": 5e-3,
+    "muon": 0.02,
+    "shampoo": 0.01,
+    "adam_atan2": 5e-3,
+    "prodigy": 1.0,
+}
 
 
-@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("name", CHECKED_LR)
 def test_the_rule_holds_for_the_optimizer_that_is_built(tiny, name):
-    """The coordinate check, in muP: changes of activations that do not move with width. SOAP's do, as arXiv:2512.05620 finds."""
-    asked = {"family": name, "lr": HELD[name]} | (
+    """The coordinate check passes in muP. It fails for SOAP, as arXiv:2512.05620 also finds."""
+    optimizer = {"family": name, "lr": CHECKED_LR[name]} | (
         {"precondition_every": 1} if name == "shampoo" else {}
     )
     recipe = tiny(
-        {"optimizer": asked, "schedule.kind": "constant", "parametrization.init_std": 0.1}
+        {"optimizer": optimizer, "schedule.kind": "constant", "parametrization.init_std": 0.1}
     )
     assert checking.check(recipe, (32, 128), (0,))["verdict"] == "pass"
 
 
-# --- settings of the recipe ----------------------------------------------------------------------------------------
+# --- settings of the recipe -----------------------------------------------------------------------
 
 
-def test_the_families_of_recipes_are_those_that_are_built_and_ruled():
-    assert set(OPTIMIZER_SETTINGS) == set(families.FAMILIES) and {
-        settings(name).rule for name in ASKED
-    } <= set(rules.FAMILIES)
-    assert {settings(name).family for name in ASKED} == set(OPTIMIZER_SETTINGS)
+def test_every_family_of_recipes_has_an_optimizer_and_a_rule():
+    assert set(OPTIMIZER_SETTINGS) == set(families.FAMILIES)
+    assert {settings(name).rule for name in FAMILY_SETTINGS} <= set(rules.FAMILIES)
+    assert {settings(name).family for name in FAMILY_SETTINGS} == set(OPTIMIZER_SETTINGS)
 
 
 @pytest.mark.parametrize("family", ["muon", "shampoo"])
-def test_what_is_left_to_adamw_has_its_share_of_the_lr(tiny, family):
+def test_tensors_trained_by_adamw_have_rest_ratio_times_the_lr(tiny, family):
     one, half = (
         counting.plan_tensors(
             tiny({"optimizer.family": family, "optimizer.rest_ratio": ratio, "width": 64}), 64
@@ -463,15 +513,14 @@ def test_what_is_left_to_adamw_has_its_share_of_the_lr(tiny, family):
         for ratio in (1, 0.5)
     )
     kept = {"muon": ("hid",), "shampoo": ("emb", "hid", "out")}[family]
-    assert {row.family for row in one if row.role in kept} == {family} and {
-        row.family for row in one if row.role not in kept
-    } == {"adamw"}
+    assert {row.family for row in one if row.role in kept} == {family}
+    assert {row.family for row in one if row.role not in kept} == {"adamw"}
     for row, other in zip(one, half, strict=True):
         assert other.lr == row.lr * (1 if row.role in kept else 0.5)
 
 
-def test_independent_decay_shrinks_every_matrix_alike_at_any_lr(tiny):
-    """lr * weight_decay at the peak is the recipe's weight decay; PyTorch's is lr times that, whatever the width."""
+def test_independent_decay_shrinks_every_matrix_equally_at_any_lr(tiny):
+    """lr * weight_decay is the recipe's weight decay ("independent") or lr times it ("torch")."""
     for lr in (1e-3, 1e-2):
         for mode, shrunk in (("independent", 0.1), ("torch", 0.1 * lr)):
             rows = counting.plan_tensors(
@@ -484,20 +533,26 @@ def test_independent_decay_shrinks_every_matrix_alike_at_any_lr(tiny):
 
 
 def test_independent_decay_follows_the_schedule(tiny):
-    """Without a gradient a step leaves 1 - multiplier * weight_decay (arXiv:1711.05101, Algorithm 2)."""
+    """With zero gradient a step multiplies by 1 - multiplier * weight_decay.
+
+    arXiv:1711.05101, Algorithm 2.
+    """
     recipe = tiny({"optimizer.decay": "independent"})
     model = models.build(recipe, 64)
     opt = optim.optimizer(model, counting.plan_tensors(recipe, 64), recipe.optimizer)
     weight = model.lm_head.weight
     before = weight.detach().clone()
     weight.grad = torch.zeros_like(weight)
-    optim.set_learning_rates(opt, recipe.schedule, 0.85)  # halfway down
+    optim.set_learning_rates(opt, recipe.schedule, 0.85)  # the multiplier is 0.5
     opt.step()
     torch.testing.assert_close(weight.detach(), before * (1 - 0.5 * 0.1))
 
 
 def test_shampoo_is_damped_by_its_rule(tiny):
-    """Its sums are of squared gradients: the damping of a hidden matrix ~ 1 / width in muP, and eps of what AdamW trains too."""
+    """Damping follows the rule of Shampoo, eps of the tensors that AdamW trains follows AdamW's.
+
+    Shampoo sums squared gradients, so in muP the damping of a hidden matrix is ~ 1 / width.
+    """
     narrow, wide = (
         counting.plan_tensors(
             tiny({"optimizer.family": "shampoo", "width": width, "form": "mup_t3"}), 64
@@ -512,13 +567,13 @@ def test_shampoo_is_damped_by_its_rule(tiny):
 
 
 def test_the_shape_factor_is_part_of_the_rule(tiny):
-    asked = {"optimizer.family": "muon", "optimizer.shape_factor": "spectral", "width": 128}
-    assert tiny(asked).optimizer.rule == "muon_spectral"
+    overrides = {"optimizer.family": "muon", "optimizer.shape_factor": "spectral", "width": 128}
+    assert tiny(overrides).optimizer.rule == "muon_spectral"
     down = {
         row.name: row.lr
-        for row in counting.plan_tensors(tiny(asked | {"model.ffn_ratio": 4.0}), 64)
+        for row in counting.plan_tensors(tiny(overrides | {"model.ffn_ratio": 4.0}), 64)
     }["model.layers.0.mlp.down_proj.weight"]
-    assert down == 5e-3  # sqrt(out / in) is in the step: lr is free of width
+    assert down == 5e-3  # the step has the factor sqrt(out / in)
 
 
 @pytest.mark.parametrize(
@@ -532,12 +587,15 @@ def test_a_missing_package_is_named(monkeypatch, name, package):
     monkeypatch.setattr(families.importlib, "import_module", missing)
     with pytest.raises(
         UserError,
-        match=rf"family '{name}' needs the package `{package}`, .*: pip install 'scaletune\[optimizers\]'",
+        match=(
+            rf"family '{name}' needs the package `{package}`, .*: pip install "
+            r"'scaletune\[optimizers\]'"
+        ),
     ):
         optim.optimizer(start(), plan(name), settings(name))
 
 
-def test_momo_asks_for_the_loss():
+def test_momo_requires_the_losses():
     model, opt = stack("momo_adam")
     model["hid"].grad = torch.ones_like(model["hid"])
     with pytest.raises(
@@ -547,13 +605,13 @@ def test_momo_asks_for_the_loss():
 
 
 @pytest.mark.parametrize("name", ["dadapt_adam", "prodigy", "schedulefree_adamw", "momo_adam"])
-def test_a_family_without_a_rule_says_so(name):
+def test_a_family_without_a_rule_has_a_caveat(name):
     assert any("no rule is confirmed" in caveat for caveat in rules.caveats("mup", name))
     assert rules.scale("mup", "hid", 4.0, 4.0, family=name) == rules.scale("mup", "hid", 4.0, 4.0)
 
 
-def test_a_muon_of_alike_groups_keeps_its_tensors_apart():
-    """At the base width every lr, weight decay and eps is the same: what Muon trains must not fall into AdamW's group."""
+def test_groups_of_muon_and_adamw_with_equal_settings_stay_separate():
+    """At the base width all groups have equal settings, but Muon and AdamW must not share one."""
     model = start()
     rows = [
         TensorPlan(

@@ -1,4 +1,4 @@
-"""Schedules against closed forms and against torch and transformers; weight averages."""
+"""Compares schedules with closed forms, torch and transformers; tests weight averages."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_a_multiplier_is_between_its_floor_and_one(schedule, share):
 
 
 @given(schedules(), shares, shares)
-def test_up_during_warmup_and_never_up_again(schedule, one, other):
+def test_a_multiplier_rises_during_warmup_and_never_after(schedule, one, other):
     early, late = sorted((one, other))
     up = optim.multiplier(schedule, late) - optim.multiplier(schedule, early)
     if late < schedule.warmup:
@@ -58,10 +58,10 @@ def test_up_during_warmup_and_never_up_again(schedule, one, other):
 
 
 @given(schedules(), shares)
-def test_no_jumps(schedule, share):
+def test_a_schedule_is_continuous(schedule, share):
     decay = schedule.decay if schedule.kind in ("wsd", "power") else 1 - schedule.warmup
     assume(schedule.warmup > 1e-3 and decay > 1e-3 and share < 1)
-    assume(schedule.decay_shape != "1-sqrt")  # which starts down with an infinite slope
+    assume(schedule.decay_shape != "1-sqrt")  # its slope is infinite where the decay starts
     steepest = max(
         math.pi / 2 / schedule.warmup,
         math.pi / 2 / decay,
@@ -74,15 +74,9 @@ def test_no_jumps(schedule, share):
     )
 
 
-SHARES = (
-    0,
-    0.1,
-    0.2,
-    0.6,
-    0.7,
-    0.85,
-    1,
-)  # start, half of warmup, its end, the middle of what is left, where wsd starts down, halfway, end
+# start, half of warmup, end of warmup, middle of the rest, start of the decay of wsd,
+# middle of that decay, end
+SHARES = (0, 0.1, 0.2, 0.6, 0.7, 0.85, 1)
 BOUNDARIES = [
     ({"kind": "constant"}, [0, 0.5, 1, 1, 1, 1, 1]),
     ({"kind": "linear"}, [0, 0.5, 1, 0.55, 0.4375, 0.26875, 0.1]),
@@ -106,7 +100,7 @@ BOUNDARIES = [
         [0, 0.5, 1, 2**-0.51, (7 / 3) ** -0.51, 0.55 * (7 / 3) ** -0.51, 0.1 * (7 / 3) ** -0.51],
     ),
     ({"kind": "power", "knee": 0.1, "power": 1.0}, [0, 0.25, 0.5, 1 / 6, 1 / 7, 0.55 / 7, 0.1 / 7]),
-    ({"kind": "power", "knee": 1.5}, [0, 0.5, 1, 1, 1, 0.55, 0.1]),  # a knee after the end: wsd
+    ({"kind": "power", "knee": 1.5}, [0, 0.5, 1, 1, 1, 0.55, 0.1]),  # a knee after the end is wsd
     (
         {"kind": "one_cycle", "start": 0.2},
         [0.2, 0.6, 1, 0.55, 0.55 + 0.45 * math.cos(math.pi * 0.625), None, 0.1],
@@ -114,9 +108,9 @@ BOUNDARIES = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "expected"), BOUNDARIES)
-def test_boundaries(asked, expected):
-    schedule = Schedule(warmup=0.2, decay=0.3, floor=0.1, **asked)
+@pytest.mark.parametrize(("options", "expected"), BOUNDARIES)
+def test_boundaries(options, expected):
+    schedule = Schedule(warmup=0.2, decay=0.3, floor=0.1, **options)
     for share, value in zip(SHARES, expected, strict=True):
         assert value is None or optim.multiplier(schedule, share) == pytest.approx(
             value, abs=1e-12
@@ -124,13 +118,13 @@ def test_boundaries(asked, expected):
 
 
 @given(kinds.filter(lambda kind: kind not in ("power", "one_cycle")), fractions)
-def test_without_warmup_it_starts_at_the_peak(kind, floor):
+def test_without_warmup_a_schedule_starts_at_the_peak(kind, floor):
     assert optim.multiplier(Schedule(kind=kind, warmup=0, floor=floor), 0) == pytest.approx(1)
 
 
 @given(st.floats(1e-4, 0.1), st.floats(1, 1e4), st.floats(1e-2, 100), st.floats(0.05, 1))
 def test_the_power_law_is_that_of_the_paper(lr_max, batch, a, share):
-    """arXiv:2408.13359: min(lr_max, a * batch * tokens**-0.51), the knee where the two are equal."""
+    """arXiv:2408.13359: min(lr_max, a * batch * tokens**-0.51); the two are equal at the knee."""
     schedule = Schedule(
         kind="power", warmup=0, decay=0, knee=(lr_max / (a * batch)) ** (1 / -0.51) / BUDGET.tokens
     )
@@ -140,53 +134,56 @@ def test_the_power_law_is_that_of_the_paper(lr_max, batch, a, share):
     )
 
 
-# --- libraries: the multiplier at step s of 100 -----------------------------------------------------------------------
+# --- libraries: the multiplier at step s of 100 ---------------------------------------------------
 
 
-def library(make):
-    """A library's multiplier at each of 100 steps."""
+def library_multipliers(make):
+    """The multiplier of a library's scheduler at each of 100 steps."""
     opt = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
-    scheduler, found = make(opt), []
+    scheduler, multipliers = make(opt), []
     for _ in range(100):
-        found.append(opt.param_groups[0]["lr"])
+        multipliers.append(opt.param_groups[0]["lr"])
         opt.step()
         scheduler.step()
-    return found
+    return multipliers
 
 
-def ours(schedule, last=100):
+def our_multipliers(schedule, last=100):
     return [optim.multiplier(schedule, step / last) for step in range(100)]
 
 
-def transformers_has(name, **asked):
-    return library(
+def transformers_multipliers(name, **options):
+    return library_multipliers(
         lambda opt: getattr(pytest.importorskip("transformers"), name)(
-            opt, num_warmup_steps=20, **asked
+            opt, num_warmup_steps=20, **options
         )
     )
 
 
 def test_constant_linear_and_cosine_are_those_of_transformers():
-    for kind, name in (("constant", "get_constant_schedule_with_warmup"), ("linear", "get_linear_schedule_with_warmup"),
-                       ("cosine", "get_cosine_schedule_with_warmup")):  # fmt: skip
-        theirs = transformers_has(
+    for kind, name in (
+        ("constant", "get_constant_schedule_with_warmup"),
+        ("linear", "get_linear_schedule_with_warmup"),
+        ("cosine", "get_cosine_schedule_with_warmup"),
+    ):
+        theirs = transformers_multipliers(
             name, **({} if kind == "constant" else {"num_training_steps": 100})
         )
-        assert ours(Schedule(kind=kind, warmup=0.2)) == pytest.approx(theirs, abs=1e-12)
+        assert our_multipliers(Schedule(kind=kind, warmup=0.2)) == pytest.approx(theirs, abs=1e-12)
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "1-sqrt"])
 def test_wsd_is_that_of_transformers(shape):
-    theirs = transformers_has(
+    theirs = transformers_multipliers(
         "get_wsd_schedule", num_decay_steps=30, num_training_steps=100, decay_type=shape
     )
-    assert ours(Schedule(kind="wsd", warmup=0.2, decay=0.3, decay_shape=shape)) == pytest.approx(
-        theirs, abs=1e-12
-    )
+    assert our_multipliers(
+        Schedule(kind="wsd", warmup=0.2, decay=0.3, decay_shape=shape)
+    ) == pytest.approx(theirs, abs=1e-12)
     floored = optim.multiplier(
         Schedule(kind="wsd", warmup=0.2, decay=0.3, decay_shape=shape, floor=0.1), 0.9
     )
-    theirs = transformers_has(
+    theirs = transformers_multipliers(
         "get_wsd_schedule",
         num_decay_steps=30,
         num_training_steps=100,
@@ -196,9 +193,9 @@ def test_wsd_is_that_of_transformers(shape):
     assert floored == pytest.approx(theirs[90], abs=1e-12)
 
 
-def test_one_cycle_is_torchs():
-    """torch counts its steps from 0 to 99 and peaks at 0.3 * 100 - 1."""
-    theirs = library(
+def test_one_cycle_equals_torchs():
+    """torch counts steps from 0 and has its peak at 0.3 * 101 - 1."""
+    theirs = library_multipliers(
         lambda opt: OneCycleLR(
             opt, 1.0, total_steps=101, pct_start=0.3, div_factor=25, final_div_factor=100
         )
@@ -206,42 +203,42 @@ def test_one_cycle_is_torchs():
     schedule = Schedule(
         kind="one_cycle", warmup=(0.3 * 101 - 1) / 100, start=1 / 25, floor=1 / 2500
     )
-    assert ours(schedule) == pytest.approx(theirs, abs=1e-12)
+    assert our_multipliers(schedule) == pytest.approx(theirs, abs=1e-12)
 
 
-def test_linear_is_torchs():
-    theirs = library(lambda opt: LinearLR(opt, 1.0, 0.1, total_iters=100))
-    assert ours(Schedule(kind="linear", warmup=0, floor=0.1)) == pytest.approx(theirs, abs=1e-12)
+def test_linear_equals_torchs():
+    theirs = library_multipliers(lambda opt: LinearLR(opt, 1.0, 0.1, total_iters=100))
+    assert our_multipliers(Schedule(kind="linear", warmup=0, floor=0.1)) == pytest.approx(
+        theirs, abs=1e-12
+    )
 
 
-def test_it_is_torchs_lambda():
+def test_a_multiplier_is_a_lambda_of_torchs_lambda_lr():
     schedule = Schedule(kind="power", warmup=0.1, knee=0.2, decay=0.2)
-    theirs = library(lambda opt: LambdaLR(opt, lambda step: optim.multiplier(schedule, step / 100)))
-    assert ours(schedule) == theirs
+    theirs = library_multipliers(
+        lambda opt: LambdaLR(opt, lambda step: optim.multiplier(schedule, step / 100))
+    )
+    assert our_multipliers(schedule) == theirs
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
-def test_tokens_are_shares_of_the_budget():
+def test_token_counts_become_shares_of_the_budget():
     schedule = Schedule(kind="power", warmup_tokens=640, knee_tokens=1600)
-    found = optim.resolve_schedule(schedule, BUDGET)
-    assert (found.warmup, found.knee, found.warmup_tokens, found.knee_tokens) == (
+    resolved = optim.resolve_schedule(schedule, BUDGET)
+    assert (resolved.warmup, resolved.knee, resolved.warmup_tokens, resolved.knee_tokens) == (
         0.1,
         0.25,
         None,
         None,
     )
-    assert optim.resolve_schedule(found, BUDGET) == found
+    assert optim.resolve_schedule(resolved, BUDGET) == resolved
     longer = optim.resolve_schedule(schedule, Budget(tokens=12800, batch_tokens=64))
-    for tokens in (
-        100,
-        640,
-        1000,
-        3200,
-    ):  # before the decay it depends on tokens, not on the horizon
+    # before the decay, the multiplier depends on tokens, not on the token horizon
+    for tokens in (100, 640, 1000, 3200):
         assert optim.multiplier(longer, tokens / 12800) == pytest.approx(
-            optim.multiplier(found, tokens / 6400)
+            optim.multiplier(resolved, tokens / 6400)
         )
 
 
@@ -253,20 +250,23 @@ def test_a_schedule_in_tokens_is_resolved_first():
 def test_tokens_that_do_not_fit_are_refused():
     with pytest.raises(
         UserError,
-        match=r"`warmup_tokens / tokens \+ decay <= 1` must hold, but got warmup_tokens=6000, tokens=6400, decay",
+        match=(
+            r"`warmup_tokens / tokens \+ decay <= 1` must hold, but got warmup_tokens=6000, "
+            r"tokens=6400, decay"
+        ),
     ):
         recipe.resolve_schedule(Schedule(warmup_tokens=6000), BUDGET)
 
 
-# --- averages --------------------------------------------------------------------------------------------------------
+# --- averages -------------------------------------------------------------------------------------
 
 
-def test_an_average_is_its_recurrence_and_is_judged_in_the_models_place(tiny):
-    """a <- d a + (1 - d) w with the right half-life; the training weights are restored."""
-    asked = tiny({"schedule.ema_half_life": 512})
-    model = models.build(asked, 64, seeds=(0, 1))
-    opt = optim.optimizer(model, counting.plan_tensors(asked, 64), asked.optimizer)
-    average, expected = optim.weight_average(model, asked.schedule, asked.budget), None
+def test_an_average_follows_its_recurrence_and_is_evaluated_instead_of_the_model(tiny):
+    """a <- d a + (1 - d) w with the given half-life; the training weights are restored."""
+    ema_recipe = tiny({"schedule.ema_half_life": 512})
+    model = models.build(ema_recipe, 64, seeds=(0, 1))
+    opt = optim.optimizer(model, counting.plan_tensors(ema_recipe, 64), ema_recipe.optimizer)
+    average, expected = optim.weight_average(model, ema_recipe.schedule, ema_recipe.budget), None
     for step in range(4):
         with torch.no_grad():
             model.lm_head.weight.add_(step)
@@ -279,27 +279,30 @@ def test_an_average_is_its_recurrence_and_is_judged_in_the_models_place(tiny):
             model.lm_head.weight.detach().double(), expected, rtol=1e-6, atol=1e-6
         )
     assert torch.equal(model.lm_head.weight, before)
-    assert optim.weight_average(model, tiny().schedule, asked.budget) is None
+    assert optim.weight_average(model, tiny().schedule, ema_recipe.budget) is None
 
 
-def test_an_average_of_nothing_yet_is_the_model(tiny):
-    asked = tiny({"schedule.ema_half_life": 512})
-    model = models.build(asked, 64)
+def test_an_average_before_the_first_update_is_the_model(tiny):
+    ema_recipe = tiny({"schedule.ema_half_life": 512})
+    model = models.build(ema_recipe, 64)
     before = model.lm_head.weight.detach().clone()
     with optim.evaluation_weights(
         model,
         torch.optim.SGD(model.parameters()),
-        optim.weight_average(model, asked.schedule, asked.budget),
+        optim.weight_average(model, ema_recipe.schedule, ema_recipe.budget),
     ):
         assert torch.equal(model.lm_head.weight, before)
 
 
-def test_schedule_free_is_judged_by_its_average(tiny):
-    """Its x = (y - (1 - beta1) z) / beta1 (arXiv:2405.15682), and y comes back, even after an error."""
+def test_schedule_free_is_evaluated_at_its_average(tiny):
+    """Evaluates at x = (y - (1 - beta1) z) / beta1 (arXiv:2405.15682) and restores y.
+
+    y is restored even after an error.
+    """
     pytest.importorskip("schedulefree")
-    asked = tiny({"optimizer.family": "schedulefree_adamw", "schedule.kind": "constant"})
-    model = models.build(asked, 64)
-    opt = optim.optimizer(model, counting.plan_tensors(asked, 64), asked.optimizer)
+    free_recipe = tiny({"optimizer.family": "schedulefree_adamw", "schedule.kind": "constant"})
+    model = models.build(free_recipe, 64)
+    opt = optim.optimizer(model, counting.plan_tensors(free_recipe, 64), free_recipe.optimizer)
     tokens = torch.arange(64).view(2, 32)
     for _ in range(3):
         model(tokens, tokens.flip(1)).sum().backward()
@@ -313,21 +316,17 @@ def test_schedule_free_is_judged_by_its_average(tiny):
     torch.testing.assert_close(weight.detach(), y)
 
 
-def test_a_table_is_torchs_lambda_of_its_steps():
-    """Ten steps by hand, warmup of two; a step's share is the middle of its tokens."""
+def test_a_table_has_its_multipliers_after_warmup():
+    """Ten steps with a warmup of two; the share of a step is the middle of its tokens."""
     table = Schedule(kind="table", warmup=0.2, shares=[0, 0.5, 0.8], multipliers=[1.0, 1.5, 0.25])
-    got = [optim.multiplier(table, (step + 0.5) / 10) for step in range(10)]
-    assert got == pytest.approx([0.25, 0.75, 1, 1, 1, 1.5, 1.5, 1.5, 0.25, 0.25])
-    assert (
-        optim.multiplier(
-            Schedule(kind="table", warmup=0.5, shares=[0, 0.25], multipliers=[1, 4.0]), 0.25
-        )
-        == 2.0
-    )
+    multipliers = [optim.multiplier(table, (step + 0.5) / 10) for step in range(10)]
+    assert multipliers == pytest.approx([0.25, 0.75, 1, 1, 1, 1.5, 1.5, 1.5, 0.25, 0.25])
+    longer_warmup = Schedule(kind="table", warmup=0.5, shares=[0, 0.25], multipliers=[1, 4.0])
+    assert optim.multiplier(longer_warmup, 0.25) == 2.0
 
 
 @pytest.mark.parametrize(
-    "told",
+    "table",
     [
         {"shares": [], "multipliers": []},
         {"shares": [0.1], "multipliers": [1.0]},
@@ -335,11 +334,14 @@ def test_a_table_is_torchs_lambda_of_its_steps():
         {"shares": [0, 0.5], "multipliers": [1.0]},
     ],
 )
-def test_a_table_that_is_none_is_refused(told, tiny):
+def test_an_invalid_table_is_refused(table, tiny):
     with pytest.raises(
         UserError,
-        match="schedule 'table' needs one multiplier for each of `shares`, which start at 0 and increase",
+        match=(
+            "schedule 'table' needs one multiplier for each of `shares`, which start at 0 and "
+            "increase"
+        ),
     ):
-        tiny({"schedule": {"kind": "table", **told}})
+        tiny({"schedule": {"kind": "table", **table}})
     with pytest.raises(UserError, match="is read only by table, but got kind='wsd'"):
         tiny({"schedule.shares": [0]})

@@ -1,4 +1,4 @@
-"""The Ray engine: its records equal the local engine's, also when workers, actors or nodes die; no process stays."""
+"""The Ray engine gives the records of the local engine, also when workers or nodes die."""
 
 import os
 import shutil
@@ -36,11 +36,11 @@ def ray():
 
 @pytest.fixture(scope="module")
 def nodes(ray):
-    """A cluster of a head without cores and a node of two, and this process's connection to it."""
+    """A Ray cluster to which this process is connected: a head without cores, a node with two."""
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    made = Cluster(
+    ray_cluster = Cluster(
         initialize_head=True,
         head_node_args={
             "num_cpus": 0,
@@ -48,11 +48,11 @@ def nodes(ray):
             "include_dashboard": False,
         },
     )
-    made.add_node(num_cpus=2, object_store_memory=cluster.STORE)
-    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
-    yield made
+    ray_cluster.add_node(num_cpus=2, object_store_memory=cluster.STORE)
+    ray.init(address=ray_cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield ray_cluster
     ray.shutdown()
-    made.shutdown()
+    ray_cluster.shutdown()
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ LONG = {
 
 
 @pytest.fixture(scope="module")
-def calm(tiny):
-    """The losses of LONG's trials, each a second of training, when nothing dies."""
+def undisturbed_losses(tiny):
+    """The losses of the trials of LONG, each about a second of training, without failures."""
     accelerator = training.accelerator()
     return [
         training.run_trial(point, "main", accelerator)[0].loss
@@ -80,12 +80,12 @@ def calm(tiny):
 
 
 def workers():
-    """Worker processes of any actor on this machine: this test's own, as none else is on Ray."""
-    found = []
+    """All worker processes of Ray actors on this machine."""
+    processes = []
     for process in psutil.process_iter(["cmdline", "ppid"]):
         if WORKER in (process.info["cmdline"] or ()) and "ray::" in _title(process.info["ppid"]):
-            found.append(process)
-    return found
+            processes.append(process)
+    return processes
 
 
 def _title(pid):
@@ -95,8 +95,8 @@ def _title(pid):
         return ""
 
 
-def started(monkeypatch):
-    """The nodes on which actors start."""
+def record_started_nodes(monkeypatch):
+    """A list to which the node of every started actor is appended."""
     seen, real = [], ours.RayPool._confirm_start
 
     def spy(self, slot, answer):
@@ -107,8 +107,11 @@ def started(monkeypatch):
     return seen
 
 
-def under_way(recipe, out):
-    """A sweep in a thread (Ray starts nodes from the main one alone); a call waits for its table."""
+def start_sweep(recipe, out):
+    """Starts a sweep in a thread; returns a function that waits for its table.
+
+    Ray starts nodes only from the main thread.
+    """
     ended = []
 
     def run():
@@ -128,14 +131,14 @@ def under_way(recipe, out):
     return join
 
 
-# --- the record ------------------------------------------------------------------------------------------------------
+# --- the record -----------------------------------------------------------------------------------
 
 
 def test_the_record_is_the_local_engines(tiny, nodes, tmp_path):
     """All fields except times, to the bit; one of the trials diverges."""
-    asked = tiny({"axes": {"lr": [2e-3, 8e-3, 1e3], "seed": [0, 1]}, "engine.workers": 2})
+    base_recipe = tiny({"axes": {"lr": [2e-3, 8e-3, 1e3], "seed": [0, 1]}, "engine.workers": 2})
     for kind in ("local", "ray"):
-        sweeping.sweep(with_settings(asked, {"engine.kind": kind}), out=tmp_path / kind)
+        sweeping.sweep(with_settings(base_recipe, {"engine.kind": kind}), out=tmp_path / kind)
     local, far = (measured(tmp_path / kind / "sweeps/tiny.jsonl") for kind in ("local", "ray"))
     assert far == local and len(far) == 6 and {row["status"] for row in far} == {"done", "diverged"}
     assert not workers()
@@ -146,11 +149,10 @@ def test_the_record_is_the_local_engines(tiny, nodes, tmp_path):
     [{"kind": "basin", "budget": 4}, {"kind": "joint", "budget": 5, "wave": 2}],
     ids=lambda s: s["kind"],
 )
-def test_a_search_never_knows_which_engine_it_has(tiny, nodes, tmp_path, search, monkeypatch):
-    monkeypatch.setattr(
-        "scaletune.sweeping.engines.local.LocalPool", InProcess
-    )  # of this process: the actors' are their own
-    asked = tiny(
+def test_a_search_is_the_same_with_both_engines(tiny, nodes, tmp_path, search, monkeypatch):
+    # the local engine trains in this process; actors are not affected
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
+    base_recipe = tiny(
         {
             "axes": {"lr": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], "width": [16, 32]},
             "search": search,
@@ -158,67 +160,65 @@ def test_a_search_never_knows_which_engine_it_has(tiny, nodes, tmp_path, search,
         }
     )
     for kind in ("local", "ray"):
-        sweeping.sweep(with_settings(asked, {"engine.kind": kind}), out=tmp_path / kind)
+        sweeping.sweep(with_settings(base_recipe, {"engine.kind": kind}), out=tmp_path / kind)
     assert measured(tmp_path / "ray/sweeps/tiny.jsonl") == measured(
         tmp_path / "local/sweeps/tiny.jsonl"
     )
 
 
 def test_a_trial_over_two_processes(on_ray, nodes, tmp_path):
-    """One actor has the cores of both."""
-    alone, _ = training.run_trial(on_ray(), "main", training.accelerator())
+    """One actor reserves the cores of both processes."""
+    single, _ = training.run_trial(on_ray(), "main", training.accelerator())
     both = sweeping.sweep(on_ray({"engine.processes": 2}), out=tmp_path)
-    assert both["id"].tolist() == [alone.id] and both["provenance"][0]["processes"] == 2
-    assert both["loss"][0] == pytest.approx(alone.loss, rel=1e-5)
+    assert both["id"].tolist() == [single.id] and both["provenance"][0]["processes"] == 2
+    assert both["loss"][0] == pytest.approx(single.loss, rel=1e-5)
 
 
-# --- what is lost ----------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
-def test_what_is_killed_is_tried_again(on_ray, calm, nodes, tmp_path, capsys):
-    """A worker; then an actor, with which its worker goes."""
-    join = under_way(on_ray(LONG), tmp_path)
+def test_trials_of_killed_workers_and_actors_are_retried(
+    on_ray, undisturbed_losses, nodes, tmp_path, capsys
+):
+    """Kills a worker, then an actor together with its worker."""
+    join = start_sweep(on_ray(LONG), tmp_path)
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoint.pt")))
     workers()[0].kill()
     wait_for(lambda: len(list(tmp_path.glob("runs/*/checkpoint.pt"))) >= 3)
     workers()[0].parent().kill()
-    assert join()["loss"].tolist() == calm
-    said = capsys.readouterr().err
-    assert (
-        "try 1: its worker died; last log lines: none (exit status -9)" in said
-        and "its worker died: Ray lost its actor on" in said
-    )
+    assert join()["loss"].tolist() == undisturbed_losses
+    errors = capsys.readouterr().err
+    assert "try 1: its worker died; last log lines: none (exit status -9)" in errors
+    assert "its worker died: Ray lost its actor on" in errors
     assert not workers()
 
 
-def test_nodes_come_and_go(on_ray, calm, nodes, tmp_path, monkeypatch, capsys):
-    """A node joins while a sweep runs, and is lost: its trial goes on from its checkpoint on another."""
-    seen = started(monkeypatch)
-    join = under_way(on_ray(LONG), tmp_path)
+def test_nodes_may_join_and_leave(on_ray, undisturbed_losses, nodes, tmp_path, monkeypatch, capsys):
+    """A node joins a running sweep and is lost; its trial resumes on another node."""
+    seen = record_started_nodes(monkeypatch)
+    join = start_sweep(on_ray(LONG), tmp_path)
     wait_for(lambda: len(seen) == len(workers()) == 2)
     held = workers()
     for worker in held:
-        worker.suspend()  # so that there is something left to train when the node has come
+        worker.suspend()  # so that trials are left for the new node
     there = {path.parent.name for path in tmp_path.glob("runs/*/checkpoint.pt")}
     added = nodes.add_node(num_cpus=1, object_store_memory=cluster.STORE)
     wait_for(lambda: {path.parent.name for path in tmp_path.glob("runs/*/checkpoint.pt")} - there)
     nodes.remove_node(added, allow_graceful=False)
     for worker in held:
         worker.resume()
-    assert join()["loss"].tolist() == calm
-    said = capsys.readouterr()
-    assert (
-        "try 1: its worker died: Ray lost its actor on" in said.err
-        and not said.out
-        and len(set(seen)) == 2
-    )
+    assert join()["loss"].tolist() == undisturbed_losses
+    output = capsys.readouterr()
+    assert "try 1: its worker died: Ray lost its actor on" in output.err
+    assert not output.out
+    assert len(set(seen)) == 2
     assert not workers()
 
 
 def test_an_actor_that_hangs_is_replaced(on_ray, nodes, tmp_path, monkeypatch, capsys):
-    """Its worker would train on, and write into the checkpoint of its successor's: it has to go too."""
+    """Its worker is killed too: it would write into the checkpoint of its replacement."""
     monkeypatch.setattr(ours, "SILENCE", -996.0)  # four seconds after the last answer
-    join = under_way(on_ray({**LONG, "axes": {"seed": [0]}, "engine.patience": 1000.0}), tmp_path)
+    join = start_sweep(on_ray({**LONG, "axes": {"seed": [0]}, "engine.patience": 1000.0}), tmp_path)
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoint.pt")))
     (first,) = workers()
     first.parent().suspend()
@@ -228,13 +228,13 @@ def test_an_actor_that_hangs_is_replaced(on_ray, nodes, tmp_path, monkeypatch, c
     assert not workers()
 
 
-def test_a_node_that_cannot_read_the_data_is_said_at_once(on_ray, words, nodes, tmp_path):
+def test_a_node_that_cannot_read_the_data_is_reported_at_once(on_ray, words, nodes, tmp_path):
     moved = tmp_path / "words.txt"
     moved.write_bytes(words.read_bytes())
-    asked = sweeping.tasks("main", [on_ray({"data.source": str(moved)})])
+    tasks = sweeping.tasks("main", [on_ray({"data.source": str(moved)})])
     moved.unlink()
     with pytest.raises(UserError, match=r"words.txt.* \(on .*\)"):
-        sweeping.train_all(asked, tmp_path / "sweeps/far")
+        sweeping.train_all(tasks, tmp_path / "sweeps/far")
     assert not workers()
 
 
@@ -244,12 +244,12 @@ def test_nodes_must_have_our_version(on_ray, nodes, tmp_path, monkeypatch):
         sweeping.sweep(on_ray(), out=tmp_path)
 
 
-# --- an own instance -------------------------------------------------------------------------------------------------
+# --- a local Ray instance -------------------------------------------------------------------------
 
 
 @pytest.fixture
-def alone(ray, tiny, tmp_path):
-    """A sweep's driver and Ray's processes in a group of their own, and what is left of them."""
+def own_instance(ray, tiny, tmp_path):
+    """(driver of a sweep in its own process group, its processes, function listing its folders)."""
     (tmp_path / "some.toml").write_text(
         toml(tiny(LONG | {"engine.workers": 2}).model_dump(exclude_none=True))
     )
@@ -277,23 +277,21 @@ def alone(ray, tiny, tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_an_interrupt_from_the_keyboard_leaves_nothing(alone, tmp_path):
-    driver, family, folders = alone
+def test_a_keyboard_interrupt_leaves_no_process(own_instance, tmp_path):
+    driver, family, folders = own_instance
     assert len([process for process in family if WORKER in process.cmdline()]) == 2 and folders()
     os.killpg(driver.pid, signal.SIGINT)
     out, err = driver.communicate(timeout=PATIENCE)
-    assert (
-        driver.returncode == 130
-        and out == ""
-        and "scaletune: interrupted; finished trials are recorded" in err
-    )
+    assert driver.returncode == 130
+    assert out == ""
+    assert "scaletune: interrupted; finished trials are recorded" in err
     assert psutil.wait_procs(family, timeout=1)[1] == [] and not folders()
     assert (tmp_path / "sweeps/tiny.jsonl").exists()
 
 
-def test_a_killed_driver_takes_ray_with_it(alone):
-    """But for two agents of Ray's, which hold nothing and take a minute to notice."""
-    driver, family, _ = alone
+def test_ray_ends_when_its_driver_is_killed(own_instance):
+    """Two agents of Ray, which hold no resources, need a minute to end."""
+    driver, family, _ = own_instance
     agents = [
         process
         for process in family
@@ -305,10 +303,10 @@ def test_a_killed_driver_takes_ray_with_it(alone):
         agent.kill()
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
-def test_without_ray_it_says_what_to_install(on_ray, tmp_path, monkeypatch):
+def test_without_ray_the_error_names_what_to_install(on_ray, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(
         UserError, match=r"engine.kind 'ray' needs Ray: pip install 'scaletune\[ray\]'"
@@ -316,7 +314,7 @@ def test_without_ray_it_says_what_to_install(on_ray, tmp_path, monkeypatch):
         sweeping.sweep(on_ray(), out=tmp_path)
 
 
-def test_kinds_are_the_engines():
+def test_every_kind_has_an_engine():
     assert set(get_args(Engine.model_fields["kind"].annotation)) == set(pool.ENGINES)
 
 
@@ -339,7 +337,7 @@ def test_processes_have_whole_gpus(on_ray):
         on_ray({"engine.ray.gpus": 0.5, "engine.processes": 2})
 
 
-class Planted:
+class FakeRay:
     """The part of Ray that the engine uses, with nodes that the test defines."""
 
     exceptions = SimpleNamespace(RayError=RuntimeError)
@@ -364,69 +362,79 @@ class Planted:
 
 
 @pytest.fixture
-def planted(monkeypatch):
+def fake_ray(monkeypatch):
     def put(*nodes, **options):
-        made = Planted(*nodes, **options)
-        monkeypatch.setattr(cluster, "_ray", lambda: made)
-        return made
+        fake = FakeRay(*nodes, **options)
+        monkeypatch.setattr(cluster, "_ray", lambda: fake)
+        return fake
 
     return put
 
 
-def joined(recipe, workers="auto"):
+def connect(recipe, workers="auto"):
     return cluster.RayCluster(recipe.engine, workers, recipe.engine.processes)
 
 
 @pytest.mark.parametrize(
     ("settings", "capacity"),
-    [({}, 9), ({"engine.processes": 2}, 4), ({"engine.ray.cpus": 4}, 3), ({"engine.ray.gpus": 0}, 18), ({"engine.ray.gpus": 0.5}, 10),
-     ({"engine.ray.memory": 40}, 3), ({"engine.ray.memory": 40, "engine.ray.gpus": 0}, 4)],
+    [
+        ({}, 9),
+        ({"engine.processes": 2}, 4),
+        ({"engine.ray.cpus": 4}, 3),
+        ({"engine.ray.gpus": 0}, 18),
+        ({"engine.ray.gpus": 0.5}, 10),
+        ({"engine.ray.memory": 40}, 3),
+        ({"engine.ray.memory": 40, "engine.ray.gpus": 0}, 4),
+    ],
     ids=str,
-)  # fmt: skip
-def test_as_many_workers_as_nodes_have_room_for(on_ray, planted, settings, capacity):
-    planted(
+)
+def test_as_many_workers_as_nodes_have_room_for(on_ray, fake_ray, settings, capacity):
+    fake_ray(
         {"CPU": 8.0, "GPU": 8.0, "memory": 100.0},
         {"CPU": 8.0, "GPU": 1.0, "memory": 100.0},
         {"CPU": 2.0, "memory": 30.0},
     )
-    found = joined(on_ray(settings))
-    assert found.capacity() == capacity
-    found.leave()
+    connection = connect(on_ray(settings))
+    assert connection.capacity() == capacity
+    connection.leave()
 
 
-def test_no_room_waits_for_a_node_of_a_cluster(on_ray, planted, capsys):
-    made = planted({"CPU": 0.0})
-    found = joined(on_ray({"engine.ray.address": "head:6379", "engine.processes": 2}))
-    assert found.capacity() == 1
-    assert (
-        capsys.readouterr().err
-        == "ray: a worker reserves 2 CPU, but no node of head:6379 has that: waiting for a node to join\n"
+def test_no_room_waits_for_a_node_of_a_cluster(on_ray, fake_ray, capsys):
+    fake = fake_ray({"CPU": 0.0})
+    connection = connect(on_ray({"engine.ray.address": "head:6379", "engine.processes": 2}))
+    assert connection.capacity() == 1
+    assert capsys.readouterr().err == (
+        "ray: a worker reserves 2 CPU, but no node of head:6379 has that: waiting for a "
+        "node to join\n"
     )
-    made.there.append({"NodeID": "new", "Alive": True, "Resources": {"CPU": 8.0}})
-    found.last_look = -cluster.LOOK
-    assert found.capacity() == 4
-    found.leave()
-    assert made.connected  # a connection that was there stays
+    fake.there.append({"NodeID": "new", "Alive": True, "Resources": {"CPU": 8.0}})
+    connection.last_look = -cluster.LOOK
+    assert connection.capacity() == 4
+    connection.leave()
+    assert fake.connected  # an existing connection is kept
 
 
-def test_no_room_in_an_own_instance_is_refused(on_ray, planted):
-    made = planted({"CPU": 4.0}, connected=False)
+def test_no_room_in_an_own_instance_is_refused(on_ray, fake_ray):
+    fake = fake_ray({"CPU": 4.0}, connected=False)
     with pytest.raises(
         UserError,
         match=r"a worker reserves 1 CPU, 1 GPU, but this machine has less: lower `engine\.ray`",
     ):
-        joined(on_ray({"engine.ray.gpus": 1}), 3)
-    assert not Path(made.options["_temp_dir"]).exists() and made.options["address"] == "local"
-    assert made.options["num_cpus"] == max(3, len(os.sched_getaffinity(0)))
+        connect(on_ray({"engine.ray.gpus": 1}), 3)
+    assert not Path(fake.options["_temp_dir"]).exists() and fake.options["address"] == "local"
+    assert fake.options["num_cpus"] == max(3, len(os.sched_getaffinity(0)))
 
 
-def test_nobody_at_an_address_is_said_at_once(on_ray, planted):
+def test_an_address_without_a_cluster_is_reported_at_once(on_ray, fake_ray):
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
-        planted(connected=False)
+        fake_ray(connected=False)
         with pytest.raises(
             UserError,
-            match=f"`engine.ray.address` must be a running Ray cluster .*, but got '{address}': .*refused",
+            match=(
+                f"`engine.ray.address` must be a running Ray cluster .*, but got '{address}': "
+                ".*refused"
+            ),
         ):
-            joined(on_ray({"engine.ray.address": address}))
+            connect(on_ray({"engine.ray.address": address}))

@@ -1,4 +1,7 @@
-"""The Slurm engine: job sizes, lost jobs, killed drivers; with submitit's local executor and a real Slurm."""
+"""The Slurm engine: job sizes, lost jobs and killed drivers.
+
+The tests use a fake cluster, submitit's local executor and a real Slurm.
+"""
 
 import json
 import os
@@ -29,22 +32,28 @@ pytest.importorskip("submitit")
 RUNNING, PENDING = State("RUNNING", 0, "None"), State("PENDING", 0, "Resources")
 
 
-# --- settings --------------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         (
             "partition",
             "gpu\nrm -rf x",
-            r"`engine.slurm.partition` must be of letters, digits and any of .*, but got 'gpu\\nrm -rf x'",
+            (
+                r"`engine.slurm.partition` must be of letters, digits and any of .*, but got "
+                r"'gpu\\nrm -rf x'"
+            ),
         ),
         ("constraint", "$(reboot)", r"`engine.slurm.constraint` must be of "),
         (
             "minutes",
             90,
-            r"`engine.slurm.minutes <= time_minutes` must hold, but got minutes=90, time_minutes=60",
+            (
+                r"`engine.slurm.minutes <= time_minutes` must hold, but got minutes=90, "
+                r"time_minutes=60"
+            ),
         ),
         (
             "max_jobs",
@@ -54,18 +63,21 @@ RUNNING, PENDING = State("RUNNING", 0, "None"), State("PENDING", 0, "Resources")
         (
             "gpus_per_trial",
             2,
-            r"`engine.slurm.gpus_per_trial` must be 0 or `engine.processes` .*gpus_per_trial=2, processes=1",
+            (
+                r"`engine.slurm.gpus_per_trial` must be 0 or `engine.processes` "
+                r".*gpus_per_trial=2, processes=1"
+            ),
         ),
         ("patition", "gpu", r"unknown key `engine.slurm.patition` \(nearest: 'partition'\)"),
     ],
 )
-def test_what_no_cluster_should_be_asked_is_one_sentence(tiny, name, value, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_slurm_settings_are_one_sentence(tiny, name, value, message):
+    with pytest.raises(UserError, match=message):
         tiny({f"engine.slurm.{name}": float(value) if name == "minutes" else value})
 
 
-def test_settings_are_what_submitit_calls_them(tiny):
-    asked = tiny(
+def test_settings_become_submitit_parameters(tiny):
+    recipe = tiny(
         {
             "engine.slurm": {
                 "partition": "a100",
@@ -77,19 +89,22 @@ def test_settings_are_what_submitit_calls_them(tiny):
             "engine.processes": 4,
         }
     )
-    found = cluster._parameters(asked.engine)
-    assert (found["slurm_partition"], found["slurm_constraint"], found["gpus_per_node"], found["cpus_per_task"]) == (
-        "a100", "a100&80gb", 4, 4,
-    )  # fmt: skip
-    assert (found["mem_gb"], found["timeout_min"], found["nodes"], found["slurm_qos"]) == (
-        64.0,
-        240,
-        1,
-        None,
-    )
+    parameters = cluster._parameters(recipe.engine)
+    assert (
+        parameters["slurm_partition"],
+        parameters["slurm_constraint"],
+        parameters["gpus_per_node"],
+        parameters["cpus_per_task"],
+    ) == ("a100", "a100&80gb", 4, 4)
+    assert (
+        parameters["mem_gb"],
+        parameters["timeout_min"],
+        parameters["nodes"],
+        parameters["slurm_qos"],
+    ) == (64.0, 240, 1, None)
 
 
-def test_the_engine_is_no_part_of_a_trials_identity(tiny):
+def test_the_engine_is_not_part_of_a_trials_identity(tiny):
     one, other = (
         sweeping.tasks("main", [point])[0].id
         for point in (tiny(), tiny({"engine.kind": "slurm", "engine.slurm.minutes": 1.0}))
@@ -98,7 +113,7 @@ def test_the_engine_is_no_part_of_a_trials_identity(tiny):
 
 
 @pytest.mark.parametrize(
-    ("patch", "said"),
+    ("patch", "message"),
     [
         (
             ("find_spec", lambda name: None),
@@ -110,9 +125,11 @@ def test_the_engine_is_no_part_of_a_trials_identity(tiny):
         ),
     ],
 )
-def test_what_is_missing_is_one_sentence(tiny, tmp_path, monkeypatch, capsys, patch, said):
+def test_a_missing_package_or_command_is_one_sentence(
+    tiny, tmp_path, monkeypatch, capsys, patch, message
+):
     monkeypatch.setattr(f"scaletune.sweeping.engines.slurm.cluster.{patch[0]}", patch[1])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         sweeping.sweep(tiny({"engine.kind": "slurm"}), out=tmp_path)
 
 
@@ -122,14 +139,14 @@ def test_a_folder_that_slurm_reads_as_a_pattern_is_refused(tmp_path, monkeypatch
         cluster.require_slurm(tmp_path / "50%j")
 
 
-# --- orders ----------------------------------------------------------------------------------------------------------
+# --- job sizes ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def wanted(tiny):
-    """n tasks of 120 guessed seconds each that do not stack."""
+def make_tasks(tiny):
+    """(n, engine settings) -> n tasks of 120 estimated seconds each that do not stack."""
 
-    def made(n, **engine):
+    def build(n, **engine):
         settings = {"engine.kind": "slurm", "engine.stack": 1} | {
             f"engine.{name}": value for name, value in engine.items()
         }
@@ -138,28 +155,26 @@ def wanted(tiny):
             task.cost = 120.0
         return tasks
 
-    return made
+    return build
 
 
 @pytest.mark.parametrize(
     ("minutes", "workers", "sizes"),
     [(0.0, 1000, [1] * 7), (4.0, 1000, [2, 2, 2, 1]), (60.0, 4, [7])],
 )
-def test_trials_share_a_job_until_it_is_worth_its_time_in_the_queue(
-    wanted, minutes, workers, sizes
-):
-    queue = wanted(7, **{"slurm.minutes": minutes})
+def test_trials_share_a_job_until_it_lasts_the_minimum_time(make_tasks, minutes, workers, sizes):
+    queue = make_tasks(7, **{"slurm.minutes": minutes})
     assert [len(pack) for pack in job_size.pack(queue, workers)] == sizes and queue == []
 
 
-def test_a_trial_whose_job_was_lost_goes_alone(wanted):
-    queue = wanted(4, **{"slurm.minutes": 60.0})
+def test_a_trial_whose_job_was_lost_gets_its_own_job(make_tasks):
+    queue = make_tasks(4, **{"slurm.minutes": 60.0})
     queue[1].tries = 1
     first, second, third = list(queue[:1]), queue[1], queue[2:]
     assert job_size.pack(queue, 8) == [first, [second], third]
 
 
-def test_stacks_go_together_but_not_to_a_gpu_that_was_not_measured(tiny):
+def test_stacks_share_a_job_except_on_a_gpu_that_was_not_measured(tiny):
     def packs(**engine):
         settings = {f"engine.{name}": value for name, value in engine.items()} | {
             "engine.slurm.minutes": 0.0
@@ -171,7 +186,7 @@ def test_stacks_go_together_but_not_to_a_gpu_that_was_not_measured(tiny):
     assert packs(**{"slurm.gpus_per_trial": 1}, stack=2) == [2, 1, 1]
 
 
-def test_horizons_of_a_trunk_go_together_to_a_gpu_too(tiny):
+def test_horizons_of_one_trunk_share_a_job_on_a_gpu_too(tiny):
     settings = {
         "engine.slurm": {"minutes": 0.0, "gpus_per_trial": 1},
         "schedule.warmup_tokens": 256,
@@ -184,19 +199,19 @@ def test_horizons_of_a_trunk_go_together_to_a_gpu_too(tiny):
     assert [len(pack) for pack in job_size.pack(sweeping.tasks("main", points), 8)] == [2, 2]
 
 
-def test_an_array_has_max_jobs_and_one_kind_of_job(wanted):
+def test_an_array_has_max_jobs_and_one_kind_of_job(make_tasks):
     queue = (
-        wanted(5, **{"slurm.minutes": 0.0, "slurm.max_jobs": 2})
-        + wanted(6, **{"slurm.minutes": 0.0, "slurm.mem_gb": 8.0})[5:]
+        make_tasks(5, **{"slurm.minutes": 0.0, "slurm.max_jobs": 2})
+        + make_tasks(6, **{"slurm.minutes": 0.0, "slurm.mem_gb": 8.0})[5:]
     )
     assert [len(job_size.pack(queue, 9)) for _ in range(4)] == [2, 2, 1, 1] and not queue
 
 
-# --- the states of jobs ----------------------------------------------------------------------------------------
+# --- the states of jobs ---------------------------------------------------------------------------
 
 
-class Planted(SlurmCluster):
-    """A cluster that starts no jobs; the test sets their states."""
+class FakeCluster(SlurmCluster):
+    """A cluster that starts no jobs; the test sets the job states."""
 
     def __init__(self, root, name="x"):
         super().__init__(root, name)
@@ -223,147 +238,147 @@ class Planted(SlurmCluster):
 
 @pytest.fixture
 def pool(tmp_path, monkeypatch):
-    """A pool that checks a planted cluster at every call."""
+    """A pool that queries a fake cluster at every call."""
     for name in ("WAIT", "LOOK", "GRACE", "SETTLE"):
         monkeypatch.setattr(slurm, name, 0.0)
     root = tmp_path / "sweeps/x.slurm"
-    return slurm.SlurmPool(root, 9, Planted(root))
+    return slurm.SlurmPool(root, 9, FakeCluster(root))
 
 
-def answer(pool, task, message):
+def write_trial_answer(pool, task, message):
     order = next(order for order in pool.out if task.id in order.tasks)
     job_messages.write_answer(order.folder, task.id, message)
 
 
-def test_answers_are_files_and_stay_until_they_are_on_record(pool, wanted):
-    queue = asked = wanted(2, **{"slurm.minutes": 0.0})
-    pool.hand_out(queue := list(asked))
+def test_answer_files_are_kept_until_the_trials_are_recorded(pool, make_tasks):
+    queue = tasks = make_tasks(2, **{"slurm.minutes": 0.0})
+    pool.hand_out(queue := list(tasks))
     assert queue == [] and pool.cluster.arrays == [(2, 9)] and pool.busy and pool.messages() == []
-    answer(pool, asked[0], {"trial": {"id": asked[0].id}, "curve": [1.0], "log": ""})
+    write_trial_answer(pool, tasks[0], {"trial": {"id": tasks[0].id}, "curve": [1.0], "log": ""})
     ((task, message),) = pool.messages()
-    path = job_messages.answer_path(pool.root, asked[0].id)
-    assert task is asked[0] and message["curve"] == [1.0] and path.exists()
+    path = job_messages.answer_path(pool.root, tasks[0].id)
+    assert task is tasks[0] and message["curve"] == [1.0] and path.exists()
     assert pool.messages() == [] and not path.exists() and pool.busy
     pool.__exit__(KeyboardInterrupt)
     assert pool.cluster.cancelled == ["0_1"] and not pool.root.exists()
 
 
-def test_a_job_that_has_ended_loses_what_it_began_and_gives_back_the_rest(pool, wanted):
-    asked = wanted(3, **{"slurm.minutes": 60.0})
-    pool.hand_out(list(asked))
+def test_an_ended_job_loses_its_started_trials_and_the_rest_is_submitted_again(pool, make_tasks):
+    tasks = make_tasks(3, **{"slurm.minutes": 60.0})
+    pool.hand_out(list(tasks))
     pool.cluster.known["0_0"] = RUNNING
     job_messages.write_heartbeat(
         pool.out[0].folder,
-        {"shares": {asked[0].id: 1.0, asked[1].id: 0.25}, "log": "loading", "beats": 1},
+        {"shares": {tasks[0].id: 1.0, tasks[1].id: 0.25}, "log": "loading", "beats": 1},
     )
-    answer(pool, asked[0], {"trial": {"id": asked[0].id}, "curve": [], "log": ""})
+    write_trial_answer(pool, tasks[0], {"trial": {"id": tasks[0].id}, "curve": [], "log": ""})
     assert [(task, message.get("progress")) for task, message in pool.messages()] == [
-        (asked[0], None),
-        (asked[1], 0.25),
+        (tasks[0], None),
+        (tasks[1], 0.25),
     ]
     pool.cluster.known["0_0"] = State("OUT_OF_MEMORY", -9, "OutOfMemory")
     ((task, lost),) = pool.messages()
-    assert task is asked[1] and lost == {
-        "lost": "its job 0_0 ended as OUT_OF_MEMORY", "status": -9, "memory": True, "log": "loading\nslurmstepd: error: *** JOB 0_0 ***", "stack": 1,
-    }  # fmt: skip
+    assert task is tasks[1]
+    assert lost == {
+        "lost": "its job 0_0 ended as OUT_OF_MEMORY",
+        "status": -9,
+        "memory": True,
+        "log": "loading\nslurmstepd: error: *** JOB 0_0 ***",
+        "stack": 1,
+    }
     assert pool.busy and not pool.out
     pool.hand_out(queue := [])
-    assert queue == [] and list(pool.out[0].tasks.values()) == [asked[2]]
+    assert queue == [] and list(pool.out[0].tasks.values()) == [tasks[2]]
 
 
-def test_a_job_that_never_began_loses_all_and_a_controller_that_is_away_loses_none(
-    pool, wanted, monkeypatch
+def test_a_job_that_never_started_loses_all_and_an_unreachable_controller_loses_none(
+    pool, make_tasks, monkeypatch
 ):
-    asked = wanted(2, **{"slurm.minutes": 60.0})
-    pool.hand_out(list(asked))
+    tasks = make_tasks(2, **{"slurm.minutes": 60.0})
+    pool.hand_out(list(tasks))
     with monkeypatch.context() as patch:
         patch.setattr(pool.cluster, "states", lambda: None)
         assert pool.messages() == []
-    pool.cluster.known.clear()  # forgotten: ended long ago
+    pool.cluster.known.clear()  # Slurm has removed a job that ended long ago
     assert [(task.id, message["lost"]) for task, message in pool.messages()] == [
-        (task.id, "its job 0_0 ended as COMPLETED") for task in asked
+        (task.id, "its job 0_0 ended as COMPLETED") for task in tasks
     ]
     assert not pool.busy
 
 
-def test_a_job_back_in_the_queue_is_not_lost_and_one_that_says_nothing_is(pool, wanted):
-    (asked,) = wanted(1, patience=0.2)
-    pool.hand_out([asked])
+def test_a_requeued_job_is_not_lost_and_a_job_without_messages_is(pool, make_tasks):
+    (task,) = make_tasks(1, patience=0.2)
+    pool.hand_out([task])
     job_messages.write_heartbeat(
-        pool.out[0].folder, {"shares": {asked.id: 0.5}, "log": "", "beats": 1}
+        pool.out[0].folder, {"shares": {task.id: 0.5}, "log": "", "beats": 1}
     )
     for state in (RUNNING, State("REQUEUED", 0, "None"), PENDING, State("PENDING", 0, "BeginTime")):
         pool.cluster.known["0_0"] = state
         pool.messages()
         time.sleep(0.25)
     pool.cluster.known["0_0"] = RUNNING
-    heard = wait_for(lambda: [message for _, message in pool.messages() if "lost" in message])
-    assert (
-        heard[0]["lost"].startswith("its job 0_0 sent no message for 0")
-        and pool.cluster.cancelled == ["0_0"]
-        and not pool.busy
-    )
+    lost = wait_for(lambda: [message for _, message in pool.messages() if "lost" in message])
+    assert lost[0]["lost"].startswith("its job 0_0 sent no message for 0")
+    assert pool.cluster.cancelled == ["0_0"]
+    assert not pool.busy
 
 
-def test_the_next_driver_takes_over_and_submits_nothing_twice(pool, wanted, capsys):
-    asked = wanted(4, **{"slurm.minutes": 0.0})
-    pool.hand_out(list(asked[:3]))
-    answer(pool, asked[0], {"trial": {"id": asked[0].id}, "curve": [], "log": ""})
-    unborn = job_messages.write_order(
-        pool.root, asked[3:]
-    )  # its driver was killed before it knew the job
+def test_the_next_driver_takes_over_and_submits_nothing_twice(pool, make_tasks, capsys):
+    tasks = make_tasks(4, **{"slurm.minutes": 0.0})
+    pool.hand_out(list(tasks[:3]))
+    write_trial_answer(pool, tasks[0], {"trial": {"id": tasks[0].id}, "curve": [], "log": ""})
+    # the driver was killed before it recorded the job id of this order
+    unsubmitted = job_messages.write_order(pool.root, tasks[3:])
     after = slurm.SlurmPool(pool.root, 9, pool.cluster)
-    assert (
-        not job_messages.order_exists(unborn.folder)
-        and "3 jobs of an earlier driver continue" in capsys.readouterr().err
-    )
-    after.hand_out(list(asked))
-    assert pool.cluster.arrays == [(3, 9), (1, 7)] and [order.job for order in after.out] == [
-        "0_1",
-        "0_2",
-        "1_0",
-    ]
-    assert [task for task, _ in after.messages()] == [asked[0]]
+    assert not job_messages.order_exists(unsubmitted.folder)
+    assert "3 jobs of an earlier driver continue" in capsys.readouterr().err
+    after.hand_out(list(tasks))
+    assert pool.cluster.arrays == [(3, 9), (1, 7)]
+    assert [order.job for order in after.out] == ["0_1", "0_2", "1_0"]
+    assert [task for task, _ in after.messages()] == [tasks[0]]
     with after:
         pass
     assert sorted(pool.cluster.cancelled) == ["0_0", "0_1", "0_2", "1_0"]
 
 
-def test_an_interrupt_may_leave_the_jobs_to_the_next_driver(pool, wanted, capsys):
+def test_an_interrupt_can_leave_jobs_to_the_next_driver(pool, make_tasks, capsys):
     pool.leave = True
-    pool.hand_out(wanted(2, **{"slurm.minutes": 0.0}))
+    pool.hand_out(make_tasks(2, **{"slurm.minutes": 0.0}))
     pool.__exit__(KeyboardInterrupt)
     assert not pool.cluster.cancelled and len(job_messages.pending_orders(pool.root)) == 2
     assert "2 jobs stay in Slurm for the next driver" in capsys.readouterr().err
 
 
-def test_no_more_than_workers_run_at_once(pool, wanted):
+def test_no_more_than_workers_run_at_once(pool, make_tasks):
     pool.workers = 2
-    pool.hand_out(wanted(5, **{"slurm.minutes": 0.0}))
-    pool.hand_out(queue := wanted(6, **{"slurm.minutes": 0.0})[5:])
+    pool.hand_out(make_tasks(5, **{"slurm.minutes": 0.0}))
+    pool.hand_out(queue := make_tasks(6, **{"slurm.minutes": 0.0})[5:])
     assert pool.cluster.arrays == [(5, 2)] and len(queue) == 1
     for task in [task for order in pool.out[:4] for task in order.tasks.values()]:
-        answer(pool, task, {"trial": {"id": task.id}, "curve": [], "log": ""})
+        write_trial_answer(pool, task, {"trial": {"id": task.id}, "curve": [], "log": ""})
     assert len(pool.messages()) == 4
     pool.hand_out(queue)
     assert pool.cluster.arrays == [(5, 2), (1, 1)] and not queue
 
 
-def test_a_refusal_is_the_users_to_mend_unless_it_passes(pool, wanted, capsys):
-    asked, pool.cluster.refuses = (
-        wanted(3, **{"slurm.minutes": 0.0}),
+def test_a_refusal_is_a_user_error_unless_it_is_temporary(pool, make_tasks, capsys):
+    tasks, pool.cluster.refuses = (
+        make_tasks(3, **{"slurm.minutes": 0.0}),
         "sbatch: error: invalid partition specified: a10",
     )
     with pytest.raises(
         UserError,
-        match=r"^Slurm must accept the jobs, but refused them: sbatch: error: invalid partition specified: a10$",
+        match=(
+            r"^Slurm must accept the jobs, but refused them: sbatch: error: invalid partition "
+            r"specified: a10$"
+        ),
     ):
-        pool.hand_out(list(asked))
+        pool.hand_out(list(tasks))
     pool.cluster.refuses = ""
-    pool.hand_out(asked[:1])
+    pool.hand_out(tasks[:1])
     pool.cluster.refuses = "sbatch: error: QOSMaxSubmitJobPerUserLimit"
-    pool.hand_out(queue := asked[1:])
-    assert len(queue) == 2 and [list(order.tasks) for order in pool.out] == [[asked[0].id]]
+    pool.hand_out(queue := tasks[1:])
+    assert len(queue) == 2 and [list(order.tasks) for order in pool.out] == [[tasks[0].id]]
     assert (
         "Slurm accepts no more jobs for now: sbatch: error: QOSMaxSubmitJobPerUserLimit"
         in capsys.readouterr().err
@@ -373,49 +388,54 @@ def test_a_refusal_is_the_users_to_mend_unless_it_passes(pool, wanted, capsys):
     assert queue == [] and len(pool.out) == 3
 
 
-def test_a_lost_try_is_heard_once_and_an_older_one_not_at_all(pool, wanted):
-    (asked,) = wanted(1)
-    pool.hand_out([asked])
+def test_a_lost_try_is_reported_once_and_an_older_one_never(pool, make_tasks):
+    (task,) = make_tasks(1)
+    pool.hand_out([task])
     old = pool.out[0].folder.with_name("older")
     job_messages.write_answer(
-        old, asked.id, {"lost": "its worker died", "status": 1, "memory": False, "log": ""}
+        old, task.id, {"lost": "its worker died", "status": 1, "memory": False, "log": ""}
     )
     assert pool.messages() == [] and job_messages.list_answers(pool.root) == set()
-    answer(pool, asked, {"lost": "its worker died", "status": 1, "memory": False, "log": "words"})
-    assert (
-        [message["log"] for _, message in pool.messages()] == ["words"]
-        and not pool.busy
-        and not job_messages.list_answers(pool.root)
+    write_trial_answer(
+        pool, task, {"lost": "its worker died", "status": 1, "memory": False, "log": "words"}
     )
+    assert [message["log"] for _, message in pool.messages()] == ["words"]
+    assert not pool.busy
+    assert not job_messages.list_answers(pool.root)
 
 
-def test_what_squeue_says_is_read(monkeypatch, tmp_path):
-    said = "12_3      PENDING     0     JobArrayTaskLimit   \n12_0   FAILED   768  NonZeroExitCode \n13   OUT_OF_MEMORY  9   OutOfMemory\n"
+def test_squeue_output_is_parsed(monkeypatch, tmp_path):
+    output = (
+        "12_3      PENDING     0     JobArrayTaskLimit   \n"
+        "12_0   FAILED   768  NonZeroExitCode \n"
+        "13   OUT_OF_MEMORY  9   OutOfMemory\n"
+    )
     monkeypatch.setattr(
         "scaletune.sweeping.engines.slurm.cluster.subprocess.run",
-        lambda *command, **named: subprocess.CompletedProcess([], 0, said),
+        lambda *command, **named: subprocess.CompletedProcess([], 0, output),
     )
     assert SlurmCluster(tmp_path, "a b").states() == {
-        "12_3": State("PENDING", 0, "JobArrayTaskLimit"), "12_0": State("FAILED", 3, "NonZeroExitCode"),
+        "12_3": State("PENDING", 0, "JobArrayTaskLimit"),
+        "12_0": State("FAILED", 3, "NonZeroExitCode"),
         "13": State("OUT_OF_MEMORY", -9, "OutOfMemory"),
-    }  # fmt: skip
+    }
     assert SlurmCluster(tmp_path, "a b").name == "scaletune-a_b"
 
 
-# --- what a job does -------------------------------------------------------------------------------------------------
+# --- running a job --------------------------------------------------------------------------------
 
 
 class Scripted(Stub):
-    """A local pool with scripted messages; a callable entry is called."""
+    """A local pool with scripted messages; callable entries are called."""
 
     script = ()
 
     def __init__(self, size, processes):
-        self.left, self.workers = list(Scripted.script), [self]
+        self.remaining, self.workers = list(Scripted.script), [self]
 
     @property
     def busy(self):
-        return bool(self.left)
+        return bool(self.remaining)
 
     def read_log(self):
         return "x" * 5000 + "last words"
@@ -424,37 +444,35 @@ class Scripted(Stub):
         queue.clear()
 
     def messages(self):
-        said = self.left.pop(0)
-        return said if isinstance(said, list) else said() or []
+        message = self.remaining.pop(0)
+        return message if isinstance(message, list) else message() or []
 
 
 @pytest.fixture
-def training(pool, wanted, monkeypatch):
-    """A job under way, of two trials."""
+def training(pool, make_tasks, monkeypatch):
+    """The runner of a job with two trials."""
     monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", Scripted)
     monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(running, "TAKEN", 0.0)
-    pool.hand_out(wanted(2, **{"slurm.minutes": 60.0}))
+    pool.hand_out(make_tasks(2, **{"slurm.minutes": 60.0}))
     pool.cluster.known["0_0"] = RUNNING
     return running.OrderRunner(pool.out[0].folder)
 
 
-def test_a_job_answers_and_is_heard_and_back_from_the_queue_it_begins_nothing_twice(training, pool):
+def test_a_requeued_job_does_not_repeat_an_answered_trial(training, pool):
     one, two = training.queue
     trial = {"trial": {"id": one.id}, "curve": [], "log": ""}
     Scripted.script = [[(one, {"progress": 0.5})], [(one, trial), (two, {"progress": 0.0})]]
     training.run()
     beat = job_messages.read_json(training.folder / "beat.json")
-    assert (
-        beat["shares"] == {one.id: 0.5}
-        and beat["log"].endswith("last words")
-        and len(beat["log"]) == running.TAIL
-    )
+    assert beat["shares"] == {one.id: 0.5}
+    assert beat["log"].endswith("last words")
+    assert len(beat["log"]) == running.TAIL
     assert [task.id for task in running.OrderRunner(training.folder).queue] == [two.id]
     assert [(task.id, "trial" in message) for task, message in pool.messages()] == [(one.id, True)]
 
 
-def test_a_lost_worker_is_the_trials_fault_unless_slurm_takes_the_job(training, pool):
+def test_a_lost_worker_counts_as_a_try_unless_slurm_preempts_the_job(training, pool):
     one, two = training.queue
     lost = {"lost": "its worker died", "status": -15, "memory": False, "log": "words"}
     Scripted.script = [[(one, lost)], training.handle_sigterm, [(two, lost)]]
@@ -464,14 +482,15 @@ def test_a_lost_worker_is_the_trials_fault_unless_slurm_takes_the_job(training, 
         (one.id, "its worker died")
     ]
     training.queue, training.preempted = [two], False
-    Scripted.script = [lambda: training.handle_sigterm() or [(two, lost)]]  # both at once
+    # the signal and the lost worker at the same time
+    Scripted.script = [lambda: training.handle_sigterm() or [(two, lost)]]
     with pytest.raises(SystemExit):
         training.run()
     assert pool.messages() == [] and list(pool.out[0].tasks) == [two.id]
 
 
 def test_a_lost_stack_is_answered_at_once(training, pool, monkeypatch):
-    """One pause for all: otherwise the driver would retry the trials one by one."""
+    """There is one pause for the whole stack, so the driver does not retry trials one by one."""
     pauses, lost = [], {"lost": "its worker died", "status": -9, "memory": True, "log": ""}
     monkeypatch.setattr(running.time, "sleep", pauses.append)
     Scripted.script = [[(task, lost) for task in training.queue]]
@@ -493,26 +512,26 @@ def test_a_job_ends_when_its_order_is_withdrawn_or_refused(training, pool):
     training.queue = [two]
     training.run()
     assert not job_messages.list_answers(pool.root)
-    running.Job(str(training.folder))()  # starts after it was withdrawn: nothing to do
+    running.Job(str(training.folder))()  # starts after it was withdrawn
     assert not training.folder.exists()
 
 
-# --- jobs that train: submitit's local executor ----------------------------------------------------------------------
+# --- training in jobs of submitit's local executor ------------------------------------------------
 
 
-class OnThisMachine(SlurmCluster):
-    """Jobs by submitit's local executor; what Slurm would say of them is read off the processes."""
+class LocalExecutorCluster(SlurmCluster):
+    """Runs jobs with submitit's local executor; their states come from the processes."""
 
     kind = "local"
-    jobs = []  # noqa: RUF012 (a pool makes its own cluster; the test wants to see what it started)
+    jobs = []  # noqa: RUF012 (shared, so that tests see the jobs of every pool)
 
     def _executor(self, engine, parallel):
-        made = super()._executor(engine, parallel)
-        submit = made.submit_array
-        made.submit_array = lambda calls: [
-            OnThisMachine.jobs.append(job) or job for job in submit(calls)
+        executor = super()._executor(engine, parallel)
+        submit = executor.submit_array
+        executor.submit_array = lambda calls: [
+            LocalExecutorCluster.jobs.append(job) or job for job in submit(calls)
         ]
-        return made
+        return executor
 
     def states(self):
         return {
@@ -529,20 +548,20 @@ class OnThisMachine(SlurmCluster):
 
 
 @pytest.fixture
-def on_this_machine(monkeypatch):
-    monkeypatch.setattr(slurm, "SlurmCluster", OnThisMachine)
+def local_executor(monkeypatch):
+    monkeypatch.setattr(slurm, "SlurmCluster", LocalExecutorCluster)
     monkeypatch.setattr(slurm, "LOOK", 0.5)
     monkeypatch.setattr(slurm, "GRACE", 1.0)
     monkeypatch.setattr("scaletune.sweeping.engines.slurm.cluster.shutil.which", lambda name: name)
-    yield OnThisMachine.jobs
-    for job in OnThisMachine.jobs:
-        assert job._process.poll() is not None, "a job was left"
-    OnThisMachine.jobs.clear()
+    yield LocalExecutorCluster.jobs
+    for job in LocalExecutorCluster.jobs:
+        assert job._process.poll() is not None, "a job is still running"
+    LocalExecutorCluster.jobs.clear()
 
 
 @pytest.fixture(scope="module")
-def asked(tiny):
-    """Two trials that train long enough to be disturbed, each in a job of its own."""
+def slurm_recipe(tiny):
+    """Two trials, each in its own job, that train long enough to be killed on the way."""
     engine = {
         "kind": "slurm",
         "checkpoint_every": 50,
@@ -562,19 +581,21 @@ def asked(tiny):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(asked, tmp_path_factory):
+def undisturbed(slurm_recipe, tmp_path_factory):
     """The record of the same sweep by the local engine."""
     out = tmp_path_factory.mktemp("undisturbed")
     sweeping.sweep(
-        asked.model_copy(update={"engine": asked.engine.model_copy(update={"kind": "local"})}),
+        slurm_recipe.model_copy(
+            update={"engine": slurm_recipe.engine.model_copy(update={"kind": "local"})}
+        ),
         out=out,
     )
     return measured(out / "sweeps/on slurm.jsonl")
 
 
-def under_way(out):
-    """{job: (trial id, checkpoint)} of jobs whose first trial keeps a checkpoint and is not done."""
-    found = {}
+def started_jobs(out):
+    """{job: (trial id, checkpoint)} of jobs whose first trial has a checkpoint and is not done."""
+    started = {}
     for folder in out.glob("sweeps/*.slurm/orders/*"):
         id = folder.name.split("-")[0]
         checkpoint = out / "runs" / id / "checkpoint.pt"
@@ -583,18 +604,18 @@ def under_way(out):
             and checkpoint.exists()
             and not job_messages.is_answered(folder, id)
         ):
-            found[(folder / "job").read_text()] = (id, checkpoint)
-    return found
+            started[(folder / "job").read_text()] = (id, checkpoint)
+    return started
 
 
-def test_a_job_that_is_killed_is_sent_again_and_the_record_is_the_local_engines(
-    asked, undisturbed, on_this_machine, tmp_path, monkeypatch, capsys
+def test_a_killed_job_is_submitted_again_and_the_record_equals_the_local_engines(
+    slurm_recipe, undisturbed, local_executor, tmp_path, monkeypatch, capsys
 ):
     killed, messages = [], slurm.SlurmPool.messages
 
     def disturbed(pool):
-        """Kill the first job that has a checkpoint, and all its processes, as a node that fails does."""
-        for job in [] if killed else list(under_way(tmp_path))[:1]:
+        """Kills all processes of the first job that has a checkpoint, like a node failure."""
+        for job in [] if killed else list(started_jobs(tmp_path))[:1]:
             killed.append(job)
             for process in [
                 *psutil.Process(int(job)).children(recursive=True),
@@ -605,17 +626,17 @@ def test_a_job_that_is_killed_is_sent_again_and_the_record_is_the_local_engines(
 
     monkeypatch.setattr(slurm.SlurmPool, "messages", disturbed)
     monkeypatch.setattr(slurm, "WAIT", 0.2)
-    sweeping.sweep(with_settings(asked, {"axes": {"lr": [2e-3]}}), out=tmp_path)
-    found = measured(tmp_path / "sweeps/on slurm.jsonl")
-    assert found == undisturbed[:1] and found[0]["status"] == "done"
+    sweeping.sweep(with_settings(slurm_recipe, {"axes": {"lr": [2e-3]}}), out=tmp_path)
+    record = measured(tmp_path / "sweeps/on slurm.jsonl")
+    assert record == undisturbed[:1] and record[0]["status"] == "done"
     assert (
         f"try 1: its job {killed[0]} ended as FAILED; last log lines: " in capsys.readouterr().err
-        and len(on_this_machine) == 2
     )
+    assert len(local_executor) == 2
     assert not (tmp_path / "sweeps/on slurm.slurm").exists()
 
 
-# --- a real Slurm of one node ----------------------------------------------------------------------------------------
+# --- a real Slurm with one node -------------------------------------------------------------------
 
 DRIVER = """
 import json, sys
@@ -628,10 +649,11 @@ sweeping.sweep(recipe.validate_recipe(json.loads(sys.argv[1]), "on slurm"), out=
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
-    """The environment that reaches a Slurm of our own."""
+    """The environment variables of a Slurm cluster with one node."""
     if absent := slurm_node.missing():
         pytest.skip(
-            f"no Slurm: {absent[0]} is not here (apt-get install slurmctld slurmd slurm-client munge)"
+            f"no Slurm: {absent[0]} is not installed (apt-get install slurmctld slurmd "
+            "slurm-client munge)"
         )
     with slurm_node.node(tmp_path_factory.mktemp("node")) as env:
         yield env
@@ -648,13 +670,13 @@ def slurm_env(node, monkeypatch):
     monkeypatch.setattr(slurm, "GRACE", 1.0)
 
 
-def told(*command):
+def run_command(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def jobs(started=0):
-    """{id: (state, restarts)} of this sweep's jobs as Slurm knows them, those before `started` left out."""
-    lines = told(
+    """{job: (state, restarts)} of the sweep's jobs with an array id above `started`."""
+    lines = run_command(
         "squeue",
         "--noheader",
         "--array",
@@ -662,21 +684,21 @@ def jobs(started=0):
         "--name=scaletune-on_slurm",
         "--Format=JobArrayID:40,State:30,RestartCnt:10",
     )
-    found = {
+    states = {
         line.split()[0]: (line.split()[1], int(line.split()[2])) for line in lines.splitlines()
     }
-    return {job: said for job, said in found.items() if int(job.split("_")[0]) > started}
+    return {job: state for job, state in states.items() if int(job.split("_")[0]) > started}
 
 
-def driver(asked, out):
-    content = json.dumps(asked.model_dump(exclude={"name"}))
+def start_driver(recipe, out):
+    content = json.dumps(recipe.model_dump(exclude={"name"}))
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, content, str(out)], stderr=subprocess.PIPE, text=True
     )
 
 
 def processes(*named):
-    """Those that know of our Slurm and have one of the words on their command line."""
+    """Processes of this Slurm that have one of the words in their command line."""
     return [
         process
         for process in psutil.process_iter()
@@ -691,8 +713,8 @@ def _knows(process):
         return False
 
 
-def marked(checkpoint):
-    """Put 1000 s of training into a checkpoint: who goes on from it has them on record."""
+def mark_checkpoint(checkpoint):
+    """Adds 1000 s of training time to a checkpoint, to recognise trials that resume from it."""
     content = torch.load(checkpoint, weights_only=True)
     content["seconds"]["train"] += 1000.0
     torch.save(content, checkpoint)
@@ -701,34 +723,31 @@ def marked(checkpoint):
 
 @pytest.mark.slow
 def test_a_real_slurm_runs_an_array_through_requeues_and_a_killed_driver(
-    asked, undisturbed, slurm_env, tmp_path
+    slurm_recipe, undisturbed, slurm_env, tmp_path
 ):
-    """`scontrol requeue`, as for preemption, of one job, the signal before a time limit to the other; then a driver that finds both."""
+    """Requeues one job, as preemption does, and sends the time-limit signal to the other.
+
+    Then the driver is killed, and the next driver takes over both jobs.
+    """
     before = max([int(job.split("_")[0]) for job in jobs()], default=0)
-    with driver(asked, tmp_path) as first:
+    with start_driver(slurm_recipe, tmp_path) as first:
         both = {}
         for command in (("scontrol", "requeue"), ("scancel", "--signal=USR2")):
-            both |= dict(
-                [
-                    wait_for(
-                        lambda others=frozenset(both): next(
-                            (
-                                found
-                                for found in under_way(tmp_path).items()
-                                if found[0] not in others
-                            ),
-                            None,
-                        )
-                    )
-                ]
-            )
-            told(*command, list(both)[-1])
+
+            def next_job(others=frozenset(both)):
+                jobs_now = started_jobs(tmp_path).items()
+                return next((job for job in jobs_now if job[0] not in others), None)
+
+            job, started = wait_for(next_job)
+            both[job] = started
+            run_command(*command, job)
         wait_for(lambda: {jobs(before)[job] for job in both} == {("PENDING", 1)})
         first.kill()
     for job, (_, checkpoint) in both.items():
-        marked(checkpoint)
-        told("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm waits two minutes
-    table = sweeping.sweep(asked, out=tmp_path)
+        mark_checkpoint(checkpoint)
+        # otherwise Slurm waits two minutes
+        run_command("scontrol", "update", f"JobId={job}", "StartTime=now")
+    table = sweeping.sweep(slurm_recipe, out=tmp_path)
     assert sorted(map(str, measured(tmp_path / "sweeps/on slurm.jsonl"))) == sorted(
         map(str, undisturbed)
     )
@@ -738,36 +757,35 @@ def test_a_real_slurm_runs_an_array_through_requeues_and_a_killed_driver(
         if trial.metrics["seconds"]["train"] > 1000
     }
     assert resumed == {id for id, _ in both.values()} and len(table) == 2
-    assert len(jobs(before)) == 2 and {state for state, _ in jobs(before).values()} == {
-        "COMPLETED"
-    }  # none submitted twice
-    assert not (tmp_path / "sweeps/on slurm.slurm").exists() and not processes(
-        "engines.worker", "submitit"
-    )
+    assert len(jobs(before)) == 2  # none was submitted twice
+    assert {state for state, _ in jobs(before).values()} == {"COMPLETED"}
+    assert not (tmp_path / "sweeps/on slurm.slurm").exists()
+    assert not processes("engines.worker", "submitit")
 
 
-def test_a_cancelled_job_is_sent_again_and_an_interrupt_cancels_all(asked, slurm_env, tmp_path):
+def test_a_cancelled_job_is_submitted_again_and_an_interrupt_cancels_all(
+    slurm_recipe, slurm_env, tmp_path
+):
     before = max([int(job.split("_")[0]) for job in jobs()], default=0)
-    with driver(asked, tmp_path) as first:
-        lost = sorted(wait_for(lambda: under_way(tmp_path)))[0]
-        told("scancel", lost)
+    with start_driver(slurm_recipe, tmp_path) as first:
+        lost = sorted(wait_for(lambda: started_jobs(tmp_path)))[0]
+        run_command("scancel", lost)
         wait_for(lambda: [job for job in jobs(before) if job.split("_")[0] != lost.split("_")[0]])
         first.send_signal(signal.SIGINT)
-        said = first.stderr.read()
-    assert (
-        f"try 1: its job {lost} ended as CANCELLED; last log lines: " in said
-        and "slurm: cancelled " in said
-    )
+        errors = first.stderr.read()
+    assert f"try 1: its job {lost} ended as CANCELLED; last log lines: " in errors
+    assert "slurm: cancelled " in errors
     assert {state for state, _ in jobs(before).values()} <= {
         "CANCELLED",
         "COMPLETED",
         "COMPLETING",
         "FAILED",
-    } and not processes("engines.worker", "submitit")
+    }
+    assert not processes("engines.worker", "submitit")
     assert not list(tmp_path.glob("sweeps/*.slurm/orders/*"))
 
 
-def test_the_command_line_says_what_slurm_refuses(tiny, slurm_env, tmp_path, capsys):
+def test_the_command_line_reports_what_slurm_refuses(tiny, slurm_env, tmp_path, capsys):
     recipe = tmp_path / "r.toml"
     recipe.write_text(
         toml(
@@ -778,6 +796,6 @@ def test_the_command_line_says_what_slurm_refuses(tiny, slurm_env, tmp_path, cap
     )
     assert main(["sweep", str(recipe), "--engine", "slurm", "--out", str(tmp_path)]) == 2
     assert (
-        "Slurm must accept the jobs, but refused them: sbatch: error: invalid partition specified: nowhere"
-        in capsys.readouterr().err
-    )
+        "Slurm must accept the jobs, but refused them: sbatch: error: invalid partition "
+        "specified: nowhere"
+    ) in capsys.readouterr().err

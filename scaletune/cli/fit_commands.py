@@ -212,7 +212,7 @@ def _scale_line(given: dict[str, Any]) -> str:
         if isinstance(given.get(name), float)
     ]
     others = [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        f"{name} {_format(name, value) if isinstance(value, float) else value}"
         for name, value in given.items()
         if name not in ("n_params", "tokens")
     ]
