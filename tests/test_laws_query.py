@@ -492,7 +492,7 @@ def test_the_inputs_are_printed_first(capsys):
         1
     ].splitlines() == [
         "at 20.0B tokens, n_params_total 1.0B",
-        "besiroglu                loss         2.5301       nats per token",
+        "besiroglu                loss         2.5301     nats per token",
     ]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scaletune.records import Fit
 
 Answer = tuple[Any, list[str]]
-COUNTS = ("n_params", "tokens", "batch_tokens", "flops", "steps")
+COUNTS = ("params", "tokens", "flops", "steps")
 BEYOND = 60.0  # ten times 6 * n_params * tokens, the training FLOPs of the largest run
 
 
@@ -180,7 +180,7 @@ def _prediction_lines(prediction: Prediction, width: int) -> list[str]:
 
 def _format(name: str, value: float) -> str:
     """Counts as people write them, other numbers with up to five digits."""
-    return human(value) if name.startswith(COUNTS) else f"{value:.5g}"
+    return human(value) if any(count in name for count in COUNTS) else f"{value:.5g}"
 
 
 def _range_text(label: str, name: str, ends: Sequence[float] | None) -> str:
