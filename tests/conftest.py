@@ -1,4 +1,4 @@
-"""A tiny recipe and a tiny corpus for every test; hypothesis draws the same examples everywhere."""
+"""A tiny recipe and corpus for every test; hypothesis draws the same examples on every machine."""
 
 import os
 import random
@@ -8,15 +8,14 @@ import sys
 import pytest
 from hypothesis import settings
 
-# two busy workers on a shared core collapse; and bitwise tests need one thread
+# Bitwise tests need one thread, and several threads on a shared core are very slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# a background job ignores interrupts, and so would the drivers we interrupt
+# A background job ignores SIGINT and its children inherit that; tests interrupt such children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.modules["torchvision"] = (
-    None  # nothing of ours needs it, and one built for another torch breaks transformers' import
-)
+# No test needs torchvision, and a build for another torch breaks the import of transformers.
+sys.modules["torchvision"] = None
 
-collect_ignore = ["fixtures"]  # what wrote the fixtures needs libraries that the tests do not
+collect_ignore = ["fixtures"]  # make.py needs libraries that the tests do not need
 
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")
@@ -33,16 +32,19 @@ TINY = {
 @pytest.fixture(scope="session")
 def words(tmp_path_factory):
     """A text file of 40 kB of made-up prose, the same on every run."""
-    drawn = random.Random("words")
-    vocabulary = ["".join(drawn.choices("abcdefghij", k=drawn.randint(2, 7))) for _ in range(200)]
+    stream = random.Random("words")
+    vocabulary = ["".join(stream.choices("abcdefghij", k=stream.randint(2, 7))) for _ in range(200)]
     path = tmp_path_factory.mktemp("data") / "words.txt"
-    path.write_text(" ".join(drawn.choices(vocabulary, weights=range(1, 201), k=8000)))
+    path.write_text(" ".join(stream.choices(vocabulary, weights=range(1, 201), k=8000)))
     return path
 
 
 @pytest.fixture(scope="session")
 def tiny(words):
-    """settings -> a Recipe of eight steps at width 32, with `{short name or dotted path: value}` put in."""
+    """settings -> a Recipe of eight steps at width 32.
+
+    Settings are `{short name or dotted path: value}`.
+    """
     from scaletune.recipe import validate_recipe, with_settings
 
     recipe = validate_recipe(TINY | {"data": TINY["data"] | {"source": str(words)}}, "tiny")
@@ -50,7 +52,7 @@ def tiny(words):
 
 
 VOCAB = 64
-EVIDENCE = {  # as `prepare` makes it
+EVIDENCE = {  # as `prepare` creates it
     "scaletune": "0.1.0",
     "fit": "0123456789abcdef",
     "law": "lr_nd",

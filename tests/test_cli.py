@@ -1,4 +1,4 @@
-"""The command line: what goes to stdout and what to stderr, the exit status, and every mistake a user can make in one line."""
+"""The command line: standard output, standard error, exit status, one line for each user error."""
 
 import json
 import math
@@ -56,7 +56,7 @@ TARGET = RECIPE.replace("width = 32, depth", "width = 128, depth").replace(
 
 @pytest.fixture(scope="session")
 def home(words, tmp_path_factory):
-    """A folder where a small study has been carried out, and runs of others lie as CSV."""
+    """A folder with a finished small study and a CSV of runs of other tools."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "words.txt").write_bytes(words.read_bytes())
     (folder / "point.toml").write_text(RECIPE)
@@ -75,7 +75,10 @@ def home(words, tmp_path_factory):
 
 @pytest.fixture
 def cli_at(home, tmp_path, monkeypatch, capsys):
-    """arguments -> (exit status, stdout, stderr), in that folder, with nothing to be trained; {out} is a fresh folder."""
+    """arguments -> (exit status, stdout, stderr), run in `home`; training a trial would raise.
+
+    {out} in an argument stands for an empty folder.
+    """
     monkeypatch.chdir(home)
     monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
 
@@ -88,7 +91,7 @@ def cli_at(home, tmp_path, monkeypatch, capsys):
 
 
 def error_line(result):
-    """Exit 2, nothing on stdout, one line on stderr: gives the line."""
+    """Requires exit 2, no stdout and one line on stderr; returns that line."""
     code, out, err = result
     assert code == 2, result
     assert out == "", result
@@ -98,7 +101,7 @@ def error_line(result):
     return err
 
 
-# --- every command on small real input -------------------------------------------------------------------------------
+# --- every command on small real input ------------------------------------------------------------
 
 USES = {  # command -> (arguments, keys under --json, a line for people)
     "run": (
@@ -159,7 +162,7 @@ USES = {  # command -> (arguments, keys under --json, a line for people)
     "plan": (
         "far.toml --budget 10% --out {out}/study.toml",
         {"cells", "expected", "doubled", "total"},
-        "expected at the target (",
+        "Expected 95 % intervals at the target: ",
     ),
     "count": ("some-1.5b.toml", {"points", "total"}, "6 trials, "),
     "init": ("{out}/new", {"files"}, "next: `scaletune run {out}/new/quickstart.toml`"),
@@ -175,12 +178,12 @@ def test_json_is_one_document_and_nothing_else_on_stdout(cli_at, command):
     assert out.count("\n") == 1 and out.endswith("\n")
     answer = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert answer.keys() >= keys
-    if command in ("fit", "predict"):  # whose keys are a contract
+    if command in ("fit", "predict"):  # their keys are a contract
         assert answer.keys() == keys
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_people_get_lines(cli_at, tmp_path, command):
+def test_text_output_has_its_line(cli_at, tmp_path, command):
     arguments, _, line = USES[command]
     code, out, err = cli_at(command, *arguments.split())
     assert code == 0 and "Traceback" not in err
@@ -190,7 +193,7 @@ def test_people_get_lines(cli_at, tmp_path, command):
     assert not out.startswith("{")
 
 
-def test_fit_says_what_the_contract_says(cli_at, tmp_path):
+def test_json_of_fit_follows_the_contract(cli_at, tmp_path):
     _, out, _ = cli_at(
         "fit",
         "runs.csv",
@@ -207,13 +210,13 @@ def test_fit_says_what_the_contract_says(cli_at, tmp_path):
     assert answer["path"] == str(tmp_path / "new/fit.json")
     assert answer["law"] == "lr_nd" == fitted.law
     assert (answer["n_used"], answer["n_dropped"]) == (len(fitted.used), len(fitted.dropped))
-    # cells x lrs x seeds of the sizes that were not held out
+    # settings x lrs x seeds of the sizes that were not held out
     assert answer["n_used"] + answer["n_dropped"] == 4 * 7 * 2
     assert answer["held_out"]["kind"] == "hold-out: n_params > 2e6"
     assert len(answer["held_out"]["cells"]) == 2
     assert all(set(param) >= {"value", "interval"} for param in answer["params"].values())
     low, high = answer["params"]["a"]["interval"]
-    assert low < -0.2 < high  # the exponent that the runs were made with
+    assert low < -0.2 < high  # the exponent of the planted law
     assert "path" in json.loads(cli_at("fit", "runs.csv", "--json")[1])
     assert json.loads(cli_at("fit", "runs.csv", "--json")[1])["path"] is None
 
@@ -226,7 +229,7 @@ def test_fits_help_names_every_law_that_can_be_fitted():
 
 
 def test_fit_of_a_recipe_takes_its_records_and_writes_beside_them(cli_at, home):
-    """A name with a dot in it keeps what follows the dot."""
+    """A name may contain a dot."""
     written = (home / "fits/some-1.5b.json").read_bytes()
     code, out, _ = cli_at("fit", "some-1.5b.toml", "--json")
     assert code == 0 and json.loads(out)["path"] == "fits/some-1.5b.json"
@@ -238,7 +241,7 @@ def test_fit_says_where_nothing_is_written(cli_at):
     assert "not saved: use --out FILE" in cli_at("fit", "runs.csv")[1]
 
 
-def test_predict_says_what_the_contract_says(cli_at):
+def test_json_of_predict_follows_the_contract(cli_at):
     _, out, _ = cli_at(
         "predict",
         "--n-params",
@@ -262,11 +265,8 @@ def test_predict_says_what_the_contract_says(cli_at):
             "band",
             "warnings",
         }
-        assert (
-            prediction["interval"].keys()
-            == prediction["band"].keys()
-            == {"lr", "batch_tokens", "loss"}
-        )
+        assert prediction["interval"].keys() == {"lr", "batch_tokens", "loss"}
+        assert prediction["band"].keys() == {"lr", "batch_tokens", "loss"}
     assert (ours["law"], published["law"]) == ("lr_nd", "steplaw_lr_bs")
     assert published["loss"] is None
     assert ours["lr"] == pytest.approx(optimal(1e7, 1e9), rel=0.25)
@@ -274,7 +274,7 @@ def test_predict_says_what_the_contract_says(cli_at):
     assert ours["batch_tokens"] == 4096 and "above the fitted range" in " ".join(ours["warnings"])
 
 
-def test_predict_without_a_law_asks_all_that_give_a_learning_rate(cli_at):
+def test_predict_without_a_law_uses_all_that_give_a_learning_rate(cli_at):
     _, out, _ = cli_at(
         "predict",
         "--n-params",
@@ -315,8 +315,8 @@ def test_count_agrees_with_the_sum_of_its_points(cli_at):
     }
 
 
-def test_count_says_what_trunks_save_or_what_keeps_horizons_apart(cli_at):
-    """Cooldowns of half: of T and 2T the trunk of 2T is trained once, 2.5T for 3T."""
+def test_count_gives_the_savings_of_branches_or_why_there_are_none(cli_at):
+    """With cooldowns of half, T and 2T cost 2.5T instead of 3T: the trunk of 2T is shared."""
     settings = ["--set", "axes.tokens=[4096, 8192]", "--set", "schedule.decay=0.5"]
     answer = json.loads(
         cli_at(
@@ -403,7 +403,7 @@ def test_out_folders_are_made(cli_at, tmp_path):
     assert (tmp_path / "c/d.html").is_file()
 
 
-# --- help ------------------------------------------------------------------------------------------------------------
+# --- help -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -479,7 +479,7 @@ def test_init_writes_recipes_that_load(cli_at, tmp_path):
     assert len(paths) > 8 and all(isinstance(each, scaletune.Recipe) for each in loaded)
     study = loaded[paths.index(tmp_path / "new/quickstart.toml")]
     assert (tmp_path / "new" / study.target).exists()
-    assert cli_at("init", "{out}/new")[0] == 0  # equal files stay
+    assert cli_at("init", "{out}/new")[0] == 0  # equal files are kept
 
 
 def test_init_overwrites_nothing(cli_at, tmp_path):
@@ -501,7 +501,7 @@ def test_the_wheel_holds_what_init_writes():
         assert packaged == Path("scaletune", examples.PACKAGED.name, *path.parts[1:])
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -591,7 +591,8 @@ def test_the_wheel_holds_what_init_writes():
         ),
         (
             "sweep point.toml --set data.source=wrods.txt",
-            "`data.source` must be one of 'python-stdlib', 'digits', 'power-law', a file or a folder",
+            "`data.source` must be one of 'python-stdlib', 'digits', 'power-law', "
+            "a file or a folder",
         ),
         (
             "sweep point.toml --set seq_len=4096 --set batch_tokens=4096",
@@ -616,7 +617,8 @@ def test_the_wheel_holds_what_init_writes():
         ),
         (
             "check point.toml --set data.source=wrods.txt",
-            "`data.source` must be one of 'python-stdlib', 'digits', 'power-law', a file or a folder",
+            "`data.source` must be one of 'python-stdlib', 'digits', 'power-law', "
+            "a file or a folder",
         ),
         ("run no.toml", "the recipe file must exist, but got `no.toml`"),
         ("run some-1.5b.toml --set to=['granit']", "unknown format `granit` (nearest: 'granite')"),
@@ -646,7 +648,7 @@ def test_a_mistake_is_one_line(cli_at, line, message):
         ("axes.rl=[1.0]", "unknown setting `rl`"),
     ],
 )
-def test_a_setting_that_cannot_be_put_is_one_line(cli_at, setting, message):
+def test_an_invalid_override_is_one_line(cli_at, setting, message):
     assert message in error_line(cli_at("count", "point.toml", "--set", setting))
 
 
@@ -658,7 +660,8 @@ def test_a_setting_that_cannot_be_put_is_one_line(cli_at, setting, message):
         (
             "[0.004, 0.016, 0.064]",
             '["3e-4"]',
-            "`optimizer.lr` must be a valid number, but got '3e-4'; write the number without quotes",
+            "`optimizer.lr` must be a valid number, but got '3e-4'; "
+            "write the number without quotes",
         ),
         (
             "init_std = 0.1",
@@ -742,7 +745,7 @@ def test_a_mistake_in_a_recipe_is_one_line(cli_at, home, command, old, new, mess
         ),
     ],
 )
-def test_records_that_are_none_are_one_line(cli_at, home, command, name, content, message):
+def test_invalid_records_are_one_line(cli_at, home, command, name, content, message):
     (home / name).write_text(content)
     assert message in error_line(cli_at(command, name))
     (home / name).unlink()
@@ -757,7 +760,8 @@ def test_records_that_are_none_are_one_line(cli_at, home, command, name, content
         (r"[1]", "a fit file must hold one object, but `cut.json` holds a list"),
         (
             "{}",
-            "a fit file must hold the fields of a Fit, but got no law, no params, no solution, no objective",
+            "a fit file must hold the fields of a Fit, "
+            "but got no law, no params, no solution, no objective",
         ),
         (
             '{"law": "lr_nd", "params": {}, "solution": {}, "objective": 0, "colour": "red"}',
@@ -765,7 +769,8 @@ def test_records_that_are_none_are_one_line(cli_at, home, command, name, content
         ),
         (
             '{"law": "lr_nd", "params": {}, "solution": {}, "objective": 0}',
-            "must (hold `solution.columns` to be predicted from|contain its settings .* to be drawn)",
+            "must (hold `solution.columns` to be predicted from"
+            "|contain its settings .* to be drawn)",
         ),
         (
             '{"law": "loss_nd", "params": {}, "solution": {"vector": [1]}, "objective": 0}',
@@ -773,7 +778,7 @@ def test_records_that_are_none_are_one_line(cli_at, home, command, name, content
         ),
     ],
 )
-def test_a_fit_file_that_is_cut_is_one_line(cli_at, home, command, content, message):
+def test_an_incomplete_fit_file_is_one_line(cli_at, home, command, content, message):
     (home / "cut.json").write_text(content)
     assert re.search(
         message,
@@ -805,7 +810,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(cli_at, line):
     assert out == ""
     assert "/proc/none" in err.splitlines()[-1]
     assert "Traceback" not in err
-    if not line.startswith("run"):  # which first says what it is about to do
+    if not line.startswith("run"):  # `run` first prints what it will train
         assert err.count("\n") == 1
 
 
@@ -825,13 +830,14 @@ def test_a_message_of_several_lines_is_one(cli_at, monkeypatch):
     assert error_line(cli_at("report", "runs.json")) == "scaletune: first second\n"
 
 
-# --- as a process of its own -----------------------------------------------------------------------------------------
+# --- in a separate process ------------------------------------------------------------------------
 
 WATCHED = """
 import sys
 from scaletune.cli import main
 code = main(sys.argv[1:])
-print([name for name in ("torch", "numpy", "scipy", "pandas", "matplotlib") if name in sys.modules], file=sys.stderr)
+heavy = ("torch", "numpy", "scipy", "pandas", "matplotlib")
+print([name for name in heavy if name in sys.modules], file=sys.stderr)
 sys.exit(code)
 """
 
@@ -852,21 +858,15 @@ def test_predict_by_a_published_law_imports_nothing_heavy():
         "predict", "--n-params", "1e9", "--tokens", "1e11", "--law", "steplaw_lr_bs", "--json"
     )
     (prediction,) = json.loads(done.stdout)["predictions"]
-    assert (
-        prediction["lr"]
-        == pytest.approx(1.79 * 1e9**-0.713 * 1e11**0.307, rel=1e-9)
-        == pytest.approx(0.001632499, rel=1e-6)
-    )
-    assert (
-        prediction["batch_tokens"]
-        == pytest.approx(0.58 * 1e11**0.571, rel=1e-9)
-        == pytest.approx(1107714.9, rel=1e-6)
-    )
+    assert prediction["lr"] == pytest.approx(1.79 * 1e9**-0.713 * 1e11**0.307, rel=1e-9)
+    assert prediction["lr"] == pytest.approx(0.001632499, rel=1e-6)
+    assert prediction["batch_tokens"] == pytest.approx(0.58 * 1e11**0.571, rel=1e-9)
+    assert prediction["batch_tokens"] == pytest.approx(1107714.9, rel=1e-6)
     assert done.returncode == 0 and done.stderr == "[]\n"
 
 
 def test_predict_by_a_fit_imports_nothing_heavy(home):
-    """And says to the last digit what the fit in memory says."""
+    """The prediction equals that of the fit in memory to the last digit."""
     done = process(
         "predict", "--n-params", "1e7", "--tokens", "1e9", "--fit", home / "runs.json", "--json"
     )
@@ -878,7 +878,10 @@ def test_predict_by_a_fit_imports_nothing_heavy(home):
 
 
 def test_importing_scaletune_imports_nothing_heavy():
-    code = "import sys, scaletune; print([n for n in ('torch', 'numpy', 'pandas', 'pydantic') if n in sys.modules])"
+    code = (
+        "import sys, scaletune; "
+        "print([n for n in ('torch', 'numpy', 'pandas', 'pydantic') if n in sys.modules])"
+    )
     assert process(code=code).stdout == "[]\n"
 
 
@@ -905,7 +908,7 @@ def test_python_m_is_the_console_script():
     assert done.stderr == "scaletune: unknown command `frit` (nearest: 'fit')\n"
 
 
-def test_a_reader_who_leaves_is_no_error():
+def test_a_closed_output_pipe_is_no_error():
     with subprocess.Popen(
         [sys.executable, "-m", "scaletune", "laws", "--json"],
         stdout=subprocess.PIPE,
@@ -915,26 +918,30 @@ def test_a_reader_who_leaves_is_no_error():
         assert reader.wait(PATIENCE) == 0 and reader.stderr.read() == b""
 
 
-HEARING = """
+WITH_INTERRUPTS = """
 import signal, sys
 from scaletune.cli import main
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, and what they start inherits that
+# Background jobs of a shell ignore SIGINT, and their children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))
 """
-# a trial of eight steps, and one of an hour
+# One trial takes eight steps, the other an hour.
 LONG = {"axes": {"tokens": [256 * 8, 256 * 10**6]}, "data.epochs": 10**4, "engine.workers": 2}
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
 def test_a_stopped_sweep_leaves_its_record(tiny, tmp_path, stop):
-    """Exit 130, nothing on stdout, one sentence on stderr; the trial that was done is on record, no worker is left."""
+    """Exit 130, no stdout, one sentence on stderr.
+
+    The finished trial is on record and no worker remains.
+    """
     (tmp_path / "long.toml").write_text(
         toml(tiny(LONG).model_dump(include={*recipe.POINT_SECTIONS, "axes", "engine"}))
     )
     command = [
         sys.executable,
         "-c",
-        HEARING,
+        WITH_INTERRUPTS,
         "sweep",
         str(tmp_path / "long.toml"),
         "--out",

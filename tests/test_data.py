@@ -17,60 +17,62 @@ from scaletune.recipe import PYTHON_STDLIB, Data
 seeds, steps = st.integers(0, 2**32), st.integers(0, 10**6)
 
 
-def places(length=5000):
-    """A corpus in which each token is its own position."""
+def position_corpus(length=5000):
+    """A corpus in which the value of each token is its position."""
     return Text(train=np.arange(length), held_out=np.arange(length), vocab_size=length, digest="")
 
 
-def whole(batch):
-    """Inputs and next tokens -> the windows they were cut from."""
+def windows_of(batch):
+    """The windows from which inputs and next tokens were cut."""
     inputs, targets = batch
     assert (inputs[:, 1:] == targets[:, :-1]).all()
     return np.concatenate([inputs, targets[:, -1:]], 1)
 
 
-def source(path, **settings):
+def load_source(path, **settings):
     return data.load(Data(source=str(path), **({"seq_len": 8} | settings)))
 
 
 @given(seed=seeds, step=steps, rows=st.integers(1, 8), seq_len=st.integers(1, 64))
 def test_a_batch_is_consecutive_windows_inside_the_split(seed, step, rows, seq_len):
-    batch = whole(places(100).batch(seed, step, rows, seq_len))
+    batch = windows_of(position_corpus(100).batch(seed, step, rows, seq_len))
     assert batch.shape == (rows, seq_len + 1) and (np.diff(batch) == 1).all()
     assert batch.min() >= 0 and batch.max() < 100
 
 
 @given(seed=seeds, step=steps)
 def test_a_batch_is_a_pure_function_of_seed_and_step(seed, step):
-    first = whole(places().batch(seed, step, 4, 16))
-    places().batch(seed + 1, step, 4, 16)
-    assert np.array_equal(whole(places().batch(seed, step, 4, 16)), first)
+    first = windows_of(position_corpus().batch(seed, step, 4, 16))
+    position_corpus().batch(seed + 1, step, 4, 16)
+    assert np.array_equal(windows_of(position_corpus().batch(seed, step, 4, 16)), first)
 
 
 @given(a=st.tuples(seeds, steps), b=st.tuples(seeds, steps))
 def test_other_seeds_and_steps_draw_other_batches(a, b):
     assume(a != b)
-    assert not np.array_equal(whole(places().batch(*a, 8, 16)), whole(places().batch(*b, 8, 16)))
+    assert not np.array_equal(
+        windows_of(position_corpus().batch(*a, 8, 16)),
+        windows_of(position_corpus().batch(*b, 8, 16)),
+    )
 
 
 def test_steps_that_follow_each_other_share_no_window():
-    corpus = places(2 * 10**6)
+    corpus = position_corpus(2 * 10**6)
     starts = [set(corpus.batch(0, step, 16, 16)[0][:, 0]) for step in range(20)]
     assert len(set.union(*starts)) == 20 * 16
 
 
-def test_windows_start_everywhere_alike():
-    starts = places(16 + 100).batch(0, 0, 20000, 16)[0][:, 0]
+def test_window_starts_are_uniform():
+    starts = position_corpus(16 + 100).batch(0, 0, 20000, 16)[0][:, 0]
     counts = np.bincount(starts, minlength=100)
     assert len(counts) == 100
-    assert (
-        (counts - 200) ** 2 / 200
-    ).sum() < 160  # chi squared of 99 degrees: this or more in 1 of 10000
+    # Chi squared with 99 degrees of freedom exceeds this bound in 1 of 10000 samples.
+    assert ((counts - 200) ** 2 / 200).sum() < 160
 
 
 @given(tokens=st.integers(1, 10**5), seq_len=st.integers(1, 64), length=st.integers(70, 3000))
-def test_held_out_windows_are_inside_and_no_more_than_asked(tokens, seq_len, length):
-    windows = whole(places(length).held_out_batch(tokens, seq_len))
+def test_held_out_windows_are_inside_and_no_more_than_requested(tokens, seq_len, length):
+    windows = windows_of(position_corpus(length).held_out_batch(tokens, seq_len))
     assert windows.min() >= 0 and windows.max() < length and (np.diff(windows) == 1).all()
     assert len(windows) == 1 or len(windows) * seq_len <= tokens
     targets = windows[:, 1:].ravel()
@@ -94,14 +96,14 @@ def texts(corpus):
 
 
 def test_a_folder_is_split_by_file(tmp_path):
-    train, held_out = texts(source(write(tmp_path, FILES), held_out=0.3))
+    train, held_out = texts(load_source(write(tmp_path, FILES), held_out=0.3))
     assert all((text in train) != (text in held_out) for text in FILES.values())
     assert len(train) + len(held_out) == sum(map(len, FILES.values()))
 
 
-def test_files_that_come_and_go_leave_the_others_where_they_are(tmp_path):
-    more = source(write(tmp_path / "more", FILES | {"extra.txt": "extra " * 50}), held_out=0.3)
-    fewer = source(write(tmp_path / "fewer", FILES), held_out=0.3)
+def test_added_or_removed_files_do_not_move_the_others(tmp_path):
+    more = load_source(write(tmp_path / "more", FILES | {"extra.txt": "extra " * 50}), held_out=0.3)
+    fewer = load_source(write(tmp_path / "fewer", FILES), held_out=0.3)
     for text in FILES.values():
         assert (text in texts(more)[0]) == (text in texts(fewer)[0])
 
@@ -115,29 +117,32 @@ def test_the_order_of_files_does_not_matter(tmp_path_factory, order):
     assert np.array_equal(train, expected[0]) and np.array_equal(held_out, expected[1])
 
 
-def test_the_digest_is_of_what_is_held(tmp_path):
+def test_the_digest_identifies_the_content(tmp_path):
     folders = {
-        "same": FILES, "again": FILES, "changed": FILES | {"part0/one.txt": "changed " * 40}, "moved": FILES | {"part9/one.txt": "one 9"},
-    }  # fmt: skip
+        "same": FILES,
+        "again": FILES,
+        "changed": FILES | {"part0/one.txt": "changed " * 40},
+        "moved": FILES | {"part9/one.txt": "one 9"},
+    }
     digests = {
-        name: source(write(tmp_path / name, files), held_out=0.3).digest
+        name: load_source(write(tmp_path / name, files), held_out=0.3).digest
         for name, files in folders.items()
     }
     assert digests["same"] == digests["again"]
     assert len(set(digests.values())) == 3
 
 
-def test_the_digest_sees_where_the_split_is(tmp_path):
+def test_the_digest_depends_on_the_split(tmp_path):
     (tmp_path / "text.txt").write_text("text " * 100)
     assert (
-        source(tmp_path / "text.txt", held_out=0.1).digest
-        != source(tmp_path / "text.txt", held_out=0.2).digest
+        load_source(tmp_path / "text.txt", held_out=0.1).digest
+        != load_source(tmp_path / "text.txt", held_out=0.2).digest
     )
 
 
 def test_a_text_file_holds_out_its_tail(tmp_path):
     (tmp_path / "text.txt").write_text("a" * 180 + "b" * 20)
-    corpus = source(tmp_path / "text.txt", held_out=0.1)
+    corpus = load_source(tmp_path / "text.txt", held_out=0.1)
     assert texts(corpus) == ("a" * 180, "b" * 20) and corpus.vocab_size == 256
 
 
@@ -156,7 +161,7 @@ def test_tokens_of_npy_and_bin_are_read_as_they_are(tmp_path, dtype):
     np.save(tmp_path / "tokens.npy", tokens)
     tokens.astype(np.uint16).tofile(tmp_path / "tokens.bin")
     for name in ("tokens.npy", "tokens.bin"):
-        corpus = source(tmp_path / name, held_out=0.2)
+        corpus = load_source(tmp_path / name, held_out=0.2)
         assert np.array_equal(np.concatenate([corpus.train, corpus.held_out]), tokens)
         assert (len(corpus.train), corpus.vocab_size) == (800, tokens.max() + 1)
         assert all(part.dtype == np.int64 for part in corpus.batch(0, 0, 2, 8))
@@ -168,10 +173,7 @@ BAD = {
         np.ones((10, 10), int),
         "`data.source` must hold a one-dimensional array of integers",
     ),
-    "negative.npy": (
-        np.arange(-1, 100),
-        "`data.source` must hold tokens >= 0, but .* holds -1",
-    ),
+    "negative.npy": (np.arange(-1, 100), "`data.source` must hold tokens >= 0, but .* holds -1"),
     "none.npy": (np.arange(0), "`data.source` must hold tokens >= 0, but .* holds no token"),
     "short.npy": (
         np.arange(9),
@@ -204,14 +206,15 @@ def test_a_bad_file_is_one_sentence(tmp_path, name):
         path, content, allow_pickle=True
     )
     with pytest.raises(UserError, match=f"^{sentence}"):
-        source(path)
+        load_source(path)
 
 
 def test_a_missing_source_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(
         UserError,
-        match=r"`data.source` must be one of 'python-stdlib', 'digits', 'power-law', a file or a folder that exists, but got '.*none'",
+        match=r"`data.source` must be one of 'python-stdlib', 'digits', 'power-law', "
+        r"a file or a folder that exists, but got '.*none'",
     ):
-        source(tmp_path / "none")
+        load_source(tmp_path / "none")
     with pytest.raises(UserError, match="0 train tokens"):
-        source(tmp_path)
+        load_source(tmp_path)

@@ -1,4 +1,4 @@
-"""Images and features, against records made by hand, scikit-learn and published exponents."""
+"""Images and features, compared with synthetic records, scikit-learn and published exponents."""
 
 import sys
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ def cifar(path, form="cifar10", **settings):
 
 def test_cifars_folder_is_read_as_it_is_written(tmp_path):
     parts = [write(tmp_path / f"data_batch_{i}.bin", 7 + i, 1, 10, i) for i in range(3)]
-    images, marks = (np.concatenate(found) for found in zip(*parts, strict=True))
+    images, marks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     tested, test_marks = write(tmp_path / "test_batch.bin", 5, 1, 10, 9)
     corpus = cifar(tmp_path)
     inputs, targets = corpus.train.take(np.arange(24)[::-1])
@@ -83,7 +83,8 @@ def test_bad_records_are_one_sentence(tmp_path):
     (tmp_path / "odd.bin").write_bytes(b"x" * 3074)
     with pytest.raises(
         UserError,
-        match=r"^`data.source` must hold records of 1 \+ 3072 bytes, but `.*odd.bin` has 3074 bytes$",
+        match=r"^`data.source` must hold records of 1 \+ 3072 bytes, "
+        r"but `.*odd.bin` has 3074 bytes$",
     ):
         cifar(tmp_path / "odd.bin")
     write(tmp_path / "many.bin", 40, 2, 100)
@@ -98,13 +99,15 @@ def test_bad_records_are_one_sentence(tmp_path):
     write(tmp_path / "few.bin", 3, 1, 10)
     with pytest.raises(
         UserError,
-        match=r"^`data.held_out` must leave examples in both splits, but 0.99 leaves no train examples$",
+        match=r"^`data.held_out` must leave examples in both splits, "
+        r"but 0.99 leaves no train examples$",
     ):
         cifar(tmp_path / "few.bin", held_out=0.99)
     assert len(cifar(tmp_path / "few.bin", held_out=0.4).held_out) == 2
     with pytest.raises(
         UserError,
-        match=r"`data.vocab_size` pads a vocabulary of tokens, but '.*few.bin' holds images of 3 x 32 x 32",
+        match=r"`data.vocab_size` pads a vocabulary of tokens, "
+        r"but '.*few.bin' holds images of 3 x 32 x 32",
     ):
         cifar(tmp_path / "few.bin", held_out=0.4, vocab_size=16)
 
@@ -120,7 +123,8 @@ def test_an_example_counts_as_one_token(section):
     }
     with pytest.raises(
         UserError,
-        match=r"^`seq_len == 1` must hold where an example counts as one token, but got seq_len=64$",
+        match=r"^`seq_len == 1` must hold where an example counts as one token, "
+        r"but got seq_len=64$",
     ):
         validate_recipe(point | {"data": section}, "examples")
 
@@ -129,14 +133,13 @@ def test_digits_are_scikit_learns():
     sklearn = pytest.importorskip("sklearn.datasets")
     images, targets = sklearn.load_digits(return_X_y=True)
     corpus = data.load(Data(source="digits", seq_len=1, held_out=0.2))
-    found, labels = corpus.train.take(np.arange(len(corpus.train)))
-    assert np.array_equal(found.reshape(-1, 64), images[:1437]) and np.array_equal(
-        labels, targets[:1437]
-    )
+    pixels, labels = corpus.train.take(np.arange(len(corpus.train)))
+    assert np.array_equal(pixels.reshape(-1, 64), images[:1437])
+    assert np.array_equal(labels, targets[:1437])
     batch, _ = corpus.batch(0, 0, 20000, 1)
-    assert (
-        batch.shape == (20000, 1, 8, 8) and abs(batch.mean()) < 0.01 and abs(batch.std() - 1) < 0.01
-    )
+    assert batch.shape == (20000, 1, 8, 8)
+    assert abs(batch.mean()) < 0.01
+    assert abs(batch.std() - 1) < 0.01
     assert corpus.vocab_size == 10 and corpus.lengths() == {"train": 1437, "held-out": 360}
 
 
@@ -158,7 +161,7 @@ def test_a_channel_that_never_changes_is_only_centred():
     assert (flat.batch(0, 0, 4, 1)[0] == 0).all()
 
 
-# --- the synthetic task -----------------------------------------------------------------------------------------------
+# --- the synthetic task ---------------------------------------------------------------------------
 
 LAW = PowerLaw(inputs=400, examples=20000, spectrum=1.4, task=1.8)
 
@@ -168,7 +171,7 @@ def task():
     return data.load(Data(source="power-law", seq_len=1, held_out=0.1, power_law=LAW))
 
 
-def test_features_and_target_have_the_spectra_that_are_asked_for(task):
+def test_features_and_target_have_the_requested_spectra(task):
     inputs, targets = task.train.take(np.arange(18000))
     np.testing.assert_allclose(
         inputs.astype(float).var(0), np.arange(1, 401) ** -1.4, rtol=6 * np.sqrt(2 / 18000)
@@ -179,11 +182,9 @@ def test_features_and_target_have_the_spectra_that_are_asked_for(task):
     correlation = np.corrcoef(inputs[:, :20].T)
     assert abs(correlation - np.eye(20)).max() < 5 / np.sqrt(18000)
     batch = task.batch(3, 5, 16, 1)
-    assert (
-        batch[0].shape == (16, 400)
-        and batch[1].shape == (16, 1)
-        and batch[0].dtype == batch[1].dtype == np.float32
-    )
+    assert batch[0].shape == (16, 400)
+    assert batch[1].shape == (16, 1)
+    assert batch[0].dtype == batch[1].dtype == np.float32
     assert task.vocab_size == 1 and task.features == (400,)
 
 
@@ -192,42 +193,44 @@ def slope(x, y):
 
 
 def test_the_loss_falls_with_width_as_published():
-    """Least squares on the population through N random projections: min(a - 1, 2 b) of arXiv:2402.01092."""
+    """Least squares on the population through N random projections.
+
+    The exponent is min(a - 1, 2 b) of arXiv:2402.01092.
+    """
     law = PowerLaw(inputs=4000, spectrum=1.4, task=1.8)
     scaled, w = np.sqrt(synthetic.eigenvalues(law)), synthetic.teacher(law)
     widths, losses = np.array([16, 32, 64, 128]), []
     for width in widths:
         stream = np.random.default_rng(int(width))
-        rests = []
+        residuals = []
         for _ in range(4):
-            seen = scaled[:, None] * stream.standard_normal(
-                (law.inputs, width)
-            )  # the projections, in whitened coordinates
+            # The projections in whitened coordinates.
+            seen = scaled[:, None] * stream.standard_normal((law.inputs, width))
             target = scaled * w
-            rest = target - seen @ np.linalg.lstsq(seen, target, rcond=None)[0]
-            rests.append(rest @ rest)
-        losses.append(np.mean(rests))
+            residual = target - seen @ np.linalg.lstsq(seen, target, rcond=None)[0]
+            residuals.append(residual @ residual)
+        losses.append(np.mean(residuals))
     assert slope(widths, losses) == pytest.approx(synthetic.exponents(law)["width"], abs=0.1)
 
 
 def test_the_loss_falls_with_examples_as_published():
-    """The interpolating fit of least norm to P of our own examples, judged on the population: the same exponent in P."""
+    """Minimum-norm interpolation of P examples has the same exponent in P on the population."""
     law = PowerLaw(inputs=3000, examples=1200, spectrum=1.4, task=1.8)
     corpus = data.load(Data(source="power-law", seq_len=1, held_out=0.1, power_law=law))
     w, eigenvalues = synthetic.teacher(law), synthetic.eigenvalues(law)
     counts, losses = np.array([16, 32, 64, 128]), []
     for count in counts:
-        rests = []
+        residuals = []
         for seed in range(4):
             inputs, targets = (part.astype(float) for part in corpus.batch(seed, 0, int(count), 1))
-            found = np.linalg.lstsq(inputs, targets[:, 0], rcond=1e-10)[0]
-            rests.append(((found - w) ** 2 * eigenvalues).sum())
-        losses.append(np.mean(rests))
+            weights = np.linalg.lstsq(inputs, targets[:, 0], rcond=1e-10)[0]
+            residuals.append(((weights - w) ** 2 * eigenvalues).sum())
+        losses.append(np.mean(residuals))
     assert slope(counts, losses) == pytest.approx(synthetic.exponents(law)["examples"], abs=0.15)
 
 
 def test_the_loss_falls_with_time_as_published():
-    """Gradient flow on the population shrinks each term as exp(-2 lambda t): (a - 1) / b."""
+    """Gradient flow shrinks each term as exp(-2 lambda t): the exponent is (a - 1) / b."""
     law = PowerLaw(inputs=10**6, spectrum=1.4, task=1.8)
     eigenvalues = synthetic.eigenvalues(law)
     parts = eigenvalues * synthetic.teacher(law) ** 2
@@ -246,16 +249,14 @@ def test_the_task_is_a_pure_function_of_its_settings():
             )
         ).digest
 
+    assert digest() == digest()
     assert (
-        digest() == digest()
-        and len(
-            {digest(), digest(seed=1), digest(noise=0.1), digest(task=2.0), digest(spectrum=2.0)}
-        )
+        len({digest(), digest(seed=1), digest(noise=0.1), digest(task=2.0), digest(spectrum=2.0)})
         == 5
     )
 
 
-# --- examples that a model accepts --------------------------------------------------------------------------------------------
+# --- examples that a model accepts ----------------------------------------------------------------
 
 IMAGES = "images of 3 x 32 x 32 (channels, height, width)"
 MODELS = [

@@ -1,4 +1,4 @@
-"""Batch order: independent of the number of processes; epochs without replacement; unique tokens."""
+"""Batch order: same for any number of processes, epochs without replacement, unique tokens."""
 
 import tracemalloc
 
@@ -16,8 +16,8 @@ from scaletune.errors import UserError
 seeds, orders = st.integers(0, 2**32), st.sampled_from(["random", "shuffle"])
 
 
-def places(length, **settings):
-    """A corpus in which each token is its own position."""
+def position_corpus(length, **settings):
+    """A corpus in which the value of each token is its position."""
     return Text(
         train=np.arange(length),
         held_out=np.arange(length),
@@ -36,12 +36,12 @@ def places(length, **settings):
     seq_len=st.integers(1, 32),
 )
 def test_a_step_is_the_same_for_any_number_of_processes(seed, step, order, world, share, seq_len):
-    """Each process takes its rows from a batch that it creates itself, in any order of steps."""
+    """Each process takes its rows from a batch that it creates, in any order of steps."""
     rows = world * share
-    whole = places(1000, order=order).batch(seed, step, rows, seq_len)
+    whole = position_corpus(1000, order=order).batch(seed, step, rows, seq_len)
     together = np.empty_like(whole[0]), np.empty_like(whole[1])
     for rank in range(world):
-        corpus = places(1000, order=order)
+        corpus = position_corpus(1000, order=order)
         corpus.batch(seed, step + 1, rows, seq_len)
         for part, own in zip(together, corpus.batch(seed, step, rows, seq_len), strict=True):
             part[rank::world] = own[rank::world]
@@ -49,18 +49,18 @@ def test_a_step_is_the_same_for_any_number_of_processes(seed, step, order, world
 
 
 def test_a_random_batch_is_what_it_was_when_recorded_trials_were_trained():
-    assert places(1000).batch(7, 3, 5, 16)[0][:, 0].tolist() == [513, 265, 70, 861, 326]
+    assert position_corpus(1000).batch(7, 3, 5, 16)[0][:, 0].tolist() == [513, 265, 70, 861, 326]
 
 
 @given(n=st.integers(1, 3000), seed=seeds, epoch=st.integers(0, 2**40))
-def test_the_permutation_is_one(n, seed, epoch):
+def test_the_permutation_is_a_bijection(n, seed, epoch):
     assert np.array_equal(np.sort(permute(np.arange(n), n, seed, epoch)), np.arange(n))
 
 
 @given(seed=seeds, epoch=st.integers(0, 100), n=st.integers(2**20, 2**50))
-def test_the_permutation_of_a_huge_range_stays_inside_and_apart(seed, epoch, n):
-    found = permute(np.linspace(0, n - 1, 500).astype(np.int64), n, seed, epoch)
-    assert found.min() >= 0 and found.max() < n and len(set(found.tolist())) == 500
+def test_the_permutation_of_a_huge_range_is_inside_it_and_injective(seed, epoch, n):
+    indices = permute(np.linspace(0, n - 1, 500).astype(np.int64), n, seed, epoch)
+    assert indices.min() >= 0 and indices.max() < n and len(set(indices.tolist())) == 500
 
 
 @settings(max_examples=40)
@@ -72,7 +72,7 @@ def test_the_permutation_of_a_huge_range_stays_inside_and_apart(seed, epoch, n):
     epochs=st.integers(1, 3),
 )
 def test_a_shuffle_sees_every_window_once_an_epoch(length, seq_len, rows, seed, epochs):
-    corpus, n = places(length, order="shuffle"), (length - 1) // seq_len
+    corpus, n = position_corpus(length, order="shuffle"), (length - 1) // seq_len
     steps = -(-epochs * n // rows)
     starts = np.concatenate(
         [corpus.batch(seed, step, rows, seq_len)[0][:, 0] for step in range(steps)]
@@ -83,28 +83,30 @@ def test_a_shuffle_sees_every_window_once_an_epoch(length, seq_len, rows, seed, 
 
 def test_a_shuffled_epoch_predicts_every_token_once():
     targets = np.concatenate(
-        [places(97, order="shuffle").batch(0, step, 4, 8)[1].ravel() for step in range(3)]
+        [position_corpus(97, order="shuffle").batch(0, step, 4, 8)[1].ravel() for step in range(3)]
     )
     assert np.array_equal(np.sort(targets), np.arange(1, 97))
 
 
 @given(seed=seeds, epoch=st.integers(0, 1000))
-def test_epochs_and_seeds_have_orders_of_their_own(seed, epoch):
+def test_epochs_and_seeds_have_different_orders(seed, epoch):
     n = 200
     first = permute(np.arange(n), n, seed, epoch)
     for other in (
         permute(np.arange(n), n, seed, epoch + 1),
         permute(np.arange(n), n, seed + 1, epoch),
     ):
-        assert (
-            first == other
-        ).sum() < 12  # of two random permutations about one: 12 or more has the chance 1e-9
+        # Two random permutations share about one; the probability of 12 or more is 1e-9.
+        assert (first == other).sum() < 12
         assert abs(spearmanr(first, other).statistic) < 5 / np.sqrt(n - 1)
 
 
 @pytest.mark.parametrize("n", [3, 5, 12, 64, 100])
-def test_every_place_goes_everywhere_alike(n):
-    """Pearson's chi squared of an n x n table of (place, where it goes) over many keys has (n - 1)**2 degrees of freedom."""
+def test_each_position_is_mapped_uniformly(n):
+    """Pearson's chi squared of the n x n table of (position, image) over many keys.
+
+    It has (n - 1)**2 degrees of freedom.
+    """
     keys = 20 * n
     table = np.zeros((n, n))
     for key in range(keys):
@@ -113,17 +115,17 @@ def test_every_place_goes_everywhere_alike(n):
     assert 1e-4 < chi2.sf(statistic, (n - 1) ** 2) < 1 - 1e-4
 
 
-def test_all_orders_of_few_places_are_met():
+def test_all_orders_of_four_positions_occur():
     assert len({tuple(permute(np.arange(4), 4, key, 0)) for key in range(1000)}) == 24
 
 
-def test_neighbours_are_parted():
-    found = permute(np.arange(10**5), 10**5, 0, 0)
-    assert abs(spearmanr(np.arange(10**5), found).statistic) < 5 / np.sqrt(10**5)
-    assert abs(spearmanr(found[:-1], found[1:]).statistic) < 5 / np.sqrt(10**5)
+def test_neighbours_are_uncorrelated():
+    indices = permute(np.arange(10**5), 10**5, 0, 0)
+    assert abs(spearmanr(np.arange(10**5), indices).statistic) < 5 / np.sqrt(10**5)
+    assert abs(spearmanr(indices[:-1], indices[1:]).statistic) < 5 / np.sqrt(10**5)
 
 
-def test_a_shuffle_holds_nothing_of_the_datas_length():
+def test_the_memory_of_a_shuffle_does_not_grow_with_the_data():
     n = 10**12
     tracemalloc.start()
     for step in range(3):
@@ -139,7 +141,7 @@ def test_a_shuffle_holds_nothing_of_the_datas_length():
     steps=st.integers(1, 12),
 )
 def test_a_shuffles_tokens_are_counted_exactly(length, seq_len, rows, steps):
-    corpus = places(length, order="shuffle")
+    corpus = position_corpus(length, order="shuffle")
     targets = np.concatenate(
         [corpus.batch(1, step, rows, seq_len)[1].ravel() for step in range(steps)]
     )
@@ -147,9 +149,8 @@ def test_a_shuffles_tokens_are_counted_exactly(length, seq_len, rows, steps):
     if seen["epochs"] <= 1:
         assert seen["unique_tokens"] == len(set(targets.tolist()))
     else:
-        assert (
-            seen["unique_tokens"] == (length - 1) // seq_len * seq_len
-        )  # the second epoch may begin before the first was seen whole
+        # The second epoch may begin before the first one is complete.
+        assert seen["unique_tokens"] == (length - 1) // seq_len * seq_len
     assert seen["unique_tokens"] + seen["repeated_tokens"] == targets.size
 
 
@@ -157,9 +158,9 @@ def test_a_shuffles_tokens_are_counted_exactly(length, seq_len, rows, steps):
     ("length", "seq_len", "rows", "steps"),
     [(60, 1, 4, 9), (200, 16, 4, 5), (40, 30, 2, 3), (30, 28, 3, 2)],
 )
-def test_random_draws_see_what_is_expected_of_them(length, seq_len, rows, steps):
-    """Against the mean over 400 seeds; its own standard error is the measure."""
-    corpus, unique = places(length), []
+def test_unique_tokens_of_random_draws_match_their_expectation(length, seq_len, rows, steps):
+    """Compared with the mean over 400 seeds, within four of its standard errors."""
+    corpus, unique = position_corpus(length), []
     for seed in range(400):
         targets = [corpus.batch(seed, step, rows, seq_len)[1].ravel() for step in range(steps)]
         unique.append(len(set(np.concatenate(targets).tolist())))
@@ -167,8 +168,8 @@ def test_random_draws_see_what_is_expected_of_them(length, seq_len, rows, steps)
     assert abs(np.mean(unique) - expected) < 4 * max(np.std(unique) / 20, 1e-9)
 
 
-def test_only_whole_steps_are_seen():
-    assert places(1001, order="shuffle").data_usage(250, 100, 10) == {
+def test_only_whole_steps_are_counted():
+    assert position_corpus(1001, order="shuffle").data_usage(250, 100, 10) == {
         "unique_tokens": 200,
         "repeated_tokens": 0,
         "epochs": 0.2,
@@ -176,26 +177,37 @@ def test_only_whole_steps_are_seen():
 
 
 ROOM = {
-    "a batch": ((4000, 2000, 10), {}, "`batch_tokens <= train tokens` must hold, but got batch_tokens=2000 and 1000 train tokens"),
+    "a batch": (
+        (4000, 2000, 10),
+        {},
+        "`batch_tokens <= train tokens` must hold, but got batch_tokens=2000 and 1000 train tokens",
+    ),
     "the horizon": (
-        (1200, 100, 10), {}, "`tokens <= epochs [*] train tokens` must hold, but got tokens=1200, epochs=1 and 1000 train tokens; "
+        (1200, 100, 10),
+        {},
+        "`tokens <= epochs [*] train tokens` must hold, "
+        "but got tokens=1200, epochs=1 and 1000 train tokens; "
         "`data.epochs = 2` allows repetition",
     ),
-    "more epochs": ((2100, 100, 10), {"epochs": 2}, "`tokens <= epochs .*, epochs=2 and 1000 train tokens; `data.epochs = 3`"),
-}  # fmt: skip
+    "more epochs": (
+        (2100, 100, 10),
+        {"epochs": 2},
+        "`tokens <= epochs .*, epochs=2 and 1000 train tokens; `data.epochs = 3`",
+    ),
+}
 
 
 @pytest.mark.parametrize("order", ["random", "shuffle"])
 @pytest.mark.parametrize("case", ROOM)
 def test_data_shorter_than_a_batch_or_the_horizon_is_one_sentence(case, order):
-    asked, settings, sentence = ROOM[case]
+    amounts, settings, sentence = ROOM[case]
     with pytest.raises(UserError, match=f"^{sentence}"):
-        data.check_room(places(1001, order=order, **settings), *asked)
+        data.check_room(position_corpus(1001, order=order, **settings), *amounts)
 
 
-def test_repetition_that_is_asked_for_is_allowed():
-    data.check_room(places(1001), 1000, 100, 10)
-    data.check_room(places(1001, epochs=2), 2000, 100, 10)
+def test_requested_repetition_is_allowed():
+    data.check_room(position_corpus(1001), 1000, 100, 10)
+    data.check_room(position_corpus(1001, epochs=2), 2000, 100, 10)
 
 
 def test_a_sweep_refuses_a_horizon_beyond_its_data_before_it_trains(tiny, monkeypatch, tmp_path):

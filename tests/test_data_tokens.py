@@ -1,4 +1,4 @@
-"""Tokens on disk and documents: memory-mapped, tokenized once, compared with the libraries."""
+"""Tokens and documents on disk: memory-mapped, tokenized once, compared with the libraries."""
 
 import hashlib
 import json
@@ -27,15 +27,15 @@ def read(tmp_path):
     )
 
 
-def both(corpus):
+def all_tokens(corpus):
     return np.concatenate([corpus.train, corpus.held_out])
 
 
 def text_of(corpus):
-    return both(corpus).astype(np.uint8).tobytes().decode()
+    return all_tokens(corpus).astype(np.uint8).tobytes().decode()
 
 
-# --- memory-mapped tokens -----------------------------------------------------------------------------------------------------------
+# --- memory-mapped tokens -------------------------------------------------------------------------
 
 
 def test_uint32_tokens_and_a_folder_of_train_and_val(tmp_path, read):
@@ -54,7 +54,7 @@ def test_uint32_tokens_and_a_folder_of_train_and_val(tmp_path, read):
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "tokens.npy"])
-def test_tokens_are_never_held(tmp_path, monkeypatch, name):
+def test_tokens_are_never_loaded_into_memory(tmp_path, monkeypatch, name):
     """A file of 64 MiB is checked, hashed and sampled with a few MiB of memory."""
     tokens = np.arange(2**25, dtype=np.uint16)
     tokens.tofile(tmp_path / name) if name.endswith(".bin") else np.save(tmp_path / name, tokens)
@@ -75,7 +75,7 @@ def test_the_digest_is_sha256_whatever_the_chunks(monkeypatch):
         assert hashing.digest(array) == expected
 
 
-def test_samples_stand_for_a_large_array(monkeypatch):
+def test_a_large_array_is_hashed_by_samples(monkeypatch):
     array = np.arange(10**6)
     monkeypatch.setattr(hashing, "LARGE", 10**6)
     whole = hashing.digest(array)
@@ -100,25 +100,25 @@ def test_a_vocabulary_is_padded_and_never_cut(tmp_path, read):
         read(tmp_path / "tokens.npy", vocab_size=499)
 
 
-# --- tokenized text --------------------------------------------------------------------------------------------------------
+# --- tokenized text -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """A byte-level BPE of 300 tokens, trained here, which asks for truncation and padding."""
+    """A byte-level BPE of 300 tokens, trained here, with truncation and padding enabled."""
     tokenizers = pytest.importorskip("tokenizers")
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator(DOCUMENTS, trainer)
-    made.enable_truncation(5)
-    made.enable_padding(length=50)
+    bpe.train_from_iterator(DOCUMENTS, trainer)
+    bpe.enable_truncation(5)
+    bpe.enable_padding(length=50)
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    made.save(str(path))
+    bpe.save(str(path))
     return path
 
 
@@ -129,13 +129,12 @@ def test_a_text_files_tokens_are_the_tokenizers(tmp_path, read, tokenizer, monke
     (tmp_path / "text.txt").write_text(text, newline="")
     monkeypatch.setattr(tokenization, "PIECE_CHARS", 1000)
     corpus = read(tmp_path / "text.txt", tokenizer=str(tokenizer), held_out=0.2)
-    assert tokenizers.Tokenizer.from_file(str(tokenizer)).decode(both(corpus).tolist()) == text
-    assert (
-        corpus.vocab_size == 300
-        and corpus.train.dtype == np.uint16
-        and isinstance(corpus.train, np.memmap)
-    )
-    assert len(corpus.train) == int(0.8 * len(both(corpus)))
+    bpe = tokenizers.Tokenizer.from_file(str(tokenizer))
+    assert bpe.decode(all_tokens(corpus).tolist()) == text
+    assert corpus.vocab_size == 300
+    assert corpus.train.dtype == np.uint16
+    assert isinstance(corpus.train, np.memmap)
+    assert len(corpus.train) == int(0.8 * len(all_tokens(corpus)))
 
 
 def test_a_folder_of_texts_is_split_by_file_and_separated_by_a_special_token(
@@ -147,15 +146,15 @@ def test_a_folder_of_texts_is_split_by_file_and_separated_by_a_special_token(
     for i, text in enumerate(DOCUMENTS[:40]):
         (tmp_path / f"texts/{i}.txt").write_text(text)
     corpus = read(tmp_path / "texts", tokenizer=str(tokenizer), held_out=0.3, separator="<end>")
-    made = tokenizers.Tokenizer.from_file(str(tokenizer))
-    made.no_truncation(), made.no_padding()
+    bpe = tokenizers.Tokenizer.from_file(str(tokenizer))
+    bpe.no_truncation(), bpe.no_padding()
     for split, held_out in ((corpus.train, False), (corpus.held_out, True)):
         names = sorted(
             f"{i}.txt" for i in range(40) if files.is_held_out(f"{i}.txt", 0.3) == held_out
         )
         texts = [DOCUMENTS[int(name[:-4])] for name in names]
         assert split.tolist() == [
-            token for text in texts for token in [*made.encode(text).ids, made.token_to_id("<end>")]
+            token for text in texts for token in [*bpe.encode(text).ids, bpe.token_to_id("<end>")]
         ]
 
 
@@ -167,7 +166,7 @@ def test_bytes_go_through_the_cache_too(tmp_path, read):
     assert text_of(corpus) == "naïve text " * 100 and corpus.digest == plain.digest
 
 
-def test_text_is_tokenised_without_being_held(tmp_path):
+def test_text_is_tokenised_without_loading_it_into_memory(tmp_path):
     """24 MiB of lines, or of a single line, are tokenized with a few MiB of memory."""
     for name, line in (("lines.txt", "some text\n"), ("line.txt", "some text ")):
         (tmp_path / name).write_text(line * (24 * 2**20 // len(line)))
@@ -180,28 +179,28 @@ def test_text_is_tokenised_without_being_held(tmp_path):
 
 
 def test_text_is_tokenised_once_and_again_when_it_changes(tmp_path, read, monkeypatch):
-    source, made = tmp_path / "text.txt", []
+    source, calls = tmp_path / "text.txt", []
     fill = tokenization._write_tokens
     monkeypatch.setattr(
-        tokenization, "_write_tokens", lambda *given: made.append(1) or fill(*given)
+        tokenization, "_write_tokens", lambda *arguments: calls.append(1) or fill(*arguments)
     )
     source.write_text("before " * 100)
     for _ in range(2):
         data._load.cache_clear()
         before = read(source, tokenizer="bytes")
-    assert len(made) == 1
+    assert len(calls) == 1
     source.write_text("behind " * 100)
     os.utime(source, ns=(1, 1))
     data._load.cache_clear()
-    assert text_of(read(source, tokenizer="bytes")).startswith("behind") and len(made) == 2
-    assert text_of(before).startswith("before")  # the old cache stays
-    assert len(list((tmp_path / "cache").iterdir())) == 2  # and no incomplete folder
+    assert text_of(read(source, tokenizer="bytes")).startswith("behind") and len(calls) == 2
+    assert text_of(before).startswith("before")  # the old cache is kept
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # no incomplete folder
 
 
 def test_tokenising_that_fails_leaves_nothing(tmp_path, read, monkeypatch):
     (tmp_path / "text.txt").write_text("text " * 100)
 
-    def full(*given):
+    def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tokenization, "_write_tokens", full)
@@ -210,48 +209,47 @@ def test_tokenising_that_fails_leaves_nothing(tmp_path, read, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_of_two_writers_one_wins(tmp_path, read, monkeypatch):
-    """The other finished while this one was writing."""
+def test_two_concurrent_writers_leave_one_cache(tmp_path, read, monkeypatch):
+    """Another writer finishes while this one is writing."""
     (tmp_path / "text.txt").write_text("text " * 100)
-    fill, said = (
+    fill, source = (
         tokenization._write_tokens,
         Data(source=str(tmp_path / "text.txt"), tokenizer="bytes", cache=str(tmp_path / "cache")),
     )
     inner = []
 
-    def slow(*given):
+    def slow(*arguments):
         if not inner:
             inner.append(1)
-            inner.append(tokenization.load_tokenized(said))
-        return fill(*given)
+            inner.append(tokenization.load_tokenized(source))
+        return fill(*arguments)
 
     monkeypatch.setattr(tokenization, "_write_tokens", slow)
-    corpus = tokenization.load_tokenized(said)
-    assert (
-        np.array_equal(corpus.train, inner[1].train)
-        and len(list((tmp_path / "cache").iterdir())) == 1
-    )
+    corpus = tokenization.load_tokenized(source)
+    assert np.array_equal(corpus.train, inner[1].train)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_the_standard_library_is_tokenised_as_it_is_split(read, monkeypatch):
-    """Three of its files stand for all."""
-    top, found = files.list_files("python-stdlib")
+    """Four of its files represent all."""
+    top, paths = files.list_files("python-stdlib")
     few = [
         path
-        for path in found
+        for path in paths
         if path.name in ("abc.py", "ast.py", "bisect.py", "cmd.py") and path.parent == top
     ]
     monkeypatch.setattr(files, "list_files", lambda source: (top, few))
-    plain, made = (
+    plain, tokenized = (
         read("python-stdlib", held_out=0.4),
         read("python-stdlib", held_out=0.4, tokenizer="bytes", separator=""),
     )
-    assert (
-        len(few) == 4 and len(plain.train) and len(plain.held_out) and made.digest == plain.digest
-    )
+    assert len(few) == 4
+    assert len(plain.train)
+    assert len(plain.held_out)
+    assert tokenized.digest == plain.digest
 
 
-def test_a_cache_that_lost_its_end_is_one_sentence(tmp_path, read):
+def test_a_truncated_cache_is_one_sentence(tmp_path, read):
     (tmp_path / "text.txt").write_text("text " * 100)
     read(tmp_path / "text.txt", tokenizer="bytes")
     (kept,) = (tmp_path / "cache").glob("*/tokens.bin")
@@ -259,7 +257,8 @@ def test_a_cache_that_lost_its_end_is_one_sentence(tmp_path, read):
     data._load.cache_clear()
     with pytest.raises(
         UserError,
-        match=r"^a cache of tokens must be complete, but `.*` has 100 of 500 tokens: delete the folder$",
+        match=r"^a cache of tokens must be complete, "
+        r"but `.*` has 100 of 500 tokens: delete the folder$",
     ):
         read(tmp_path / "text.txt", tokenizer="bytes")
 
@@ -269,7 +268,8 @@ def test_what_is_no_text_has_no_tokenizer(tmp_path, read, name):
     np.save(tmp_path / "tokens.npy", np.arange(100))
     with pytest.raises(
         UserError,
-        match=r"^`data.tokenizer` turns text into tokens, but the format of '.*' is '(tokens|power-law)'$",
+        match=r"^`data.tokenizer` turns text into tokens, "
+        r"but the format of '.*' is '(tokens|power-law)'$",
     ):
         read(tmp_path / name if "." in name else name, tokenizer="bytes", seq_len=1)
 
@@ -283,10 +283,8 @@ def test_the_default_cache_is_the_users(tmp_path, monkeypatch):
 
 def test_a_limit_is_kept(tmp_path, read):
     (tmp_path / "text.txt").write_text("abcdefghij" * 100)
-    assert (
-        text_of(read(tmp_path / "text.txt", tokenizer="bytes", limit=123))
-        == ("abcdefghij" * 13)[:123]
-    )
+    corpus = read(tmp_path / "text.txt", tokenizer="bytes", limit=123)
+    assert text_of(corpus) == ("abcdefghij" * 13)[:123]
 
 
 def test_bad_tokenizers_and_missing_packages_are_one_sentence(
@@ -327,24 +325,25 @@ def test_a_stream_needs_a_limit():
     }
     with pytest.raises(
         UserError,
-        match=r"^`data.limit` must give the number of tokens to take from a Hub dataset, but got none for 'hub:some/corpus'$",
+        match=r"^`data.limit` must give the number of tokens to take from a Hub dataset, "
+        r"but got none for 'hub:some/corpus'$",
     ):
         validate_recipe(point | {"data": {"source": "hub:some/corpus"}}, "stream")
 
 
-# --- Hugging Face datasets --------------------------------------------------------------------------------------------
+# --- Hugging Face datasets ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    found = pytest.importorskip("datasets")
+    library = pytest.importorskip("datasets")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(found.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("locks"))
-        yield found
+        patch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("locks"))
+        yield library
 
 
 def table(datasets, **columns):
-    """A dataset with its fingerprint said: datasets 5.2 cannot work out that of a table made in memory."""
+    """A dataset with an explicit fingerprint: datasets 5.2 cannot compute that of this table."""
     return datasets.Dataset(datasets.table.InMemoryTable.from_pydict(columns), fingerprint="made")
 
 
@@ -356,13 +355,13 @@ def joined(documents):
     "form", ["arrow", "parquet", "jsonl", "parquet folder", "jsonl folder", "hub"]
 )
 def test_a_dataset_is_its_documents(tmp_path, read, datasets, form):
-    made, source = table(datasets, text=DOCUMENTS), tmp_path / "source"
+    dataset, source = table(datasets, text=DOCUMENTS), tmp_path / "source"
     half = len(DOCUMENTS) // 2
     if form == "arrow":
-        made.save_to_disk(str(source))
+        dataset.save_to_disk(str(source))
     elif form in ("parquet", "jsonl"):
         source = source.with_suffix(f".{form}")
-        made.to_parquet(source) if form == "parquet" else made.to_json(source)
+        dataset.to_parquet(source) if form == "parquet" else dataset.to_json(source)
     else:
         source.mkdir()
         for i, rows in enumerate((range(half), range(half, len(DOCUMENTS)))):
@@ -379,14 +378,14 @@ def test_a_dataset_is_its_documents(tmp_path, read, datasets, form):
 @pytest.mark.parametrize("form", ["arrow", "parquet"])
 def test_a_datasets_own_validation_split_is_held_out(tmp_path, read, datasets, form):
     splits = {"train": DOCUMENTS[:500], "validation": DOCUMENTS[500:]}
-    made = datasets.DatasetDict(
+    splits_dataset = datasets.DatasetDict(
         {name: table(datasets, body=texts) for name, texts in splits.items()}
     )
     if form == "arrow":
-        made.save_to_disk(str(tmp_path / "source"))
+        splits_dataset.save_to_disk(str(tmp_path / "source"))
     else:
         (tmp_path / "source").mkdir()
-        for name, split in made.items():
+        for name, split in splits_dataset.items():
             split.to_parquet(tmp_path / f"source/{name}-00000-of-00001.parquet")
     corpus = read(tmp_path / "source", column="body")
     assert corpus.train.tobytes().decode() == joined(splits["train"])
@@ -399,7 +398,8 @@ def test_a_bad_dataset_is_one_sentence(tmp_path, read, datasets):
     )
     with pytest.raises(
         UserError,
-        match=r"^`data.column` must be a column of '.*rows.jsonl', but got 'text' \(nearest: 'txet'\)$",
+        match=r"^`data.column` must be a column of '.*rows.jsonl', "
+        r"but got 'text' \(nearest: 'txet'\)$",
     ):
         read(tmp_path / "rows.jsonl")
     (tmp_path / "numbers.jsonl").write_text('{"text": 1}\n')

@@ -1,4 +1,7 @@
-"""Full disks (a small tmpfs; skipped where mounting is not allowed): a clear error, and no recorded trial is lost."""
+"""Full disks: a clear error, and no recorded trial is lost.
+
+The disk is a small tmpfs; tests are skipped where mounting is not allowed.
+"""
 
 import os
 import shutil
@@ -45,62 +48,58 @@ def fill(folder: Path) -> Path:
 
 
 def test_a_full_disk_under_the_store_costs_one_trial(worker, tmp_path, disk):  # noqa: F811
-    asked, stem = worker(40), disk / "sweeps/chaos"
+    tasks, stem = worker(40), disk / "sweeps/chaos"
     store = Store(stem)
     kept = []
     with pytest.raises(
         UserError,
-        match=r"^`.*chaos.db` must be a writable SQLite file, but (database or disk is full|disk I/O error)",
+        match=r"^`.*chaos.db` must be a writable SQLite file, "
+        r"but (database or disk is full|disk I/O error)",
     ):
-        for task in asked:
+        for task in tasks:
             store.put(chaos.planted_trial(task), [i / 7 for i in range(20_000)])
             kept.append(task.id)
-    assert 2 <= len(kept) < len(asked) and [trial.id for trial in store.trials()] == sorted(kept)
+    assert 2 <= len(kept) < len(tasks) and [trial.id for trial in store.trials()] == sorted(kept)
     store.close()
-    assert sweeping.status(stem.with_suffix(".db"))["done"] == len(
-        kept
-    )  # to be read while it is full
-    subprocess.run(["mount", "-o", f"remount,size={8 * MIB}", disk], check=True)  # room again
-    assert losses(sweeping.train_all(asked, stem, 2)) == planted_losses(asked)
-    assert not set(kept) & set(
-        (tmp_path / "started").read_text().split()
-    )  # what was on record was not trained again
+    # The database can be read while the disk is full.
+    assert sweeping.status(stem.with_suffix(".db"))["done"] == len(kept)
+    subprocess.run(["mount", "-o", f"remount,size={8 * MIB}", disk], check=True)  # free space
+    assert losses(sweeping.train_all(tasks, stem, 2)) == planted_losses(tasks)
+    # Recorded trials were not trained again.
+    assert not set(kept) & set((tmp_path / "started").read_text().split())
 
 
 def test_a_full_disk_leaves_the_record_as_it_was(worker, disk):  # noqa: F811
-    asked, stem = worker(3), disk / "sweeps/chaos"
-    sweeping.train_all(asked[:2], stem, 1)
+    tasks, stem = worker(3), disk / "sweeps/chaos"
+    sweeping.train_all(tasks[:2], stem, 1)
     before, filler = (disk / "sweeps/chaos.jsonl").read_bytes(), None
     store = Store(stem)
-    store.put(chaos.planted_trial(asked[2]))
+    store.put(chaos.planted_trial(tasks[2]))
     filler = fill(disk)
     with pytest.raises(
         UserError, match=r"^`.*chaos.(jsonl|db)` must be (writable|a writable SQLite file), but "
     ):
         store.export()
     store.close()
-    assert (disk / "sweeps/chaos.jsonl").read_bytes() == before and not list(
-        (disk / "sweeps").glob(".*")
-    )
+    assert (disk / "sweeps/chaos.jsonl").read_bytes() == before
+    assert not list((disk / "sweeps").glob(".*"))
     filler.unlink()
-    assert (
-        sweeping.export(disk / "sweeps/chaos.db")
-        and len(read_jsonl(disk / "sweeps/chaos.jsonl")) == 3
-    )
+    assert sweeping.export(disk / "sweeps/chaos.db")
+    assert len(read_jsonl(disk / "sweeps/chaos.jsonl")) == 3
 
 
 def test_a_sweep_does_not_begin_on_a_full_disk(worker, tmp_path, disk):  # noqa: F811
-    asked = worker(2)
+    tasks = worker(2)
     (disk / "sweeps").mkdir()
     filler = fill(disk)
     with pytest.raises(UserError, match=r"^`.*chaos.(lock|db)` must be "):
-        sweeping.train_all(asked, disk / "sweeps/chaos", 1)
+        sweeping.train_all(tasks, disk / "sweeps/chaos", 1)
     assert not (tmp_path / "started").read_text() and not list((disk / "sweeps").glob("*.lock"))
     filler.unlink()
-    assert losses(sweeping.train_all(asked, disk / "sweeps/chaos", 1)) == planted_losses(asked)
+    assert losses(sweeping.train_all(tasks, disk / "sweeps/chaos", 1)) == planted_losses(tasks)
 
 
-def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tiny, disk, monkeypatch):
+def test_a_checkpoint_on_a_full_disk_keeps_the_previous_one(tiny, disk, monkeypatch):
     settings = {"engine.checkpoint_every": 2, "engine.runs": str(disk / "runs")}
     recipe, saved, save = tiny(settings), [], checkpoints.save
 
@@ -113,10 +112,8 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tiny, disk, monke
     with pytest.raises(UserError, match=r"^`.*checkpoint.pt` must be writable, but "):
         training.run_trial(recipe, "main", training.accelerator())
     (folder,) = (disk / "runs").iterdir()
-    assert {path.name for path in folder.iterdir()} == {
-        "checkpoint.pt",
-        "previous.pt",
-    }  # of steps 4 and 2
+    # Checkpoints of steps 4 and 2.
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "previous.pt"}
     saved[0].unlink()
     subprocess.run(["mount", "-o", f"remount,size={8 * MIB}", disk], check=True)
     monkeypatch.setattr(checkpoints, "save", save)
@@ -127,7 +124,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tiny, disk, monke
     assert (again.id, again.loss) == (alone.id, alone.loss)
 
 
-def test_a_fit_that_finds_no_room_leaves_the_one_before(disk):
+def test_a_fit_on_a_full_disk_keeps_the_previous_one(disk):
     fit = Fit(law="lr_nd", params={}, solution={}, objective=0.0)
     path = fit.write(disk / "fits/name.json")
     fill(disk)

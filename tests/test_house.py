@@ -1,4 +1,7 @@
-"""The house rules of imports, read off the source with `ast`: which room a module is in, and what it may take from where."""
+"""Rules of the source tree, checked with `ast`.
+
+Import rules between packages, names, docstrings of public names, and the length of the README.
+"""
 
 import ast
 import inspect
@@ -28,6 +31,7 @@ ROWS = {
         "hardware",
         "recipe",
         "counting",
+        "surface",
     ),
     "torch": ("models", "parametrizing", "data", "optim", "training", "checking", "sweeping"),
     "numpy": (
@@ -44,9 +48,8 @@ ROWS = {
     "top": ("examples", "study", "cli", "__init__", "__main__"),
 }
 ROW = {name: row for row, names in ROWS.items() for name in names}
-HANDS_OVER = {
-    ("records", "predicting")
-}  # `Fit.predict` hands over to the numpy row: the one method that does
+# `Fit.predict` is the only function of the shared row that imports from the numpy row.
+ALLOWED_EXCEPTIONS = {("records", "predicting")}
 HEAVY = {"torch", "accelerate", "mup", "transformers"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -60,7 +63,7 @@ ROOMS = {room(path) for path in SOURCES}
 
 
 def running_code(tree):
-    """Every node but those under `if TYPE_CHECKING:`; deferred imports inside functions are among them."""
+    """Every node except those under `if TYPE_CHECKING:`, including imports inside functions."""
     nodes = [tree]
     while nodes:
         node = nodes.pop()
@@ -83,7 +86,7 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def ours(path):
+def rooms_imported(path):
     """Rooms that a file imports from; the package itself is `__init__`."""
     return {
         [*name.split("."), "__init__"][1]
@@ -96,40 +99,40 @@ def packages(path):
     return {name.split(".")[0] for name in imports(path)}
 
 
-def reached(name):
-    """Packages imported by a room and by every room it leads to, inside functions too."""
-    seen, queue, found = set(), [name], set()
+def reachable_packages(name):
+    """Packages imported by a room and by every room that it imports, inside functions too."""
+    seen, queue, imported = set(), [name], set()
     while queue:
         now = queue.pop()
         files = [path for path in SOURCES if room(path) == now]
         seen.add(now)
         for path in files:
-            found |= packages(path)
+            imported |= packages(path)
             queue += [
                 other
-                for other in ours(path)
-                if other not in seen and (now, other) not in HANDS_OVER
+                for other in rooms_imported(path)
+                if other not in seen and (now, other) not in ALLOWED_EXCEPTIONS
             ]
-    return found
+    return imported
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_imports_go_left_in_the_row_or_to_shared(path):
     name = room(path)
-    row = ROWS[ROW[name]]  # a KeyError: a new room, which DESIGN.md and ROWS must give a place
+    row = ROWS[ROW[name]]  # KeyError: add a new room to ROWS and DESIGN.md
     allowed = (
         {name, *ROWS["shared"], *row[: row.index(name)]}
         if ROW[name] != "shared"
         else {name, *row[: row.index(name)]}
     )
-    allowed |= {other for here, other in HANDS_OVER if here == name}
+    allowed |= {other for here, other in ALLOWED_EXCEPTIONS if here == name}
     if ROW[name] != "top":
-        assert ours(path) <= allowed
+        assert rooms_imported(path) <= allowed
 
 
-def test_fit_predict_alone_hands_over():
+def test_only_fit_predict_imports_from_the_numpy_row():
     tree = ast.parse((PACKAGE / "records" / "fit.py").read_text())
-    handing = [
+    importers = [
         function.name
         for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef)
@@ -138,14 +141,14 @@ def test_fit_predict_alone_hands_over():
             for node in ast.walk(function)
         )
     ]
-    assert handing == ["predict"]
+    assert importers == ["predict"]
 
 
 @pytest.mark.parametrize(
     "name", [name for name in ROW if ROW[name] in ("shared", "numpy") and name in ROOMS]
 )
 def test_shared_and_numpy_rows_never_reach_torch(name):
-    assert not HEAVY & reached(name)
+    assert not HEAVY & reachable_packages(name)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_nothing_runs_strings_or_pickles(path):
     assert not packages(path) & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
-def _called(node):
+def call_and_keywords(node):
     """`a.b(c=True)` -> ("a.b", {"c": True}); of an argument that is no constant, None."""
     return ast.unparse(node.func), {
         arg.arg: getattr(arg.value, "value", None) for arg in node.keywords
@@ -184,7 +187,7 @@ def _called(node):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_files_are_read_as_data_and_no_shell_is_started(path):
     calls = [
-        _called(node)
+        call_and_keywords(node)
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
     ]
@@ -211,14 +214,22 @@ def test_torch_stays_out_until_something_trains(name):
     assert done.stdout == "False\n"
 
 
-# --- names and circles ---------------------------------------------------------------------------
+# --- names and import cycles ----------------------------------------------------------------------
 
 PACKAGES_AND_TERMS = {  # the only modules whose names end in -ing: packages, and terms of the field
     *("parametrizing", "training", "checking", "sweeping", "counting", "predicting", "importing"),
     *("fitting", "planning", "transferring", "linting", "plotting", "reporting"),
     *("hashing", "overtraining", "resampling"),
 }
-PRIVATE_WORDS = {"said", "found", "asked", "left", "made", "told"}  # each says nothing of the value
+# names that do not describe the value
+PRIVATE_WORDS = {
+    "said",
+    "found",
+    "asked",
+    "left",
+    "made",
+    "told",
+}
 
 
 def module_of(path):
@@ -245,7 +256,7 @@ def modules_imported(path):
                 )
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_there_are_no_import_cycles():
     graph = {
         name: set(modules_imported(path)) - {name, "scaletune"} for name, path in MODULES.items()
     }

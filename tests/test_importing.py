@@ -1,4 +1,4 @@
-"""Runs of other trackers, decoded from files that the real libraries wrote (tests/fixtures/make.py)."""
+"""Runs of other trackers, read from files of the real libraries (tests/fixtures/make.py)."""
 
 import shutil
 from pathlib import Path
@@ -35,35 +35,29 @@ def test_offline_runs_of_wandb(name, steps, lr):
 def test_tensorboard_scalars_in_both_encodings():
     runs = {run.name: run for run in tensorboard.read(FILES / "events")}
     expected = [(step, pytest.approx(4.0 - 0.1 * step)) for step in range(5)]
-    assert (
-        runs["simple"].history["eval/loss"] == expected
-        and runs["tensors"].history["eval/loss"] == expected
-    )
+    assert runs["simple"].history["eval/loss"] == expected
+    assert runs["tensors"].history["eval/loss"] == expected
     assert runs["simple"].row()["learning_rate"] == pytest.approx(1e-3)
 
 
 def test_the_state_of_a_trainer():
     table, guessed = importing.trials(FILES / "trainer_state.json")
     (row,) = table.to_dict("records")
-    assert (row["lr"], row["steps"], row["tokens"]) == (1e-3, 10, 640) and row["loss"] == row[
-        "eval_loss"
-    ] != row["train_loss"]
+    assert (row["lr"], row["steps"], row["tokens"]) == (1e-3, 10, 640)
+    assert row["loss"] == row["eval_loss"] != row["train_loss"]
     assert any(
-        "`tokens` is read from the column `num_input_tokens_seen`" in each for each in guessed
+        "`tokens` is read from the column `num_input_tokens_seen`" in note for note in guessed
     )
 
 
 def test_an_mlflow_database():
     table, guessed = importing.trials(FILES / "mlflow.sqlite")
-    assert (
-        sorted(table["lr"]) == [1e-3, 3e-3]
-        and list(table["width"]) == [64, 64]
-        and set(table["optimizer"]) == {"adamw"}
-    )
-    assert list(table["loss"]) == pytest.approx([3.6, 3.6]) and list(table["steps"]) == [
-        40,
-        40,
-    ]  # a NaN is no value
+    assert sorted(table["lr"]) == [1e-3, 3e-3]
+    assert list(table["width"]) == [64, 64]
+    assert set(table["optimizer"]) == {"adamw"}
+    # A NaN is ignored.
+    assert list(table["loss"]) == pytest.approx([3.6, 3.6])
+    assert list(table["steps"]) == [40, 40]
     assert guessed == [
         "`loss` is read from the column `val_loss` (--map loss=NAME reads another one)"
     ]
@@ -73,9 +67,8 @@ def test_a_folder_of_runs_becomes_one_table(tmp_path):
     for file in FILES.glob("*.wandb"):
         shutil.copy(file, tmp_path)
     table, guessed = importing.trials(tmp_path)
-    assert list(table["lr"]) == [1e-3, 3e-3] and list(table["loss"]) == pytest.approx(
-        [4.46, 4.5 - 3e-3 * 940]
-    )
+    assert list(table["lr"]) == [1e-3, 3e-3]
+    assert list(table["loss"]) == pytest.approx([4.46, 4.5 - 3e-3 * 940])
     assert list(table["tokens"]) == [40 * 4096, 940 * 4096] and list(table["width"]) == [64, 64]
     assert len(guessed) == 6
 

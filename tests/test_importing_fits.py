@@ -1,4 +1,4 @@
-"""`scaletune fit` on one sweep in the formats of eight trackers gives the law of the plain table."""
+"""`scaletune fit` on one sweep in eight tracker formats gives the law of the plain table."""
 
 import csv
 import json
@@ -12,9 +12,8 @@ from scaletune import importing
 from scaletune.cli import main
 from scaletune.errors import UserError
 
-SWEEP = (
-    Path(__file__).parent / "fixtures" / "sweep"
-)  # by tests/fixtures/make.py: its losses are best at these lrs
+# Written by tests/fixtures/make.py; BEST holds the best lr of note size.
+SWEEP = Path(__file__).parent / "fixtures" / "sweep"
 BEST = {1e5: 0.01, 4e5: 0.008}
 
 
@@ -71,31 +70,31 @@ SOURCES = {
     "offline wandb": lambda tmp: ([SWEEP / "wandb"], []),
     "table of runs": lambda tmp: ([SWEEP / "runs.csv"], []),
     "table of runs, mapped": lambda tmp: (
-        [SWEEP / "runs.csv"], ["lr=learning_rate", "loss=eval/loss", "n_params=non_embedding_params", "tokens=train/tokens"],
+        [SWEEP / "runs.csv"],
+        [
+            "lr=learning_rate",
+            "loss=eval/loss",
+            "n_params=non_embedding_params",
+            "tokens=train/tokens",
+        ],
     ),
-    "runs and a chart": lambda tmp: ([settings_alone(tmp / "runs.csv"), SWEEP / "chart.csv"], ["loss=eval/loss"]),
+    "runs and a chart": lambda tmp: (
+        [settings_alone(tmp / "runs.csv"), SWEEP / "chart.csv"],
+        ["loss=eval/loss"],
+    ),
     "tensorboard": lambda tmp: ([SWEEP / "events"], ["n_params=non_embedding_params"]),
     "mlflow": lambda tmp: ([SWEEP / "mlflow.sqlite"], []),
     "parquet": lambda tmp: ([parquet(tmp / "runs.parquet")], []),
-    "json lines": lambda tmp: ([foreign(tmp / "runs.jsonl")], ["lr=optim.peak", "n_params=size", "tokens=D", "loss=ce"]),
-}  # fmt: skip
+    "json lines": lambda tmp: (
+        [foreign(tmp / "runs.jsonl")],
+        ["lr=optim.peak", "n_params=size", "tokens=D", "loss=ce"],
+    ),
+}
 
 
 def fitted(sources, maps, capsys, *more):
-    assert (
-        main(
-            [
-                "fit",
-                *map(str, sources),
-                "--law",
-                "lr_nd",
-                "--json",
-                *(part for m in maps for part in ("--map", m)),
-                *more,
-            ]
-        )
-        == 0
-    )
+    options = ["--law", "lr_nd", "--json", *(part for m in maps for part in ("--map", m)), *more]
+    assert main(["fit", *map(str, sources), *options]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -108,28 +107,29 @@ def plain(tmp_path, capsys):
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_tracker_gives_the_law_of_the_plain_table(name, tmp_path, capsys, plain):
     answer = fitted(*SOURCES[name](tmp_path), capsys)
-    assert answer["n_used"] == plain["n_used"] == 8 and answer["n_dropped"] == (
-        1 if name.startswith("table") else 0
-    )
+    assert answer["n_used"] == plain["n_used"] == 8
+    assert answer["n_dropped"] == (1 if name.startswith("table") else 0)
     for param, row in plain["params"].items():
         assert answer["params"][param]["value"] == pytest.approx(row["value"], rel=1e-4, abs=1e-9)
-    assert answer["params"]["a"]["value"] == pytest.approx(
-        math.log(0.8) / math.log(4), abs=0.02
-    )  # of the two best
+    # From the two best lrs.
+    assert answer["params"]["a"]["value"] == pytest.approx(math.log(0.8) / math.log(4), abs=0.02)
 
 
 def test_a_trainers_checkpoints_give_size_tokens_and_the_peak_that_was_logged(capsys, tmp_path):
-    """The last checkpoint of each run; the size from the config.json beside it, as transformers counts it."""
+    """Only the last checkpoint of each run is read.
+
+    The size comes from its config.json and equals the count of transformers.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     table, guessed = importing.trials(SWEEP / "trainer")
-    assert sorted(table["id"]) == sorted(
-        path.name for path in (SWEEP / "trainer").iterdir()
-    ) and set(table["steps"]) == {40}
-    assert any("`lr` is read from the column `peak_lr_logged`" in each for each in guessed)
+    assert sorted(table["id"]) == sorted(path.name for path in (SWEEP / "trainer").iterdir())
+    assert set(table["steps"]) == {40}
+    assert any("`lr` is read from the column `peak_lr_logged`" in note for note in guessed)
+    # The first logged lr after warmup: 31 of 35 steps of the decay remain.
     assert set((table["lr"] / [float(name.split("lr")[1]) for name in table["id"]]).round(4)) == {
         0.8857
-    }  # 31 of 35 steps still to go
+    }
     model = LlamaForCausalLM(
         LlamaConfig.from_json_file(SWEEP / "trainer/w16-lr1/checkpoint-40/config.json")
     )
@@ -140,10 +140,8 @@ def test_a_trainers_checkpoints_give_size_tokens_and_the_peak_that_was_logged(ca
     )
     assert set(table.loc[table["width"] == 16, "n_params"]) == {inside}
     answer = fitted([SWEEP / "trainer"], [], capsys, "--out", str(tmp_path / "fit.json"))
-    assert (
-        answer["n_used"] > 5
-        and 0.02 < json.loads((tmp_path / "fit.json").read_text())["cells"][0]["lr"] < 0.4
-    )
+    assert answer["n_used"] > 5
+    assert 0.02 < json.loads((tmp_path / "fit.json").read_text())["cells"][0]["lr"] < 0.4
 
 
 def test_the_history_of_one_run_is_one_row(tmp_path):
@@ -176,7 +174,8 @@ def test_bad_exports_are_one_clear_line(tmp_path):
     pd.DataFrame({"Name": ["a"], "State": ["finished"]}).to_csv(tmp_path / "runs.csv", index=False)
     with pytest.raises(
         UserError,
-        match=r"every run of a W&B chart must be in the table of runs, but 'n100000-lr0.0025' is not",
+        match=r"every run of a W&B chart must be in the table of runs, "
+        r"but 'n100000-lr0.0025' is not",
     ):
         importing.trials([tmp_path / "runs.csv", SWEEP / "chart.csv"])
     (tmp_path / "runs.jsonl").write_text('{"lr": 1}\n[2]\n')

@@ -1,4 +1,7 @@
-"""The zoo's Transformer: against Hugging Face's LLaMA, Qwen3, Granite and GPT-2, and a stack against its trials alone."""
+"""The Transformer equals Hugging Face's LLaMA, Qwen3, Granite and GPT-2.
+
+A stack equals its trials alone.
+"""
 
 import math
 
@@ -22,10 +25,8 @@ from scaletune import counting, models
 from scaletune.models.build import generator
 
 VOCAB = 61
-WIDE = {
-    "parametrization.base_width": 64,
-    "parametrization.init_std": 0.15,
-}  # four heads, and no multipliers
+# At the base width: four heads, and no multipliers.
+WIDE = {"parametrization.base_width": 64, "parametrization.init_std": 0.15}
 
 
 def drawn(rows=3, positions=16, seed=0):
@@ -35,11 +36,22 @@ def drawn(rows=3, positions=16, seed=0):
 def as_llama(m):
     """The settings that configs of LLaMA-like models share."""
     return {
-        "vocab_size": VOCAB, "hidden_size": m.width, "intermediate_size": m.ffn_width, "num_hidden_layers": m.depth,
-        "num_attention_heads": m.heads, "num_key_value_heads": m.kv_heads or m.heads, "head_dim": m.head_dim, "rms_norm_eps": m.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta}, "tie_word_embeddings": m.tied, "attention_bias": m.biases,
-        "max_position_embeddings": 32, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
-    }  # fmt: skip
+        "vocab_size": VOCAB,
+        "hidden_size": m.width,
+        "intermediate_size": m.ffn_width,
+        "num_hidden_layers": m.depth,
+        "num_attention_heads": m.heads,
+        "num_key_value_heads": m.kv_heads or m.heads,
+        "head_dim": m.head_dim,
+        "rms_norm_eps": m.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta},
+        "tie_word_embeddings": m.tied,
+        "attention_bias": m.biases,
+        "max_position_embeddings": 32,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
 
 
 def moved(recipe, vocab_size=VOCAB):
@@ -55,12 +67,11 @@ def moved(recipe, vocab_size=VOCAB):
 def assert_same_logits(ours, theirs, state, tied=False):
     """`theirs` with our weights gives the same output as `ours`."""
     loaded = theirs.eval().load_state_dict(state, strict=False)
-    assert not loaded.unexpected_keys and loaded.missing_keys == (
-        ["lm_head.weight"] if tied else []
-    )
+    assert not loaded.unexpected_keys
+    assert loaded.missing_keys == (["lm_head.weight"] if tied else [])
     with torch.no_grad():
         expected, got = theirs(drawn()).logits, ours(drawn())[0]
-    assert expected.std() > 0.1  # not an equality of zeros
+    assert expected.std() > 0.1  # the outputs are not all near zero
     assert torch.allclose(got, expected, rtol=0, atol=1e-5)
 
 
@@ -85,7 +96,10 @@ def test_logits_are_qwen3s(tiny):
 
 
 def test_logits_are_granites_with_every_multiplier(tiny):
-    """At twice the base width and depth: Granite multiplies embedding and branch, divides logits, and takes the softmax's scale."""
+    """At twice the base width and depth.
+
+    Granite multiplies embedding and branch, divides logits, and takes the scale of the softmax.
+    """
     named = {
         "embedding_multiplier": 3.0,
         "attention_multiplier": 1.5,
@@ -113,21 +127,34 @@ def test_logits_are_granites_with_every_multiplier(tiny):
 
 
 def as_gpt2(state):
-    """Our names and layouts as GPT-2's: fused queries, keys and values, and matrices [fan_in, fan_out]."""
-    named = {"model.embed_tokens": "wte", "model.embed_positions": "wpe", "model.norm": "ln_f", "input_layernorm": "ln_1",
-             "post_attention_layernorm": "ln_2", "self_attn.o_proj": "attn.c_proj", "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj",
-             "model.layers": "h"}  # fmt: skip
-    found = {}
+    """Our tensors under GPT-2's names and layouts.
+
+    GPT-2 fuses queries, keys and values; its matrices are [fan_in, fan_out].
+    """
+    named = {
+        "model.embed_tokens": "wte",
+        "model.embed_positions": "wpe",
+        "model.norm": "ln_f",
+        "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2",
+        "self_attn.o_proj": "attn.c_proj",
+        "mlp.up_proj": "mlp.c_fc",
+        "mlp.down_proj": "mlp.c_proj",
+        "model.layers": "h",
+    }
+    renamed = {}
     for name, value in state.items():
         for ours, theirs in named.items():
             name = name.replace(ours, theirs)
-        found[name if name.startswith("lm_head") else f"transformer.{name}"] = (
+        renamed[name if name.startswith("lm_head") else f"transformer.{name}"] = (
             value.T if ".h." in f".{name}" and value.ndim == 2 else value
         )
-    for name in [name for name in found if ".q_proj." in name]:
-        parts = [found.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
-        found[name.replace("self_attn.q_proj", "attn.c_attn")] = torch.cat(parts, -1)
-    return found
+    for name in [name for name in renamed if ".q_proj." in name]:
+        parts = [
+            renamed.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")
+        ]
+        renamed[name.replace("self_attn.q_proj", "attn.c_attn")] = torch.cat(parts, -1)
+    return renamed
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -145,14 +172,23 @@ def test_logits_are_gpt2s(tiny, tied):
     )
     ours, m = moved(recipe), recipe.model
     config = GPT2Config(
-        vocab_size=VOCAB, n_positions=32, n_embd=m.width, n_layer=m.depth, n_head=m.heads, n_inner=m.ffn_width, layer_norm_epsilon=m.norm_eps,
-        activation_function="gelu", tie_word_embeddings=tied, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        n_positions=32,
+        n_embd=m.width,
+        n_layer=m.depth,
+        n_head=m.heads,
+        n_inner=m.ffn_width,
+        layer_norm_epsilon=m.norm_eps,
+        activation_function="gelu",
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     assert_same_logits(ours, GPT2LMHeadModel(config), as_gpt2(models.plain_state(ours)), tied)
 
 
 @given(changed=st.integers(0, 15), seed=st.integers(0, 99))
-def test_a_token_is_seen_from_its_place_on_only(tiny, changed, seed):
+def test_attention_is_causal(tiny, changed, seed):
     model, tokens = models.build(tiny(), VOCAB), drawn(1, seed=seed)
     other = tokens.clone()
     other[0, changed] = (other[0, changed] + 1) % VOCAB
@@ -176,7 +212,7 @@ def test_loss_is_cross_entropy_in_nats(tiny):
     assert loss[0] != loss[1]
 
 
-def test_an_untrained_readout_of_zero_knows_nothing(tiny):
+def test_a_zero_readout_has_the_loss_of_a_uniform_prediction(tiny):
     model = models.build(tiny(), VOCAB)
     torch.nn.init.zeros_(model.lm_head.weight)
     assert float(model(drawn(), drawn(seed=1)).detach()) == pytest.approx(math.log(VOCAB), rel=1e-6)
@@ -248,9 +284,8 @@ def test_a_tensors_first_values_depend_on_its_name_and_seed_alone(tiny):
     deep = models.plain_state(models.build(tiny(depth=5), VOCAB))
     assert all(torch.equal(values, deep[name]) for name, values in shallow.items())
     flat = [values.flatten()[:100] for values in shallow.values() if values.std() > 0]
-    assert all(
-        (a - b).abs().max() > 1e-3 for i, a in enumerate(flat) for b in flat[:i]
-    )  # no two share a stream
+    # No two tensors share a random stream.
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(flat) for b in flat[:i])
 
 
 @pytest.mark.parametrize("form", ["ntk", "mean_field", "mup_t9"])

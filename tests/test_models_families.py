@@ -1,4 +1,4 @@
-"""Properties of every model family: stacks equal single trials, multipliers and plans are right, hooks work."""
+"""Every model family: stacks equal single trials, multipliers and plans are right, hooks work."""
 
 import math
 
@@ -34,8 +34,8 @@ MODELS = {
 each = pytest.mark.parametrize("name", MODELS)
 
 
-def asked(tiny, name, **settings):
-    """The tiny recipe with that model."""
+def family_recipe(tiny, name, **settings):
+    """The tiny recipe with the model of that name."""
     model = MODELS[name]
     text = model.get("family", "transformer") in ("transformer", "moe")
     given = {
@@ -67,8 +67,8 @@ def batch(recipe, rows=4):
 
 @each
 def test_a_stack_is_its_trials(tiny, name):
-    """Losses and gradients: bitwise for matrix products, up to rounding for grouped convolutions."""
-    recipe, seeds = asked(tiny, name), [3, 0, 7]
+    """Losses and gradients agree: bitwise for matrix products, to rounding for convolutions."""
+    recipe, seeds = family_recipe(tiny, name), [3, 0, 7]
     inputs, targets = batch(recipe)
     stack = models.build(recipe, CLASSES, seeds)
     together = stack(inputs, targets)
@@ -94,7 +94,7 @@ def test_a_stack_is_its_trials(tiny, name):
 def test_multipliers_act_where_the_plan_says(tiny, name, form):
     """Folding every multiplier into its weight leaves the outputs as they are."""
     named = {"parametrization.embedding_multiplier": 3.0, "parametrization.logits_multiplier": 0.7}
-    recipe = asked(tiny, name, form=form, width=2 * MODELS[name]["width"], **named)
+    recipe = family_recipe(tiny, name, form=form, width=2 * MODELS[name]["width"], **named)
     model = models.build(recipe, CLASSES).double()
     inputs, _ = batch(recipe)
     inputs = inputs.double() if inputs.is_floating_point() else inputs
@@ -113,8 +113,8 @@ def test_multipliers_act_where_the_plan_says(tiny, name, form):
 
 
 @each
-def test_a_readout_of_zero_knows_nothing(tiny, name):
-    recipe = asked(tiny, name)
+def test_a_zero_readout_has_the_loss_of_a_constant_prediction(tiny, name):
+    recipe = family_recipe(tiny, name)
     model = models.build(recipe, CLASSES)
     nn.init.zeros_(model.readout.weight)
     inputs, targets = batch(recipe)
@@ -127,8 +127,8 @@ def test_a_readout_of_zero_knows_nothing(tiny, name):
 
 @each
 def test_hooks_find_the_layer_of_every_tensor(tiny, name):
-    """Each planned tensor is its module's `weight` or `bias`, and a forward pass calls that module."""
-    recipe = asked(tiny, name)
+    """Each planned tensor is a `weight` or `bias` of a module that a forward pass calls."""
+    recipe = family_recipe(tiny, name)
     model, called = models.build(recipe, CLASSES), set()
     owners = dict(model.named_modules())
     for row in counting.plan_tensors(recipe, CLASSES):
@@ -146,7 +146,7 @@ def test_hooks_find_the_layer_of_every_tensor(tiny, name):
 @each
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_every_form_plans_every_tensor(tiny, name, form):
-    recipe = asked(tiny, name, form=form, width=4 * MODELS[name]["width"])
+    recipe = family_recipe(tiny, name, form=form, width=4 * MODELS[name]["width"])
     rows = counting.plan_tensors(recipe, CLASSES)
     assert [row.name for row in rows] == [
         tensor.name for tensor in counting.tensors(recipe.model, CLASSES)
@@ -158,16 +158,18 @@ def test_every_form_plans_every_tensor(tiny, name, form):
         grown = {"emb": (1, 4), "hid": (4, 4), "out": (4, 1), "vec": (1, 4), "fin": (1, 1)}[
             row.role
         ]
-        still = name == "qwen3" and (
-            ".k_proj." in row.name or ".v_proj." in row.name
-        )  # key-value heads stay as they are
+        # The number of key-value heads does not grow.
+        still = name == "qwen3" and (".k_proj." in row.name or ".v_proj." in row.name)
         assert (row.m_in, row.m_out) == ((4, 1) if still else grown), row.name
 
 
 @each
 def test_weights_start_at_the_planned_std(tiny, name):
-    """`init_gain` over the root of the fan-in at the base width, kernels and experts included; tables at `init_std`."""
-    recipe = asked(tiny, name, width=2 * MODELS[name]["width"])
+    """Matrices, kernels and experts: `init_gain` / sqrt(fan-in at the base width).
+
+    Embedding tables: `init_std`.
+    """
+    recipe = family_recipe(tiny, name, width=2 * MODELS[name]["width"])
     plan = {row.name: row for row in counting.plan_tensors(recipe, CLASSES)}
     tensors = {tensor.name: tensor for tensor in counting.tensors(recipe.model, CLASSES)}
     for tensor, parameter in models.build(recipe, CLASSES).named_parameters():
@@ -190,7 +192,7 @@ def test_parametrize_reads_the_same_plan_off_a_built_model(tiny, name, form):
         MODELS[name]["width"],
         {"form": form, "parametrization.init_gain": None, "parametrization.init_std": 0.05},
     )
-    recipe, base = (asked(tiny, name, width=n * width, **settings) for n in (4, 1))
+    recipe, base = (family_recipe(tiny, name, width=n * width, **settings) for n in (4, 1))
     o, declared = recipe.optimizer, {"*.mlp.gate.weight": "out"} if name == "moe" else {}
     model, before = models.build(recipe, CLASSES), models.build(recipe, CLASSES)
     read = scaletune.parametrize(
@@ -210,19 +212,19 @@ def test_parametrize_reads_the_same_plan_off_a_built_model(tiny, name, form):
             pytest.approx(other.init_std) if row.init_std else None,
         )
         assert (row.multiplier, row.lr) == pytest.approx((other.multiplier, other.lr))
-        if (
-            row.m_out == other.m_out
-        ):  # of few key-value heads, whose fan-out does not grow, it counts the fan-out as the fan-in
+        # For few key-value heads, whose fan-out is constant, parametrize takes fan-in for fan-out.
+        if row.m_out == other.m_out:
             assert row.eps == pytest.approx(other.eps)
+    # The initial values are equal.
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)
-    )  # equal initial values
+    )
 
 
 @each
 def test_a_batch_is_learned(tiny, name):
-    """Forty steps of AdamW by the plan, at twice the base width, leave less than half of the loss."""
-    recipe = asked(tiny, name, width=2 * MODELS[name]["width"], lr=1e-2)
+    """Forty steps of AdamW by the plan at twice the base width reduce the loss below half."""
+    recipe = family_recipe(tiny, name, width=2 * MODELS[name]["width"], lr=1e-2)
     model, (inputs, targets) = models.build(recipe, CLASSES), batch(recipe)
     opt = optim.optimizer(model, counting.plan_tensors(recipe, CLASSES), recipe.optimizer)
     losses = []
@@ -248,12 +250,16 @@ def plain_mlp(width, readout=nn.Linear):
 def as_sequential(name):
     """Our name of an MLP's tensor as that of `plain_mlp`."""
     *layer, kind = name.split(".")
-    return f"{ {'input': 0, 'readout': 8}.get(layer[0], 2 + 2 * int(layer[-1]) if layer[0] == 'layers' else 0) }.{kind}"
+    index = 2 + 2 * int(layer[-1]) if layer[0] == "layers" else {"input": 0, "readout": 8}[layer[0]]
+    return f"{index}.{kind}"
 
 
 def as_plain(tiny, name, **settings):
-    """(recipe at four times its base width, the same model of plain modules at a width, our names as theirs)."""
-    recipe = asked(tiny, name, width=4 * MODELS[name]["width"], **settings)
+    """(recipe, plain, named) of an MLP or ResNet at four times its base width.
+
+    `plain(width)` is the same model of plain modules; `named(name)` is its name of our tensor.
+    """
+    recipe = family_recipe(tiny, name, width=4 * MODELS[name]["width"], **settings)
     if name == "mlp":
         return recipe, plain_mlp, as_sequential
     return recipe, lambda width: hugging_face_resnet(recipe.model, width), as_resnet
@@ -262,7 +268,7 @@ def as_plain(tiny, name, **settings):
 @pytest.mark.parametrize("name", ["mlp", "resnet"])
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_plans_are_those_of_the_same_model_in_plain_modules(tiny, name, form):
-    """`scaletune.parametrize` reads its roles off shapes, with mup's algebra; ours are known by construction."""
+    """`scaletune.parametrize` derives roles from shapes with mup's algebra; ours are declared."""
     recipe, plain, named = as_plain(tiny, name, form=form)
     o = recipe.optimizer
     settings = {"form": form, "lr": o.lr, "weight_decay": o.weight_decay, "eps": o.eps}
@@ -283,16 +289,16 @@ def test_plans_are_those_of_the_same_model_in_plain_modules(tiny, name, form):
 
 @pytest.mark.parametrize("name", ["mlp", "resnet"])
 def test_adamw_groups_are_mups(tiny, name):
-    """Learning rate and weight decay of every tensor, and the readout's multiplier, from the package's own base shapes."""
+    """Learning rate, weight decay and readout multiplier equal those of the mup package."""
     recipe, plain, named = as_plain(tiny, name)
     width, o = MODELS[name]["width"], recipe.optimizer
 
     def with_readout(size):
-        made = plain(size)
-        parent, last = (made, "8") if name == "mlp" else (made.classifier, "1")
+        model = plain(size)
+        parent, last = (model, "8") if name == "mlp" else (model.classifier, "1")
         fan_in = getattr(parent, last).in_features
         setattr(parent, last, mup.MuReadout(fan_in, CLASSES))
-        return made
+        return model
 
     theirs = mup.set_base_shapes(
         with_readout(4 * width), with_readout(width), delta=with_readout(2 * width)
@@ -311,7 +317,7 @@ def test_adamw_groups_are_mups(tiny, name):
             assert row.multiplier == 1 / parameters[named(row.name)].infshape.width_mult()
 
 
-def test_the_balance_of_a_router_at_rest_is_top_k():
+def test_the_balance_loss_of_a_uniform_router_is_top_k():
     """Equal probabilities and equal shares: n * n * (top_k / n) * (1 / n)."""
     probabilities = torch.full((2, 8, 4), 0.25)
     chosen = torch.stack([torch.arange(8) % 4, (torch.arange(8) + 1) % 4], -1).expand(2, 8, 2)
@@ -319,7 +325,4 @@ def test_the_balance_of_a_router_at_rest_is_top_k():
     skewed = F.one_hot(torch.zeros(2, 8, dtype=torch.long), 4).float()
     assert models.moe.load_balance_loss(
         [(skewed, torch.zeros(2, 8, 1, dtype=torch.long))]
-    ).tolist() == [
-        4.0,
-        4.0,
-    ]
+    ).tolist() == [4.0, 4.0]

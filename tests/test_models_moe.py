@@ -1,4 +1,7 @@
-"""The zoo's mixture of experts: against Hugging Face's Mixtral, Qwen3-MoE and Granite-MoE, logits, loss and gradients."""
+"""Mixture of experts: logits, loss and gradients equal those of Hugging Face's models.
+
+The models are Mixtral, Qwen3-MoE and Granite-MoE.
+"""
 
 import pytest
 import torch
@@ -25,39 +28,39 @@ def mixture(tiny, options=(), **settings):
 
 def as_mixtral(state):
     """Gate and up projections of all experts as one tensor, under Mixtral's names."""
-    found = {}
+    renamed = {}
     for name, value in state.items():
         if "experts.up_proj" in name:
             continue
         if "experts.gate_proj" in name:
             value = torch.cat([value, state[name.replace("gate_proj", "up_proj")]], 1)
-        found[
+        renamed[
             name.replace("gate_proj.weight", "gate_up_proj").replace(
                 "down_proj.weight", "down_proj"
             )
             if "experts" in name
             else name
         ] = value
-    return found
+    return renamed
 
 
 def as_granite_moe(state):
     """Shared experts beside the block, and the router under another name."""
-    found = {}
+    renamed = {}
     for name, value in as_mixtral(
         {name: value for name, value in state.items() if "shared_experts" not in name}
     ).items():
-        found[
+        renamed[
             name.replace("mlp.gate.", "block_sparse_moe.router.").replace(
                 "mlp.experts", "block_sparse_moe.experts"
             )
         ] = value
     for name in (name for name in state if "shared_experts.gate_proj" in name):
         both = torch.cat([state[name], state[name.replace("gate_proj", "up_proj")]])
-        found[name.replace("mlp.shared_experts.gate_proj", "shared_mlp.input_linear")] = both
+        renamed[name.replace("mlp.shared_experts.gate_proj", "shared_mlp.input_linear")] = both
         down = state[name.replace("gate_proj", "down_proj")]
-        found[name.replace("mlp.shared_experts.gate_proj", "shared_mlp.output_linear")] = down
-    return found
+        renamed[name.replace("mlp.shared_experts.gate_proj", "shared_mlp.output_linear")] = down
+    return renamed
 
 
 def mixtral(model, coef=0.0):
@@ -86,7 +89,7 @@ def test_logits_are_mixtrals(tiny, top_k, tied):
 
 
 def test_logits_are_qwen3_moes(tiny):
-    """Qwen3 does not renormalise the probabilities of chosen experts; it has query and key norms."""
+    """Qwen3 has query and key norms and does not renormalise the chosen probabilities."""
     recipe = mixture(tiny, {"norm_top_k": False, "qk_norm": True})
     ours, m = moved(recipe), recipe.model
     named = {
@@ -116,45 +119,50 @@ def test_logits_are_granite_moes_with_shared_experts_and_multipliers(tiny):
     )
     ours, m = moved(recipe), recipe.model
     config = GraniteMoeSharedConfig(
-        **as_llama(m), num_local_experts=m.n_experts, num_experts_per_tok=m.top_k, shared_intermediate_size=2 * m.ffn_width,
-        embedding_multiplier=3.0, attention_multiplier=1.5 / 4, residual_multiplier=0.4, logits_scaling=2.0,
-    )  # fmt: skip
+        **as_llama(m),
+        num_local_experts=m.n_experts,
+        num_experts_per_tok=m.top_k,
+        shared_intermediate_size=2 * m.ffn_width,
+        embedding_multiplier=3.0,
+        attention_multiplier=1.5 / 4,
+        residual_multiplier=0.4,
+        logits_scaling=2.0,
+    )
     assert_same_logits(
         ours, GraniteMoeSharedForCausalLM(config), as_granite_moe(models.plain_state(ours))
     )
 
 
-def test_the_loss_told_is_nats_and_the_gradient_has_the_balance_loss_in_it(tiny):
-    """Mixtral's own: the gradient of its cross-entropy plus a coefficient times its load-balancing loss."""
+def test_the_reported_loss_is_nats_and_the_gradient_includes_the_balance_loss(tiny):
+    """As in Mixtral: the gradient is that of cross-entropy plus coefficient times balance loss."""
     recipe = mixture(tiny, {"balance_coef": 0.3})
     ours, theirs = moved(recipe).double(), mixtral(recipe.model, coef=0.3).double()
     theirs.load_state_dict(as_mixtral(models.plain_state(ours)))
     tokens = drawn()
     targets = torch.cat([tokens[:, 1:], tokens[:, :1]], 1)
     theirs_out = theirs(tokens, labels=tokens, shift_labels=targets)
-    told = ours(tokens, targets)
-    assert float(told.detach()) == pytest.approx(
+    reported = ours(tokens, targets)
+    assert float(reported.detach()) == pytest.approx(
         float(theirs_out.loss.detach() - 0.3 * theirs_out.aux_loss.detach()), rel=1e-6
     )
     assert theirs_out.aux_loss > 2
     theirs_out.loss.backward()
-    told.sum().backward()
+    reported.sum().backward()
     gradients = as_mixtral({name: parameter.grad[0] for name, parameter in ours.named_parameters()})
     for name, parameter in theirs.named_parameters():
-        assert torch.allclose(gradients[name], parameter.grad, rtol=0, atol=2e-6), (
-            name
-        )  # their norms work in float32
+        # Hugging Face computes its norms in float32.
+        assert torch.allclose(gradients[name], parameter.grad, rtol=0, atol=2e-6), name
     alone = moved(mixture(tiny, {"balance_coef": 0.0})).double()
     loss = alone(tokens, targets)
     loss.sum().backward()
-    assert float(loss.detach()) == pytest.approx(float(told.detach()), rel=1e-12)
+    assert float(loss.detach()) == pytest.approx(float(reported.detach()), rel=1e-12)
     gate = "model.layers.0.mlp.gate.weight"
     assert not torch.allclose(
         dict(alone.named_parameters())[gate].grad[0], gradients[gate], atol=1e-5
     )
 
 
-def test_nothing_of_a_pass_is_kept(tiny):
+def test_no_state_of_a_forward_pass_is_kept(tiny):
     model = models.build(mixture(tiny), VOCAB)
     for arguments in ((drawn(),), (drawn(), drawn(seed=1))):
         model(*arguments)
@@ -167,7 +175,11 @@ def test_nothing_of_a_pass_is_kept(tiny):
 
 @pytest.mark.parametrize(("router", "factor", "lr"), [("out", 0.25, 1.0), ("hid", 1.0, 0.25)])
 def test_a_router_is_a_readout_or_a_matrix(tiny, router, factor, lr):
-    """Table 8 at four times the base width: a readout's multiplier and full lr, or a matrix's 1/m in lr; the head's multiplier is its own."""
+    """Table 8 at four times the base width.
+
+    A readout has a multiplier and the full lr, a hidden matrix has 1/m in its lr. The output head
+    has its own multiplier.
+    """
     settings = {"width": 128, "parametrization.logits_multiplier": 3.0}
     rows = {
         row.name: row
@@ -185,12 +197,11 @@ def test_experts_scale_by_their_own_fan_in(tiny):
         assert (row.role, row.m_in, row.m_out) == ("hid", 4, 4)
 
 
-def test_active_parameters_are_what_a_token_meets(tiny):
-    """As many as a dense model whose MLP has the width of the chosen and shared experts, plus a router."""
+def test_active_parameters_are_those_that_a_token_uses(tiny):
+    """A dense model with an MLP as wide as the chosen and shared experts, plus a router."""
     model = mixture(tiny, {"n_shared_experts": 1}).model
-    dense = tiny(
-        {"model.ffn_ratio": 3.0}
-    ).model  # two chosen and one shared, each as wide as the model
+    # Two chosen and one shared expert, each as wide as the model.
+    dense = tiny({"model.ffn_ratio": 3.0}).model
     counted, other = counting.params(model, VOCAB), counting.params(dense, VOCAB)
     assert counted["n_params_active"] == other["n_params"] + counted["router"]
     assert counted["router"] == model.depth * model.n_experts * model.width

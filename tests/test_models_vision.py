@@ -1,4 +1,4 @@
-"""The zoo's ViT and ResNet against Hugging Face's, its MLP against plain torch modules."""
+"""ViT and ResNet equal those of Hugging Face; the MLP equals plain torch modules."""
 
 from itertools import pairwise
 
@@ -22,7 +22,7 @@ RESNET = {"family": "resnet", "width": 8, "depth": 2, "image_size": 8, "groups":
 MLP = {"family": "mlp", "width": 16, "depth": 3, "inputs": 5}
 
 
-def asked(tiny, model, **settings):
+def image_recipe(tiny, model, **settings):
     return tiny(
         {
             "model": model,
@@ -39,28 +39,44 @@ def drawn(*shape, seed=0):
 
 
 def assert_same(got, expected, atol=1e-5):
-    assert expected.std() > 0.1  # not an equality of zeros
+    assert expected.std() > 0.1  # the outputs are not all near zero
     assert torch.allclose(got, expected, rtol=0, atol=atol)
 
 
 def as_vit(state):
-    named = {"cls_token.weight": "cls_token", "position_embeddings.weight": "position_embeddings", "input_layernorm": "layernorm_before",
-             "post_attention_layernorm": "layernorm_after", "self_attn": "attention", "up_proj": "fc1", "down_proj": "fc2"}  # fmt: skip
-    found = {}
+    named = {
+        "cls_token.weight": "cls_token",
+        "position_embeddings.weight": "position_embeddings",
+        "input_layernorm": "layernorm_before",
+        "post_attention_layernorm": "layernorm_after",
+        "self_attn": "attention",
+        "up_proj": "fc1",
+        "down_proj": "fc2",
+    }
+    renamed = {}
     for name, value in state.items():
         for ours, theirs in named.items():
             name = name.replace(ours, theirs)
-        found[name] = value[None] if name.endswith(("cls_token", "position_embeddings")) else value
-    return found
+        renamed[name] = (
+            value[None] if name.endswith(("cls_token", "position_embeddings")) else value
+        )
+    return renamed
 
 
 def test_logits_are_vits(tiny):
-    recipe = asked(tiny, VIT)
+    recipe = image_recipe(tiny, VIT)
     m, ours = recipe.model, moved(recipe, CLASSES)
     config = ViTConfig(
-        hidden_size=m.width, num_hidden_layers=m.depth, num_attention_heads=m.heads, intermediate_size=m.ffn_width, image_size=m.image_size,
-        patch_size=m.patch, num_channels=m.channels, layer_norm_eps=m.norm_eps, num_labels=CLASSES,
-    )  # fmt: skip
+        hidden_size=m.width,
+        num_hidden_layers=m.depth,
+        num_attention_heads=m.heads,
+        intermediate_size=m.ffn_width,
+        image_size=m.image_size,
+        patch_size=m.patch,
+        num_channels=m.channels,
+        layer_norm_eps=m.norm_eps,
+        num_labels=CLASSES,
+    )
     theirs = ViTForImageClassification(config).eval()
     theirs.load_state_dict(as_vit(models.plain_state(ours)))
     images = drawn(5, 3, 8, 8)
@@ -69,7 +85,7 @@ def test_logits_are_vits(tiny):
 
 
 def test_a_vit_that_pools_reads_the_mean_of_all_patches(tiny):
-    recipe = asked(tiny, VIT | {"pool": "mean"})
+    recipe = image_recipe(tiny, VIT | {"pool": "mean"})
     ours, images = moved(recipe, CLASSES), drawn(5, 3, 8, 8)
     with torch.no_grad():
         last = ours.hidden(images)[-1][0].view(5, recipe.model.patches, -1)
@@ -77,19 +93,19 @@ def test_a_vit_that_pools_reads_the_mean_of_all_patches(tiny):
         assert_same(ours(images)[0], F.linear(last.mean(1), head.weight[0], head.bias[0]))
 
 
-def group_normed(module, groups, eps):
-    """Each BatchNorm in `module` as a GroupNorm."""
+def replace_batch_norms(module, groups, eps):
+    """Replaces each BatchNorm in `module` by a GroupNorm."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, nn.GroupNorm(groups, child.num_features, eps))
         else:
-            group_normed(child, groups, eps)
+            replace_batch_norms(child, groups, eps)
 
 
 def hugging_face_resnet(m, width):
-    """Their basic-block ResNet, any width, with a stem for small images and GroupNorm."""
+    """The basic-block ResNet of Hugging Face with a stem for small images and GroupNorm."""
     sizes = [width * 2**stage for stage in range(m.stages)]
-    made = ResNetForImageClassification(
+    model = ResNetForImageClassification(
         ResNetConfig(
             embedding_size=width,
             hidden_sizes=sizes,
@@ -98,13 +114,13 @@ def hugging_face_resnet(m, width):
             num_labels=CLASSES,
         )
     )
-    stem = made.resnet.embedder
+    stem = model.resnet.embedder
     stem.embedder.convolution, stem.pooler = (
         nn.Conv2d(3, width, 3, padding=1, bias=False),
         nn.Identity(),
     )
-    group_normed(made, m.groups, m.norm_eps)
-    return made
+    replace_batch_norms(model, m.groups, m.norm_eps)
+    return model
 
 
 def as_resnet(name):
@@ -120,8 +136,8 @@ def as_resnet(name):
 @pytest.mark.parametrize("readout", ["linear", "conv"])
 @pytest.mark.parametrize("residual", [1.0, 0.5])
 def test_logits_are_resnets(tiny, readout, residual):
-    """In theirs a branch's factor is its last norm's gain and bias."""
-    recipe = asked(
+    """Hugging Face has no residual multiplier: it is folded into the last norm of a branch."""
+    recipe = image_recipe(
         tiny, RESNET | {"readout": readout}, **{"parametrization.residual_multiplier": residual}
     )
     m, ours = recipe.model, moved(recipe, CLASSES)
@@ -141,7 +157,7 @@ def test_logits_are_resnets(tiny, readout, residual):
 )
 @pytest.mark.parametrize("biases", [False, True])
 def test_outputs_are_those_of_plain_layers(tiny, name, activation, biases):
-    recipe = asked(
+    recipe = image_recipe(
         tiny, MLP | {"activation": name, "biases": biases}, **{"parametrization.init_gain": 2.0}
     )
     ours = moved(recipe, CLASSES)
@@ -157,15 +173,18 @@ def test_outputs_are_those_of_plain_layers(tiny, name, activation, biases):
 
 
 def test_losses_are_torchs(tiny):
-    """Nats for classes; for values the mean squared error over all outputs, whether one value comes as [B] or [B, 1]."""
+    """Cross-entropy in nats for classes, mean squared error over all outputs for values.
+
+    One value per example may have the shape [B] or [B, 1].
+    """
     features, classes = drawn(9, 5), torch.arange(9) % CLASSES
-    ours = moved(asked(tiny, MLP), CLASSES)
+    ours = moved(image_recipe(tiny, MLP), CLASSES)
     assert ours(features, classes).tolist() == pytest.approx(
         [F.cross_entropy(ours(features)[0], classes).item()]
     )
     for outputs in (1, 3):
         squared, values = (
-            moved(asked(tiny, MLP | {"loss": "mse"}), outputs),
+            moved(image_recipe(tiny, MLP | {"loss": "mse"}), outputs),
             drawn(9, outputs, seed=1),
         )
         expected = F.mse_loss(squared(features)[0], values).item()

@@ -1,4 +1,4 @@
-"""Pictures: the arrays against closed forms and small tables, the drawing against the arrays."""
+"""Figures: arrays equal closed forms and small tables; drawings show those arrays."""
 
 import ast
 import math
@@ -28,10 +28,15 @@ from scaletune.plotting import (
     tokens_label,
 )
 
-CELL = {  # one that was predicted and then trained
-    "n_params": 8e6, "tokens": 1.2e8, "predicted_lr": 2e-3, "measured_lr": 3e-3, "predicted_loss": 1.9, "measured_loss": 1.8,
+CELL = {  # a setting that was predicted and then trained
+    "n_params": 8e6,
+    "tokens": 1.2e8,
+    "predicted_lr": 2e-3,
+    "measured_lr": 3e-3,
+    "predicted_loss": 1.9,
+    "measured_loss": 1.8,
     "interval": {"lr": [1e-3, 4e-3], "loss": [1.7, 2.1]},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,7 @@ def ends(bars):
     )
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def test_the_lr_curve_is_the_power_law(fitted):
@@ -91,7 +96,7 @@ def test_the_interval_widens_away_from_the_proxies(fitted):
 
 
 @pytest.mark.parametrize(("n_params", "end"), [([], 4e6), ([1e6], 4e6), ([5e7], 5e7)])
-def test_a_curve_reaches_from_the_smallest_proxy_past_the_largest_that_is_asked_for(
+def test_a_curve_reaches_from_the_smallest_proxy_past_the_largest_requested_size(
     fitted, n_params, end
 ):
     x = law_curve(fitted, 3e7, n_params=n_params).x
@@ -161,9 +166,8 @@ def test_cells_are_points_with_intervals_of_their_standard_errors():
     short, long = cell_points(cells)
     assert (short.label, short.x, short.y) == ("50.0M tokens", [1e6], [4e-3])
     assert (long.label, long.x, long.y) == ("100M tokens", [2e6], [3e-3])
-    assert long.low == pytest.approx([3e-3 * math.exp(-0.196)]) and long.high == pytest.approx(
-        [3e-3 * math.exp(0.196)]
-    )
+    assert long.low == pytest.approx([3e-3 * math.exp(-0.196)])
+    assert long.high == pytest.approx([3e-3 * math.exp(0.196)])
     assert [points.y for points in cell_points(cells, "loss")] == [[2.5], [2.0]]
     assert cell_points(cells, "loss")[1].high == pytest.approx([2.0 * math.exp(0.0196)])
 
@@ -182,13 +186,13 @@ def test_held_out_cells_are_the_prediction_and_the_measurement(fitted, validated
 
 
 def test_a_held_out_cell_that_could_not_be_measured_is_its_prediction(fitted):
-    """One that kept too few learning rates has no floor either."""
+    """A setting with too few learning rates has no minimum loss either."""
     cell = {key: value for key, value in CELL.items() if not key.endswith("_loss")} | {
         "measured_lr": None
     }
-    made = replace(fitted, held_out={"kind": "validation", "cells": [cell]})
-    assert [points.y for _, _, points in held_points(made, "lr")] == [[2e-3]]
-    assert held_points(made, "loss") == []
+    unmeasured = replace(fitted, held_out={"kind": "validation", "cells": [cell]})
+    assert [points.y for _, _, points in held_points(unmeasured, "lr")] == [[2e-3]]
+    assert held_points(unmeasured, "loss") == []
 
 
 @pytest.mark.parametrize(
@@ -206,7 +210,7 @@ def test_token_budgets_are_labeled_with_suffixes(tokens, label):
     assert tokens_label(tokens) == label
 
 
-# --- drawing -------------------------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 
 def test_basins_are_drawn_as_they_are(ax):
@@ -217,11 +221,9 @@ def test_basins_are_drawn_as_they_are(ax):
     assert (lowest.get_xdata(), lowest.get_ydata()) == ([0.2], [2.0])
     shade = ax.collections[0].get_paths()[0].vertices
     assert (shade[:, 1].min(), shade[:, 1].max()) == (1.0, 5.0)
-    assert (
-        ax.get_title() == "mup"
-        and ax.get_xscale() == "log"
-        and [t.get_text() for t in ax.legend().get_texts()] == ["width 32"]
-    )
+    assert ax.get_title() == "mup"
+    assert ax.get_xscale() == "log"
+    assert [t.get_text() for t in ax.legend().get_texts()] == ["width 32"]
 
 
 def test_the_law_is_drawn_with_its_cells_and_what_was_held_out(validated, ax):
@@ -231,16 +233,14 @@ def test_the_law_is_drawn_with_its_cells_and_what_was_held_out(validated, ax):
     solid = [line for line in ax.get_lines() if len(line.get_xdata()) == 60]
     for curve, line in zip(curves, solid, strict=True):
         assert (line.get_xdata() == curve.x).all() and (line.get_ydata() == curve.y).all()
-    assert [line.get_linestyle() for line in solid] == [
-        "-",
-        "-",
-        "--",
-    ]  # the last horizon is the held-out cell's
+    # The last horizon is that of the held-out setting.
+    assert [line.get_linestyle() for line in solid] == ["-", "-", "--"]
     bars = {box.get_label(): box for box in ax.containers}
     for points in (*cells, *(marked for _, _, marked in held)):
         line, _, spans = bars[points.label]
         assert line.get_ydata().tolist() == points.y
-        assert line.get_xdata() == pytest.approx(points.x, rel=0.15)  # side by side
+        # points are shifted so that they do not overlap
+        assert line.get_xdata() == pytest.approx(points.x, rel=0.15)
         if points.low:
             _, low, high = ends(spans[0])
             assert low == pytest.approx(points.low) and high == pytest.approx(points.high)
@@ -250,9 +250,8 @@ def test_the_law_is_drawn_with_its_cells_and_what_was_held_out(validated, ax):
         .get_paths()[0]
         .vertices
     )
-    assert interval[:, 1].min() == pytest.approx(curves[-1].low.min()) and interval[
-        :, 1
-    ].max() == pytest.approx(curves[-1].high.max())
+    assert interval[:, 1].min() == pytest.approx(curves[-1].low.min())
+    assert interval[:, 1].max() == pytest.approx(curves[-1].high.max())
     assert ax.get_xscale() == ax.get_yscale() == "log"
 
 
@@ -281,7 +280,7 @@ def test_a_horizon_without_a_measured_optimum_has_its_curve_alone(fitted, ax):
     assert [len(line.get_xdata()) for line in ax.get_lines() if len(line.get_xdata())] == [60]
 
 
-def test_a_panel_a_name_on_one_loss_axis(trials):
+def test_one_panel_per_name_on_one_loss_axis(trials):
     short = trials[trials["tokens"] == 2e7]
     figure = plotting.basins_figure({"a": short, "b": trials[trials["tokens"] == 6e7]})
     assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
@@ -293,16 +292,16 @@ def test_a_panel_a_name_on_one_loss_axis(trials):
     assert figure.axes[0].get_lines()[0].get_ydata() == pytest.approx(expected.to_numpy())
 
 
-@pytest.mark.parametrize("gone", [["b"], ["a"], ["a", "b"]])
-def test_a_panel_of_diverged_trials_is_empty(trials, gone):
-    """A horizon or a comparison may lose every trial: the picture says so, it does not fail."""
+@pytest.mark.parametrize("diverged", [["b"], ["a"], ["a", "b"]])
+def test_a_panel_of_diverged_trials_is_empty(trials, diverged):
+    """Every trial of a horizon or a comparison may diverge: its panel is empty, nothing fails."""
     lost = trials.assign(loss=float("nan"))
-    figure = plotting.basins_figure({name: lost if name in gone else trials for name in "ab"})
+    figure = plotting.basins_figure({name: lost if name in diverged else trials for name in "ab"})
     assert [len(ax.get_lines()) for ax in figure.axes] == [
-        0 if name in gone else 6 for name in "ab"
+        0 if name in diverged else 6 for name in "ab"
     ]
     assert [ax.get_title() for ax in figure.axes if ax.get_legend()] == [
-        name for name in "ba" if name not in gone
+        name for name in "ba" if name not in diverged
     ][:1]
 
 
@@ -313,17 +312,20 @@ def test_the_law_figure_shows_lr_and_loss(validated):
         "loss at the optimum, nats per token",
     )
     assert {box.get_label() for box in lr.containers} == {
-        "20.0M tokens", "60.0M tokens", "held out, 120M tokens: predicted", "held out, 120M tokens: measured",
-    }  # fmt: skip
+        "20.0M tokens",
+        "60.0M tokens",
+        "held out, 120M tokens: predicted",
+        "held out, 120M tokens: measured",
+    }
     alone = plotting.law_figure(replace(validated, loss_law=None)).axes
     assert [ax.get_ylabel() for ax in alone] == ["optimal learning rate"]
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def is_picture(path):
-    """A PNG that holds more than one colour."""
+    """Is this a PNG with more than one colour?"""
     return path.read_bytes().startswith(b"\x89PNG\r\n") and np.ptp(imread(path)) > 0.5
 
 
@@ -350,7 +352,7 @@ def drawn_from(trials, monkeypatch, out):
     return seen[0]
 
 
-def test_plot_shows_a_horizon_a_panel_of_the_studys_own_trials(trials, monkeypatch, tmp_path):
+def test_plot_draws_one_panel_per_horizon_from_the_main_sweep(trials, monkeypatch, tmp_path):
     others = trials.assign(sweep="sp", loss=99.0, id=trials["id"] + "sp")
     panels = drawn_from(pd.concat([trials.assign(sweep="main"), others]), monkeypatch, tmp_path)
     assert list(panels) == ["20.0M tokens", "60.0M tokens"]
@@ -413,7 +415,7 @@ def test_a_fit_that_cannot_be_drawn_is_refused(fitted, tmp_path, change, message
 
 
 def test_no_global_state(fitted, trials, tmp_path):
-    """No pyplot, which keeps every figure alive and picks a backend; no style set for everybody."""
+    """No pyplot, which keeps every figure and chooses a backend; no change of rcParams."""
     before = dict(matplotlib.rcParams)
     plotting.plot(fitted, tmp_path)
     plotting.plot(trials, tmp_path)
@@ -435,7 +437,10 @@ def test_no_global_state(fitted, trials, tmp_path):
 
 
 def test_horizons_a_rounding_apart_are_one_set():
-    """steps * batch_tokens rounds differently at each batch size: 4.000e9 and 3.999e9 tokens are one horizon of the picture."""
+    """steps * batch_tokens rounds differently at each batch size.
+
+    4.000e9 and 3.999e9 tokens are one horizon of the figure.
+    """
     cells = [
         {"tokens": tokens, "n_params": 1e8, "status": "ok", "lr": 1e-3, "se": 0.1}
         for tokens in (4.0e9, 3.999e9, 8e9)

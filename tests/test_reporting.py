@@ -1,4 +1,4 @@
-"""Reports: text lines and the HTML page of small examples; the page is read by an HTML parser."""
+"""Reports: text lines and the HTML page of small examples, read by an HTML parser."""
 
 import base64
 import math
@@ -26,20 +26,37 @@ from scaletune.transferring.answer import text as answer_text
 from scaletune.units import human
 
 CELL = {
-    "n_params": 1234567.0, "tokens": 2e8, "status": "ok", "predicted_lr": 2e-3, "measured_lr": 4e-3, "ratio": 0.5, "covered": True,
-    "interval": {"lr": [1e-3, 5e-3], "loss": [2.5, 2.7]}, "predicted_loss": 2.6, "measured_loss": 2.55, "loss_covered": True,
-    "loss_at_predicted": 2.6, "best_loss": 2.5, "best_lr": 3.9e-3, "loss_excess": 0.04,
-}  # fmt: skip
-ANSWER = {  # as `scaletune.transferring.answer.settings.build_answer` makes it
+    "n_params": 1234567.0,
+    "tokens": 2e8,
+    "status": "ok",
+    "predicted_lr": 2e-3,
+    "measured_lr": 4e-3,
+    "ratio": 0.5,
+    "covered": True,
+    "interval": {"lr": [1e-3, 5e-3], "loss": [2.5, 2.7]},
+    "predicted_loss": 2.6,
+    "measured_loss": 2.55,
+    "loss_covered": True,
+    "loss_at_predicted": 2.6,
+    "best_loss": 2.5,
+    "best_lr": 3.9e-3,
+    "loss_excess": 0.04,
+}
+ANSWER = {  # as `scaletune.transferring.answer.settings.build_answer` returns it
     "level": 0.95,
     "settings": {
         "lr": {
-            "value": 1.5e-3, "interval": [1e-3, 2e-3], "band": [1.1e-3, 1.9e-3], "source": "fitted",
+            "value": 1.5e-3,
+            "interval": [1e-3, 2e-3],
+            "band": [1.1e-3, 1.9e-3],
+            "source": "fitted",
         },
         "batch_tokens": {"value": 512, "source": "set by the target"},
     },
     "loss": {
-        "value": 2.2, "interval": [2.0, 2.4], "unit": "nats per token",
+        "value": 2.2,
+        "interval": [2.0, 2.4],
+        "unit": "nats per token",
         "source": "fitted: law loss_nd",
     },
     "off_by_2x": {
@@ -47,15 +64,25 @@ ANSWER = {  # as `scaletune.transferring.answer.settings.build_answer` makes it
         "batch_tokens": {"half": None, "source": "batch sensitivity unknown"},
     },
     "flops": {"total": 3e16, "exact_a_token": 3e7},
-    "time": None, "split": None, "memory_bytes_a_gpu": None, "fits": None,
+    "time": None,
+    "split": None,
+    "memory_bytes_a_gpu": None,
+    "fits": None,
     "cost_notes": ["no GPUs"],
     "priors": [{"says": "weight decay times 2", "values": {"weight_decay": 0.2}}],
-}  # fmt: skip
+}
 TRANSFER = {
-    "n_params": 5e6, "tokens": 1e9, "lr": 1.5e-3, "interval": {"lr": [1e-3, 2e-3], "loss": [2.0, 2.4]}, "band": {"lr": [1.1e-3, 1.9e-3]},
-    "loss": 2.2, "status": ["extrapolated more than 10x"], "assumptions": ["batch of 512 tokens"], "files": ["out/config.json"],
+    "n_params": 5e6,
+    "tokens": 1e9,
+    "lr": 1.5e-3,
+    "interval": {"lr": [1e-3, 2e-3], "loss": [2.0, 2.4]},
+    "band": {"lr": [1.1e-3, 1.9e-3]},
+    "loss": 2.2,
+    "status": ["extrapolated more than 10x"],
+    "assumptions": ["batch of 512 tokens"],
+    "files": ["out/config.json"],
     "answer": ANSWER,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +96,10 @@ def one(lines, *words):
     return line
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
-def test_a_fit_says_what_it_is_and_what_it_rests_on(fitted):
+def test_lines_of_a_fit_give_law_runs_parameters_and_held_out_error(fitted):
     lines = fit_lines(fitted)
     dropped = len(fitted.dropped)
     assert (
@@ -93,7 +120,7 @@ def test_a_fit_says_what_it_is_and_what_it_rests_on(fitted):
     assert fitted.status == ["ok"] and not [line for line in lines if "Caution" in line]
 
 
-def test_every_status_is_a_line_and_a_missing_interval_is_said(fitted):
+def test_every_status_is_a_line_and_a_missing_interval_is_shown(fitted):
     fixed = replace(
         fitted, status=["first", "second"], params={"a": {"value": 0.0, "interval": None}}
     )
@@ -143,7 +170,8 @@ def test_a_validated_cell_says_predicted_measured_and_the_miss():
         "  held-out setting: 1.2M parameters, 200M tokens",
         "    learning rate: predicted 2.00e-3 (interval 1.0e-3 to 5.0e-3), measured 4.00e-3: "
         "ratio 0.5, inside the interval",
-        "    loss at the predicted learning rate 2.6000, lowest loss of the grid 2.5000 at 3.90e-3: "
+        "    loss at the predicted learning rate 2.6000, "
+        "lowest loss of the grid 2.5000 at 3.90e-3: "
         "+4.00 %",
         "    minimum loss: predicted 2.6000 (interval 2.5 to 2.7), measured 2.5500: "
         "inside the interval",
@@ -156,10 +184,8 @@ def test_a_validated_cell_says_predicted_measured_and_the_miss():
 def test_an_interval_that_missed_says_so_in_capitals(which, line):
     missed = validation_lines(CELL | {which: False})
     assert one(missed, line).endswith("OUTSIDE the interval")
-    assert (
-        sum("OUTSIDE" in line for line in missed) == 1
-        and sum("inside the interval" in line for line in missed) == 1
-    )
+    assert sum("OUTSIDE" in line for line in missed) == 1
+    assert sum("inside the interval" in line for line in missed) == 1
 
 
 def test_a_prediction_whose_trial_did_not_finish_has_failed():
@@ -172,9 +198,8 @@ def test_a_prediction_whose_trial_did_not_finish_has_failed():
 
 
 def test_an_optimum_that_could_not_be_measured_says_why():
-    cell = {
-        key: value for key, value in CELL.items() if not key.endswith("_loss")
-    }  # too few runs give no floor
+    # Too few runs give no minimum loss.
+    cell = {key: value for key, value in CELL.items() if not key.endswith("_loss")}
     lines = validation_lines(
         cell
         | {
@@ -189,7 +214,7 @@ def test_an_optimum_that_could_not_be_measured_says_why():
     assert not [line for line in lines if "ratio" in line or "the interval" in line]
 
 
-def test_the_answer_says_what_to_set_how_sure_and_what_was_assumed():
+def test_the_answer_has_settings_intervals_and_assumptions():
     lines = transfer_lines(TRANSFER)
     assert lines[:2] == ["Target: 5.0M parameters (non-embedding), 1.0B tokens", ""]
     assert lines[2:-3] == answer_text.lines(ANSWER)
@@ -231,16 +256,25 @@ def test_a_doubtful_fit_stays_in_the_terminal_answer(fitted):
     assert max(map(lines.index, cautions)) < start
 
 
-# --- how far optima move over width ----------------------------------------------------------------------------------
+# --- how far optima move over width ---------------------------------------------------------------
 
 
 def basin(sweep, width, best, lrs, tokens=1000, status=None, seeds=1):
-    """Rows whose loss is a parabola in log2 lr with its bottom at `best`."""
+    """Rows whose loss is a parabola in log2 lr with its minimum at `best`."""
     rows = [
-        dict(sweep=sweep, width=width, n_params=10 * width**2, tokens=tokens, lr=lr, seed=seed, status=(status or {}).get(lr, "done"),
-             loss=2 + 0.02 * math.log2(lr / best) ** 2)
-        for lr in lrs for seed in range(seeds)
-    ]  # fmt: skip
+        dict(
+            sweep=sweep,
+            width=width,
+            n_params=10 * width**2,
+            tokens=tokens,
+            lr=lr,
+            seed=seed,
+            status=(status or {}).get(lr, "done"),
+            loss=2 + 0.02 * math.log2(lr / best) ** 2,
+        )
+        for lr in lrs
+        for seed in range(seeds)
+    ]
     return [row | {"loss": row["loss"] if row["status"] == "done" else None} for row in rows]
 
 
@@ -253,24 +287,26 @@ def table(*parts):
 
 
 def test_shifts_are_those_of_the_planted_optima():
-    """main's optimum stays, sp's falls by 4, and a longer horizon that sp lacks does not count."""
-    made = shifts(
+    """The optimum of main stays, that of sp falls by 4; a horizon without sp is ignored."""
+    rows = shifts(
         table(
-            basin("main", 32, 0.25, GRID), basin("main", 64, 0.25, GRID), basin("main", 32, 0.125, GRID, 9000),
-            basin("main", 64, 0.5, GRID, 9000), basin("sp", 64, 0.125, GRID), basin("sp", 32, 0.5, GRID),
+            basin("main", 32, 0.25, GRID),
+            basin("main", 64, 0.25, GRID),
+            basin("main", 32, 0.125, GRID, 9000),
+            basin("main", 64, 0.5, GRID, 9000),
+            basin("sp", 64, 0.125, GRID),
+            basin("sp", 32, 0.5, GRID),
             basin("validation", 128, 0.25, GRID, 9000),
         )
-    )  # fmt: skip
-    assert [(row["sweep"], row["tokens"], row["on_edge"]) for row in made] == [
+    )
+    assert [(row["sweep"], row["tokens"], row["on_edge"]) for row in rows] == [
         ("main", 1000, []),
         ("sp", 1000, []),
     ]
-    assert made[0]["lr"] == pytest.approx([0.25, 0.25], rel=0.1) and made[1]["lr"] == pytest.approx(
-        [0.5, 0.125], rel=0.1
-    )
-    assert made[0]["ratio"] == pytest.approx(1, rel=0.1) and made[1]["ratio"] == pytest.approx(
-        4, rel=0.1
-    )
+    assert rows[0]["lr"] == pytest.approx([0.25, 0.25], rel=0.1)
+    assert rows[1]["lr"] == pytest.approx([0.5, 0.125], rel=0.1)
+    assert rows[0]["ratio"] == pytest.approx(1, rel=0.1)
+    assert rows[1]["ratio"] == pytest.approx(4, rel=0.1)
 
 
 def test_a_study_alone_is_taken_at_its_longest_horizon():
@@ -286,7 +322,10 @@ def test_a_study_alone_is_taken_at_its_longest_horizon():
 
 
 def test_an_optimum_on_the_edge_is_a_bound():
-    """The lowest of the grid, 0.0625, stands for what lies below it; one that the grid ends at because it diverged likewise."""
+    """An optimum below the grid is reported as its lowest lr, 0.0625.
+
+    The highest lr that did not diverge is a bound in the same way.
+    """
     (row,) = shifts(table(basin("main", 32, 0.25, GRID), basin("main", 64, 0.01, GRID)))
     assert row["lr"] == [pytest.approx(0.25, rel=0.1), 0.0625] and row["on_edge"] == ["40960"]
     assert shift_lines([row]) == [
@@ -331,11 +370,11 @@ def test_an_optimum_inside_is_no_bound():
         ),
     ],
 )
-def test_nothing_is_said_of_a_shift_that_cannot_be_measured(trials):
+def test_a_shift_that_cannot_be_measured_is_left_out(trials):
     assert shifts(trials) == []
 
 
-# --- the page --------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 class Page(HTMLParser):
@@ -386,12 +425,12 @@ def test_the_page_holds_every_line_every_cell_and_every_run_left_out(fitted, tmp
     assert left_out == [["run", "reason"], *([run, reason] for run, reason in dropped.items())]
 
 
-def test_nothing_left_out_is_not_a_table(fitted, tmp_path):
+def test_without_dropped_runs_there_is_no_table_of_them(fitted, tmp_path):
     page = Page(report(replace(fitted, dropped={}), tmp_path / "report.html"))
     assert len(page.tables) == 1 and "Dropped runs" not in page.source
 
 
-def test_what_the_user_named_is_escaped(fitted, tmp_path):
+def test_names_given_by_the_user_are_escaped(fitted, tmp_path):
     evil = "<script>alert('x') & \"y\"</script>"
     cells = [cell | {"status": evil} for cell in fitted.cells]
     answer = {
@@ -410,11 +449,9 @@ def test_what_the_user_named_is_escaped(fitted, tmp_path):
     )
     assert "<script" not in page.source and "script" not in page.texts
     assert page.texts["title"] == page.texts["h1"] == f"scaletune: {evil}"
-    assert (
-        page.tables[1][1] == [evil, evil]
-        and page.tables[0][1][-1] == evil
-        and f"Caution: {evil}" in page.texts["pre"]
-    )
+    assert page.tables[1][1] == [evil, evil]
+    assert page.tables[0][1][-1] == evil
+    assert f"Caution: {evil}" in page.texts["pre"]
 
 
 def test_the_pictures_are_in_the_page_and_nothing_is_outside(fitted, tmp_path):
@@ -450,12 +487,10 @@ def test_the_pictures_are_in_the_page_and_nothing_is_outside(fitted, tmp_path):
     assert "http" not in page.source and "url(" not in page.source and "@import" not in page.source
     lines = page.texts["pre"].splitlines()
     assert lines == "\n".join(answer_lines(answer | {"report": path})).strip().splitlines()
-    assert (
-        one(lines, "learning rate   1.50e-3")
-        and one(lines, "sp, 1.0k tokens")
-        and f"Details of study small: {path}" in lines
-        and "  out/config.json" in lines
-    )
+    assert one(lines, "learning rate   1.50e-3")
+    assert one(lines, "sp, 1.0k tokens")
+    assert f"Details of study small: {path}" in lines
+    assert "  out/config.json" in lines
 
 
 def test_an_answer_compares_forms_only_when_there_are_several(fitted):
@@ -523,8 +558,6 @@ def test_a_report_of_a_fit_alone_has_its_picture(tmp_path):
     page = report(
         fit_relation(rows, RELATIONS["asymptote_n"]), tmp_path / "report.html"
     ).read_text()
-    assert (
-        page.count("data:image/png;base64,") == 1
-        and "<th>method</th>" in page
-        and "solution" not in page
-    )
+    assert page.count("data:image/png;base64,") == 1
+    assert "<th>method</th>" in page
+    assert "solution" not in page

@@ -1,4 +1,7 @@
-"""The search in one cell finds known optima in a few runs, handles divergence and detects a range that is too small."""
+"""The search over learning rate and batch size in one setting.
+
+It finds known optima in a few runs, handles divergence and detects a range that is too small.
+"""
 
 import math
 from pathlib import Path
@@ -16,25 +19,30 @@ LR, BATCH = np.log(2.0) * np.arange(-11, -5, 0.5), np.log(2.0) * np.arange(15, 2
 GRID = np.array([(x, y) for x in LR for y in BATCH])
 
 
-def quadratic(optimum, curvature=(0.02, 0.012), tilt=0.3, floor=2.5):
-    """ln loss is a tilted parabola: no skew, which the prior thinks unlikely."""
+def quadratic(optimum, curvature=(0.02, 0.012), tilt=0.3, minimum=2.5):
+    """ln loss is a tilted parabola without skew, which is unlikely under the prior."""
 
     def loss(index):
         dx, dy = GRID[index] - optimum
-        return floor * math.exp(curvature[0] / 2 * (dx - tilt * dy) ** 2 + curvature[1] / 2 * dy**2)
+        return minimum * math.exp(
+            curvature[0] / 2 * (dx - tilt * dy) ** 2 + curvature[1] / 2 * dy**2
+        )
 
     return loss
 
 
 def search(points, evaluate, *, budget, noise=None, seed=0):
-    """[(candidate, loss)] in the order trained: until `budget`, until nothing is left, or until the expected gain is under the noise."""
+    """[(candidate, loss)] in the order trained.
+
+    Stops at `budget`, when no candidate remains, or when the expected gain is below the noise.
+    """
     noise = BasinPrior().noise / 4 if noise is None else noise
     done = []
     while len(done) < min(budget, len(points)):
-        found = propose(points, [i for i, _ in done], [loss for _, loss in done], seed=seed)
-        if found.gain < noise:
+        proposal = propose(points, [i for i, _ in done], [loss for _, loss in done], seed=seed)
+        if proposal.gain < noise:
             break
-        done.append((found.index, evaluate(found.index)))
+        done.append((proposal.index, evaluate(proposal.index)))
     return done
 
 
@@ -53,13 +61,13 @@ def test_one_column_is_a_search_in_lr_alone():
     assert min(done, key=lambda run: run[1])[0] == 7
 
 
-def test_it_stops_when_nothing_above_the_noise_is_to_be_won():
+def test_it_stops_when_the_expected_improvement_is_below_the_noise():
     loss = quadratic((LR[6], BATCH[3]))
     done = search(GRID, loss, budget=len(GRID), noise=0.001)
     assert len(done) < 12 and min(value for _, value in done) < 2.5 * 1.0025
 
 
-def test_an_optimum_at_the_end_of_the_range_is_said_to_be_outside():
+def test_an_optimum_beyond_the_range_is_detected():
     inside, beyond = ((LR[6], BATCH[3]), (LR[0] - 1.5, BATCH[3]))
     outside = []
     for optimum in (inside, beyond):
@@ -71,8 +79,8 @@ def test_an_optimum_at_the_end_of_the_range_is_said_to_be_outside():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_diverged_run_sends_the_search_elsewhere(bad):
-    """All learning rates from one on diverge; the search still finds the optimum below."""
+def test_the_search_avoids_learning_rates_that_diverge(bad):
+    """All learning rates above one diverge; the search still finds the optimum below it."""
     known = quadratic((LR[4], BATCH[3]))
     done = search(GRID, lambda i: bad if GRID[i, 0] > LR[5] else known(i), budget=12, noise=0.0)
     finite = [value for _, value in done if math.isfinite(value)]
@@ -88,13 +96,16 @@ def test_a_proposal_is_a_pure_function_of_what_was_seen():
     assert propose(GRID, seen[::-1], losses[::-1]).index == one.index
 
 
-def test_nothing_left_is_one_line():
+def test_a_grid_without_a_remaining_candidate_is_one_line():
     with pytest.raises(UserError, match="all 84 are"):
         propose(GRID, range(len(GRID)), [2.5] * len(GRID))
 
 
 def test_draws_are_basins():
-    """Every drawn gap is zero at its own optimum alone and convex along each axis (second differences on an even grid)."""
+    """Every drawn gap is nonnegative and convex along each axis.
+
+    Convexity: second differences on an even grid.
+    """
     gaps, _ = draw_basins(GRID, 200, 0, BasinPrior())
     cube = gaps.reshape(200, len(LR), len(BATCH))
     assert (gaps >= 0).all()
@@ -103,7 +114,10 @@ def test_draws_are_basins():
 
 @pytest.mark.skipif(not DATA.exists(), reason="the public grids of arXiv:2503.04715 are not here")
 def test_public_grids_are_searched_in_a_few_runs():
-    """Median unique runs until within 0.25 % and 0.1 % of a grid's lowest: 4 and 6, where a random order needs 10 and 27."""
+    """Median unique runs until within 0.25 % and 0.1 % of the lowest loss of a grid: 4 and 6.
+
+    A random order needs 10 and 27.
+    """
     import pandas as pd
 
     needed = []

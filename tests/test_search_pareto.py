@@ -1,4 +1,7 @@
-"""The search along the frontier of loss against compute: its parts against references, the whole on a planted problem."""
+"""The search along the frontier of loss against compute.
+
+Its parts are compared with references, the whole is run on a planted problem.
+"""
 
 import math
 
@@ -20,7 +23,7 @@ from scaletune.sweeping.search.space import build_cells
 pytest.importorskip("sklearn")
 
 LR = [2.0 ** (-k / 2) for k in range(24, 7, -1)]
-SLOPE, FLOOR, A, POWER = -0.15, 2.0, 220.0, 0.17
+SLOPE, MINIMUM, A, POWER = -0.15, 2.0, 220.0, 0.17
 AXES = {
     "width": [32, 64, 128, 256],
     "tokens": [2**k for k in range(13, 20)],
@@ -30,7 +33,7 @@ AXES = {
 
 
 def test_the_frontier_by_hand():
-    """Dominated, as dear but worse, and diverged points are not on it."""
+    """Dominated, equally costly but worse, and diverged points are not on the frontier."""
     assert frontier([1, 2, 2, 4, 3, 8, 9], [3.0, 2.5, 2.4, 2.4, 2.6, math.nan, 2.0]) == [0, 2, 6]
     assert frontier([], []) == []
 
@@ -50,24 +53,26 @@ def test_scaling_is_an_ordinary_regression():
     rng = np.random.default_rng(0)
     cost = np.exp(np.linspace(20, 30, 9))
     lr, width = np.exp(rng.normal(size=9)), np.exp(rng.normal(size=9))
-    found = fit_scaling(
+    laws = fit_scaling(
         ["optimizer.lr", "model.width", "model.depth"],
         list(zip(lr, width, [2] * 9, strict=True)),
         cost,
     )
-    assert [law["axis"] for law in found] == [
-        "optimizer.lr",
-        "model.width",
-    ]  # one depth does not scale
-    for law, values in zip(found, (lr, width), strict=True):
+    # A constant depth has no scaling law.
+    assert [law["axis"] for law in laws] == ["optimizer.lr", "model.width"]
+    for law, values in zip(laws, (lr, width), strict=True):
         by = linregress(np.log(cost), np.log(values))
         assert (law["slope"], law["slope_se"], law["intercept"]) == pytest.approx(
             (by.slope, by.stderr, by.intercept)
         )
 
 
-def world(tiny, **search):
-    """A cell, the search in it, and the planted loss: E + A C**-a, times a parabola about an lr that falls and a batch that rises with C."""
+def planted_problem(tiny, **search):
+    """A cell, its search settings, its cost function and the planted loss.
+
+    The loss is E + A C**-a times a parabola in ln lr and ln batch size. With C the optimal lr falls
+    and the optimal batch size rises.
+    """
     recipe = tiny({"data.epochs": 100, "axes": AXES, "search": {"kind": "pareto", **search}})
     cell = build_cells(recipe)[0]
     cost = flops_function(cell)
@@ -75,16 +80,16 @@ def world(tiny, **search):
 
     def loss(point):
         value, c = dict(zip(cell.paths, point, strict=True)), cost(point)
-        away = math.log(c) - (math.log(grid[0]) + math.log(grid[-1])) / 2
-        dx = math.log(value["optimizer.lr"] * 2**8) - SLOPE * away
-        dy = math.log(value["budget.batch_tokens"] / 1024) - 0.25 * away
-        return (FLOOR + A * c**-POWER) * math.exp(0.015 * dx**2 + 0.01 * dy**2)
+        log_ratio = math.log(c) - (math.log(grid[0]) + math.log(grid[-1])) / 2
+        dx = math.log(value["optimizer.lr"] * 2**8) - SLOPE * log_ratio
+        dy = math.log(value["budget.batch_tokens"] / 1024) - 0.25 * log_ratio
+        return (MINIMUM + A * c**-POWER) * math.exp(0.015 * dx**2 + 0.01 * dy**2)
 
     return cell, recipe.search, cost, loss
 
 
-def told(waves, loss):
-    """{point: loss} of a search, in the order asked."""
+def run_search(waves, loss):
+    """{point: loss} of a search, in the order of its proposals."""
     seen, losses = {}, None
     while True:
         try:
@@ -96,18 +101,21 @@ def told(waves, loss):
 
 
 def gap(cost, seen, grid):
-    """Mean excess of ln lowest loss at each cost of the grid over the planted frontier; at most 0.3, also where no point is as cheap."""
+    """Mean excess of ln(lowest loss) over the planted frontier, over the costs of the grid.
+
+    The excess at one cost is at most 0.3, also where no point is as cheap.
+    """
     front = frontier_points(cost, seen)
     lowest = np.array([math.inf, *(seen[p] for p in front)])[
         np.searchsorted([cost(p) for p in front], grid, side="right")
     ]
-    return np.minimum(np.log(lowest / (FLOOR + A * grid**-POWER)), 0.3).mean()
+    return np.minimum(np.log(lowest / (MINIMUM + A * grid**-POWER)), 0.3).mean()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_planted_frontier_and_its_scaling_are_found_for_fewer_flops_than_at_random(tiny, seed):
-    cell, asked, cost, loss = world(tiny, budget=60, seed=seed)
-    seen = told(search_frontier(cell, asked), loss)
+    cell, settings, cost, loss = planted_problem(tiny, budget=60, seed=seed)
+    seen = run_search(search_frontier(cell, settings), loss)
     grid = np.array(sorted({cost(point) for point in cell.points}))
     near, spent = gap(cost, seen, grid), sum(map(cost, seen))
     law = next(law for law in cell.results["scaling"] if law["axis"] == "optimizer.lr")
@@ -123,39 +131,35 @@ def test_a_planted_frontier_and_its_scaling_are_found_for_fewer_flops_than_at_ra
 
 
 def test_flops_are_a_budget(tiny):
-    cell, asked, cost, loss = world(tiny, flops=1e11)
-    spent = sum(map(cost, told(search_frontier(cell, asked), loss)))
+    cell, settings, cost, loss = planted_problem(tiny, flops=1e11)
+    spent = sum(map(cost, run_search(search_frontier(cell, settings), loss)))
     assert 0.9e11 < spent <= 1e11
-    cell, asked, cost, loss = world(tiny, flops=1.0)
-    assert told(search_frontier(cell, asked), loss) == {}
+    cell, settings, cost, loss = planted_problem(tiny, flops=1.0)
+    assert run_search(search_frontier(cell, settings), loss) == {}
 
 
-def test_diverged_points_steer_away_and_none_is_on_the_frontier(tiny):
-    cell, asked, _, loss = world(tiny, budget=40)
-    fallen = {"lr": 2.0**-7}
-    seen = told(
-        search_frontier(cell, asked),
-        lambda point: (
-            math.nan if point[cell.paths.index("optimizer.lr")] > fallen["lr"] else loss(point)
-        ),
+def test_the_search_avoids_diverged_points_and_none_is_on_the_frontier(tiny):
+    cell, settings, _, loss = planted_problem(tiny, budget=40)
+    limit = 2.0**-7
+    seen = run_search(
+        search_frontier(cell, settings),
+        lambda point: math.nan if point[cell.paths.index("optimizer.lr")] > limit else loss(point),
     )
     off = [math.isnan(value) for value in seen.values()]
     assert sum(off[:10]) >= sum(off[-10:]) and sum(off) < 15
-    assert all(row["optimizer.lr"] <= fallen["lr"] for row in cell.results["frontier"])
+    assert all(row["optimizer.lr"] <= limit for row in cell.results["frontier"])
 
 
-def test_a_range_that_the_frontier_leans_on_grows(tiny):
-    cell, asked, _, _ = world(tiny, budget=40)
-    told(
-        search_frontier(cell, asked),
+def test_a_range_with_the_frontier_at_its_end_is_extended(tiny):
+    cell, settings, _, _ = planted_problem(tiny, budget=40)
+    run_search(
+        search_frontier(cell, settings),
         lambda point: (
             point[cell.paths.index("optimizer.lr")] ** -0.05
             / point[cell.paths.index("budget.tokens")] ** 0.1
         ),
     )
     lr = cell.axes[cell.paths.index("optimizer.lr")]
-    assert (
-        lr[-1] == pytest.approx(2.0**-3)
-        and cell.axes[cell.paths.index("budget.tokens")] == AXES["tokens"]
-    )
+    assert lr[-1] == pytest.approx(2.0**-3)
+    assert cell.axes[cell.paths.index("budget.tokens")] == AXES["tokens"]
     assert any("is the largest of its range; the range is extended" in note for note in cell.notes)

@@ -21,7 +21,7 @@ def acc():
     return training.accelerator()
 
 
-def measured(trial, curve):
+def comparable(trial, curve):
     return {name: getattr(trial, name) for name in MEASURED}, [
         x if math.isfinite(x) else None for x in curve
     ]
@@ -37,26 +37,27 @@ def measured(trial, curve):
     ids=["adamw", "average", "muon"],
 )
 def test_a_lineage_replayed_as_a_plain_trial_gives_the_same_bits(tiny, acc, settings):
-    """One of them diverges at once and goes on from another's weights."""
+    """One member diverges at once and continues from the weights of another."""
     points = [tiny(BASE | settings | {"lr": lr}) for lr in (1e-4, 1e3, 3e-3, 1e-2, 1e-3)]
-    found = train_population(points, "main", PBTSettings(0.2, 1.5, 0), acc)
-    tables = [trial.point["schedule"] for trial, _ in found]
+    lineages = train_population(points, "main", PBTSettings(0.2, 1.5, 0), acc)
+    tables = [trial.point["schedule"] for trial, _ in lineages]
     assert any(table["kind"] == "table" and len(table["shares"]) > 2 for table in tables)
-    assert (
-        all(trial.status == "done" for trial, _ in found)
-        and len({trial.id for trial, _ in found}) == len(found) >= 4
-    )
+    assert all(trial.status == "done" for trial, _ in lineages)
+    assert len({trial.id for trial, _ in lineages}) == len(lineages) >= 4
     by_id = {}
-    for trial, curve in found:
+    for trial, curve in lineages:
         recipe = tiny(BASE | settings | {"lr": trial.lr, "schedule": trial.point["schedule"]})
-        by_id[trial.id] = measured(*training.run_trial(recipe, "main", acc)), measured(trial, curve)
+        by_id[trial.id] = (
+            comparable(*training.run_trial(recipe, "main", acc)),
+            comparable(trial, curve),
+        )
     for key, (alone, lineage) in by_id.items():
         assert alone == lineage and alone[0]["id"] == key
     assert torch.get_num_threads() == 1
 
 
 def test_it_beats_its_own_members_from_a_bad_start(tiny, acc):
-    """Learning rates that are all too low: the population climbs, and its best is under the best of the plain trials."""
+    """All initial learning rates are too low; the population beats the best single trial."""
     points = [tiny(BASE | {"tokens": 60 * 256, "lr": lr}) for lr in (1e-5, 2e-5, 4e-5, 8e-5)]
     best = min(
         trial.loss for trial, _ in train_population(points, "main", PBTSettings(0.1, 2.0, 0), acc)
@@ -64,7 +65,7 @@ def test_it_beats_its_own_members_from_a_bad_start(tiny, acc):
     assert best < min(trial.loss for trial, _ in training.train_stack(points, ["main"] * 4, acc))
 
 
-def test_the_same_seed_breeds_the_same(tiny, acc):
+def test_the_same_seed_gives_the_same_lineages(tiny, acc):
     points = [tiny(BASE | {"lr": lr}) for lr in (1e-3, 4e-3, 1e-2)]
     one, same, other = (
         [
@@ -76,7 +77,7 @@ def test_the_same_seed_breeds_the_same(tiny, acc):
     assert one == same != other
 
 
-def test_generations():
+def test_exploit_steps():
     assert exploit_steps(0.25, 20) == [5, 10, 15]
     assert exploit_steps(0.3, 10) == [3, 6, 9] and exploit_steps(0.01, 4) == [1, 2, 3]
 
@@ -91,7 +92,7 @@ def test_points_of_other_shapes_are_no_population(tiny, acc):
 
 
 @pytest.fixture
-def asked(tiny):
+def pbt_recipe(tiny):
     """axes and settings of `search` -> a recipe with a population."""
     axes = {"width": [32, 64], "lr": [1e-4, 1e-3, 4e-3]}
     return lambda axes=axes, **search: tiny(
@@ -99,15 +100,13 @@ def asked(tiny):
     )
 
 
-def test_a_sweep_records_the_lineages_and_trains_none_again(asked, tmp_path, monkeypatch):
-    """Two cells, two real workers; the record's trials are the plain trials, whatever population they came from."""
-    table = sweeping.sweep(asked(), out=tmp_path)
-    assert (
-        sorted(set(table["width"])) == [32, 64]
-        and (table["status"] == "done").all()
-        and 4 <= len(table) <= 6
-    )
-    recipes = [asked().model_copy(update={"axes": {}})] * len(table)
+def test_a_sweep_records_the_lineages_and_trains_none_again(pbt_recipe, tmp_path, monkeypatch):
+    """Two settings, two real workers; each recorded trial has the id of the plain trial."""
+    table = sweeping.sweep(pbt_recipe(), out=tmp_path)
+    assert sorted(set(table["width"])) == [32, 64]
+    assert (table["status"] == "done").all()
+    assert 4 <= len(table) <= 6
+    recipes = [pbt_recipe().model_copy(update={"axes": {}})] * len(table)
     for recipe, (_, row) in zip(recipes, table.iterrows(), strict=True):
         plain = with_settings(
             recipe, {"width": row["width"], "lr": row["lr"], "schedule": row["point"]["schedule"]}
@@ -115,23 +114,25 @@ def test_a_sweep_records_the_lineages_and_trains_none_again(asked, tmp_path, mon
         assert trial_id(plain, data.load(plain.data).digest) == row["id"]
     assert "3 members, " in (tmp_path / "sweeps/tiny.search.txt").read_text()
     monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
-    assert sweeping.sweep(asked(), out=tmp_path).equals(table)
+    assert sweeping.sweep(pbt_recipe(), out=tmp_path).equals(table)
 
 
 @pytest.mark.parametrize(
-    ("settings", "axes", "said"),
+    ("settings", "axes", "message"),
     [
         (
             {"schedule.kind": "wsd"},
             None,
-            "`schedule.kind` must be 'constant' with search.kind 'pbt', which finds the schedule itself, but got 'wsd'",
+            "`schedule.kind` must be 'constant' with search.kind 'pbt', "
+            "which finds the schedule itself, but got 'wsd'",
         ),
         ({}, {"lr": [1e-3]}, "a population must have two or more members"),
         ({}, {"width": [32]}, "`axes.lr` must be given with search.kind 'pbt'"),
         (
             {"engine.checkpoint_every": 2},
             None,
-            "`engine.checkpoint_every` must be 0 and `engine.trackers` empty with search.kind 'pbt'",
+            "`engine.checkpoint_every` must be 0 and `engine.trackers` empty "
+            "with search.kind 'pbt'",
         ),
         (
             {"search": {"kind": "basin", "every": 0.5}},
@@ -145,17 +146,19 @@ def test_a_sweep_records_the_lineages_and_trains_none_again(asked, tmp_path, mon
         ),
     ],
 )
-def test_what_cannot_breed_is_one_line_before_anything_is_trained(
-    asked, monkeypatch, tmp_path, settings, axes, said
+def test_an_invalid_population_is_one_line_before_anything_is_trained(
+    pbt_recipe, monkeypatch, tmp_path, settings, axes, message
 ):
     monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
     with pytest.raises(UserError) as caught:
-        sweeping.sweep(with_settings(asked(axes) if axes else asked(), settings), out=tmp_path)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+        sweeping.sweep(
+            with_settings(pbt_recipe(axes) if axes else pbt_recipe(), settings), out=tmp_path
+        )
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_population_whose_worker_is_lost_is_said_and_trained_by_the_next_run(
-    asked, tmp_path, monkeypatch, capsys
+def test_a_population_whose_worker_is_lost_is_reported_and_trained_by_the_next_run(
+    pbt_recipe, tmp_path, monkeypatch, capsys
 ):
     class Losing:
         def __init__(self, size, processes):
@@ -181,7 +184,7 @@ def test_a_population_whose_worker_is_lost_is_said_and_trained_by_the_next_run(
                 )
             ]
 
-    recipe = asked({"lr": [1e-3, 4e-3]})
+    recipe = pbt_recipe({"lr": [1e-3, 4e-3]})
     with monkeypatch.context() as patch:
         patch.setattr("scaletune.sweeping.engines.local.LocalPool", Losing)
         assert sweeping.sweep(recipe, out=tmp_path).empty
@@ -189,9 +192,9 @@ def test_a_population_whose_worker_is_lost_is_said_and_trained_by_the_next_run(
     assert (sweeping.sweep(recipe, out=tmp_path)["status"] == "done").all()
 
 
-def test_no_law_is_fitted_to_lineages(asked, tmp_path):
+def test_no_law_is_fitted_to_lineages(pbt_recipe, tmp_path):
     study = {
-        **asked().model_dump(exclude={"target", "compare", "evidence"}),
+        **pbt_recipe().model_dump(exclude={"target", "compare", "evidence"}),
         "holdout": {"set": {"width": 128}, "lr": [1e-3, 2e-3, 4e-3]},
     }
     (tmp_path / "tiny.toml").write_text(toml(study))

@@ -1,4 +1,4 @@
-"""Stacked training: each trial is bitwise what it is alone; points that cannot stack are refused by name."""
+"""Stacked training: each trial equals the single trial bitwise; other points are refused."""
 
 import json
 import math
@@ -38,19 +38,19 @@ def acc():
     return training.accelerator()
 
 
-def measured(trial, curve):
+def comparable(trial, curve):
     return {name: getattr(trial, name) for name in MEASURED}, [
         x if math.isfinite(x) else None for x in curve
     ]
 
 
 def both_ways(points, acc):
-    """(records and curves by id) of the points trained as one model, and each by itself."""
+    """({id: record and curve} of one stack, [record and curve] of the single trials)."""
     together = {
-        trial.id: measured(trial, curve)
+        trial.id: comparable(trial, curve)
         for trial, curve in training.train_stack(points, ["main"] * len(points), acc)
     }
-    return together, [measured(*training.run_trial(point, "main", acc)) for point in points]
+    return together, [comparable(*training.run_trial(point, "main", acc)) for point in points]
 
 
 def same_as_alone(points, acc):
@@ -63,12 +63,11 @@ def same_as_alone(points, acc):
 @pytest.mark.parametrize("width", [32, 128])
 def test_a_stacked_trial_is_the_trial_alone(tiny, acc, width):
     """With a trial that diverges and leaves the stack."""
-    found = same_as_alone([tiny({"width": width} | own) for own in (*OWN, DIVERGES)], acc)
-    statuses = [record["status"] for record, _ in found.values()]
+    by_id = same_as_alone([tiny({"width": width} | own) for own in (*OWN, DIVERGES)], acc)
+    statuses = [record["status"] for record, _ in by_id.values()]
     assert sorted(statuses) == ["diverged", *["done"] * len(OWN)]
-    assert (
-        len({record["loss"] for record, _ in found.values()}) == len(OWN) + 1
-    )  # their settings reached them
+    # Each trial has its own settings.
+    assert len({record["loss"] for record, _ in by_id.values()}) == len(OWN) + 1
 
 
 @pytest.mark.parametrize("order", [[3, 0], [2]])
@@ -204,48 +203,52 @@ def test_a_grouped_convolution_stacks_to_rounding(tiny, acc):
     assert counted.stack_size(points[0]) == 1
 
 
-# --- runs that leave a stack -----------------------------------------------------------------------------------------------------
+# --- runs that leave a stack ----------------------------------------------------------------------
 
 
-def test_a_row_that_is_not_finite_touches_no_other(tiny, acc):
-    """One row is set to NaN in the middle: the other rows stay bitwise the same."""
+def test_a_trial_that_is_not_finite_affects_no_other(tiny, acc):
+    """One trial of the stack is set to NaN: the others stay bitwise the same."""
     points = [tiny(OWN[k]) for k in range(3)]
     corpus = data.load(points[0].data)
-    plain, hurt = ([loop.start_run(point, corpus, acc) for point in points] for _ in range(2))
-    for runs in (plain, hurt):
+    plain, damaged = ([loop.start_run(point, corpus, acc) for point in points] for _ in range(2))
+    for runs in (plain, damaged):
         stack = training.stacked_loop.Stack(runs)
         for step in range(6):
-            if runs is hurt and step == 3:
+            if runs is damaged and step == 3:
                 runs[1].parameters[0].data.fill_(math.nan)
             stack.update()
     for k in (0, 2):
-        assert all(map(torch.equal, plain[k].parameters, hurt[k].parameters))
-        assert torch.equal(torch.stack(plain[k].unread_losses), torch.stack(hurt[k].unread_losses))
-    assert hurt[1].parameters[-1].isnan().all()
+        assert all(map(torch.equal, plain[k].parameters, damaged[k].parameters))
+        assert torch.equal(
+            torch.stack(plain[k].unread_losses), torch.stack(damaged[k].unread_losses)
+        )
+    assert damaged[1].parameters[-1].isnan().all()
     acc.free_memory()
 
 
-def test_one_that_stops_is_told_at_once_and_leaves_the_stack(tiny, acc, monkeypatch):
-    sizes, made = [], training.stacked_loop.Stack.__init__
+def test_a_diverged_trial_is_reported_at_once_and_leaves_the_stack(tiny, acc, monkeypatch):
+    sizes, init = [], training.stacked_loop.Stack.__init__
 
     def counting(stack, runs):
         sizes.append(len(runs))
-        made(stack, runs)
+        init(stack, runs)
 
     monkeypatch.setattr(training.stacked_loop.Stack, "__init__", counting)
-    told, points = [], [tiny(lr=2e-3), tiny(DIVERGES), tiny(lr=4e-3)]
+    events, points = [], [tiny(lr=2e-3), tiny(DIVERGES), tiny(lr=4e-3)]
     for trial, _ in training.train_stack(
-        points, ["a", "b", "c"], acc, lambda share: told.append(share)
+        points, ["a", "b", "c"], acc, lambda share: events.append(share)
     ):
-        told.append((trial.sweep, trial.status))
-    assert told[-1] == ("c", "done") and told.index(("b", "diverged")) < told.index(
-        1.0
-    ) < told.index(("a", "done"))
+        events.append((trial.sweep, trial.status))
+    assert events[-1] == ("c", "done")
+    assert events.index(("b", "diverged")) < events.index(1.0) < events.index(("a", "done"))
     assert sizes == [3, 2]
 
 
 def test_a_stack_goes_on_from_checkpoints(tiny, acc, tmp_path):
-    """One trial was killed half way, the other never started: it catches up, and both end as if undisturbed."""
+    """One trial was killed half way, the other never started.
+
+    Both end as undisturbed trials do.
+    """
     settings = {"engine.checkpoint_every": 2, "engine.runs": str(tmp_path)}
     points = [tiny(settings | {"lr": lr}) for lr in (2e-3, 8e-3)]
     with pytest.raises(KeyboardInterrupt):
@@ -256,14 +259,14 @@ def test_a_stack_goes_on_from_checkpoints(tiny, acc, tmp_path):
             lambda share: (_ for _ in ()).throw(KeyboardInterrupt) if share > 0.6 else None,
         )
     whole = [training.run_trial(tiny(lr=lr), "main", acc) for lr in (2e-3, 8e-3)]
-    found = {
+    stacked = {
         trial.lr: (trial.loss, curve)
         for trial, curve in training.train_stack(points, ["main"] * 2, acc)
     }
-    assert found == {trial.lr: (trial.loss, curve) for trial, curve in whole}
+    assert stacked == {trial.lr: (trial.loss, curve) for trial, curve in whole}
 
 
-def test_a_record_says_how_many_were_one_model_and_what_its_share_was(tiny, acc):
+def test_a_record_has_the_stack_size_and_its_share_of_the_time(tiny, acc):
     trials = [
         trial
         for trial, _ in training.train_stack(
@@ -278,7 +281,7 @@ def test_a_record_says_how_many_were_one_model_and_what_its_share_was(tiny, acc)
         json.dumps(vars(trial), allow_nan=False)
 
 
-# --- which points can stack ---------------------------------------------------------------------------------------------------------
+# --- which points can stack -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -305,10 +308,8 @@ def test_points_that_cannot_stack_are_refused_by_what_they_differ_in(tiny, acc, 
 )
 def test_a_trial_that_measures_or_penalises_its_own_trains_alone(tiny, acc, settings):
     recipe = tiny(settings)
-    assert (
-        counted.stack_size(recipe) == 1
-        and counted.stack_size(tiny(settings | {"engine.stack": 8})) == 1
-    )
+    assert counted.stack_size(recipe) == 1
+    assert counted.stack_size(tiny(settings | {"engine.stack": 8})) == 1
     with pytest.raises(UserError, match="a trial must train alone with `"):
         list(training.train_stack([recipe, recipe], ["main"] * 2, acc))
 
@@ -320,18 +321,20 @@ def test_a_bf16_multiplier_is_not_a_trials_own(tiny):
     assert counted.differing_settings(tiny(bf16), other) == ["parametrization.logits_multiplier"]
 
 
-def test_the_size_of_a_stack_is_the_devices(tiny):
+def test_the_stack_size_depends_on_width_and_device(tiny):
     sizes = [counted.stack_size(tiny(width=width)) for width in (32, 128, 256)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1 == sizes[-1]
     assert counted.stack_size(tiny({"engine.stack": 5})) == 5
-    assert (
-        counted.stack_size(tiny(), 8e10) == 1
-        and counted.stack_size(tiny({"engine.stack": 5}), 8e10) == 5
-    )  # on a GPU it must be asked for
+    # On a GPU a stack must be requested.
+    assert counted.stack_size(tiny(), 8e10) == 1
+    assert counted.stack_size(tiny({"engine.stack": 5}), 8e10) == 5
 
 
-def test_a_gpu_is_filled_as_far_as_its_time_and_memory_go(tiny):
-    """Where a model of an H200 puts the gain: 64 trials of width 128 and 512 tokens in bf16, about one of width 512 and 4096 tokens."""
+def test_the_stack_size_of_a_gpu_is_limited_by_time_and_memory(tiny):
+    """Sizes that a cost model of an H200 gives.
+
+    64 trials of width 128 and 512 tokens in bf16; one trial of width 512 and 4096 tokens.
+    """
 
     def size(memory, **settings):
         return counted.stack_size(
@@ -347,7 +350,6 @@ def test_a_gpu_is_filled_as_far_as_its_time_and_memory_go(tiny):
     assert size(1.4e11, **bf16, **small) == 64 and size(1.4e11, **large) == 1
     held = sum(counting.memory_bytes(tiny(small).model, 256, 512, 64).values())
     assert size(20 * held, **bf16, **small) == 10 and size(held, **bf16, **small) == 1
-    assert size(0, **small) == counted.stack_size(tiny(small))  # a CPU has its own rule
-    assert (
-        size(1.4e11, **small, **{"optimizer.family": "sgd", "weight_decay": 0.0}) == 1
-    )  # K optimizers, one after the other
+    assert size(0, **small) == counted.stack_size(tiny(small))  # a CPU has another rule
+    # SGD updates the trials one after the other.
+    assert size(1.4e11, **small, **{"optimizer.family": "sgd", "weight_decay": 0.0}) == 1

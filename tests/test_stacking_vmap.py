@@ -8,9 +8,8 @@ from torch.nn import functional as F
 from scaletune.errors import UserError
 from scaletune.training.vmap_stack import VmapStack
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:There is a performance drop"
-)  # vmap has no rule for CPU attention
+# vmap has no batching rule for attention on a CPU.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 
 class Net(nn.Module):
@@ -59,17 +58,18 @@ def test_a_stack_trains_each_module_as_it_would_alone():
             loss.backward()
             other.step()
             other.zero_grad()
-    assert losses.max() < 1.7  # ln 5 = 1.61 and more at the start
+    assert losses.max() < 1.7  # the loss starts above ln 5 = 1.61
     for k, net in enumerate(nets):
-        found = Net(99)
-        found.load_state_dict(stack.trial(k))
-        assert torch.allclose(found(x, targets), net(x, targets), rtol=1e-5)
+        extracted = Net(99)
+        extracted.load_state_dict(stack.trial(k))
+        assert torch.allclose(extracted(x, targets), net(x, targets), rtol=1e-5)
 
 
-def test_what_vmap_refuses_is_said():
+def test_an_error_of_vmap_becomes_a_user_error():
     with pytest.raises(
         UserError,
-        match=r"a Peeking cannot be stacked, because vmap does not support it \(.*\): train its trials alone",
+        match=r"a Peeking cannot be stacked, because vmap does not support it \(.*\): "
+        r"train its trials alone",
     ):
         VmapStack([Peeking(0), Peeking(1)])(*batch())
 
@@ -99,13 +99,12 @@ def test_tied_weights_stay_tied_and_frozen_ones_frozen():
         net(ids).backward()
         assert torch.allclose(stack.stacked["table/weight"].grad[k], net.table.weight.grad)
         assert stack.trial(k).keys() == net.state_dict().keys()
-    assert (
-        stack.stacked["scale/weight"].grad is None and stack.stacked["scale/bias"].grad is not None
-    )
+    assert stack.stacked["scale/weight"].grad is None
+    assert stack.stacked["scale/bias"].grad is not None
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (
             lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 4)),
@@ -115,8 +114,8 @@ def test_tied_weights_stay_tied_and_frozen_ones_frozen():
         (lambda: Numpy(16, 4), "a Numpy cannot be stacked, .*doesn't have storage"),
     ],
 )
-def test_what_torch_says_in_other_words_is_a_refusal_too(make, said):
-    with pytest.raises(UserError, match=said):
+def test_other_errors_of_torch_become_user_errors(make, message):
+    with pytest.raises(UserError, match=message):
         VmapStack([make(), make()])(batch()[0])
 
 

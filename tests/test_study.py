@@ -1,7 +1,7 @@
-"""The main job: what one command leaves behind, that it resumes, that it answers truly, and what it refuses before it trains.
+"""`scaletune run`: its files, its answer, resuming, and the studies that it refuses.
 
-One small study is trained for real, by workers, as a user would. Where what matters is the answer, workers are replaced by
-a pool whose losses follow a planted law, so that the truth is known.
+One small study is trained by real workers. In the other tests a pool replaces the workers; its
+losses follow a planted law, so the true optimum is known.
 """
 
 import ast
@@ -63,15 +63,15 @@ STUDY = 'target = "target.toml"\n' + BASE + AXES + COMPARE + HOLDOUT
 
 
 def non_embedding_params(width):
-    """Non-embedding parameters by hand: attention 4 w^2, SwiGLU of ratio 2 6 w^2, three norms."""
+    """By hand: attention 4 w^2, SwiGLU of ratio 2 6 w^2, three norms 3 w."""
     return 10 * width**2 + 3 * width
 
 
 def corpus():
     """250 kB of made-up prose, the same on every run."""
-    drawn = random.Random("study")
-    vocabulary = ["".join(drawn.choices("abcdefghij", k=drawn.randint(2, 7))) for _ in range(300)]
-    return " ".join(drawn.choices(vocabulary, weights=range(1, 301), k=45_000))
+    stream = random.Random("study")
+    vocabulary = ["".join(stream.choices("abcdefghij", k=stream.randint(2, 7))) for _ in range(300)]
+    return " ".join(stream.choices(vocabulary, weights=range(1, 301), k=45_000))
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +88,7 @@ def folder(prose, tmp_path):
 
 
 def write_study(path, prose):
-    """The study names its data in full, as two that are compared must: a fit says what it was fitted to."""
+    """Writes study, target and data; the data path is absolute, so fits of copies are equal."""
     (path / "study.toml").write_text(STUDY.replace("words.txt", str(prose)))
     (path / "target.toml").write_text(TARGET)
     (path / "words.txt").symlink_to(prose)
@@ -119,12 +119,12 @@ def digest(folder):
     return Fit.read(folder / "out/fits/study.json").digest
 
 
-# --- a study trained for real ----------------------------------------------------------------------------------------
+# --- a study trained for real ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def finished(prose, tmp_path_factory):
-    """The study carried out by the command line with real workers: (its folder, its answer, what it said)."""
+    """The study run by the command line with real workers: (folder, answer, standard error)."""
     folder = write_study(tmp_path_factory.mktemp("finished"), prose)
     done = subprocess.run(
         command(folder, "--json"), capture_output=True, text=True, timeout=5 * PATIENCE
@@ -133,7 +133,7 @@ def finished(prose, tmp_path_factory):
     return folder, json.loads(done.stdout), done.stderr
 
 
-def test_every_trial_that_was_asked_for_is_on_record(finished):
+def test_every_requested_trial_is_on_record(finished):
     folder, _, progress = finished
     trials = read_jsonl(folder / "out/sweeps/study.jsonl")
     wanted = {
@@ -156,10 +156,11 @@ def test_every_trial_that_was_asked_for_is_on_record(finished):
     assert "26 proxies" in progress
     assert "4 held-out trials, predicted lr" in progress
     assert "Traceback" not in progress
-    assert not (folder / "sweeps").exists() and not (folder / "fits").exists()  # all under --out
+    # All files are under --out.
+    assert not (folder / "sweeps").exists() and not (folder / "fits").exists()
 
 
-def test_the_fit_rests_on_the_proxies_alone(finished):
+def test_the_fit_uses_the_proxies_alone(finished):
     folder, answer, _ = finished
     written = json.loads((folder / "out/fits/study.json").read_text())
     fitted = Fit.read(folder / "out/fits/study.json")
@@ -174,7 +175,7 @@ def test_the_fit_rests_on_the_proxies_alone(finished):
     }
 
 
-def test_the_held_out_cell_is_judged_by_what_was_predicted_and_what_was_measured(finished):
+def test_the_held_out_cell_compares_prediction_and_measurement(finished):
     folder, _, _ = finished
     fitted = Fit.read(folder / "out/fits/study.json")
     assert fitted.held_out["kind"] == "validation"
@@ -209,7 +210,8 @@ def test_transformers_builds_the_emitted_model(finished):
     assert sum(p.numel() for p in model.parameters()) == non_embedding_params(128) + 2 * 256 * 128
     groups = json.loads((emitted / "param_groups.json").read_text())
     assert groups["evidence"]["fit"] == digest(folder)
-    highest = max(group["lr"] for group in groups["groups"])  # the embedding's, which is lr itself
+    # that of the embedding, which is lr itself
+    highest = max(group["lr"] for group in groups["groups"])
     assert highest == pytest.approx(answer["transfer"]["lr"], rel=1e-3)
     assert ast.parse((emitted / "loader.py").read_text())
 
@@ -224,9 +226,8 @@ def test_the_emitted_recipe_is_the_target_with_the_answer(finished):
     assert emitted.evidence["fit"] == digest(folder)
     assert emitted.evidence["interval"]["lr"] == answer["transfer"]["interval"]["lr"]
     answered = emitted.optimizer.model_copy(update={"lr": target.optimizer.lr})
-    assert (
-        emitted.model_copy(update={"evidence": {}, "optimizer": answered}).point() == target.point()
-    )
+    without_answer = emitted.model_copy(update={"evidence": {}, "optimizer": answered})
+    assert without_answer.point() == target.point()
     assert target.optimizer.lr != emitted.optimizer.lr
 
 
@@ -275,7 +276,7 @@ def contents(folder):
 def test_a_second_run_trains_nothing_and_leaves_the_same(finished, monkeypatch, capsys):
     folder, answer, _ = finished
     before = contents(folder)
-    # starting a worker would raise
+    # Starting a worker would raise.
     monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
     assert main([*command(folder)[3:], "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == answer
@@ -284,7 +285,7 @@ def test_a_second_run_trains_nothing_and_leaves_the_same(finished, monkeypatch, 
 
 @pytest.mark.parametrize("moment", ["proxies", "held-out"])
 def test_a_killed_run_carries_on_to_the_same_end(finished, folder, monkeypatch, capsys, moment):
-    """Same trials, same losses, same fit, in whatever place it was killed and whoever trained the rest."""
+    """Same trials, losses and fit, wherever the run was killed and whoever trained the rest."""
     stem, path = folder / "out/sweeps/study", folder / "out/fits/study.json"
     if moment == "held-out":
         shutil.copytree(finished[0] / "out/sweeps", folder / "out/sweeps")
@@ -316,16 +317,16 @@ def test_a_killed_run_carries_on_to_the_same_end(finished, folder, monkeypatch, 
     assert psutil.wait_procs(workers, timeout=PATIENCE)[1] == []
     monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
     assert main(command(folder)[3:]) == 0
-    assert 0 < len(InProcess.last.trained) <= 4  # the held-out cell's pool was the last
+    assert 0 < len(InProcess.last.trained) <= 4  # the last pool is that of the held-out setting
     assert results(folder) == results(finished[0]) and digest(folder) == digest(finished[0])
     assert "Target: " in capsys.readouterr().out
 
 
-# --- studies whose truth is known ------------------------------------------------------------------------------------
+# --- studies with a planted law -------------------------------------------------------------------
 
 
 def optimal(n_params, tokens, batch_tokens):
-    """The planted law: 0.016 at width 64, 16384 tokens and batches of 256."""
+    """The planted optimal lr: 0.016 at width 64, 16384 tokens and batches of 256 tokens."""
     return (
         0.016
         * (n_params / non_embedding_params(64)) ** -0.25
@@ -335,14 +336,18 @@ def optimal(n_params, tokens, batch_tokens):
 
 
 def planted(trial):
-    """Its loss: a skewed basin about the planted optimum over a floor that falls with size and tokens, and luck of 1e-4."""
+    """The planted loss of a trial.
+
+    A skewed basin about the planted optimum, a minimum loss that falls with size and tokens, and
+    noise of 1e-4.
+    """
     log_ratio = math.log(trial.lr / optimal(trial.n_params, trial.tokens, trial.batch_tokens))
     minimum = 2 + 10 / trial.n_params**0.3 + 20 / trial.tokens**0.4
     return minimum + 0.03 * float(phi(log_ratio, 1.0)) + 1e-4 * random.Random(trial.id).gauss(0, 1)
 
 
 class Planted(Stub):
-    """A pool that gives each trial the loss `of` says, None for a divergence, and trains nothing."""
+    """A pool that trains nothing: the loss of a trial is `of(trial)`, None for a divergence."""
 
     def __init__(self, of, trained):
         self.of, self.trained, self.task = of, trained, None
@@ -366,7 +371,10 @@ class Planted(Stub):
 
 
 class World:
-    """A folder where the command line carries out a study whose losses are known: (exit status, stdout, stderr)."""
+    """A folder in which a call runs a study with planted losses.
+
+    A call returns (exit status, stdout, stderr).
+    """
 
     def __init__(self, folder, monkeypatch, capsys):
         self.folder, self.monkeypatch, self.capsys, self.trained = folder, monkeypatch, capsys, []
@@ -427,15 +435,14 @@ def test_the_answer_is_the_planted_optimum(world):
     )
     assert cell["covered"] is True and cell["loss_excess"] < 1e-3
     main_shift, sp = answer["shift"]
-    moved = (
-        non_embedding_params(128) / non_embedding_params(32)
-    ) ** 0.25  # both sweeps follow the planted law
+    # both sweeps follow the planted law
+    moved = (non_embedding_params(128) / non_embedding_params(32)) ** 0.25
     assert main_shift["ratio"] == pytest.approx(moved, rel=0.1)
     assert sp["ratio"] == pytest.approx(moved, rel=0.1)
 
 
-def test_a_wrong_prediction_is_told_as_one(world):
-    """Wider than any proxy the law breaks: the optimum falls to a sixth."""
+def test_a_wrong_prediction_is_reported_as_one(world):
+    """Above the widest proxy the law breaks: the optimum falls to a sixth."""
 
     def breaks(trial):
         return planted(replace(trial, lr=trial.lr * (6 if trial.width > 128 else 1)))
@@ -467,7 +474,7 @@ def test_the_held_out_lr_is_predicted_for_its_own_batch(world):
 
 
 def test_the_prediction_is_on_disk_before_the_held_out_cell_is_trained(world):
-    """Interrupted at the first held-out trial: what was predicted stands, and is what the finished study says it was."""
+    """Interrupted at the first held-out trial: the finished study keeps the first prediction."""
 
     def interrupts(trial):
         if trial.sweep == "validation":
@@ -495,7 +502,8 @@ def test_optima_on_the_edge_everywhere_are_an_answer_with_its_status(world):
     assert code == 0 and "Target: " in out
     assert lines_of(
         out,
-        "Caution: no setting has its lowest loss inside its lr grid: the law is fitted to the ends of ",
+        "Caution: no setting has its lowest loss inside its lr grid: "
+        "the law is fitted to the ends of ",
     )
     assert len(lines_of(out, "Caution: the setting with ")) == 4
     assert "at the lowest lr of its grid, 0.0005" in out
@@ -514,7 +522,8 @@ def test_a_cell_that_diverged_is_named_and_the_others_are_fitted(world):
     assert code == 0
     assert lines_of(
         out,
-        f"Caution: the setting with {human(non_embedding_params(64))} parameters and 16.4k tokens at batch size 256 has no usable run: "
+        f"Caution: the setting with {human(non_embedding_params(64))} parameters and 16.4k tokens "
+        "at batch size 256 has no usable run: "
         "5 of 5 diverged",
     )
     fitted = fit_of(world)
@@ -528,7 +537,7 @@ def test_a_cell_that_diverged_is_named_and_the_others_are_fitted(world):
 
 
 def test_a_horizon_that_diverged_is_no_reason_to_fail(world):
-    """The longest one: the picture of its basins is empty."""
+    """The longest horizon: the panel of its basins is empty."""
     study = STUDY.replace(COMPARE, "").replace(HOLDOUT, "")
     code, out, err = world(study, lambda trial: None if trial.tokens == 16384 else planted(trial))
     assert code == 0
@@ -542,7 +551,7 @@ def test_a_comparison_that_diverged_is_no_reason_to_fail(world):
     assert code == 0 and "Target: " in out
 
 
-def test_every_trial_diverged_is_the_users_to_know_and_stays_on_record(world):
+def test_a_study_in_which_every_trial_diverged_is_one_line_and_stays_on_record(world):
     code, out, err = world(STUDY, lambda trial: None)
     assert (code, out) == (2, "") and len(lines_of(err)) == 1 and "Traceback" not in err
     assert lines_of(err)[0].startswith(
@@ -556,8 +565,8 @@ def test_every_trial_diverged_is_the_users_to_know_and_stays_on_record(world):
     ("limit", "message"),
     [(0.01, "did not finish"), (0.015, "not measured: "), (0.0, "did not finish")],
 )
-def test_a_held_out_cell_that_diverges_is_told_as_what_it_is(world, limit, message):
-    """Above a limit its trials diverge: one learning rate, two, or none is left."""
+def test_a_held_out_cell_that_diverges_is_reported(world, limit, message):
+    """Above a limit its trials diverge: one, two or no learning rates remain."""
     code, out, _ = world(
         STUDY,
         lambda trial: None if trial.sweep == "validation" and trial.lr > limit else planted(trial),
@@ -568,25 +577,28 @@ def test_a_held_out_cell_that_diverges_is_told_as_what_it_is(world, limit, messa
     assert sorted(row["lr"] for row in cell["grid"]) == kept and len(kept) < 4
 
 
-def test_a_longer_study_fits_what_the_last_one_held_out(world):
-    """Yesterday's validation is today's proxy: not trained again, and not left out of the fit."""
+def test_a_larger_study_fits_trials_that_an_earlier_one_held_out(world):
+    """A trial of the earlier validation is a proxy now: not trained again, and fitted."""
     assert world(STUDY)[0] == 0
     held = {trial.id for trial in world.trained if trial.sweep == "validation"}
-    axes = "[axes]\nwidth = [32, 64, 96]\ntokens = [8192, 24576]\nlr = [0.001, 0.004, 0.016, 0.064, 0.256]\n"
+    axes = (
+        "[axes]\nwidth = [32, 64, 96]\ntokens = [8192, 24576]\n"
+        "lr = [0.001, 0.004, 0.016, 0.064, 0.256]\n"
+    )
     code, _, err = world(BASE + axes + HOLDOUT.replace("width = 96", "width = 128"))
     assert code == 0, err
     assert {(cell["n_params"], cell["tokens"]) for cell in fit_of(world).cells} == {
         (non_embedding_params(w), t) for w in (32, 64, 96) for t in (8192, 24576)
     }
     again = {trial.id for trial in world.trained}
-    rests_on = {*fit_of(world).used, *fit_of(world).dropped}
-    # the fourth, at the predicted lr, is on no axis
+    fitted_or_dropped = {*fit_of(world).used, *fit_of(world).dropped}
+    # The fourth held-out trial, at the predicted lr, is on no axis.
     assert not held & again
-    assert len(held & rests_on) == 3
+    assert len(held & fitted_or_dropped) == 3
 
 
-def test_records_of_a_clone_are_not_ones_own(world):
-    """A .jsonl without its .db is someone else's: trained again, unless it is adopted."""
+def test_records_of_a_clone_are_trained_again_unless_adopted(world):
+    """A .jsonl without its .db comes from elsewhere: trained again, unless it is adopted."""
     assert world(STUDY)[0] == 0
     truth, stem = digest(world.folder), world.folder / "out/sweeps/study"
     stem.with_suffix(".db").unlink()
@@ -603,7 +615,7 @@ def test_records_of_a_clone_are_not_ones_own(world):
     assert digest(world.folder) != truth
 
 
-def test_settings_of_the_command_line_are_carried_out(world):
+def test_overrides_of_the_command_line_are_used(world):
     code, out, _ = world(
         STUDY, planted, "--set", "name=other", "--set", "axes.lr=[0.004, 0.016, 0.064]", "--json"
     )
@@ -620,7 +632,7 @@ def test_a_study_without_a_target_or_a_held_out_cell_is_fitted(world):
     assert (world.folder / "out/fits/study/report.html").exists()
 
 
-# --- what is refused before anything is trained ----------------------------------------------------------------------
+# --- what is refused before anything is trained ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -636,16 +648,16 @@ def test_a_study_without_a_target_or_a_held_out_cell_is_fitted(world):
         ),
         (
             STUDY.replace("target.toml", "sp.toml"),
-            "`parametrization.form` is 'sp' and theirs 'mup'",
+            "`parametrization.form` is 'sp' and the proxies had 'mup'",
         ),
         (
             STUDY.replace("target.toml", "base.toml"),
-            "`parametrization.base_width` is 64 and theirs 32",
+            "`parametrization.base_width` is 64 and the proxies had 32",
         ),
         (STUDY + '[fit]\nlaw = "lr_dn"', r"but got 'lr_dn' \(nearest: 'lr_nd'\)"),
         (
             STUDY + '[fit]\nlaw = "loss_nd"',
-            "a study answers with a learning rate, but `fit.law` is 'loss_nd'",
+            "`fit.law` of a study must predict a learning rate, but got 'loss_nd'",
         ),
         ('to = ["granit"]\n' + STUDY, r"unknown format `granit` \(nearest: 'granite'\)"),
         (
@@ -654,7 +666,8 @@ def test_a_study_without_a_target_or_a_held_out_cell_is_fitted(world):
         ),
         (
             STUDY.replace("width = 96, tokens = 24576", "width = 64, tokens = 16384"),
-            "a held-out cell must be one that no proxy trains",
+            "no proxy may train the held-out setting, "
+            "but `axes` contains width 64 with 16384 tokens",
         ),
         (
             STUDY.replace("width = 96", "widht = 96"),

@@ -1,4 +1,7 @@
-"""Sweeps: recorded trials are not trained again, and a killed driver or worker does not change the record."""
+"""Sweeps: recorded trials are not trained again.
+
+A killed driver or worker does not change the record.
+"""
 
 import json
 import os
@@ -24,17 +27,9 @@ from scaletune.sweeping.engines import local
 from scaletune.sweeping.progress import SweepProgress
 from scaletune.transferring.formats.recipe import toml
 
-MEASURED = (
-    "id",
-    "sweep",
-    "status",
-    "loss",
-    "train_loss",
-    "message",
-    "flops",
-    "point",
-)  # of a trial, wherever and whenever it was trained
-PATIENCE = 60  # seconds until a test that waits has failed
+# Fields that do not depend on where and when a trial was trained.
+MEASURED = ("id", "sweep", "status", "loss", "train_loss", "message", "flops", "point")
+PATIENCE = 60  # seconds after which a waiting test fails
 
 
 def measured(record):
@@ -78,7 +73,7 @@ def in_process(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def asked(tiny):
+def sweep_recipe(tiny):
     """A sweep of three trials that train and one that diverges."""
     return tiny({"axes": {"lr": [2e-3, 8e-3, 1e3], "width": [32]}, "engine.workers": 2}).model_copy(
         update={"name": "some-1.5b"}
@@ -86,10 +81,10 @@ def asked(tiny):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(asked, tmp_path_factory):
+def undisturbed(sweep_recipe, tmp_path_factory):
     """The record of that sweep, trained by real workers without disturbance."""
     out = tmp_path_factory.mktemp("undisturbed")
-    table = sweeping.sweep(asked, out=out)
+    table = sweeping.sweep(sweep_recipe, out=out)
     return out, table, out / "sweeps" / "some-1.5b.jsonl"
 
 
@@ -102,25 +97,22 @@ def children(process=None):
 
 
 def wait_for(condition):
-    """Poll until the condition gives something, and return it."""
+    """Polls until the condition returns something true, and returns that."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         time.sleep(0.02)
     raise AssertionError("nothing happened")
 
 
-# --- the record ------------------------------------------------------------------------------------------------------
+# --- the record -----------------------------------------------------------------------------------
 
 
-def test_every_point_is_a_row_and_a_line(asked, undisturbed):
+def test_every_point_is_a_row_and_a_line(sweep_recipe, undisturbed):
     out, table, record = undisturbed
-    assert table["lr"].tolist() == [2e-3, 8e-3, 1e3] and table["status"].tolist() == [
-        "done",
-        "done",
-        "diverged",
-    ]
+    assert table["lr"].tolist() == [2e-3, 8e-3, 1e3]
+    assert table["status"].tolist() == ["done", "done", "diverged"]
     assert [trial.id for trial in read_jsonl(record)] == table["id"].tolist()
     store = Store(out / "sweeps" / "some-1.5b")
     assert [len(store.curve(trial_id)) for trial_id in table["id"]] == [
@@ -133,18 +125,17 @@ def test_every_point_is_a_row_and_a_line(asked, undisturbed):
     assert not children()
 
 
-def test_workers_train_what_a_trial_alone_is(asked, undisturbed):
-    alone, _ = training.run_trial(recipes.points(asked)[0], "main", training.accelerator())
+def test_workers_train_what_a_trial_alone_is(sweep_recipe, undisturbed):
+    alone, _ = training.run_trial(recipes.points(sweep_recipe)[0], "main", training.accelerator())
     assert measured(undisturbed[2])[0] == {name: getattr(alone, name) for name in MEASURED}
 
 
-def test_a_second_sweep_trains_nothing(asked, undisturbed, monkeypatch):
+def test_a_second_sweep_trains_nothing(sweep_recipe, undisturbed, monkeypatch):
     out, table, record = undisturbed
     before = record.read_bytes()
-    monkeypatch.setattr(
-        "scaletune.sweeping.engines.local.LocalPool", None
-    )  # starting a worker would raise
-    again = sweeping.sweep(asked, out=out)
+    # Starting a worker would raise.
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
+    again = sweeping.sweep(sweep_recipe, out=out)
     assert again.equals(table) and record.read_bytes() == before
 
 
@@ -155,13 +146,13 @@ def test_a_wider_sweep_trains_what_is_new(tiny, in_process, tmp_path):
     assert both.iloc[0].equals(first.iloc[0])
 
 
-def test_a_sweep_returns_what_it_asked_and_records_all(tiny, in_process, tmp_path):
+def test_a_sweep_returns_the_requested_trials_and_records_all(tiny, in_process, tmp_path):
     sweeping.sweep(tiny({"axes": {"lr": [2e-3, 4e-3]}}), out=tmp_path)
     table = sweeping.sweep(tiny({"axes": {"lr": [2e-3]}}), out=tmp_path)
     assert table["lr"].tolist() == [2e-3] and len(read_jsonl(tmp_path / "sweeps/tiny.jsonl")) == 2
 
 
-def test_a_point_asked_for_twice_is_the_first_ones(tiny, in_process, tmp_path):
+def test_a_point_requested_twice_belongs_to_the_first_sweep(tiny, in_process, tmp_path):
     wanted = sweeping.tasks("main", [tiny()]) + sweeping.tasks("comparison", [tiny(), tiny(seed=1)])
     table = sweeping.train_all(wanted, tmp_path / "twice", 1)
     assert sorted(zip(table["sweep"], table["seed"], strict=True)) == [
@@ -187,12 +178,12 @@ def test_a_record_that_came_with_a_clone_is_not_our_own(tiny, in_process, tmp_pa
     }
 
 
-def test_adopt_takes_a_record_as_our_own(tiny, monkeypatch, tmp_path, undisturbed, asked):
+def test_adopt_takes_a_record_as_our_own(tiny, monkeypatch, tmp_path, undisturbed, sweep_recipe):
     record = tmp_path / "sweeps/some-1.5b.jsonl"
     record.parent.mkdir()
     record.write_bytes(undisturbed[2].read_bytes())
     monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", None)
-    assert sweeping.sweep(asked, out=tmp_path, adopt=True).equals(undisturbed[1])
+    assert sweeping.sweep(sweep_recipe, out=tmp_path, adopt=True).equals(undisturbed[1])
 
 
 def test_a_torn_record_does_not_stop_a_sweep(tiny, in_process, tmp_path):
@@ -228,7 +219,7 @@ def test_a_form_that_cannot_tie_is_refused_before_anything_is_trained(tiny, monk
 
 
 def test_data_that_changes_under_a_sweep_is_refused(tiny, in_process, monkeypatch, tmp_path):
-    """Its trials would have other ids than requested, and would be trained again for ever."""
+    """Its trials would have other ids than the requested ones, and would train again forever."""
     (tmp_path / "text.txt").write_text("before " * 1000)
     recipe, trial = tiny({"data.source": str(tmp_path / "text.txt")}), training.run_trial
 
@@ -246,7 +237,7 @@ def test_data_that_changes_under_a_sweep_is_refused(tiny, in_process, monkeypatc
     assert read_jsonl(tmp_path / "sweeps/tiny.jsonl") == []
 
 
-# --- deaths ----------------------------------------------------------------------------------------------------------
+# --- killed processes -----------------------------------------------------------------------------
 
 DRIVER = """
 import os, signal, sys
@@ -265,10 +256,10 @@ sweeping.sweep(sys.argv[1], out=sys.argv[2])
 
 
 @pytest.fixture
-def driver(asked, tmp_path, request):
-    """A driver of its own process on the same sweep: (process, its folder)."""
+def driver(sweep_recipe, tmp_path, request):
+    """A driver in a separate process on the same sweep: (process, its folder)."""
     study = tmp_path / "some-1.5b.toml"
-    study.write_text(toml(asked.model_dump(exclude={"holdout", "target", "compare", "fit"})))
+    study.write_text(toml(sweep_recipe.model_dump(exclude={"holdout", "target", "compare", "fit"})))
     command = [
         sys.executable,
         "-c",
@@ -282,14 +273,14 @@ def driver(asked, tmp_path, request):
         process.kill()
 
 
-def recorded(folder):
-    """Trials in the workbench of a running driver."""
+def trials_in_store(folder):
+    """Trials in the database of a running driver."""
     if not (folder / "sweeps/some-1.5b.db").exists():
         return []
     store = Store(folder / "sweeps/some-1.5b")
-    found = store.trials()
+    trials = store.trials()
     store.close()
-    return found
+    return trials
 
 
 def gone(processes):
@@ -298,23 +289,23 @@ def gone(processes):
 
 @pytest.mark.parametrize("moment", ["any", "after a trial"])
 def test_a_killed_driver_leaves_no_orphan_and_its_rerun_the_same_record(
-    asked, undisturbed, driver, moment
+    sweep_recipe, undisturbed, driver, moment
 ):
     process, folder = driver
     workers, pause = wait_for(lambda: children(process.pid)), random.uniform(0, 3)
-    wait_for(lambda: recorded(folder)) if moment == "after a trial" else time.sleep(pause)
+    wait_for(lambda: trials_in_store(folder)) if moment == "after a trial" else time.sleep(pause)
     workers = children(process.pid) or workers
     process.kill()
     assert gone(workers), pause
-    before = {trial.id: trial.provenance for trial in recorded(folder)}
-    sweeping.sweep(asked, out=folder)
+    before = {trial.id: trial.provenance for trial in trials_in_store(folder)}
+    sweeping.sweep(sweep_recipe, out=folder)
     assert measured(folder / "sweeps/some-1.5b.jsonl") == measured(undisturbed[2]), pause
-    after = {trial.id: trial.provenance for trial in recorded(folder)}
-    assert before.items() <= after.items()  # what was on record was not trained again
+    after = {trial.id: trial.provenance for trial in trials_in_store(folder)}
+    assert before.items() <= after.items()  # recorded trials were not trained again
 
 
-def test_a_worker_whose_driver_is_gone_leaves_in_the_middle_of_its_trial(tiny):
-    order = [{"sweep": "main", "recipe": tiny(tokens=256 * 10**6).model_dump()}]  # an hour
+def test_a_worker_without_a_driver_stops_in_the_middle_of_its_trial(tiny):
+    order = [{"sweep": "main", "recipe": tiny(tokens=256 * 10**6).model_dump()}]  # takes an hour
     with subprocess.Popen(
         [sys.executable, "-m", "scaletune.sweeping.engines.worker"],
         stdin=PIPE,
@@ -336,7 +327,7 @@ def test_an_interrupt_leaves_the_record_written(undisturbed, driver):
     assert gone(workers)
     on_record = measured(folder / "sweeps/some-1.5b.jsonl")
     assert on_record and all(line in measured(undisturbed[2]) for line in on_record)
-    assert {line["id"] for line in on_record} == {trial.id for trial in recorded(folder)}
+    assert {line["id"] for line in on_record} == {trial.id for trial in trials_in_store(folder)}
 
 
 def test_a_killed_worker_is_replaced_and_its_trial_trained(tiny, tmp_path, monkeypatch):
@@ -360,7 +351,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_trained(tiny, tmp_path, monke
 
 @pytest.fixture
 def worker_is(tmp_path, monkeypatch):
-    """Put a shell script in the worker's place."""
+    """Replaces the worker by a shell script."""
 
     def replace_it(script):
         path = tmp_path / "worker"
@@ -378,7 +369,7 @@ def worker_is(tmp_path, monkeypatch):
         "read order; echo 'some words' >&2; printf '{\"progr'; exit 3",
     ],
 )
-def test_a_trial_whose_worker_always_dies_is_recorded_and_tried_next_time(
+def test_a_trial_whose_worker_always_dies_is_recorded_as_failed_and_retried_by_the_next_sweep(
     tiny, tmp_path, worker_is, monkeypatch, script
 ):
     worker_is(script)
@@ -397,8 +388,8 @@ def test_a_trial_whose_worker_always_dies_is_recorded_and_tried_next_time(
     assert [line["status"] for line in measured(tmp_path / "sweeps/tiny.jsonl")] == ["done", "done"]
 
 
-def test_two_messages_at_once_are_both_heard(tiny, tmp_path, worker_is):
-    """A line that stayed in a Python buffer would never wake the driver."""
+def test_messages_that_arrive_together_are_all_received(tiny, tmp_path, worker_is):
+    """A line that stays in a Python buffer would never wake the driver."""
     trial, curve = training.run_trial(tiny(), "main", training.accelerator())
     lines = [{"progress": 0.5}, {"progress": 1.0}, {"trial": asdict(trial), "curve": curve}]
     (tmp_path / "answers").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -417,12 +408,12 @@ def test_workers_inherit_nothing_of_a_surrounding_launch(monkeypatch):
     for name in (*local.INHERITED, "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("KEPT", "1")
-    made = local.worker_environment(0)
-    assert made["KEPT"] == made["OMP_NUM_THREADS"] == "1"
-    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"} & made.keys()
+    environment = local.worker_environment(0)
+    assert environment["KEPT"] == environment["OMP_NUM_THREADS"] == "1"
+    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"} & environment.keys()
 
 
-def test_one_worker_a_core_unless_said(monkeypatch):
+def test_one_worker_per_core_by_default(monkeypatch):
     monkeypatch.setattr(local, "_count_gpus", lambda: 0)
     assert local.count_workers("auto") == len(os.sched_getaffinity(0))
     assert local.count_workers(5) == 5
@@ -438,9 +429,8 @@ def test_a_trial_over_several_gpus_takes_a_worker_with_as_many(monkeypatch):
         "0,1,2",
         "3,4,5",
     ]
-    monkeypatch.setenv(
-        "CUDA_VISIBLE_DEVICES", "4,6"
-    )  # of a machine of eight, what this launch may use
+    # Of eight GPUs this process may use two.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     monkeypatch.setattr(local, "_count_gpus", lambda: 2)
     assert [local.worker_environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1, 2)] == [
         "4",
@@ -457,9 +447,8 @@ def test_a_trial_over_several_gpus_takes_a_worker_with_as_many(monkeypatch):
 def test_a_sweep_trains_over_two_processes(tiny, tmp_path):
     alone, _ = training.run_trial(tiny(), "main", training.accelerator())
     table = sweeping.sweep(tiny({"engine.processes": 2, "engine.workers": 1}), out=tmp_path)
-    assert table["id"].tolist() == [alone.id] and table["loss"][0] == pytest.approx(
-        alone.loss, rel=1e-5
-    )
+    assert table["id"].tolist() == [alone.id]
+    assert table["loss"][0] == pytest.approx(alone.loss, rel=1e-5)
     assert table["provenance"][0]["processes"] == 2
 
 
@@ -478,7 +467,7 @@ worker.main()
 """
 
 
-def test_what_a_library_prints_does_not_get_between_the_answers():
+def test_output_of_a_library_does_not_mix_with_the_messages():
     """The worker's own standard output goes to its log."""
     with subprocess.Popen(
         [sys.executable, "-c", NOISY], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True
@@ -489,13 +478,13 @@ def test_what_a_library_prints_does_not_get_between_the_answers():
 
 def test_progress_lines_show_the_share_done_and_the_lowest_loss(tiny, in_process, tmp_path, capsys):
     table = sweeping.sweep(tiny({"axes": {"lr": [2e-3, 8e-3, 1e3]}}), out=tmp_path)
-    said = capsys.readouterr().err
+    shown = capsys.readouterr().err
     best = table.loc[table["loss"].idxmin()]
-    assert "trials 3/3" in said and "100%" in said
-    assert f"lowest loss {best['loss']:.4f} at width 32, lr {best['lr']:.3g}" in said
+    assert "trials 3/3" in shown and "100%" in shown
+    assert f"lowest loss {best['loss']:.4f} at width 32, lr {best['lr']:.3g}" in shown
 
 
-def test_readers_may_look_while_a_sweep_writes(tmp_path, undisturbed):
+def test_a_database_can_be_read_while_a_sweep_writes(tmp_path, undisturbed):
     trials = read_jsonl(undisturbed[2])
     store = Store(tmp_path / "sweep")
     store.put(trials[0])

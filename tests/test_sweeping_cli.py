@@ -1,4 +1,4 @@
-"""What a user sees of a sweep: the table, the lines, `scaletune status` and `export`, and a fit of several records."""
+"""Progress table and lines, `scaletune status` and `export`, and a fit of several records."""
 
 import fcntl
 import json
@@ -23,20 +23,20 @@ from scaletune.records import Store, read_jsonl, read_store, read_trials
 from scaletune.sweeping import progress
 from scaletune.sweeping.status import format_clock, format_line, format_table
 
-PYTHON = sys.executable  # before a test puts another in its place
+PYTHON = sys.executable  # before a fixture replaces it
 
 
 @pytest.fixture
 def store(tmp_path):
-    """A sweep of five: two done, one diverged, two to be trained. (store, tasks, trials)"""
+    """(store, tasks, trials) of five trials: two done, one diverged, two not trained yet."""
     tasks = chaos.planted_tasks(tmp_path, 5)
     trials = [replace(chaos.planted_trial(task), seconds=10.0 + i) for i, task in enumerate(tasks)]
     trials[1] = replace(trials[1], status="diverged", loss=None, train_loss=None)
-    made = Store(tmp_path / "sweeps/some-1.5b")
+    opened = Store(tmp_path / "sweeps/some-1.5b")
     for trial in trials[:3]:
-        made.put(trial)
-    yield made, tasks, trials
-    made.close()
+        opened.put(trial)
+    yield opened, tasks, trials
+    opened.close()
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def clock(monkeypatch):
     return now
 
 
-def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
-    made, tasks, trials = store
+def test_the_table_counts_recorded_and_running_trials(store, clock):
+    database, tasks, trials = store
     for task, cost in zip(tasks, (0, 0, 0, 30.0, 10.0), strict=True):
         task.cost = cost
-    shown = progress.SweepProgress(made, tasks[3:], trials[:3])
+    shown = progress.SweepProgress(database, tasks[3:], trials[:3])
     shown.update(tasks[3], 0.5)
     shown.update(tasks[4], 0.0)
     clock[0] += 60
@@ -69,9 +69,10 @@ def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
     assert [(row["id"], row["share"], row["seconds"], row["try"]) for row in now["running"]] == [
         (tasks[3].id, 0.5, 60.0, 1)
     ]
-    assert (
-        now["share"] == (10 + 0.5 * 30) / 40 and now["elapsed"] == 60 and now["left"] == 36
-    )  # 60 s for 25 of 40
+    # 25 of 40 took 60 s.
+    assert now["share"] == (10 + 0.5 * 30) / 40
+    assert now["elapsed"] == 60
+    assert now["left"] == 36
     shown.requeue(tasks[3])
     assert shown.snapshot()["running"] == []
     assert format_table(now) == [
@@ -87,30 +88,29 @@ def test_the_table_counts_what_is_on_record_and_what_is_under_way(store, clock):
     )
 
 
-def test_a_terminal_gets_a_table_that_is_drawn_over_and_others_a_line(
+def test_a_terminal_gets_a_redrawn_table_and_other_outputs_a_line(
     store, monkeypatch, capsys, clock
 ):
-    made, tasks, _ = store
+    database, tasks, _ = store
     for terminal in (True, False):
         monkeypatch.setattr(
             progress.sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False
         )
-        shown = progress.SweepProgress(made, tasks[3:], [])
+        shown = progress.SweepProgress(database, tasks[3:], [])
         for _ in range(2):
             clock[0] += 1
             shown.update(tasks[3], 0.5)
             shown.refresh()
-        said = capsys.readouterr().err
-        assert said.count("trials 0/2") == (2 if terminal else 0) and said.count(
-            "\x1b[4F\x1b[J"
-        ) == (1 if terminal else 0)
+        output = capsys.readouterr().err
+        assert output.count("trials 0/2") == (2 if terminal else 0)
+        assert output.count("\x1b[4F\x1b[J") == (1 if terminal else 0)
         clock[0] += progress.LINE
         shown.refresh()
         assert capsys.readouterr().err.count("\n") == (4 if terminal else 1)
 
 
 def screen(text):
-    """What a terminal shows of the text: lines, "n lines up" and "clear from here"."""
+    """The rows that a terminal shows; it handles "n lines up" and "clear from here"."""
     rows, at = [""], 0
     for part in re.findall(r"\x1b\[\d*[FJ]|\r?\n|[^\x1b\r\n]+", text):
         if part.startswith("\x1b"):
@@ -128,23 +128,23 @@ def screen(text):
 
 
 def test_a_real_terminal_shows_one_table_and_no_row_wraps(worker, tmp_path):  # noqa: F811
-    """Standard output is no terminal; standard error is one, and narrower than a row of the table."""
-    asked, wide = worker(12, seconds=0.3), 60
+    """Standard error is a terminal narrower than a table row; standard output is no terminal."""
+    tasks, wide = worker(12, seconds=0.3), 60
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, wide, 0, 0))
     command = [PYTHON, chaos.__file__, "--drive", str(tmp_path), "--trials", "12", "--workers", "2"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs) as driver:
         os.close(theirs)
         text = b""
-        with suppress(OSError):  # how Linux says that the other end was closed
-            while said := os.read(ours, 1 << 16):
-                text += said
+        with suppress(OSError):  # Linux raises it when the other end is closed
+            while part := os.read(ours, 1 << 16):
+                text += part
     os.close(ours)
     frames = re.split(r"(?=\x1b\[\d+F)", text.decode())
-    best = min(chaos.planted_trial(task).loss for task in asked)
-    assert (
-        driver.returncode == 0 and len(frames) > 5 and any("running 2" in frame for frame in frames)
-    )
+    best = min(chaos.planted_trial(task).loss for task in tasks)
+    assert driver.returncode == 0
+    assert len(frames) > 5
+    assert any("running 2" in frame for frame in frames)
     assert all(
         len(row) < wide
         for row in text.decode().replace("\x1b[J", "\n").splitlines()
@@ -152,7 +152,8 @@ def test_a_real_terminal_shows_one_table_and_no_row_wraps(worker, tmp_path):  # 
     )
     *lines, end = screen(text.decode())
     loss = f"lowest loss {best:.4f} at"
-    assert end == "" and [line[: len(loss)] for line in lines] == [
+    assert end == ""
+    assert [line[: len(loss)] for line in lines] == [
         "chaos  trials 12/12  done 12"[: len(loss)],
         "100% ########################"[: len(loss)],
         loss,
@@ -169,27 +170,22 @@ def test_clocks_say_hours_when_there_are_any():
     ]
 
 
-def test_status_of_a_sweep_nobody_drives(store, tmp_path, capsys):
-    made, _, trials = store
-    before = made.database.read_bytes()
+def test_status_of_a_sweep_without_a_driver(store, tmp_path, capsys):
+    database, _, trials = store
+    before = database.database.read_bytes()
     assert main(["status", "some-1.5b", "--out", str(tmp_path), "--json"]) == 0
     now = json.loads(capsys.readouterr().out)
-    assert now["driver"] is None and (
-        now["recorded"],
-        now["done"],
-        now["diverged"],
-        now["failed"],
-    ) == (3, 2, 1, 0)
+    assert now["driver"] is None
+    assert (now["recorded"], now["done"], now["diverged"], now["failed"]) == (3, 2, 1, 0)
     assert now["seconds"] == 33 and now["flops"] == sum(trial.flops for trial in trials[:3])
-    assert main(["status", str(made.database)]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith(
-        "some-1.5b  trials 3/3  done 2  diverged 1  failed 0  running 0  training time 33 s\nlowest loss 2."
+    assert main(["status", str(database.database)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        "some-1.5b  trials 3/3  done 2  diverged 1  failed 0  running 0  training time 33 s\n"
+        "lowest loss 2."
     )
-    assert (
-        said.endswith("driver: none; `scaletune sweep` or `scaletune run` continues\n")
-        and made.database.read_bytes() == before
-    )
+    assert shown.endswith("driver: none; `scaletune sweep` or `scaletune run` continues\n")
+    assert database.database.read_bytes() == before
 
 
 def test_status_and_export_of_a_sweep_that_runs(under_way, tmp_path, capsys):  # noqa: F811
@@ -197,23 +193,21 @@ def test_status_and_export_of_a_sweep_that_runs(under_way, tmp_path, capsys):  #
     assert f"driver: {under_way.pid} on " in capsys.readouterr().out
     assert main(["export", "chaos", "--out", str(tmp_path), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert (
-        answer["path"] == str(tmp_path / "sweeps/chaos.jsonl")
-        and 1 <= len(read_jsonl(tmp_path / "sweeps/chaos.jsonl")) <= answer["n_trials"] < 40
-    )
+    assert answer["path"] == str(tmp_path / "sweeps/chaos.jsonl")
+    assert 1 <= len(read_jsonl(tmp_path / "sweeps/chaos.jsonl")) <= answer["n_trials"] < 40
 
 
 def test_export_writes_what_is_on_record(store, tmp_path, capsys):
-    made, _, trials = store
+    database, _, trials = store
     assert main(["export", "some-1.5b", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"3 trials: {made.record}\n"
-    assert {trial.id: trial for trial in read_jsonl(made.record)} == {
+    assert capsys.readouterr().out == f"3 trials: {database.record}\n"
+    assert {trial.id: trial for trial in read_jsonl(database.record)} == {
         trial.id: trial for trial in trials[:3]
     }
 
 
 @pytest.mark.parametrize("command", ["status", "export"])
-def test_a_sweep_that_is_not_there_is_one_sentence_and_not_made(command, tmp_path, capsys):
+def test_a_missing_sweep_is_one_sentence_and_is_not_created(command, tmp_path, capsys):
     assert main([command, "none", "--out", str(tmp_path)]) == 2
     assert (
         capsys.readouterr().err
@@ -223,7 +217,7 @@ def test_a_sweep_that_is_not_there_is_one_sentence_and_not_made(command, tmp_pat
 
 
 def test_a_fit_of_the_halves_of_a_record_is_that_of_the_whole(tmp_path, capsys):
-    """The committed quickstart, as two machines would have recorded it, some of it on both."""
+    """The committed quickstart, split as if two machines had recorded it, with an overlap."""
     whole = Path(__file__).parent.parent / "sweeps/2026-11-quickstart.jsonl"
     lines = whole.read_text("utf-8").splitlines(keepends=True)
     (tmp_path / "a.jsonl").write_text("".join(lines[:80]))
@@ -232,10 +226,7 @@ def test_a_fit_of_the_halves_of_a_record_is_that_of_the_whole(tmp_path, capsys):
     for trial in read_jsonl(tmp_path / "rest.jsonl"):
         store.put(trial)
     store.close()
-    assert (
-        len(read_trials([tmp_path / "a.jsonl", tmp_path / "b.db"]))
-        == len(lines)
-        == len(read_store(tmp_path / "b.db")[0]) + 60
-    )
+    assert len(read_trials([tmp_path / "a.jsonl", tmp_path / "b.db"])) == len(lines)
+    assert len(lines) == len(read_store(tmp_path / "b.db")[0]) + 60
     assert main(["fit", str(tmp_path / "a.jsonl"), str(tmp_path / "b.db"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["params"] == scaletune.fit(whole).params

@@ -1,4 +1,4 @@
-"""Trials whose worker dies continue from their last checkpoint: alone, in a stack and over processes."""
+"""Trials whose worker dies continue from a checkpoint: alone, stacked and over processes."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ from scaletune.training import loop
 finish_step = loop.finish_step
 
 def watched(run, track):
-    "Writes down each step that was trained, and ends the first worker at step 5."
+    "Records each trained step in a file, and ends the first worker at step 5."
     finish_step(run, track)
     if not run.acc.is_main_process:
         return
@@ -40,16 +40,13 @@ if __name__ == "__main__":
     worker.main()
 """
 KILLED, NO_MEMORY = "os.kill(os.getpid(), signal.SIGKILL)", "raise MemoryError"
-ALONE, RETRIED, BEHIND = (
-    "1 2 3 4 5 6 7 8 ",
-    "1 2 3 4 5 5 6 7 8 ",
-    "1 2 3 4 5 6 7 8 ",
-)  # steps, checkpoints after 2, 4, 6 and 8
+# Steps that were trained, with checkpoints after 2, 4, 6 and 8.
+ALONE, RETRIED, BEHIND = ("1 2 3 4 5 6 7 8 ", "1 2 3 4 5 5 6 7 8 ", "1 2 3 4 5 6 7 8 ")
 
 
 @pytest.fixture
 def worker_ends(tmp_path, monkeypatch):
-    """Have the first worker end at step 5 of a trial."""
+    """Makes the first worker end at step 5 of a trial."""
 
     def planted(end):
         (tmp_path / "steps").mkdir()
@@ -62,11 +59,11 @@ def worker_ends(tmp_path, monkeypatch):
 
 
 def steps(folder, table):
-    """Of each trial, in the order of their learning rates: the steps that were trained, by all workers together."""
+    """The steps of each trial that the workers trained, in the order of learning rates."""
     return [(folder / "steps" / i).read_text() for i in table.sort_values("lr")["id"]]
 
 
-def asked(tiny, lrs, **settings):
+def checkpointed_recipe(tiny, lrs, **settings):
     return tiny({"axes": {"lr": lrs}, "engine.workers": 1, "engine.checkpoint_every": 2} | settings)
 
 
@@ -78,7 +75,7 @@ def alone(recipe):
 
 
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(tiny, tmp_path, worker_ends):
-    recipe = asked(tiny, [4e-3])
+    recipe = checkpointed_recipe(tiny, [4e-3])
     worker_ends(KILLED)
     table = sweeping.sweep(recipe, out=tmp_path)
     assert steps(tmp_path, table) == [RETRIED] and table["loss"].tolist() == alone(recipe)
@@ -87,46 +84,40 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(tiny, tmp_pa
 def test_trials_of_a_killed_stack_go_on_from_their_checkpoints_alone(
     tiny, tmp_path, worker_ends, capsys
 ):
-    recipe = asked(tiny, [2e-3, 4e-3], **{"engine.stack": 2})
+    recipe = checkpointed_recipe(tiny, [2e-3, 4e-3], **{"engine.stack": 2})
     worker_ends(KILLED)
     table = sweeping.sweep(recipe, out=tmp_path)
-    assert sorted(steps(tmp_path, table)) == sorted(
-        [RETRIED, BEHIND]
-    )  # the other's fifth step was not written down
-    assert table["loss"].tolist() == alone(recipe) and [
-        row["stack"] for row in table["provenance"]
-    ] == [1, 1]
+    # The fifth step of the other trial was not recorded in its file.
+    assert sorted(steps(tmp_path, table)) == sorted([RETRIED, BEHIND])
+    assert table["loss"].tolist() == alone(recipe)
+    assert [row["stack"] for row in table["provenance"]] == [1, 1]
     assert capsys.readouterr().err.count(", try 1: its worker died") == 2
 
 
 def test_a_stack_without_memory_is_halved_and_goes_on_from_its_checkpoints(
     tiny, tmp_path, worker_ends, capsys
 ):
-    """Not the micro-batches: the trials stay the same to the bit."""
-    recipe = asked(tiny, [1e-3, 2e-3, 4e-3, 8e-3], **{"engine.stack": 4, "engine.retries": 0})
+    """The stack is halved, not the micro-batches, so the trials stay bitwise the same."""
+    recipe = checkpointed_recipe(
+        tiny, [1e-3, 2e-3, 4e-3, 8e-3], **{"engine.stack": 4, "engine.retries": 0}
+    )
     worker_ends(NO_MEMORY)
     table = sweeping.sweep(recipe, out=tmp_path)
-    assert table["loss"].tolist() == alone(recipe) and sorted(steps(tmp_path, table)) == sorted(
-        [RETRIED, *[BEHIND] * 3]
-    )
+    assert table["loss"].tolist() == alone(recipe)
+    assert sorted(steps(tmp_path, table)) == sorted([RETRIED, *[BEHIND] * 3])
     assert [(row["stack"], row["accumulation"]) for row in table["provenance"]] == [(2, 1)] * 4
-    assert (
-        capsys.readouterr().err.count(
-            "try 1: out of memory; retried in a stack of 2 instead of 4\n"
-        )
-        == 4
-    )
+    retried = "try 1: out of memory; retried in a stack of 2 instead of 4\n"
+    assert capsys.readouterr().err.count(retried) == 4
 
 
-def test_a_trial_over_processes_without_memory_goes_on_from_its_checkpoint_in_smaller_parts(
+def test_a_trial_over_processes_out_of_memory_continues_with_smaller_micro_batches(
     tiny, tmp_path, worker_ends, capsys
 ):
-    recipe = asked(tiny, [4e-3], **{"engine.processes": 2, "engine.retries": 0})
+    recipe = checkpointed_recipe(tiny, [4e-3], **{"engine.processes": 2, "engine.retries": 0})
     worker_ends(NO_MEMORY)
     table = sweeping.sweep(recipe, out=tmp_path)
-    assert steps(tmp_path, table) == [RETRIED] and table["loss"].tolist() == pytest.approx(
-        alone(recipe), rel=1e-5
-    )
+    assert steps(tmp_path, table) == [RETRIED]
+    assert table["loss"].tolist() == pytest.approx(alone(recipe), rel=1e-5)
     assert (table["provenance"][0]["processes"], table["provenance"][0]["accumulation"]) == (2, 2)
     assert "try 1: out of memory; retried with engine.accumulation = 2\n" in capsys.readouterr().err
 
@@ -137,15 +128,15 @@ def test_a_stopped_worker_leaves_no_semaphores_of_its_processes(tiny, tmp_path):
     with local.LocalPool(1, 2) as pool:
         pool.hand_out([task])
         wait_for(lambda: any(message["progress"] > 0 for _, message in pool.messages()))
-        left = set(os.listdir("/dev/shm")) - there
-    assert left and wait_for(lambda: not left & set(os.listdir("/dev/shm")))
+        semaphores = set(os.listdir("/dev/shm")) - there
+    assert semaphores and wait_for(lambda: not semaphores & set(os.listdir("/dev/shm")))
 
 
-def test_what_a_killed_writer_left_of_a_checkpoint_is_swept_out(tiny, tmp_path):
+def test_a_partial_checkpoint_of_a_killed_writer_is_deleted(tiny, tmp_path):
     recipe = tiny({"engine.checkpoint_every": 4, "engine.runs": str(tmp_path)})
     trial, _ = training.run_trial(recipe, "main", training.accelerator())
     (tmp_path / trial.id / "checkpoint.4711.part").write_bytes(b"half")
-    (tmp_path / trial.id / "checkpoint.pt").unlink()  # that of step 4 is there
+    (tmp_path / trial.id / "checkpoint.pt").unlink()  # the checkpoint of step 4 remains
     assert training.run_trial(recipe, "main", training.accelerator())[0].loss == trial.loss
     assert {path.name for path in (tmp_path / trial.id).iterdir()} == {
         "checkpoint.pt",
@@ -153,33 +144,34 @@ def test_what_a_killed_writer_left_of_a_checkpoint_is_swept_out(tiny, tmp_path):
     }
 
 
-# --- interrupts ------------------------------------------------------------------------------------------------------
+# --- interrupts -----------------------------------------------------------------------------------
 
 DRIVER = """
 import signal, sys
 from scaletune.cli import main
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and what it starts inherits that
+# A background job ignores SIGINT, and its children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))
 """
-LONG = {
-    "axes": {"tokens": [256 * 8, 256 * 10**6]},
-    "data.epochs": 10**4,
-    "engine.workers": 2,
-}  # a trial of eight steps, and one of an hour
+# One trial takes eight steps, the other an hour.
+LONG = {"axes": {"tokens": [256 * 8, 256 * 10**6]}, "data.epochs": 10**4, "engine.workers": 2}
 
 
-def recorded(folder):
-    """Trials in the workbench of a driver that runs."""
+def trials_in_store(folder):
+    """Trials in the database of a running driver."""
     if not (folder / "sweeps/long.db").exists():
         return []
     store = Store(folder / "sweeps/long")
-    found = store.trials()
+    trials = store.trials()
     store.close()
-    return found
+    return trials
 
 
 def test_a_second_interrupt_stops_at_once(tiny, tmp_path):
-    """Ctrl-C reaches the whole foreground group. The first waits for the locked database, the second does not."""
+    """Ctrl-C reaches the whole foreground group.
+
+    After the first interrupt the driver waits for the locked database, after the second it stops.
+    """
     (tmp_path / "long.toml").write_text(
         toml(tiny(LONG).model_dump(include={*recipes.POINT_SECTIONS, "axes", "engine"}))
     )
@@ -195,7 +187,7 @@ def test_a_second_interrupt_stops_at_once(tiny, tmp_path):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as driver:
-        (trial,) = wait_for(lambda: recorded(tmp_path))
+        (trial,) = wait_for(lambda: trials_in_store(tmp_path))
         workers = children(driver.pid)
         held = sqlite3.connect(tmp_path / "sweeps/long.db", timeout=PATIENCE, isolation_level=None)
         held.execute("BEGIN IMMEDIATE")
@@ -207,16 +199,13 @@ def test_a_second_interrupt_stops_at_once(tiny, tmp_path):
         time.sleep(0.2)
         assert driver.poll() is None
         os.killpg(driver.pid, signal.SIGINT)
-        assert (
-            driver.wait(PATIENCE / 4) == -signal.SIGINT
-            and gone(workers)
-            and "Traceback" not in driver.stderr.read()
-        )
+        assert driver.wait(PATIENCE / 4) == -signal.SIGINT
+        assert gone(workers)
+        assert "Traceback" not in driver.stderr.read()
         held.close()
-    assert recorded(tmp_path) == [trial] and not read_jsonl(
-        tmp_path / "sweeps/long.jsonl"
-    )  # in the store; the record is written next time
+    # The trial is in the database; the next command writes the record.
+    assert trials_in_store(tmp_path) == [trial]
+    assert not read_jsonl(tmp_path / "sweeps/long.jsonl")
     assert sweeping.status("long", out=tmp_path)["driver"] is None
-    assert sweeping.export("long", out=tmp_path) and read_jsonl(tmp_path / "sweeps/long.jsonl") == [
-        trial
-    ]
+    assert sweeping.export("long", out=tmp_path)
+    assert read_jsonl(tmp_path / "sweeps/long.jsonl") == [trial]

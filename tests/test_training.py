@@ -30,14 +30,13 @@ def trained(recipe, acc):
     return training.run_trial(recipe, "main", acc)
 
 
-def test_a_trial_learns_and_says_what_it_was(tiny, acc):
+def test_a_trial_learns_and_its_record_is_complete(tiny, acc):
     recipe = tiny(tokens=30 * 256, lr=2e-2, width=64)
     trial, curve = trained(recipe, acc)
     corpus, counts = data.load(recipe.data), counting.params(recipe.model, 256)
     assert trial.status == "done" and trial.message == ""
-    assert (
-        0.9 < trial.loss < math.log(11) + 0.2
-    )  # nats: 5.1 a word of 5.5 letters, and eleven letters
+    # In nats: 5.1 per word of 5.5 letters; the upper bound is that of eleven letters.
+    assert 0.9 < trial.loss < math.log(11) + 0.2
     assert curve[0] == pytest.approx(math.log(256), rel=0.02) and len(curve) == 30
     assert trial.train_loss == pytest.approx(sum(curve[-3:]) / 3)
     assert (trial.id, trial.sweep) == (trial_id(recipe, corpus.digest), "main")
@@ -49,15 +48,7 @@ def test_a_trial_learns_and_says_what_it_was(tiny, acc):
         trial.seq_len,
         trial.lr,
         trial.seed,
-    ) == (
-        64,
-        2,
-        7680,
-        256,
-        32,
-        2e-2,
-        0,
-    )
+    ) == (64, 2, 7680, 256, 32, 2e-2, 0)
     assert (trial.n_params, trial.n_params_total) == (counts["n_params"], counts["n_params_total"])
     assert trial.flops == counting.flops_per_token(recipe.model, 256, 32) * 7680
     assert trial.point["data"]["digest"] == corpus.digest
@@ -66,7 +57,8 @@ def test_a_trial_learns_and_says_what_it_was(tiny, acc):
 AGAIN = """
 import json, sys
 from scaletune import recipe, training
-trial, curve = training.run_trial(recipe.validate_recipe(json.loads(sys.argv[1]), "again"), "main", training.accelerator())
+point = recipe.validate_recipe(json.loads(sys.argv[1]), "again")
+trial, curve = training.run_trial(point, "main", training.accelerator())
 print(json.dumps([trial.id, trial.loss, curve]))
 """
 
@@ -91,7 +83,7 @@ def test_a_fresh_process_trains_the_same_bits(tiny, acc):
         {"schedule.warmup": 0.5},
     ],
 )
-def test_what_identifies_a_trial_reaches_it(tiny, acc, settings):
+def test_settings_of_the_identity_change_the_result(tiny, acc, settings):
     assert trained(tiny(settings), acc)[0].loss != trained(tiny(), acc)[0].loss
 
 
@@ -112,9 +104,8 @@ def test_a_divergence_of_the_last_step_is_one_too(tiny, acc):
     settings = {"tokens": 256, "lr": 1e3, "schedule.kind": "constant", "schedule.warmup": 0.0}
     trial, curve = trained(tiny(settings), acc)
     assert (trial.status, trial.loss, len(curve)) == ("diverged", None, 1)
-    assert trial.message.startswith("held-out loss ") and trial.message.endswith(
-        f"; last good loss {curve[0]:.4g} at step 0"
-    )
+    assert trial.message.startswith("held-out loss ")
+    assert trial.message.endswith(f"; last good loss {curve[0]:.4g} at step 0")
 
 
 @pytest.mark.parametrize(
@@ -126,20 +117,22 @@ def test_a_loss_that_is_bad_from_the_start_names_what_may_be_wrong(tiny, acc, st
     )
     assert (trial.status, len(curve)) == ("diverged", 1)
     assert trial.message.endswith(
-        f"{limit}, before any update: `init_std` or a multiplier is too large for float32, or the data is not finite"
+        f"{limit}, before any update: "
+        "`init_std` or a multiplier is too large for float32, or the data is not finite"
     )
 
 
 @pytest.mark.parametrize(
     "settings", [{}, {"lr": 1e3, "schedule.kind": "constant"}, {"engine.evaluate_at": [0.5]}]
 )
-def test_looking_at_the_losses_late_changes_nothing(tiny, acc, monkeypatch, settings):
+def test_reading_the_losses_late_changes_nothing(tiny, acc, monkeypatch, settings):
     """As on a GPU, where several losses are read at a time: the record has the diverged step."""
     recipe = tiny(settings)
     early, curve = trained(recipe, acc)
     monkeypatch.setattr(loop, "READ_EVERY", {"cpu": 5})
     late, same = trained(recipe, acc)
-    assert same == curve and (late.message, late.loss, late.train_loss) == (
+    assert same == curve
+    assert (late.message, late.loss, late.train_loss) == (
         early.message,
         early.loss,
         early.train_loss,
@@ -151,17 +144,15 @@ def test_evaluations_during_training_change_nothing_and_are_on_record(tiny, acc)
     trial, same = trained(tiny({"width": 64, "engine.evaluate_at": [0.0, 0.3, 1.0]}), acc)
     assert (trial.id, trial.loss, same) == (plain.id, plain.loss, curve)
     shares = {tokens: loss for tokens, loss in trial.metrics["held_out"]}
-    assert (
-        list(shares) == [0, 3 * 256, 8 * 256] and shares[8 * 256] == trial.loss
-    )  # the first step at or past a share
-    assert (
-        shares[0] == pytest.approx(math.log(256), rel=0.02)
-        and shares[0] > shares[3 * 256] > trial.loss
-    )
+    # The evaluation is at the first step at or past a share.
+    assert list(shares) == [0, 3 * 256, 8 * 256]
+    assert shares[8 * 256] == trial.loss
+    assert shares[0] == pytest.approx(math.log(256), rel=0.02)
+    assert shares[0] > shares[3 * 256] > trial.loss
     assert plain.metrics["held_out"] == [[8 * 256, plain.loss]]
 
 
-def test_a_trial_says_where_time_and_memory_went(tiny, acc):
+def test_a_trial_records_time_and_memory(tiny, acc):
     began = time.perf_counter()
     trial, _ = trained(tiny(), acc)
     whole = time.perf_counter() - began
@@ -171,7 +162,7 @@ def test_a_trial_says_where_time_and_memory_went(tiny, acc):
     assert trial.metrics["peak_bytes"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.5)
 
 
-def test_memory_is_each_trials_own(acc, tiny):
+def test_peak_memory_is_measured_per_trial(acc, tiny):
     """A small trial after a large one must not report the peak of the large one."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this kernel does not let a process forget its peak")
@@ -182,7 +173,7 @@ def test_memory_is_each_trials_own(acc, tiny):
     assert large.metrics["peak_bytes"] > trained(small, acc)[0].metrics["peak_bytes"] + 2**26
 
 
-def test_a_process_does_not_grow_with_its_trials(acc, tiny):
+def test_the_memory_of_a_process_does_not_grow_with_its_trials(acc, tiny):
     recipe = tiny({"schedule.ema_half_life": 1024, "tokens": 512})
     trained(recipe, acc)
     gc.collect()
@@ -194,15 +185,15 @@ def test_a_process_does_not_grow_with_its_trials(acc, tiny):
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.0, [0, 7]), (0.25, [0, 2, 7]), (1.0, [0, 7])])
-def test_the_guard_looks_at_the_start_after_warmup_and_at_the_end(
+def test_the_guard_runs_at_the_start_after_warmup_and_at_the_end(
     tiny, acc, monkeypatch, warmup, steps
 ):
     """The guard does not change the trial."""
-    recipe, asked = tiny({"width": 64, "schedule.warmup": warmup, "schedule.decay": 0.0}), []
+    recipe, calls = tiny({"width": 64, "schedule.warmup": warmup, "schedule.decay": 0.0}), []
     expected = trained(recipe, acc)
-    monkeypatch.setattr(optim, "guard", lambda opt, plan, when: asked.append(when))
+    monkeypatch.setattr(optim, "guard", lambda opt, plan, when: calls.append(when))
     trial, curve = trained(recipe, acc)
-    assert asked == [f"at step {step} of 8" for step in steps]
+    assert calls == [f"at step {step} of 8" for step in steps]
     assert (trial.id, trial.loss, curve) == (expected[0].id, expected[0].loss, expected[1])
 
 
@@ -220,7 +211,8 @@ def test_a_schedule_that_writes_absolute_values_is_stopped(
     monkeypatch.setattr(optim, "set_learning_rates", absolute)
     with pytest.raises(
         UserError,
-        match=rf"at step {step} of 8 the group of .* has 1 times the lr of .*, but 0.5 times in the plan",
+        match=rf"at step {step} of 8 the group of .* has 1 times the lr of .*, "
+        r"but 0.5 times in the plan",
     ):
         trained(tiny(width=64), acc)
 
@@ -265,14 +257,13 @@ def test_held_out_loss_is_over_the_same_windows_for_every_trial(tiny, acc, token
         corpus = data.load(recipe.data)
         loss = training.evaluate(model, corpus, recipe, acc)
         seen.append(torch.cat(model.seen))
-        assert loss == pytest.approx(
-            float(seen[-1].double().mean()), rel=1e-12
-        )  # passes of unequal size have the right weight
+        # Passes of unequal size are weighted by their size.
+        assert loss == pytest.approx(float(seen[-1].double().mean()), rel=1e-12)
     assert torch.equal(*seen) and seen[0].shape[1] == 32
     assert seen[0].numel() <= max(tokens, 32)
 
 
-def test_more_or_fewer_processes_than_asked_are_refused(tiny):
+def test_more_or_fewer_processes_than_requested_are_refused(tiny):
     class One:
         num_processes = 1
 
@@ -321,6 +312,5 @@ def test_a_gpu_trains_as_the_cpu(tiny):
     trial, curve = trained(recipe, training.accelerator())
     cpu_id, loss, cpu_curve = json.loads(done.stdout)
     assert trial.provenance["device"] == torch.cuda.get_device_name() and trial.id == cpu_id
-    assert curve == pytest.approx(cpu_curve, rel=1e-3) and trial.loss == pytest.approx(
-        loss, rel=1e-3
-    )
+    assert curve == pytest.approx(cpu_curve, rel=1e-3)
+    assert trial.loss == pytest.approx(loss, rel=1e-3)

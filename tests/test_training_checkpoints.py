@@ -1,4 +1,7 @@
-"""Checkpoints: a stopped trial continues bitwise, and a damaged checkpoint is replaced by the previous one."""
+"""Checkpoints: a stopped trial continues bitwise.
+
+If a checkpoint is damaged, the previous one is used.
+"""
 
 import json
 import os
@@ -15,13 +18,8 @@ from scaletune.recipe import with_settings
 from scaletune.training import checkpoints
 
 EVERY = 3
-STOPS = [
-    1,
-    3,
-    5,
-    6,
-    8,
-]  # steps taken when the process is killed: before the first checkpoint, on one, between, at the end
+# Step of the kill: before the first checkpoint, at a checkpoint, between two, at the end.
+STOPS = [1, 3, 5, 6, 8]
 KINDS = {
     "plain": {},
     "all": {
@@ -57,7 +55,7 @@ for kind, settings in kinds.items():
 """
 
 
-def asked(tiny, folder, **settings):
+def checkpointed_recipe(tiny, folder, **settings):
     return tiny(
         {"width": 64, "engine.checkpoint_every": EVERY, "engine.runs": str(folder)} | settings
     )
@@ -74,8 +72,8 @@ def trained(recipe):
     }
 
 
-def files(recipe, name="checkpoint.pt"):
-    """The checkpoint of the only trial in a folder of runs."""
+def checkpoint_path(recipe, name="checkpoint.pt"):
+    """The path of a checkpoint of the only trial in a folder of runs."""
     (trial,) = os.listdir(recipe.engine.runs)
     return f"{recipe.engine.runs}/{trial}/{name}"
 
@@ -84,7 +82,7 @@ def files(recipe, name="checkpoint.pt"):
 def killed(tiny, tmp_path_factory):
     """Folders of runs that were killed with signal 9 after each of STOPS steps."""
     folder = tmp_path_factory.mktemp("killed")
-    order = json.dumps([asked(tiny, folder).model_dump(), KINDS, STOPS, str(folder)])
+    order = json.dumps([checkpointed_recipe(tiny, folder).model_dump(), KINDS, STOPS, str(folder)])
     subprocess.run([sys.executable, "-c", KILLED, order], check=True, timeout=120)
     return folder
 
@@ -99,8 +97,8 @@ def undisturbed(tiny):
 def test_a_killed_trial_goes_on_to_the_same_bits(
     tiny, killed, undisturbed, kind, stop, monkeypatch
 ):
-    recipe = asked(tiny, killed / f"{kind}-{stop}", **KINDS[kind])
-    assert os.path.exists(files(recipe)) == (stop >= EVERY)
+    recipe = checkpointed_recipe(tiny, killed / f"{kind}-{stop}", **KINDS[kind])
+    assert os.path.exists(checkpoint_path(recipe)) == (stop >= EVERY)
     restored, put_back = [], checkpoints.load_state
 
     def watched(run, content):
@@ -114,11 +112,11 @@ def test_a_killed_trial_goes_on_to_the_same_bits(
 
 @pytest.fixture
 def stopped(tiny, killed, tmp_path):
-    """A copy of a run that has checkpoints of steps 6 and 3, its recipe and the recipe's two files."""
+    """(recipe, last checkpoint, previous checkpoint) of a trial, in a copy of its folder."""
     shutil.copytree(killed / "plain-8", tmp_path / "runs")
-    recipe = asked(tiny, tmp_path / "runs")
+    recipe = checkpointed_recipe(tiny, tmp_path / "runs")
     trained(recipe)
-    return recipe, files(recipe), files(recipe, "previous.pt")
+    return recipe, checkpoint_path(recipe), checkpoint_path(recipe, "previous.pt")
 
 
 def truncated(path):
@@ -154,9 +152,9 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(stopped, undisturbed, dama
     recipe, path, _ = stopped
     damage(path)
     assert trained(recipe) == undisturbed["plain"]
-    said = capsys.readouterr().err
-    assert (f"checkpoint `{path}` cannot be read (" in said and said.count("\n") == 1) or (
-        damage is os.remove and not said
+    warning = capsys.readouterr().err
+    assert (f"checkpoint `{path}` cannot be read (" in warning and warning.count("\n") == 1) or (
+        damage is os.remove and not warning
     )
 
 
@@ -167,7 +165,8 @@ def test_with_both_damaged_nothing_is_overwritten(stopped):
     sizes = os.path.getsize(path), os.path.getsize(previous)
     with pytest.raises(
         UserError,
-        match=r"a checkpoint must be a complete file written by scaletune, but .* is not: delete it to train from the start",
+        match=r"a checkpoint must be a complete file written by scaletune, but .* is not: "
+        r"delete it to train from the start",
     ):
         trained(recipe)
     assert sizes == (os.path.getsize(path), os.path.getsize(previous))
@@ -187,13 +186,12 @@ def test_a_checkpoint_of_another_recipe_is_refused(stopped):
 
 
 def test_a_crash_while_writing_leaves_the_last_checkpoint(tiny, tmp_path, monkeypatch, undisturbed):
-    recipe, replace, calls = asked(tiny, tmp_path), os.replace, []
+    recipe, replace, calls = checkpointed_recipe(tiny, tmp_path), os.replace, []
 
     def crash(source, target):
         calls.append(source)
-        if (
-            len(calls) == 3
-        ):  # calls of os.replace: 1 for the first checkpoint, 2 and 3 for the second
+        # os.replace is called once for the first checkpoint and twice for the second.
+        if len(calls) == 3:
             raise KeyboardInterrupt
         replace(source, target)
 
@@ -232,4 +230,4 @@ def test_a_checkpoint_that_would_run_code_is_left_unread(stopped, tmp_path, undi
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tiny, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"`engine\.runs` must be a writable folder, but "):
-        trained(asked(tiny, tmp_path / "file" / "runs"))
+        trained(checkpointed_recipe(tiny, tmp_path / "file" / "runs"))

@@ -1,4 +1,4 @@
-"""Every optimizer family in the training loop: it trains, continues bitwise from a checkpoint, and follows the recipe."""
+"""Every optimizer family trains, continues bitwise from a checkpoint and follows the recipe."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from scaletune.recipe import LR_FREE, OPTIMIZER_SETTINGS
 EVERY, STOP = 3, 5  # steps
 
 
-def asked(family):
+def family_settings(family):
     constant = {"schedule.kind": "constant"} if family == "schedulefree_adamw" else {}
     lr = (
         1.0
@@ -35,7 +35,9 @@ class Stopped(Exception):
 def test_a_stopped_trial_goes_on_to_the_same_bits(tiny, acc, tmp_path, family):
     """Statistics, averages, estimates and step counts of the family are all in the checkpoint."""
     pytest.importorskip(PACKAGES.get(family, "torch"))
-    recipe = tiny(asked(family) | {"engine.checkpoint_every": EVERY, "engine.runs": str(tmp_path)})
+    recipe = tiny(
+        family_settings(family) | {"engine.checkpoint_every": EVERY, "engine.runs": str(tmp_path)}
+    )
 
     def stop(share):
         if share == STOP / recipe.budget.steps:
@@ -45,20 +47,17 @@ def test_a_stopped_trial_goes_on_to_the_same_bits(tiny, acc, tmp_path, family):
         training.run_trial(recipe, "main", acc, stop)
     seen = []
     again, curve = training.run_trial(recipe, "main", acc, seen.append)
-    alone, expected = training.run_trial(tiny(asked(family)), "main", acc)
-    assert seen[0] == (EVERY + 1) / recipe.budget.steps  # from the checkpoint on
-    assert (again.status, again.loss, curve) == (
-        "done",
-        alone.loss,
-        expected,
-    ) and again.id == alone.id
+    alone, expected = training.run_trial(tiny(family_settings(family)), "main", acc)
+    assert seen[0] == (EVERY + 1) / recipe.budget.steps  # training continues from the checkpoint
+    assert (again.status, again.loss, curve) == ("done", alone.loss, expected)
+    assert again.id == alone.id
     assert curve[-1] < curve[0]
 
 
-def test_schedule_free_is_judged_at_its_average(tiny, acc):
-    """Against a loop with the authors' package: the held-out loss is that of its evaluation mode."""
+def test_schedule_free_is_evaluated_at_its_average(tiny, acc):
+    """The held-out loss equals that of the authors' package in its evaluation mode."""
     schedulefree = pytest.importorskip("schedulefree")
-    recipe = tiny(asked("schedulefree_adamw"))
+    recipe = tiny(family_settings("schedulefree_adamw"))
     trial, _ = training.run_trial(recipe, "main", acc)
     corpus, model = data.load(recipe.data), models.build(recipe, 256)
     groups = [
@@ -81,9 +80,8 @@ def test_schedule_free_is_judged_at_its_average(tiny, acc):
 
     in_training = held_out()
     opt.eval()
-    assert (
-        trial.loss == pytest.approx(held_out(), rel=1e-6) and abs(in_training - trial.loss) > 1e-3
-    )
+    assert trial.loss == pytest.approx(held_out(), rel=1e-6)
+    assert abs(in_training - trial.loss) > 1e-3
 
 
 def test_warmup_in_tokens_is_its_share_of_them(tiny, acc):

@@ -1,4 +1,4 @@
-"""The parts of the training loop, each against plain PyTorch, a closed form or an independent reader."""
+"""Parts of the training loop, compared with plain PyTorch, formulas or independent readers."""
 
 import json
 import math
@@ -24,8 +24,8 @@ def acc():
     return training.accelerator()
 
 
-def by_hand(recipe):
-    """(training losses, held-out loss) of a loop in plain PyTorch, z-loss and averaged weights written out."""
+def train_by_hand(recipe):
+    """(training losses, held-out loss) of plain PyTorch with z-loss and weight average."""
     corpus, settings = data.load(recipe.data), recipe.training
     model = models.build(recipe, 256)
     opt = optim.optimizer(model, counting.plan_tensors(recipe, 256), recipe.optimizer)
@@ -68,7 +68,7 @@ def by_hand(recipe):
 def test_a_trial_is_what_a_loop_by_hand_trains(tiny, acc, settings):
     recipe = tiny({"width": 64} | settings)
     trial, curve = training.run_trial(recipe, "main", acc)
-    losses, held_out = by_hand(recipe)
+    losses, held_out = train_by_hand(recipe)
     assert curve == pytest.approx(
         losses, rel=1e-5 if settings.get("training.precision") != "bf16" else 2e-4
     )
@@ -76,13 +76,13 @@ def test_a_trial_is_what_a_loop_by_hand_trains(tiny, acc, settings):
         held_out, rel=1e-5 if settings.get("training.precision") != "bf16" else 2e-4
     )
     plain, without = training.run_trial(tiny(width=64), "main", acc)
-    assert (trial.id == plain.id) == (
-        not settings
-    )  # what changes the result is part of the identity
+    # Settings that change the result are part of the identity.
+    assert (trial.id == plain.id) == (not settings)
     assert (trial.loss == plain.loss) == (not settings)
+    # The reported loss excludes the z-loss.
     assert curve[0] == pytest.approx(
         without[0], rel=1e-3 if settings.get("training.precision") else 1e-12
-    )  # the reported loss excludes the z-loss
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_z_loss_is_refused_where_there_is_no_readout_of_tokens():
 
 
 def test_a_compiled_trial_is_the_same(tiny, acc, monkeypatch):
-    """Through the graph capture and autograd of the compiler, not its code generation, which takes a minute."""
+    """Uses graph capture and autograd of the compiler without its slow code generation."""
     settings = {"training.z_loss": 1e-3, "engine.accumulation": 2, "model.depth": 1}
     plain, curve = training.run_trial(tiny(settings), "main", acc)
     monkeypatch.setattr(
@@ -123,13 +123,16 @@ def test_compiling_without_a_compiler_is_refused(tiny, acc, monkeypatch):
         training.run_trial(tiny({"engine.compile": True}), "main", acc)
 
 
-# --- noise -----------------------------------------------------------------------------------------------------------
+# --- noise ----------------------------------------------------------------------------------------
 
 
 def test_noise_of_rows_is_their_gradients_sample_covariance(tiny, acc):
-    """Batches of one row: tr(Sigma) is the sample variance, |G|**2 the squared mean less a row's share of it."""
+    """Batches of one row.
+
+    tr(Sigma) is the sample variance; |G|**2 is the squared mean minus variance / rows.
+    """
     recipe = tiny({"width": 64, "tokens": 256, "engine.accumulation": 8, "engine.noise_every": 1})
-    found = training.run_trial(recipe, "main", acc)[0].metrics["noise"]
+    noise = training.run_trial(recipe, "main", acc)[0].metrics["noise"]
     corpus, model, grads = data.load(recipe.data), models.build(recipe, 256), []
     for inputs, targets in zip(*map(torch.from_numpy, corpus.batch(0, 0, 8, 32)), strict=True):
         loss = F.cross_entropy(model(inputs[None])[0, 0], targets)
@@ -141,9 +144,9 @@ def test_noise_of_rows_is_their_gradients_sample_covariance(tiny, acc):
     rows = torch.stack(grads)
     variance = float(rows.var(0, correction=1).sum())
     squared = float(rows.mean(0).square().sum()) - variance / 8
-    assert found["variance"] == pytest.approx(variance, rel=1e-4)
-    assert found["squared_gradient"] == pytest.approx(squared, rel=1e-4)
-    assert found["critical_batch_tokens"] == pytest.approx(32 * variance / squared, rel=1e-4)
+    assert noise["variance"] == pytest.approx(variance, rel=1e-4)
+    assert noise["squared_gradient"] == pytest.approx(squared, rel=1e-4)
+    assert noise["critical_batch_tokens"] == pytest.approx(32 * variance / squared, rel=1e-4)
 
 
 def test_measuring_the_noise_changes_nothing(tiny, acc):
@@ -151,17 +154,16 @@ def test_measuring_the_noise_changes_nothing(tiny, acc):
     trial, same = training.run_trial(
         tiny({"engine.accumulation": 4, "engine.noise_every": 2}), "main", acc
     )
-    assert (trial.loss, same, trial.id) == (plain.loss, curve, plain.id) and plain.metrics[
-        "noise"
-    ] == {}
+    assert (trial.loss, same, trial.id) == (plain.loss, curve, plain.id)
+    assert plain.metrics["noise"] == {}
 
 
 @pytest.mark.parametrize(("small_rows", "big_rows"), [(1, 8), (4, 16), (8, 16)])
 def test_noise_is_estimated_without_bias(small_rows, big_rows):
-    """Drawn gradients of known mean and covariance: the averages meet them within their sampling error."""
+    """Averages over random gradients equal the known mean and covariance to sampling error."""
     drawn, noise = np.random.default_rng(0), training.GradientNoise()
     mean, deviation = np.linspace(-1, 1, 10), np.linspace(0.5, 3, 10)
-    found = []
+    estimates = []
     for _ in range(400):
         small = mean + deviation * drawn.standard_normal((big_rows // small_rows, 10)) / math.sqrt(
             small_rows
@@ -169,11 +171,10 @@ def test_noise_is_estimated_without_bias(small_rows, big_rows):
         noise.add(
             float((small**2).sum(1).mean()), float((small.mean(0) ** 2).sum()), small_rows, big_rows
         )
-        found.append(list(noise.metrics(1).values())[:2])
-    signal, variance = np.mean(found[50:], 0)
-    assert variance == pytest.approx((deviation**2).sum(), rel=0.1) and signal == pytest.approx(
-        (mean**2).sum(), rel=0.2
-    )
+        estimates.append(list(noise.metrics(1).values())[:2])
+    signal, variance = np.mean(estimates[50:], 0)
+    assert variance == pytest.approx((deviation**2).sum(), rel=0.1)
+    assert signal == pytest.approx((mean**2).sum(), rel=0.2)
 
 
 def test_noise_that_hides_the_gradient_has_no_critical_batch():
@@ -186,7 +187,7 @@ def test_noise_that_hides_the_gradient_has_no_critical_batch():
     }
 
 
-def test_noise_of_a_divergence_is_what_it_was_before(tiny, acc):
+def test_the_noise_of_a_diverged_trial_is_finite(tiny, acc):
     settings = {
         "lr": 1e30,
         "schedule.kind": "constant",
@@ -201,17 +202,21 @@ def test_noise_of_a_divergence_is_what_it_was_before(tiny, acc):
 def test_noise_needs_two_batches_to_compare(tiny):
     with pytest.raises(
         UserError,
-        match=r"`processes \* accumulation >= 2` must hold for a gradient noise scale .* processes=1, accumulation=1",
+        match=r"`processes \* accumulation >= 2` must hold for a gradient noise scale .* "
+        r"processes=1, accumulation=1",
     ):
         tiny({"engine.noise_every": 1})
 
 
-# --- trackers --------------------------------------------------------------------------------------------------------
+# --- trackers -------------------------------------------------------------------------------------
 
 
 def scalars(folder, event):
-    """{tag: [(step, value)]} of the event files under `folder`: TFRecord framing, each record a message `event` parses."""
-    found = {}
+    """{tag: [(step, value)]} of the event files under `folder`.
+
+    The files are TFRecords; each record is a message of the class `event`.
+    """
+    series = {}
     for path in (
         os.path.join(at, name)
         for at, _, names in os.walk(folder)
@@ -225,8 +230,8 @@ def scalars(folder, event):
             place += 12 + size + 4
             for value in record.summary.value:
                 if value.HasField("simple_value"):
-                    found.setdefault(value.tag, []).append((record.step, value.simple_value))
-    return found
+                    series.setdefault(value.tag, []).append((record.step, value.simple_value))
+    return series
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -240,15 +245,15 @@ def test_tensorboard_gets_every_loss(tiny, acc, tmp_path):
         }
     )
     trial, curve = training.run_trial(recipe, "main", acc)
-    found = scalars(tmp_path / trial.id, proto.Event)
-    assert found["train/loss"] == [
+    series = scalars(tmp_path / trial.id, proto.Event)
+    assert series["train/loss"] == [
         (step, pytest.approx(loss, rel=1e-6)) for step, loss in enumerate(curve)
     ]
     held_out = [
         (int(tokens) // 256, pytest.approx(loss, rel=1e-6))
         for tokens, loss in trial.metrics["held_out"]
     ]
-    assert found["held_out/loss"] == held_out and len(held_out) == 2
+    assert series["held_out/loss"] == held_out and len(held_out) == 2
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -260,11 +265,9 @@ def test_wandb_writes_a_run_without_a_network(tiny, acc, tmp_path, monkeypatch):
     trial, curve = training.run_trial(recipe, "main", acc)
     (run,) = (tmp_path / trial.id).rglob("*.wandb")
     content = run.read_bytes()
-    assert (
-        content.startswith(b":W&B")
-        and b"train/loss" in content
-        and json.dumps(curve[-1]).encode()[:8] in content
-    )
+    assert content.startswith(b":W&B")
+    assert b"train/loss" in content
+    assert json.dumps(curve[-1]).encode()[:8] in content
 
 
 @pytest.mark.parametrize(
@@ -279,12 +282,13 @@ def test_a_tracker_that_is_not_installed_is_one_clear_line(
     recipe = tiny({"engine.trackers": [tracker], "engine.runs": str(tmp_path)})
     with pytest.raises(
         UserError,
-        match=rf"tracker '{tracker}' needs the package `.*`, but it is not installed: pip install 'scaletune\[track\]'",
+        match=rf"tracker '{tracker}' needs the package `.*`, but it is not installed: "
+        r"pip install 'scaletune\[track\]'",
     ):
         training.run_trial(recipe, "main", acc)
 
 
-# --- lr range test --------------------------------------------------------------------------------------------------
+# --- lr range test --------------------------------------------------------------------------------
 
 
 def test_the_range_test_finds_what_trains(tiny, acc):
@@ -292,19 +296,13 @@ def test_the_range_test_finds_what_trains(tiny, acc):
     recipe = tiny(
         {"width": 64, "schedule.kind": "constant", "schedule.warmup": 0.0, "tokens": 256 * 20}
     )
-    found = training.lr_range_test(recipe, 1e-5, 30.0, 60, acc)
-    records = found["records"]
+    result = training.lr_range_test(recipe, 1e-5, 30.0, 60, acc)
+    records = result["records"]
     assert [row["lr"] for row in records] == pytest.approx(
         np.geomspace(1e-5, 30.0, 60)[: len(records)], rel=1e-9
     )
-    assert (
-        1e-5
-        < found["suggestion"]
-        == found["steepest"]
-        <= found["lowest"]
-        < found["diverged_at"]
-        <= 30.0
-    )
+    assert 1e-5 < result["suggestion"] == result["steepest"] <= result["lowest"]
+    assert result["lowest"] < result["diverged_at"] <= 30.0
     low, best, high = (
         training.run_trial(
             tiny(
@@ -319,7 +317,7 @@ def test_the_range_test_finds_what_trains(tiny, acc):
             "main",
             acc,
         )[0]
-        for lr in (1e-5, found["suggestion"], found["diverged_at"])
+        for lr in (1e-5, result["suggestion"], result["diverged_at"])
     )
     assert best.loss < low.loss - 1 and (high.loss is None or high.loss > best.loss)
 
@@ -332,9 +330,8 @@ def test_a_ramp_starts_as_a_trial_does(tiny, acc):
     ramp = training.lr_range_test(tiny({"schedule.kind": "cosine"}), 1e-3, 1.0001e-3, 10, acc)[
         "records"
     ]
-    assert [row["loss"] for row in ramp[:8]] == pytest.approx(
-        curve, rel=1e-5
-    )  # an almost constant lr gives that trial
+    # The lr of this ramp is almost constant.
+    assert [row["loss"] for row in ramp[:8]] == pytest.approx(curve, rel=1e-5)
 
 
 def test_a_range_test_is_read_as_numpy_would():
@@ -345,14 +342,12 @@ def test_a_range_test_is_read_as_numpy_would():
     )
     weights = 0.9 ** np.arange(80)[::-1]
     smooth = [np.average(losses[: i + 1], weights=weights[-i - 1 :]) for i in range(80)]
-    found = summarize(lrs.tolist(), losses.tolist())
-    assert [row["smooth"] for row in found["records"]] == pytest.approx(smooth, rel=1e-12)
+    result = summarize(lrs.tolist(), losses.tolist())
+    assert [row["smooth"] for row in result["records"]] == pytest.approx(smooth, rel=1e-12)
     lowest = int(np.argmin(smooth))
-    assert (
-        found["lowest"] == lrs[lowest]
-        and found["steepest"] == lrs[np.gradient(smooth, x)[: lowest + 1].argmin()]
-    )
-    assert found["diverged_at"] == lrs[next(i for i in range(lowest, 80) if smooth[i] > smooth[0])]
+    assert result["lowest"] == lrs[lowest]
+    assert result["steepest"] == lrs[np.gradient(smooth, x)[: lowest + 1].argmin()]
+    assert result["diverged_at"] == lrs[next(i for i in range(lowest, 80) if smooth[i] > smooth[0])]
 
 
 @pytest.mark.parametrize(
@@ -365,16 +360,16 @@ def test_a_range_test_is_read_as_numpy_would():
     ],
 )
 def test_a_range_test_says_where_it_diverged(losses, diverged):
-    found = summarize([1.0, 2.0, 3.0, 4.0][: len(losses)], losses, 11.0)
-    assert found["diverged_at"] == diverged
-    assert (found["suggestion"] is None) == (min(losses) == losses[0])
-    json.dumps(found, allow_nan=False)
+    result = summarize([1.0, 2.0, 3.0, 4.0][: len(losses)], losses, 11.0)
+    assert result["diverged_at"] == diverged
+    assert (result["suggestion"] is None) == (min(losses) == losses[0])
+    json.dumps(result, allow_nan=False)
 
 
 @pytest.mark.parametrize(
     ("low", "high", "steps"), [(0.0, 1.0, 50), (1.0, 0.1, 50), (1e-3, math.inf, 50), (1e-3, 1.0, 5)]
 )
-def test_a_range_that_is_none_is_refused(tiny, acc, low, high, steps):
+def test_an_invalid_range_is_refused(tiny, acc, low, high, steps):
     with pytest.raises(
         UserError,
         match=r"`0 < low < high` and `steps >= 10` must hold for a range test, but got low=",
@@ -391,9 +386,7 @@ def test_bf16_and_compile_train_on_a_gpu(tiny):
         "main",
         training.accelerator(),
     )
-    assert (
-        fast == pytest.approx(curve, rel=2e-2)
-        and trial.metrics["seconds"]["compile"] > 0
-        and trial.metrics["peak_bytes"] > 0
-    )
+    assert fast == pytest.approx(curve, rel=2e-2)
+    assert trial.metrics["seconds"]["compile"] > 0
+    assert trial.metrics["peak_bytes"] > 0
     assert trial.loss == pytest.approx(plain.loss, rel=2e-2)

@@ -14,16 +14,16 @@ from torch.distributed.launcher import api
 from scaletune import data, training
 from scaletune.errors import UserError
 
-WAYS = [1, 2, 4]  # micro-batches a process
+WAYS = [1, 2, 4]  # micro-batches per process
 MUON = {"optimizer": {"family": "muon", "lr": 0.01}}
 PAIR = """
 import json, os, sys
 import torch
 from scaletune import models, recipe, training
 
-asked, out = json.loads(sys.argv[1]), sys.argv[2]
+request, out = json.loads(sys.argv[1]), sys.argv[2]
 acc = training.accelerator()
-said = []
+results = []
 forward = models.Transformer.forward
 
 def watched(model, tokens, targets):
@@ -32,20 +32,23 @@ def watched(model, tokens, targets):
     return forward(model, tokens, targets)
 
 models.Transformer.forward = watched
-for settings in asked["settings"]:
+for settings in request["settings"]:
     rows = []
-    point = recipe.with_settings(recipe.validate_recipe(asked["recipe"], "pair"), settings)
+    point = recipe.with_settings(recipe.validate_recipe(request["recipe"], "pair"), settings)
     trial, curve = training.run_trial(point, "main", acc)
-    said.append({"id": trial.id, "loss": trial.loss, "curve": curve, "rows": rows, "noise": trial.metrics["noise"]})
+    result = {"id": trial.id, "loss": trial.loss, "curve": curve, "rows": rows}
+    results.append(result | {"noise": trial.metrics["noise"]})
     if point.engine.checkpoint_every:
         acc.wait_for_everyone()
         if acc.is_main_process:
-            os.remove(f"{point.engine.runs}/{trial.id}/checkpoint.pt")  # as if killed before the last one
+            # As if the trial was killed before its last checkpoint.
+            os.remove(f"{point.engine.runs}/{trial.id}/checkpoint.pt")
         acc.wait_for_everyone()
         rows = []
-        said[-1]["again"], said[-1]["steps"] = training.run_trial(point, "main", acc)[1], len(rows)
+        curve = training.run_trial(point, "main", acc)[1]
+        results[-1] |= {"again": curve, "steps": len(rows)}
 with open(f"{out}/rank{acc.process_index}.json", "w") as file:
-    json.dump(said, file)
+    json.dump(results, file)
 torch.distributed.destroy_process_group()
 """
 
@@ -64,7 +67,7 @@ def pair(tiny, tmp_path_factory):
         settings(2, 1, **MUON),
         settings(2, 1, **{"engine.checkpoint_every": 3, "engine.runs": str(out / "runs")}),
     ]
-    asked = json.dumps({"recipe": tiny(width=64).model_dump(), "settings": ways})
+    request = json.dumps({"recipe": tiny(width=64).model_dump(), "settings": ways})
     command = [
         sys.executable,
         "-m",
@@ -72,7 +75,7 @@ def pair(tiny, tmp_path_factory):
         "--standalone",
         "--nproc_per_node=2",
         str(out / "pair.py"),
-        asked,
+        request,
         str(out),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -86,9 +89,8 @@ def test_two_processes_train_as_one(tiny, pair, i):
     alone, curve = training.run_trial(recipe, "main", training.accelerator())
     for rank in pair:
         assert rank[i]["id"] == alone.id  # the processes are not part of the identity
-        assert rank[i]["curve"] == pytest.approx(curve, rel=1e-5) and rank[i][
-            "loss"
-        ] == pytest.approx(alone.loss, rel=1e-5)
+        assert rank[i]["curve"] == pytest.approx(curve, rel=1e-5)
+        assert rank[i]["loss"] == pytest.approx(alone.loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("i", range(len(WAYS)))
@@ -100,9 +102,8 @@ def test_the_ranks_share_out_the_global_batch(tiny, pair, i):
         parts = [
             part for rank in pair for part in rank[i]["rows"][step * WAYS[i] : (step + 1) * WAYS[i]]
         ]
-        assert {len(part) for part in parts} == {
-            2 * 8 // (2 * WAYS[i])
-        }  # equal micro-batches, two numbers a row
+        # Equal micro-batches with two numbers per row.
+        assert {len(part) for part in parts} == {2 * 8 // (2 * WAYS[i])}
         rows = [
             pair
             for part in parts
@@ -114,13 +115,11 @@ def test_the_ranks_share_out_the_global_batch(tiny, pair, i):
 
 
 def test_two_processes_train_as_one_under_muon(tiny, pair):
-    """Muon's step uses whole matrices, the same on every rank. Its bfloat16 amplifies rounding."""
+    """Every rank computes Muon's step on whole matrices. Its bfloat16 amplifies rounding."""
     alone, curve = training.run_trial(tiny({"width": 64} | MUON), "main", training.accelerator())
     for rank in pair:
-        assert (
-            rank[len(WAYS) + 1]["curve"] == pytest.approx(curve, rel=1e-3)
-            and rank[len(WAYS) + 1]["id"] == alone.id
-        )
+        assert rank[len(WAYS) + 1]["curve"] == pytest.approx(curve, rel=1e-3)
+        assert rank[len(WAYS) + 1]["id"] == alone.id
 
 
 @pytest.mark.parametrize("accumulation", [2, 4, 8])
@@ -130,15 +129,13 @@ def test_micro_batches_train_as_one_batch(tiny, accumulation):
     trial, same = training.run_trial(
         tiny({"width": 64, "engine.accumulation": accumulation}), "main", acc
     )
-    assert (
-        same == pytest.approx(curve, rel=1e-5)
-        and trial.loss == pytest.approx(plain.loss, rel=1e-5)
-        and trial.id == plain.id
-    )
+    assert same == pytest.approx(curve, rel=1e-5)
+    assert trial.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert trial.id == plain.id
 
 
-def test_the_noise_does_not_depend_on_how_rows_are_spread(tiny, pair):
-    """Batches of one row: the same eight whether in 1 x 8 or 2 x 4."""
+def test_the_noise_does_not_depend_on_the_number_of_processes(tiny, pair):
+    """Micro-batches of one row: 1 process x 8 and 2 processes x 4 give the same noise."""
     recipe = tiny({"width": 64, "engine.accumulation": 8, "engine.noise_every": 3})
     alone, _ = training.run_trial(recipe, "main", training.accelerator())
     for rank in pair:
@@ -147,17 +144,18 @@ def test_the_noise_does_not_depend_on_how_rows_are_spread(tiny, pair):
 
 def test_two_processes_go_on_from_one_checkpoint(pair):
     for rank in pair:
-        assert (
-            rank[-1]["again"] == rank[-1]["curve"] and rank[-1]["steps"] == 2
-        )  # of eight: from step 6 on
+        # The last two of eight steps, from step 6 on.
+        assert rank[-1]["again"] == rank[-1]["curve"]
+        assert rank[-1]["steps"] == 2
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"), [("UserError: `a` must hold", UserError), ("KeyError: 'a'", ChildFailedError)]
+    ("message", "kind"),
+    [("UserError: `a` must hold", UserError), ("KeyError: 'a'", ChildFailedError)],
 )
-def test_what_the_user_can_mend_comes_back_as_one_line(tiny, tmp_path, monkeypatch, said, kind):
+def test_a_user_error_of_a_rank_is_raised_as_one_line(tiny, tmp_path, monkeypatch, message, kind):
     (tmp_path / "error.json").write_text(
-        json.dumps({"message": {"message": said, "extraInfo": {"timestamp": "0"}}})
+        json.dumps({"message": {"message": message, "extraInfo": {"timestamp": "0"}}})
     )
     failure = ProcessFailure(
         local_rank=1, pid=1, exitcode=1, error_file=str(tmp_path / "error.json")
@@ -176,19 +174,20 @@ import json, os, sys
 from scaletune import recipe, training
 
 if __name__ == "__main__":
-    training.launch_trial(recipe.validate_recipe(json.loads(sys.argv[1]), "killed"), "main", lambda share: print(os.getpid(), flush=True))
+    point = recipe.validate_recipe(json.loads(sys.argv[1]), "killed")
+    training.launch_trial(point, "main", lambda share: print(os.getpid(), flush=True))
 """
 
 
 def test_a_killed_launcher_leaves_no_ranks(tiny, tmp_path):
     (tmp_path / "launch.py").write_text(LAUNCHER)
-    asked = json.dumps(tiny({"engine.processes": 2, "tokens": 256 * 100_000}).model_dump())
+    content = json.dumps(tiny({"engine.processes": 2, "tokens": 256 * 100_000}).model_dump())
     with subprocess.Popen(
-        [sys.executable, str(tmp_path / "launch.py"), asked],
+        [sys.executable, str(tmp_path / "launch.py"), content],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as process:
-        assert process.stdout.readline()  # it is training
+        assert process.stdout.readline()  # the trial is training
         ranks = psutil.Process(process.pid).children(recursive=True)
         assert len(ranks) >= 2
         os.kill(process.pid, 9)

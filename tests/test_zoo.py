@@ -1,4 +1,4 @@
-"""The model zoo: its example recipes pass the checks, and work from recipe to report."""
+"""Models: every family passes the coordinate check; examples work from recipe to report."""
 
 import json
 import runpy
@@ -13,7 +13,7 @@ from scaletune.records import read_jsonl
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "configs" / "examples").glob("*.toml"))
 ZOO = runpy.run_path(str(ROOT / "benchmarks" / "zoo_check.py"))
-# of models that are here: over width, once
+# Variants of these models are checked over width with one optimizer.
 VARIANTS = {"MoE, router a matrix", "ResNet, conv readout"}
 OVER_WIDTH = [
     (name, family)
@@ -26,13 +26,13 @@ RESIDUAL = [name for name in ZOO["RECIPES"] if not name.startswith("MLP") and na
 
 @pytest.fixture(scope="module")
 def checked(words):
-    """The check of one row of the benchmark's table, smaller: three sizes, fewer seeds, made-up prose for text."""
+    """The check of a row of benchmarks/zoo_check.py with three sizes, fewer seeds, small data."""
 
     def check(name, family, over, **settings):
         point = ZOO["row_recipe"](name, family, over, **settings)
         if point.data.seq_len > 1:
             point = recipe.with_settings(point, {"data.source": str(words)})
-        # a narrow ReLU net's own fluctuations show
+        # Narrow ReLU nets fluctuate too much.
         widths = (64, 128, 256) if name.startswith("MLP") else (32, 64, 128)
         seeds = (0, 1) if over == "width" and name.startswith(("MLP", "ViT")) else (0,)
         return ZOO["checking"].check(point, widths, seeds, over=over, depths=(2, 4, 8))
@@ -48,8 +48,8 @@ def test_every_model_holds_over_width_in_mup_alone(checked, name, family):
     )
     assert sound["verdict"] == "pass" and sound["diagnosis"] == [], sound["slopes"]
     assert standard["verdict"] == "fail", standard["slopes"]
-    bugs = ["output multiplier missing"]  # Muon's own factor takes care of hidden matrices
-    # a load-balance loss trains below the zeroed head at once, and hides what the readout does at the first step
+    bugs = ["output multiplier missing"]  # Muon's own factor scales hidden matrices
+    # The balance loss trains layers below the zeroed head at once, which hides the readout bug.
     if family == "adamw":
         bugs = [
             "standard parametrization with one global lr"
@@ -82,10 +82,8 @@ def test_an_example_is_counted_as_what_is_built(path, capsys):
     assert counted["points"][-1]["params"]["n_params_total"] == sum(
         p.numel() for p in model.parameters()
     )
-    assert (
-        counted["points"][-1]["vocab_size"] == corpus.vocab_size
-        and counted["total"]["trials"] >= 30
-    )
+    assert counted["points"][-1]["vocab_size"] == corpus.vocab_size
+    assert counted["total"]["trials"] >= 30
 
 
 SMALL = {
@@ -108,15 +106,12 @@ def test_a_family_goes_from_recipe_to_report(name, words, tmp_path, monkeypatch,
     path, record = ROOT / "configs" / "examples" / f"{name}.toml", Path("sweeps") / f"{name}.jsonl"
     assert cli.main(["sweep", str(path), *settings, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert (summary["done"] + summary["diverged"], summary["failed"]) == (4, 0) and summary[
-        "done"
-    ] >= 3
+    assert (summary["done"] + summary["diverged"], summary["failed"]) == (4, 0)
+    assert summary["done"] >= 3
     example = recipe.load(path)
     for trial in read_jsonl(record):
-        assert (
-            trial.tokens % example.budget.batch_tokens == 0
-            and trial.seq_len == example.data.seq_len
-        )
+        assert trial.tokens % example.budget.batch_tokens == 0
+        assert trial.seq_len == example.data.seq_len
         assert trial.metrics["data"]["unique_tokens"] <= trial.tokens
     assert cli.main(["fit", str(record), "--out", "fit.json", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
@@ -128,4 +123,4 @@ def test_a_family_goes_from_recipe_to_report(name, words, tmp_path, monkeypatch,
     ):
         assert cli.main(command) == 0
     text = Path("fit.json").read_text()
-    assert ("examples, each of which counts as one token" in text) == (example.data.seq_len == 1)
+    assert ("examples that count as one token each" in text) == (example.data.seq_len == 1)

@@ -1,4 +1,4 @@
-"""Mistakes with data, model, checkpoints or processes: one line and exit 2; recorded trials stay."""
+"""User errors in data, model, checkpoints or processes: one line, exit 2, no record is lost."""
 
 import json
 import os
@@ -58,7 +58,8 @@ BAD = {
     ),
     "odd size": (
         ["data.source=odd.bin"],
-        "`data.source` must hold tokens of `data.dtype` uint16, 2 bytes each, but `odd.bin` has 1001 bytes",
+        "`data.source` must hold tokens of `data.dtype` uint16, 2 bytes each, "
+        "but `odd.bin` has 1001 bytes",
     ),
     "batch": (
         ["data.source=tokens.bin", "tokens=4096", "batch_tokens=4096"],
@@ -73,7 +74,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("wrong", BAD)
-def test_what_cannot_be_trained_is_refused_before_it_is(home, capsys, wrong):
+def test_a_recipe_that_cannot_be_trained_is_refused_before_training(home, capsys, wrong):
     settings, sentence = BAD[wrong]
     status, out, err = run_sweep(capsys, *settings)
     assert (status, out) == (2, "")
@@ -90,8 +91,11 @@ def test_fewer_gpus_than_processes(home, capsys, monkeypatch):
     assert err == "scaletune: `processes <= GPUs` must hold, but got 2 processes and 1 GPUs\n"
 
 
-def test_a_workers_refusal_ends_the_sweep_at_once_and_loses_nothing(home, capsys, monkeypatch):
-    """Real workers. Checkpoints of another recipe, then of no recipe: one line; what was trained before is on record."""
+def test_a_user_error_of_a_worker_ends_the_sweep_and_keeps_its_records(home, capsys, monkeypatch):
+    """Real workers meet a checkpoint of another recipe, then a file that is no checkpoint.
+
+    Each is one line, and the trials that were recorded before stay.
+    """
     keep = ["engine.checkpoint_every=2", "axes={seed=[0, 1]}"]
     with monkeypatch.context() as here:
         here.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
@@ -112,11 +116,13 @@ def test_a_workers_refusal_ends_the_sweep_at_once_and_loses_nothing(home, capsys
     ]
     for sentence, damage in (
         (
-            f"scaletune: a checkpoint in the folder of trial {second} must be of that trial, but `{home}/runs/{second}/checkpoint.pt` is of {first}",
+            f"scaletune: a checkpoint in the folder of trial {second} must be of that trial, "
+            f"but `{home}/runs/{second}/checkpoint.pt` is of {first}",
             None,
         ),
         (
-            f"scaletune: a checkpoint must be a complete file written by scaletune, but `{home}/runs/",
+            "scaletune: a checkpoint must be a complete file written by scaletune, "
+            f"but `{home}/runs/",
             "torn",
         ),
     ):
@@ -145,5 +151,6 @@ def test_nan_from_the_first_step_is_a_record(home, capsys, monkeypatch):
     (trial,) = read_jsonl(Path("sweeps/point.jsonl"))
     assert status == 0 and "1 diverged" in out and (trial.status, trial.loss) == ("diverged", None)
     assert trial.message.startswith(
-        "loss nan at step 0 of 4, not finite, before any update: `init_std` or a multiplier is too large"
+        "loss nan at step 0 of 4, not finite, before any update: "
+        "`init_std` or a multiplier is too large"
     )
