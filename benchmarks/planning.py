@@ -22,17 +22,18 @@ import numpy as np
 import pandas as pd
 from joint_surface import Smooth, runs, smooth
 from numpy.typing import NDArray
-from scaletune.fitting.joint.surface import STUDENT, Runs, law_basis, model
 
 from scaletune import counting, recipe
 from scaletune.errors import UserError
 from scaletune.fitting.joint.fit import fit_joint
 from scaletune.fitting.table import tabulate
-from scaletune.planning import TROUBLE, _candidates, _possible
+from scaletune.planning import OVERHEAD, _candidates, _possible
 from scaletune.planning import candidates as possible
 from scaletune.planning.cost import Candidates
 from scaletune.planning.optimal_design import half_widths, path
-from scaletune.planning.prior import Belief, from_priors
+from scaletune.planning.prior import from_priors
+from scaletune.surface.model import STUDENT, SurfaceRuns, law_basis, ln_loss
+from scaletune.surface.prior import SurfaceDistribution
 
 TARGET = Path(__file__).parents[1] / "configs" / "quickstart-target.toml"
 LEVEL, STUDIES, BUDGETS = 0.9, 48, (0.01, 0.02, 0.05)
@@ -78,34 +79,36 @@ def at_random(cost: Array, until: float, seed: int) -> Indices:
 
 
 def simulate(
-    table: pd.DataFrame, options: Candidates, belief: Belief, theta: Array, seed: int
+    table: pd.DataFrame, options: Candidates, prior: SurfaceDistribution, theta: Array, seed: int
 ) -> tuple[pd.DataFrame, Array]:
     """Losses of every candidate under one surface, and the target's optimum with its own deviation.
 
     The optimum is (ln lr, ln batch, ln minimum loss).
     """
     rng, k = np.random.default_rng(seed), 2
-    delta = belief.scales.scatter * rng.standard_normal((options.runs.n_cells, k + 1))
-    value, _, _, tall = model(theta, delta, options.runs)
-    sd = np.sqrt(belief.scales.noise**2 + (belief.scales.misfit * tall) ** 2)
+    delta = prior.scales.scatter * rng.standard_normal((options.runs.n_cells, k + 1))
+    value, _, _, excess = ln_loss(theta, delta, options.runs)
+    sd = np.sqrt(prior.scales.noise**2 + (prior.scales.misfit * excess) ** 2)
     simulated = table.assign(loss=np.exp(value + sd * rng.standard_t(STUDENT, len(sd))))
-    deviation = belief.scales.scatter * rng.standard_normal(k + 1)
+    deviation = prior.scales.scatter * rng.standard_normal(k + 1)
     return simulated, optimum(theta, options.target) + deviation
 
 
 def optimum(theta: Array, target: tuple[float, float]) -> Array:
     n, d = np.array([target[0]]), np.array([target[1]])
     x = theta[:6].reshape(2, 3) @ law_basis(n, d)[0]
-    return np.append(x, model(theta, np.zeros((1, 3)), Runs(n, d, x[None], n, np.zeros(1, int)))[0])
+    return np.append(
+        x, ln_loss(theta, np.zeros((1, 3)), SurfaceRuns(n, d, x[None], n, np.zeros(1, int)))[0]
+    )
 
 
 def gap(theta: Array, target: tuple[float, float], truth: Array, named: Array) -> float:
     """ln of the loss at the predicted (lr, batch size) over the lowest loss there."""
-    at = Runs(
+    at = SurfaceRuns(
         np.array([target[0]]), np.array([target[1]]), named[None], np.zeros(1), np.zeros(1, int)
     )
     return float(
-        model(theta, np.append(truth[:2] - optimum(theta, target)[:2], 0.0)[None], at)[3][0]
+        ln_loss(theta, np.append(truth[:2] - optimum(theta, target)[:2], 0.0)[None], at)[3][0]
     )
 
 
@@ -123,21 +126,21 @@ def simulated_studies(budgets: tuple[float, ...] = BUDGETS, studies: int = STUDI
     # Without branches: each design pays the whole cost of each run.
     target = recipe.load(TARGET, ["engine.branch=false"])
     n_params = counting.params(target.model, counting.BYTES_TEXT_VOCAB)["n_params"]
-    belief, table = _possible(target, counting.BYTES_TEXT_VOCAB, None, None)
+    prior, table, _ = _possible(target, counting.BYTES_TEXT_VOCAB, None, None)
     table = possible.costs(target, table, counting.BYTES_TEXT_VOCAB)
     table["level"] = np.round(np.log2(target.budget.tokens / table["tokens"]))
-    options = _candidates(table, belief, (n_params, target.budget.tokens), 1, "flops")
+    options = _candidates(table, prior, (n_params, target.budget.tokens), 1, "flops")
     whole = counting.count(target)["flops"]
     truths = (
-        belief.guess
-        + np.random.default_rng(1).standard_normal((studies, len(belief.guess))) @ belief.root.T
+        prior.mean
+        + np.random.default_rng(1).standard_normal((studies, len(prior.mean))) @ prior.root.T
     )
     rows = []
     for budget in budgets:
         until = budget * whole
         designs: dict[str, Callable[[int], Indices]] = {
             "planned": lambda _, until=until: path(
-                belief, options, until=until, most=300, trouble=TROUBLE * whole
+                prior, options, until=until, most=300, overhead=OVERHEAD * whole
             ),
             "full grid": lambda _, until=until: grid(table, options.cost, until),
             "random": lambda seed, until=until: at_random(options.cost, until, seed),
@@ -146,9 +149,9 @@ def simulated_studies(budgets: tuple[float, ...] = BUDGETS, studies: int = STUDI
             chosen = design(0)
             for i, theta in enumerate(truths):
                 chosen = design(i) if name == "random" else chosen
-                trials, truth = simulate(table, options, belief, theta, i)
+                trials, truth = simulate(table, options, prior, theta, i)
                 predicted, half = ask(trials.loc[np.sort(chosen)], n_params, target.budget.tokens)
-                expected, _ = half_widths(belief, options, chosen, LEVEL)
+                expected, _ = half_widths(prior, options, chosen, LEVEL)
                 row = {
                     "budget": budget,
                     "design": name,
@@ -225,13 +228,13 @@ def _score_designs(seen: pd.DataFrame, surface: Smooth) -> list[dict]:
     centre = tuple(np.log(seen.groupby("cell_id")[["n_params", "tokens"]].median()).mean())
     # The middle of the grid, from no published law.
     at = tuple(np.log(seen[["lr", "batch_tokens"]]).mean())
-    beliefs = [from_priors(centre, at, (1.0, 1.0), seed=seed) for seed in range(SUBSETS)]
-    options = _candidates(seen, beliefs[0], (surface.n_params, surface.tokens), 1, "flops")
+    priors = [from_priors(centre, at, (1.0, 1.0), seed=seed) for seed in range(SUBSETS)]
+    options = _candidates(seen, priors[0], (surface.n_params, surface.tokens), 1, "flops")
     whole, rows = options.cost.sum(), []
     designs = {("full grid", 1.0): [np.arange(len(seen))]}
     for share in SHARES:
         designs["planned", share] = [
-            path(belief, options, until=share * whole, most=len(seen)) for belief in beliefs
+            path(prior, options, until=share * whole, most=len(seen)) for prior in priors
         ]
         designs["random", share] = [
             at_random(options.cost, share * whole, seed) for seed in range(SUBSETS)

@@ -22,35 +22,37 @@ import pandas as pd
 from joint_surface import Array, Smooth, joint, runs, smooth
 
 from scaletune.errors import UserError
-from scaletune.sweeping.search.joint_design import Place, believe, next_wave
+from scaletune.sweeping.search.joint_design import CellGrid, fit_surface, next_wave
 
 WITHIN, WATCHED = 0.15, 0.05  # % of loss; share of the full grid's FLOPs
 SEEDS = 3
 Run = tuple[int, int]  # cell, index in its grid
 # The cells, their losses (NaN: diverged), and the same as a table with `cell` and `index`.
-Study = tuple[list[Place], list[Array], pd.DataFrame]
+Study = tuple[list[CellGrid], list[Array], pd.DataFrame]
 
 
 def build_study(table: pd.DataFrame) -> Study:
     """The cells of a table. Of runs at the same (lr, batch size) the lowest loss counts."""
-    places, losses, rows = [], [], []
+    cells, losses, rows = [], [], []
     table = table.assign(loss=table["loss"].where(table["status"] == "done"))
     for cell, (_, runs_of_cell) in enumerate(table.groupby("cell_id")):
         lowest = runs_of_cell.sort_values("loss").drop_duplicates(["lr", "batch_tokens"])
         best = lowest.sort_values(["lr", "batch_tokens"])
         n, d = float(best["n_params"].median()), float(best["tokens_nominal"].median())
-        places.append(Place(n, d, 6 * n * d, np.log(best[["lr", "batch_tokens"]].to_numpy(float))))
+        cells.append(
+            CellGrid(n, d, 6 * n * d, np.log(best[["lr", "batch_tokens"]].to_numpy(float)))
+        )
         losses.append(best["loss"].to_numpy(float))
         rows.append(best.assign(cell=cell, index=range(len(best))))
-    return places, losses, pd.concat(rows, ignore_index=True)
+    return cells, losses, pd.concat(rows, ignore_index=True)
 
 
-def search_waves(others: Study, target: Place) -> Iterator[list[Run]]:
+def search_waves(others: Study, target: CellGrid) -> Iterator[list[Run]]:
     """The waves of search kind "joint"."""
-    places, losses, _ = others
+    cells, losses, _ = others
     seen: dict[Run, float] = {}
     while True:
-        _, wave = next_wave(places, seen, (target.n_params, target.tokens), 1)
+        wave = next_wave(cells, seen, (target.n_params, target.tokens), 1).runs
         seen |= {(cell, index): losses[cell][index] for cell, index in wave}
         yield wave
 
@@ -60,12 +62,12 @@ def random_waves(others: Study, seed: int) -> Iterator[list[Run]]:
     yield from ([(int(c), int(i)) for c, i in order[k : k + 8]] for k in range(0, len(order), 8))
 
 
-def search_prediction(others: Study, trained: list[Run], target: Place) -> Array:
-    belief = believe(others[0], {(c, i): others[1][c][i] for c, i in trained})
-    return belief.law(belief.theta, target.n_params, target.tokens)
+def search_prediction(others: Study, trained: list[Run], target: CellGrid) -> Array:
+    losses = {(c, i): others[1][c][i] for c, i in trained}
+    return fit_surface(others[0], losses).law.optimum(target.n_params, target.tokens)
 
 
-def law_prediction(others: Study, trained: list[Run], target: Place) -> Array | None:
+def law_prediction(others: Study, trained: list[Run], target: CellGrid) -> Array | None:
     """None while there are too few runs to fit."""
     try:
         here = others[2].merge(pd.DataFrame(trained, columns=["cell", "index"]))
@@ -78,7 +80,7 @@ def law_prediction(others: Study, trained: list[Run], target: Place) -> Array | 
 def share_needed(
     waves: Iterator[list[Run]],
     others: Study,
-    target: Place,
+    target: CellGrid,
     surface: Smooth,
     predict,
     watched: float,
@@ -87,7 +89,7 @@ def share_needed(
 
     The share is infinite if the excess loss does not stay within WITHIN.
     """
-    full = sum(place.flops * len(place.grid) for place in others[0])
+    full = sum(cell.flops * len(cell.grid) for cell in others[0])
     trained: list[Run] = []
     since, gap, spent = math.inf, math.inf, 0.0
     while spent < watched and len(trained) < len(others[2]):
@@ -130,7 +132,7 @@ def main() -> None:
         results = []
         for cell, surface in surfaces.items():
             others = build_study(table[table["cell_id"] != cell])
-            target = Place(surface.n_params, surface.tokens, 1.0, np.empty((0, 2)))
+            target = CellGrid(surface.n_params, surface.tokens, 1.0, np.empty((0, 2)))
             results += [
                 share_needed(order(others, target, seed), others, target, surface, predict, watched)
                 for seed in range(seeds)

@@ -1,4 +1,4 @@
-"""The joint surface against finite differences, dense algebra, a general minimizer, and studies whose truth is known."""
+"""The joint surface: finite differences, dense algebra, a general minimizer, simulated studies."""
 
 import json
 import math
@@ -17,12 +17,14 @@ from scaletune import plotting
 from scaletune.cli import main
 from scaletune.errors import UserError
 from scaletune.fitting import fit
-from scaletune.fitting.joint.basin import directions, height, knee, phi_slopes
 from scaletune.fitting.joint.fit import axes_of, fit_joint, gather, usable
-from scaletune.fitting.joint.surface import Scales, _blocks, _weight, model, names, prior, solve
 from scaletune.fitting.table import tabulate
-from scaletune.laws.surface import height as height_at
 from scaletune.records import Fit
+from scaletune.surface.basin import basin_excess, directions, knee, phi_derivatives
+from scaletune.surface.evaluation import relative_excess
+from scaletune.surface.model import Scales, SurfaceRuns, ln_loss, parameter_names
+from scaletune.surface.posterior import DIVERGED_EXCESS, _blocks, _weight, linearize, solve
+from scaletune.surface.prior import fit_prior
 from scaletune.transferring import prepare
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "steplaw_dense_dev.csv"
@@ -39,12 +41,12 @@ def optimal(axis, n_params, tokens):
     return at * (n_params / 2e8) ** of_n * (tokens / 1e10) ** of_d
 
 
-def floor(n_params, tokens):
+def minimum_loss(n_params, tokens):
     return 1.7 + 400 / n_params**0.34 + 900 / tokens**0.35
 
 
 def basin(u, v, w=0.0):
-    """A posynomial less its value at the optimum, in shares of the floor: none of the forms that are fitted."""
+    """A posynomial, relative to the minimum loss and 0 at the optimum: not a fitted form."""
     parts = (
         (0.012, 1.0, 0.0, 0.0),
         (0.012, -1.0, 0.0, 0.0),
@@ -72,7 +74,7 @@ def study(
     per_cell=None,
     decays=(),
 ):
-    """A 7 x 6 grid of lr and batch (or `per_cell` runs drawn from it) about a middle that is a factor off the optimum."""
+    """A 7 x 6 grid of lr and batch, or `per_cell` runs of it; its middle is not the optimum."""
     rng, rows = np.random.default_rng(seed), []
     for n_params in sizes:
         for tokens in horizons:
@@ -84,7 +86,7 @@ def study(
                         v = math.log(batch / optimal("batch", n_params, tokens)) - own[1]
                         w = math.log(decay / optimal("wd", n_params, tokens)) if decay else 0.0
                         loss = (
-                            floor(n_params, tokens)
+                            minimum_loss(n_params, tokens)
                             * (1 + basin(u, v, w))
                             * math.exp(own[2] + noise * rng.standard_normal())
                         )
@@ -139,7 +141,7 @@ def test_a_knee_is_a_parabola_at_its_minimum_and_has_two_slopes_far_out(skew, ln
 
 @pytest.mark.parametrize(
     "form",
-    [lambda t, q: knee(t, q[0], q[1]), lambda t, q: phi_slopes(t, q[0])],
+    [lambda t, q: knee(t, q[0], q[1]), lambda t, q: phi_derivatives(t, q[0])],
     ids=["knee", "phi"],
 )
 @pytest.mark.parametrize("skew", [-0.4, 1e-5, 0.8])
@@ -156,7 +158,7 @@ def test_slopes_of_forms_are_those_of_finite_differences(form, skew):
 
 
 @pytest.mark.parametrize("axes", [2, 3])
-def test_the_height_without_arrays_is_that_with_them(axes):
+def test_the_excess_without_numpy_equals_that_with_numpy(axes):
     rng, ways = np.random.default_rng(axes), directions(axes)
     offset, shape = (
         rng.normal(size=(20, axes)),
@@ -169,26 +171,26 @@ def test_the_height_without_arrays_is_that_with_them(axes):
             strict=True,
         )
     )
-    tall, to_offset, _ = height(offset, shape)
-    for row, h, slope in zip(offset.tolist(), tall, to_offset[:, 0], strict=True):
-        assert height_at(value, row) == pytest.approx((h, slope), rel=1e-9, abs=1e-12)
+    excess, to_offset, _ = basin_excess(offset, shape)
+    for row, h, slope in zip(offset.tolist(), excess, to_offset[:, 0], strict=True):
+        assert relative_excess(value, row) == pytest.approx((h, slope), rel=1e-9, abs=1e-12)
 
 
 def test_jacobian_is_that_of_finite_differences(trials):
     runs, _ = gathered(trials)
-    rng, given = np.random.default_rng(0), prior(runs)
+    rng, given = np.random.default_rng(0), fit_prior(runs)
     theta, delta = (
         given[:, 0] + 0.1 * rng.standard_normal(len(given)),
         0.1 * rng.standard_normal((runs.n_cells, 3)),
     )
-    _, to_theta, to_delta, _ = model(theta, delta, runs)
+    _, to_theta, to_delta, _ = ln_loss(theta, delta, runs)
     for i, step in enumerate(1e-6 * np.eye(len(theta))):
         assert (
-            model(theta + step, delta, runs)[0] - model(theta - step, delta, runs)[0]
+            ln_loss(theta + step, delta, runs)[0] - ln_loss(theta - step, delta, runs)[0]
         ) / 2e-6 == pytest.approx(to_theta[:, i], abs=1e-7)
     for i, step in enumerate(1e-6 * np.eye(3)):
         assert (
-            model(theta, delta + step, runs)[0] - model(theta, delta - step, runs)[0]
+            ln_loss(theta, delta + step, runs)[0] - ln_loss(theta, delta - step, runs)[0]
         ) / 2e-6 == pytest.approx(to_delta[:, i], abs=1e-7)
 
 
@@ -197,11 +199,11 @@ def test_jacobian_is_that_of_finite_differences(trials):
 
 def test_blocks_of_the_covariance_are_those_of_the_dense_inverse(trials):
     runs, _ = gathered(trials)
-    given = prior(runs)
+    given = fit_prior(runs)
     solved = solve(runs, given, scatter=np.array([0.1, 0.2, 0.003]), noise=(1e-3, 0.15), rounds=1)
-    _, to_theta, to_delta, _ = model(solved.theta, solved.delta, runs)
+    _, to_theta, to_delta, _ = ln_loss(solved.theta, solved.delta, runs)
     scales = Scales(1e-3, 0.15, solved.scales.scatter)
-    weight, p = _weight(solved.left, solved.height, scales), len(given)
+    weight, p = _weight(solved.residuals, scales.variance(solved.excess)), len(given)
     own = np.zeros((len(runs.y), runs.n_cells, 3))
     own[np.arange(len(runs.y)), runs.cell] = to_delta
     jacobian = np.hstack([to_theta, own.reshape(len(runs.y), -1)])
@@ -215,14 +217,14 @@ def test_blocks_of_the_covariance_are_those_of_the_dense_inverse(trials):
     assert _blocks(runs, given, scales, weight, to_theta, to_delta)[0].shape == (p, p)
 
 
-def test_the_map_is_a_minimum_that_a_general_minimizer_does_not_better(trials):
+def test_a_general_minimizer_does_not_improve_the_map(trials):
     runs, _ = gathered(trials)
-    given, sd = prior(runs), np.array([0.1, 0.2, 0.003])
+    given, sd = fit_prior(runs), np.array([0.1, 0.2, 0.003])
     solved = solve(runs, given, scatter=sd, noise=(1e-3, 0.15), rounds=30)
-    scale2, p = (1e-3) ** 2 + (0.15 * solved.height) ** 2, len(given)
+    scale2, p = (1e-3) ** 2 + (0.15 * solved.excess) ** 2, len(given)
 
     def cost(z):
-        left = runs.y - model(z[:p], z[p:].reshape(-1, 3), runs)[0]
+        left = runs.y - ln_loss(z[:p], z[p:].reshape(-1, 3), runs)[0]
         return (
             3 * np.log1p(left**2 / (5 * scale2)).sum()
             + (((z[:p] - given[:, 0]) / given[:, 1]) ** 2).sum() / 2
@@ -236,7 +238,7 @@ def test_the_map_is_a_minimum_that_a_general_minimizer_does_not_better(trials):
     )
 
 
-def test_the_answer_depends_on_neither_the_order_of_rows_nor_units(trials, fitted):
+def test_the_fit_depends_neither_on_the_order_of_rows_nor_on_units(trials, fitted):
     again = quick(trials.sample(frac=1, random_state=1))
     assert {k: p["value"] for k, p in again.params.items()} == pytest.approx(
         {k: p["value"] for k, p in fitted.params.items()}, rel=1e-6
@@ -248,7 +250,7 @@ def test_the_answer_depends_on_neither_the_order_of_rows_nor_units(trials, fitte
         )
 
 
-# what it finds
+# estimates
 
 
 def test_the_law_of_a_study_is_recovered(fitted):
@@ -259,32 +261,35 @@ def test_the_law_of_a_study_is_recovered(fitted):
     best = fitted.predict(n_params=1e9, tokens=5e10)
     assert best.lr == pytest.approx(optimal("lr", 1e9, 5e10), rel=0.2)
     assert best.batch_tokens == pytest.approx(optimal("batch", 1e9, 5e10), rel=0.25)
-    assert best.loss == pytest.approx(floor(1e9, 5e10), rel=0.01)
+    assert best.loss == pytest.approx(minimum_loss(1e9, 5e10), rel=0.01)
     assert fitted.held_out["worst_excess"] < 1e-3 and len(fitted.held_out["cells"]) == 9
 
 
-def test_every_cell_has_its_own_optimum_without_the_luck_of_its_lowest_run(trials, fitted):
+def test_the_optimum_of_a_cell_is_not_biased_by_its_lowest_run(trials, fitted):
     lowest = trials.groupby(["n_params", "tokens"])["loss"].min()
     for cell in fitted.cells:
         at = cell["n_params"], cell["tokens"]
         assert cell["status"] == "ok" and cell["lr"] == pytest.approx(optimal("lr", *at), rel=0.1)
         assert cell["batch_tokens"] == pytest.approx(optimal("batch", *at), rel=0.12)
-        assert abs(cell["floor"] / floor(*at) - 1) < 2e-3
+        assert abs(cell["floor"] / minimum_loss(*at) - 1) < 2e-3
     above = [lowest[cell["n_params"], cell["tokens"]] / cell["floor"] - 1 for cell in fitted.cells]
     assert np.mean(
-        [cell["floor"] / floor(cell["n_params"], cell["tokens"]) - 1 for cell in fitted.cells]
-    ) == pytest.approx(0, abs=1.5e-3)  # the form is another
-    assert min(above) < 0  # the lowest run of some cell is below its floor: that is luck
+        [
+            cell["floor"] / minimum_loss(cell["n_params"], cell["tokens"]) - 1
+            for cell in fitted.cells
+        ]
+    ) == pytest.approx(0, abs=1.5e-3)  # the fitted form differs from the true one
+    assert min(above) < 0  # in some cell the lowest run is below the minimum loss: noise
 
 
-def test_the_batch_asked_for_gets_the_lr_that_is_best_there(fitted):
+def test_a_given_batch_size_gets_the_optimal_lr_at_it(fitted):
     at = {"n_params": 4e8, "tokens": 2e10}
     free = fitted.predict(**at)
     double = fitted.predict(**at, batch_tokens=2 * free.batch_tokens)
     u, v = math.log(double.lr / free.lr), math.log(2)
     value = dict(zip(fitted.solution["names"], fitted.solution["vector"], strict=True))
     best = optimize.minimize_scalar(
-        lambda x: height_at(value, [x, v])[0],
+        lambda x: relative_excess(value, [x, v])[0],
         bounds=(-3, 3),
         method="bounded",
         options={"xatol": 1e-9},
@@ -320,12 +325,12 @@ def test_at_the_ends_of_a_band_loss_is_a_quarter_percent_up(fitted):
         for end in best.band[name]:
             offset = [0.0, 0.0]
             offset[i] = math.log(end / getattr(best, name))
-            assert wide * height_at(value, offset)[0] == pytest.approx(0.0025, rel=1e-6)
+            assert wide * relative_excess(value, offset)[0] == pytest.approx(0.0025, rel=1e-6)
     assert best.band["loss"] == [best.loss, pytest.approx(1.0025 * best.loss)]
 
 
 def test_intervals_cover_new_cells():
-    """90 % intervals at a scale four times beyond the largest, over studies whose cells deviate from the law."""
+    """90 % intervals at a four times larger scale; the cells of each study deviate from the law."""
     hits, scatter = [], np.array([0.12, 0.15, 0.002])
     for seed in range(20):
         made = quick(study(seed, scatter=scatter, per_cell=10), 0.9)
@@ -343,7 +348,7 @@ def test_intervals_cover_new_cells():
                 strict=True,
             )
         )
-        truth["loss"] = floor(1e9, 6e10) * math.exp(own[2])
+        truth["loss"] = minimum_loss(1e9, 6e10) * math.exp(own[2])
         hits.append(
             [
                 best.interval[name][0] < truth[name] < best.interval[name][1]
@@ -379,24 +384,44 @@ def test_weight_decay_is_an_axis_when_cells_vary_it():
     assert best.lr == pytest.approx(optimal("lr", 5e8, 3e10), rel=0.2)
 
 
-# what it says
+# warnings and errors
+
+
+def noise_factors(n):
+    return np.exp(0.02 * np.random.default_rng(0).standard_normal(n))
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: t[t["n_params"] == 1e8], "every run has the same n_params: lr.N, batch.N and loss.alpha are not identified"),
-        (lambda t: t[t["tokens"] == 1e10], "every run has the same tokens: lr.D, batch.D and loss.beta are not identified"),
-        (lambda t: t[t["tokens"] / t["n_params"] == 50], "hardly identified by these runs"),
-        (lambda t: t.assign(tokens=20 * t["n_params"]), "tokens follow n_params**1 in all cells"),
-        (lambda t: t.assign(batch_tokens=2.0**18), "every run has batch_tokens 2.621e+05: the best batch size, and how it grows, is not measured"),
-        (lambda t: t[t["lr"] < 1.2e-3 * (t["n_params"] / 2e8) ** -0.5], "above all that were tried"),
-        (lambda t: pd.concat([t, t[:7]]), "7 runs are copies of others"),
-        (lambda t: t.assign(weight_decay=np.where(t.index % 2, 0.1, 0.0)), "weight_decay differs between runs"),
-        (lambda t: t.assign(loss=t["loss"] * np.exp(0.02 * np.random.default_rng(0).standard_normal(len(t)))), "the form fits badly"),
+        (
+            lambda t: t[t["n_params"] == 1e8],
+            "all runs have the same n_params: lr.N, batch.N and loss.alpha are not identified",
+        ),
+        (
+            lambda t: t[t["tokens"] == 1e10],
+            "all runs have the same tokens: lr.D, batch.D and loss.beta are not identified",
+        ),
+        (lambda t: t[t["tokens"] / t["n_params"] == 50], "poorly constrained (prior-dominated): "),
+        (
+            lambda t: t.assign(tokens=20 * t["n_params"]),
+            "tokens follow n_params**1 in all settings",
+        ),
+        (
+            lambda t: t.assign(batch_tokens=2.0**18),
+            "batch sensitivity unknown: include two more batch sizes in the sweep"
+            " (all runs have batch_tokens 2.621e+05;",
+        ),
+        (lambda t: t[t["lr"] < 1.2e-3 * (t["n_params"] / 2e8) ** -0.5], "above the trained range"),
+        (lambda t: pd.concat([t, t[:7]]), "7 runs are duplicates of others"),
+        (
+            lambda t: t.assign(weight_decay=np.where(t.index % 2, 0.1, 0.0)),
+            "weight_decay differs between runs",
+        ),
+        (lambda t: t.assign(loss=t["loss"] * noise_factors(len(t))), "the form fits badly"),
     ],
 )  # fmt: skip
-def test_what_the_runs_cannot_give_is_said_and_an_answer_comes_back(trials, change, said):
+def test_a_fit_warns_of_what_its_runs_do_not_determine_and_predicts(trials, change, said):
     made = quick(change(trials))
     assert any(said in sentence for sentence in made.status), made.status
     best = made.predict(n_params=5e8, tokens=1e10)
@@ -406,7 +431,7 @@ def test_what_the_runs_cannot_give_is_said_and_an_answer_comes_back(trials, chan
     json.dumps(made.to_dict(), allow_nan=False)
 
 
-def test_exponents_without_a_run_to_tell_them_are_their_priors(trials):
+def test_exponents_that_no_run_determines_keep_their_priors(trials):
     made = fit(trials[(trials["n_params"] == 2e8) & (trials["tokens"] == 1e10)], "joint")
     assert made.params["lr.D"]["value"] == pytest.approx(0.1, abs=0.02) and made.params["batch.D"][
         "value"
@@ -460,6 +485,42 @@ def test_held_out_cells_are_not_fitted_and_are_judged(trials):
     assert made.params == quick(trials[trials["n_params"] < 4e8]).params
 
 
+# diverged runs
+
+
+def test_a_diverged_run_bounds_the_excess_from_below(trials):
+    """It has a residual only where the model expects a low loss; the minimum loss is not read."""
+    runs, _ = gathered(trials)
+    y = runs.y.copy()
+    y[[0, 5, 9]] = np.nan
+    prior = fit_prior(runs)
+    diverged = SurfaceRuns(runs.n, runs.d, runs.x, y, runs.cell)
+    theta, delta, h = prior[:, 0], np.zeros((runs.n_cells, 3)), 1e-6
+    residuals, to_theta, to_delta, excess = linearize(theta, delta, diverged)
+    finite = linearize(theta, delta, runs)
+    for i in (0, 5, 9):
+        expected = max(math.log1p(DIVERGED_EXCESS) - math.log1p(excess[i]), 0)
+        assert residuals[i] == pytest.approx(expected, abs=1e-12)
+        assert not to_theta[i, 6:11].any() and to_delta[i, 2] == 0
+    others = ~np.isnan(y)
+    assert (residuals[others] == finite[0][others]).all()
+    for j, step in enumerate(h * np.eye(len(theta))):
+        up, down = (linearize(theta + sign * step, delta, diverged)[0] for sign in (1, -1))
+        assert (down - up) / (2 * h) == pytest.approx(to_theta[:, j], abs=1e-6)
+
+
+def test_diverged_runs_move_the_optimum_away_from_them():
+    """One setting, three lr that all say "higher is better"; the next two diverge."""
+    x = np.log([[1e-4], [2e-4], [4e-4], [8e-4], [1.6e-3]])
+    y = np.log([2.10, 2.06, 2.03, np.nan, np.nan])
+    zero, cell = np.zeros(5), np.zeros(5, int)
+    runs = SurfaceRuns(zero, zero, x, y, cell)
+    seen = SurfaceRuns(zero[:3], zero[:3], x[:3], y[:3], cell[:3])
+    with_them, without = (solve(each, fit_prior(each)) for each in (runs, seen))
+    assert with_them.theta[0] + with_them.delta[0, 0] < without.theta[0] + without.delta[0, 0] - 0.3
+    assert np.isfinite(with_them.covariance).all()
+
+
 # the record and the commands
 
 
@@ -487,7 +548,7 @@ def test_the_command_line_fits_and_predicts(trials, tmp_path, monkeypatch, capsy
 
 
 def test_an_id_may_name_cells_or_runs_and_rows_may_come_in_any_order(trials, tmp_path, capsys):
-    """As in a table from elsewhere: other columns, ids that repeat in a cell, shuffled rows, text for numbers, a run that blew up."""
+    """Other columns, ids that repeat in a cell, shuffled rows, numbers as text, a diverged run."""
     plain = quick(trials.drop(columns="id", errors="ignore"))
     names = trials["n_params"].map("{:.6g}".format) + "/" + trials["tokens"].map("{:.6g}".format)
     other = pd.concat(
@@ -501,11 +562,13 @@ def test_an_id_may_name_cells_or_runs_and_rows_may_come_in_any_order(trials, tmp
     assert {name: row["value"] for name, row in made.params.items()} == pytest.approx(
         {name: row["value"] for name, row in plain.params.items()}, rel=1e-6
     )
-    with pytest.raises(UserError, match="a trial's id must be its own, or its cell's, but"):
+    with pytest.raises(
+        UserError, match="the id of a trial must be unique, or name its setting, but"
+    ):
         quick(trials.assign(id=["a", "b"] * (len(trials) // 2)))
 
 
-def test_predicting_needs_no_arrays(fitted, tmp_path):
+def test_predicting_needs_no_numpy(fitted, tmp_path):
     path = fitted.write(tmp_path / "fit.json")
     code = f"""
 import sys
@@ -521,7 +584,7 @@ print(made.lr, any(name in sys.modules for name in ("numpy", "scipy", "pandas"))
     )
 
 
-def test_a_cut_record_is_the_users_to_know(fitted):
+def test_an_incomplete_record_is_a_user_error(fitted):
     cut = replace(fitted, solution={k: v for k, v in fitted.solution.items() if k != "scatter"})
     with pytest.raises(UserError, match=r"must hold `solution\.scatter`"):
         cut.predict(n_params=1e9, tokens=5e10)
@@ -531,18 +594,16 @@ def test_a_cut_record_is_the_users_to_know(fitted):
 def test_pictures_show_the_law_and_one_basin(fitted, tmp_path):
     cell = fitted.cells[4]
     contour = plotting.basin_contour(fitted, cell)
-    row, column = np.unravel_index(contour.height.argmin(), contour.height.shape)
+    row, column = np.unravel_index(contour.excess.argmin(), contour.excess.shape)
     assert contour.lr[column] == pytest.approx(cell["lr"], rel=0.1) and contour.batch_tokens[
         row
     ] == pytest.approx(cell["batch_tokens"], rel=0.1)
-    near = (
-        np.abs(contour.runs[:, 2]) < 0.3
-    )  # % above the floor: what the surface says of the runs themselves
+    near = np.abs(contour.runs[:, 2]) < 0.3  # % above the minimum loss
     i, j = (
         np.abs(np.log(contour.runs[near, k, None] / grid)).argmin(1)
         for k, grid in enumerate((contour.lr, contour.batch_tokens))
     )
-    assert contour.runs[near, 2] == pytest.approx(contour.height[j, i], abs=0.35)
+    assert contour.runs[near, 2] == pytest.approx(contour.excess[j, i], abs=0.35)
     assert [path.name for path in plotting.plot(fitted, tmp_path)] == ["law.png"] and (
         tmp_path / "law.png"
     ).stat().st_size > 20_000
@@ -550,7 +611,7 @@ def test_pictures_show_the_law_and_one_basin(fitted, tmp_path):
 
 @pytest.mark.skipif(not DATA.exists(), reason="public sweeps are not here")
 def test_public_sweeps_are_predicted_in_lr_and_batch():
-    """Eight cells, each from the other seven; and a tenth of the runs says nearly the same."""
+    """Each of eight cells from the other seven; a tenth of the runs gives nearly the same law."""
     table = pd.read_csv(DATA).drop(columns="lr").rename(columns={"lr_grid": "lr", "run_id": "id"})
     table = table.assign(status=np.where(table["diverged"], "diverged", "done"))
     made = fit(table, "joint", level=0.9)
@@ -576,10 +637,10 @@ def test_parameters_are_listed_as_the_law_is_written(fitted):
         p["loss.E"] + p["loss.A"] * 3e8 ** -p["loss.alpha"] + p["loss.B"] * 2e10 ** -p["loss.beta"],
         rel=1e-9,
     )
-    assert len(names(2)) == len(fitted.solution["vector"]) == len(p)
+    assert len(parameter_names(2)) == len(fitted.solution["vector"]) == len(p)
 
 
-def test_a_transfer_asks_for_the_lr_at_the_targets_own_batch(fitted, tiny):
+def test_a_transfer_predicts_the_lr_at_the_targets_own_batch_size(fitted, tiny):
     target = tiny()
     made = prepare(fitted, target, force=True)
     best = fitted.predict(

@@ -1,4 +1,4 @@
-"""Plans against dense algebra, random designs of the same cost, studies made up from a known surface, and a sweep of one that was written."""
+"""Plans against dense algebra, random designs, simulated studies, and a sweep of a written plan."""
 
 import itertools
 import json
@@ -9,27 +9,28 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 from test_sweeping import InProcess
 
 from scaletune import counting, planning, recipe, sweeping
 from scaletune.cli import main
 from scaletune.errors import UserError
 from scaletune.fitting import fit
-from scaletune.fitting.joint.surface import (
-    STUDENT,
-    Runs,
-    expected_information,
-    expected_weight,
-    model,
-    names,
-)
 from scaletune.planning import candidates as possible
-from scaletune.planning import optimal_design
-from scaletune.planning import prior as believing
+from scaletune.planning import prior as planning_prior
 from scaletune.planning.cost import Candidates, added
 from scaletune.planning.optimal_design import core, criterion, half_widths, information, path
 from scaletune.planning.prior import from_joint, from_priors
-from scaletune.recipe import load, points, validated, with_settings
+from scaletune.recipe import load, points, validate_recipe, with_settings
+from scaletune.surface.design import (
+    GreedyDesign,
+    criterion_weights,
+    expected_information,
+    expected_weight,
+    target_gradient,
+)
+from scaletune.surface.model import STUDENT, SurfaceRuns, ln_loss, parameter_names
+from scaletune.surface.prior import latin_normals
 
 CENTRE, AT = (17.0, 20.0), (math.log(2e-3), math.log(1e5))
 TARGET = """
@@ -41,16 +42,16 @@ budget = {{ tokens = 524288, batch_tokens = 512, eval_tokens = 512 }}
 """
 
 
-def believed(seed=0, sds=(0.5, 0.5)):
-    return from_priors(CENTRE, AT, sds, "", seed=seed)
+def make_prior(seed=0, sds=(0.5, 0.5)):
+    return from_priors(CENTRE, AT, sds, seed=seed)
 
 
-def grid(belief, sizes=(-1.4, 0.0, 1.4), horizons=(-1.4, -0.7, 0.0, 0.7), seeds=1):
-    """Candidates about the believed optimum: every (size, horizon), 5 lr, 3 batches; the target is two e-folds of size beyond."""
+def grid(prior, sizes=(-1.4, 0.0, 1.4), horizons=(-1.4, -0.7, 0.0, 0.7), seeds=1):
+    """5 lr and 3 batches about the prior optimum of every (size, horizon); a larger target."""
     rows, cell = [], 0
     for n in sizes:
         for d in horizons:
-            lr, batch = belief.optimum(math.exp(n + CENTRE[0]), math.exp(d + CENTRE[1]))
+            lr, batch = prior.optimum(math.exp(n + CENTRE[0]), math.exp(d + CENTRE[1]))
             rows += [
                 (n, d, lr + u, batch + v, cell)
                 for u in np.log([0.25, 0.5, 1, 2, 4])
@@ -58,18 +59,18 @@ def grid(belief, sizes=(-1.4, 0.0, 1.4), horizons=(-1.4, -0.7, 0.0, 0.7), seeds=
             ]
             cell += 1
     n, d, lr, batch, cells = np.array(rows).T
-    runs = Runs(n, d, np.column_stack([lr, batch]), np.zeros(len(n)), cells.astype(int))
+    runs = SurfaceRuns(n, d, np.column_stack([lr, batch]), np.zeros(len(n)), cells.astype(int))
     return Candidates(runs, seeds * np.exp(n + d), (3.4, 2.0), seeds)
 
 
 @pytest.fixture(scope="module")
-def belief():
-    return believed()
+def prior():
+    return make_prior()
 
 
 @pytest.fixture(scope="module")
-def found(belief):
-    return grid(belief)
+def candidates(prior):
+    return grid(prior)
 
 
 @pytest.fixture(scope="module")
@@ -87,24 +88,26 @@ def planned(target):
 # information
 
 
-def test_the_information_of_cells_is_that_of_the_dense_matrix_with_their_deviations(belief, found):
+def test_the_information_of_cells_is_that_of_the_dense_matrix_with_their_deviations(
+    prior, candidates
+):
     theta, scales, runs = (
-        belief.draws[0],
-        belief.scales,
-        optimal_design.part(found.runs, np.arange(0, len(found.cost), 7)),
+        prior.draws[0],
+        prior.scales,
+        candidates.runs.select(np.arange(0, len(candidates.cost), 7)),
     )
-    _, to_theta, to_delta, tall = model(theta, np.zeros((runs.n_cells, 3)), runs)
+    _, to_theta, to_delta, tall = ln_loss(theta, np.zeros((runs.n_cells, 3)), runs)
     n_theta = len(theta)
     jacobian = np.zeros((len(runs.n), n_theta + 3 * runs.n_cells))
     jacobian[:, :n_theta] = to_theta
     for row, cell in enumerate(runs.cell):
         jacobian[row, n_theta + 3 * cell : n_theta + 3 * cell + 3] = to_delta[row]
-    before = np.concatenate([belief.given[:, 1], np.tile(scales.scatter, runs.n_cells)]) ** -2.0
+    before = np.concatenate([prior.fit_prior[:, 1], np.tile(scales.scatter, runs.n_cells)]) ** -2.0
     dense = np.linalg.inv(
         jacobian.T @ (jacobian * expected_weight(tall, scales)[:, None]) + np.diag(before)
     )[:n_theta, :n_theta]
     told = expected_information(runs, theta, scales, np.ones(len(runs.n))).sum(0)
-    assert np.linalg.inv(told + np.diag(belief.given[:, 1] ** -2.0)) == pytest.approx(
+    assert np.linalg.inv(told + np.diag(prior.fit_prior[:, 1] ** -2.0)) == pytest.approx(
         dense, rel=1e-6, abs=1e-10
     )
 
@@ -114,15 +117,15 @@ def test_expected_weight_is_the_information_of_a_students_location():
     density = (1 + (t / scale) ** 2 / STUDENT) ** (-(STUDENT + 1) / 2)
     score = (STUDENT + 1) * t / (STUDENT * scale**2 + t**2)
     numeric = (score**2 * density).sum() / density.sum()
-    scales = believed().scales._replace(noise=scale)
+    scales = make_prior().scales._replace(noise=scale)
     assert expected_weight(np.zeros(1), scales)[0] == pytest.approx(numeric, rel=1e-3)
 
 
-def test_slopes_of_the_target_are_those_of_finite_differences(belief, found):
-    theta, h = belief.draws[1], 1e-6
+def test_slopes_of_the_target_are_those_of_finite_differences(prior, candidates):
+    theta, h = prior.draws[1], 1e-6
 
     def at(vector):
-        n, d = np.array([found.target[0]]), np.array([found.target[1]])
+        n, d = np.array([candidates.target[0]]), np.array([candidates.target[1]])
         x = [
             vector[3 * i] + vector[3 * i + 1] * n[0] + vector[3 * i + 2] * (d[0] - n[0])
             for i in (0, 1)
@@ -134,81 +137,101 @@ def test_slopes_of_the_target_are_those_of_finite_differences(belief, found):
 
     steps = h * np.eye(len(theta))
     numeric = np.column_stack([(at(theta + s) - at(theta - s)) / (2 * h) for s in steps])
-    assert optimal_design.target_slopes(belief, found.target, theta) == pytest.approx(
-        numeric, abs=1e-7
-    )
+    assert target_gradient(theta, candidates.target, 2) == pytest.approx(numeric, abs=1e-7)
 
 
-def test_weights_are_half_the_curvature_of_the_loss_at_the_target(belief, found):
-    theta, h = belief.draws[2], 1e-3
+def test_weights_are_half_the_curvature_of_the_loss_at_the_target(prior, candidates):
+    theta, h = prior.draws[2], 1e-3
 
-    def ln_loss(u, v):
-        n, d = np.array([found.target[0]]), np.array([found.target[1]])
+    def loss_at(u, v):
+        n, d = np.array([candidates.target[0]]), np.array([candidates.target[1]])
         x = theta[:6].reshape(2, 3) @ np.array([1.0, n[0], d[0] - n[0]]) + [u, v]
-        return float(model(theta, np.zeros((1, 3)), Runs(n, d, x[None], n, np.zeros(1, int)))[0][0])
+        return float(
+            ln_loss(theta, np.zeros((1, 3)), SurfaceRuns(n, d, x[None], n, np.zeros(1, int)))[0][0]
+        )
 
-    weights = optimal_design.weights_of(belief, found.target, theta)
+    weights = criterion_weights(theta, candidates.target, 2)
     for i, (u, v) in enumerate(((h, 0), (0, h))):
         assert weights[i, i] == pytest.approx(
-            (ln_loss(u, v) + ln_loss(-u, -v) - 2 * ln_loss(0, 0)) / (2 * h * h), rel=1e-3
+            (loss_at(u, v) + loss_at(-u, -v) - 2 * loss_at(0, 0)) / (2 * h * h), rel=1e-3
         )
-    mixed = (ln_loss(h, h) - ln_loss(h, -h) - ln_loss(-h, h) + ln_loss(-h, -h)) / (8 * h * h)
+    mixed = (loss_at(h, h) - loss_at(h, -h) - loss_at(-h, h) + loss_at(-h, -h)) / (8 * h * h)
     assert weights[0, 1] == pytest.approx(mixed, rel=1e-3)
+
+
+def test_draws_are_stratified_in_every_parameter():
+    """A Latin hypercube: each of n equal strata once per column; unit variance."""
+    normals = latin_normals(12, 5, seed=3)
+    assert normals.std(0) == pytest.approx(np.ones(5))
+    strata = np.floor(norm.cdf(normals * norm.ppf((np.arange(12) + 0.5) / 12).std()) * 12)
+    assert (np.sort(strata, axis=0) == np.arange(12)[:, None]).all()
+    assert (latin_normals(12, 5, seed=3) == normals).all()
+    assert (latin_normals(12, 5, seed=4) != normals).any()
 
 
 # the design
 
 
-def test_runs_taken_one_by_one_are_worth_what_the_whole_is(belief, found):
-    """The path's own bookkeeping, a pivoted Cholesky factor, against the covariance computed afresh from surface.py's blocks."""
-    chosen = path(belief, found, until=60.0, most=40)
-    state = optimal_design._State(belief, found, 60)
+def test_rank_one_updates_equal_the_covariance_of_all_runs(prior, candidates):
+    """The pivoted Cholesky factor of a greedy design against the covariance of all runs."""
+    chosen = path(prior, candidates, until=60.0, most=40)
+    state = GreedyDesign(
+        candidates.runs, candidates.target, prior.draws, prior.fit_prior, prior.scales, most=60
+    )
     for i in chosen:
         state.take(int(i))
     j = int(np.argmax(state.gains()))
-    before, after = (criterion(belief, found, np.array(c, int)) for c in (chosen, [*chosen, j]))
+    before, after = (criterion(prior, candidates, np.array(c, int)) for c in (chosen, [*chosen, j]))
     assert before - after == pytest.approx(state.gains()[j], rel=1e-5)
+    assert state.criteria.sum(1).mean() == pytest.approx(before, rel=1e-5)
+    considered = state.branch()
+    considered.take(j)
+    assert considered.criteria.sum(1).mean() == pytest.approx(after, rel=1e-5)
+    assert state.criteria.sum(1).mean() == pytest.approx(before, rel=1e-5) and not state.taken[j]
 
 
-def test_a_larger_budget_goes_further_on_the_same_path_and_widens_no_interval(belief, found):
-    paths = [path(belief, found, until=until, most=200) for until in (30.0, 60.0, 120.0)]
+def test_a_larger_budget_extends_the_same_path_and_widens_no_interval(prior, candidates):
+    paths = [path(prior, candidates, until=until, most=200) for until in (30.0, 60.0, 120.0)]
     for short, long in itertools.pairwise(paths):
         assert len(short) < len(long) and (long[: len(short)] == short).all()
         assert (
-            half_widths(belief, found, long, 0.9)[0] < half_widths(belief, found, short, 0.9)[0]
+            half_widths(prior, candidates, long, 0.9)[0]
+            < half_widths(prior, candidates, short, 0.9)[0]
         ).all()
 
 
-def test_no_run_widens_anything(belief, found):
-    """Information grows in the Loewner order with every run, so each variance falls, whatever the run."""
+def test_no_run_widens_anything(prior, candidates):
+    """Information grows in the Loewner order with every run, so each variance falls."""
     rng = np.random.default_rng(3)
-    chosen = rng.permutation(len(found.cost))[:30]
-    whole = information(belief, found, chosen, belief.judges).sum(1)
+    chosen = rng.permutation(len(candidates.cost))[:30]
+    whole = information(prior, candidates, chosen, prior.test_draws).sum(1)
     for left in range(0, 30, 5):
-        less = information(belief, found, np.delete(chosen, left), belief.judges).sum(1)
+        less = information(prior, candidates, np.delete(chosen, left), prior.test_draws).sum(1)
         assert (
             np.linalg.eigvalsh(whole - less).min(1) > -1e-9 * np.linalg.eigvalsh(whole).max(1)
         ).all()
 
 
-def test_the_path_beats_random_designs_and_a_full_grid_of_the_same_cost(belief, found):
+def test_the_path_beats_random_designs_and_a_full_grid_of_the_same_cost(prior, candidates):
     until = 60.0
-    chosen = path(belief, found, until=until, most=200)
-    best = criterion(belief, found, chosen)
+    chosen = path(prior, candidates, until=until, most=200)
+    best = criterion(prior, candidates, chosen)
     for seed in range(20):
-        order = np.random.default_rng(seed).permutation(len(found.cost))
-        assert criterion(belief, found, order[np.cumsum(found.cost[order]) <= until]) > best
+        order = np.random.default_rng(seed).permutation(len(candidates.cost))
+        assert (
+            criterion(prior, candidates, order[np.cumsum(candidates.cost[order]) <= until]) > best
+        )
     lowest = np.flatnonzero(
-        (found.runs.d < -0.5) & (found.runs.n < 1)
+        (candidates.runs.d < -0.5) & (candidates.runs.n < 1)
     )  # 2 sizes x 2 horizons x 5 lr x 3 batches
-    assert criterion(belief, found, lowest[np.cumsum(found.cost[lowest]) <= until]) > best
+    assert criterion(prior, candidates, lowest[np.cumsum(candidates.cost[lowest]) <= until]) > best
 
 
-def test_the_core_has_three_sizes_and_three_horizons_at_the_lowest_cost(found):
-    chosen = core(found)
+def test_the_core_has_three_sizes_and_three_horizons_at_the_lowest_cost(candidates):
+    chosen = core(candidates)
     cells = {
         (float(n), float(d))
-        for n, d in zip(found.runs.n[chosen], found.runs.d[chosen], strict=True)
+        for n, d in zip(candidates.runs.n[chosen], candidates.runs.d[chosen], strict=True)
     }
     assert (
         cells == {(-1.4, -1.4), (0.0, -1.4), (1.4, -1.4), (-1.4, -0.7), (-1.4, 0.0)}
@@ -216,47 +239,47 @@ def test_the_core_has_three_sizes_and_three_horizons_at_the_lowest_cost(found):
     )
 
 
-def test_without_a_cell_is_the_design_of_the_others(belief, found):
-    chosen = path(belief, found, until=60.0, most=40)
-    cells = np.unique(found.runs.cell[chosen])
-    _, without = half_widths(belief, found, chosen, 0.9)
-    others = chosen[found.runs.cell[chosen] != cells[2]]
-    assert without[2] == pytest.approx(half_widths(belief, found, others, 0.9)[0], rel=1e-6)
+def test_without_a_cell_is_the_design_of_the_others(prior, candidates):
+    chosen = path(prior, candidates, until=60.0, most=40)
+    cells = np.unique(candidates.runs.cell[chosen])
+    _, without = half_widths(prior, candidates, chosen, 0.9)
+    others = chosen[candidates.runs.cell[chosen] != cells[2]]
+    assert without[2] == pytest.approx(half_widths(prior, candidates, others, 0.9)[0], rel=1e-6)
 
 
-def test_more_seeds_are_more_information_of_the_same_points(belief):
-    one, three = grid(belief), grid(belief, seeds=3)
+def test_more_seeds_are_more_information_of_the_same_points(prior):
+    one, three = grid(prior), grid(prior, seeds=3)
     chosen = core(one)
     assert (
-        half_widths(belief, three, chosen, 0.9)[0] < half_widths(belief, one, chosen, 0.9)[0]
+        half_widths(prior, three, chosen, 0.9)[0] < half_widths(prior, one, chosen, 0.9)[0]
     ).all()
 
 
-# studies made up
+# simulated studies
 
 
-def made_up(belief, found, chosen, seed):
-    """A surface of the belief's prior, its runs fitted: (error, expected half width) of ln lr, ln batch, ln loss at the target."""
+def simulate(prior, candidates, chosen, seed):
+    """The errors of a fit of simulated runs: ln lr, ln batch and ln loss at the target."""
     rng = np.random.default_rng(seed)
-    theta = belief.guess + belief.root @ rng.standard_normal(len(belief.guess))
-    runs = optimal_design.part(found.runs, chosen)
-    delta = belief.scales.scatter * rng.standard_normal((runs.n_cells, 3))
-    value, _, _, tall = model(theta, delta, runs)
-    y = value + np.hypot(belief.scales.noise, belief.scales.misfit * tall) * rng.standard_t(
+    theta = prior.mean + prior.root @ rng.standard_normal(len(prior.mean))
+    runs = candidates.runs.select(chosen)
+    delta = prior.scales.scatter * rng.standard_normal((runs.n_cells, 3))
+    value, _, _, tall = ln_loss(theta, delta, runs)
+    y = value + np.hypot(prior.scales.noise, prior.scales.misfit * tall) * rng.standard_t(
         STUDENT, len(value)
     )
     table = pd.DataFrame(
         {"n_params": np.exp(runs.n + CENTRE[0]), "tokens": np.exp(runs.d + CENTRE[1])}
     )
     table = table.assign(lr=np.exp(runs.x[:, 0]), batch_tokens=np.exp(runs.x[:, 1]), loss=np.exp(y))
-    n, d = found.target
+    n, d = candidates.target
     said = fit_joint(table).predict(
         n_params=math.exp(n + CENTRE[0]), tokens=math.exp(d + CENTRE[1])
     )
-    at = Runs(np.array([n]), np.array([d]), np.zeros((1, 2)), np.zeros(1), np.zeros(1, int))
+    at = SurfaceRuns(np.array([n]), np.array([d]), np.zeros((1, 2)), np.zeros(1), np.zeros(1, int))
     x = theta[:6].reshape(2, 3) @ np.array([1.0, n, d - n])
-    floor = model(theta, np.zeros((1, 3)), replace(at, x=x[None]))[0][0]
-    truth = np.append(x, floor) + belief.scales.scatter * rng.standard_normal(3)
+    floor = ln_loss(theta, np.zeros((1, 3)), replace(at, x=x[None]))[0][0]
+    truth = np.append(x, floor) + prior.scales.scatter * rng.standard_normal(3)
     return np.log([said.lr, said.batch_tokens, said.loss]) - truth
 
 
@@ -268,10 +291,10 @@ def fit_joint(table):
     return fitted(tabulate(table, ["n_params", "tokens", "batch_tokens", "lr", "loss"]), [], 0.9)
 
 
-def test_errors_at_the_target_are_as_large_as_the_plan_expects(belief, found):
-    chosen = path(belief, found, until=60.0, most=200)
-    errors = np.array([made_up(belief, found, chosen, seed) for seed in range(1, 31)])
-    half = half_widths(belief, found, chosen, 0.9)[0]
+def test_errors_at_the_target_are_as_large_as_the_plan_expects(prior, candidates):
+    chosen = path(prior, candidates, until=60.0, most=200)
+    errors = np.array([simulate(prior, candidates, chosen, seed) for seed in range(1, 31)])
+    half = half_widths(prior, candidates, chosen, 0.9)[0]
     assert (
         (np.abs(errors) <= half).mean(0) >= 0.73
     ).all()  # of 0.9: 30 studies of a plan that is right fall below with the chance 0.01
@@ -283,10 +306,10 @@ def test_errors_at_the_target_are_as_large_as_the_plan_expects(belief, found):
 # horizons that share a trunk
 
 
-def test_prices_are_those_of_the_longest_trunk_and_the_cooldowns(found):
-    """T, 2T, 4T with a cooldown of 0.3, in any order: 4T + 0.3 (T + 2T); another trial's trunk is no one else's."""
+def test_prices_are_those_of_the_longest_trunk_and_the_cooldowns(candidates):
+    """T, 2T, 4T with a cooldown of 0.3, in any order: 4T + 0.3 (T + 2T); trials share no trunk."""
     cost = np.array([1.0, 2.0, 4.0, 4.0])
-    shared = replace(found, cost=cost, trunk=np.array([0, 0, 0, 1]), stable=0.7 * cost)
+    shared = replace(candidates, cost=cost, trunk=np.array([0, 0, 0, 1]), stable=0.7 * cost)
     for order in itertools.permutations(range(3)):
         assert added(shared, np.array(order)).sum() == pytest.approx(4 + 0.3 * 3)
     assert added(shared, np.array([2, 0, 3, 1])) == pytest.approx([4, 0.3, 4, 0.6])
@@ -311,7 +334,7 @@ def test_shared_trunks_leave_the_budget_more_runs(target, planned):
 
 
 def test_planned_proxies_have_one_warmup_that_leaves_each_a_stable_phase(target):
-    """0.1 of the geometric middle of 8192 and 2**19, and at most half of what 0.3 of decay leaves the shortest."""
+    """0.1 of the geometric mean of 8192 and 2**19, at most half the shortest stable phase."""
     wsd = load(target)
     assert possible.warmup_tokens(wsd, 8192, 2**19) == min(
         round(0.1 * 2**16), round(0.7 * 8192 / 2)
@@ -325,18 +348,20 @@ def test_planned_proxies_have_one_warmup_that_leaves_each_a_stable_phase(target)
         assert possible.warmup_tokens(with_settings(wsd, settings), 8192, 2**19) is None
 
 
-# what is believed
+# the prior
 
 
 def test_a_fit_moved_to_another_centre_is_the_same_surface():
-    rng, own = np.random.default_rng(0), names(2)
+    rng, own = np.random.default_rng(0), parameter_names(2)
     theta, shift = rng.normal(size=len(own)) * 0.3, (0.7, -0.4)
-    x, moved = rng.normal(size=(9, 2)), believing._moved(*shift)
+    x, moved = rng.normal(size=(9, 2)), planning_prior._recentre(*shift)
     one, cell = np.ones(9), np.zeros(9, int)
-    there = model(
-        theta, np.zeros((1, 3)), Runs((0.2 + shift[0]) * one, (0.5 + shift[1]) * one, x, one, cell)
+    there = ln_loss(
+        theta,
+        np.zeros((1, 3)),
+        SurfaceRuns((0.2 + shift[0]) * one, (0.5 + shift[1]) * one, x, one, cell),
     )
-    here = model(moved @ theta, np.zeros((1, 3)), Runs(0.2 * one, 0.5 * one, x, one, cell))
+    here = ln_loss(moved @ theta, np.zeros((1, 3)), SurfaceRuns(0.2 * one, 0.5 * one, x, one, cell))
     assert here[0] == pytest.approx(there[0]) and here[3] == pytest.approx(there[3])
 
 
@@ -345,28 +370,28 @@ def test_an_earlier_joint_fit_narrows_where_to_look_and_gives_its_noise():
 
     made = fit_joint(study(noise=1e-3))
     middle = made.solution["centre"]
-    belief = from_joint(made, (middle[0] + 0.5, middle[1] - 0.3))
+    prior = from_joint(made, (middle[0] + 0.5, middle[1] - 0.3))
     n_params, tokens = math.exp(middle[0]), math.exp(middle[1])
-    assert np.exp(belief.optimum(n_params, tokens)) == pytest.approx(
+    assert np.exp(prior.optimum(n_params, tokens)) == pytest.approx(
         [optimal("lr", n_params, tokens), optimal("batch", n_params, tokens)], rel=0.12
     )
-    assert belief.draws[:, 0].std() < 0.2 and belief.scales.noise == made.solution["noise"]
-    assert believing.scales_of(0.01, made.solution).noise == 0.01
+    assert prior.draws[:, 0].std() < 0.2 and prior.scales.noise == made.solution["noise"]
+    assert planning_prior.scales_of(0.01, made.solution).noise == 0.01
 
 
 def test_an_lr_written_in_the_target_goes_before_step_law_which_is_asked_near_its_own_scales(tiny):
     at = {"n_params": 3e8, "tokens": 1e10, "width": 1024}
-    plain = validated(
+    plain = validate_recipe(
         {name: value for name, value in tiny().model_dump().items() if name != "optimizer"}, "plain"
     )
-    (lr, batch), _, said = believing.first_guess(plain, **at)
+    (lr, batch), _, said = planning_prior.first_guess(plain, **at)
     law = 1.79 * 3e8**-0.713 * 1e10**0.307, 0.58 * 1e10**0.571  # arXiv:2503.04715, eq. 1
     assert math.exp(lr) == pytest.approx(
         law[0] * 1024 / 32, rel=1e-2
     )  # muP, base width 32: hidden matrices train at lr * 32 / width
     assert math.exp(batch) == pytest.approx(law[1], rel=1e-2) and "Step Law" in said
-    assert math.exp(believing.first_guess(tiny(), **at)[0][0]) == pytest.approx(5e-3)
-    assert math.exp(believing.first_guess(plain, 3e4, 1e5, 32)[0][0]) == pytest.approx(1e-2)
+    assert math.exp(planning_prior.first_guess(tiny(), **at)[0][0]) == pytest.approx(5e-3)
+    assert math.exp(planning_prior.first_guess(plain, 3e4, 1e5, 32)[0][0]) == pytest.approx(1e-2)
 
 
 # a target and a budget
@@ -394,7 +419,7 @@ def test_dropping_a_cell_widens_and_doubling_the_budget_narrows(planned):
     assert all(planned.doubled[name] < planned.expected[name] for name in planning.QUANTITIES)
 
 
-def test_what_a_plan_says_adds_up(planned):
+def test_the_totals_of_a_plan_add_up(planned):
     said = json.loads(json.dumps(planned.to_dict(), allow_nan=False))
     assert sum(cell["runs"] for cell in said["cells"]) == said["total"]["runs"] == len(planned.runs)
     assert sum(cell["flops"] for cell in said["cells"]) == pytest.approx(said["total"]["flops"])
@@ -437,7 +462,14 @@ def test_other_budgets_are_refused_in_a_sentence(budget):
         planning.parse_budget(budget)
 
 
-def test_a_budget_too_small_is_told_the_smallest_that_is_not(target):
+@pytest.mark.parametrize("budget", ["5", "0.05", 5, "999999"])
+def test_a_budget_without_its_unit_is_refused(budget):
+    """5 is 5 FLOPs, less than one step: the user means 5%."""
+    with pytest.raises(UserError, match=f"`{budget}%` for a share"):
+        planning.parse_budget(budget)
+
+
+def test_a_budget_too_small_names_the_smallest_possible_one(target):
     with pytest.raises(UserError, match=r"the smallest study .* costs [0-9.e+]+ FLOPs") as caught:
         planning.plan(target, "1e8")
     least = float(re.search(r"costs ([0-9.e+]+) FLOPs", str(caught.value))[1])
@@ -451,9 +483,10 @@ def test_a_budget_too_small_is_told_the_smallest_that_is_not(target):
     [
         (
             {"width": 64},
-            r"room for 3 proxy widths of at most half its own, in multiples of 16, but got width=64, which has only 16, 32",
+            r"room for 3 proxy widths of at most half its own, in multiples of 16, but got"
+            r" width=64, which has only 16, 32",
         ),
-        ({"optimizer": {"family": "prodigy", "lr": 1.0}}, "'prodigy' finds its own"),
+        ({"optimizer": {"family": "prodigy", "lr": 1.0}}, "'prodigy' has none to tune"),
         ({"tokens": 2048}, r"at least 32 steps of three batch sizes .* tokens=2048"),
     ],
 )
@@ -474,7 +507,7 @@ def test_wrong_options_are_refused(target, wrong):
 def test_a_fit_of_another_law_is_no_plan(target):
     from test_fitting import study
 
-    with pytest.raises(UserError, match="rests on a fit of law 'joint', but got one of 'lr_nd'"):
+    with pytest.raises(UserError, match="needs a fit of law 'joint', but got one of 'lr_nd'"):
         planning.plan(target, fit=fit(study()))
 
 
@@ -504,7 +537,7 @@ def test_vision_targets_are_planned_too(tiny):
         "data": {"source": "digits", "seq_len": 1},
     }
     made = planning.plan(
-        validated(content | {"budget": {"tokens": 2_000_000, "batch_tokens": 64}}, "digits"),
+        validate_recipe(content | {"budget": {"tokens": 2_000_000, "batch_tokens": 64}}, "digits"),
         "10%",
         vocab_size=10,
     )
@@ -536,8 +569,11 @@ def test_the_written_study_holds_the_planned_runs_and_nothing_else(written, caps
     trained = points(study)
     wanted = {
         (cell["width"], cell["tokens"], each["batch_tokens"], lr, seed)
-        for cell in said["cells"] for each in cell["settings"] for lr in each["lr"] for seed in (0, 1)
-    }  # fmt: skip
+        for cell in said["cells"]
+        for each in cell["settings"]
+        for lr in each["lr"]
+        for seed in (0, 1)
+    }
     got = [
         (p.model.width, p.budget.tokens, p.budget.batch_tokens, p.optimizer.lr, p.seed)
         for p in trained
@@ -555,7 +591,7 @@ def test_the_written_study_holds_the_planned_runs_and_nothing_else(written, caps
 
 
 def test_a_written_study_is_swept(target, tmp_path, monkeypatch):
-    monkeypatch.setattr("scaletune.sweeping.engines.local.Pool", InProcess)
+    monkeypatch.setattr("scaletune.sweeping.engines.local.LocalPool", InProcess)
     out = tmp_path / "study.toml"
     assert main(["plan", str(target), "--budget", "5%", "--out", str(out)]) == 0
     study = load(out)
@@ -569,17 +605,22 @@ def test_a_written_study_is_swept(target, tmp_path, monkeypatch):
     )
 
 
-def test_lines_tell_the_table_the_interval_and_what_twice_buys(target, capsys):
+def test_the_text_has_the_settings_the_intervals_and_those_of_twice_the_budget(target, capsys):
     assert main(["plan", str(target), "--budget", "5%"]) == 0
-    said = capsys.readouterr().out
-    assert (
-        re.search(r"level 0.95: lr within x/÷ [0-9.]+, batch x/÷ [0-9.]+, loss ±[0-9.]+%", said)
-        and "twice the budget" in said
+    text = capsys.readouterr().out
+    assert text.startswith("Target: 656k parameters, 524k tokens\n")
+    assert re.search(
+        r"Expected 95 % intervals at the target: lr within a factor of [0-9.]+, batch size within a"
+        r" factor of [0-9.]+, loss within [0-9.]+ %\n"
+        r"With twice the budget \([0-9]+ runs\): lr within",
+        text,
     )
     assert re.search(
-        r"[0-9]+ of them branch off the trunk of a longer horizon: each by itself they would be \S+ FLOPs \([0-9]+% saved\)",
-        said,
+        r"[0-9]+ runs branch off the trunk of a longer run: without that the study would cost"
+        r" \S+ FLOPs \([0-9]+ % saved\)",
+        text,
     )
+    assert "Assumption: the law holds from the smallest proxy to the target" in text
 
 
 # ragged sweeps
@@ -600,7 +641,7 @@ def test_cells_are_each_taken_under_every_combination_of_the_axes(tiny):
     ]
     assert all(not p.cells and not p.axes for p in points(ragged))
     same = points(tiny(width=64, lr=0.3, tokens=1024))[0]
-    assert recipe.identity(points(ragged)[-2], "data") == recipe.identity(same, "data")
+    assert recipe.trial_id(points(ragged)[-2], "data") == recipe.trial_id(same, "data")
 
 
 @pytest.mark.parametrize(

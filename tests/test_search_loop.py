@@ -1,4 +1,8 @@
-"""Searches in real sweeps: planted basins are found in few trials, and neither a kill nor the number of workers changes what is trained."""
+"""Searches in real sweeps.
+
+A search finds planted basins in few trials. Neither a kill nor the number of workers changes which
+trials it trains.
+"""
 
 import json
 import math
@@ -12,9 +16,11 @@ from test_sweeping import Stub
 from scaletune import cli, counting, data, sweeping
 from scaletune import study as study_module
 from scaletune.errors import UserError
+from scaletune.fitting import fit
 from scaletune.recipe import validate_recipe
 from scaletune.records import Trial, read_jsonl
 from scaletune.sweeping.search import loop
+from scaletune.sweeping.search.joint_design import CellGrid, fit_surface, next_wave
 from scaletune.sweeping.search.space import build_cells
 from scaletune.transferring.formats.recipe import toml
 
@@ -32,7 +38,10 @@ def planted(point, optimum=2.0**-8, curvature=0.03, tall=math.inf):
 
 
 class Planted(Stub):
-    """A pool that computes planted losses, the last task first; after `dies_after` trials the driver is killed."""
+    """A pool that computes planted losses, the last task first.
+
+    After `dies_after` trials the driver is killed.
+    """
 
     loss, trained, size, dies_after, fails = staticmethod(planted), [], 2, None, ()
 
@@ -221,8 +230,8 @@ def test_a_batch_that_does_not_divide_the_tokens_is_no_step(asked, pool, tmp_pat
     )
     assert table["batch_tokens"].max() == 2048
     assert (
-        "the best `batch_tokens` so far, 2048, is the largest of its range; no larger value is valid"
-        in capsys.readouterr().err
+        "the best `batch_tokens` so far, 2048, is the largest of its range;"
+        " no larger value is valid" in capsys.readouterr().err
     )
 
 
@@ -277,6 +286,82 @@ def test_joint_places_most_points_in_cheap_cells_and_finds_the_law(asked, pool, 
     assert spent < 0.25 * full
     by_cost = table.groupby("flops").size()
     assert by_cost.iloc[0] == by_cost.max()
+    fitted = fit(table, "lr_nd")
+    best = fitted.predict(n_params=float(table["n_params"].max()), tokens=32768)
+    assert best.lr == pytest.approx(2.0**-8 * (128 / 32) ** -0.5, rel=0.25)
+
+
+def test_joint_ends_when_no_run_of_a_single_cell_would_help(asked, pool, tmp_path, capsys):
+    """The deviation of the cell from the law stays unknown: the excess stays above `noise`."""
+    one = pool()
+    axes = {"lr": LR, "batch_tokens": [128, 256, 512, 1024]}
+    table = sweeping.sweep(asked(axes, kind="joint"), out=tmp_path)
+    assert 3 <= len(one.trained) <= 18 < 36
+    best = table.loc[table["loss"].idxmin()]
+    assert (best["lr"], best["batch_tokens"]) == (2.0**-8, 512)
+    text = capsys.readouterr().err
+    assert f"search: trained {len(table)} of 36 points" in text
+    assert "search: expected excess loss at" in text
+
+
+def test_joint_extends_a_range_that_has_the_best_run_at_an_end(asked, pool, tmp_path, capsys):
+    """Both ends: the run beyond is trained, whatever the indices of the longer grid."""
+    for axis in ([2.0**-k for k in (12, 11, 10)], [2.0**-k for k in (6, 5, 4)]):
+        pool()
+        out = tmp_path / str(axis[0])
+        table = sweeping.sweep(asked({"width": [32, 64], "lr": axis}, kind="joint"), out=out)
+        beyond = max(axis) * 2 if max(axis) < 2.0**-8 else min(axis) / 2
+        assert beyond in set(table["lr"])
+        assert f"the range is extended to {beyond:g}" in capsys.readouterr().err
+
+
+def test_joint_takes_diverged_runs_for_high_losses(asked, pool, tmp_path):
+    axes = {"width": [32, 64, 128], "tokens": [2048, 8192], "lr": LR}
+    one = pool(loss=lambda point: planted(point, tall=2.0**-7))
+    table = sweeping.sweep(asked(axes, kind="joint", noise=1e-3), out=tmp_path)
+    assert len(one.trained) < 0.6 * 54 and (table["status"] == "diverged").mean() < 0.4
+    assert table.loc[table["loss"].idxmin(), "lr"] in (2.0**-8, 2.0**-9)
+    nothing = pool(loss=lambda point: math.nan)
+    table = sweeping.sweep(asked({"width": [32, 64], "lr": LR}, kind="joint"), out=tmp_path / "no")
+    assert (table["status"] == "diverged").all() and len(nothing.trained) == 2 * len(LR)
+
+
+def cell_grids(n_axes, n_cells=3):
+    lr, batch = np.log(LR), np.log([128.0, 256.0, 512.0, 1024.0])
+    grid = lr[:, None] if n_axes == 1 else np.array([(x, y) for x in lr for y in batch])
+    scales = [(1e6 * 4**i, 2e7 * 4**i) for i in range(n_cells)]
+    return [CellGrid(n, tokens, 6 * n * tokens, grid) for n, tokens in scales]
+
+
+@pytest.mark.parametrize("n_axes", [1, 2])
+def test_joint_opens_a_cell_with_enough_runs_and_counts_pending_ones(n_axes):
+    cells = cell_grids(n_axes)
+    wave = next_wave(cells, {}, (1e9, 2e10), 1)
+    assert len(set(wave.runs)) == len(wave.runs) == n_axes + 2
+    assert {cell for cell, _ in wave.runs} == {0}  # the cheapest one
+    many = next_wave(cells, {}, (1e9, 2e10), 12)
+    assert len(set(many.runs)) == len(many.runs) >= 12
+    assert many.runs[: n_axes + 2] == wave.runs and len({cell for cell, _ in many.runs}) > 1
+
+
+@pytest.mark.parametrize("n_axes", [1, 2])
+def test_joint_expects_less_excess_loss_from_every_run(n_axes):
+    """The optimum that the posterior predicts converges to the planted one."""
+    cells, rng = cell_grids(n_axes), np.random.default_rng(0)
+
+    def loss(cell, index):
+        offset = cells[cell].grid[index] - np.log([2.0**-8, 512.0][:n_axes])
+        ln_minimum = math.log(2 + cells[cell].n_params ** -0.3 * 50)
+        return math.exp(ln_minimum + 0.01 * (offset**2).sum() + 1e-3 * rng.standard_normal())
+
+    seen, expected = {}, []
+    for _ in range(5):
+        wave = next_wave(cells, seen, (1e9, 2e10), 4)
+        expected.append(wave.excess)
+        seen |= {run: loss(*run) for run in wave.runs}
+    assert expected[-1] < 0.3 * expected[0] and wave.gain > 0
+    law = fit_surface(cells, seen).law
+    assert law.optimum(4e6, 8e7) == pytest.approx(np.log([2.0**-8, 512.0][:n_axes]), abs=0.3)
 
 
 def test_a_search_is_no_part_of_a_trials_identity(asked):
@@ -426,7 +511,8 @@ def test_top_k_trains_all_at_the_first_horizon_and_the_best_at_the_last(
         (
             {"kind": "bassin"},
             None,
-            "`search.kind` must be 'grid', 'basin', 'joint', 'optuna', 'pareto' or 'pbt', but got 'bassin'",
+            "`search.kind` must be 'grid', 'basin', 'joint', 'optuna', 'pareto' or 'pbt',"
+            " but got 'bassin'",
         ),
     ],
 )

@@ -46,7 +46,7 @@ LAWS = {
     "loss_nd": ("n_params", "tokens"),
     # the same form with the published objective
     "chinchilla": ("n_params", "tokens"),
-    # loss as a function of lr and batch size at every scale: joint/surface.py
+    # loss as a function of lr and batch size at every scale: surface/model.py
     "joint": ("n_params", "tokens", "batch_tokens"),
 }
 LEVEL = 0.95  # of every interval

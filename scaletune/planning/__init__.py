@@ -1,7 +1,12 @@
-"""`plan`: which proxies to train so that the target's predicted lr, batch and loss are tightest, and what they will tell.
+"""Plans a study: which proxies to train to predict the target's lr, batch size and loss best.
 
-belief.py: what is assumed. candidates.py: what could be trained. pricing.py: what it costs. designing.py: which of it. Here: a
-target recipe and a budget in, a `Plan` out; saying.py: that as lines and as the study that `scaletune run` carries out.
+| module | contents |
+|---|---|
+| `prior` | the prior of the joint surface, from published laws or an earlier fit |
+| `candidates` | the runs that could be trained |
+| `cost` | what they cost, with shared trunks |
+| `optimal_design` | which of them to train: a greedy Bayesian design |
+| `text` | a plan as lines, and as a study for `scaletune run` |
 """
 
 from __future__ import annotations
@@ -17,124 +22,210 @@ import pandas as pd
 
 from scaletune import counting, recipe
 from scaletune.errors import UserError, nearest
-from scaletune.fitting.joint.surface import Runs
 from scaletune.planning import candidates as possible
 from scaletune.planning.cost import Candidates, added
 from scaletune.planning.optimal_design import core, half_widths, path
-from scaletune.planning.prior import Belief, first_guess, from_joint, from_priors
+from scaletune.planning.prior import first_guess, from_joint, from_priors
 from scaletune.recipe import LR_FREE, Recipe
 from scaletune.records import Fit
+from scaletune.surface.model import SurfaceRuns
+from scaletune.surface.prior import SurfaceDistribution
 
 LEVEL = 0.95
-MOST = 300  # runs
-TROUBLE = 2e-4  # of the target's cost: what a run is taken to cost beside its own
+MOST = 300
+"""Largest number of points of a plan."""
+OVERHEAD = 2e-4
+"""Cost added to that of each run, as a share of the target's."""
+FEWEST_FLOPS = 1e6
+"""A smaller budget without a unit is a forgotten unit."""
 UNITS = {"%": 0.01, "h": 3600.0, "min": 60.0, "s": 1.0}
 QUANTITIES = ("lr", "batch_tokens", "loss")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The chosen runs, and what is expected of them."""
+class StudyPlan:
+    """The chosen runs, and how well they are expected to predict the target."""
 
     target: Recipe
-    n_params: int  # the target's
-    runs: pd.DataFrame  # width, depth, n_params, tokens, batch_tokens, lr, flops and seconds of one seed alone, and the share that is spent
-    cells: list[
-        dict[str, Any]
-    ]  # one for each (width, tokens): its settings, cost, and what its loss would cost
+    """The recipe that the study is for."""
+
+    n_params: int
+    """Non-embedding parameters of the target."""
+
+    runs: pd.DataFrame
+    """One row per point: width, depth, n_params, tokens, batch_tokens, lr; flops and seconds of one
+    seed trained alone; `share`, the part of that cost which is spent with shared trunks."""
+
+    cells: list[dict[str, Any]]
+    """One row per setting (width, tokens): its batch sizes and lrs, its cost, and by what factor
+    each interval widens without it."""
+
     seeds: int
-    warmup_tokens: int | None  # of every proxy, where horizons share trunks
+    """Runs per point."""
+
+    warmup_tokens: int | None
+    """Warmup of every proxy if token budgets share trunks, else None."""
+
     level: float
-    budget: dict[str, Any]  # asked, in which unit, used
-    expected: dict[str, float]  # half an interval, in logs
-    doubled: dict[str, Any]  # what twice the budget would buy
-    said: list[str]
+    """Coverage of the intervals."""
+
+    budget: dict[str, Any]
+    """`asked` (text), `unit`, `amount` and `used` in that unit, `of_target` (share of its cost)."""
+
+    expected: dict[str, float]
+    """Half the expected interval of lr, batch_tokens and loss at the target, in logs."""
+
+    doubled: dict[str, Any]
+    """The same with twice the budget, and its number of runs and cost."""
+
+    notes: list[str]
+    """Assumptions, one sentence each."""
 
     @property
     def total(self) -> dict[str, float]:
-        spent, apart = _spent(self.runs, self.seeds), float(self.runs["flops"].sum() * self.seeds)
-        return {"runs": len(self.runs) * self.seeds, **spent, "flops_apart": apart}
+        """Runs, FLOPs and hours of the study; `flops_apart`: FLOPs without shared trunks."""
+        apart = float(self.runs["flops"].sum() * self.seeds)
+        n_runs = len(self.runs) * self.seeds
+        return {"runs": n_runs, **_spent(self.runs, self.seeds), "flops_apart": apart}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; an interval is told as the half of it in logs and as a factor."""
-        scale = {"n_params": self.n_params, "tokens": self.target.budget.tokens}
-        told = {"level": self.level, **{name: _told(half) for name, half in self.expected.items()}}
-        doubled = self.doubled | {name: _told(self.doubled[name]) for name in QUANTITIES}
-        answer = {
-            "target": {"name": self.target.name, "width": self.target.model.width, **scale},
+        """Plain values; an interval is given as its half in logs and as a factor."""
+        return {
+            "target": {
+                "name": self.target.name,
+                "width": self.target.model.width,
+                "n_params": self.n_params,
+                "tokens": self.target.budget.tokens,
+            },
             "budget": self.budget,
             "total": self.total,
-        }
-        return answer | {
             "seeds": self.seeds,
-            "expected": told,
-            "doubled": doubled,
+            "expected": {"level": self.level}
+            | {name: _interval(half) for name, half in self.expected.items()},
+            "doubled": self.doubled | {name: _interval(self.doubled[name]) for name in QUANTITIES},
             "cells": self.cells,
-            "assumptions": self.said,
+            "assumptions": self.notes,
         }
 
 
 def _spent(runs: pd.DataFrame, seeds: int) -> dict[str, float]:
-    """FLOPs and hours of runs, a trunk's with the longest horizon it serves."""
+    """FLOPs and hours of runs; a trunk counts with the longest run that it serves."""
     return {
         "flops": float((runs["flops"] * runs["share"]).sum() * seeds),
         "hours": float((runs["seconds"] * runs["share"]).sum() * seeds / 3600),
     }
 
 
-def _told(half: float) -> dict[str, float]:
+def _interval(half: float) -> dict[str, float]:
     return {"half_width": half, "factor": math.exp(min(half, 700.0))}
 
 
 def plan(
-    target: Recipe | str | Path, budget: str = "5%", *, noise: float | None = None, fit: Fit | str | Path | None = None,
-    level: float = LEVEL, seeds: int = 1, flops_per_second: float | None = None, vocab_size: int = counting.BYTES_TEXT_VOCAB,
-) -> Plan:  # fmt: skip
-    """The study for `target` that predicts it best within `budget`: "5%" of the target's FLOPs, FLOPs ("1e18") or hours ("2h").
+    target: Recipe | str | Path,
+    budget: str = "5%",
+    *,
+    noise: float | None = None,
+    fit: Fit | str | Path | None = None,
+    level: float = LEVEL,
+    seeds: int = 1,
+    flops_per_second: float | None = None,
+    vocab_size: int = counting.BYTES_TEXT_VOCAB,
+) -> StudyPlan:
+    """Plans the study that predicts a target best within a budget.
 
-    `noise`: sd of ln loss of one run. `fit`: an earlier joint fit, for where to look. `flops_per_second`: what a run's hours are guessed by.
+    The runs are chosen one by one so that each decreases the expected error of the lr, batch size
+    and loss that a joint fit predicts for the target most per cost (Bayesian V-optimal design). No
+    model is trained.
+
+    Args:
+        target: The recipe of the target, or its path.
+        budget: A share of the target's FLOPs ("5%"), FLOPs ("1e18") or hours ("2h").
+        noise: Standard deviation of ln loss between equal runs. Default: that of `fit`, or 0.001.
+        fit: An earlier fit of law `joint`, or its path: where the optimum is expected.
+        level: Coverage of the expected intervals.
+        seeds: Runs per point.
+        flops_per_second: Speed from which hours are estimated. Default: 6e10, one laptop core.
+        vocab_size: Number of tokens of the vocabulary.
+
+    Returns:
+        The plan. `scaletune plan --out STUDY.toml` writes it as a study for `scaletune run`.
+
+    Raises:
+        UserError: The budget is too small for any identifiable study, or the target leaves no room
+            for smaller proxies.
+
+    Example:
+        >>> import scaletune as st
+        >>> from scaletune.recipe import validate_recipe
+        >>> target = validate_recipe(
+        ...     {
+        ...         "model": {"width": 256, "depth": 2, "head_dim": 32},
+        ...         "parametrization": {"base_width": 64},
+        ...         "budget": {"tokens": 2**22, "batch_tokens": 4096},
+        ...     },
+        ...     "small",
+        ... )
+        >>> plan = st.plan(target, "2%")
+        >>> bool((plan.runs["width"] <= 128).all())
+        True
+        >>> plan.total["flops"] <= plan.budget["amount"]
+        True
+        >>> list(plan.expected)
+        ['lr', 'batch_tokens', 'loss']
     """
     target = target if isinstance(target, Recipe) else recipe.load(target)
     _require(level=level, seeds=seeds, flops_per_second=flops_per_second)
     if target.optimizer.family in LR_FREE:
         raise UserError(
-            f"a plan is for a learning rate to be found, but `optimizer.family` {target.optimizer.family!r} finds its own"
+            "a plan is for an optimizer with a learning rate, but `optimizer.family`"
+            f" {target.optimizer.family!r} has none to tune"
         )
-    asked, whole = _asked(target, budget, vocab_size, flops_per_second)
-    until, cost = asked["amount"], asked["unit"]
+    limit, target_cost = _budget(target, budget, vocab_size, flops_per_second)
+    until, unit = limit["amount"], limit["unit"]
     n_params = counting.params(target.model, vocab_size)["n_params"]
-    belief, table = _possible(target, vocab_size, fit, noise)
+    prior, table, source = _possible(target, vocab_size, fit, noise)
     table = possible.costs(target, table, vocab_size, flops_per_second)
-    found = _candidates(table, belief, (n_params, target.budget.tokens), seeds, cost)
-    _require_room(found, until, cost, whole)
-    far = path(belief, found, until=2 * until, most=2 * MOST, trouble=TROUBLE * whole)
-    within = far[np.cumsum(added(found, far)) <= until]
+    candidates = _candidates(table, prior, (n_params, target.budget.tokens), seeds, unit)
+    _require_room(candidates, until, unit, target_cost)
+    doubled = path(
+        prior, candidates, until=2 * until, most=2 * MOST, overhead=OVERHEAD * target_cost
+    )
+    within = doubled[np.cumsum(added(candidates, doubled)) <= until]
     chosen = within[:MOST]
-    half, without = half_widths(belief, found, chosen, level)
+    half, without = half_widths(prior, candidates, chosen, level)
     runs = _shared(table.loc[np.sort(chosen)])
     warmup = possible.warmup_tokens(target, int(runs["tokens"].min()), int(runs["tokens"].max()))
-    full = (
-        [f"no more than {MOST} points are planned: the rest of the budget is left"]
-        if len(within) > MOST
-        else []
+    notes = [source, *_assumptions(target, prior, warmup)]
+    if len(within) > MOST:
+        notes.append(f"a plan has at most {MOST} points: the rest of the budget is not used")
+    return StudyPlan(
+        target=target,
+        n_params=n_params,
+        runs=runs.reset_index(drop=True),
+        cells=_cells(runs, without / half, seeds),
+        seeds=seeds,
+        warmup_tokens=warmup,
+        level=level,
+        budget=limit | {"used": float(added(candidates, chosen).sum())},
+        expected=_named(half),
+        doubled=_doubled(prior, candidates, doubled, level),
+        notes=notes,
     )
-    return Plan(
-        target, n_params, runs.reset_index(drop=True), _cells(runs, without / half, seeds), seeds, warmup, level,
-        asked | {"used": float(added(found, chosen).sum())}, _named(half), _doubled(belief, found, far, level),
-        [*belief.said, *_assumptions(target, belief, warmup), *full],
-    )  # fmt: skip
 
 
 def _shared(runs: pd.DataFrame) -> pd.DataFrame:
-    """With `share`, of its own cost what each spends: all of it, but the cooldown alone where a longer one has the trunk."""
+    """Adds `share`, the part of its cost that each run spends.
+
+    That is all of it, or only the cooldown if a longer run has the same trunk.
+    """
     longest = runs.groupby("trunk")["tokens"].transform("max")
     return runs.assign(share=1 - runs["stable"].where(runs["tokens"] < longest, 0.0))
 
 
-def _asked(
+def _budget(
     target: Recipe, budget: str, vocab_size: int, flops_per_second: float | None
 ) -> tuple[dict[str, Any], float]:
-    """The budget in FLOPs or seconds, and what the target itself costs in that unit."""
+    """The budget in FLOPs or seconds, and the cost of the target in that unit."""
     amount, unit = parse_budget(budget)
     own = {
         "width": target.model.width,
@@ -142,15 +233,12 @@ def _asked(
         "tokens": target.budget.tokens,
         "batch_tokens": target.budget.batch_tokens,
     }
-    whole = possible.costs(target, pd.DataFrame([own]), vocab_size, flops_per_second).iloc[0]
+    row = possible.costs(target, pd.DataFrame([own]), vocab_size, flops_per_second).iloc[0]
     cost = "seconds" if unit == "seconds" else "flops"
-    amount *= float(whole["flops"]) if unit == "share" else 1.0
-    return {
-        "asked": budget,
-        "unit": cost,
-        "amount": amount,
-        "of_target": amount / float(whole[cost]),
-    }, float(whole[cost])
+    whole = float(row[cost])
+    amount *= float(row["flops"]) if unit == "share" else 1.0
+    limit = {"asked": budget, "unit": cost, "amount": amount, "of_target": amount / whole}
+    return limit, whole
 
 
 def _named(values: np.ndarray) -> dict[str, float]:
@@ -167,11 +255,18 @@ def parse_budget(text: str) -> tuple[float, str]:
         amount = math.nan
     if not (math.isfinite(amount) and amount > 0):
         raise UserError(
-            f"a budget must be a share of the target such as 5%, FLOPs such as 1e18 or hours such as 2h, but got {text!r}"
+            "a budget must be a share of the target such as 5%, FLOPs such as 1e18 or hours such as"
+            f" 2h, but got {text!r}"
         )
     if unit and unit not in UNITS:
         raise UserError(
-            f"a budget must be in %, h, min or s, or FLOPs with no unit, but got {text!r}{nearest(unit, UNITS)}"
+            f"a budget must be in %, h, min or s, or FLOPs with no unit, but got {text!r}"
+            f"{nearest(unit, UNITS)}"
+        )
+    if not unit and amount < FEWEST_FLOPS:
+        raise UserError(
+            f"a budget without a unit is in FLOPs, and {text} is less than one training step: write"
+            f" `{text}%` for a share of the target's FLOPs, `{text}h` for hours"
         )
     if unit == "%":
         return amount * UNITS[unit], "share"
@@ -193,101 +288,114 @@ def _require(*, level: float, seeds: int, flops_per_second: float | None) -> Non
 
 def _possible(
     target: Recipe, vocab_size: int, fit: Fit | str | Path | None, noise: float | None
-) -> tuple[Belief, pd.DataFrame]:
-    """What is believed about the middle of the proxies, and every run that could be trained."""
+) -> tuple[SurfaceDistribution, pd.DataFrame, str]:
+    """The prior about the middle of the proxies, every possible run, and the prior's source."""
     cells = possible.scales(target, vocab_size)
     if not len(cells):
         raise UserError(
-            f"no proxy has tokens per parameter within a factor of {possible.OFF_RATIO} of the target's"
+            "a proxy's tokens per parameter must be within a factor of"
+            f" {possible.OFF_RATIO} of the target's, but no proxy's are"
         )
     centre = (float(np.log(cells["n_params"]).mean()), float(np.log(cells["tokens"]).mean()))
     if fit is not None:
-        belief = from_joint(fit if isinstance(fit, Fit) else Fit.read(fit), centre, noise)
+        earlier = fit if isinstance(fit, Fit) else Fit.read(fit)
+        prior = from_joint(earlier, centre, noise)
+        source = (
+            f"the optimum is expected where fit {earlier.digest} predicts it; the runs of that fit"
+            " do not count as runs of the study"
+        )
     else:
         width = int(cells["width"].iloc[(np.log(cells["n_params"]) - centre[0]).abs().argmin()])
-        belief = from_priors(
-            centre, *first_guess(target, math.exp(centre[0]), math.exp(centre[1]), width), noise
-        )
-    return belief, possible.settings(target, cells, belief.optimum)
+        at, sds, source = first_guess(target, math.exp(centre[0]), math.exp(centre[1]), width)
+        prior = from_priors(centre, at, sds, noise)
+    return prior, possible.settings(target, cells, prior.optimum), source
 
 
 def _candidates(
-    table: pd.DataFrame, belief: Belief, scale: tuple[float, float], seeds: int, cost: str
+    table: pd.DataFrame,
+    prior: SurfaceDistribution,
+    scale: tuple[float, float],
+    seeds: int,
+    cost: str,
 ) -> Candidates:
-    n, d, x = possible.logs(table, belief.centre)
-    target = (math.log(scale[0]) - belief.centre[0], math.log(scale[1]) - belief.centre[1])
-    runs, each = (
-        Runs(n, d, x, np.zeros(len(n)), table["cell"].to_numpy(int)),
-        seeds * table[cost].to_numpy(float),
-    )
-    return Candidates(
-        runs,
-        each,
-        target,
-        seeds,
-        table["trunk"].to_numpy(int),
-        each * table["stable"].to_numpy(float),
-    )
+    n, d, x = possible.logs(table, prior.centre)
+    runs = SurfaceRuns(n, d, x, np.zeros(len(n)), table["cell"].to_numpy(int))
+    each = seeds * table[cost].to_numpy(float)
+    stable = each * table["stable"].to_numpy(float)
+    trunk = table["trunk"].to_numpy(int)
+    return Candidates(runs, each, prior.offset(*scale), seeds, trunk, stable)
 
 
-def _require_room(found: Candidates, until: float, cost: str, whole: float) -> None:
-    """UserError unless the smallest identifiable study can be paid."""
-    least = core(found)
+def _require_room(candidates: Candidates, until: float, cost: str, whole: float) -> None:
+    """Raises UserError if the budget does not pay for the smallest identifiable study."""
+    least = core(candidates)
     if not len(least):
         raise UserError(
-            "no three proxy sizes at one horizon, with three horizons of one size, are left: give the target more width or tokens"
+            "a study needs three proxy sizes at one token budget and three token budgets of one"
+            " size, but the target leaves no room for them: give it more width or tokens"
         )
-    price = float(added(found, least).sum())
+    price = float(added(candidates, least).sum())
     if price > until:
-        amount, asked = (
-            (f"{price / 3600:.3g}h", f"{until / 3600:.3g}h")
-            if cost == "seconds"
-            else (f"{price:.3g} FLOPs ({price / whole:.2%} of the target)", f"{until:.3g}")
-        )
+        if cost == "seconds":
+            needed, available = f"{price / 3600:.3g}h", f"{until / 3600:.3g}h"
+        else:
+            needed = f"{price:.3g} FLOPs ({price / whole:.2%} of the target)"
+            available = f"{until:.3g}"
         raise UserError(
-            f"the smallest study that can tell the exponents costs {amount}, but the budget is {asked}"
+            f"the smallest study that identifies the exponents costs {needed}, but the budget is"
+            f" {available}"
         )
 
 
 def _cells(runs: pd.DataFrame, widening: np.ndarray, seeds: int) -> list[dict[str, Any]]:
-    """One row a (width, tokens): its batches with their lr, its cost, and by what factor each interval widens without it."""
+    """One row per setting: `StudyPlan.cells`."""
     rows = []
     for (_, part), factors in zip(runs.groupby("cell"), widening, strict=True):
-        first, batches = part.iloc[0], part.groupby("batch_tokens")
-        rows.append({
-            **{name: int(first[name]) for name in ("width", "depth", "n_params", "tokens")},
-            "settings": [{"batch_tokens": int(each["batch_tokens"].iloc[0]), "lr": sorted(map(float, each["lr"]))} for _, each in batches],
-            "runs": len(part) * seeds, **_spent(part, seeds),
-            "without": _named(factors),
-        })  # fmt: skip
+        first = part.iloc[0]
+        batches = [
+            {
+                "batch_tokens": int(each["batch_tokens"].iloc[0]),
+                "lr": sorted(map(float, each["lr"])),
+            }
+            for _, each in part.groupby("batch_tokens")
+        ]
+        rows.append(
+            {name: int(first[name]) for name in ("width", "depth", "n_params", "tokens")}
+            | {"settings": batches, "runs": len(part) * seeds, **_spent(part, seeds)}
+            | {"without": _named(factors)}
+        )
     return rows
 
 
-def _doubled(belief: Belief, found: Candidates, far: np.ndarray, level: float) -> dict[str, Any]:
+def _doubled(
+    prior: SurfaceDistribution, candidates: Candidates, chosen: np.ndarray, level: float
+) -> dict[str, Any]:
     return {
-        "runs": len(far) * found.seeds,
-        "used": float(added(found, far).sum()),
-        **_named(half_widths(belief, found, far, level)[0]),
+        "runs": len(chosen) * candidates.seeds,
+        "used": float(added(candidates, chosen).sum()),
+        **_named(half_widths(prior, candidates, chosen, level)[0]),
     }
 
 
-def _assumptions(target: Recipe, belief: Belief, warmup: int | None) -> list[str]:
-    s = belief.scales
-    p = target.parametrization
-    said = [
-        f"noise of a run {s.noise:.2g}, cells off the law by sd {s.scatter[0]:.2g} in ln lr, {s.scatter[1]:.2g} in ln batch, {s.scatter[2]:.2g} in ln loss",
-        "intervals are those of a joint fit of these runs alone, and hold the target's optimum at their level over all that is believed of the law",
-        "the law holds from the smallest proxy to the target: that no plan can know",
+def _assumptions(target: Recipe, prior: SurfaceDistribution, warmup: int | None) -> list[str]:
+    s, p = prior.scales, target.parametrization
+    notes = [
+        f"noise (sd of ln loss of one run) {s.noise:.2g}; settings scatter about the law by sd"
+        f" {s.scatter[0]:.2g} in ln lr, {s.scatter[1]:.2g} in ln batch size,"
+        f" {s.scatter[2]:.2g} in ln loss",
+        "the intervals are those of a joint fit of these runs only, averaged over the prior",
+        "the law holds from the smallest proxy to the target; no plan can test that",
     ]
     if warmup:
-        said += [
-            f"proxies warm up over {warmup:,} tokens at every horizon, so that they share trunks, the target as it says: taken to make no"
-            " difference (`engine.branch = false` plans without)"
-        ]
+        notes.append(
+            f"all proxies warm up over {warmup:,} tokens, so that token budgets can share trunks;"
+            " the target keeps its own warmup, and the difference is neglected"
+            " (`engine.branch = false` plans without shared trunks)"
+        )
     proxy = possible.depth_of(target)
-    rule = f"the rule depth**-{p.depth_alpha:g}" if p.depth_alpha else "no rule"
-    return said + (
-        [f"proxies have depth {proxy}, the target {target.model.depth}: {rule} is taken to hold"]
-        if proxy != target.model.depth
-        else []
-    )
+    if proxy != target.model.depth:
+        rule = f"the rule depth**-{p.depth_alpha:g}" if p.depth_alpha else "no rule"
+        notes.append(
+            f"proxies have depth {proxy} and the target {target.model.depth}: {rule} transfers lr"
+        )
+    return notes

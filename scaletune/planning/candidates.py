@@ -1,10 +1,14 @@
-"""The proxies a study could train for a target: sizes below it, horizons below its own, batches and lr about the believed optimum."""
+"""The runs that a study could train for a target.
+
+Proxy sizes and token budgets below the target's, and batch sizes and learning rates about the
+expected optimum.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,41 +17,50 @@ import pandas as pd
 from scaletune import counting
 from scaletune.counting import branches as branches_module
 from scaletune.errors import UserError
-from scaletune.recipe import Recipe, resolved, with_settings
-from scaletune.zoo import Blocks, ResNet
+from scaletune.recipe import Recipe, resolve_schedule, with_settings
+from scaletune.zoo import BlocksConfig, ResNetConfig
 
-WIDTHS = [2 ** (-k / 2) for k in range(2, 13)]  # of the target's: half of it and less
-HORIZONS = [2.0**-k for k in range(1, 9)]  # of the target's tokens
-BATCHES = [4.0**k for k in (-1, -0.5, 0, 0.5, 1)]  # of the believed optimum
+WIDTHS = [2 ** (-k / 2) for k in range(2, 13)]
+"""Shares of the target's width."""
+HORIZONS = [2.0**-k for k in range(1, 9)]
+"""Shares of the target's tokens."""
+BATCHES = [4.0**k for k in (-1, -0.5, 0, 0.5, 1)]
+"""Multiples of the expected optimal batch size."""
 RATES = [2.0**k for k in range(-3, 4)]
-LEAST_STEPS = 32  # of a run: fewer are all warmup
-OFF_RATIO = 32  # tokens per parameter of a proxy, at most so many times the target's or less than it: a law is not asked of other regimes
-LEAST_LEVELS = 3  # of sizes and of horizons: two ends, and one to check the law by
+"""Multiples of the expected optimal lr."""
+LEAST_STEPS = 32
+"""Shorter runs are mostly warmup."""
+OFF_RATIO = 32
+"""Largest factor between the tokens per parameter of a proxy and of the target: a law may not hold
+over other regimes."""
+LEAST_LEVELS = 3
+"""Sizes, and token budgets: two ends, and one to test the law."""
 
 
 def unit(target: Recipe) -> int:
-    """What a width is a multiple of."""
+    """The number that a width is a multiple of."""
     model = target.model
-    return (
-        model.head_dim
-        if isinstance(model, Blocks)
-        else model.groups
-        if isinstance(model, ResNet)
-        else 1
-    )
+    if isinstance(model, BlocksConfig):
+        return model.head_dim
+    return model.groups if isinstance(model, ResNetConfig) else 1
 
 
 def widths(target: Recipe) -> list[int]:
-    """Proxy widths, ascending; UserError when the target is too small to have three."""
+    """Proxy widths, ascending.
+
+    Raises:
+        UserError: The target is too small to have three.
+    """
     whole, step = target.model.width, unit(target)
     wanted = {max(round(share * whole / step), 1) * step for share in WIDTHS}
-    found = [width for width in sorted(wanted) if 2 * width <= whole and _valid(target, width)]
-    if len(found) < LEAST_LEVELS:
+    valid = [width for width in sorted(wanted) if 2 * width <= whole and _valid(target, width)]
+    if len(valid) < LEAST_LEVELS:
+        which = f"only {', '.join(map(str, valid))}" if valid else "none"
         raise UserError(
-            f"a target must leave room for {LEAST_LEVELS} proxy widths of at most half its own, in multiples of {step}, but got "
-            f"width={whole}, which has {'none' if not found else 'only ' + ', '.join(map(str, found))}"
+            f"a target must leave room for {LEAST_LEVELS} proxy widths of at most half its own, in"
+            f" multiples of {step}, but got width={whole}, which has {which}"
         )
-    return found
+    return valid
 
 
 def _valid(target: Recipe, width: int) -> bool:
@@ -59,13 +72,13 @@ def _valid(target: Recipe, width: int) -> bool:
 
 
 def depth_of(target: Recipe) -> int:
-    """Depth of every proxy: the base depth where a depth rule takes it to the target's, else the target's own."""
+    """Depth of every proxy: the base depth if a depth rule transfers lr, else the target's."""
     p = target.parametrization
     return p.base_depth if p.depth_alpha and p.base_depth else target.model.depth
 
 
 def scales(target: Recipe, vocab_size: int) -> pd.DataFrame:
-    """One row a cell: width, depth, n_params, tokens (nominal: a run's are whole steps)."""
+    """One row per cell: width, depth, n_params, tokens (nominal; a run has whole steps)."""
     whole, own = counting.params(target.model, vocab_size)["n_params"], target.budget.tokens
     rows = []
     for width in widths(target):
@@ -81,11 +94,21 @@ def scales(target: Recipe, vocab_size: int) -> pd.DataFrame:
 
 
 def settings(
-    target: Recipe, cells: pd.DataFrame, optimum: Callable[[float, float], tuple[float, float]]
+    target: Recipe, cells: pd.DataFrame, optimum: Callable[[float, float], Iterable[float]]
 ) -> pd.DataFrame:
-    """One row a run that could be trained, sorted by cell: the cells' columns, `cell`, batch_tokens, lr, and tokens in whole steps.
+    """The runs that could be trained, sorted by cell.
 
-    `optimum(n_params, tokens)` is the believed (ln lr, ln batch_tokens). Batches are `quantum` times powers of 2, lr has 3 digits.
+    Args:
+        target: The target.
+        cells: From `scales`.
+        optimum: (n_params, tokens) -> expected (ln lr, ln batch_tokens).
+
+    Returns:
+        The columns of `cells` with `cell` (number), batch_tokens, lr, and tokens in whole steps.
+        Batch sizes are powers of 2 times the smallest one that the target's engine can train.
+
+    Raises:
+        UserError: No proxy has enough steps at three batch sizes.
     """
     quantum = target.data.seq_len * target.engine.processes * target.engine.accumulation
     rows: list[dict[str, Any]] = []
@@ -105,8 +128,8 @@ def settings(
         ]
     if not rows:
         raise UserError(
-            f"a proxy needs at least {LEAST_STEPS} steps of three batch sizes about the believed best, which the target's tokens={target.budget.tokens} "
-            "leave no room for"
+            f"a proxy needs at least {LEAST_STEPS} steps of three batch sizes about the expected"
+            f" optimum, but the target's tokens={target.budget.tokens} leave no room for that"
         )
     return pd.DataFrame(rows)
 
@@ -119,7 +142,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _rates(lr: float) -> Iterator[float]:
-    """Powers of 2, so that cells share them, about `lr`."""
+    """Powers of 2 about `lr`, rounded to 4 digits, so that cells share them."""
     middle = 2.0 ** round(math.log2(lr))
     return (float(f"{middle * share:.4g}") for share in RATES)
 
@@ -127,41 +150,49 @@ def _rates(lr: float) -> Iterator[float]:
 def costs(
     target: Recipe, runs: pd.DataFrame, vocab_size: int, flops_per_second: float | None = None
 ) -> pd.DataFrame:
-    """`runs` with flops and (guessed) seconds of one seed alone, `trunk`, alike for horizons of one trial, and `stable`, the share it serves them."""
-    target, branches = bare(target), branches_module.apart(bare(target)) == ""
+    """`runs` with columns of their cost.
+
+    `flops` and (estimated) `seconds` of one seed trained alone; `trunk`, a number that the token
+    budgets of one trial share; `stable`, the share of the cost that a longer budget includes.
+    """
+    target = bare(target)
+    can_branch = branches_module.no_branch_reason(target) == ""
     rate = {} if flops_per_second is None else {"flops_per_second": flops_per_second}
     each = runs.drop_duplicates(["width", "tokens", "batch_tokens"])[
         ["width", "depth", "tokens", "batch_tokens"]
     ]
     points = [with_settings(target, row) for row in _rows(each)]
-    found = each.assign(
+    priced = each.assign(
         flops=[
             counting.flops_per_token(p.model, vocab_size, p.data.seq_len) * p.budget.tokens
             for p in points
         ],
         seconds=[counting.seconds(p, vocab_size, **rate) for p in points],
         stable=[
-            branches_module.branch_step(p) / p.budget.steps if branches else 0.0 for p in points
+            branches_module.branch_step(p) / p.budget.steps if can_branch else 0.0 for p in points
         ],
     )
-    made = runs.merge(found, on=list(each.columns), how="left", sort=False)
+    table = runs.merge(priced, on=list(each.columns), how="left", sort=False)
     trial = ["width", "depth", "batch_tokens", *(["lr"] if "lr" in runs else [])]
-    return made.assign(trunk=made.groupby(trial).ngroup())
+    return table.assign(trunk=table.groupby(trial).ngroup())
 
 
 def bare(target: Recipe) -> Recipe:
-    """The target without a warmup, which a proxy has its own of where trunks are shared."""
+    """The target without its warmup, if trunks may be shared: the proxies have another one."""
     free = {"warmup": 0.0, "warmup_tokens": None} if target.engine.branch is not False else {}
     return target.model_copy(update={"schedule": target.schedule.model_copy(update=free)})
 
 
 def warmup_tokens(target: Recipe, shortest: int, longest: int) -> int | None:
-    """One warmup for horizons that share trunks: the target's share of the middle one, at most half the shortest's stable phase.
+    """The warmup of all proxies, if token budgets share trunks; else None.
 
-    None where they share none.
+    It is the target's share of the geometric mean budget, but at most half the stable phase of the
+    shortest run.
     """
-    own = resolved(target.schedule, target.budget)
-    if target.engine.branch is False or branches_module.apart(bare(target)) or not own.warmup:
+    own = resolve_schedule(target.schedule, target.budget)
+    if target.engine.branch is False or not own.warmup:
+        return None
+    if branches_module.no_branch_reason(bare(target)):
         return None
     stable = 1 - own.decay if own.kind == "wsd" else 1.0
     return max(1, round(min(own.warmup * math.sqrt(shortest * longest), stable * shortest / 2)))
@@ -170,7 +201,7 @@ def warmup_tokens(target: Recipe, shortest: int, longest: int) -> int | None:
 def logs(
     runs: pd.DataFrame, centre: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """n, d about the centre, and ln lr, ln batch_tokens."""
+    """n and d about the centre, and (ln lr, ln batch_tokens)."""
     return (
         np.log(runs["n_params"].to_numpy(float)) - centre[0],
         np.log(runs["tokens"].to_numpy(float)) - centre[1],

@@ -1,147 +1,109 @@
-"""What is believed before the study: draws of the joint surface's parameters, and the scales a fit would weigh by.
+"""The prior for which a study is planned: from published laws, or from an earlier joint fit.
 
-Without an earlier fit the parameters are those of fitting/joint/surface.py's priors; where the optimum lies is a guess within a
-factor of about two, and a design must be good over all of it. An earlier joint fit narrows where to look, and nothing
-else: what the planned runs will tell is counted from the priors, as their own fit starts from them.
+Without a fit the parameters have the prior of `surface/prior.py`, with the optimum known to a
+factor of about two. An earlier fit narrows the surfaces for which the design is made. It does not
+count as data: the information of the planned runs is computed from the prior that their own fit
+will use.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from scaletune import laws
 from scaletune.errors import UserError
-from scaletune.fitting.joint.surface import (
-    MISFIT,
-    NOISE,
-    SCATTER,
-    Runs,
-    Scales,
-    law_basis,
-    names,
-    prior,
-)
-from scaletune.laws.surface import AXES
 from scaletune.predicting import FAR
 from scaletune.recipe import Recipe
 from scaletune.records import Fit
 from scaletune.rules import scale
+from scaletune.surface.evaluation import AXES
+from scaletune.surface.model import Scales, parameter_names
+from scaletune.surface.prior import SurfaceDistribution, guessed_scales, prior_about
 
 Array = NDArray[np.float64]
 
-GUESS_SD = 0.7  # of ln lr and ln batch guessed without a fit: published laws differ by about a factor of two at one scale
-OWN_SD = 1.0  # of one that rests on less
-DRAWS, JUDGES = 12, 24
-AXES_PLANNED = AXES[:2]
-
-
-@dataclass(frozen=True)
-class Belief:
-    """About the middle `centre` of the candidates, (ln n_params, ln tokens)."""
-
-    centre: tuple[float, float]
-    guess: Array  # (P,)
-    root: Array  # (P, P): the law is guess + root @ a standard normal
-    given: Array  # (P, 2): the prior that the study's own fit starts from
-    scales: Scales
-    said: list[str]
-    seed: int = 0
-
-    @cached_property
-    def draws(self) -> Array:
-        """(DRAWS, P): surfaces a design is made for."""
-        return self.guess + _strata(DRAWS, len(self.guess), self.seed) @ self.root.T
-
-    @cached_property
-    def judges(self) -> Array:
-        """(JUDGES, P): others, by which it is judged; by its own it would look better than it is."""
-        return self.guess + _strata(JUDGES, len(self.guess), self.seed) @ self.root.T
-
-    def optimum(self, n_params: float, tokens: float) -> tuple[float, float]:
-        """The guessed (ln lr, ln batch_tokens)."""
-        n, d = math.log(n_params) - self.centre[0], math.log(tokens) - self.centre[1]
-        lr, batch = self.guess[:6].reshape(2, 3) @ law_basis(np.array([n]), np.array([d]))[0]
-        return float(lr), float(batch)
+GUESS_SD = 0.7
+"""Sd of ln lr and ln batch from a published law: laws differ by about a factor of two."""
+OTHER_SD = 1.0
+"""Sd of a guess that has less support."""
+PLANNED_AXES = AXES[:2]
 
 
 def scales_of(noise: float | None, solution: Mapping[str, Any] | None = None) -> Scales:
-    """Noise, misfit and scatter of an earlier fit, else the surface's guesses; `noise`, sd of ln loss of one run, goes before both."""
+    """Noise, misfit and scatter of an earlier fit, else their prior guess.
+
+    Args:
+        noise: Sd of ln loss of one run; None: that of the fit or the guess.
+        solution: `Fit.solution` of a joint fit.
+    """
     if noise is not None and not (math.isfinite(noise) and noise > 0):
         raise UserError(
             f"`noise` must be a number above 0, the sd of ln loss of one run, but got {noise!r}"
         )
     if solution is None:
-        return Scales(
-            noise or NOISE, MISFIT, np.array([SCATTER[axis] for axis in (*AXES_PLANNED, "loss")])
-        )
+        return guessed_scales(len(PLANNED_AXES), noise)
     own = solution["scatter"]
     return Scales(noise or solution["noise"], solution["misfit"], np.array([*own[:2], own[-1]]))
 
 
 def from_priors(
-    centre: tuple[float, float], at: tuple[float, float], sds: tuple[float, float] = (GUESS_SD, GUESS_SD), said: str = "",
-    noise: float | None = None, seed: int = 0,
-) -> Belief:  # fmt: skip
-    """Draws of the priors, with the optimum at the centre within `sds` of `at`: (ln lr, ln batch_tokens)."""
-    one = np.zeros(1)
-    given = prior(Runs(one, one, np.array([at]), one, np.zeros(1, int)))
-    sd = given[:, 1].copy()
+    centre: tuple[float, float],
+    at: tuple[float, float],
+    sds: tuple[float, float] = (GUESS_SD, GUESS_SD),
+    noise: float | None = None,
+    seed: int = 0,
+) -> SurfaceDistribution:
+    """The prior with a guess of the optimum.
+
+    Args:
+        centre: (ln n_params, ln tokens) of the middle of the proxies.
+        at: (ln lr, ln batch_tokens) of the optimum there.
+        sds: Their sds.
+        noise: Sd of ln loss of one run.
+        seed: Of the draws.
+    """
+    fit_prior = prior_about(at, 1.0)
+    sd = fit_prior[:, 1].copy()
     sd[[0, 3]] = sds
-    return Belief(centre, given[:, 0], np.diag(sd), given, scales_of(noise), [said], seed)
+    return SurfaceDistribution(
+        centre, fit_prior[:, 0], np.diag(sd), fit_prior, scales_of(noise), seed
+    )
 
 
 def from_joint(
     fit: Fit, centre: tuple[float, float], noise: float | None = None, seed: int = 0
-) -> Belief:
-    """Draws of the posterior of an earlier fit; UserError unless it is a joint one."""
+) -> SurfaceDistribution:
+    """The posterior of an earlier joint fit, about another centre."""
     if fit.law != "joint":
-        raise UserError(f"a plan rests on a fit of law 'joint', but got one of {fit.law!r}")
-    missing = [
-        key
-        for key in ("names", "vector", "covariance", "centre", "scatter", "noise", "misfit")
-        if key not in fit.solution
-    ]
+        raise UserError(f"a plan needs a fit of law 'joint', but got one of {fit.law!r}")
+    keys = ("names", "vector", "covariance", "centre", "scatter", "noise", "misfit")
+    missing = [key for key in keys if key not in fit.solution]
     if missing:
         raise UserError(
-            f"a fit of 'joint' must hold `solution.{missing[0]}` to be planned from, but it has none"
+            f"to plan from a fit of 'joint', it must have `solution.{missing[0]}`, but it has none"
         )
-    rows = [fit.solution["names"].index(name) for name in names(len(AXES_PLANNED))]
-    moved = _moved(centre[0] - fit.solution["centre"][0], centre[1] - fit.solution["centre"][1])
-    guess = moved @ np.array(fit.solution["vector"])[rows]
-    covariance = np.array(
-        [[float(v) for v in line.split()] for line in fit.solution["covariance"]]
-    )[np.ix_(rows, rows)]
+    rows = [fit.solution["names"].index(name) for name in parameter_names(len(PLANNED_AXES))]
+    shift = _recentre(centre[0] - fit.solution["centre"][0], centre[1] - fit.solution["centre"][1])
+    mean = shift @ np.array(fit.solution["vector"])[rows]
+    lines = fit.solution["covariance"]
+    covariance = np.array([[float(v) for v in line.split()] for line in lines])[np.ix_(rows, rows)]
     root = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(rows)))
-    one = np.zeros(1)
-    given = prior(Runs(one, one, guess[None, [0, 3]], one, np.zeros(1, int)))
-    said = f"where to look comes from fit {fit.digest}; its own runs are not counted as the study's"
-    return Belief(centre, guess, moved @ root, given, scales_of(noise, fit.solution), [said], seed)
+    fit_prior = prior_about(mean[[0, 3]], 1.0)
+    scales = scales_of(noise, fit.solution)
+    return SurfaceDistribution(centre, mean, shift @ root, fit_prior, scales, seed)
 
 
-def _strata(n: int, n_columns: int, seed: int) -> Array:
-    """(n, columns) standard normals, a Latin hypercube's: each column has every n-th of the distribution once."""
-    middles = norm.ppf((np.arange(n) + 0.5) / n)
-    return (
-        np.random.default_rng(seed + n)
-        .permuted(np.tile(middles / middles.std(), (n_columns, 1)), axis=1)
-        .T
-    )
-
-
-def _moved(n: float, d: float) -> Array:
-    """(P, P): the surface's parameters about a centre that lies (n, d) further, from those about the old one."""
-    own = names(len(AXES_PLANNED))
+def _recentre(n: float, d: float) -> Array:
+    """(P, P) maps the parameters to those about a centre that is (n, d) further."""
+    own = parameter_names(len(PLANNED_AXES))
     at = {name: i for i, name in enumerate(own)}
     out = np.eye(len(own))
-    for axis in AXES_PLANNED:
+    for axis in PLANNED_AXES:
         out[at[f"{axis}.c"], [at[f"{axis}.along"], at[f"{axis}.D"]]] = n, d - n
     out[at["loss.A"], at["loss.alpha"]], out[at["loss.B"], at["loss.beta"]] = -n, -d
     for name in own:
@@ -153,37 +115,39 @@ def _moved(n: float, d: float) -> Array:
 def first_guess(
     target: Recipe, n_params: float, tokens: float, width: int
 ) -> tuple[tuple[float, float], tuple[float, float], str]:
-    """(ln lr at base width, ln batch_tokens) in the middle of the proxies, their sds, and where they come from.
+    """A guess of the optimum in the middle of the proxies.
 
-    Step Law's (arXiv:2503.04715) lr is one of the standard parametrization at that width: divided by what the form does to a
-    hidden matrix it is at the base width. An lr written in the target goes before it, and the recipe's default where the law was
-    never near such scales or such an optimizer; both are taken for the middle of the proxies.
+    The lr of Step Law (arXiv:2503.04715) is for the standard parametrization at that width. Divided
+    by the multiplier that the parametrization gives a hidden matrix, it is the lr at base width. An
+    lr that the target sets takes precedence, and the recipe's default where the law was not fitted
+    near such a scale or with such an optimizer; both are taken for the middle of the proxies.
+
+    Returns:
+        (ln lr at base width, ln batch_tokens), their sds, and a sentence that names the source.
     """
     law = laws.law("steplaw_lr_bs")
-    said = laws.consult(law, n_params=n_params, tokens=tokens)[0]
-    lr, batch = said["lr"], said["batch_tokens"]
+    values = laws.evaluate(law, n_params=n_params, tokens=tokens)[0]
+    lr, batch = values["lr"], values["batch_tokens"]
     assert lr and batch
     own, p, m = target.optimizer, target.parametrization, width / target.parametrization.base_width
-    asked = {"n_params": n_params, "tokens": tokens}
+    inputs = {"n_params": n_params, "tokens": tokens}
     far = any(
-        asked[name] * FAR < low or asked[name] > FAR * high
+        inputs[name] * FAR < low or inputs[name] > FAR * high
         for name, (low, high) in law.fitted.items()
-        if name in asked
+        if name in inputs
     )
     if "lr" not in own.model_fields_set and own.family == "adamw" and not far:
         lr /= scale(p.form, "hid", m, m, family=own.rule).lr
-        return (
-            (math.log(lr), math.log(batch)),
-            (GUESS_SD, GUESS_SD),
-            "lr and batch are first guessed by Step Law (arXiv:2503.04715)",
-        )
-    written = f"`optimizer.lr` = {own.lr:g}, " + (
-        "as the target has it"
+        source = "first guess of lr and batch size: Step Law (arXiv:2503.04715)"
+        return (math.log(lr), math.log(batch)), (GUESS_SD, GUESS_SD), source
+    origin = (
+        "from the target"
         if "lr" in own.model_fields_set
-        else "a recipe's default: --set lr=... knows better"
+        else "the default of a recipe; set a better one with --set lr=..."
     )
     return (
         (math.log(own.lr), math.log(batch)),
-        (OWN_SD, OWN_SD if far else GUESS_SD),
-        f"lr is first guessed by {written}; batch by Step Law",
+        (OTHER_SD, OTHER_SD if far else GUESS_SD),
+        f"first guess: `optimizer.lr` = {own.lr:g} ({origin}), batch size of Step Law"
+        " (arXiv:2503.04715)",
     )

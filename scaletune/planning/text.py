@@ -1,4 +1,4 @@
-"""A plan as lines for people, and as the study that `scaletune run`, `sweep` and `count` carry out."""
+"""A plan as lines of text, and as the study that `scaletune run`, `sweep` and `count` read."""
 
 from __future__ import annotations
 
@@ -8,64 +8,94 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scaletune.planning import Plan
+from scaletune.planning import StudyPlan
 from scaletune.planning.candidates import bare
 from scaletune.recipe import with_settings
+from scaletune.units import human
 
-PATHS = ("source", "tokenizer")  # of `data`: what is relative to the file that names it
+PATHS = ("source", "tokenizer")
+"""Keys of `data` that are paths relative to the file that names them."""
+HEAD = (
+    f"{'width':>6} {'depth':>5} {'parameters':>10} {'tokens':>7} {'runs':>5} {'FLOPs':>8}"
+    f" {'hours':>8}  {'wider intervals without it':27} batch size: learning rates"
+)
+SECOND_HEAD = f"{'':57}{'lr':>8} {'batch':>6} {'loss':>6}"
 
 
-def times(half: float) -> str:
+def factor(half: float) -> str:
     """A half interval in logs as a factor."""
-    return f"x/÷ {math.exp(half):.3g}" if half < math.log(1e4) else "unknown"
+    return f"a factor of {math.exp(half):.3g}" if half < math.log(1e4) else "an unknown factor"
 
 
 def interval(half: Mapping[str, float]) -> str:
-    return f"lr within {times(half['lr'])}, batch {times(half['batch_tokens'])}, loss ±{math.expm1(half['loss']):.2%}"
+    """Expected intervals in words; `half` holds half widths in logs."""
+    loss = f"{100 * math.expm1(min(half['loss'], 700.0)):.2f} %"
+    lr, batch = factor(half["lr"]), factor(half["batch_tokens"])
+    return f"lr within {lr}, batch size within {batch}, loss within {loss}"
 
 
-def lines(plan: Plan) -> list[str]:
-    """The table of cells, the totals, what they will tell, what twice the budget would, what is assumed."""
+def lines(plan: StudyPlan) -> list[str]:
+    """The settings, the total cost, the expected intervals and the assumptions."""
     total, budget, doubled = plan.total, plan.budget, plan.doubled
-    share = f"{budget['used'] / budget['amount']:.0%} of the budget, {budget['used'] * budget['of_target'] / budget['amount']:.2%} of the target's cost"
-    head = f"{'width':>6} {'depth':>5} {'n_params':>11} {'tokens':>13} {'runs':>5} {'FLOPs':>8} {'hours':>8}  {'without it: lr batch loss':28} batch_tokens: lr"
+    used = 100 * budget["used"] / budget["amount"]
+    seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
+    more = interval({name: doubled[name] for name in plan.expected})
     return [
-        head,
+        f"Target: {human(plan.n_params)} parameters, {human(plan.target.budget.tokens)} tokens",
+        "",
+        HEAD,
+        SECOND_HEAD,
         *(_row(cell) for cell in plan.cells),
-        f"{total['runs']} runs ({plan.seeds} each point), {total['flops']:.3g} FLOPs, about {total['hours']:.3g} hours (a guess): {share}",
+        "",
+        f"Study: {total['runs']} runs in {len(plan.cells)} settings ({seeds} per point),"
+        f" {total['flops']:.3g} FLOPs, about {total['hours']:.3g} hours (estimated);"
+        f" {used:.0f} % of the budget, {used * budget['of_target']:.2f} % of the target's cost",
         *_saved(plan),
-        f"expected at the target ({plan.n_params:,} parameters, {plan.target.budget.tokens:,} tokens), level {plan.level:g}: {interval(plan.expected)}",
-        f"twice the budget ({doubled['runs']} runs): {interval({name: doubled[name] for name in plan.expected})}",
-        *(f"! {said}" for said in plan.said),
+        f"Expected {100 * plan.level:g} % intervals at the target: {interval(plan.expected)}",
+        f"With twice the budget ({doubled['runs']} runs): {more}",
+        *(f"Assumption: {note}" for note in plan.notes),
     ]
 
 
-def _saved(plan: Plan) -> list[str]:
-    """What trunks that serve several horizons save."""
+def _saved(plan: StudyPlan) -> list[str]:
+    """What shared trunks save."""
     spent, apart = plan.total["flops"], plan.total["flops_apart"]
     n = int((plan.runs["share"] < 1).sum()) * plan.seeds
+    if not n:
+        return []
     return [
-        f"{n} of them branch off the trunk of a longer horizon: each by itself they would be {apart:.3g} FLOPs ({1 - spent / apart:.0%} saved)"
-    ] * (n > 0)
+        f"{n} runs branch off the trunk of a longer run: without that the study would cost"
+        f" {apart:.3g} FLOPs ({100 * (1 - spent / apart):.0f} % saved)"
+    ]
 
 
 def _row(cell: Mapping[str, Any]) -> str:
-    """`without it` is by what factor the intervals (in logs) widen when the cell is dropped."""
-    widens = " ".join(f"x{value:.3f}" for value in cell["without"].values())
-    own = "; ".join(
+    """One setting; the three factors say how much wider each interval is (in logs) without it."""
+    wider = " ".join(f"x{value:.3f}" for value in cell["without"].values())
+    points = "; ".join(
         f"{each['batch_tokens']}: {' '.join(f'{lr:.3g}' for lr in each['lr'])}"
         for each in cell["settings"]
     )
     return (
-        f"{cell['width']:6} {cell['depth']:5} {cell['n_params']:11,} {cell['tokens']:13,} {cell['runs']:5} {cell['flops']:8.2e}"
-        f" {cell['hours']:8.2g}  {widens:28} {own}"
+        f"{cell['width']:6} {cell['depth']:5} {human(cell['n_params']):>10}"
+        f" {human(cell['tokens']):>7} {cell['runs']:5} {cell['flops']:8.2e} {cell['hours']:8.2g}"
+        f"  {wider:27} {points}"
     )
 
 
 def study(
-    plan: Plan, folder: str | Path, target: str | Path | None = None
+    plan: StudyPlan, folder: str | Path, target: str | Path | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(what all runs share, the cells) of the study, as plain values; paths are relative to `folder`, where it will lie."""
+    """The study of a plan, as plain values for a recipe file.
+
+    Args:
+        plan: The plan.
+        folder: Where the file will be; paths are relative to it.
+        target: Path of the target's recipe.
+
+    Returns:
+        The settings that all runs share, and the cells.
+    """
     cells = [
         {"width": cell["width"], "depth": cell["depth"], "tokens": cell["tokens"], **each}
         for cell in plan.cells
@@ -76,7 +106,7 @@ def study(
         {name: value for name, value in cells[0].items() if name != "lr"},
     )
     data = {
-        name: _beside(value, Path(folder)) if name in PATHS else value
+        name: _relative(value, Path(folder)) if name in PATHS else value
         for name, value in first.point()["data"].items()
     }
     shared = first.point() | {
@@ -88,8 +118,9 @@ def study(
         shared["schedule"] |= {"warmup_tokens": plan.warmup_tokens}
     if plan.seeds > 1:
         shared["axes"] = {"seed": list(range(plan.target.seed, plan.target.seed + plan.seeds))}
-    return ({"target": _beside(str(target), Path(folder))} if target else {}) | shared, cells
+    named = {"target": _relative(str(target), Path(folder))} if target else {}
+    return named | shared, cells
 
 
-def _beside(path: str | None, folder: Path) -> str | None:
+def _relative(path: str | None, folder: Path) -> str | None:
     return os.path.relpath(path, folder) if path and Path(path).exists() else path

@@ -14,11 +14,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scaletune.fitting.joint.basin import height
 from scaletune.fitting.table import levels
 from scaletune.plotting.shared import COLORS, Array, Curve, Points, plain_ticks, tokens_label
 from scaletune.predicting import from_fit
 from scaletune.records import Fit
+from scaletune.surface.basin import basin_excess
 from scaletune.units import human
 
 AXIS = {
@@ -207,7 +207,7 @@ def basin_contour(fit: Fit, cell: dict[str, Any], n: int = 80) -> Contour:
     offset[:, :2] = (
         np.stack(np.meshgrid(np.log(lr), np.log(batch)), -1).reshape(-1, 2) - cell["x"][:2]
     )
-    excess = 100 * cell["scale"] * height(offset, np.array(cell["shape"]))[0].reshape(n, n)
+    excess = 100 * cell["scale"] * basin_excess(offset, np.array(cell["shape"]))[0].reshape(n, n)
     prediction = from_fit(fit, n_params=cell["n_params"], tokens=cell["tokens"])
     assert prediction.lr and prediction.batch_tokens
     label = f"{human(cell['n_params'])} parameters, {tokens_label(cell['tokens'])}"

@@ -187,8 +187,9 @@ class Search(Section):
     flops: Positive | None = None
     """pareto only: maximum training FLOPs of the points of one setting."""
     noise: Positive = 0.0003
-    """The search stops when the expected improvement is below this share of the loss. optuna and
-    pareto do not read it."""
+    """The search stops when the expected improvement is below this share of the loss; joint: when
+    the expected excess loss at the target is below it, or no run lowers that by a hundredth of it.
+    optuna and pareto do not read it."""
     wave: Count = 1
     """Number of points proposed at a time: per setting, for joint of all settings together."""
     extend: Seed = 2

@@ -1,18 +1,26 @@
-"""The height of the joint surface over many runs, with its derivatives; laws/surface.py says what it is made of.
+"""Functional forms of the loss basin over many runs, with analytic derivatives.
 
-In most directions the form is `phi` of optimum.py; in lr it is `knee`, two slopes joined at the edge of stability: over a
-whole sweep of lr and batch an exponential bends too late above the optimum, and puts the optimum a fifth too low.
+The relative excess of the loss above its minimum is a sum over directions in the space of log
+settings (`evaluation.DIRECTIONS`). In most directions the form is `phi`, an exponential on one
+side. In lr it is `knee`, a hyperbola with two slopes, which meet at the edge of stability: over a
+whole sweep of lr and batch size an exponential bends too late above the optimum, and puts the
+optimum a fifth too low.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletune.fitting.optimum.lr_basin import phi
-from scaletune.laws.surface import DIRECTIONS
+from scaletune.surface.evaluation import DIRECTIONS
 
-CLIP = 12.0  # of skew * t: beyond it a run is far outside any basin
+CLIP = 12.0
+"""Largest |skew * t|: beyond it a run is far outside any basin."""
+
+REACH = 0.06
+"""Runs whose loss is more than this fraction above the lowest of their cell are not fitted."""
 
 Array = NDArray[np.float64]
 
@@ -22,7 +30,15 @@ def directions(n_axes: int) -> dict[str, tuple[int, ...]]:
     return {name: d[:n_axes] for name, d in DIRECTIONS.items() if not any(d[n_axes:])}
 
 
-def phi_slopes(t: Array, s: float) -> tuple[Array, Array, Array]:
+def phi(t: Any, s: Any) -> Any:
+    """(exp(s t) - 1 - s t) / s**2, which is t**2 / 2 at s = 0."""
+    u = np.clip(np.asarray(s) * t, -60.0, 60.0)
+    small = np.abs(u) < 1e-3
+    safe = np.where(small, 1.0, u)
+    return np.square(t) * np.where(small, 0.5 + u / 6, (np.expm1(safe) - safe) / safe**2)
+
+
+def phi_derivatives(t: Array, s: float) -> tuple[Array, Array, Array]:
     """`phi` at t, and its derivatives to t and to s."""
     t = np.clip(t, -CLIP / max(abs(s), 1e-9), CLIP / max(abs(s), 1e-9))
     value = phi(t, s)
@@ -35,35 +51,43 @@ def phi_slopes(t: Array, s: float) -> tuple[Array, Array, Array]:
 
 
 def knee(t: Array, skew: float, ln_reach: float) -> tuple[Array, Array, Array, Array]:
-    """A hyperbola with second derivative 1 at its minimum 0, and its derivatives to t, skew and ln_reach.
+    """A hyperbola with minimum 0 and second derivative 1 there.
 
-    reach**2 cosh(skew)**3 (sqrt(1 + p**2) + tanh(skew) p - 1 / cosh(skew)),    p = t / reach - sinh(skew):
-    slopes far out are as 1 + tanh(skew) above to 1 - tanh(skew) below; a parabola within `reach`.
+        reach**2 cosh(skew)**3 (sqrt(1 + p**2) + tanh(skew) p - 1 / cosh(skew))
+        p = t / reach - sinh(skew)
+
+    It is a parabola within `reach`. Far out its slopes are in the ratio 1 + tanh(skew) above to
+    1 - tanh(skew) below.
+
+    Returns:
+        The value, and its derivatives to t, skew and ln_reach.
     """
     reach, sh, ch, th = np.exp(ln_reach), np.sinh(skew), np.cosh(skew), np.tanh(skew)
     p = t / reach - sh
     root = np.sqrt(1 + p * p)
-    g, to_p, to_skew = (
-        root + th * p - 1 / ch,
-        p / root + th,
-        -ch * p / root + p / ch**2 - th * ch + th / ch,
-    )
+    g = root + th * p - 1 / ch
+    to_p = p / root + th
+    to_skew = -ch * p / root + p / ch**2 - th * ch + th / ch
     value, to_t = reach**2 * ch**3 * g, reach * ch**3 * to_p
     return value, to_t, reach**2 * ch**2 * (3 * sh * g + ch * to_skew), 2 * value - t * to_t
 
 
-def height(offset: Array, shape: Array) -> tuple[Array, Array, Array]:
-    """Height (R,) at offsets (R, axes) from the optimum, its derivatives to offset (R, axes) and to shape (R, S).
+def basin_excess(offset: Array, shape: Array) -> tuple[Array, Array, Array]:
+    """Relative excess of the loss above its minimum, and its derivatives.
 
-    shape: ln curvature of every direction, then skew of every direction, then ln reach of the first.
+    Args:
+        offset: (R, axes) ln settings minus those of the optimum.
+        shape: (S,) ln curvature of every direction, then skew of every direction, then ln reach of
+            the first.
+
+    Returns:
+        The excess (R,), and its derivatives to offset (R, axes) and to shape (R, S).
     """
     matrix = np.array(list(directions(offset.shape[1]).values()), float)
     curvature, skew = np.exp(shape[: len(matrix)]), shape[len(matrix) : 2 * len(matrix)]
     *first, to_reach = knee(offset @ matrix[0], float(skew[0]), float(shape[-1]))
-    parts = [
-        first,
-        *(phi_slopes(offset @ d, float(s)) for d, s in zip(matrix[1:], skew[1:], strict=True)),
-    ]
+    others = zip(matrix[1:], skew[1:], strict=True)
+    parts = [first, *(phi_derivatives(offset @ d, float(s)) for d, s in others)]
     value, to_t, to_skew = (
         np.column_stack([part[i] for part in parts]) * curvature for i in range(3)
     )

@@ -9,7 +9,7 @@ where x holds the logs of lr, batch size and weight decay. Each direction is a m
 training gets worse: lr (instability), batch (too few steps), lr / batch (gradient noise,
 arXiv:1711.00489), weight decay, and lr * weight decay (averaging timescale of the weights,
 arXiv:2405.13698). The direction lr / batch makes the optimal lr rise with the batch size.
-fitting/joint/surface.py fits the surface.
+`surface/posterior.py` fits the surface.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def optimum(
 def relative_excess(value: Mapping[str, float], offset: list[float]) -> tuple[float, float]:
     """Loss increase as a share of the minimum loss, and its slope in ln lr.
 
-    The same as fitting/joint/basin.py, without numpy.
+    The same as `basin.basin_excess`, without numpy.
     """
     skew, reach = value["skew.lr"], exp(value["reach.lr"])
     p = offset[0] / reach - math.sinh(skew)

@@ -1,1 +1,1 @@
-"""The joint law: optimal learning rate, batch size, weight decay and minimum loss as one surface."""
+"""The law `joint`: lr, batch size, weight decay and minimum loss as one surface."""

@@ -1,4 +1,8 @@
-"""The law `joint`: from a checked table of runs to a `Fit` of the surface, with every cell's own optimum and the cells held out."""
+"""Fits the law `joint`: from a checked table of runs to a `Fit` of the joint loss surface.
+
+The `Fit` has the optimum of each cell (setting) by its own runs, and the result of predicting cells
+that are held out. The surface and its estimation are in `scaletune.surface`.
+"""
 
 from __future__ import annotations
 
@@ -15,79 +19,70 @@ from tqdm import tqdm
 from scaletune.errors import UserError
 from scaletune.fitting.cross_validation import covers, summarize
 from scaletune.fitting.joint import diagnostics
-from scaletune.fitting.joint.basin import height
-from scaletune.fitting.joint.surface import (
-    SCATTER_WEIGHT,
-    Runs,
-    Scales,
-    Solved,
-    law_basis,
-    names,
-    prior,
-    solve,
-)
-from scaletune.fitting.optimum.lr_basin import BAND, REACH
-from scaletune.laws.surface import AXES
+from scaletune.fitting.optimum.lr_basin import BAND
 from scaletune.predicting import Prediction, from_fit
 from scaletune.records import Fit
+from scaletune.surface.basin import REACH, basin_excess
+from scaletune.surface.evaluation import AXES
+from scaletune.surface.model import LAW, Scales, SurfaceRuns, law_basis, parameter_names
+from scaletune.surface.posterior import JointSolution, solve
+from scaletune.surface.prior import SCATTER_WEIGHT, fit_prior
 
-COLUMNS = {"lr": "lr", "batch": "batch_tokens", "wd": "weight_decay"}  # of each axis
-LEAST = 5  # usable runs
-ALONE = np.array(
-    [1.5, 1.5, 1.5, 0.5]
-)  # scatter that leaves each cell its own optimum and floor: the law says nothing of them
-FOLDS = 20  # at most so many refits to hold cells out
-LAW = 3  # parameters of a centre
-GROUPS, ORDER = (
-    (*AXES, "loss", "curvature", "skew", "reach", "width"),
-    (".c", ".E", ".N", ".D", ".A", ".B"),
-)  # in which parameters are listed
+COLUMNS = {"lr": "lr", "batch": "batch_tokens", "wd": "weight_decay"}
+"""Axis of the surface -> column."""
+LEAST = 5
+"""Usable runs."""
+ALONE = np.array([1.5, 1.5, 1.5, 0.5])
+"""Scatter that leaves each cell its own optimum and minimum loss, independent of the law."""
+FOLDS = 20
+"""Largest number of refits of the cross-validation."""
+GROUPS = (*AXES, "loss", "curvature", "skew", "reach", "width")
+PARTS = (".c", ".E", ".N", ".D", ".A", ".B")
+"""Parameters are listed in the order of GROUPS, then of PARTS."""
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
 
 
 def usable(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Runs the surface is fitted to, and {id: reason} of the others."""
-    dropped = {
-        i: status
-        for i, status in zip(table["id"], table["status"], strict=True)
-        if status != "done"
-    }
+    """The runs that are fitted, and {id: reason} of the others."""
+    pairs = zip(table["id"], table["status"], strict=True)
+    dropped = {i: status for i, status in pairs if status != "done"}
     kept = table[table["status"] == "done"]
     if (kept["loss"] <= 0).any():
         row = kept[kept["loss"] <= 0].iloc[0]
         raise UserError(
-            f"`loss` must be above 0 for a surface in its log, but run {row['id']!r} has {row['loss']:g}"
+            "`loss` must be above 0 (the surface is fitted to ln loss), but run"
+            f" {row['id']!r} has {row['loss']:g}"
         )
     same = [c for c in ("n_params", "tokens", *COLUMNS.values(), "loss") if c in kept] + (
         ["seed"] if kept["crossed"].all() else []
     )
     copies = kept.duplicated(same)
-    dropped |= dict.fromkeys(kept["id"][copies], "a copy of another run, loss and all")
+    dropped |= dict.fromkeys(kept["id"][copies], "a duplicate of another run")
     kept = kept[~copies]
     high = kept["loss"] > (1 + REACH) * kept.groupby("cell")["loss"].transform("min")
-    dropped |= dict.fromkeys(
-        kept["id"][high],
-        f"more than {REACH:.0%} above the lowest loss of its cell: outside the basin that is fitted",
+    reason = (
+        f"more than {REACH:.0%} above the lowest loss of its setting: outside the fitted part of"
+        " the loss basin"
     )
+    dropped |= dict.fromkeys(kept["id"][high], reason)
     return kept[~high], dropped
 
 
 def axes_of(kept: pd.DataFrame) -> list[str]:
-    """lr and batch; weight decay when some cell was trained at three or more of them."""
-    if (
-        "weight_decay" not in kept
-        or not (pd.to_numeric(kept["weight_decay"], errors="coerce") > 0).all()
-    ):
+    """lr and batch; also weight decay if a cell has three or more values of it."""
+    if "weight_decay" not in kept:
+        return ["lr", "batch"]
+    if not (pd.to_numeric(kept["weight_decay"], errors="coerce") > 0).all():
         return ["lr", "batch"]
     return list(AXES[: 3 if (kept.groupby("cell")["weight_decay"].nunique() >= 3).any() else 2])
 
 
 def gather(
     kept: pd.DataFrame, axes: Sequence[str], centre: tuple[float, float] | None = None
-) -> tuple[Runs, tuple[float, float]]:
-    """The runs as arrays, and the middle of their cells in ln n_params and ln tokens."""
+) -> tuple[SurfaceRuns, tuple[float, float]]:
+    """The runs as arrays, and the mean ln n_params and ln tokens of their cells."""
     kept = kept.sort_values("cell", kind="stable")
     logs = np.log(
         kept[["n_params", "tokens", "loss", *(COLUMNS[axis] for axis in axes)]].to_numpy(float)
@@ -96,66 +91,85 @@ def gather(
         middle = np.log(kept.groupby("cell")[["n_params", "tokens"]].median()).mean()
         centre = (float(middle["n_params"]), float(middle["tokens"]))
     cell = np.unique(kept["cell"], return_inverse=True)[1]
-    return Runs(
-        logs[:, 0] - centre[0], logs[:, 1] - centre[1], logs[:, 3:], logs[:, 2], cell
-    ), centre
+    n, d = logs[:, 0] - centre[0], logs[:, 1] - centre[1]
+    return SurfaceRuns(n, d, logs[:, 3:], logs[:, 2], cell), centre
 
 
-def fit_joint(table: pd.DataFrame, said: Sequence[str], level: float) -> Fit:
-    """The joint surface of a table from `tabulate`; `said` is put before its status."""
+def fit_joint(table: pd.DataFrame, warnings: Sequence[str], level: float) -> Fit:
+    """Fits the joint surface.
+
+    Args:
+        table: Runs, from `tabulate`.
+        warnings: The first sentences of the status.
+        level: Coverage of the intervals.
+    """
     kept, dropped = usable(table)
     if len(kept) < LEAST:
         reasons = "".join(f"; {reason}" for reason in sorted(set(dropped.values())))
         raise UserError(
-            f"the joint surface needs at least {LEAST} usable runs, but got {len(kept)} of {len(table)}{reasons}"
+            f"the joint surface needs at least {LEAST} usable runs, but got {len(kept)} of"
+            f" {len(table)}{reasons}"
         )
     axes = axes_of(kept)
     runs, centre = gather(kept, axes)
-    given = prior(runs)
-    solved = solve(runs, given)
-    cells = own_optima(kept, axes, centre, solved, level)
-    made = record(solved, axes, centre, level)
-    status = [*said, *diagnostics.sentences(kept, axes, solved, given, cells), *_copies(dropped)]
+    prior = fit_prior(runs)
+    solution = solve(runs, prior)
+    cells = own_optima(kept, axes, centre, solution, level)
+    fit = record(solution, axes, centre, level)
+    n_copies = sum(reason.startswith("a duplicate") for reason in dropped.values())
+    status = [*warnings, *diagnostics.sentences(kept, axes, solution, prior, cells)]
+    status += [f"{n_copies} runs are duplicates of others and are not used"] * (n_copies > 0)
     return replace(
-        made, cells=cells, used=list(kept["id"]), dropped=dropped, status=status or ["ok"], assumptions=_assumptions(),
-        ranges={column: [float(kept[column].min()), float(kept[column].max())] for column in ("n_params", "tokens", "batch_tokens")},
-    )  # fmt: skip
+        fit,
+        cells=cells,
+        used=list(kept["id"]),
+        dropped=dropped,
+        status=status or ["ok"],
+        assumptions=_assumptions(),
+        ranges={
+            column: [float(kept[column].min()), float(kept[column].max())]
+            for column in ("n_params", "tokens", "batch_tokens")
+        },
+    )
 
 
-def record(solved: Solved, axes: Sequence[str], centre: tuple[float, float], level: float) -> Fit:
-    """What a prediction needs, as a Fit: vector, covariance, centre, scatter of cells, quantile."""
+def record(
+    solution: JointSolution, axes: Sequence[str], centre: tuple[float, float], level: float
+) -> Fit:
+    """A Fit with what a prediction needs: vector, covariance, centre, scatter, quantile."""
     from scipy import stats
 
-    dof = SCATTER_WEIGHT + max(len(solved.delta) - LAW, 0)
+    dof = SCATTER_WEIGHT + max(len(solution.delta) - LAW, 0)
     quantile = float(stats.t.ppf(0.5 + level / 2, dof))
-    solution: dict[str, Any] = {
+    values: dict[str, Any] = {
         "axes": list(axes),
-        "names": names(len(axes)),
-        "vector": [float(v) for v in solved.theta],
-        "covariance": [
-            " ".join(f"{v:.12g}" for v in row) for row in solved.covariance
-        ],  # one line a parameter
+        "names": parameter_names(len(axes)),
+        "vector": [float(v) for v in solution.theta],
+        # one line per parameter
+        "covariance": [" ".join(f"{v:.12g}" for v in row) for row in solution.covariance],
         "centre": list(centre),
-        "scatter": [
-            float(v) for v in solved.scales.scatter
-        ],  # sd of cells about the law, in logs: axes, floor
-        "noise": solved.scales.noise,  # sd of ln loss of one run at the bottom
-        "misfit": solved.scales.misfit,
+        "scatter": [float(v) for v in solution.scales.scatter],
+        "noise": solution.scales.noise,
+        "misfit": solution.scales.misfit,
         "dof": dof,
         "quantile": quantile,
         "band": BAND,
     }
-    params = natural(solved, axes, centre, quantile)
+    params = natural(solution, axes, centre, quantile)
     return Fit(
-        law="joint", params=params, solution=solution, objective=solved.objective, level=level
+        law="joint", params=params, solution=values, objective=solution.objective, level=level
     )
 
 
 def natural(
-    solved: Solved, axes: Sequence[str], centre: tuple[float, float], quantile: float
+    solution: JointSolution, axes: Sequence[str], centre: tuple[float, float], quantile: float
 ) -> dict[str, dict[str, Any]]:
-    """Values and intervals of what the law is written in: c n_params**N tokens**D of every axis, E, A, B, alpha, beta, the shape."""
-    own = names(len(axes))
+    """Values and intervals of the parameters in which the law is written.
+
+    These are c, N, D of c n_params**N tokens**D for every axis; E, A, B, alpha, beta of the minimum
+    loss; and the shape of the basin.
+    """
+    own = parameter_names(len(axes))
     rows = dict(zip(own, np.eye(len(own)), strict=True))
     for axis in axes:
         along, at = rows.pop(f"{axis}.along"), rows[f"{axis}.D"]
@@ -163,26 +177,13 @@ def natural(
         rows[f"{axis}.N"] = along - at
     rows["loss.A"] = rows["loss.A"] + centre[0] * rows["loss.alpha"]
     rows["loss.B"] = rows["loss.B"] + centre[1] * rows["loss.beta"]
-    logs = {
-        "loss.E",
-        "loss.A",
-        "loss.B",
-        "reach.lr",
-        *(name for name in rows if name.endswith(".c") or name.startswith("curvature")),
-    }
+    logs = {"loss.E", "loss.A", "loss.B", "reach.lr"}
+    logs |= {name for name in rows if name.endswith(".c") or name.startswith("curvature")}
     params = {}
-    for name in sorted(
-        rows,
-        key=lambda name: (
-            GROUPS.index(name.split(".")[0]),
-            ORDER.index(name[-2:]) if name[-2:] in ORDER else len(ORDER),
-        ),
-    ):
+    for name in sorted(rows, key=_position):
         row = rows[name]
-        value, half = (
-            float(row @ solved.theta),
-            quantile * math.sqrt(float(row @ solved.covariance @ row)),
-        )
+        value = float(row @ solution.theta)
+        half = quantile * math.sqrt(float(row @ solution.covariance @ row))
         ends = [value, value - half, value + half]
         value, low, high = (
             (math.exp(min(max(v, -600.0), 600.0)) for v in ends) if name in logs else ends
@@ -191,22 +192,26 @@ def natural(
     return params
 
 
+def _position(name: str) -> tuple[int, int]:
+    """Where a parameter is listed."""
+    part = PARTS.index(name[-2:]) if name[-2:] in PARTS else len(PARTS)
+    return GROUPS.index(name.split(".")[0]), part
+
+
 def own_optima(
     kept: pd.DataFrame,
     axes: Sequence[str],
     centre: tuple[float, float],
-    pooled: Solved,
+    pooled: JointSolution,
     level: float,
 ) -> list[Row]:
-    """Each cell's own optimum: the shape of the basin and the noise from all cells, centre and floor from its runs alone."""
+    """The optimum of each cell: shape and noise from all cells, optimum and loss from its runs."""
     runs, _ = gather(kept, axes, centre)
-    k = len(axes)
-    sd = np.sqrt(np.diag(pooled.covariance))
-    given = np.column_stack([pooled.theta, sd])
+    prior = np.column_stack([pooled.theta, np.sqrt(np.diag(pooled.covariance))])
     alone = solve(
         runs,
-        given,
-        scatter=np.array([*ALONE[:k], ALONE[-1]]),
+        prior,
+        scatter=np.array([*ALONE[: len(axes)], ALONE[-1]]),
         noise=(pooled.scales.noise, pooled.scales.misfit),
         rounds=3,
     )
@@ -218,11 +223,11 @@ def _own(
     group: pd.DataFrame,
     axes: Sequence[str],
     centre: tuple[float, float],
-    alone: Solved,
+    alone: JointSolution,
     i: int,
     level: float,
 ) -> Row:
-    """One cell's row: optimum, standard errors (of logs), intervals, floor, and the shape its excess is counted with."""
+    """One cell: optimum, standard errors (of logs), intervals, minimum loss, shape of its basin."""
     from scipy import stats
 
     k, z = len(axes), float(stats.norm.ppf(0.5 + level / 2))
@@ -230,177 +235,147 @@ def _own(
     n, d = math.log(n_params) - centre[0], math.log(tokens) - centre[1]
     at = _values(alone.theta, k, n, d) + alone.delta[i]
     slope = _slopes(alone.theta, k, n, d)
-    spread = (
-        slope @ alone.covariance @ slope.T
-        + alone.own[i]
-        + slope @ alone.cross[i]
-        + (slope @ alone.cross[i]).T
-    )
+    mixed = slope @ alone.cross[i]
+    spread = slope @ alone.covariance @ slope.T + alone.own[i] + mixed + mixed.T
     se = np.sqrt(np.maximum(np.diag(spread), 0.0))
     row: Row = {"n_params": n_params, "tokens": tokens, "n_runs": len(group)}
     for axis, x, error in zip(axes, at, se, strict=False):
-        row |= {
-            COLUMNS[axis]: math.exp(x),
-            f"{COLUMNS[axis]}_interval": [math.exp(x - z * error), math.exp(x + z * error)],
-        }
-        row |= {f"{axis}_se": float(error)}
+        column, ends = COLUMNS[axis], [math.exp(x - z * error), math.exp(x + z * error)]
+        row |= {column: math.exp(x), f"{column}_interval": ends, f"{axis}_se": float(error)}
+    runs = group[["lr", "batch_tokens", "loss"]].to_numpy(float)
     row |= {
         "x": [float(v) for v in at[:k]],
         "se": float(se[0]),
         "interval": row["lr_interval"],
         "floor": math.exp(at[k]),
-    }
-    row |= {
         "floor_se": float(se[k] * math.exp(at[k])),
         "scale": math.exp(float(n * alone.theta[-2] + d * alone.theta[-1])),
+        "runs": [" ".join(f"{v:.6g}" for v in run) for run in runs],  # one line per run
+        "shape": [float(v) for v in alone.theta[3 * k + 5 : -2]],
     }
-    columns = ["lr", "batch_tokens", "loss"]
-    row |= {
-        "runs": [" ".join(f"{v:.6g}" for v in run) for run in group[columns].to_numpy(float)]
-    }  # one line a run
-    row |= {"shape": [float(v) for v in alone.theta[3 * k + 5 : -2]]}
     return row | {"status": diagnostics.edge(group, row, axes, COLUMNS)}
 
 
 def _values(theta: Array, k: int, n: float, d: float) -> Array:
-    """Centre and ln floor of the law at (n, d): (axes + 1,)."""
+    """The ln optimum and ln minimum loss of the law at (n, d): (axes + 1,)."""
     e, a, b, alpha, beta = theta[3 * k : 3 * k + 5]
-    floor = np.logaddexp.reduce([e, a - alpha * n, b - beta * d])
-    return np.append(
-        theta[: 3 * k].reshape(k, 3) @ law_basis(np.array([n]), np.array([d]))[0], floor
-    )
+    ln_minimum = np.logaddexp.reduce([e, a - alpha * n, b - beta * d])
+    basis = law_basis(np.array([n]), np.array([d]))[0]
+    return np.append(theta[: 3 * k].reshape(k, 3) @ basis, ln_minimum)
 
 
 def _slopes(theta: Array, k: int, n: float, d: float) -> Array:
-    """Their derivatives to theta: (axes + 1, P)."""
+    """The derivatives of `_values` to theta: (axes + 1, P)."""
     out = np.zeros((k + 1, len(theta)))
     for i in range(k):
         out[i, 3 * i : 3 * i + 3] = law_basis(np.array([n]), np.array([d]))[0]
     e, a, b, alpha, beta = theta[3 * k : 3 * k + 5]
-    share = np.exp(
-        np.array([e, a - alpha * n, b - beta * d])
-        - np.logaddexp.reduce([e, a - alpha * n, b - beta * d])
-    )
+    terms = [e, a - alpha * n, b - beta * d]
+    share = np.exp(np.array(terms) - np.logaddexp.reduce(terms))
     out[k, 3 * k : 3 * k + 5] = [*share, -n * share[1], -d * share[2]]
     return out
 
 
-def judge(prediction: Prediction, cell: Row) -> Row:
-    """A prediction against a cell's own optimum: as `compare` does for a law of lr alone, with the batch beside it.
+def compare_joint(prediction: Prediction, cell: Row) -> Row:
+    """Compares a prediction with a cell's own optimum, as `compare` does, and with its batch size.
 
-    `excess`: the cell's own basin at the predicted point, in shares of its floor. Intervals are widened by the measurement's error.
+    `excess`: the cell's own basin at the predicted point, relative to its minimum loss. Intervals
+    are widened by the error of the measurement.
     """
     assert prediction.lr and prediction.batch_tokens and prediction.loss
     x = [math.log(getattr(prediction, COLUMNS[axis]) or 1.0) for axis in AXES[: len(cell["x"])]]
-    tall = (
-        float(height(np.array([x]) - np.array(cell["x"]), np.array(cell["shape"]))[0][0])
-        * cell["scale"]
-    )
-    out: Row = {key: cell[key] for key in ("n_params", "tokens", "status")} | {
-        "excess": tall,
-        "in_band": tall <= BAND,
-    }
+    offset = np.array([x]) - np.array(cell["x"])
+    excess = float(basin_excess(offset, np.array(cell["shape"]))[0][0]) * cell["scale"]
+    row: Row = {key: cell[key] for key in ("n_params", "tokens", "status")}
+    row |= {"excess": excess, "in_band": excess <= BAND}
     for name, key, error in (
         ("lr", "covered", cell["lr_se"]),
         ("batch_tokens", "batch_covered", cell["batch_se"]),
     ):
-        said, found = getattr(prediction, name), cell[name]
-        out |= {
-            f"predicted_{name}": said,
-            f"measured_{name}": found,
-            key: covers(prediction.interval[name], said, found, error),
+        predicted, measured = getattr(prediction, name), cell[name]
+        row |= {
+            f"predicted_{name}": predicted,
+            f"measured_{name}": measured,
+            key: covers(prediction.interval[name], predicted, measured, error),
         }
-    covered = covers(
-        prediction.interval["loss"],
-        prediction.loss,
-        cell["floor"],
-        cell["floor_se"] / cell["floor"],
-    )
-    out |= {
+    row |= {
         "ratio": prediction.lr / cell["lr"],
         "predicted_loss": prediction.loss,
         "measured_loss": cell["floor"],
     }
-    return out | {"loss_ratio": prediction.loss / cell["floor"], "loss_covered": covered}
+    relative_se = cell["floor_se"] / cell["floor"]
+    covered = covers(prediction.interval["loss"], prediction.loss, cell["floor"], relative_se)
+    return row | {"loss_ratio": prediction.loss / cell["floor"], "loss_covered": covered}
 
 
 def hold_out(
-    made: Fit, table: pd.DataFrame, unseen: pd.DataFrame, holdout: str | None
+    fit: Fit, table: pd.DataFrame, unseen: pd.DataFrame, holdout: str | None
 ) -> dict[str, Any]:
-    """How the law predicts cells it has not seen: those of `unseen` or, without any, each of its own from the others (empty below four)."""
+    """How the law predicts cells that it was not fitted to.
+
+    Args:
+        fit: The fit.
+        table: The runs that were given to the fit.
+        unseen: The runs of the held-out cells.
+        holdout: The expression that holds them out; None: leave-one-cell-out cross-validation.
+
+    Returns:
+        The content of `Fit.held_out`; empty if there are too few cells to leave one out.
+    """
     if holdout:
         kept, _ = usable(unseen)
-        rows = (
-            own_optima(
-                kept,
-                made.solution["axes"],
-                tuple(made.solution["centre"]),
-                _pooled(made),
-                made.level,
-            )
-            if len(kept)
-            else []
-        )
-        return _summary(
-            f"hold-out: {holdout}",
-            [judge(_at(made, row), row) for row in rows],
-            runs=list(unseen["id"]),
-        )
-    kept = table[table["id"].isin(made.used)]
-    cells = dict(zip(sorted(kept["cell"].unique()), made.cells, strict=True))
-    if len(cells) < LAW + 1:
+        axes, centre = fit.solution["axes"], tuple(fit.solution["centre"])
+        cells = own_optima(kept, axes, centre, _pooled(fit), fit.level) if len(kept) else []
+        rows = [compare_joint(_at(fit, cell), cell) for cell in cells]
+        return _summary(f"hold-out: {holdout}", rows, runs=list(unseen["id"]))
+    kept = table[table["id"].isin(fit.used)]
+    by_number = dict(zip(sorted(kept["cell"].unique()), fit.cells, strict=True))
+    if len(by_number) < LAW + 1:
         return {}
-    folds, judged = min(len(cells), FOLDS), []
-    for fold in tqdm(range(folds), "cells held out", disable=None, leave=False):
-        held = list(cells)[fold::folds]
-        runs, centre = gather(kept[~kept["cell"].isin(held)], made.solution["axes"])
-        without = record(solve(runs, prior(runs)), made.solution["axes"], centre, made.level)
-        judged += [judge(_at(without, cells[cell]), cells[cell]) for cell in held]
-    return _summary("leave-one-cell-out", judged)
+    folds, rows = min(len(by_number), FOLDS), []
+    for fold in tqdm(range(folds), "cross-validation", disable=None, leave=False):
+        held = list(by_number)[fold::folds]
+        runs, centre = gather(kept[~kept["cell"].isin(held)], fit.solution["axes"])
+        without = record(solve(runs, fit_prior(runs)), fit.solution["axes"], centre, fit.level)
+        rows += [compare_joint(_at(without, by_number[cell]), by_number[cell]) for cell in held]
+    return _summary("leave-one-cell-out", rows)
 
 
-def _at(made: Fit, cell: Row) -> Prediction:
-    return from_fit(made, n_params=cell["n_params"], tokens=cell["tokens"])
+def _at(fit: Fit, cell: Row) -> Prediction:
+    return from_fit(fit, n_params=cell["n_params"], tokens=cell["tokens"])
 
 
-def _pooled(made: Fit) -> Solved:
-    """As much of a solution as measuring other cells with its shape takes."""
-    covariance = np.array(
-        [[float(v) for v in line.split()] for line in made.solution["covariance"]]
-    )
-    scales = Scales(
-        made.solution["noise"], made.solution["misfit"], np.array(made.solution["scatter"])
-    )
-    empty = np.zeros(0)
-    return Solved(
-        np.array(made.solution["vector"]),
-        empty,
-        covariance,
-        empty,
-        empty,
-        scales,
-        empty,
-        empty,
-        made.objective,
+def _pooled(fit: Fit) -> JointSolution:
+    """The parts of a solution that `own_optima` reads, from a record."""
+    rows, empty = fit.solution["covariance"], np.zeros(0)
+    return JointSolution(
+        theta=np.array(fit.solution["vector"]),
+        delta=empty,
+        covariance=np.array([[float(v) for v in line.split()] for line in rows]),
+        own=empty,
+        cross=empty,
+        scales=Scales(
+            fit.solution["noise"], fit.solution["misfit"], np.array(fit.solution["scatter"])
+        ),
+        excess=empty,
+        residuals=empty,
+        objective=fit.objective,
     )
 
 
-def _summary(kind: str, judged: list[Row], **others: Any) -> dict[str, Any]:
-    known = [row["batch_covered"] for row in judged if row["batch_covered"] is not None]
-    return summarize(
-        kind, judged, batch_coverage=sum(known) / len(known) if known else None, **others
-    )
-
-
-def _copies(dropped: dict[str, str]) -> list[str]:
-    n = sum(reason.startswith("a copy") for reason in dropped.values())
-    return [f"{n} runs are copies of others, loss and all, and are left out"] if n else []
+def _summary(kind: str, rows: list[Row], **others: Any) -> dict[str, Any]:
+    known = [row["batch_covered"] for row in rows if row["batch_covered"] is not None]
+    coverage = sum(known) / len(known) if known else None
+    return summarize(kind, rows, batch_coverage=coverage, **others)
 
 
 def _assumptions() -> list[str]:
     return [
-        "the basin has one shape at all scales, but for a height that is a power of n_params and tokens",
-        "exponents lean on published laws as far as the runs leave them open (fitting/joint/surface.py, PRIORS)",
-        f"the near-optimal band is where loss is within {BAND:.2%} of the optimum's, the other settings held at theirs",
-        "cells deviate from the law as independent normals in logs, targets no more than the cells fitted",
+        "the loss basin has the same shape at all scales, times a power of n_params and tokens",
+        "exponents that the runs do not determine keep their prior, which comes from published laws"
+        " (scaletune/surface/prior.py, PRIORS)",
+        f"near-optimal band: loss within {BAND:.2%} of the optimum, the other settings at their"
+        " optimum",
+        "settings deviate from the law independently and normally in logs; the target deviates no"
+        " more than the fitted settings",
     ]

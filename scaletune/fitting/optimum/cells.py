@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scaletune.fitting.optimum.lr_basin import REACH, estimate_noise, locate
+from scaletune.fitting.optimum.lr_basin import estimate_noise, locate
+from scaletune.surface.basin import REACH
 from scaletune.units import human
 
 SLOW = 0.5  # seconds after which progress is shown

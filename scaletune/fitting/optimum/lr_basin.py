@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scaletune.surface.basin import phi
+
 BAND = 0.0025  # near-optimal: loss within this fraction above the minimum loss
 SKEWS = np.linspace(-0.5, 2.5, 16)
 SKEW_PRIOR = (0.9, 0.5)  # mean, sd of s
 MISFIT = 0.15  # sd of the error of the form, as a fraction of the rise above the minimum loss
-REACH = 0.06  # points more than this fraction above the lowest are not fitted
 LN_VARIANCES = (-32.0, 2.0)  # range of ln noise variance
 NOISE_CELLS = 100  # at most so many cells are used to estimate the noise
 N_GRID = 241  # values of x0 on the grid, from the first lr to the last
@@ -64,14 +65,6 @@ class Basin:
             middle = (low + high) / 2
             low, high = (middle, high) if phi(side * middle, self.skew) < rise else (low, middle)
         return low
-
-
-def phi(t: Any, s: Any) -> Any:
-    """(exp(s t) - 1 - s t) / s**2, which is t**2 / 2 at s = 0."""
-    u = np.clip(np.asarray(s) * t, -60.0, 60.0)
-    small = np.abs(u) < 1e-3
-    safe = np.where(small, 1.0, u)
-    return np.square(t) * np.where(small, 0.5 + u / 6, (np.expm1(safe) - safe) / safe**2)
 
 
 def estimate_noise(points: list[dict[str, Any]]) -> tuple[float, int]:

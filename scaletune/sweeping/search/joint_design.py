@@ -1,11 +1,17 @@
-"""All cells at once: a belief about one law for every cell's optimum says which point, of which cell, is worth its FLOPs.
+"""Sequential Bayesian design of a sweep: which run of which cell is worth its FLOPs.
 
-Every cell is a basin (see `searching`) of one shape; its optimum lies near a law, ln lr = c + along ln n + D ln(d / n) for n_params and
-tokens n and d over their geometric means, likewise ln batch_tokens, by a deviation of its own. The belief is Gaussian: the most
-probable parameters by least squares, and the curvature there (Laplace). A point's worth is by how much it lowers the loss expected to be
-lost at the target, where the law is asked for an answer: half the trace of the basin's curvature times the optimum's covariance, which
-one more run lowers by a rank-one term (Bayesian V-optimal design; Chaloner & Verdinelli 1995), over its FLOPs. So cheap cells come
-first, and dear ones get the few points that cheap ones cannot stand in for.
+Before each wave the joint loss surface is fitted to the losses so far (MAP; the prior, model and
+solver of the joint fit: `scaletune.surface`). The expected excess loss of the predicted lr and
+batch size at the target is the trace of the curvature with the posterior covariance of the
+optimum, divided by 2. The next run is the one that decreases it most per FLOP (V-optimal design,
+greedy: `GreedyDesign`). Cheap cells come first, and expensive ones get the few runs that cheap
+ones cannot replace.
+
+One run alone says little about a cell, whose optimum may deviate from the law. So the first runs of
+a cell, two more than there are searched axes, are chosen and trained together: they also leave a
+loss basin that can be fitted on its own. A run in training counts as trained, because its expected
+information does not depend on its loss. A diverged run is a bound on the excess loss
+(`surface/posterior.py`).
 """
 
 from __future__ import annotations
@@ -13,257 +19,235 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from scaletune.recipe import Search
-from scaletune.sweeping.search.lr_basin import TALL, Prior, phi
+from scaletune.surface.design import GreedyDesign
+from scaletune.surface.model import SurfaceRuns
+from scaletune.surface.posterior import DIVERGED_EXCESS, solve
+from scaletune.surface.prior import SurfaceDistribution, fit_prior, guessed_scales, prior_about
 from scaletune.sweeping.search.space import Cell, Point, Waves, lowest
+from scaletune.units import human
+
+EXTRA_RUNS = 2
+"""A cell gets this many first runs more than there are searched axes."""
+GAIN_SHARE = 0.01
+"""The search ends when one run is expected to gain less than this share of `search.noise`."""
 
 Array = NDArray[np.float64]
-LAWS = {  # exponents (mean, sd): along: tokens grow with n_params; D: at fixed n_params. Broad around published laws, muP's among them
-    "lr": ((-0.25, 0.25), (0.1, 0.3)), "batch": ((0.5, 0.3), (0.4, 0.3)),
-}  # fmt: skip
-SCATTER = (0.18, 0.25)  # sd of a cell's optimum about the law, ln lr and ln batch_tokens
-SHAPE_SD = 2.0  # sds of a single cell's shape, twofold: all cells share one, which they soon know
+RunIndex = tuple[int, int]
+"""(cell, index in its grid)."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """What the belief needs of a cell: its size, what a point costs, its grid."""
+class CellGrid:
+    """What the design reads of a cell."""
 
     n_params: float
     tokens: float
     flops: float
-    grid: Array  # [G, 1 or 2] of ln lr (and ln batch_tokens)
+    """Of one run."""
+    grid: Array
+    """[G, 1 or 2] ln lr (and ln batch_tokens)."""
 
 
-class Belief:
-    """theta: per axis (c, along, D), ln a, s (and ln b, r, k), then per cell its deviations, then every cell's ln floor."""
+@dataclass(frozen=True)
+class Posterior:
+    """The surface given the losses so far."""
 
-    def __init__(self, places: Sequence[Place]):
-        self.places, self.prior = places, Prior()
-        self.axes, self.cells = places[0].grid.shape[1], len(places)
-        self.scale = np.array(
-            [[math.log(p.n_params), math.log(p.tokens / p.n_params)] for p in places]
+    law: SurfaceDistribution
+    delta: Array
+    """[cells, axes + 1] deviations of the cells from the law; 0 without runs."""
+
+
+class Wave(NamedTuple):
+    """The runs to train next."""
+
+    runs: list[RunIndex]
+    excess: float
+    """Expected excess loss at the target before these runs, a share of the loss."""
+    gain: float
+    """Expected decrease of it by these runs, per run."""
+
+
+def fit_surface(cells: Sequence[CellGrid], losses: Mapping[RunIndex, float]) -> Posterior:
+    """The surface given losses; a loss that is not finite has diverged."""
+    n_axes = cells[0].grid.shape[1]
+    delta = np.zeros((len(cells), n_axes + 1))
+    seen = sorted(losses)
+    trained = sorted({cell for cell, _ in seen}) or list(range(len(cells)))
+    logs = np.log([[cells[cell].n_params, cells[cell].tokens] for cell in trained])
+    centre = (float(logs[:, 0].mean()), float(logs[:, 1].mean()))
+    middle = np.mean([(c.grid.min(0) + c.grid.max(0)) / 2 for c in cells], 0)
+    if not seen:
+        prior = prior_about(middle, 1.0)
+        law = SurfaceDistribution(
+            centre, prior[:, 0], np.diag(prior[:, 1]), prior, guessed_scales(n_axes)
         )
-        self.middle = self.scale.mean(0)
-        self.mean, self.sd = self._prior()
-        self.theta, self.precision = self.mean, np.diag(self.sd**-2.0)  # to which `pending` adds
-
-    def _prior(self) -> tuple[Array, Array]:
-        low = np.min([p.grid.min(0) for p in self.places], 0)
-        high = np.max([p.grid.max(0) for p in self.places], 0)
-        law = [((low[i] + high[i]) / 2, max((high[i] - low[i]) / 2, 0.1)) for i in range(self.axes)]
-        known = [
-            pair
-            for i, name in zip(range(self.axes), LAWS, strict=False)
-            for pair in (law[i], *LAWS[name])
-        ]
-        p = self.prior
-        known += [p.curvature, p.skew, p.batch_curvature, p.batch_skew, p.tilt][
-            : 2 if self.axes == 1 else 5
-        ]
-        wide = len(known) - (2 if self.axes == 1 else 5)
-        sd = np.array([s for _, s in known])
-        sd[wide:] *= SHAPE_SD
-        deviations = np.tile(SCATTER[: self.axes], self.cells)
-        return (
-            np.concatenate([[m for m, _ in known], np.zeros(deviations.size + self.cells)]),
-            np.concatenate([sd, deviations, np.ones(self.cells)]),
-        )
-
-    @property
-    def shared(self) -> int:
-        return self.mean.size - self.cells * (self.axes + 1)
-
-    def law(self, theta: Array, n_params: float, tokens: float) -> Array:
-        """[axes]: the law's optimum at a scale."""
-        at = np.array([math.log(n_params), math.log(tokens / n_params)]) - self.middle
-        return theta[: 3 * self.axes].reshape(self.axes, 3) @ [1.0, *at]
-
-    def optimum(self, theta: Array, cell: int) -> Array:
-        """[axes]: of a cell, its own deviation in it."""
-        first, p = self.shared + cell * self.axes, self.places[cell]
-        return self.law(theta, p.n_params, p.tokens) + theta[first : first + self.axes]
-
-    def heights(self, theta: Array, cell: int, x: Array) -> Array:
-        """[R]: ln loss over the floor at points [R, axes] of a cell, bent to stay under TALL."""
-        away, shape = x - self.optimum(theta, cell), theta[3 * self.axes : self.shared]
-        if self.axes == 1:
-            gap = math.exp(shape[0]) * phi(away[:, 0], shape[1])
-        else:
-            gap = math.exp(shape[0]) * phi(away[:, 0] + shape[4] * away[:, 1], shape[1]) + math.exp(
-                shape[2]
-            ) * phi(away[:, 1], shape[3])
-        return TALL * np.tanh(gap / TALL)
-
-    def learn(self, runs: Mapping[int, tuple[Array, Array]]) -> None:
-        """Take in all runs so far: {cell: (points [R, axes], losses [R], NaN diverged)}."""
-        seen = {
-            cell: (x, np.log(np.where(np.isfinite(y), y, np.nan))) for cell, (x, y) in runs.items()
-        }
-        base = self.mean.copy()
-        for cell, (_, y) in seen.items():
-            base[self.mean.size - self.cells + cell] = np.nanmin(y) if np.isfinite(y).any() else 0.0
-
-        def left(theta: Array) -> Array:
-            misfits = [self._misfit(theta, c, x, y) for c, (x, y) in seen.items()]
-            return np.concatenate([(theta - base) / self.sd, *misfits])
-
-        found = least_squares(left, base, x_scale=self.sd, max_nfev=60)
-        slope = np.asarray(found.jac, float)
-        self.theta, self.precision = found.x, slope.T @ slope
-
-    def pending(self, cell: int, index: int) -> None:
-        """Count a run as seen with the loss expected of it: it moves no parameter, and makes them surer."""
-        row = self.rows(cell)[index]
-        self.precision = self.precision + np.outer(row, row)
-
-    def _misfit(self, theta: Array, cell: int, x: Array, y: Array) -> Array:
-        """[R]: how far ln losses (NaN: diverged) are from the belief, in sds that grow with their height."""
-        heights, known = self.heights(theta, cell, x), np.isfinite(y)
-        left = (TALL - heights) / self.prior.cliff
-        if known.any():
-            above = np.minimum(y[known] - y[known].min(), TALL)
-            trust = self.prior.noise + self.prior.misfit * above
-            left[known] = (
-                self._floor(theta, cell) + heights[known] - y[known].min() - above
-            ) / trust
-        return left
-
-    def _floor(self, theta: Array, cell: int) -> float:
-        return float(theta[self.mean.size - self.cells + cell])
-
-    def rows(self, cell: int) -> Array:
-        """[G, parameters]: how a loss at each of the cell's points depends on theta, over the sd it would be trusted by."""
-        grid = self.places[cell].grid
-        at = self.heights(self.theta, cell, grid)
-        own = [
-            *range(self.shared),
-            *range(self.shared + cell * self.axes, self.shared + (cell + 1) * self.axes),
-        ]
-        rows = np.zeros((len(grid), self.theta.size))
-        for i in own:
-            step = np.zeros(self.theta.size)
-            step[i] = 1e-4 * self.sd[i]
-            rows[:, i] = (self.heights(self.theta + step, cell, grid) - at) / step[i]
-        rows[:, self.mean.size - self.cells + cell] = 1.0
-        return rows / (self.prior.noise + self.prior.misfit * at)[:, None]
-
-    def aim(self, n_params: float, tokens: float) -> Array:
-        """[axes, parameters] M: the loss expected to be lost at a scale is the trace of M cov(theta) M' (half the curvature, in M)."""
-        at = np.array(
-            [1.0, *(np.array([math.log(n_params), math.log(tokens / n_params)]) - self.middle)]
-        )
-        to_law = np.zeros((self.axes, self.theta.size))
-        for i in range(self.axes):
-            to_law[i, 3 * i : 3 * i + 3] = at
-        shape = self.theta[3 * self.axes : self.shared]
-        if self.axes == 1:
-            return math.sqrt(math.exp(shape[0]) / 2) * to_law
-        tilted = np.array(
-            [[math.sqrt(math.exp(shape[0]) / 2), 0.0], [0.0, math.sqrt(math.exp(shape[2]) / 2)]]
-        )
-        return tilted @ np.array([[1.0, shape[4]], [0.0, 1.0]]) @ to_law
+        return Posterior(law, delta)
+    runs = _runs(cells, seen, centre)
+    ln_losses = _ln_losses(runs, np.array([losses[run] for run in seen], float))
+    runs = SurfaceRuns(runs.n, runs.d, runs.x, ln_losses, runs.cell)
+    prior = prior_about(middle, 1.0) if np.isnan(ln_losses).all() else fit_prior(runs)
+    solution = solve(runs, prior)
+    delta[trained] = solution.delta
+    root = np.asarray(np.linalg.cholesky(solution.covariance), float)
+    law = SurfaceDistribution(centre, solution.theta, root, prior, solution.scales)
+    return Posterior(law, delta)
 
 
-def best_next(belief: Belief, aim: Array, trained: Mapping[int, set[int]]) -> list[tuple[int, int]]:
-    """[(cell, index of its grid)]: the run that is worth most a FLOP, or the runs that open a cell, of which one alone says nothing."""
-    covariance: Array = np.linalg.inv(belief.precision).astype(float)
-    choices = []
-    for cell, place in enumerate(belief.places):
-        done = trained.get(cell, set())
-        many = min(max(1, belief.axes + 1 - len(done)), len(place.grid) - len(done))
-        worth, chosen = _greedy(belief.rows(cell), done, covariance, aim, many)
-        if chosen:
-            choices.append((worth / (many * place.flops), [(cell, index) for index in chosen]))
-    return max(choices, key=lambda choice: choice[0])[1] if choices else []
-
-
-def _greedy(
-    rows: Array, done: set[int], covariance: Array, aim: Array, many: int
-) -> tuple[float, list[int]]:
-    """By how much `many` points, taken one after the other, lower the loss expected to be lost; and which."""
-    chosen: list[int] = []
-    total = 0.0
-    for _ in range(many):
-        half = rows @ covariance  # [G, parameters]
-        spread = 1 + (half * rows).sum(1)
-        worth = ((half @ aim.T) ** 2).sum(1) / spread
-        worth[[*done, *chosen]] = -1.0
-        chosen.append(int(worth.argmax()))
-        total += worth[chosen[-1]]
-        covariance = covariance - np.outer(half[chosen[-1]], half[chosen[-1]]) / spread[chosen[-1]]
-    return total, chosen
-
-
-def believe(places: Sequence[Place], seen: Mapping[tuple[int, int], float]) -> Belief:
-    """The belief after the losses {(cell, index of its grid): loss}."""
-    belief = Belief(places)
-    runs: dict[int, list[tuple[int, float]]] = {}
-    for (cell, index), loss in seen.items():
-        runs.setdefault(cell, []).append((index, loss))
-    belief.learn(
-        {
-            c: (places[c].grid[[i for i, _ in rows]], np.array([y for _, y in rows]))
-            for c, rows in runs.items()
-        }
+def _runs(
+    cells: Sequence[CellGrid], chosen: Sequence[RunIndex], centre: tuple[float, float]
+) -> SurfaceRuns:
+    """The runs without losses; cells are numbered anew."""
+    rows = [
+        (math.log(cells[c].n_params), math.log(cells[c].tokens), *cells[c].grid[i])
+        for c, i in chosen
+    ]
+    n, d, *x = np.array(rows).T
+    cell = np.unique([c for c, _ in chosen], return_inverse=True)[1]
+    return SurfaceRuns(
+        n - centre[0], d - centre[1], np.column_stack(x), np.full(len(n), np.nan), cell
     )
-    return belief
+
+
+def _ln_losses(runs: SurfaceRuns, losses: Array) -> Array:
+    """ln losses; NaN: diverged, or as far above the lowest of the cell as a diverged run."""
+    y = np.log(np.where(np.isfinite(losses), losses, np.nan))
+    lowest = np.fmin.reduceat(y, runs.starts)[runs.cell]
+    return np.where(y > lowest + math.log1p(DIVERGED_EXCESS), np.nan, y)
 
 
 def next_wave(
-    places: Sequence[Place],
-    seen: Mapping[tuple[int, int], float],
+    cells: Sequence[CellGrid],
+    losses: Mapping[RunIndex, float],
     target: tuple[float, float],
     size: int,
-) -> tuple[float, list[tuple[int, int]]]:
-    """(loss expected to be lost at the target's (n_params, tokens), what to train next); a cell is opened whole, so a wave may be larger."""
-    belief = believe(places, seen)
-    aim = belief.aim(*target)
-    lost, wave = (
-        float(np.trace(aim @ np.linalg.inv(belief.precision) @ aim.T)),
-        list[tuple[int, int]](),
+) -> Wave:
+    """Chooses the runs to train next.
+
+    Args:
+        cells: All cells.
+        losses: The losses so far.
+        target: (n_params, tokens).
+        size: Number of runs; the first runs of a cell come together, so there may be a few more.
+    """
+    posterior = fit_surface(cells, losses)
+    candidates = [(c, i) for c, cell in enumerate(cells) for i in range(len(cell.grid))]
+    number = {run: row for row, run in enumerate(candidates)}
+    n_axes = cells[0].grid.shape[1]
+    design = GreedyDesign(
+        _runs(cells, candidates, posterior.law.centre),
+        posterior.law.offset(*target),
+        posterior.law.mean[None],
+        posterior.law.fit_prior,
+        posterior.law.scales,
+        most=len(losses) + size + 2 * (n_axes + EXTRA_RUNS),
+        delta=posterior.delta,
     )
+    for run in losses:
+        design.take(number[run])
+    excess, wave = design.expected_excess, list[RunIndex]()
     while len(wave) < size:
-        trained = {c: {i for cell, i in [*seen, *wave] if cell == c} for c in range(len(places))}
-        chosen = best_next(belief, aim, trained)
-        if not chosen:
+        rows = best_next(design, cells)
+        if not rows:
             break
-        for cell, index in chosen:
-            belief.pending(cell, index)
-        wave += chosen
-    return lost, wave
+        for row in rows:
+            design.take(row)
+        wave += [candidates[row] for row in rows]
+    gain = (excess - design.expected_excess) / max(len(wave), 1)
+    return Wave(wave, excess, gain)
 
 
-def joint(cells: list[Cell], asked: Search, target: tuple[float, float]) -> Waves:
-    """All cells as one search, until `budget`, or until the loss expected to be lost at the target is under the noise."""
-    seen: dict[tuple[int, Point], float] = {}
-    most, lost = asked.budget or math.inf, math.inf
-    while len(seen) < most:
-        places = [Place(cell.n_params, cell.tokens, cell.flops, cell.logs) for cell in cells]
-        known = {(c, cells[c].points.index(point)): loss for (c, point), loss in seen.items()}
-        lost, wave = next_wave(places, known, target, int(min(asked.wave, most - len(seen))))
-        if not wave or (lost < asked.noise and not _grown(cells, seen)):
-            break
-        points = [
-            (c, cells[c].points[index])
-            for c, index in wave[: int(min(len(wave), most - len(seen)))]
-        ]
-        seen |= zip(points, (yield [(cells[c], point, None) for c, point in points]), strict=True)
-    left = f"{lost:.2g} of the loss is expected to be lost at n_params {target[0]:.3g}, tokens {target[1]:.3g}"
+def best_next(design: GreedyDesign, cells: Sequence[CellGrid]) -> list[int]:
+    """The run with the largest gain per FLOP, or the first runs of a cell; empty: none is left."""
+    n_axes = cells[0].grid.shape[1]
+    gains = design.gains()
+    options: list[tuple[float, list[int]]] = []
     for c, cell in enumerate(cells):
-        cell.say(f"{sum(i == c for i, _ in seen)} of {len(cell.points)} points")
-    cells[-1].say(left)
+        own = np.flatnonzero(design.cell == c)
+        n_trained = int(design.taken[own].sum())
+        many = min(max(1, n_axes + EXTRA_RUNS - n_trained), len(own) - n_trained)
+        if many == 0:
+            continue
+        gain, rows = _block(design, own, gains, many)
+        options.append((gain / (many * cell.flops), rows))
+    return max(options, key=lambda option: option[0])[1] if options else []
 
 
-def _grown(cells: list[Cell], seen: Mapping[tuple[int, Point], float]) -> bool:
-    """Lengthen the ranges of cells whose best point sits on their end."""
-    best = [
-        lowest({point: loss for (i, point), loss in seen.items() if i == c})
-        for c in range(len(cells))
-    ]
-    return any([cell.grow(point) for cell, point in zip(cells, best, strict=True) if point])
+def _block(
+    design: GreedyDesign, own: NDArray[np.int_], gains: Array, many: int
+) -> tuple[float, list[int]]:
+    """The gain of `many` runs of one cell, chosen one after the other; and the runs."""
+    rows: list[int] = []
+    total, branch = 0.0, design.branch() if many > 1 else design
+    for _ in range(many):
+        if rows:
+            branch.take(rows[-1])
+            gains = branch.gains()
+        open_rows = own[~branch.taken[own]]
+        rows.append(int(open_rows[gains[open_rows].argmax()]))
+        total += float(gains[rows[-1]])
+    return total, rows
+
+
+def search_jointly(cells: list[Cell], search: Search, target: tuple[float, float]) -> Waves:
+    """Searches all cells together.
+
+    Ends when `budget` runs are trained, when the expected excess loss at the target is below
+    `noise`, or when no run would lower it by more than GAIN_SHARE of `noise`. Before the end the
+    ranges that have the best run of a cell at an end are extended by one step, which is trained.
+    """
+    seen: dict[tuple[int, Point], float] = {}
+    most, excess = search.budget or math.inf, math.inf
+    while len(seen) < most:
+        room = int(min(search.wave, most - len(seen)))
+        wave = _next_wave(cells, seen, target, room)
+        excess = wave.excess
+        points = [(c, cells[c].points[i]) for c, i in wave.runs]
+        if _is_settled(wave, search.noise) and any(map(math.isfinite, seen.values())):
+            points = _extend(cells, seen)
+        if not points:
+            break
+        points = points[: int(min(len(points), most - len(seen)))]
+        seen |= zip(points, (yield [(cells[c], point, None) for c, point in points]), strict=True)
+    for c, cell in enumerate(cells):
+        cell.add_note(f"trained {cell.fraction(sum(i == c for i, _ in seen))}")
+    cells[-1].add_note(
+        f"expected excess loss at {human(target[0])} parameters and {human(target[1])} tokens:"
+        f" {100 * excess:.2g} %"
+    )
+
+
+def _next_wave(
+    cells: Sequence[Cell],
+    seen: Mapping[tuple[int, Point], float],
+    target: tuple[float, float],
+    size: int,
+) -> Wave:
+    grids = [CellGrid(cell.n_params, cell.tokens, cell.flops, cell.logs) for cell in cells]
+    losses = {(c, cells[c].points.index(point)): loss for (c, point), loss in seen.items()}
+    return next_wave(grids, losses, target, size)
+
+
+def _is_settled(wave: Wave, noise: float) -> bool:
+    return wave.excess < noise or wave.gain < GAIN_SHARE * noise
+
+
+def _extend(
+    cells: Sequence[Cell], seen: Mapping[tuple[int, Point], float]
+) -> list[tuple[int, Point]]:
+    """Extends the ranges that have the best run of a cell at an end; returns the runs beyond."""
+    beyond: list[tuple[int, Point]] = []
+    for c, cell in enumerate(cells):
+        best = lowest({point: loss for (i, point), loss in seen.items() if i == c})
+        if best is None:
+            continue
+        for axis, upper in cell.ends(best):
+            if cell.extend_axis(axis, upper):
+                value = cell.axes[axis][-upper]
+                beyond.append((c, (*best[:axis], value, *best[axis + 1 :])))
+    return beyond
