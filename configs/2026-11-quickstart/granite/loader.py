@@ -1,8 +1,8 @@
-"""Attach param_groups.json to a model: written by scaletune, needs torch alone.
+"""Applies param_groups.json to a torch model. Written by scaletune; needs torch alone.
 
     model = transformers.GraniteForCausalLM(transformers.GraniteConfig.from_json_file("config.json"))
     optimizer = make_optimizer(model)
-    scheduler = make_scheduler(optimizer)   # step it once per optimizer step; do not let a launcher step it per process
+    scheduler = make_scheduler(optimizer)   # step it once per optimizer step, not once per process
     trainer = transformers.Trainer(model, ..., optimizers=(optimizer, scheduler))
 """
 
@@ -18,28 +18,28 @@ WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module)\.")
 
 
 def make_groups(model):
-    """Param groups by name; every trainable parameter must match a pattern, and every pattern a parameter."""
+    """Returns param groups; each parameter must match a pattern, and each pattern a parameter."""
     groups = [{"params": [], **{k: g[k] for k in ("family", "lr", "weight_decay", "eps")}} for g in SETTINGS["groups"]]
     patterns = [(re.compile(p), i) for i, g in enumerate(SETTINGS["groups"]) for p in g["patterns"]]
     unused = {p.pattern for p, _ in patterns}
     for name, parameter in model.named_parameters():
-        hit = next(((p, i) for p, i in patterns if p.match(WRAPPERS.sub("", name))), None)
-        if hit is None:
-            raise ValueError(f"param_groups.json explains every parameter, but not {name}")
-        unused.discard(hit[0].pattern)
-        groups[hit[1]]["params"].append(parameter)
+        match = next(((p, i) for p, i in patterns if p.match(WRAPPERS.sub("", name))), None)
+        if match is None:
+            raise ValueError(f"every parameter must match a pattern, but {name} matches none")
+        unused.discard(match[0].pattern)
+        groups[match[1]]["params"].append(parameter)
     if unused:
-        raise ValueError(f"every pattern must match a parameter, but these match none: {sorted(unused)}")
+        raise ValueError(f"every pattern must match a parameter, but not these: {sorted(unused)}")
     return groups
 
 
 @torch.no_grad()
 def initialize(model, seed=0):
-    """Draw every matrix with its own std; gains and biases stay as the model made them. Before it is wrapped or sharded."""
+    """Draws each matrix from N(0, init_std**2); call it before the model is wrapped or sharded."""
     generator = torch.Generator().manual_seed(seed)
-    for group, settings in zip(make_groups(model), SETTINGS["groups"]):
-        for parameter in group["params"] if settings["init_std"] else []:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * settings["init_std"])
+    for group, std in zip(make_groups(model), (g["init_std"] for g in SETTINGS["groups"])):
+        for p in group["params"] if std else []:
+            p.copy_(std * torch.randn(p.shape, generator=generator, dtype=torch.float32))
 
 
 def make_optimizer(model):
