@@ -56,7 +56,7 @@ def fit_lines(fit: Fit) -> list[str]:
         >>> fit = Fit(law="lr_nd", params={"a": {"value": -0.25, "interval": [-0.3, -0.2]}},
         ...           solution={}, objective=0.0, held_out={"kind": "x", "coverage": 1.0})
         >>> print("\\n".join(fit_lines(fit)))
-        Fit: law lr_nd, 0 runs used, 0 dropped, 0 settings, status ok
+        Fit: law lr_nd, 0 runs used, 0 dropped, status ok
           a = -0.25   (95 % interval -0.3 to -0.2)
           x: interval covers 100 % of settings
     """
@@ -68,7 +68,8 @@ def _fit_summary(fit: Fit) -> list[str]:
     status = ", status ok" if list(fit.status) == ["ok"] else ""
     has_settings = fit.law in fitting.LAWS  # a relation has groups, which are not held out
     unit = "settings" if has_settings else "groups"
-    runs = f"{len(fit.used)} runs used, {len(fit.dropped)} dropped, {len(fit.cells)} {unit}"
+    runs = f"{len(fit.used)} runs used, {len(fit.dropped)} dropped"
+    runs += f", {len(fit.cells)} {unit}" if fit.cells else ""  # a loss law has no settings
     lines = [f"Fit: law {fit.law}, {runs}{status}"]
     lines += [
         f"  {name} = {param['value']:.4g}   "

@@ -12,14 +12,16 @@ def human(value: float) -> str:
         value: A count, for example of parameters, tokens or hours.
 
     Returns:
-        The number with `k`, `M`, `B` or `T`; exact below one thousand, an exponent from 1e15 on.
+        The number with `k`, `M`, `B` or `T`; whole below ten thousand, an exponent from 1e15 on.
 
     Example:
-        >>> human(7e9), human(1.4e12), human(64_700), human(131_072), human(12), human(1e23)
-        ('7.0B', '1.4T', '64.7k', '131k', '12', '1e+23')
+        >>> human(7e9), human(1.4e12), human(64_700), human(131_072), human(4096), human(12)
+        ('7.0B', '1.4T', '64.7k', '131k', '4,096', '12')
     """
     if abs(value) >= 1e15:  # FLOPs of a training run
         return f"{value:.3g}"
+    if 999.5 <= abs(value) < 10_000:  # a batch size of 4,096 tokens
+        return f"{value:,.0f}"
     for size, suffix in SUFFIXES:
         if abs(value) >= 0.9995 * size:  # 999,600 rounds up to the next suffix
             scaled = value / size

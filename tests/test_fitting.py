@@ -465,7 +465,7 @@ def test_a_better_batch_size_without_an_optimum_gives_a_warning():
     assert len(sentences) == 2
     assert all(
         "4.0M parameters" in sentence
-        and "at batch size 4.1k has its lowest loss at the highest lr" in sentence
+        and "at batch size 4,096 has its lowest loss at the highest lr" in sentence
         for sentence in sentences
     )
 

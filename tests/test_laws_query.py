@@ -280,11 +280,11 @@ def test_a_comparison_warns_against_combining_lr_and_batch_of_two_laws():
     lr, batch = from_laws(["bjorck_lr", "powerlines_bopt"], n_params=1e9, tokens=1e11)
     assert lr.warnings[0] == (
         "this law gives no batch_tokens: do not combine its lr with the batch_tokens of "
-        "powerlines_bopt, which was fitted separately"
+        "powerlines_bopt; the laws were fitted separately"
     )
     assert batch.warnings[0] == (
-        "this law gives no lr: do not combine its batch_tokens with the lr of bjorck_lr, "
-        "which was fitted separately"
+        "this law gives no lr: do not combine its batch_tokens with the lr of bjorck_lr; "
+        "the laws were fitted separately"
     )
     (alone,) = from_laws(["bjorck_lr"], n_params=1e9, tokens=1e11)
     assert not any("this law gives no" in warning for warning in alone.warnings)

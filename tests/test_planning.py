@@ -608,7 +608,7 @@ def test_a_written_study_is_swept(target, tmp_path, monkeypatch):
 def test_the_text_has_the_settings_the_intervals_and_those_of_twice_the_budget(target, capsys):
     assert main(["plan", str(target), "--budget", "5%"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("Target: 656k parameters, 524k tokens\n")
+    assert text.startswith("Target: 656k parameters (non-embedding), 524k tokens\n")
     assert re.search(
         r"Expected 95 % intervals at the target: lr within a factor of [0-9.]+, batch size within a"
         r" factor of [0-9.]+, loss within [0-9.]+ %\n"

@@ -329,7 +329,7 @@ def test_an_optimum_on_the_edge_is_a_bound():
     (row,) = shifts(table(basin("main", 32, 0.25, GRID), basin("main", 64, 0.01, GRID)))
     assert row["lr"] == [pytest.approx(0.25, rel=0.1), 0.0625] and row["on_edge"] == ["40960"]
     assert shift_lines([row]) == [
-        f"  main, 1.0k tokens: optimal learning rate {row['lr'][0]:.3g} -> 6.25e-2, "
+        f"  main, 1,000 tokens: optimal learning rate {row['lr'][0]:.3g} -> 6.25e-2, "
         f"changes by a factor of at least {row['ratio']:.2f}"
     ]
     (row,) = shifts(
@@ -488,7 +488,7 @@ def test_the_pictures_are_in_the_page_and_nothing_is_outside(fitted, tmp_path):
     lines = page.texts["pre"].splitlines()
     assert lines == "\n".join(answer_lines(answer | {"report": path})).strip().splitlines()
     assert one(lines, "learning rate   1.50e-3")
-    assert one(lines, "sp, 1.0k tokens")
+    assert one(lines, "sp, 1,000 tokens")
     assert f"Details of study small: {path}" in lines
     assert "  out/config.json" in lines
 

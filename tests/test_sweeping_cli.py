@@ -80,7 +80,7 @@ def test_the_table_counts_recorded_and_running_trials(store, clock):
         " 62% ###############......... elapsed 1:00, ETA 0:36",
         f"lowest loss {best.loss:.4f} at width 32, lr 0.005",
         "   width depth  tokens   batch        lr seed  done  elapsed  try",
-        "      32     1    2.0k     256     0.005    3   50%     1:00  1",
+        "      32     1   2,048     256     0.005    3   50%     1:00  1",
     ]
     assert format_line(now) == (
         "trials 4/5  62%, elapsed 1:00, ETA 0:36, training time 47 s, 1 running, 1 diverged;"

@@ -87,7 +87,7 @@ MISTAKES = [  # (arguments, changes to fit and target, part of the error)
     (
         "",
         {"ranges": {"tokens": [30, 60]}},
-        "a target must be at most 30x outside the fitted range, but tokens 2.0k is 34.1x outside "
+        "a target must be at most 30x outside the fitted range, but tokens 2,048 is 34.1x outside "
         "the fitted range (30 to 60): train larger proxies, or transfer anyway with --force",
     ),
     (
@@ -142,7 +142,7 @@ def test_a_forced_distance_is_written_into_every_file(run_transfer, tmp_path):
         word for name in ("granite", "recipe", "torchtitan", "deepspeed") for word in ("--to", name)
     ]
     code, *_ = run_transfer(*to, "--force", ranges={"tokens": [30, 60]})
-    assumption = "forced: tokens 2.0k is 34.1x outside the fitted range (30 to 60)"
+    assumption = "forced: tokens 2,048 is 34.1x outside the fitted range (30 to 60)"
     assert code == 0
     for name in (
         "granite/param_groups.json",

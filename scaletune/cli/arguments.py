@@ -155,7 +155,7 @@ def _predict(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="TARGET.toml")
+    parser.add_argument("target", metavar="TARGET.toml", help="a recipe of the large model")
     parser.add_argument(
         "--budget",
         default="5%",
@@ -189,11 +189,26 @@ def _count(parser: argparse.ArgumentParser) -> None:
 
 def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe")
-    parser.add_argument("--over", choices=["width", "depth"], default="width")
     parser.add_argument(
-        "--widths", type=_whole_numbers, default=[32, 64, 128, 256], metavar="W,W,..."
+        "--over",
+        choices=["width", "depth"],
+        default="width",
+        help="the size that the check varies (default: width)",
     )
-    parser.add_argument("--depths", type=_whole_numbers, default=[2, 4, 8, 16], metavar="L,L,...")
+    parser.add_argument(
+        "--widths",
+        type=_whole_numbers,
+        default=[32, 64, 128, 256],
+        metavar="W,W,...",
+        help="widths to train (default: 32,64,128,256)",
+    )
+    parser.add_argument(
+        "--depths",
+        type=_whole_numbers,
+        default=[2, 4, 8, 16],
+        metavar="L,L,...",
+        help="depths to train with `--over depth` (default: 2,4,8,16)",
+    )
     parser.add_argument(
         "--what",
         choices=["coordinate", "sharpness", "alignment", "regime", "all"],
@@ -272,7 +287,7 @@ def _fit(parser: argparse.ArgumentParser) -> None:
 
 def _transfer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fit", metavar="FIT.json")
-    parser.add_argument("target", metavar="TARGET.toml")
+    parser.add_argument("target", metavar="TARGET.toml", help="a recipe of the large model")
     parser.add_argument(
         "--to",
         action="append",
@@ -285,7 +300,12 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         help="allow a target more than 30x outside the fitted range, or settings that no proxy had;"
         " the written files say so",
     )
-    parser.add_argument("--out", default="configs/transferred", metavar="DIR")
+    parser.add_argument(
+        "--out",
+        default="configs/transferred",
+        metavar="DIR",
+        help="folder to write to (default: configs/transferred)",
+    )
     _add_settings(parser)
 
 
@@ -299,12 +319,20 @@ def _lint(parser: argparse.ArgumentParser) -> None:
 
 def _plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="FIT.json | RECORDS")
-    parser.add_argument("--out", default="plots", metavar="DIR")
+    parser.add_argument(
+        "--out", default="plots", metavar="DIR", help="folder to write to (default: plots)"
+    )
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fit", metavar="FIT.json")
-    parser.add_argument("--out", type=_file, default="report.html", metavar="FILE")
+    parser.add_argument(
+        "--out",
+        type=_file,
+        default="report.html",
+        metavar="FILE",
+        help="file to write (default: report.html)",
+    )
 
 
 def _init(parser: argparse.ArgumentParser) -> None:

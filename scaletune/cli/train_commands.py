@@ -190,7 +190,8 @@ def count(args: argparse.Namespace) -> Answer:
             f" {vocab_size}"
         )
     lines.append(
-        f"{total['trials']} trials, {total['flops']:.3g} FLOPs, about {total['seconds']:.0f} core"
+        f"{total['trials']} trial{'s' * (total['trials'] != 1)}, {total['flops']:.3g} FLOPs,"
+        f" about {total['seconds']:.0f} core"
         " seconds (estimated with 60 GFLOP/s and 2.5 ms per step)"
     )
     return {"points": rows, "total": total}, lines + _branch_lines(points, total)

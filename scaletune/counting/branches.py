@@ -31,7 +31,7 @@ def no_branch_reason(recipe: Recipe) -> str:
     if schedule.warmup and schedule.warmup_tokens is None:
         return (
             f"`schedule.warmup = {schedule.warmup:g}` is a share of the token budget, so each"
-            " horizon has another warmup: set `schedule.warmup_tokens`"
+            " token budget has a different warmup: set `schedule.warmup_tokens`"
         )
     if recipe.optimizer.family == "schedulefree_adamw":
         return (

@@ -283,6 +283,6 @@ def pairing_warnings(law: Law, others: Sequence[Law]) -> list[str]:
     if not giving:
         return []
     return [
-        f"this law gives no {lacks}: do not combine its {has} with the {lacks} of {whose}, "
-        "which was fitted separately"
+        f"this law gives no {lacks}: do not combine its {has} with the {lacks} of {whose}; "
+        "the laws were fitted separately"
     ]

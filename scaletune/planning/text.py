@@ -41,7 +41,8 @@ def lines(plan: StudyPlan) -> list[str]:
     seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
     more = interval({name: doubled[name] for name in plan.expected})
     return [
-        f"Target: {human(plan.n_params)} parameters, {human(plan.target.budget.tokens)} tokens",
+        f"Target: {human(plan.n_params)} parameters (non-embedding),"
+        f" {human(plan.target.budget.tokens)} tokens",
         "",
         HEAD,
         SECOND_HEAD,
