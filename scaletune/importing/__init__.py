@@ -19,32 +19,56 @@ if TYPE_CHECKING:
 
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "lr": (
-        "peak_lr_logged", "learning_rate", "max_lr", "peak_lr", "optimizer.lr", "config.lr",
-        "args.learning_rate", "optim.lr",
+        "peak_lr_logged",
+        "learning_rate",
+        "max_lr",
+        "peak_lr",
+        "optimizer.lr",
+        "config.lr",
+        "args.learning_rate",
+        "optim.lr",
     ),
     "loss": (
-        "val_loss", "eval_loss", "eval/loss", "val/loss", "validation/loss", "valid_loss",
-        "test_loss", "eval/cross_entropy",
+        "val_loss",
+        "eval_loss",
+        "eval/loss",
+        "val/loss",
+        "validation/loss",
+        "valid_loss",
+        "test_loss",
+        "eval/cross_entropy",
     ),
     "n_params": (
-        "non_embedding_params", "num_params_non_embedding", "n_params_nonembed",
-        "params_no_embed", "model.n_params",
+        "non_embedding_params",
+        "num_params_non_embedding",
+        "n_params_nonembed",
+        "params_no_embed",
+        "model.n_params",
     ),
     "tokens": (
-        "n_tokens", "num_tokens", "total_tokens", "tokens_seen", "num_input_tokens_seen",
-        "train/tokens", "token_num",
+        "n_tokens",
+        "num_tokens",
+        "total_tokens",
+        "tokens_seen",
+        "num_input_tokens_seen",
+        "train/tokens",
+        "token_num",
     ),
     "batch_tokens": (
-        "batch_size_tokens", "tokens_per_step", "global_batch_tokens", "tokens_per_batch",
+        "batch_size_tokens",
+        "tokens_per_step",
+        "global_batch_tokens",
+        "tokens_per_batch",
     ),
     "weight_decay": ("wd", "optimizer.weight_decay", "optim.weight_decay"),
     "width": ("hidden_size", "d_model", "n_embd", "model.hidden_size", "model.d_model"),
     "depth": ("n_layer", "n_layers", "num_layers", "num_hidden_layers", "model.n_layers"),
     "seq_len": (
-        "sequence_length", "context_length", "block_size", "max_seq_len", "data.seq_len",
+        *("sequence_length", "context_length", "block_size", "max_seq_len"),
+        "data.seq_len",
     ),
     "seed": ("random_seed", "config.seed"),
-}  # fmt: skip
+}
 """Usual names of each column in other tools. An earlier name has priority."""
 
 

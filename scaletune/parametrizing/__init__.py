@@ -130,9 +130,16 @@ def parametrize(
     """
     alpha, *branches = depth or (0,)
     settings = BaseSettings(
-        form, optimizer, alignment, lr, lr if rest_lr is None else rest_lr,
-        weight_decay, eps, init_std, alpha,
-    )  # fmt: skip
+        form,
+        optimizer,
+        alignment,
+        lr,
+        lr if rest_lr is None else rest_lr,
+        weight_decay,
+        eps,
+        init_std,
+        alpha,
+    )
     dims, m_depth, base = _compare_shapes(model, base, delta)
     uses, declared = shapes.tensor_uses(model), read_overrides(overrides or {}, dims)
     _check_settings(settings, declared.values())

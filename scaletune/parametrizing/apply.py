@@ -76,10 +76,9 @@ class MultiplyFirst(MultiplyOutput):
         return torch.cat([value[..., :cut] * self.factor, value[..., cut:]], -1)
 
 
-LAYERS = (
-    nn.Linear, nn.Embedding, _ConvNd,
-    layers.Linear, layers.Embedding, layers.Conv, layers.ExpertLinear,
-)  # fmt: skip
+TORCH_LAYERS = (nn.Linear, nn.Embedding, _ConvNd)
+ZOO_LAYERS = (layers.Linear, layers.Embedding, layers.Conv, layers.ExpertLinear)
+LAYERS = (*TORCH_LAYERS, *ZOO_LAYERS)
 
 
 def takes_multiplier(use: TensorUse) -> bool:

@@ -22,6 +22,10 @@ from scaletune.rules import FAMILIES, ROLES, caveats
 SCHEMA = "scaletune.parametrization/1"
 SHARDED = "_fsdp_wrapped_module"  # FullyShardedDataParallel shows local pieces, of other shapes
 
+NOT_JSON = (OSError, json.JSONDecodeError, UnicodeDecodeError)
+UNREADABLE = (*NOT_JSON, AttributeError, KeyError, TypeError)
+"""What reading a file that is not a plan raises."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -226,9 +230,7 @@ class Plan:
                 raise UserError(f"`{path}` must be a plan of schema {SCHEMA!r}")
             recorded = content.pop("digest")
             plan = cls(**content | _records_of(content))
-        except (
-            OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError,
-        ) as error:  # fmt: skip
+        except UNREADABLE as error:
             raise UserError(
                 f"`{path}` must be a plan that `Plan.save` wrote, but reading it raised"
                 f" {type(error).__name__}: {error}"

@@ -10,8 +10,9 @@ from scaletune.parametrizing.shapes import Dims
 from scaletune.rules import Role
 
 HEADER = (
-    "tensor", "role", "shape", "m_in", "m_out", "multiplier", "init", "lr", "weight_decay", "eps",
-)  # fmt: skip
+    *("tensor", "role", "shape", "m_in", "m_out"),
+    *("multiplier", "init", "lr", "weight_decay", "eps"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,7 +146,8 @@ class SearchLoop:
         """Continues a search until a wave has something to train, or the search ends."""
         while True:
             try:
-                wave = search.waves.send(losses)  # type: ignore[arg-type]  # None starts a generator
+                # None starts a generator
+                wave = search.waves.send(losses)  # type: ignore[arg-type]
             except StopIteration:
                 search.wave = []
                 return []

@@ -64,7 +64,8 @@ def _median_pruner() -> optuna.pruners.BasePruner:
     Optuna's own median pruner compares with complete trials only.
     """
 
-    class Median(_optuna().pruners.BasePruner):  # type: ignore[misc]  # the library is imported late
+    # the library is imported late
+    class Median(_optuna().pruners.BasePruner):  # type: ignore[misc]
         def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
             step = max(trial.intermediate_values)
             others = [
