@@ -342,7 +342,7 @@ def test_count_says_when_it_does_not_know_the_vocabulary(cli_at):
     )
     assert "vocabulary" not in known
     assert (
-        "`elsewhere.bin` is not on this machine: counted with the vocabulary of text, 256"
+        "`elsewhere.bin` is not on this machine: counted with the default vocabulary, 256"
         in unknown
     )
 

@@ -494,3 +494,10 @@ def test_a_database_can_be_read_while_a_sweep_writes(tmp_path, undisturbed):
     other.close()
     store.close()
     assert Path(tmp_path / "sweep.db").exists()
+
+
+def test_settings_override_a_recipe_as_they_override_a_file(tiny, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(sweeping, "train_all", lambda tasks, *rest, **named: trained.extend(tasks))
+    sweeping.sweep(tiny({"lr": 0.01}), out=tmp_path, settings=["lr=0.02", "model.depth=1"])
+    assert [(task.recipe.optimizer.lr, task.recipe.model.depth) for task in trained] == [(0.02, 1)]

@@ -126,7 +126,7 @@ def _finite(value: Any) -> Any:
 def _vocab_size(recipe: Recipe) -> tuple[int, bool]:
     """The vocabulary of a recipe's data, and whether it was read from the data.
 
-    Data that are not on this machine have the vocabulary that the recipe states, or that of text.
+    Data that are not on this machine have the vocabulary that the recipe states or implies.
     """
     from scaletune import counting, data
     from scaletune.recipe import DIGITS, POWER_LAW, PYTHON_STDLIB
@@ -135,7 +135,7 @@ def _vocab_size(recipe: Recipe) -> tuple[int, bool]:
     local = source != PYTHON_STDLIB and Path(source).exists()
     if source in (DIGITS, POWER_LAW) or local:
         return data.load(recipe.data).vocab_size, True
-    return recipe.data.vocab_size or counting.BYTES_TEXT_VOCAB, False
+    return counting.default_vocab_size(recipe), False
 
 
 def plan(args: argparse.Namespace) -> Answer:
@@ -186,8 +186,8 @@ def count(args: argparse.Namespace) -> Answer:
     lines = [*_count_table(rows), *_first_point_lines(rows[0])]
     if loaded.data.source != recipe.PYTHON_STDLIB and not known:
         lines.append(
-            f"`{loaded.data.source}` is not on this machine: counted with the vocabulary of text,"
-            f" {vocab_size}"
+            f"`{loaded.data.source}` is not on this machine: counted with the default"
+            f" vocabulary, {vocab_size}"
         )
     lines.append(
         f"{total['trials']} trial{'s' * (total['trials'] != 1)}, {total['flops']:.3g} FLOPs,"

@@ -229,7 +229,7 @@ OUTPUTS = {DIGITS: 10, POWER_LAW: 1, "cifar10": 10, "cifar100": 100, "cifar100-c
 """Classes, or outputs, of the sources and formats that are not text."""
 
 
-def _default_vocab_size(recipe: Recipe) -> int:
+def default_vocab_size(recipe: Recipe) -> int:
     """The vocabulary of the recipe's data, without reading them."""
     data = recipe.data
     known = OUTPUTS.get(data.source) or OUTPUTS.get(data.format)
@@ -263,7 +263,7 @@ def count(
         (54, 32, 43168)
     """
     whole = resolve_recipe(recipe, settings)
-    size = _default_vocab_size(whole) if vocab_size is None else vocab_size
+    size = default_vocab_size(whole) if vocab_size is None else vocab_size
     if isinstance(recipe, Recipe) and not (whole.axes or whole.cells):
         return count_point(whole, size)
     return [count_point(point, size) for point in points(whole)]

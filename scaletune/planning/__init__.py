@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scaletune import counting, recipe
+from scaletune import counting
 from scaletune.errors import UserError, nearest
 from scaletune.planning import candidates as possible
 from scaletune.planning.cost import Candidates, added
 from scaletune.planning.optimal_design import core, half_widths, path
 from scaletune.planning.prior import first_guess, from_joint, from_priors
 from scaletune.recipe import LR_FREE, Recipe
+from scaletune.recipe.resolve import resolve_recipe
 from scaletune.records import Fit
 from scaletune.surface.model import SurfaceRuns
 from scaletune.surface.prior import SurfaceDistribution
@@ -173,7 +174,7 @@ def plan(
         >>> list(plan.expected)
         ['lr', 'batch_tokens', 'loss']
     """
-    target = target if isinstance(target, Recipe) else recipe.load(target)
+    target = resolve_recipe(target)
     _require(level=level, seeds=seeds, flops_per_second=flops_per_second)
     if target.optimizer.family in LR_FREE:
         raise UserError(

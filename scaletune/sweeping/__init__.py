@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from scaletune import recipe as recipes
 from scaletune.recipe import Recipe
+from scaletune.recipe.resolve import resolve_recipe
 from scaletune.sweeping.driver import train_all
 from scaletune.sweeping.status import export, status
 from scaletune.sweeping.task import Task, failed_trial, tasks
@@ -43,7 +44,7 @@ def sweep(
         source: A recipe, or the path of a recipe file.
         out: The folder for `sweeps/`.
         adopt: Accept the trials of an existing `.jsonl` record instead of training them again.
-        settings: Overrides such as `"model.depth=4"`; for a recipe file only.
+        settings: Overrides such as `"model.depth=4"`.
 
     Returns:
         One row per trial with its settings, `status` ("done", "diverged" or "failed"), `loss`
@@ -61,7 +62,7 @@ def sweep(
         >>> trials["lr"].tolist(), trials["status"].tolist()
         ([0.004, 0.008], ['done', 'done'])
     """
-    recipe = source if isinstance(source, Recipe) else recipes.load(source, settings)
+    recipe = resolve_recipe(source, settings)
     stem = Path(out) / "sweeps" / recipe.name
     if recipe.search.kind != "grid":
         from scaletune.sweeping.search import loop

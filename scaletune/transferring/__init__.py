@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from scaletune.errors import UserError, nearest
-from scaletune.recipe import Recipe, load
+from scaletune.recipe import Recipe
+from scaletune.recipe.resolve import resolve_recipe
 from scaletune.records import Fit
 from scaletune.transferring.formats.unsupported import UNSUPPORTED, UNTESTED
 from scaletune.transferring.target import TOO_FAR as TOO_FAR
@@ -134,7 +135,7 @@ def transfer(
     names = known_formats(to, force)
     emitters = {name: import_module(f"scaletune.transferring.formats.{name}") for name in names}
     fit = fit if isinstance(fit, Fit) else Fit.read(fit)
-    prepared = prepare(fit, target if isinstance(target, Recipe) else load(target), force=force)
+    prepared = prepare(fit, resolve_recipe(target), force=force)
     answer = answer_settings.build_answer(fit, prepared)
     files = [path for name in names for path in emitters[name].emit(prepared, Path(out) / name)]
     files += answer_text.write(answer, Path(out))
