@@ -9,6 +9,8 @@ import pytest
 from scaletune import importing
 from scaletune.errors import UserError
 from scaletune.importing import tensorboard, wandb
+from scaletune.importing.run import STEPS, to_table
+from scaletune.importing.sources import find_reader
 
 FILES = Path(__file__).parent / "fixtures"
 
@@ -18,7 +20,7 @@ FILES = Path(__file__).parent / "fixtures"
 )
 def test_offline_runs_of_wandb(name, steps, lr):
     """The longer one crosses a block boundary of its log."""
-    (run,) = wandb.read(FILES / name)
+    run = wandb.read_log(FILES / name).run
     assert run.config == {
         "learning_rate": lr,
         "model.d_model": 64,
@@ -44,7 +46,7 @@ def test_the_state_of_a_trainer():
     table, guessed = importing.trials(FILES / "trainer_state.json")
     (row,) = table.to_dict("records")
     assert (row["lr"], row["steps"], row["tokens"]) == (1e-3, 10, 640)
-    assert row["loss"] == row["eval_loss"] != row["train_loss"]
+    assert row["loss"] == row["eval_loss"] != row["train/loss"]
     assert any(
         "`tokens` is read from the column `num_input_tokens_seen`" in note for note in guessed
     )
@@ -55,9 +57,9 @@ def test_an_mlflow_database():
     assert sorted(table["lr"]) == [1e-3, 3e-3]
     assert list(table["width"]) == [64, 64]
     assert set(table["optimizer"]) == {"adamw"}
-    # A NaN is ignored.
-    assert list(table["loss"]) == pytest.approx([3.6, 3.6])
-    assert list(table["steps"]) == [40, 40]
+    # A NaN is logged after a loss of 3.6.
+    assert set(table["status"]) == {"diverged"} and table["loss"].isna().all()
+    assert list(table["steps"]) == [60, 60]
     assert guessed == [
         "`loss` is read from the column `val_loss` (--map loss=NAME reads another one)"
     ]
@@ -79,9 +81,8 @@ def test_a_given_column_has_priority_over_usual_names(tmp_path):
     )
     table, guessed = importing.trials(tmp_path / "runs.csv", {"loss": "a", "lr": "x"})
     assert list(table["loss"]) == [1.0, 2.0] and list(table["lr"]) == [5.0, 6.0] and guessed == []
-    with pytest.raises(
-        UserError, match=r"`loss=val_los` must name a column of the records \(nearest: 'val_loss'\)"
-    ):
+    message = r"`loss=val_los` must name a column of the table, .* \(nearest: 'val_loss'\)"
+    with pytest.raises(UserError, match=message):
         importing.trials(tmp_path / "runs.csv", {"loss": "val_los"})
 
 
@@ -97,22 +98,23 @@ def test_a_file_cut_off_by_a_crash_is_read_up_to_the_cut(tmp_path, name, share):
     content, cut = (FILES / name).read_bytes(), tmp_path / Path(name).name
     cut.write_bytes(content[: int(share * len(content))])
     (whole,), (part,) = (
-        importing.read(FILES / name).to_dict("records"),
-        importing.read(cut).to_dict("records"),
+        to_table(find_reader(path)(path)).table.to_dict("records") for path in (FILES / name, cut)
     )
-    assert part.get("steps", 0) < whole["steps"] and set(part) <= set(whole)
+    assert part.get(STEPS, 0) < whole[STEPS] and set(part) <= set(whole)
+    assert whole["status"] == "done"
+    assert part["status"] == ("failed" if cut.suffix == ".wandb" else "done")
 
 
 BAD = {
     "nothing": (None, "the records must exist"),
-    "runs.txt": (b"hello", "must be .jsonl, .db, .csv or .parquet, or logs of W&B"),
+    "runs.txt": (b"hello", "must be a log of nanoGPT"),
     "run.wandb": (b"hello there", "does not begin with `:W&B`"),
     "trainer_state.json": (b"{}", "must be a Trainer's state with a `log_history`"),
     "events.out.tfevents.1": (
         b"\x05" + b"\0" * 11 + b"\xff\xff\xff\xff\xff" + b"\0" * 4,
         "must be a TensorBoard event file",
     ),
-    "x.sqlite": (b"hello", "must be .jsonl"),
+    "x.sqlite": (b"hello", "must be an SQLite database"),
 }
 
 
@@ -122,5 +124,5 @@ def test_bad_input_is_one_clear_line(tmp_path, name):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=sentence) as error:
-        importing.read(tmp_path / name)
+        importing.trials(tmp_path / name)
     assert "\n" not in str(error.value)

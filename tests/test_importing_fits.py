@@ -125,7 +125,8 @@ def test_a_trainers_checkpoints_give_size_tokens_and_the_peak_that_was_logged(ca
     table, guessed = importing.trials(SWEEP / "trainer")
     assert sorted(table["id"]) == sorted(path.name for path in (SWEEP / "trainer").iterdir())
     assert set(table["steps"]) == {40}
-    assert any("`lr` is read from the column `peak_lr_logged`" in note for note in guessed)
+    assert any("`lr` is read from the peak of the logged `learning_rate`" in n for n in guessed)
+    assert any("up to 1.3 times the largest" in line for line in table.attrs["warnings"])
     # The first logged lr after warmup: 31 of 35 steps of the decay remain.
     assert set((table["lr"] / [float(name.split("lr")[1]) for name in table["id"]]).round(4)) == {
         0.8857
@@ -156,7 +157,10 @@ def test_the_history_of_one_run_is_one_row(tmp_path):
     )
     table.to_csv(tmp_path / "one.csv", index=False)
     (row,) = importing.trials(tmp_path / "one.csv")[0].to_dict("records")
-    assert row == {"id": "one", "steps": 20, "eval/loss": 3.0, "lr": 0.01, "loss": 3.0}
+    assert row == {
+        **{"id": "one", "steps": 20, "eval/loss": 3.0, "lr": 0.01, "loss": 3.0},
+        "status": "done",
+    }
 
 
 def test_runs_with_the_same_name_get_different_ids(tmp_path):
@@ -169,13 +173,15 @@ def test_runs_with_the_same_name_get_different_ids(tmp_path):
 
 def test_bad_exports_are_one_clear_line(tmp_path):
     pd.DataFrame({"Name": ["a"], "State": ["resting"]}).to_csv(tmp_path / "runs.csv", index=False)
-    with pytest.raises(UserError, match=r"`State` must be one of finished, .* but got 'resting'"):
+    with pytest.raises(
+        UserError, match=r"state of a run must be .* finished, .* but got 'resting'"
+    ):
         importing.trials(tmp_path / "runs.csv")
     pd.DataFrame({"Name": ["a"], "State": ["finished"]}).to_csv(tmp_path / "runs.csv", index=False)
     with pytest.raises(
         UserError,
         match=r"every run of a W&B chart must be in the table of runs, "
-        r"but 'n100000-lr0.0025' is not",
+        r"but 'n100000-lr0.0025' of `chart.csv` is not",
     ):
         importing.trials([tmp_path / "runs.csv", SWEEP / "chart.csv"])
     (tmp_path / "runs.jsonl").write_text('{"lr": 1}\n[2]\n')

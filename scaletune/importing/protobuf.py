@@ -5,7 +5,6 @@ It reads the log files of W&B and TensorBoard. Values are ints or bytes.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 
 Value = int | bytes
@@ -22,32 +21,45 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
             return number, at
 
 
+def signed(number: int) -> int:
+    """A number that protobuf wrote as an int32 or int64."""
+    return number - (1 << 64) if number >> 63 else number
+
+
 def fields(data: bytes) -> Iterator[tuple[int, Value]]:
     """Number and value of each field, in order. Values of fixed width are bytes.
 
     Raises:
         ValueError: The data are not a protobuf message.
     """
-    at = 0
-    while at < len(data):
-        key, at = varint(data, at)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = varint(data, at)
-            yield number, value
-            continue
+    at, end = 0, len(data)
+    while at < end:
+        key = data[at]
+        at += 1
+        if key > 0x7F:
+            key, at = varint(data, at - 1)
+        wire = key & 7
         if wire == 2:
-            size, at = varint(data, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
+            size = data[at]  # most sizes are one byte
+            at += 1
+            if size > 0x7F:
+                size, at = varint(data, at - 1)
+        elif wire == 0:
+            value, at = varint(data, at)
+            yield key >> 3, value
+            continue
+        elif wire == 1:
+            size = 8
+        elif wire == 5:
+            size = 4
         else:
             raise ValueError(f"it has an unknown protobuf wire type {wire}")
-        if at + size > len(data):
+        if at + size > end:
             raise ValueError("a protobuf field is cut off")
-        yield number, data[at : at + size]
+        yield key >> 3, data[at : at + size]
         at += size
 
 
-def floats(data: bytes) -> list[float]:
-    """Packed little-endian float32 numbers."""
-    return list(struct.unpack(f"<{len(data) // 4}f", data))
+def text(value: Value) -> str:
+    """A string field; "" for a field of another kind."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
