@@ -9,15 +9,16 @@ from scaletune.fitting.relations import (
     critical,
     curves,
     downstream,
+    isoflop,
     repetition,
     schedule,
     trajectory,
 )
+from scaletune.fitting.relations.fit import fit_relation as fit_relation
+from scaletune.fitting.relations.prediction import fitted_relation as fitted_relation
+from scaletune.fitting.relations.prediction import predict_relation as predict_relation
+from scaletune.fitting.relations.prediction import select_group as select_group
 from scaletune.fitting.relations.relation import Relation as Relation
-from scaletune.fitting.relations.solver import fit_relation as fit_relation
-from scaletune.fitting.relations.solver import fitted_relation as fitted_relation
-from scaletune.fitting.relations.solver import predict_relation as predict_relation
-from scaletune.fitting.relations.solver import select_group as select_group
 
 RELATIONS: Mapping[str, Relation] = {
     **critical.RELATIONS,
@@ -26,4 +27,5 @@ RELATIONS: Mapping[str, Relation] = {
     **repetition.RELATIONS,
     **schedule.RELATIONS,
     **curves.RELATIONS,
+    **isoflop.RELATIONS,
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from scaletune.records import Fit
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]
@@ -46,6 +49,28 @@ class RelationColumn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupFit:
+    """The fit of one group of rows, or the reason why it has none."""
+
+    key: dict[str, Any]
+    """Values of the group's columns."""
+
+    rows: pd.DataFrame
+    """The rows that were fitted."""
+
+    fit: Fit | None = None
+    reason: str = ""
+    dropped: dict[str, str] = field(default_factory=dict)
+    """Id of a row that is not used -> the reason."""
+
+    se: Mapping[str, float] = field(default_factory=dict)
+    """Standard errors at a scatter of 1, of the logarithms where the box says so."""
+
+    bounds: Sequence[str] = ()
+    """Parameters that are at the end of their search range."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Relation:
     """`output = function(columns, parameters)`, fitted by robust least squares."""
 
@@ -75,20 +100,53 @@ class Relation:
     prepare: Callable[[pd.DataFrame], Mapping[str, Any]] | None = None
     """Computes columns from whole runs; the rows keep the order of the table."""
 
-    select: Callable[[pd.DataFrame], pd.DataFrame] | None = None
-    """Selects the rows of a group for which the formula holds."""
+    required: tuple[RelationColumn, ...] = ()
+    """Columns that the table must have besides the inputs and the output."""
+
+    labels: tuple[str, ...] = ()
+    """Columns of text that the table must have."""
+
+    select: Callable[[pd.DataFrame], tuple[pd.DataFrame, dict[str, str]]] | None = None
+    """Selects the rows of a group for which the formula holds, with {id: reason} of the others.
+
+    A UserError is the reason why the group has no such rows."""
+
+    reject: Callable[[pd.DataFrame, Values], str] | None = None
+    """The reason why the solution of a group is not used, from its rows and parameters; or ""."""
+
+    design: Callable[[pd.DataFrame], None] | None = None
+    """Raises a UserError if the table as a whole does not suit the relation."""
+
+    otherwise: str = ""
+    """What to fit if no group of the table suits the relation."""
+
+    compares_sizes: bool = False
+    """The relation compares losses of different sizes, so all must be of one data set."""
+
+    review: Callable[[Fit, Sequence[GroupFit], Sequence[float]], Fit] | None = None
+    """Compares the fit with another one of the same rows.
+
+    Its arguments are the fit, the groups, and their weights in the relation across the groups."""
+
+    guess: Callable[[Columns, Array], Values] | None = None
+    """Parameters near the solution, from the inputs and the output: the one start of the solver."""
 
     robust: bool = True
     """Use soft L1 with a scale of twice the median residual; False: least squares, as published."""
 
-    reduce: Callable[[pd.DataFrame], pd.DataFrame] | None = None
-    """Computes the rows to fit from the rows of the table."""
+    reduce: Callable[[pd.DataFrame], tuple[pd.DataFrame, dict[str, str]]] | None = None
+    """Computes the rows to fit from the rows of the table, and {id: reason} of unused rows."""
 
     curves: bool = False
     """Rows with one run_id are checkpoints of one run and are resampled together."""
 
     fixed: Mapping[str, float] = field(default_factory=dict)
     """Parameters with given values."""
+
+    @property
+    def columns(self) -> tuple[RelationColumn, ...]:
+        """The columns of numbers that the table must have."""
+        return (*self.required, *self.inputs, self.output)
 
     @property
     def free(self) -> list[str]:
