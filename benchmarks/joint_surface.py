@@ -25,8 +25,9 @@ from scipy.optimize import minimize
 
 from scaletune import laws
 from scaletune.errors import UserError
-from scaletune.fitting.fit import _fit_cells, _measure_cells
 from scaletune.fitting.joint.fit import fit_joint
+from scaletune.fitting.optimum.measured_cells import measure_cells
+from scaletune.fitting.optimum_laws import fit_cells
 from scaletune.fitting.table import tabulate
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "steplaw_dense_dev.csv"
@@ -187,10 +188,10 @@ def by_cell(table: pd.DataFrame) -> Callable[[float, float], Point]:
 
     The batch size is predicted by least squares on the best batch sizes.
     """
-    cells = _measure_cells(tabulate(table, ["n_params", "tokens", "lr", "loss"]), level=LEVEL)
+    cells = measure_cells(tabulate(table, ["n_params", "tokens", "lr", "loss"]), level=LEVEL)
     if not cells.usable:
         raise UserError("no setting has an optimum inside its grid")
-    law = _fit_cells("lr_nd", cells, n_draws=100)  # `fit` without its own cross-validation
+    law = fit_cells("lr_nd", cells, n_draws=100)  # `fit` without its own cross-validation
     kept = pd.DataFrame([{**row, "lr": math.exp(row["x"])} for row in cells.usable])
 
     def at(n_params: float, tokens: float) -> Point:

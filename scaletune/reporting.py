@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,12 @@ import pandas as pd
 
 from scaletune import fitting
 from scaletune.errors import UserError
+from scaletune.fitting.drop_reasons import group_reasons
 from scaletune.records import Fit, write_atomically
 from scaletune.transferring.answer import text as answer_text
 from scaletune.units import human, scientific
 
+MOST_REASONS, REASON_WIDTH = 8, 72  # of the table of dropped runs
 KINDS = {"leave-one-cell-out": "leave-one-setting-out cross-validation"}  # of `held_out["kind"]`
 
 
@@ -43,7 +46,7 @@ def caution_lines(sentences: Iterable[str]) -> list[str]:
 
 
 def fit_lines(fit: Fit) -> list[str]:
-    """Describes a fit: cautions, law, runs, parameters with intervals, held-out error.
+    """Describes a fit: cautions, law, runs, parameters, held-out error, dropped runs by reason.
 
     Args:
         fit: The fit.
@@ -60,7 +63,53 @@ def fit_lines(fit: Fit) -> list[str]:
           a = -0.25   (95 % interval -0.3 to -0.2)
           x: interval covers 100 % of settings
     """
-    return [*caution_lines(fit.status), *_fit_summary(fit)]
+    selection = fit.provenance.get("where")
+    counts = [fit.provenance.get(key) for key in ("rows_selected", "rows")]
+    return [
+        *caution_lines(fit.status),
+        *(
+            [f"{counts[0]} of {counts[1]} rows selected by --where {selection}"]
+            if selection
+            else []
+        ),
+        *_fit_summary(fit),
+        *dropped_lines(fit.dropped),
+    ]
+
+
+def dropped_lines(dropped: Mapping[str, str]) -> list[str]:
+    """A table of the reasons why runs were dropped, the most frequent first."""
+    reasons = group_reasons(dropped)
+    rows = [
+        (
+            str(reason.runs),
+            _shorten(f"{_settings(reason.settings)}{reason.reason}", REASON_WIDTH),
+            _shorten(reason.example, REASON_WIDTH),
+        )
+        for reason in reasons[:MOST_REASONS]
+    ]
+    if not rows:
+        return []
+    rows = [("dropped", "reason", "example"), *rows]
+    wide = [max(len(row[i]) for row in rows) for i in range(2)]
+    lines = [f"  {runs:>{wide[0]}}  {text:{wide[1]}}  {example}" for runs, text, example in rows]
+    if rest := reasons[MOST_REASONS:]:
+        runs = sum(reason.runs for reason in rest)
+        lines.append(f"  ... and {len(rest)} more reasons ({runs} runs)")
+    return lines
+
+
+def _settings(count: int) -> str:
+    return ("1 setting " if count == 1 else f"each of {count} settings ") if count else ""
+
+
+def _shorten(text: str, width: int) -> str:
+    """The longest run of whole clauses that is not wider than `width`; else the text is cut."""
+    ends = [len(text), *(match.start() for match in re.finditer("[:;] ", text))]
+    fitting_ends = [end for end in ends if width // 2 < end <= width or end == len(text) <= width]
+    if fitting_ends:
+        return text[: max(fitting_ends)]
+    return f"{text[: width - 3].rstrip()}..."
 
 
 def _fit_summary(fit: Fit) -> list[str]:

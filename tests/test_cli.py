@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from test_fitting import optimal, study
 from test_sweeping import PATIENCE, InProcess, children, gone, wait_for
@@ -134,7 +135,8 @@ USES = {  # command -> (arguments, keys under --json, a line for people)
     "export": ("some-1.5b", {"path", "n_trials"}, "6 trials: sweeps/some-1.5b.jsonl"),
     "fit": (
         "runs.csv --out {out}/fit.json",
-        {"law", "status", "params", "objective", "n_used", "n_dropped", "held_out", "path"},
+        {"law", "status", "params", "objective", "n_used", "n_dropped", "dropped"}
+        | {"held_out", "path"},
         "written to {out}/fit.json",
     ),
     "predict": (
@@ -210,6 +212,7 @@ def test_json_of_fit_follows_the_contract(cli_at, tmp_path):
     assert answer["path"] == str(tmp_path / "new/fit.json")
     assert answer["law"] == "lr_nd" == fitted.law
     assert (answer["n_used"], answer["n_dropped"]) == (len(fitted.used), len(fitted.dropped))
+    assert sum(answer["dropped"].values()) == answer["n_dropped"]
     # settings x lrs x seeds of the sizes that were not held out
     assert answer["n_used"] + answer["n_dropped"] == 4 * 7 * 2
     assert answer["held_out"]["kind"] == "hold-out: n_params > 2e6"
@@ -219,6 +222,31 @@ def test_json_of_fit_follows_the_contract(cli_at, tmp_path):
     assert low < -0.2 < high  # the exponent of the planted law
     assert "path" in json.loads(cli_at("fit", "runs.csv", "--json")[1])
     assert json.loads(cli_at("fit", "runs.csv", "--json")[1])["path"] is None
+
+
+def test_fit_selects_and_maps(cli_at, home, tmp_path):
+    """Perplexities, sizes in millions and a second optimizer give the fit of the plain runs."""
+    runs = scaletune.read_trials(home / "runs.csv")
+    table = runs.assign(
+        Name=runs["id"],
+        size_millions=runs["n_params"] / 1e6,
+        perplexity=runs["loss"].map(math.exp),
+        **{"opt.name": "adamw"},
+    ).drop(columns=["id", "n_params", "loss"])
+    table = pd.concat([table, table.assign(perplexity=9.0, **{"opt.name": "lion"})])
+    table.assign(Name=[f"r{i}" for i in range(len(table))]).to_csv(tmp_path / "t.csv", index=False)
+    maps = ("id=Name", "n_params=1e6*size_millions", "loss=log(perplexity)")
+    options = [text for each in maps for text in ("--map", each)]
+    options += ["--where", "opt.name == 'adamw'", "--holdout", "6 * n_params * tokens > 8e14"]
+    code, out, err = cli_at("fit", "{out}/t.csv", *options, "--out", "{out}/fit.json")
+    assert code == 0, err
+    assert f"{len(runs)} of {len(table)} rows selected by --where opt.name == 'adamw'" in out
+    mapped = Fit.read(tmp_path / "fit.json")
+    plain = scaletune.fit(runs, holdout="n_params * tokens > 8e14 / 6")
+    assert all(run.startswith("r") for run in mapped.used)
+    for name, param in plain.params.items():
+        assert mapped.params[name]["value"] == pytest.approx(param["value"], rel=1e-6)
+    assert len(mapped.held_out["cells"]) == len(plain.held_out["cells"]) > 0
 
 
 def test_fits_help_names_every_law_that_can_be_fitted():
@@ -543,16 +571,23 @@ def test_the_wheel_holds_what_init_writes():
         ("laws steplw_lr_bs", "there is no law 'steplw_lr_bs' (nearest: 'steplaw_lr_bs')"),
         ("fit", "fit: the following arguments are required: RECIPE.toml | RECORDS"),
         ("fit no.csv", "the records file must exist, but got `no.csv`"),
-        ("fit words.txt", "`words.txt` must be .jsonl, .db, .csv or .parquet, or logs of W&B"),
+        ("fit words.txt", "`words.txt` must be a log of nanoGPT, modded-nanogpt, Megatron-LM"),
         (
             "fit runs.csv --law lr_n",
             "a law must be one that can be fitted, but got 'lr_n' (nearest: 'lr_nd')",
         ),
         (
             "fit runs.csv --holdout n_parms>2e6",
-            "a hold-out must name a column of the records, but got 'n_parms' (nearest: 'n_params')",
+            "a hold-out must name a column of the table, but got `n_parms` (nearest: 'n_params')",
         ),
-        ("fit runs.csv --holdout big", "a hold-out must read `COLUMN OP NUMBER`"),
+        ("fit runs.csv --holdout n_params", "a hold-out must have a condition such as"),
+        ("fit runs.csv --where n_params", "`where` must have a condition such as n_params < 1e8"),
+        ("fit runs.csv --where lr.max()>1", "but got `lr.max()`"),
+        ("fit runs.csv --where lr>9", "`where` must select at least one row, but 'lr>9' selects"),
+        ("plot runs.csv --where lr>9", "`where` must select at least one row, but 'lr>9' selects"),
+        ("plot runs.json --where lr>9", "`where` selects rows of records, but got a fit"),
+        ("fit runs.csv --map loss", "--map: must be NAME=COLUMN, but got 'loss'"),
+        ("fit runs.csv --map loss=los", "must name a column of the table, but got `los` (nearest"),
         ("fit runs.csv --out .", "--out: must name a file, but got '.'"),
         ("fit runs.csv --out words.txt/fit.json", "`words.txt/fit.json` must be writable"),
         ("fit point.toml", "the records file must exist, but got `sweeps/point.jsonl`"),
@@ -719,7 +754,11 @@ def test_a_mistake_in_a_recipe_is_one_line(cli_at, home, command, old, new, mess
             "a records file must hold at least one trial, but `head.csv` is empty",
         ),
         ("binary.csv", "\x00\x00", " at least one trial"),
-        ("other.csv", "a,b\n1,2\n", "trials must have a column `n_params`"),
+        (
+            "other.csv",
+            "a,b\n1,2\n",
+            "a fit or a plot needs the columns `n_params` (non-embedding parameters), `tokens`",
+        ),
         (
             "words.csv",
             "n_params,tokens,lr,loss\n1e6,1e8,fast,2\n",
@@ -731,7 +770,7 @@ def test_a_mistake_in_a_recipe_is_one_line(cli_at, home, command, old, new, mess
             "`lr` must be a number above 0 in every trial, but row 0 has -1",
         ),
         ("lost.csv", "n_params,tokens,lr,loss\n1e6,1e8,1e-3,\n", " at least one "),
-        ("other.jsonl", '{"a": 1}\n', "trials must have a column `n_params`"),
+        ("other.jsonl", '{"a": 1}\n', "a fit or a plot needs the columns `n_params`"),
         (
             "part.jsonl",
             '{"point": {}, "sweep": "main"}\n',
@@ -741,7 +780,7 @@ def test_a_mistake_in_a_recipe_is_one_line(cli_at, home, command, old, new, mess
         (
             "text.db",
             "no database",
-            "`text.db` must be the database of a sweep, but file is not a database",
+            "`text.db` must be an SQLite database, but file is not a database",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,12 +16,15 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from scaletune.errors import UserError
-from scaletune.fitting import compare, fit, measure
+from scaletune.fitting import compare, fit, measure, optimum_laws
+from scaletune.fitting.drop_reasons import group_reasons
+from scaletune.fitting.loss.law import ESTIMATORS
 from scaletune.fitting.loss.record import fit_loss_law
 from scaletune.fitting.optimum.lr_basin import SKEWS, Basin, phi
 from scaletune.fitting.optimum.power_law import regress
 from scaletune.predicting import Prediction, from_fit
 from scaletune.records import Fit
+from scaletune.reporting import fit_lines
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BESIROGLU = (1.81686, 482.006, 2085.434, 0.34781, 0.36585)  # arXiv:2404.10102
@@ -552,19 +556,229 @@ def test_held_out_cells_are_not_fitted_and_are_judged(trials):
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("n_param > 5e6", r"'n_param' \(nearest: 'n_params'\)"),
-        ("n_params > big", "a number, but got 'big'"),
-        ("__import__('os')", "COLUMN OP NUMBER"),
-        ("n_params > 1e6 or tokens > 1", "COLUMN OP NUMBER"),
+        ("n_param > 5e6", r"`n_param` \(nearest: 'n_params'\)"),
+        ("n_params > big", r"`big` \(text goes in quotes: 'big'\)"),
+        ("__import__('os')", "a hold-out must consist of columns"),
+        ("6 * n_params * tokens", "a hold-out must have a condition"),
+        ("cell == 1", "must name a column of the table, but got `cell`"),
         ("n_params > 1e12", "takes none"),
         ("n_params > 1", "takes all"),
-        ("lr > 1e-2", "splits one"),
-        ("weight_decay > 0", "no `weight_decay`"),
+        ("lr > 1e-2", r"splits one with n_params 3e\+05 to 3e\+05 and tokens 2e\+07 to 2e\+07"),
+        ("weight_decay > 0", "must name a column of the table, but got `weight_decay`"),
     ],
 )
 def test_hold_outs_are_parsed_and_nothing_is_evaluated(trials, expression, message):
     with pytest.raises(UserError, match=message):
         fit(trials, holdout=expression)
+
+
+@pytest.mark.parametrize("law", ["lr_nd", "loss_nd", "joint"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "not (n_params <= 1e6 or tokens < 6e7)",
+        "5e6 * 3e7 < n_params * tokens",
+        "tier == 'large' and horizon in (60, 600)",
+    ],
+)
+def test_a_hold_out_names_any_column_in_any_law(law, expression):
+    runs = study(sizes=(3e5, 1e6, 2e6, 4e6)).assign(batch_tokens=lambda t: 1024 * (1 + t["seed"]))
+    runs = runs.assign(
+        tier=np.where(runs["n_params"] > 1e6, "large", "small"), horizon=runs["tokens"] / 1e6
+    )
+    if expression.startswith("5e6"):
+        expected = runs[runs["n_params"] * runs["tokens"] > 1.5e14]
+    else:
+        expected = runs[(runs["n_params"] > 1e6) & (runs["tokens"] > 3e7)]
+    result = fit(runs, law, holdout=expression)
+    assert sorted(result.held_out["runs"]) == sorted(expected["id"])
+    assert not set(result.used) & set(expected["id"])
+
+
+# selected rows, missing columns, reasons
+
+
+@pytest.mark.parametrize("law", ["lr_nd", "loss_nd", "joint"])
+def test_selected_rows_are_fitted_as_if_the_others_were_not_there(trials, law):
+    others = trials.assign(optimizer="lion", loss=trials["loss"] * 1.1, id=trials["id"] + "/lion")
+    both = pd.concat([trials.assign(optimizer="adamw"), others]).sample(frac=1, random_state=1)
+    alone = fit(trials.sort_values("id"), law)
+    selected = fit(both.sort_values("id"), law, where="optimizer == 'adamw'")
+    assert selected.params == alone.params and set(selected.used) == set(alone.used)
+    assert set(selected.dropped) == set(alone.dropped)
+    assert selected.provenance["where"] == "optimizer == 'adamw'"
+    assert (selected.provenance["rows_selected"], selected.provenance["rows"]) == (84, 168)
+    line = "84 of 168 rows selected by --where optimizer == 'adamw'"
+    assert line in fit_lines(selected) and not any("--where" in text for text in fit_lines(alone))
+
+
+def test_selected_rows_without_an_id_keep_their_row_numbers(trials):
+    table = trials.drop(columns=["id", "status"])
+    result = fit(table, where="n_params > 5e5")
+    kept = {f"row{i}" for i in np.flatnonzero(table["n_params"] > 5e5)}
+    assert set(result.used) | set(result.dropped) == kept
+
+
+def test_a_run_without_a_status_is_done_for_a_selection(trials):
+    table = trials.assign(status=[None, "failed", *["done"] * (len(trials) - 2)])
+    result = fit(table, where="status == 'done'")
+    assert "run0" in {*result.used, *result.dropped} and "run1" not in result.dropped
+
+
+def test_selecting_no_row_is_an_error(trials):
+    with pytest.raises(UserError, match="at least one row, but 'n_params > 1e12' selects none of"):
+        fit(trials, where="n_params > 1e12")
+
+
+def test_a_relation_is_fitted_to_the_selected_rows():
+    tokens = np.geomspace(1e7, 1e9, 12)
+    curve = pd.DataFrame({"tokens": tokens, "loss": 2 + 60 / tokens**0.25, "kind": "eval"})
+    both = pd.concat([curve.assign(loss=9.0, kind="train"), curve])
+    both.attrs["warnings"] = ["`loss` is that of the first device"]
+    selected = fit(both, "learning_curve", where="kind == 'eval'")
+    assert selected.params == fit(curve, "learning_curve").params
+    assert selected.provenance["where"] == "kind == 'eval'"
+    assert selected.status[0] == "`loss` is that of the first device"
+
+
+@pytest.mark.parametrize("law", ["lr_nd", "joint"])
+def test_what_an_importer_doubts_comes_first_in_the_status(trials, law):
+    table = trials.copy()
+    table.attrs["warnings"] = ["two runs share the name `a`"]
+    plain, doubted = fit(trials, law), fit(table, law, where="n_params > 0").status
+    unmeasured = plain.solution.get("unmeasured", {}).get("sentences", [])
+    others = [s for s in plain.status if s != "ok" and s not in unmeasured]
+    assert doubted == [*unmeasured, "two runs share the name `a`", *others]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        (
+            ["params", "steps", "eta", "ce"],
+            "n_params=params 'tokens=steps*TOKENS_PER_STEP' lr=eta loss=ce",
+        ),
+        (
+            ["size_millions", "tokens_b", "peak_learning_rate", "train/ppl"],
+            "'n_params=1e6*size_millions' 'tokens=1e9*tokens_b' lr=peak_learning_rate"
+            " 'loss=log(`train/ppl`)'",
+        ),
+        (
+            ["N", "D", "learningRate", "eval ce"],
+            "n_params=N tokens=D lr=learningRate 'loss=eval ce'",
+        ),
+        (["n_prams", "toknes", "lr", "loss"], "n_params=n_prams tokens=toknes"),
+        (
+            ["n_layer", "d_model", "batch_size", "loss_scale"],
+            "n_params=COLUMN tokens=COLUMN lr=COLUMN loss=COLUMN",
+        ),
+        (["n_params", "tokens", "LR", "val_perplexity"], "lr=LR 'loss=log(val_perplexity)'"),
+    ],
+)
+def test_all_missing_columns_are_named_at_once_with_what_to_map(columns, options):
+    values = {"lr": [1e-3, 2e-3], "loss": [3.1, 3.0]}
+    table = pd.DataFrame({name: values.get(name, [1.5e7, 2.5e7]) for name in columns})
+    with pytest.raises(UserError) as caught:
+        fit(table)
+    message = str(caught.value)
+    assert f": {' '.join(f'--map {option}' for option in shlex_split(options))}" in message
+    missing = [name for name in ("n_params", "tokens", "lr", "loss") if name not in columns]
+    assert all(f"`{name}` (" in message for name in missing)
+    assert message.endswith(f"the columns are: {', '.join(columns)}") and "\n" not in message
+    if "log(" in options:
+        assert "the loss is the natural logarithm of" in message
+
+
+def shlex_split(options):
+    """Options as the shell shows them: quotes stay."""
+    return re.findall(r"'[^']*'|\S+", options)
+
+
+@pytest.mark.parametrize("law", ["lr_nd", "joint", "chinchilla"])
+def test_the_message_of_a_run_is_the_reason_why_it_is_dropped(trials, law):
+    runs = trials[trials["lr"] == 4e-3] if law == "chinchilla" else trials
+    runs = runs.reset_index(drop=True).assign(message="")
+    runs.loc[0, ["status", "message"]] = ["failed", "unfinished: 400 of 1000 steps"]
+    runs.loc[1, ["status", "message"]] = ["diverged", "diverged at\nstep 3"]
+    runs.loc[2, "status"] = "failed"
+    dropped = fit(runs, law).dropped
+    assert dropped[runs.loc[0, "id"]] == "failed: unfinished: 400 of 1000 steps"
+    assert dropped[runs.loc[1, "id"]] == "diverged at step 3"
+    assert dropped[runs.loc[2, "id"]] == "failed"
+
+
+def test_reasons_are_grouped_by_kind_with_the_settings_that_they_name():
+    cell = "the setting with {} parameters and {} tokens has {} usable learning rates, but needs 3"
+    dropped = {f"a{i}": f"failed: unfinished: {i} of 1000 steps" for i in range(5)}
+    dropped |= {f"b{i}": cell.format(f"{i % 3}M", "20.0M", 1 + i % 2) for i in range(4)}
+    dropped |= {"c": "diverged"}
+    kinds = group_reasons(dropped)
+    assert [(kind.runs, kind.settings, kind.example) for kind in kinds] == [
+        (5, 0, "a0"),
+        (4, 3, "b0"),
+        (1, 0, "c"),
+    ]
+    assert kinds[0].reason == "failed: unfinished: ... of 1000 steps"
+    assert kinds[1].reason == "has ... usable learning rates, but needs 3"
+    assert sum(kind.runs for kind in kinds) == len(dropped)
+
+
+def test_the_table_of_dropped_runs_has_eight_reasons_and_counts_the_rest(fitted):
+    names = "abcdefghijk"
+    dropped = {f"{a}{i}": f"reason {a}" for k, a in enumerate(names) for i in range(20 - k)}
+    lines = fit_lines(replace(fitted, dropped=dropped))
+    at = lines.index("  dropped  reason    example")
+    assert lines[at + 1] == "       20  reason a  a0" and lines[at + 8] == "       13  reason h  h0"
+    assert lines[at + 9 :] == [f"  ... and 3 more reasons ({12 + 11 + 10} runs)"]
+
+
+# many rows
+
+
+def test_cross_validation_of_many_settings_is_a_few_refits(monkeypatch):
+    calls = []
+    refit = optimum_laws.fit_cells
+    monkeypatch.setattr(
+        optimum_laws, "fit_cells", lambda *a, **k: calls.append(1) or refit(*a, **k)
+    )
+    monkeypatch.setattr(optimum_laws, "MOST_FOLDS", 5)
+    runs = study(sizes=np.geomspace(1e5, 1e7, 12), n_lrs=5, seeds=1, shared=0.0)
+    held = fit(runs).held_out
+    assert len(calls) == 5 and held["kind"] == "cross-validation, 5 folds"
+    assert len(held["cells"]) == runs.groupby(["n_params", "tokens"]).ngroups
+
+
+@pytest.mark.parametrize("law", ["loss_nd", "chinchilla"])
+def test_a_start_from_a_sample_of_rows_gives_the_same_loss_law(monkeypatch, law):
+    rng = np.random.default_rng(0)
+    n, d = 10 ** rng.uniform(6, 9, 900), 10 ** rng.uniform(8, 11, 900)
+    loss = minimum_loss(n, d) * np.exp(0.003 * rng.standard_normal(900))
+    whole = fit_loss_law(n, d, loss, estimator=ESTIMATORS[law], n_draws=50)
+    monkeypatch.setattr("scaletune.fitting.loss.law.LARGE", 500)
+    monkeypatch.setattr("scaletune.fitting.loss.law.SAMPLE", 300)
+    sampled = fit_loss_law(n, d, loss, estimator=ESTIMATORS[law], n_draws=50)
+    for name, param in whole["params"].items():
+        width = np.diff(param["interval"])[0]
+        assert sampled["params"][name]["value"] == pytest.approx(param["value"], abs=1e-4 * width)
+        assert sampled["params"][name]["interval"] == pytest.approx(
+            param["interval"], abs=1e-2 * width
+        )
+
+
+def test_a_start_from_a_sample_of_runs_gives_the_same_surface(monkeypatch):
+    runs = pd.concat(
+        study(seed=b, seeds=6).assign(
+            batch_tokens=4096 * b, loss=lambda t, b=b: t["loss"] + 0.02 * math.log(b / 2) ** 2
+        )
+        for b in (1, 2, 4)
+    ).drop(columns="id")
+    whole = fit(runs, "joint")
+    monkeypatch.setattr("scaletune.surface.posterior.LARGE", 300)
+    monkeypatch.setattr("scaletune.surface.posterior.SAMPLE", 150)
+    sampled = fit(runs, "joint")
+    for name in ("lr.N", "lr.D", "batch.D", "loss.alpha", "loss.beta"):
+        value, (low, high) = whole.params[name]["value"], whole.params[name]["interval"]
+        assert sampled.params[name]["value"] == pytest.approx(value, abs=0.02 * (high - low))
 
 
 def test_compare_equals_a_calculation_by_hand(fitted):

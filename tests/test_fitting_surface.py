@@ -444,7 +444,7 @@ def test_exponents_that_no_run_determines_keep_their_priors(trials):
     [
         (lambda t: t[:4], "needs at least 5 usable runs, but got 4 of 4"),
         (lambda t: t.assign(status="diverged"), "needs at least 5 usable runs, but got 0 of"),
-        (lambda t: t.drop(columns="batch_tokens"), "must have a column `batch_tokens`"),
+        (lambda t: t.drop(columns="batch_tokens"), "needs the column `batch_tokens`"),
         (lambda t: t.assign(lr=-t["lr"]), "`lr` must be a number above 0"),
         (lambda t: t.assign(batch_tokens=np.nan), "`batch_tokens` must be a number above 0"),
         (lambda t: t.assign(loss=0.0), "`loss` must be above 0"),

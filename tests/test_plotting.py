@@ -398,7 +398,7 @@ def test_records_that_cannot_be_drawn_are_refused(trials, tmp_path, change, mess
 
 
 def test_records_without_a_column_are_refused(trials, tmp_path):
-    with pytest.raises(UserError, match="must have a column `tokens`"):
+    with pytest.raises(UserError, match="needs the column `tokens`"):
         plotting.plot(trials.drop(columns="tokens"), tmp_path)
 
 

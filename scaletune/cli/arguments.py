@@ -74,11 +74,11 @@ def _parameter(text: str) -> tuple[str, float | str]:
 
 
 def _column(text: str) -> tuple[str, str]:
-    """COLUMN=NAME: a contract column and its name in the records."""
-    column, _, name = text.partition("=")
-    if not column or not name:
-        raise argparse.ArgumentTypeError(f"must be COLUMN=NAME, but got {text!r}")
-    return column, name
+    """NAME=COLUMN: a contract column, and the column of the records or an expression of them."""
+    name, _, column = text.partition("=")
+    if not name.strip() or not column.strip():
+        raise argparse.ArgumentTypeError(f"must be NAME=COLUMN, but got {text!r}")
+    return name.strip(), column.strip()
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +97,15 @@ def _add_level(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.95,
         help="confidence level of all intervals (default: 0.95)",
+    )
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--where",
+        metavar="EXPR",
+        help="rows to use, e.g. \"1e6 < n_params < 1e8 and optimizer in ('adamw', 'lion')\""
+        " or '6*n_params*tokens > 1e18'; names such as `train/loss` go in backticks",
     )
 
 
@@ -254,9 +263,17 @@ def _fit(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_column,
         default=[],
-        metavar="COLUMN=NAME",
-        help="the name of a column in your records, e.g. loss=eval/ce; may be repeated",
+        metavar="NAME=COLUMN",
+        help="where your records have a column, e.g. loss=eval/ce, or how to compute it,"
+        " e.g. 'n_params=1e6*size_millions' or 'loss=log(perplexity)'; may be repeated",
     )
+    parser.add_argument(
+        "--tokens-per-step",
+        type=_number,
+        metavar="N",
+        help="tokens of one optimizer step, for runs that log steps and no tokens",
+    )
+    _add_where(parser)
     parser.add_argument(
         "--law",
         help="lr_nd (default), lr_ndb, joint, loss_nd, chinchilla, or a relation between other"
@@ -273,7 +290,8 @@ def _fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--holdout",
         metavar="EXPR",
-        help="settings to validate on instead of fitting: 'n_params > 5e6 and tokens >= 1e9'",
+        help="settings to validate on instead of fitting: 'n_params > 5e6 and tokens >= 1e9';"
+        " any column, as in --where",
     )
     _add_level(parser)
     parser.add_argument(
@@ -319,6 +337,7 @@ def _lint(parser: argparse.ArgumentParser) -> None:
 
 def _plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="FIT.json | RECORDS")
+    _add_where(parser)
     parser.add_argument(
         "--out", default="plots", metavar="DIR", help="folder to write to (default: plots)"
     )

@@ -36,17 +36,32 @@ def _records_of(source: Path, out: Path) -> tuple[Path, str | None, Path | None]
 def fit(args: argparse.Namespace) -> Answer:
     """`scaletune fit`."""
     from scaletune import fitting, importing, reporting
+    from scaletune.fitting.drop_reasons import group_reasons
 
     records, law, path = _records_of(Path(args.source[0]), Path("."))
-    table, guesses = importing.trials([records, *args.source[1:]], dict(args.map))
     law = args.law or law or "lr_nd"
-    fitted = fitting.fit(table, law, holdout=args.holdout, fixed=dict(args.fix), level=args.level)
+    fitting.require_known_law(law)
+    table, guesses = importing.trials(
+        [records, *args.source[1:]],
+        dict(args.map),
+        tokens_per_step=args.tokens_per_step,
+        every_row=fitting.reads_every_row(law),
+    )
+    fitted = fitting.fit(
+        table,
+        law,
+        where=args.where,
+        holdout=args.holdout,
+        fixed=dict(args.fix),
+        level=args.level,
+    )
     fitted = dataclasses.replace(fitted, assumptions=[*fitted.assumptions, *guesses])
     path = Path(args.to) if args.to else path
     if path:
         fitted.write(path)
     allocation_lines, allocation = _allocation(fitted)
-    lines = [*reporting.fit_lines(fitted), *(f"  assumed: {guess}" for guess in guesses)]
+    assumed = fitted.assumptions if law in fitting.RELATIONS else guesses
+    lines = [*reporting.fit_lines(fitted), *(f"  assumed: {sentence}" for sentence in assumed)]
     lines += [*allocation_lines, f"written to {path}" if path else "not saved: use --out FILE"]
     return {
         "law": fitted.law,
@@ -56,6 +71,7 @@ def fit(args: argparse.Namespace) -> Answer:
         "n_used": len(fitted.used),
         **allocation,
         "n_dropped": len(fitted.dropped),
+        "dropped": {kind.reason: kind.runs for kind in group_reasons(fitted.dropped)},
         "held_out": fitted.held_out,
         "path": str(path) if path else None,
     }, lines
@@ -67,6 +83,9 @@ def _allocation(fitted: Fit) -> tuple[list[str], dict[str, Any]]:
 
     if fitted.law not in LOSS_LAWS or min(fitted.solution["vector"][1:]) <= 0:
         return [], {}
+    if columns := fitted.solution.get("unmeasured", {}).get("columns"):
+        names = " and ".join(f"`{name}`" for name in columns)
+        return [f"  compute-optimal: not identified, the runs do not measure {names}"], {}
     if "points" in fitted.solution:
         flops = BEYOND * max(n * d for n, d, _ in fitted.solution["points"])
     else:
@@ -256,17 +275,18 @@ def lint(args: argparse.Namespace) -> Answer:
         f"{finding['rule']} at {finding['at']}: {finding['says']}; {finding['fix']}"
         for finding in answer["findings"]
     ]
-    known = answer["stack"] != "unknown"
-    stack = answer["stack"] if known else "training stack not recognised: few rules apply"
     count = f"{len(lines) or 'no'} known fault{'s' * (len(lines) != 1)}"
-    return answer, [*lines, f"{answer['path']} ({stack}): {count}"]
+    if answer["not_read"]:
+        count = f"{count if lines else 'nothing found'} in what was read"
+        lines += [f"not read: {sentence}" for sentence in answer["not_read"]]
+    return answer, [*lines, f"{answer['path']} ({answer['stack']}): {count}"]
 
 
 def plot(args: argparse.Namespace) -> Answer:
     """`scaletune plot`."""
     from scaletune import plotting
 
-    files = [str(path) for path in plotting.plot(args.source, args.out)]
+    files = [str(path) for path in plotting.plot(args.source, args.out, where=args.where)]
     return {"files": files}, files
 
 

@@ -6,11 +6,12 @@ the loss.
 """
 
 from scaletune.fitting.cross_validation import compare as compare
-from scaletune.fitting.fit import LAWS as LAWS
 from scaletune.fitting.fit import fit as fit
-from scaletune.fitting.fit import measure as measure
-from scaletune.fitting.fit import require_known_law as require_known_law
+from scaletune.fitting.known_laws import LAWS as LAWS
+from scaletune.fitting.known_laws import reads_every_row as reads_every_row
+from scaletune.fitting.known_laws import require_known_law as require_known_law
 from scaletune.fitting.loss.model_selection import compare_forms as compare_forms
+from scaletune.fitting.optimum.measured_cells import measure as measure
 from scaletune.fitting.relations import RELATIONS as RELATIONS
 from scaletune.fitting.relations import fitted_relation as fitted_relation
 from scaletune.fitting.relations import predict_relation as predict_relation

@@ -1,13 +1,11 @@
 """Checks a table of runs and groups its rows into cells.
 
 A cell is one setting: one (n_params, tokens). Sizes or token budgets that differ by less than 1 %
-count as equal. Also parses hold-out expressions.
+count as equal. Also says why a run is not used, and which settings a hold-out takes.
 """
 
 from __future__ import annotations
 
-import operator
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from scaletune.errors import UserError, nearest
-from scaletune.records import COLUMNS
+from scaletune.fitting.missing_columns import require_columns
+from scaletune.records.expressions import select
 
 # Values closer than this factor are one scale: steps * batch_tokens rounds differently in each run.
 SAME_SCALE = 1.01
@@ -26,17 +25,8 @@ UNITS = {
     "loss": "nats/token",
     "batch_tokens": "tokens",
 }
-TOKENS_PER_PARAM = (1e-4, 1e7)  # outside this range the units of n_params or tokens are doubtful
-MAX_STEPS = 1e7  # above this the unit of batch_tokens is doubtful
-OPERATORS = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    ">": operator.gt,
-}
 STATUSES = ("done", "diverged", "failed")
+COMPUTED = ["cell", "crossed"]  # columns that `tabulate` adds and that no expression may name
 
 
 def main_sweep(trials: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -60,9 +50,7 @@ def tabulate(trials: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
     """
     if not len(trials):
         raise UserError("a fit needs at least one trial, but the table is empty")
-    for column in needed:
-        if column not in trials.columns:
-            raise UserError(_missing_column(trials, column))
+    require_columns(trials, {column: UNITS[column] for column in needed}, "a fit or a plot")
     out = trials.reset_index(drop=True).copy()
     out["status"] = _statuses(out)
     for column in needed:
@@ -85,15 +73,6 @@ def tabulate(trials: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
         out["seed"] = out.groupby(same, dropna=False).cumcount()
     order = [column for column in ("cell", "batch_tokens", "lr", "seed", "id") if column in out]
     return out.sort_values(order, kind="stable").reset_index(drop=True)
-
-
-def _missing_column(trials: pd.DataFrame, column: str) -> str:
-    names = ", ".join(map(str, trials.columns))
-    wrong_separator = len(trials.columns) == 1 and set(";\t") & set(names)
-    return (
-        f"trials must have a column `{column}` ({UNITS[column]}), but the columns are: {names}"
-        + ("; separate them by commas" if wrong_separator else "")
-    )
 
 
 def _ids(table: pd.DataFrame) -> pd.Series:
@@ -130,29 +109,14 @@ def _statuses(table: pd.DataFrame) -> pd.Series:
     return status.where((status != "done") | finite, "diverged")
 
 
-def unit_warnings(table: pd.DataFrame) -> list[str]:
-    """Warnings about columns that seem to have the wrong unit."""
-    warnings, ratio = [], table["tokens"] / table["n_params"]
-    if ratio.min() < TOKENS_PER_PARAM[0] or ratio.max() > TOKENS_PER_PARAM[1]:
-        warnings.append(
-            f"tokens per parameter range from {ratio.min():.3g} to {ratio.max():.3g}: check that "
-            "n_params and tokens are counts, not millions or billions, in every row"
-        )
-    if (steps := (table["tokens"] / table["batch_tokens"]).max()) > MAX_STEPS:
-        warnings.append(
-            f"tokens / batch_tokens is {steps:.3g} steps: check that batch_tokens counts tokens, "
-            "not sequences, in every row"
-        )
-    return warnings
-
-
 def _require_positive(values: pd.Series, given: pd.Series) -> None:
     bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        shown = repr(given.iloc[row])
-        if not isinstance(given.iloc[row], str):
-            shown = f"{values.iloc[row]:g}"
+        value = given.iloc[row]
+        shown = repr(value) if isinstance(value, str) else f"{values.iloc[row]:g}"
+        if isinstance(value, str) and any(map(str.isdigit, value)):
+            shown += ": write plain numbers, without units or separators"
         raise UserError(
             f"`{values.name}` must be a number above 0 in every trial, but row {row} has {shown}"
         )
@@ -182,42 +146,84 @@ def n_levels(values: Any) -> int:
     return int(levels(np.asarray(values, float)).max()) + 1
 
 
-def select_rows(table: pd.DataFrame, expression: str) -> pd.Series:
-    """Which rows satisfy `COLUMN OP NUMBER [and COLUMN OP NUMBER ...]`."""
-    keep = pd.Series(True, index=table.index)
-    for clause in re.split(r"\s+and\s+", expression.strip()):
-        match = re.fullmatch(r"(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S+)", clause.strip())
-        if not match:
-            raise UserError(
-                f"a hold-out must read `COLUMN OP NUMBER`, joined by `and`, but got {clause!r}"
-            )
-        column, op, text = match.groups()
-        if column not in COLUMNS:
-            raise UserError(
-                "a hold-out must name a column of the records, "
-                f"but got {column!r}{nearest(column, COLUMNS)}"
-            )
-        if column not in table.columns:
-            raise UserError(
-                f"a hold-out must name a column of these trials, but they have no `{column}`"
-            )
-        try:
-            number = float(text.replace("_", ""))
-        except ValueError:
-            raise UserError(
-                f"a hold-out must compare `{column}` with a number, but got {text!r}"
-            ) from None
-        keep &= OPERATORS[op](pd.to_numeric(table[column], errors="coerce"), number)
-    return keep
+def status_reasons(table: pd.DataFrame) -> dict[str, str]:
+    """{id: reason} of the runs that are not done: the status, and the message of the run.
+
+    Importers and sweeps write into `message` why a run is not done.
+    """
+    rows = table[table["status"] != "done"]
+    if "message" not in rows:
+        return dict(zip(rows["id"], rows["status"], strict=True))
+    messages = [" ".join(text.split()) for text in rows["message"].fillna("").astype(str)]
+    return {
+        run: f"{status}: {text}" if text and not text.startswith(status) else text or status
+        for run, status, text in zip(rows["id"], rows["status"], messages, strict=True)
+    }
+
+
+def set_incomplete_aside(
+    trials: pd.DataFrame, columns: Sequence[str]
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The runs that have a value in every column, and {id: reason} of the others.
+
+    A run that did not finish often lacks its settings. A finished run without a value is left out
+    too if most runs have one; otherwise it stays, and the check of the table reports it.
+    """
+    done = _is_done(trials)
+    reasons = pd.Series("", index=trials.index)
+    for column in [name for name in columns if name in trials]:
+        missing = trials[column].isna()
+        few = bool((missing & done).sum() < 0.5 * max(done.sum(), 1))
+        reasons = reasons.mask(missing & (~done | few) & (reasons == ""), f"it has no `{column}`")
+    aside = reasons != ""
+    if not aside.any():
+        return trials, {}
+    if "id" not in trials:
+        trials = trials.assign(id=[f"row{i}" for i in range(len(trials))])
+    named = trials[aside].assign(id=trials["id"].astype(str))
+    unfinished = status_reasons(named[~done[aside]]) if "status" in named else {}
+    dropped = dict(zip(named["id"], reasons[aside], strict=True)) | unfinished
+    return trials[~aside], dropped
+
+
+def _is_done(trials: pd.DataFrame) -> pd.Series:
+    if "status" not in trials:
+        return pd.Series(True, index=trials.index)
+    return trials["status"].fillna("done") == "done"
+
+
+def select_runs(trials: pd.DataFrame, expression: str) -> pd.DataFrame:
+    """The rows that satisfy an expression; UserError if there are none.
+
+    A run without a status is done, and a run without an id keeps the number of its row.
+    """
+    if "id" not in trials:
+        trials = trials.assign(id=[f"row{i}" for i in range(len(trials))])
+    if "status" in trials:
+        trials = trials.assign(status=trials["status"].fillna("done"))
+    kept = select(trials, expression, "`where`")
+    if not kept.any():
+        raise UserError(
+            f"`where` must select at least one row, but {expression!r} selects none of"
+            f" {len(trials)}"
+        )
+    return trials[kept]
 
 
 def held_out_cells(table: pd.DataFrame, expression: str) -> set[int]:
     """The cells that an expression holds out; it must select all runs of a cell or none."""
-    mask = select_rows(table, expression)
+    mask = select(table.drop(columns=COMPUTED), expression, "a hold-out")
     share = mask.groupby(table["cell"]).mean()
-    if share.between(0, 1, inclusive="neither").any():
+    split = share.index[share.between(0, 1, inclusive="neither")]
+    if len(split):
+        rows = table[table["cell"] == split[0]]
+        ends = (
+            f"{column} {rows[column].min():.4g} to {rows[column].max():.4g}"
+            for column in ("n_params", "tokens")
+        )
         raise UserError(
             f"a hold-out must take whole settings (n_params, tokens), but {expression!r} splits one"
+            f" with {' and '.join(ends)}"
         )
     if not mask.any() or mask.all():
         raise UserError(

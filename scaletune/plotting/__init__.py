@@ -12,7 +12,7 @@ import pandas as pd
 
 from scaletune.errors import UserError
 from scaletune.fitting.relations import RELATIONS
-from scaletune.fitting.table import main_sweep, tabulate
+from scaletune.fitting.table import main_sweep, select_runs, tabulate
 from scaletune.importing import trials as read_records
 from scaletune.plotting.basins import basin_curves, basins_figure, draw_basins
 from scaletune.plotting.law import (
@@ -53,13 +53,16 @@ __all__ = [
 ]
 
 
-def plot(source: Fit | pd.DataFrame | str | Path, out: str | Path = "plots") -> list[Path]:
+def plot(
+    source: Fit | pd.DataFrame | str | Path, out: str | Path = "plots", *, where: str | None = None
+) -> list[Path]:
     """Writes pictures of a fit (`law.png`) or of records (`basins.png`).
 
     Args:
         source: A Fit, a table of trials with columns n_params, tokens, lr and loss, or the path of
             a fit (`.json`) or of records (`.jsonl`, `.csv`, ...).
         out: Folder for the pictures; it is created if it does not exist.
+        where: Rows of the records to draw, as in `scaletune.fit`.
 
     Returns:
         The paths of the pictures.
@@ -80,7 +83,10 @@ def plot(source: Fit | pd.DataFrame | str | Path, out: str | Path = "plots") -> 
     if isinstance(source, str | Path):
         source = Fit.read(source) if Path(source).suffix == ".json" else read_records(source)[0]
     if isinstance(source, Fit):
+        if where:
+            raise UserError(f"`where` selects rows of records, but got a fit and {where!r}")
         return [_plot_fit(source, Path(out) / "law.png")]
+    source = select_runs(source, where) if where else source
     table = tabulate(source, ["n_params", "tokens", "lr", "loss"])
     table["loss"] = table["loss"].where(table["status"] == "done")
     main, _ = main_sweep(table)

@@ -7,7 +7,7 @@ numpy.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, Protocol
 
@@ -92,7 +92,7 @@ def from_fit(
     if fit.law not in LOSS_LAWS:
         batch, notes = _batch(fit, batch_tokens)
         scale["batch_tokens"] = batch
-        lr, lr_interval, band = _power_law(fit.solution, scale)
+        lr, lr_interval, band = _power_law(fit.solution, scale, fit.level)
     lower = fit if fit.law in LOSS_LAWS else fit.loss_law
     loss, loss_interval = (
         loss_at(lower.solution, lower.level, n_params, tokens) if lower else (None, None)
@@ -161,7 +161,7 @@ def _batch(fit: FittedLaw, requested: float | None) -> tuple[float | None, list[
 
 
 def _power_law(
-    solution: Mapping[str, Any], scale: Mapping[str, float | None]
+    solution: Mapping[str, Any], scale: Mapping[str, float | None], level: float
 ) -> tuple[float, list[float], list[float]]:
     """lr with its prediction interval and near-optimal band, computed in ln lr."""
     at = [1.0] + [
@@ -169,14 +169,39 @@ def _power_law(
         for c, centre in zip(solution["columns"], solution["centre"], strict=True)
     ]
     x = math.fsum(a * v for a, v in zip(at, solution["vector"], strict=True))
-    variance = math.fsum(
-        a * b * v
-        for a, row in zip(at, solution["covariance"], strict=True)
-        for b, v in zip(at, row, strict=True)
+    variance = _quadratic_form(at, solution["covariance"])
+    half = math.hypot(
+        solution["quantile"] * math.sqrt(max(variance, 0.0) + solution["scatter"] ** 2),
+        NormalDist().inv_cdf((1 + level) / 2) * _unmeasured_sd(solution, at[1:], scale),
     )
-    half = solution["quantile"] * math.sqrt(max(variance, 0.0) + solution["scatter"] ** 2)
     below, above = solution["half_width"]
     return exp(x), [exp(x - half), exp(x + half)], [exp(x - below), exp(x + above)]
+
+
+def _unmeasured_sd(
+    solution: Mapping[str, Any], at: Sequence[float], scale: Mapping[str, float | None]
+) -> float:
+    """Sd of ln lr from exponents that the runs do not measure: their spread in published laws.
+
+    It grows with the distance from the value of each column that the runs imply.
+    """
+    unmeasured = solution.get("unmeasured")
+    if not unmeasured:
+        return 0.0
+    parts = (unmeasured["columns"], unmeasured["centre"], unmeasured["slopes"])
+    distance = [
+        math.log(value) - centre - math.fsum(a * s for a, s in zip(at, slopes, strict=False))
+        if (value := scale.get(column))
+        else 0.0
+        for column, centre, slopes in zip(*parts, strict=True)
+    ]
+    return math.sqrt(max(_quadratic_form(distance, unmeasured["covariance"]), 0.0))
+
+
+def _quadratic_form(x: Sequence[float], matrix: Iterable[Iterable[float]]) -> float:
+    return math.fsum(
+        a * b * v for a, row in zip(x, matrix, strict=True) for b, v in zip(x, row, strict=True)
+    )
 
 
 def _numbers(lines: Iterable[str]) -> list[list[float]]:
@@ -208,11 +233,7 @@ def loss_at(
         -math.log(tokens) * parts[2] / law,
     ]
     rows = _numbers(solution.get("discrepancy", []))
-    correlated = math.fsum(
-        a * b * v
-        for a, row in zip(slope, rows, strict=False)
-        for b, v in zip(slope, row, strict=True)
-    )
+    correlated = _quadratic_form(slope, rows) if rows else 0.0
     tail = (1 - level) / 2
     half = (
         solution.get("quantile", NormalDist().inv_cdf(1 - tail))

@@ -59,6 +59,11 @@ class SurfaceRuns:
         """Sums over the runs of each cell, (R, ...) -> (C, ...)."""
         return np.add.reduceat(values, self.starts, axis=0)
 
+    def sample(self, n: int, seed: int = 0) -> SurfaceRuns:
+        """About `n` random runs and the first run of each cell: the cells stay."""
+        drawn = np.random.default_rng(seed).permutation(len(self.y))[:n]
+        return self.select(np.union1d(drawn, self.starts))
+
     def select(self, chosen: NDArray[np.int_]) -> SurfaceRuns:
         """The runs with these indices, in order, their cells renumbered."""
         rows = np.sort(chosen)

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from scaletune.surface.model import LAW, STUDENT, Scales, SurfaceRuns, ln_loss
 from scaletune.surface.prior import MISFIT, NOISE, SCATTER_WEIGHT, guessed_scales
 
+LARGE, SAMPLE = 10_000, 4_000
+"""Of more than LARGE runs, the estimate from SAMPLE of them is the start."""
 SETTLED = 0.02
 """The estimate of the scales ends when no parameter moves by more of its prior sd."""
 DIVERGED_EXCESS = 0.3
@@ -99,6 +101,10 @@ def solve(
     theta, delta = prior[:, 0], np.zeros((runs.n_cells, k + 1))
     lowest = np.repeat(np.fmin.reduceat(runs.y, runs.starts), np.bincount(runs.cell))
     excess = np.expm1(runs.y - lowest)
+    if len(runs.y) > LARGE:
+        start = solve(runs.sample(SAMPLE), prior, scatter=scatter, noise=noise, rounds=rounds)
+        theta, delta, scales = start.theta, start.delta, start.scales
+        excess = linearize(theta, delta, runs)[3]
     for _ in range(rounds):
         theta, delta, objective, moved = _descend(runs, prior, scales, theta, delta, excess)
         residuals, to_theta, to_delta, excess = linearize(theta, delta, runs)
@@ -189,10 +195,11 @@ def _blocks(
         theta (P, P), theta with delta (C, P, axes + 1), delta (C, axes + 1, axes + 1).
     """
     weighted = to_delta * weight[:, None]
-    # einsum, not @: the threads of a BLAS cost far more than a matrix this narrow
-    of_theta = np.einsum("rp,rq->pq", to_theta, to_theta * weight[:, None]) + np.diag(
-        prior[:, 1] ** -2.0
-    )
+    # einsum, not @, of few runs: the threads of a BLAS cost far more than a matrix this narrow
+    product = "rp,rq->pq", to_theta, to_theta * weight[:, None]
+    large = len(weight) > LARGE
+    of_theta = product[1].T @ product[2] if large else np.einsum(*product)
+    of_theta = of_theta + np.diag(prior[:, 1] ** -2.0)
     of_delta = runs.per_cell(np.einsum("ri,rj->rij", weighted, to_delta)) + np.diag(
         scales.scatter**-2.0
     )

@@ -12,6 +12,7 @@ import pandas as pd
 from scaletune.fitting.table import SAME_SCALE, n_levels
 from scaletune.surface.model import parameter_names
 from scaletune.surface.posterior import JointSolution
+from scaletune.surface.prior import CENTRE_SD, PRIORS
 from scaletune.units import human
 
 PRIOR_DOMINATED = 0.8
@@ -36,7 +37,7 @@ def sentences(
     cells: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """All warnings of a fit."""
-    data = [*_scales(cells), *_axes(kept, axes)]
+    data = [*not_measured(kept, cells), *_axes(kept, axes)]
     return [
         *data,
         *_exponents(axes, solution, prior, advice=not data),
@@ -44,6 +45,11 @@ def sentences(
         *_edges(cells),
         *_noise(solution, len(cells)),
     ]
+
+
+def not_measured(kept: pd.DataFrame, cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the runs do not measure at all: the first sentences of the status."""
+    return [*_scales(cells), *_single_values(kept)]
 
 
 def _scales(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -55,12 +61,14 @@ def _scales(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     if sizes == 1:
         messages.append(
             "all runs have the same n_params: lr.N, batch.N and loss.alpha are not identified and"
-            " keep their prior (published laws); add settings at another n_params"
+            f" keep their prior, {_published('lr.N', 'batch.N', 'loss.alpha')}, and so do intervals"
+            " at another n_params; add settings at another n_params"
         )
     if horizons == 1:
         messages.append(
             "all runs have the same tokens: lr.D, batch.D and loss.beta are not identified and"
-            " keep their prior (published laws); add settings at another token budget"
+            f" keep their prior, {_published('lr.D', 'batch.D', 'loss.beta')}, and so do intervals"
+            " at other tokens; add settings at another token budget"
         )
     if sizes > 1 and horizons > 1:
         n, d = (np.log([cell[column] for cell in cells]) for column in ("n_params", "tokens"))
@@ -68,26 +76,54 @@ def _scales(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         if np.std(d - d.mean() - slope * (n - n.mean())) < math.log(SAME_SCALE):
             messages.append(
                 f"tokens follow n_params**{slope:.2g} in all settings: exponents are identified"
-                " along this line only; add settings at another ratio of tokens to n_params"
+                " along this line only, and intervals off it keep the prior,"
+                f" {_published('lr.D', 'batch.D')}; add settings at another ratio of tokens to"
+                " n_params"
             )
     return messages
 
 
-def _axes(kept: pd.DataFrame, axes: Sequence[str]) -> list[str]:
-    """Axes of which too few values were trained."""
+def _published(*names: str) -> str:
+    """Prior mean and sd of exponents, for a sentence."""
+    parts = []
+    for name in names:
+        axis = name.split(".")[0]
+        mean, sd = (
+            PRIORS[name]
+            if name in PRIORS
+            else (
+                PRIORS[f"{axis}.along"][0] - PRIORS[f"{axis}.D"][0],
+                math.hypot(PRIORS[f"{axis}.along"][1], PRIORS[f"{axis}.D"][1]),
+            )
+        )
+        parts.append(f"{name} {mean:.2g} ± {sd:.2g}")
+    return f"that of published laws ({', '.join(parts)})"
+
+
+TUNED = (("lr", "lr", "learning rates"), ("batch", "batch_tokens", "batch sizes"))
+
+
+def _single_values(kept: pd.DataFrame) -> list[str]:
+    """Axes of which one value was trained."""
     messages = []
-    for axis, column, more in (
-        ("lr", "lr", "learning rates"),
-        ("batch", "batch_tokens", "batch sizes"),
-    ):
+    for axis, column, more in TUNED:
         values = sorted(kept[column].unique())
         if n_levels(values) == 1:
             messages.append(
                 f"{WORD[axis].split()[0]} sensitivity unknown: include two more {more} in the"
                 f" sweep (all runs have {column} {values[0]:.4g}; add {values[0] / 2:.4g} and"
-                f" {values[0] * 2:.4g}); the optimal {WORD[axis]} is a guess"
+                f" {values[0] * 2:.4g}); the optimal {WORD[axis]} is a guess, within a factor of"
+                f" {math.exp(1.96 * CENTRE_SD):.0f}"
             )
-        elif (alone := int((kept.groupby("cell")[column].nunique() == 1).sum())) > 0:
+    return messages
+
+
+def _axes(kept: pd.DataFrame, axes: Sequence[str]) -> list[str]:
+    """Axes of which too few values were trained in some settings."""
+    messages = []
+    for axis, column, _ in TUNED:
+        alone = int((kept.groupby("cell")[column].nunique() == 1).sum())
+        if alone and n_levels(kept[column].unique()) > 1:
             messages.append(
                 f"{alone} of {kept['cell'].nunique()} settings have one {column} each: they do not"
                 f" constrain the optimal {WORD[axis]}"

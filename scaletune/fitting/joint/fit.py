@@ -20,6 +20,7 @@ from scaletune.errors import UserError
 from scaletune.fitting.cross_validation import covers, summarize
 from scaletune.fitting.joint import diagnostics
 from scaletune.fitting.optimum.lr_basin import BAND
+from scaletune.fitting.table import status_reasons
 from scaletune.predicting import Prediction, from_fit
 from scaletune.records import Fit
 from scaletune.surface.basin import REACH, basin_excess
@@ -34,8 +35,8 @@ LEAST = 5
 """Usable runs."""
 ALONE = np.array([1.5, 1.5, 1.5, 0.5])
 """Scatter that leaves each cell its own optimum and minimum loss, independent of the law."""
-FOLDS = 20
-"""Largest number of refits of the cross-validation."""
+FOLDS, REFITTED_RUNS = 20, 200_000
+"""Largest number of refits of the cross-validation, and of the runs of all refits together."""
 GROUPS = (*AXES, "loss", "curvature", "skew", "reach", "width")
 PARTS = (".c", ".E", ".N", ".D", ".A", ".B")
 """Parameters are listed in the order of GROUPS, then of PARTS."""
@@ -46,8 +47,7 @@ Row = dict[str, Any]
 
 def usable(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """The runs that are fitted, and {id: reason} of the others."""
-    pairs = zip(table["id"], table["status"], strict=True)
-    dropped = {i: status for i, status in pairs if status != "done"}
+    dropped = status_reasons(table)
     kept = table[table["status"] == "done"]
     if (kept["loss"] <= 0).any():
         row = kept[kept["loss"] <= 0].iloc[0]
@@ -117,10 +117,13 @@ def fit_joint(table: pd.DataFrame, warnings: Sequence[str], level: float) -> Fit
     cells = own_optima(kept, axes, centre, solution, level)
     fit = record(solution, axes, centre, level)
     n_copies = sum(reason.startswith("a duplicate") for reason in dropped.values())
-    status = [*warnings, *diagnostics.sentences(kept, axes, solution, prior, cells)]
+    unmeasured = diagnostics.not_measured(kept, cells)
+    sentences = diagnostics.sentences(kept, axes, solution, prior, cells)
+    status = list(dict.fromkeys([*unmeasured, *warnings, *sentences]))
     status += [f"{n_copies} runs are duplicates of others and are not used"] * (n_copies > 0)
     return replace(
         fit,
+        solution=fit.solution | ({"unmeasured": {"sentences": unmeasured}} if unmeasured else {}),
         cells=cells,
         used=list(kept["id"]),
         dropped=dropped,
@@ -332,13 +335,14 @@ def hold_out(
     by_number = dict(zip(sorted(kept["cell"].unique()), fit.cells, strict=True))
     if len(by_number) < LAW + 1:
         return {}
-    folds, rows = min(len(by_number), FOLDS), []
+    folds = min(len(by_number), FOLDS, max(REFITTED_RUNS // len(kept), 4))
+    compared: list[Row] = []
     for fold in tqdm(range(folds), "cross-validation", disable=None, leave=False):
         held = list(by_number)[fold::folds]
         runs, centre = gather(kept[~kept["cell"].isin(held)], fit.solution["axes"])
         without = record(solve(runs, fit_prior(runs)), fit.solution["axes"], centre, fit.level)
-        rows += [compare_joint(_at(without, by_number[cell]), by_number[cell]) for cell in held]
-    return _summary("leave-one-cell-out", rows)
+        compared += [compare_joint(_at(without, by_number[cell]), by_number[cell]) for cell in held]
+    return _summary("leave-one-cell-out", compared)
 
 
 def _at(fit: Fit, cell: Row) -> Prediction:

@@ -116,15 +116,11 @@ class Shape:
     free: Array
     """(m + q, P)"""
 
-    notes: tuple[str, ...] = ()
-    """What is tied, fixed or absent because the runs do not identify it."""
-
 
 def make_shape(
     form: FunctionalForm,
     centre: Array,
     fixed: Mapping[str, float | str] | None = None,
-    notes: tuple[str, ...] = (),
 ) -> Shape:
     """All parameters are free except the `fixed` ones.
 
@@ -134,6 +130,14 @@ def make_shape(
     fixed = dict(fixed or {})
     for name, value in fixed.items():
         _check(form, name, value)
+    for name, value in fixed.items():
+        if isinstance(value, str) and value in fixed:
+            if isinstance(fixed[value], str):
+                raise UserError(
+                    "an exponent can be tied to one that is free or has a value, "
+                    f"but got {name} = {value!r} and {value} = {fixed[value]!r}"
+                )
+            fixed[name] = fixed[value]
     columns = tuple(i for i, name in enumerate(names) if name not in fixed)
     base, free = np.zeros(len(names)), np.eye(len(names))[:, columns]
     for name, value in fixed.items():
@@ -147,7 +151,7 @@ def make_shape(
         if base[i] > LN_ABSENT:
             base[i] -= float(centre[i] @ base[m:])
             free[i] -= centre[i] @ free[m:]
-    return Shape(columns, base, free, notes)
+    return Shape(columns, base, free)
 
 
 def _check(form: FunctionalForm, name: str, value: float | str) -> None:

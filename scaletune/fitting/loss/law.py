@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from scaletune.errors import UserError
 from scaletune.fitting.loss.functional_forms import CHINCHILLA, Shape, build_problem, make_shape
-from scaletune.fitting.loss.identifiability import ASSUMED, MAX_DIFFERENCE, choose_shape
+from scaletune.fitting.loss.identifiability import Unmeasured, find_unmeasured
+from scaletune.fitting.loss.noise import few_run_noise, residual_noise
+from scaletune.fitting.loss.published import published_prior
 from scaletune.fitting.loss.variable_projection import Problem, descend, starts
 from scaletune.fitting.stats import resampling
 from scaletune.fitting.stats.robust import Huber, Loss
@@ -30,6 +32,10 @@ SPREAD = 0.02  # of ln L around a start: the width of the first cost
 # Newton steps in a resample of few rows: if they identify fewer parameters than the law has, the
 # solver moves slowly along a valley.
 NEWTON_STEPS = 40
+TIED = {"beta": "alpha"}
+MAX_DIFFERENCE = 0.1  # of alpha and beta, in the draws of a fit that sets them equal
+# Above LARGE rows, SAMPLE of them give the start, and a resample takes LARGE_STEPS Newton steps.
+LARGE, SAMPLE, LARGE_STEPS = 10_000, 4_000, 3
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -83,6 +89,12 @@ class LossSolution:
     cluster: Index
     """(R): number of the run of each row."""
 
+    prior_covariance: Array
+    """(P, P): covariance of the prior on phi; zeros where it has none."""
+
+    unmeasured: Unmeasured | None = None
+    """What the law takes from published laws."""
+
     @property
     def parameters(self) -> Array:
         return self.problem.parameters(self.phi[None])
@@ -132,21 +144,32 @@ def solve(
     _require_above_minimum_loss(loss, fixed)
     columns = {"n_params": n_params, "tokens": tokens}
     centre = CHINCHILLA.centre(columns)
-    used = make_shape(CHINCHILLA, centre, fixed) if fixed else choose_shape(n_params, tokens)
+    unmeasured = find_unmeasured(n_params, tokens, fixed)
+    is_tied = unmeasured is not None and unmeasured.is_tied
+    used = make_shape(CHINCHILLA, centre, TIED if is_tied else fixed)
     rows = np.ones(len(loss)) if weight is None else weight
     weights = rows * (n_params * tokens / (n_params * tokens).max()) ** estimator.weight_power
     problem = build_problem(CHINCHILLA, used, columns, loss, weights)
     phi, _ = minimize(problem, used, estimator.cost)
-    noise = _noise(problem, phi, None if se is None else se / loss)
-    if estimator.prior and exponent_coordinates(used):
-        problem = replace(problem, prior=_prior(estimator, used, noise[0]))
-        phi, _ = minimize(problem, used, estimator.cost, phi)
+    relative_se = None if se is None else se / loss
+    noise = residual_noise(problem, phi, relative_se)
+    prior_mean, covariance = _prior(estimator, used, problem, centre, unmeasured)
+    if unmeasured and not is_tied:
+        noise = few_run_noise(problem, prior_mean, covariance, relative_se)
+    if covariance.any():
+        precision: Array = np.linalg.pinv(covariance).astype(float) * _cost_per_nat(
+            estimator.cost, noise[0]
+        )
+        problem = replace(problem, prior=(prior_mean, precision))
+        phi, _ = minimize(problem, used, estimator.cost, phi, prior_mean)
     if estimator.linear_residuals:
         problem, phi = _fit_linear_residuals(problem, phi, loss, estimator.cost)
     value = float(replace(problem, prior=None).objective(phi[None], estimator.cost)[0])
     if cluster is None:
         cluster = np.arange(len(loss), dtype=np.intp)
-    return LossSolution(problem, used, estimator, centre, phi, value, noise, cluster)
+    return LossSolution(
+        problem, used, estimator, centre, phi, value, noise, cluster, covariance, unmeasured
+    )
 
 
 def _require_above_minimum_loss(loss: Array, fixed: Mapping[str, float | str] | None) -> None:
@@ -162,10 +185,15 @@ def _require_above_minimum_loss(loss: Array, fixed: Mapping[str, float | str] | 
 def minimize(problem: Problem, used: Shape, cost: Loss, *others: Array) -> tuple[Array, float]:
     """phi (P) and objective at the lowest minimum.
 
-    Starts are the best places of the profile over exponents (`starts`), and `others`.
+    Starts are the best places of the profile over exponents (`starts`), and `others`. Of more than
+    LARGE rows, a sample gives the start.
     """
-    places = np.vstack([*others, starts(problem, cost, exponent_coordinates(used))])
-    ends, values = descend(problem, places, cost, SPREAD)
+    if problem.ln_loss.shape[1] > LARGE:
+        places, spread = np.vstack([*others, minimize(problem.sample(SAMPLE), used, cost)[0]]), 0.0
+    else:
+        places = np.vstack([*others, starts(problem, cost, exponent_coordinates(used))])
+        spread = SPREAD
+    ends, values = descend(problem, places, cost, spread)
     best = int(np.argmin(values))
     return ends[best], float(values[best])
 
@@ -191,30 +219,29 @@ def _fit_linear_residuals(
     return linearized, phi
 
 
-def _prior(estimator: Estimator, used: Shape, sd: float) -> tuple[Array, Array]:
-    """Mean (P) and precision (P, P) of the normal prior on the free exponents.
+def _prior(
+    estimator: Estimator,
+    used: Shape,
+    problem: Problem,
+    centre: Array,
+    unmeasured: Unmeasured | None,
+) -> tuple[Array, Array]:
+    """Mean (P) and covariance (P, P) of the prior on phi; zeros where there is none.
 
-    The cost divided by `slope` = E psi**2 / E psi' weighs as much as -ln of a density, so the
-    precision is multiplied by `slope`.
+    It is that of published laws if the runs do not identify the law, else the estimator's.
     """
-    mean, spread = estimator.prior or (0.0, 1.0)
-    slope = (
-        sd**2
-        if not isinstance(estimator.cost, Huber)
-        else sd * min(1.25 * estimator.cost.delta, sd)
-    )
+    if unmeasured and not unmeasured.is_tied:
+        ln_loss = float(np.average(problem.ln_loss[0], weights=problem.weight[0]))
+        prior = published_prior(centre[1, 0], centre[2, 1], ln_loss)
+        return prior.on(used.base, used.free)
     free = np.array([float(i in exponent_coordinates(used)) for i in range(len(used.columns))])
-    return free * mean, np.diag(free * slope / spread**2)
+    mean, sd = estimator.prior or (0.0, 0.0)
+    return free * mean, np.diag(free * sd**2)
 
 
-def _noise(problem: Problem, phi: Array, se: Array | None) -> tuple[float, int]:
-    """sd of ln L around the law, at least the rms standard error of the losses, and its dof."""
-    dof = problem.ln_loss.shape[1] - len(phi)
-    own = float(np.sqrt(np.mean(se**2))) if se is not None else 0.0
-    if dof < 1:
-        return max(own, 2e-3), 0
-    r = (problem.ln_loss - problem.ln_model(phi[None]))[0]
-    return max(float(np.sqrt(r @ r / dof)), own), dof
+def _cost_per_nat(cost: Loss, sd: float) -> float:
+    """The cost divided by this, E psi**2 / E psi', weighs as much as -ln of a density."""
+    return sd**2 if not isinstance(cost, Huber) else sd * min(1.25 * cost.delta, sd)
 
 
 def draw(solved: LossSolution, n: int, kind: str = "auto", seed: int = 2203) -> Array:
@@ -228,10 +255,10 @@ def draw(solved: LossSolution, n: int, kind: str = "auto", seed: int = 2203) -> 
             else "noise".
         seed: Seed of the random numbers.
 
-    Exponents that were fixed or tied for lack of data are drawn from their range, and the mean of
-    the prior from the prior, so that the draws include this uncertainty.
+    The mean of the prior is drawn from the prior, and the difference of exponents that were set
+    equal for lack of data from its range, so that the draws include their uncertainty.
     """
-    rng, used, problem = np.random.default_rng([seed, 15556]), solved.shape, solved.problem
+    rng, problem = np.random.default_rng([seed, 15556]), solved.problem
     if kind == "auto":
         kind = "pairs" if len(np.unique(solved.cluster)) >= PAIRS_FROM else "noise"
     weight, ln_loss = np.repeat(problem.weight, n, axis=0), np.repeat(problem.ln_loss, n, axis=0)
@@ -252,7 +279,7 @@ def draw(solved: LossSolution, n: int, kind: str = "auto", seed: int = 2203) -> 
         problem,
         ln_loss=ln_loss,
         weight=weight,
-        base=_draw_assumed(rng, used, n),
+        base=_draw_base(rng, solved, n),
         prior=_draw_prior(rng, solved, n),
     )
     return refit(solved, drawn, several=kind == "noise")
@@ -269,31 +296,27 @@ def refit(solved: LossSolution, drawn: Problem, several: bool = False) -> Array:
     """Parameters (K, 5) of resampled problems, solved from the solution of the original one.
 
     With `several`, from other starts too: a problem with few rows can have several minima, and the
-    lowest counts.
+    lowest counts. A resample of more than LARGE rows is a few Newton steps away.
     """
     n = len(drawn.weight)
     cost, exponents = solved.estimator.cost, solved.exponents
     more = [starts(solved.problem, cost, exponents, n=2)] if several else []
     places = np.vstack([solved.phi[None], *more])
-    rounds = NEWTON_STEPS if several else 200
+    rounds, spread = NEWTON_STEPS if several else 200, SPREAD / 4
+    if drawn.ln_loss.shape[1] > LARGE:
+        rounds, spread = LARGE_STEPS, 0.0
     results = [
-        descend(drawn, np.repeat(place[None], n, axis=0), cost, SPREAD / 4, rounds)
-        for place in places
+        descend(drawn, np.repeat(place[None], n, axis=0), cost, spread, rounds) for place in places
     ]
     ends, values = zip(*results, strict=True)
     best = np.stack(ends)[np.argmin(values, axis=0), np.arange(n)]
     return drawn.parameters(best)
 
 
-def _draw_assumed(rng: np.random.Generator, used: Shape, n: int) -> Array:
-    """Base parameters (n, 5); exponents that are not identified are drawn from their range."""
-    base = np.tile(used.base, (n, 1))
-    if not used.notes:  # fixed by the user, or all free
-        return base
-    for i in (3, 4):
-        if not used.free[i].any():
-            base[:, i] = rng.uniform(*ASSUMED, size=n)
-    if used.free[3] @ used.free[4]:
+def _draw_base(rng: np.random.Generator, solved: LossSolution, n: int) -> Array:
+    """Base parameters (n, 5)."""
+    base = np.tile(solved.shape.base, (n, 1))
+    if solved.unmeasured and solved.unmeasured.is_tied:
         base[:, 4] = rng.uniform(-MAX_DIFFERENCE, MAX_DIFFERENCE, size=n)
     return base
 
@@ -302,7 +325,8 @@ def _draw_prior(
     rng: np.random.Generator, solved: LossSolution, n: int
 ) -> tuple[Array, Array] | None:
     prior = solved.problem.prior
-    if prior is None or solved.estimator.prior is None:
+    if prior is None:
         return None
-    spread = (np.diag(prior[1]) > 0) * solved.estimator.prior[1]
-    return prior[0] + spread * rng.standard_normal((n, len(prior[0]))), prior[1]
+    size, basis = np.linalg.eigh(solved.prior_covariance)
+    root = basis * np.sqrt(np.maximum(size, 0.0))
+    return prior[0] + rng.standard_normal((n, len(prior[0]))) @ root.T, prior[1]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scaletune.fitting.loss.discrepancy import LENGTHS, discrepancy, quantile
 from scaletune.fitting.loss.functional_forms import CHINCHILLA, EXPONENT_BOUNDS, LN_ABSENT
 from scaletune.fitting.loss.law import NAMES, LossSolution, draw, solve
+from scaletune.fitting.loss.noise import MIN_NOISE
 
 N_DRAWS = 200
 MAX_ROWS = 500_000  # rows of all resamples together: about a second of computation
@@ -39,7 +40,8 @@ def fit_loss_law(
         **how: Further arguments of `law.solve`.
 
     Returns:
-        A dict of `params`, `solution`, `objective` and `warnings`.
+        A dict of `params`, `solution`, `objective`, `unmeasured` (sentences that come first in
+        the status) and `warnings`.
     """
     solved = solve(n_params, tokens, loss, se, **how)
     n = n_draws or max(min(N_DRAWS, MAX_ROWS // len(loss)), 50)
@@ -49,7 +51,8 @@ def fit_loss_law(
         "params": params,
         "solution": solution(solved, table, level),
         "objective": solved.objective,
-        "warnings": [*solved.shape.notes, *warnings],
+        "unmeasured": [solved.unmeasured.sentence] if solved.unmeasured else [],
+        "warnings": [] if solved.unmeasured else warnings,
     }
 
 
@@ -66,10 +69,15 @@ def solution(solved: LossSolution, draws: Array, level: float) -> dict[str, Any]
         "names": list(NAMES),
         "vector": [float(v) for v in solved.vector],
         "draws": _format_rows(draws, 8),
-        "scatter": solved.noise[0],  # sd of ln L around the law
+        "scatter": max(solved.noise[0], MIN_NOISE),  # sd of ln L around the law
         "discrepancy": _format_rows(errors.covariance, 12),  # of (ln E, ln A, ln B, alpha, beta)
         "quantile": quantile(solved, level),
     }
+    if solved.unmeasured:
+        content["unmeasured"] = {
+            "columns": list(solved.unmeasured.columns),
+            "sentences": [solved.unmeasured.sentence],
+        }
     if solved.estimator.use_discrepancy:
         # ln n_params, ln tokens and weight of each run
         content |= {"near": _format_rows(errors.rows, 12), "lengths": list(LENGTHS)}

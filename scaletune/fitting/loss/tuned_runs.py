@@ -11,12 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scaletune.errors import UserError
+from scaletune.fitting.column_warnings import column_doubts, put_first
 from scaletune.fitting.cross_validation import compare, summarize
 from scaletune.fitting.loss.law import ESTIMATORS
 from scaletune.fitting.loss.model_selection import better_form, leave_sizes_out
 from scaletune.fitting.loss.record import fit_loss_law
 from scaletune.fitting.stats import resampling
-from scaletune.fitting.table import held_out_cells, tabulate, unit_warnings
+from scaletune.fitting.table import held_out_cells, status_reasons, tabulate
 from scaletune.predicting import from_fit
 from scaletune.records import Fit
 
@@ -25,6 +26,7 @@ MUST_MATCH = ("tokenizer", "loss_unit", "unit", "eval", "loss_split", "param_cou
 # Columns that change the law, but may differ on purpose.
 MAY_DIFFER = ("train_dataset", "dataset", "schedule", "source")
 MAX_POINTS = 1000  # rows that a fit keeps for plots
+MAX_HELD = 2000  # held-out rows that are predicted
 MAX_SCATTER = 0.02  # sd of ln L around the law from which the form does not fit
 DUPLICATE = "duplicate: the same settings and loss as another run"
 SETTINGS = ("n_params", "tokens", "batch_tokens", "lr", "loss", "width", "depth", "weight_decay")
@@ -101,8 +103,8 @@ def fit_tuned_runs(
     }
     part = fit_loss_law(*data, level=level, **how)
     status = [
+        *part["unmeasured"],
         *warnings,
-        *unit_warnings(rows),
         *([cluster_warning] if cluster_warning else []),
         *_duplicate_warning(dropped),
         *part["warnings"],
@@ -129,6 +131,7 @@ def fit_tuned_runs(
         ],
         provenance={"trials": len(trials), "holdout": holdout},
     )
+    result = put_first(result, column_doubts(trials, result, stated=(*MUST_MATCH, *MAY_DIFFER)))
     if holdout:
         return _validate(result, table[~table["id"].isin(dropped) & held], holdout)
     return _cross_validate(result, data, how)
@@ -139,8 +142,12 @@ def _cross_validate(result: Fit, data: tuple[Array, Array, Array], how: dict[str
 
 
 def _validate(result: Fit, unseen: pd.DataFrame, holdout: str) -> Fit:
-    comparisons = []
-    for n_params, tokens, loss in unseen[["n_params", "tokens", "loss"]].to_numpy(float).tolist():
+    comparisons, kind = [], f"hold-out: {holdout}"
+    held = unseen
+    if len(unseen) > MAX_HELD:  # evenly spaced: the rows are sorted by setting
+        held = unseen.iloc[np.linspace(0, len(unseen) - 1, MAX_HELD).astype(int)]
+        kind += f" ({MAX_HELD} of {len(unseen)} runs)"
+    for n_params, tokens, loss in held[["n_params", "tokens", "loss"]].to_numpy(float).tolist():
         cell = {
             "n_params": n_params,
             "tokens": tokens,
@@ -149,17 +156,15 @@ def _validate(result: Fit, unseen: pd.DataFrame, holdout: str) -> Fit:
             "floor_se": 0.0,
         }
         comparisons.append(compare(from_fit(result, n_params=n_params, tokens=tokens), cell))
-    held_out = summarize(f"hold-out: {holdout}", comparisons, runs=list(unseen["id"]))
+    held_out = summarize(kind, comparisons, runs=list(unseen["id"]))
     return replace(result, held_out=held_out)
 
 
 def _drop_reasons(table: pd.DataFrame) -> dict[str, str]:
     """{id: reason} of rows that did not finish, and of rows that repeat another row."""
-    reasons = dict(zip(table["id"], table["status"], strict=True))
     columns = [column for column in SETTINGS if column in table]
     repeated = table.duplicated(columns) & (table["status"] == "done")
-    reasons |= dict.fromkeys(table.loc[repeated, "id"], DUPLICATE)
-    return {run: reason for run, reason in reasons.items() if reason != "done"}
+    return status_reasons(table) | dict.fromkeys(table.loc[repeated, "id"], DUPLICATE)
 
 
 def _duplicate_warning(dropped: dict[str, str]) -> list[str]:

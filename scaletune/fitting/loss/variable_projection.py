@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -26,7 +27,7 @@ CHUNK_ROWS = 2**15  # rows of all fits that are solved at once: the arrays fit i
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Term:
     """One term: ln term = parameters[columns] @ features.T."""
 
@@ -81,6 +82,17 @@ class Problem:
             weight=of(self.weight, 2),
             base=of(self.base, 2),
             prior=prior,
+        )
+
+    def sample(self, n: int, seed: int = 0) -> Problem:
+        """The problem of `n` random rows of data, whose weights stand for all rows."""
+        total = self.ln_loss.shape[1]
+        kept = np.sort(np.random.default_rng(seed).permutation(total)[:n])
+        return replace(
+            self,
+            terms=[replace(term, features=term.features[kept]) for term in self.terms],
+            ln_loss=self.ln_loss[:, kept],
+            weight=self.weight[:, kept] * (total / n),
         )
 
     def parameters(self, phi: Array) -> Array:
@@ -144,11 +156,18 @@ class Problem:
 
 def _add(hessian: Array, one: Term, other: Term, weight: Array, both: bool = False) -> None:
     """Adds sum_r weight * v_one v_other', and with `both` its transpose, to the blocks."""
+    blocks = weight @ _products(one, other)
     for p, i in enumerate(one.columns):
-        block = weight @ (one.features[:, p : p + 1] * other.features)
+        block = blocks[:, p * len(other.columns) : (p + 1) * len(other.columns)]
         hessian[:, i, list(other.columns)] += block
         if both:
             hessian[:, list(other.columns), i] += block
+
+
+@lru_cache(maxsize=16)
+def _products(one: Term, other: Term) -> Array:
+    """(R, features of one * features of other): the products of the features of each row."""
+    return (one.features[:, :, None] * other.features[:, None]).reshape(len(one.features), -1)
 
 
 def descend(

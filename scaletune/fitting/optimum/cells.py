@@ -13,6 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from scaletune.fitting.optimum.lr_basin import estimate_noise, locate
+from scaletune.fitting.table import status_reasons
 from scaletune.surface.basin import REACH
 from scaletune.units import human
 
@@ -21,6 +22,10 @@ SLOW = 0.5  # seconds after which progress is shown
 EDGE_STEPS = 2
 # Noise is estimated from points within this fraction above the lowest: higher ones are noisier.
 NEAR_MINIMUM = 0.03
+READ = (  # columns that are read here: a group of few columns is taken faster
+    *("n_params", "tokens", "batch_tokens", "lr", "loss", "seed", "status", "message", "id"),
+    *("cell", "crossed"),
+)
 
 
 def split_cells(table: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -30,6 +35,7 @@ def split_cells(table: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, st
     """
     rows: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
+    table = table[[column for column in READ if column in table]]
     groups = table.groupby(["cell", "batch_tokens"], dropna=False, sort=True)
     for _, group in tqdm(
         groups, "settings read", groups.ngroups, delay=SLOW, disable=None, leave=False
@@ -57,9 +63,11 @@ def cell_name(row: dict[str, Any]) -> str:
 
 def _usable_runs(group: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """Runs at learning rates where no run diverged: the survivors would be a biased sample."""
-    failed, diverged = group[group["status"] == "failed"], group[group["status"] == "diverged"]
-    survivors = group[(group["status"] == "done") & group["lr"].isin(diverged["lr"])]
-    reasons = dict.fromkeys(failed["id"], "failed") | dict.fromkeys(diverged["id"], "diverged")
+    if (group["status"] == "done").all():
+        return group, {}
+    diverged = group.loc[group["status"] == "diverged", "lr"]
+    survivors = group[(group["status"] == "done") & group["lr"].isin(diverged)]
+    reasons = status_reasons(group)
     reasons |= dict.fromkeys(survivors["id"], "another run at this lr diverged")
     return group[~group["id"].isin(reasons)], reasons
 
@@ -67,7 +75,8 @@ def _usable_runs(group: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
 def _cell_row(group: pd.DataFrame, kept: pd.DataFrame) -> dict[str, Any]:
     """The scale of a cell, its mean loss at every usable lr, and its status."""
     batch = group["batch_tokens"].iloc[0]
-    mean = kept.groupby("lr")["loss"].mean()
+    by_lr = kept.groupby("lr")["loss"]
+    mean = by_lr.mean()
     row: dict[str, Any] = {
         "n_params": float(group["n_params"].median()),
         "tokens": float(group["tokens"].median()),
@@ -75,7 +84,7 @@ def _cell_row(group: pd.DataFrame, kept: pd.DataFrame) -> dict[str, Any]:
         "grid": {
             "lr": [float(v) for v in mean.index],
             "loss": [float(v) for v in mean],
-            "n": [int(v) for v in kept.groupby("lr").size()],
+            "n": [int(v) for v in by_lr.size()],
         },
     }
     return row | {"status": _optimum_status(row, mean, group)}
@@ -223,8 +232,10 @@ def choose_batches(
             "settings were trained at several batch sizes: the law uses the batch size with the "
             "lowest loss in each setting, so lr is for the best batch size"
         ]
-    for cell in sorted({row["cell"] for row in rows}):
-        here = [row for row in rows if row["cell"] == cell]
+    by_cell: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_cell.setdefault(row["cell"], []).append(row)
+    for _, here in sorted(by_cell.items()):
         usable = [row for row in here if row["status"] == "ok"]
         best = min(usable, key=lambda row: row["floor"]) if usable else here[0]
         chosen.append(best)

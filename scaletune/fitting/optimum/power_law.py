@@ -5,65 +5,114 @@ than its standard error, so a between-cell scatter is estimated too (Paule & Man
 covariance is that of Knapp & Hartung 2003, never below the plain one, and quantiles are Student's t
 with (cells - parameters) degrees of freedom. The interval of a prediction for a new cell includes
 the scatter.
+
+With fewer than FEW_DOF degrees of freedom the scatter has a prior about SCATTER. If the cells then
+do not tell the exponents clearly better than published laws do, these have a normal prior about 0
+with the spread of published laws. A column that the cells do not vary has the exponent 0, and the
+spread enters predictions at its other values.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scaletune.fitting.optimum.published import COLUMNS, describe_spread, published_covariance
+from scaletune.fitting.table import SAME_SCALE, n_levels
+
 EXPONENTS = {"n_params": "a", "tokens": "b", "batch_tokens": "d"}
-# Between-cell scatter in ln lr that is assumed if no degree of freedom is left to estimate it
+# Between-cell scatter in ln lr before any cell is seen, and the degrees of freedom it counts for
 # (fits/README.md).
-SCATTER = 0.15
+SCATTER, SCATTER_DOF = 0.15, 3
+FEW_DOF = 3  # degrees of freedom below which priors are used
+CLEAR = 0.5  # share of the published sd below which the se of an exponent needs no prior
+MIN_SE = 0.01  # no optimum is known better, in ln lr
 WIDE_INTERVAL = 1.0  # width of the interval of an exponent from which a warning is given
 MIN_SPREAD = 1e-3  # sd of the log of a column, given the other columns, that its exponent needs
 
 Array = NDArray[np.float64]
 
 
-def choose_columns(cells: list[dict[str, Any]], columns: list[str]) -> tuple[list[str], list[str]]:
-    """The columns whose exponents the cells identify, and a warning for each other column."""
+@dataclass(frozen=True)
+class UnmeasuredColumn:
+    """A column whose exponent the cells do not identify."""
+
+    column: str
+
+    slopes: list[float]
+    """ln column = centre + slopes @ (ln of the measured columns, centred) in all cells."""
+
+    sentence: str
+
+
+def choose_columns(
+    cells: list[dict[str, Any]], columns: list[str]
+) -> tuple[list[str], list[UnmeasuredColumn]]:
+    """The columns whose exponents the cells identify, and the others."""
     kept: list[str] = []
-    warnings = []
+    others: list[UnmeasuredColumn] = []
     for column in columns:
-        x = np.log([cell[column] for cell in cells])
-        x = x - x.mean()
-        if x.std() < MIN_SPREAD:
-            warnings.append(
-                f"`{column}` is the same in every fitted setting, so its exponent is fixed at 0; "
-                f"add settings with another `{column}`"
+        values = np.array([cell[column] for cell in cells], float)
+        spread = f"carry the spread of published laws, {describe_spread([column])}"
+        if n_levels(values) == 1:
+            sentence = (
+                f"`{column}` is the same in every fitted setting, so its effect on lr is not"
+                f" measured: its exponent is fixed at 0, and intervals at another `{column}`"
+                f" {spread}; add settings with another `{column}`"
             )
+            others.append(UnmeasuredColumn(column, [0.0] * len(kept), sentence))
             continue
-        others = _centred_logs(cells, kept)
-        rest = x - others @ np.linalg.lstsq(others, x, rcond=None)[0] if kept else x
-        if rest.std() < MIN_SPREAD:
-            names = " and ".join(f"`{name}`" for name in kept)
-            warnings.append(
-                f"`{column}` follows from {names} in the fitted settings, so its exponent is fixed "
-                f"at 0 and the other exponents include its effect; vary `{column}` independently"
-            )
-        else:
+        slopes, rest = _line(np.log(values), _centred_logs(cells, kept))
+        if np.abs(rest).max() >= math.log(SAME_SCALE):
             kept.append(column)
-    return kept, warnings
+            continue
+        names = " and ".join(f"`{name}`" for name in kept)
+        sentence = (
+            f"`{column}` follows from {names} in the fitted settings, so its own effect on lr is"
+            " not measured: its exponent is fixed at 0, the other exponents include its effect,"
+            f" and intervals off this line {spread}; vary `{column}` independently"
+        )
+        others.append(UnmeasuredColumn(column, slopes, sentence))
+    return kept, others
+
+
+def _line(y: Array, x: Array) -> tuple[list[float], Array]:
+    """Slopes of y in the columns of x, by least squares, and the residuals."""
+    y = y - y.mean()
+    slopes = np.linalg.lstsq(x, y, rcond=None)[0]
+    return [float(slope) for slope in slopes], y - x @ slopes
 
 
 def _centred_logs(cells: list[dict[str, Any]], columns: list[str]) -> Array:
     x = np.log([[cell[column] for column in columns] for cell in cells])
+    x = x.reshape(len(cells), len(columns))
     return x - x.mean(0)
 
 
-def regress(x: Array, y: Array, se: Array, cluster: list[int] | None = None) -> dict[str, Any]:
+def regress(
+    x: Array,
+    y: Array,
+    se: Array,
+    cluster: list[int] | None = None,
+    prior: Array | None = None,
+    level: float = 0.95,
+) -> dict[str, Any]:
     """Random-effects regression of y on [1, x]: vector, covariance, scatter, dof, chi2.
 
-    If a cell has several rows (one per batch size), `cluster` numbers the cell of each row. The
-    deviations of these rows are correlated, so the degrees of freedom count cells, and the
-    covariance is at least the cluster-robust one.
+    `prior` is the covariance of the slopes about 0 (module docstring). If a cell has several rows
+    (one per batch size), `cluster` numbers the cell of each row. The deviations of these rows are
+    correlated, so the degrees of freedom count cells, and the covariance is at least the
+    cluster-robust one.
     """
     design = np.column_stack([np.ones(len(y)), x])
+    se = np.maximum(se, MIN_SE)
+    numbers = np.arange(len(y)) if cluster is None else np.array(cluster)
+    if prior is not None and len(set(numbers.tolist())) - design.shape[1] < FEW_DOF:
+        return _regress_few(design, y, se, numbers, prior, level)
     dof = len(y) - design.shape[1]
     scatter2 = _between_cell_variance(design, y, se, dof) if dof > 0 else SCATTER**2
     vector, covariance, chi2 = _weighted(design, y, se**2 + scatter2)
@@ -74,12 +123,58 @@ def regress(x: Array, y: Array, se: Array, cluster: list[int] | None = None) -> 
         weighted = (y - design @ vector) / (se**2 + scatter2)
         factor = _cluster_factor(design, weighted, covariance, np.array(cluster))
         inflate = max(inflate, factor)
+    if prior is not None and (np.diag(covariance)[1:] * inflate > np.diag(prior)).any():
+        return _regress_few(design, y, se, numbers, prior, level)
     return {
         "vector": vector,
         "covariance": covariance * inflate,
         "scatter": scatter,
         "dof": max(dof, 0),
         "chi2": chi2,
+    }
+
+
+def _regress_few(
+    design: Array,
+    y: Array,
+    se: Array,
+    numbers: NDArray[np.int_],
+    prior: Array,
+    level: float,
+) -> dict[str, Any]:
+    """`regress` with priors on the scatter and, unless all are clear, on the slopes.
+
+    Half of the variance between cells is common to the rows of a cell. The scatter is multiplied by
+    the ratio of the quantiles of Student's t and of the normal distribution, because the quantile
+    of the result is normal: the spread of the prior is known.
+    """
+    from scipy import stats
+
+    rows, parameters = design.shape
+    dof = max(len(set(numbers.tolist())) - parameters, 0)
+    own = _between_cell_variance(design, y, se, rows - parameters) if rows > parameters else 0.0
+    scatter2 = (SCATTER_DOF * SCATTER**2 + dof * own) / (SCATTER_DOF + dof)
+    tail = 0.5 + level / 2
+    scatter2 *= float(stats.t.ppf(tail, SCATTER_DOF + dof) / stats.norm.ppf(tail)) ** 2
+    common = (numbers[:, None] == numbers[None]) / 2 + np.eye(rows) / 2
+    weight = np.linalg.inv(np.diag(se**2) + scatter2 * common)
+    precision = np.zeros((parameters, parameters))
+    precision[1:, 1:] = np.linalg.inv(prior)
+    information = design.T @ weight @ design
+    covariance = np.linalg.inv(information + precision)
+    if np.linalg.matrix_rank(design) == parameters:
+        alone = np.linalg.inv(information)
+        if (np.diag(alone)[1:] < CLEAR**2 * np.diag(prior)).all():
+            covariance = alone
+    vector = covariance @ design.T @ weight @ y
+    rest = y - design @ vector
+    return {
+        "vector": vector,
+        "covariance": covariance,
+        "scatter": math.sqrt(scatter2),
+        "dof": dof,
+        "chi2": float(rest @ weight @ rest),
+        "quantile": float(stats.norm.ppf(tail)),
     }
 
 
@@ -125,27 +220,31 @@ def fit_power_law(
         level: Coverage of the intervals.
 
     Returns:
-        A dict of `params`, `solution`, `objective` (chi2) and `warnings`.
+        A dict of `params`, `solution`, `objective` (chi2), `unmeasured` (sentences that come first
+        in the status) and `warnings`.
     """
     from scipy import stats
 
-    kept, warnings = choose_columns(cells, columns)
+    kept, others = choose_columns(cells, columns)
     x = np.log([[cell[column] for column in kept] for cell in cells]).reshape(len(cells), len(kept))
+    prior = _prior(kept, others)
     result = regress(
         x - x.mean(0),
         np.array([c["x"] for c in cells]),
         np.array([c["se"] for c in cells]),
         [c["cell"] for c in cells],
+        prior[: len(kept), : len(kept)],
+        level,
     )
-    dof = result["dof"]
+    dof, warnings = result["dof"], []
     if dof < 1:
         warnings.append(
             f"{len(cells)} usable settings leave no degree of freedom for {len(kept) + 1} "
-            f"parameters: intervals assume a between-setting scatter of {SCATTER:.0%}; add settings"
+            f"parameters: intervals assume a between-setting scatter of {SCATTER:.0%}"
+            + (f" and exponents within published ones, {describe_spread(kept)}" if kept else "")
+            + "; add settings"
         )
-    quantile = float(
-        stats.t.ppf(0.5 + level / 2, dof) if dof > 0 else stats.norm.ppf(0.5 + level / 2)
-    )
+    quantile = result.get("quantile") or float(stats.t.ppf(0.5 + level / 2, dof))
     solution = {
         "columns": kept,
         "vector": [float(v) for v in result["vector"]],  # ln lr at the centre, then the exponents
@@ -157,6 +256,8 @@ def fit_power_law(
         # of the near-optimal band, in ln lr
         "half_width": [float(np.median([c["half_width"][side] for c in cells])) for side in (0, 1)],
     }
+    if others:
+        solution["unmeasured"] = _unmeasured(cells, others, prior, result)
     params = _params(solution, columns)
     for column in kept:
         low, high = params[EXPONENTS[column]]["interval"]
@@ -169,8 +270,53 @@ def fit_power_law(
         "params": params,
         "solution": solution,
         "objective": result["chi2"],
+        "unmeasured": [other.sentence for other in others],
         "warnings": warnings,
     }
+
+
+def _prior(kept: list[str], others: list[UnmeasuredColumn]) -> Array:
+    """Covariance about 0 of the exponents of the measured columns, then of the others.
+
+    The exponent of a measured column includes the effects of the columns that follow from it.
+    """
+    at = [COLUMNS.index(column) for column in (*kept, *(other.column for other in others))]
+    included = np.eye(len(at))
+    for i, other in enumerate(others, start=len(kept)):
+        included[: len(other.slopes), i] = other.slopes
+    covariance: Array = included @ published_covariance()[np.ix_(at, at)] @ included.T
+    return covariance
+
+
+def _unmeasured(
+    cells: list[dict[str, Any]],
+    others: list[UnmeasuredColumn],
+    prior: Array,
+    result: dict[str, Any],
+) -> dict[str, Any]:
+    """What a prediction adds to its variance for exponents that are not measured."""
+    names = [other.column for other in others]
+    return {
+        "columns": names,
+        "centre": [float(np.mean(np.log([c[name] for c in cells]))) for name in names],
+        "slopes": [other.slopes for other in others],  # in the measured columns
+        # of the exponents, about 0
+        "covariance": [[float(v) for v in row] for row in _given_measured(prior, result)],
+        "sentences": [other.sentence for other in others],
+    }
+
+
+def _given_measured(prior: Array, result: dict[str, Any]) -> Array:
+    """Second moments of the unmeasured exponents about 0, given the measured ones.
+
+    Published laws agree better on the sum of the exponents of n_params and tokens than on each.
+    """
+    exponents = result["vector"][1:]
+    k = len(exponents)
+    across = prior[k:, :k] @ np.linalg.inv(prior[:k, :k])
+    square = np.outer(exponents, exponents) + result["covariance"][1:, 1:]
+    rest: Array = prior[k:, k:] - across @ prior[:k, k:]
+    return rest + across @ square @ across.T
 
 
 def _params(solution: dict[str, Any], columns: list[str]) -> dict[str, dict[str, Any]]:
