@@ -3,14 +3,13 @@
 import json
 
 import pytest
+from test_linting_stacks import FOLDER_FAULTS, MODEL_FAULTS, TEXT_FAULTS
 from test_transferring import EVERYTHING, EVIDENCE, VOCAB, WIDE
 
 from scaletune import cli, counting
 from scaletune.errors import UserError
-from scaletune.linting.config_rules import RULES
-from scaletune.linting.group_rules import RULES as GROUP_RULES
-from scaletune.linting.lint import lint
-from scaletune.linting.stack_rules import RULES as STACK_RULES
+from scaletune.linting import group_list_rules, group_rules
+from scaletune.linting.lint import RULES, lint
 from scaletune.rules import FORMS
 from scaletune.transferring import Transfer
 from scaletune.transferring.formats import granite, hyperclovax, llama, pytorch, recipe
@@ -151,6 +150,7 @@ CLEAN = {
     "granite.json": GRANITE,
     "groups.json": T8,
     "megatron.sh": MEGATRON,
+    "untied.sh": MEGATRON + " --hidden-size 1024 --untie-embeddings-and-output-weights",
     "deepspeed.json": DEEPSPEED,
     "cerebras.yaml": CEREBRAS,
     "nanogpt.py": NANOGPT,
@@ -191,7 +191,7 @@ MISTAKES = [  # (rule, file, content)
     ("misspelt_key", "a.json", GRANITE | {"embeding_multiplier": 2.0}),
     ("logits_direction", "a.json", GRANITE | {"logits_scaling": 0.5}),
     ("logits_direction", "a.json", GRANITE | {"model_type": "hyperclovax"}),
-    ("readout_divided_twice", "a.sh", MEGATRON + " --untie-embeddings-and-output-weights"),
+    ("readout_divided_twice", "a.sh", MEGATRON + " --hidden-size 1024 --decoupled-lr 2.5e-4"),
     ("weight_decay_not_scaled", "a.sh", MEGATRON.replace("--weight-decay 0", "--weight-decay 0.1")),
     ("weight_decay_not_scaled", "a.yml", LM_ENGINE % ("false", 0.1)),
     ("weight_decay_not_scaled", "a.py", NANOGPT + "weight_decay = 0.1\n"),
@@ -304,9 +304,9 @@ def test_each_mistake_is_reported(tmp_path, rule, name, content):
 
 
 def test_every_rule_has_a_config_with_its_mistake():
-    assert {rule for rule, _, _ in MISTAKES} == {
-        rule.__name__ for rule in (*RULES, *STACK_RULES, *GROUP_RULES)
-    }
+    planted = {row[-1] for rows in (TEXT_FAULTS, MODEL_FAULTS, FOLDER_FAULTS) for row in rows}
+    rules = (*RULES, *group_rules.RULES, *group_list_rules.RULES)
+    assert {rule for rule, _, _ in MISTAKES} | planted == {rule.__name__ for rule in rules}
 
 
 @pytest.mark.parametrize(
@@ -399,5 +399,5 @@ def test_the_command_prints_lines_and_json(tmp_path, capsys):
     assert printed[1].endswith("(granite): 1 known fault")
     assert cli.main(["lint", str(path), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert content.keys() == {"path", "stack", "findings"}
+    assert content.keys() == {"path", "stack", "findings", "not_read"}
     assert content["findings"][0]["rule"] == "default_attention_multiplier"

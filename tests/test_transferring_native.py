@@ -21,7 +21,8 @@ import yaml
 from test_transferring import EVERYTHING, EVIDENCE, VOCAB, WIDE
 
 from scaletune import counting
-from scaletune.linting.lint import _arguments, lint
+from scaletune.linting.lint import lint
+from scaletune.linting.shell_reader import read_shell
 from scaletune.transferring import Transfer
 from scaletune.transferring.fold_multipliers import default_multipliers, fold
 from scaletune.transferring.formats import cerebras, fairseq2, llm_foundry, lm_engine, megatron
@@ -109,7 +110,9 @@ def emit_and_read(stack, prepared, folder):
     STACKS[stack].emit(prepared, folder)
     path = next(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml", ".args"))
     return (
-        _arguments(path.read_text()) if path.suffix == ".args" else yaml.safe_load(path.read_text())
+        read_shell(path.read_text()).content
+        if path.suffix == ".args"
+        else yaml.safe_load(path.read_text())
     )
 
 

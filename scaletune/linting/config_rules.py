@@ -1,28 +1,22 @@
-"""Known mistakes in muP configs, one function per rule: `(stack, flat config) -> findings`.
+"""Known mistakes of optimizers and scaling keys, one function per rule.
 
-A flat config has dotted keys, as its file nests them. A finding is `(where, what is wrong and why
-it matters, what to write instead)`. `stack_rules` has the rules for one stack's own keys,
-`group_rules` those for param groups.
+A rule is `(stack, flat config) -> findings`. A flat config has dotted keys, as its file nests them.
+A finding is `(where, what is wrong and why it matters, what to write instead)`. `stack_rules` has
+the rules for one stack's own keys, `multiplier_rules` and `schedule_rules` those for multipliers
+and schedules, `group_rules` those for param groups.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 FlatConfig = Mapping[str, Any]
 Findings = list[tuple[str, str, str]]
-MULTIPLIERS = (
-    "embedding_multiplier",
-    "attention_multiplier",
-    "residual_multiplier",
-    "logits_scaling",
-    "initializer_range",
-)
-GRANITES = ("granite", "granitemoe", "granitemoeshared", "granitemoehybrid", "hyperclovax")
-DIVIDES = GRANITES[:-1]
-"""Model types whose `logits_scaling` divides; HyperCLOVA-X's multiplies."""
+
+DECOUPLED = ("gpt-neox", "deepspeed", "megatron", "cerebras", "levanter", "nanotron")
+"""Stacks whose "Adam" is AdamW: apex's and DeepSpeed's FusedAdam have adam_w_mode on by default
+(GPT-NeoX main, DeepSpeed 0.16.5, Megatron-Core 0.19.2)."""
 
 
 def find_key(config: FlatConfig, name: str) -> tuple[str, Any]:
@@ -30,112 +24,92 @@ def find_key(config: FlatConfig, name: str) -> tuple[str, Any]:
 
     Dashes and underscores are equal.
     """
-    for path, value in config.items():
+    for path, value in config.items() if name else ():
         if path.rsplit(".", 1)[-1].replace("-", "_") == name:
             return path, value
     return "", None
 
 
-def default_attention_multiplier(stack: str, config: FlatConfig) -> Findings:
-    """Granite's `attention_multiplier` is the softmax scale itself, and its default is 1.0.
-
-    Cerebras' documentation requires `scale_qk_dot_by_d` for muP.
-    """
-    by_mup = stack == "cerebras" and scales_hidden_lr(stack, config)
-    if by_mup and not find_key(config, "scale_qk_dot_by_d")[1]:
-        return [
-            (
-                "scale_qk_dot_by_d",
-                "the softmax scale stays head_dim**-0.5, which is not muP if the head size grows",
-                "set it to true",
-            )
-        ]
-    value = config.get("attention_multiplier", 1.0)
-    of_size_one = config.get("hidden_size") == config.get("num_attention_heads")
-    if stack not in DIVIDES or value != 1.0 or of_size_one:
-        return []
-    return [
-        (
-            "attention_multiplier",
-            "the softmax scale is 1.0 instead of head_dim**-0.5, so attention logits are too large",
-            "set it to (hidden_size / num_attention_heads)**-0.5",
-        )
-    ]
+def find_path(config: FlatConfig, end: str) -> Any:
+    """The first value whose path is `end` or ends with it; None if there is none."""
+    return next(
+        (value for path, value in config.items() if path == end or path.endswith(f".{end}")), None
+    )
 
 
-def init_std_default(stack: str, config: FlatConfig) -> Findings:
-    """Multipliers without an init std that goes with them."""
-    others = ("embedding_multiplier", "residual_multiplier", "logits_scaling")
-    has_multiplier = any(key in config for key in others)
-    if stack not in GRANITES or "initializer_range" in config or not has_multiplier:
-        return []
-    return [
-        (
-            "initializer_range",
-            "multipliers are set, but the init std is the library's default 0.02, which does not"
-            " scale with width",
-            "set it to base std / sqrt(width / base_width)",
-        )
-    ]
+BASES = {
+    "megatron": ("hidden_size", "mup_base_hidden_size"),
+    "cerebras": ("hidden_size", "mup_base_hidden_size"),
+}
+"""Stack -> keys of the width and of the base width, which switches its muP on."""
+RATIOS = {"lm-engine": "m_width", "nanogpt-mup": "mup_width_multiplier"}
 
 
-def misspelt_key(stack: str, config: FlatConfig) -> Findings:
-    """transformers keeps unknown keys and ignores them."""
-    if stack not in GRANITES:
-        return []
-    unknown = [key for key in config if key not in MULTIPLIERS]
-    close = {key: difflib.get_close_matches(key, MULTIPLIERS, n=1, cutoff=0.85) for key in unknown}
-    return [
-        (
-            key,
-            f"transformers ignores the unknown key {key!r} without a message",
-            f"write {near[0]!r}",
-        )
-        for key, near in close.items()
-        if near
-    ]
+def has_mup(stack: str, config: FlatConfig) -> bool:
+    """Whether the stack's own muP is on, so that it divides the hidden lr by the width ratio."""
+    if stack == "megatron":
+        recipe = find_key(config, "scaling_recipe")[1]  # the name in later forks
+        return bool(find_key(config, "use_mup")[1]) or recipe in ("mup", "depth_mup")
+    if stack == "cerebras":
+        return bool(find_key(config, "mup_base_hidden_size")[1] or _hidden_factor(config))
+    if stack == "lm-engine":
+        return find_key(config, "params_group_method")[1] == "mup"
+    return stack == "nanogpt-mup" and find_key(config, "mup_enabled")[1] is not False
 
 
-def logits_direction(stack: str, config: FlatConfig) -> Findings:
-    """`logits_scaling` divides the logits in Granite and multiplies them in HyperCLOVA-X."""
-    scaling, embedding = config.get("logits_scaling", 1.0), config.get("embedding_multiplier", 1.0)
-    divides = stack in DIVIDES
-    inverted = abs(scaling * embedding - 1) < 1e-9 if divides else abs(scaling - embedding) < 1e-9
-    if stack not in GRANITES or not inverted or embedding <= 1:
-        return []
-    does = "divides" if divides else "multiplies"
-    return [
-        (
-            "logits_scaling",
-            f"it {does} the logits in this model, so {scaling:g} is the inverse of what"
-            f" embedding_multiplier {embedding:g} needs: the logits grow with width",
-            f"set it to {1 / scaling:g}",
-        )
-    ]
+def _hidden_factor(config: FlatConfig) -> float | None:
+    """The factor below 1 on the hidden lr in Cerebras' configs without base widths."""
+    value = find_path(config, "adjust_learning_rate.decoder_kernel")
+    return float(value) if isinstance(value, int | float) and 0 < value < 1 else None
+
+
+def width_ratio(stack: str, config: FlatConfig) -> float | None:
+    """Width ratio m of the stack's own muP; None if muP is off or the config does not say it."""
+    if not has_mup(stack, config):
+        return None
+    if stack in RATIOS:
+        value = find_key(config, RATIOS[stack])[1]
+        return float(value) if value else None
+    width, base = (find_key(config, name)[1] for name in BASES[stack])
+    base = base or find_key(config, "scaling_base_hidden_size")[1]
+    if stack == "cerebras" and not base:
+        return 1 / (_hidden_factor(config) or 1.0)
+    return float(width / base) if width and base else None
 
 
 def scales_hidden_lr(stack: str, config: FlatConfig) -> bool:
     """Whether the stack's own muP divides the hidden lr; not if its base width is the model's."""
-    if stack == "megatron":
-        base = config.get("mup_base_hidden_size")
-        return bool(config.get("use_mup")) and base != config.get("hidden_size", 0)
-    if stack == "cerebras":
-        base = find_key(config, "mup_base_hidden_size")[1]
-        return bool(base) and base != find_key(config, "hidden_size")[1]
-    return stack == "lm-engine" and find_key(config, "params_group_method")[1] == "mup"
+    m = width_ratio(stack, config)
+    if stack == "nanogpt-mup":
+        return m not in (None, 1.0)
+    return has_mup(stack, config) and m != 1.0
 
 
 def readout_divided_twice(stack: str, config: FlatConfig) -> Findings:
-    """Megatron (main at 0044db1f) divides both the lr and the logits of an untied head by m."""
-    untied = config.get("untie_embeddings_and_output_weights") and not config.get("decoupled_lr")
-    if stack != "megatron" or not scales_hidden_lr(stack, config) or not untied:
+    """Megatron-Core (0.19.2) multiplies the logits by 1 / m, and keeps lr for embedding and head.
+
+    `--decoupled-lr` is the lr of both as it stands, so it must not be divided by m. (The first
+    commits with muP also divided the lr of an untied head by m.)
+    """
+    m = width_ratio(stack, config)
+    if stack != "megatron" or m is None or m < 1.5:
+        return []
+    lr, (path, own) = find_key(config, "lr")[1], find_key(config, "decoupled_lr")
+    output_path, output = find_key(config, "mup_output_mult")
+    output = 1 / m if output in (None, 1, 1.0) else output
+    own = own or lr
+    if not lr or not own:
+        moves, path = output, output_path
+    else:
+        moves, path = own / lr * output, path or output_path
+    if abs(moves * m**2 - 1) > 0.05 and abs(moves * m**1.5 - 1) > 0.05:
         return []
     return [
         (
-            "use_mup",
-            "an untied head gets lr / m, and its logits are multiplied by 1 / m: the readout learns"
-            " m times too slowly",
-            "add --decoupled-lr with the base lr",
+            path or "use_mup",
+            f"lr and logits multiplier of the head together are {moves:.3g} of the base lr, but"
+            f" must be 1/m = {1 / m:.3g}: the readout learns too slowly",
+            "set --decoupled-lr to the base lr, and leave --mup-output-mult out",
         )
     ]
 
@@ -143,9 +117,8 @@ def readout_divided_twice(stack: str, config: FlatConfig) -> Findings:
 def weight_decay_not_scaled(stack: str, config: FlatConfig) -> Findings:
     """Stacks whose own muP divides the hidden lr and does not scale weight decay."""
     # nanoGPT-mup scales weight decay in its depth code only
-    width = config.get("mup_width_multiplier", 1)
-    unscaled = stack == "nanogpt-mup" and width != 1 and not config.get("depth_alpha_enabled")
-    if not scales_hidden_lr(stack, config) and not unscaled:
+    scales = stack == "nanogpt-mup" and find_key(config, "depth_alpha_enabled")[1]
+    if not scales_hidden_lr(stack, config) or scales:
         return []
     path, decay = find_key(config, "weight_decay")
     if not decay:
@@ -161,30 +134,16 @@ def weight_decay_not_scaled(stack: str, config: FlatConfig) -> Findings:
     ]
 
 
-def absolute_scheduler(stack: str, config: FlatConfig) -> Findings:
-    """A scheduler that writes one lr into all groups undoes the transfer at its first step."""
-    kind = config.get("scheduler.type")
-    per_group = isinstance(config.get("scheduler.params.warmup_max_lr"), list)
-    if stack == "deepspeed" and kind in ("WarmupLR", "WarmupDecayLR") and not per_group:
-        return [
-            (
-                "scheduler.type",
-                f"{kind} writes one warmup_max_lr into every param group, which removes the lr per"
-                " tensor",
-                "use WarmupCosineLR, a list with one warmup_max_lr per group, or your own scheduler"
-                " that multiplies each group's lr",
-            )
-        ]
-    if stack == "gpt-neox" and find_key(config, "use_mup")[1]:
-        return [
-            (
-                "use_mup",
-                "the annealer writes one lr into every param group, so muP's lr is lost at the"
-                " first step",
-                "do not use gpt-neox's muP; use own param groups in your own training loop",
-            )
-        ]
-    return []
+def _optimizer(config: FlatConfig) -> str:
+    """Name of the optimizer or of its class; "" if the config has none."""
+    ends = ("type", "class_path", "class", "name", "_target_", "_component_", "class_name")
+    owners = ("optimizer", "optim", "optimizer_args", "optimizer_config")
+    keys = [f"{owner}.{end}" for owner in owners for end in (*ends, "_class")]
+    kinds = (find_path(config, key) for key in [*keys, "optimizer"])
+    named = next((kind for kind in kinds if isinstance(kind, str)), "")
+    classes = (str(value) for key, value in config.items() if key.endswith("._class"))
+    adam = next((name for name in classes if name.rsplit(".", 1)[-1] == "Adam"), "")
+    return adam or named
 
 
 def coupled_l2(stack: str, config: FlatConfig) -> Findings:
@@ -192,10 +151,11 @@ def coupled_l2(stack: str, config: FlatConfig) -> Findings:
 
     A coordinate check does not show it.
     """
+    path, decay = find_key(config, "weight_decay")
+    decay = decay or config.get("groups.weight_decay")
+    if not decay or not isinstance(decay, int | float):
+        return []
     if stack == "gpt-neox" and find_key(config, "use_mup")[1]:
-        path, decay = find_key(config, "weight_decay")
-        if not decay:
-            return []
         return [
             (
                 path,
@@ -204,17 +164,21 @@ def coupled_l2(stack: str, config: FlatConfig) -> Findings:
                 "set it to 0",
             )
         ]
-    keys = ("optimizer.type", "optimizer.class_path", "optimizer.class", "optimizer.name")
-    kind = next((config[key] for key in keys if key in config), "")
-    decay = find_key(config, "weight_decay")[1] or config.get("groups.weight_decay")
-    decoupled = config.get("optimizer.params.adam_w_mode", stack == "deepspeed" and kind == "Adam")
-    if str(kind).rsplit(".", 1)[-1] not in ("Adam", "MuAdam") or not decay or decoupled:
+    kind = _optimizer(config)
+    last = kind.rsplit(".", 1)[-1]
+    decoupled = stack in DECOUPLED and last == "Adam" and not kind.startswith("torch.")
+    if find_key(config, "adam_w_mode")[1] is False and last != "AdamW":
+        last, decoupled = "Adam", False
+    if stack == "megatron" and find_key(config, "decoupled_weight_decay")[1] is False:
+        kind, last, decoupled = "decoupled_weight_decay = False", "Adam", False
+    coupled = ("Adam", "MuAdam", "TorchAdam", "cpu_torch_adam")
+    if last not in coupled or decoupled:
         return []
     return [
         (
             "optimizer",
-            f"{kind} adds weight_decay {decay:g} to the gradient (coupled L2), where Adam rescales"
-            " it: the decay does not scale with width as the plan assumes",
+            f"{kind or last} adds weight_decay {decay:g} to the gradient (coupled L2), where Adam"
+            " rescales it: the decay does not scale with width as the plan assumes",
             "use AdamW",
         )
     ]
@@ -222,7 +186,8 @@ def coupled_l2(stack: str, config: FlatConfig) -> Findings:
 
 def shapes_lost(stack: str, config: FlatConfig) -> Findings:
     """The `mup` package stores width ratios on the parameters, and ZeRO-3 sharding drops them."""
-    kind, stage = str(config.get("optimizer.type", "")), config.get("zero_optimization.stage", 0)
+    kind = str(find_path(config, "optimizer.type") or "")
+    stage = find_path(config, "zero_optimization.stage") or 0
     if stack != "deepspeed" or not kind.startswith("Mu") or stage < 3:
         return []
     return [
@@ -236,31 +201,23 @@ def shapes_lost(stack: str, config: FlatConfig) -> Findings:
 
 
 def eps_not_scaled(stack: str, config: FlatConfig) -> Findings:
-    """The `mup` package scales the lr of matrices, but not eps; gradients shrink with width."""
-    kind, eps = str(config.get("optimizer.type", "")), config.get("optimizer.params.eps", 1e-8)
-    if stack != "deepspeed" or kind not in ("MuAdam", "MuAdamW") or eps < 1e-8:
-        return []
-    return [
-        (
-            "optimizer.params.eps",
-            f"{kind} keeps eps at {eps:g} while gradients shrink with width: eps dominates in wide"
-            " models",
-            "set it to base eps / m",
-        )
-    ]
-
-
-def square_not_scaled(stack: str, config: FlatConfig) -> Findings:
-    """nanotron (2411b022) applies a spectral rule for SGD to Adam."""
-    path, value = find_key(config, "use_mup")
-    if stack != "nanotron" or not value:
+    """Stacks that scale the lr of matrices, but not eps; gradients shrink with width."""
+    kind = str(find_path(config, "optimizer.type") or "")
+    eps = find_path(config, "optimizer.params.eps")
+    eps = 1e-8 if eps is None else eps
+    by_mup = stack == "deepspeed" and kind in ("MuAdam", "MuAdamW")
+    path = "optimizer.params.eps"
+    if stack == "lm-engine" and scales_hidden_lr(stack, config):
+        path, eps = find_key(config, "eps")
+        kind, by_mup = "params_group_method mup", eps is not None
+    if not by_mup or eps < 1e-8:
         return []
     return [
         (
             path,
-            "it multiplies Adam's lr by fan_out / fan_in, so the lr of square matrices does not"
-            " scale with width",
-            "set it to false and use own param groups",
+            f"{kind} keeps eps at {eps:g} while gradients shrink with width: eps dominates in wide"
+            " models",
+            "set it to base eps / m",
         )
     ]
 
@@ -269,7 +226,7 @@ def hidden_lr_not_scaled(stack: str, config: FlatConfig) -> Findings:
     """The model is scaled by its width, but the hidden learning rates are not."""
     path, m = find_key(config, "m_width")
     method_path, method = find_key(config, "params_group_method")
-    own_groups = bool(method_path) and method is None
+    own_groups = (method_path and method is None) or find_key(config, "param_groups")[1]
     scaled = m not in (None, 1, 1.0)
     if stack == "lm-engine" and scaled and method != "mup" and not own_groups:
         return [
@@ -279,8 +236,8 @@ def hidden_lr_not_scaled(stack: str, config: FlatConfig) -> Findings:
                 "set optimizer_args.params_group_method to 'mup'",
             )
         ]
-    disabled = config.get("mup_disable_hidden_lr_scaling")
-    if stack != "nanogpt-mup" or not disabled or config.get("mup_width_multiplier", 1) == 1:
+    disabled = find_key(config, "mup_disable_hidden_lr_scaling")[1]
+    if stack != "nanogpt-mup" or not disabled or not scales_hidden_lr(stack, config):
         return []
     return [
         (
@@ -291,49 +248,36 @@ def hidden_lr_not_scaled(stack: str, config: FlatConfig) -> Findings:
     ]
 
 
-def half_of_a_base(stack: str, config: FlatConfig) -> Findings:
-    """Cerebras needs the base hidden size and the base filter size together."""
-    pair = ("mup_base_hidden_size", "mup_base_filter_size")
-    given = [bool(find_key(config, name)[1]) for name in pair]
-    if stack != "cerebras" or all(given) or not any(given):
-        return []
-    present, missing = pair[given.index(True)], pair[given.index(False)]
-    return [
+def embedding_lr_divided(stack: str, config: FlatConfig) -> Findings:
+    """Cerebras: an own factor 1 / m on the embedding's lr, which muP does not scale."""
+    m = width_ratio(stack, config)
+    path = next(
         (
-            present,
-            f"Cerebras' muP needs both base sizes, but {missing} is not set",
-            "set both to the proxy's sizes",
-        )
-    ]
-
-
-def depth_scaled_twice(stack: str, config: FlatConfig) -> Findings:
-    """A residual multiplier and an init with 1/sqrt(2L) both shrink the branches."""
-    path, value = find_key(config, "use_depth_scaled_init")
-    if stack != "lm-engine" or not value or find_key(config, "m_residual")[1] in (None, 1, 1.0):
+            key
+            for key in config
+            if key.endswith("adjust_learning_rate.embedding")
+            or ("lr_adjustment_groups" in key and "embedding" in key and key.endswith(".scale"))
+        ),
+        "",
+    )
+    if stack != "cerebras" or not path or m is None or abs(config[path] * m - 1) > 0.05:
         return []
     return [
         (
             path,
-            "residual branches are scaled down twice: by m_residual and by their init std",
-            "set it to false: the multiplier replaces the 1/sqrt(2L) of the init",
+            f"the embedding's lr is multiplied by {config[path]:g} = 1/m, but muP keeps the base"
+            " lr for the embedding with Adam: it learns too slowly",
+            "remove the factor",
         )
     ]
 
 
 RULES: tuple[Callable[[str, FlatConfig], Findings], ...] = (
-    default_attention_multiplier,
-    init_std_default,
-    misspelt_key,
-    logits_direction,
     readout_divided_twice,
     weight_decay_not_scaled,
-    absolute_scheduler,
     coupled_l2,
     shapes_lost,
     eps_not_scaled,
-    square_not_scaled,
     hidden_lr_not_scaled,
-    half_of_a_base,
-    depth_scaled_twice,
+    embedding_lr_divided,
 )

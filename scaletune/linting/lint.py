@@ -2,202 +2,64 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import shlex
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scaletune.errors import UserError
-from scaletune.linting import config_rules, group_rules, stack_rules
+from scaletune.linting import (
+    config_rules,
+    group_list_rules,
+    group_rules,
+    multiplier_rules,
+    schedule_rules,
+    stack_rules,
+)
+from scaletune.linting.constants import CLASS
+from scaletune.linting.readers import read
+from scaletune.linting.stacks import (
+    PLAIN,
+    READS,
+    detect_stack,
+    find_groups,
+    knows_model_type,
+    own_file,
+    walk,
+)
+from scaletune.linting.values import ANY, GROUP_KEYS, Source, flatten, read_numbers
 
-SIGNS = {
-    "gpt-neox": (
-        "mup_init_scale",
-        "mup_rp_embedding_mult",
-        "base_shapes_file",
-        "save_base_shapes",
-        "mup_width_scale",
-        "pipe_parallel_size",
-        "model_parallel_size",
-    ),
-    "cerebras": (
-        "mup_base_filter_size",
-        "scale_qk_dot_by_d",
-        "scale_output_logits_by_d",
-        "output_logits_alpha",
-        "lr_adjustment_groups",
-        "adjust_learning_rate",
-    ),
-    "litgpt": (
-        "attention_scores_scalar",
-        "scale_embeddings",
-        "lr_warmup_steps",
-        "initial_checkpoint_dir",
-    ),
-    "levanter": ("min_lr_ratio", "adamc_weight_decay", "adam_lr", "use_kimi_scaling"),
-    "lingua": ("lr_min_ratio",),
-    "open-lm": ("lr_cooldown_end", "dataset_manifest"),
-    "megatron": (
-        "mup_base_hidden_size",
-        "mup_embedding_mult",
-        "mup_output_mult",
-        "use_mup",
-        "decoupled_lr",
-    ),
-    "nanogpt-mup": ("mup_enabled", "mup_width_multiplier"),
-    "lm-engine": ("m_width", "m_emb", "params_group_method"),
-    "deepspeed": ("zero_optimization", "train_micro_batch_size_per_gpu", "warmup_max_lr"),
-}
-"""Stack -> keys that identify its configs; one of them is enough, at any depth."""
-
-GROUP_CLASSES = ("ParamGroupConfig", "OptimGroupOverride")
-"""Classes that torchtitan and OLMo-core build param groups from."""
-
-
-def _parse(path: Path) -> Any:
-    """Plain values of a .json, .yaml, .toml or .py file; other files are argument lists."""
-    try:
-        text = path.read_text()
-        if path.suffix == ".json":
-            return json.loads(text)
-        if path.suffix in (".yaml", ".yml"):
-            return yaml.safe_load(text)
-        if path.suffix == ".toml":
-            return tomllib.loads(text)
-        return _python_values(text) if path.suffix == ".py" else _arguments(text)
-    except (RecursionError, SyntaxError, ValueError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"a config must be readable as {path.suffix or 'arguments'}, but `{path}`: {reason}"
-        ) from None
-
-
-def _python_values(text: str) -> dict[str, Any]:
-    """Top-level `name = literal` of a Python file, and the param groups that it builds.
-
-    The file is parsed and never executed.
-    """
-    values: dict[str, Any] = {}
-    module = ast.parse(text)
-    for node in module.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            try:
-                values[node.targets[0].id] = ast.literal_eval(node.value)
-            except ValueError:
-                continue
-    calls = (node for node in ast.walk(module) if isinstance(node, ast.Call))
-    groups = [group for call in calls if (group := _group(call))]
-    return values | ({"param_groups": groups} if groups else {})
-
-
-def _group(call: ast.Call) -> dict[str, Any] | None:
-    """The literal keyword arguments of a call of a group's class."""
-    if getattr(call.func, "id", getattr(call.func, "attr", "")) not in GROUP_CLASSES:
-        return None
-    try:
-        return {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
-    except ValueError:
-        return None
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    """`--key value`, `--key=value` and bare `--key` of a shell script or an argument file."""
-    words = shlex.split(text.replace("\\\n", " "), comments=True)
-    values: dict[str, Any] = {}
-    for word, after in zip(words, [*words[1:], "--"], strict=True):
-        if word.startswith("--"):
-            key, _, value = word[2:].partition("=")
-            value = value or ("true" if after.startswith("--") else after)
-            exponent = re.fullmatch(r"[\d.]+e-?\d+", value)  # YAML reads 1e-3 as a string
-            values[key.replace("-", "_")] = float(value) if exponent else yaml.safe_load(value)
-    return values
-
-
-def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys; a list is a value."""
-    if not isinstance(content, Mapping):
-        return {prefix.rstrip("."): content}
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        nested = isinstance(value, Mapping) and value
-        values |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return values
-
-
-def find_groups(content: Any) -> list[dict[str, Any]]:
-    """Param groups with names, or [].
-
-    Either the content is a list of groups, or they stand under a key of param_groups.json,
-    torchtitan, LLM-Foundry, fairseq2 or OLMo-core.
-    """
-    if isinstance(content, list):
-        return [group for group in content if isinstance(group, dict)]
-    optimizer = content.get("optimizer") if isinstance(content.get("optimizer"), dict) else {}
-    keys = ("groups", "param_groups", "group_overrides")
-    groups: Any = next((at[key] for at in (content, optimizer) for key in keys if at.get(key)), [])
-    default = {key: optimizer[key] for key in ("lr", "weight_decay", "eps") if key in optimizer}
-    each = [group | group.get("opts", {}) | group.get("optimizer_kwargs", {}) for group in groups]
-    rest = [default | {"patterns": [".*"]}] if each and "lr" in default else []
-    return [default | group for group in each] + rest
-
-
-def detect_stack(content: Any) -> str:
-    """The stack that a config is for, by its keys; "unknown" if none is known."""
-    if find_groups(content):
-        return "param groups"
-    if content.get("model_type"):
-        return str(content["model_type"])
-    model = content.get("model")
-    if isinstance(model, Mapping) and isinstance(model.get("init_method"), Mapping):
-        return "nanotron"
-    parts = {part.replace("-", "_") for key in flatten(content) for part in key.split(".")}
-    return next((stack for stack, signs in SIGNS.items() if parts & set(signs)), "unknown")
-
-
-def _multipliers(config: Mapping[str, Any]) -> dict[str, float]:
-    """The embedding and logits multipliers of a config.json, or those beside the groups."""
-    if "multipliers" in config:
-        return {name: float(config["multipliers"][name]) for name in ("embedding", "logits")}
-    scaling = float(config.get("logits_scaling", 1.0))
-    logits = scaling if config.get("model_type") == "hyperclovax" else 1 / scaling
-    return {"embedding": float(config.get("embedding_multiplier", 1.0)), "logits": logits}
-
-
-def _check_groups(content: Any, config_path: Path) -> list[dict[str, str]]:
-    """Findings in param groups, with the multipliers of the config.json in their folder."""
-    groups = find_groups(content)
-    table = content if isinstance(content, Mapping) else {}
-    config = json.loads(config_path.read_text()) if config_path.exists() else table
-    optimizer = flatten({"optimizer": table.get("optimizer") or {}}) if table else {}
-    decay = max((float(group.get("weight_decay") or 0) for group in groups), default=0.0)
-    values = optimizer | {"groups.weight_decay": decay}
-    findings = _apply([config_rules.coupled_l2], "param groups", values)
-    kind = optimizer.get("optimizer.class") or optimizer.get("optimizer.name") or "adam"
-    if "adam" not in str(kind).lower():  # the lr ratios of the rules are AdamW's
-        return findings
-    roles = group_rules.assign_roles(groups, _multipliers(config))
-    rules = group_rules.RULES if roles else ()
-    return findings + [
-        _finding(rule.__name__, finding)
-        for rule in rules
-        for finding in rule(roles)  # type: ignore[arg-type]
-    ]
-
-
-def _finding(rule: str, finding: tuple[str, str, str]) -> dict[str, str]:
-    return {"rule": rule, **dict(zip(("at", "says", "fix"), finding, strict=True))}
-
-
-def _apply(rules: Any, stack: str, config: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [_finding(rule.__name__, finding) for rule in rules for finding in rule(stack, config)]
-
-
+RULES: tuple[Callable[[str, Mapping[str, Any]], config_rules.Findings], ...] = (
+    *config_rules.RULES,
+    *multiplier_rules.RULES,
+    *schedule_rules.RULES,
+    *stack_rules.RULES,
+)
+NESTED = ("text_config", "llm_config", "language_config")
+"""Keys under which a config.json of several modalities has that of its language model."""
+NO_MULTIPLIERS = ("torchtitan", "olmo-core", "fairseq2")
+"""Stacks with param groups whose models have no logits multiplier."""
+UNDERSTOOD = frozenset({*PLAIN, *multiplier_rules.SHIFTED})
+"""Model types all of whose multipliers `_multipliers` reads."""
+TYPES = frozenset({*PLAIN, *READS})
+HEAD_IN_MEGATRON = (
+    "the version of Megatron: Megatron-Core 0.19.2 keeps the base lr for an untied head, but the"
+    " first commits with --use-mup also divide it by m; --decoupled-lr with the base lr is right in"
+    " both"
+)
+OF_FORKS = {"mup_base_hidden_size": "mup_multiplier"}
+"""Key -> the one that stands for it in forks of Megatron."""
+NO_LR = "the lr of the param groups, which they do not state: only names and decay were checked"
+UNKNOWN_STACK = (
+    "keys of a training stack (stack not recognised: few rules apply): checked were the lowest lr"
+    " and the warmup of the schedule, coupled L2 regularization, and param groups"
+)
+RECIPE = (
+    "the file, which is a recipe of scaletune and not a training config: `scaletune count` shows"
+    " its points, and `scaletune check` tests its parametrization"
+)
+RUNS = (".jsonl", ".db", ".csv", ".parquet", ".wandb")
 WRONG_TYPE = (
     AttributeError,
     KeyError,
@@ -209,20 +71,204 @@ WRONG_TYPE = (
 """What a value of an unexpected type raises."""
 
 
+def _finding(rule: str, finding: tuple[str, str, str], prefix: str = "") -> dict[str, str]:
+    where, says, fix = finding
+    return {"rule": rule, "at": prefix + where, "says": says, "fix": fix}
+
+
+def _multipliers(config: Mapping[str, Any]) -> dict[str, float]:
+    """The embedding and logits multipliers of a config.json, or those beside the groups."""
+    if "multipliers" in config:
+        return {name: float(config["multipliers"][name]) for name in ("embedding", "logits")}
+    scaling = float(config.get("logits_scaling") or 1.0)
+    logits = scaling if config.get("model_type") == "hyperclovax" else 1 / scaling
+    for scale in (config_rules.find_key(flatten(config), name)[1] for name in ("logit_scale",)):
+        logits = float(scale) if isinstance(scale, int | float) else logits
+    embedding = config.get("embedding_multiplier")
+    embedding = config_rules.find_key(flatten(config), "embed_scale")[1] or embedding or 1.0
+    return {"embedding": float(embedding), "logits": logits}
+
+
+def _with_init(groups: list[dict[str, Any]], stack: str, content: Any) -> list[dict[str, Any]]:
+    """The groups with the init std that OLMo-core and LLM-Foundry set in the model's config."""
+    flat = flatten(content) if isinstance(content, Mapping) else {}
+    hidden = config_rules.find_key(flat, "init_std")[1]
+    of_embedding = ("embedding_init_std", "emb_init_std")
+    embedding = next((v for n in of_embedding if (v := config_rules.find_key(flat, n)[1])), hidden)
+    own = any(config_rules.find_key(flat, name)[1] for name in of_embedding)
+    if not isinstance(hidden, int | float) or not (own or stack == "olmo-core"):
+        return groups
+    roles = {"emb": embedding, "hid": hidden}
+    return [
+        {"init_std": roles.get(group_list_rules.role_of(str(name)) or "")} | group
+        for group in groups
+        for name in group_rules.names_of(group)[:1]
+    ]
+
+
+def _is_head(name: Any) -> bool:
+    return group_list_rules.role_of(str(name)) == "out"
+
+
+def _check_groups(content: Any, stack: str, config_path: Path) -> Iterator[dict[str, str]]:
+    """Findings in param groups, with the multipliers of the config.json in their folder."""
+    groups = _with_init(find_groups(content), stack, content)
+    table = content if isinstance(content, Mapping) else {}
+    beside = read_numbers(json.loads(config_path.read_text())) if config_path.exists() else None
+    config = beside if isinstance(beside, Mapping) else table
+    flat = flatten(config)
+    for list_rule in group_list_rules.RULES:
+        yield from (_finding(list_rule.__name__, each) for each in list_rule(groups, flat))
+    if group_list_rules.is_tied(flat):
+        names = group_rules.names_of
+        groups = [each for each in groups if not any(_is_head(name) for name in names(each))]
+    optimizer = flatten({"optimizer": table.get("optimizer") or {}})
+    kind = optimizer.get("optimizer.class") or optimizer.get("optimizer.name") or "adam"
+    if "adam" not in str(kind).lower() or any("muon" in str(each).lower() for each in groups):
+        return  # the lr ratios of the rules are AdamW's
+    model_type = config.get("model_type")
+    complete = stack in NO_MULTIPLIERS or "multipliers" in table or model_type in UNDERSTOOD
+    decays_alone = str(kind).lower().startswith("decoupled_")  # LLM-Foundry's optimizers
+    roles = group_rules.assign_roles(groups, _multipliers(config), complete, decays_alone)
+    for rule in group_rules.RULES if roles else ():
+        yield from (_finding(rule.__name__, each) for each in rule(roles))  # type: ignore[arg-type]
+
+
+def _check(path: Path, content: Any, prefix: str = "") -> tuple[str, list[dict[str, str]]]:
+    """The stack and the findings of one config."""
+    stack, groups = detect_stack(content), find_groups(content)
+    findings: list[dict[str, str]] = []
+    if isinstance(content, Mapping):
+        values = flatten(content)
+        decays = (float(group.get("weight_decay") or 0) for group in groups)
+        values |= {"groups.weight_decay": max(decays)} if groups else {}
+        findings = [
+            _finding(rule.__name__, each, prefix) for rule in RULES for each in rule(stack, values)
+        ]
+    if groups:
+        for finding in _check_groups(content, stack, path.with_name("config.json")):
+            repeated = any(finding["rule"] == each["rule"] for each in findings)
+            findings += [] if repeated and finding["rule"] == "decay_on_gains" else [finding]
+    return stack, findings
+
+
+def _configs(content: Any) -> Iterator[tuple[str, Any]]:
+    """(prefix of its keys, config) of each config in a file."""
+    if not isinstance(content, Mapping):
+        yield "", content
+    elif isinstance(content.get("configs"), Mapping):
+        yield from ((f"{name}: ", config) for name, config in content["configs"].items())
+    else:
+        inner = next((key for key in NESTED if isinstance(content.get(key), Mapping)), None)
+        yield from [(f"{inner}.", content[inner])] if inner else [("", content)]
+        yield from _models(content)
+
+
+def _models(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The configs of transformers' models that a Python file builds, such as `LlamaConfig(...)`."""
+    for each in walk(content):
+        name = str(each.get(CLASS, "")).rsplit(".", 1)[-1]
+        model_type = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Config")).lower()
+        types = [kind for kind in (model_type, model_type.replace("_", "")) if kind in TYPES]
+        if name.endswith("Config") and types:
+            yield f"{name}.", {**each, "model_type": types[0]}
+
+
+def _has_untied_mup_head(config: Mapping[str, Any]) -> bool:
+    find, untied = config_rules.find_key, "untie_embeddings_and_output_weights"
+    scaled = config_rules.width_ratio("megatron", config) not in (None, 1.0)
+    return bool(scaled and find(config, untied)[1] and not find(config, "decoupled_lr")[1])
+
+
+def _unknown(stack: str, content: Any) -> list[str]:
+    """Sentences on what lint does not know of the config."""
+    if stack == "unknown":
+        return [UNKNOWN_STACK]
+    if stack == "param groups" and not any("lr" in each for each in find_groups(content)):
+        return [NO_LR]
+    if stack == "megatron" and _has_untied_mup_head(flatten(content)):
+        return [HEAD_IN_MEGATRON]
+    of_model = isinstance(content, Mapping) and content.get("model_type") == stack
+    sentences = [
+        f"the param groups, which stand in {each[key]!r}"
+        for each in walk(content)
+        for key in GROUP_KEYS
+        if isinstance(each.get(key), str)
+    ]
+    if of_model and not knows_model_type(stack):
+        sentences += [
+            f"multipliers (model_type {stack!r} not recognised: few rules apply): which of them its"
+            " code reads is unknown"
+        ]
+    if isinstance(content, Mapping) and any("auto_map" in each for each in walk(content)):
+        sentences.append("the code that auto_map names, so which keys the model reads is unknown")
+    return sentences
+
+
+def _may_be_set(place: str, config: Any, gaps: set[str]) -> bool:
+    """Whether a key that a finding misses may be set by what was not read."""
+    name = place.rsplit(".", 1)[-1].rsplit(" ", 1)[-1]
+    absent = isinstance(config, Mapping) and not config_rules.find_key(flatten(config), name)[0]
+    name = OF_FORKS[name] if OF_FORKS.get(name) in gaps else name
+    return name in gaps or (ANY in gaps and absent and not find_groups(config))
+
+
+def _lint_source(path: Path, source: Source) -> dict[str, Any]:
+    content = source.content
+    if isinstance(content, list) and not find_groups(content):
+        raise UserError(f"a list to lint must contain param groups, but `{path}` contains none")
+    stacks: list[str] = []
+    findings: list[dict[str, str]] = []
+    not_read = list(source.not_read)
+    for prefix, config in _configs(content):
+        stack, reported = _check(path, config, prefix)
+        stacks.append(stack)
+        findings += [each for each in reported if not _may_be_set(each["at"], config, source.gaps)]
+        unknown = stack == "unknown" and prefix and len(source.content["configs"]) > 1
+        not_read += [] if unknown else _unknown(stack, config)
+    if set(stacks) == {"unknown"}:
+        not_read.append(UNKNOWN_STACK)
+    known = [stack for stack in stacks if stack != "unknown"]
+    return {
+        "path": str(path),
+        "stack": (known or stacks)[0],
+        "findings": findings,
+        "not_read": list(dict.fromkeys(not_read)),
+    }
+
+
+def _lint_folder(path: Path) -> dict[str, Any]:
+    files = [path / name for name in ("config.json", "param_groups.json")]
+    reports = [lint(file) for file in files if file.exists()]
+    if not reports:
+        raise UserError(
+            "a folder to lint must have a config.json or a param_groups.json,"
+            f" but `{path}` has neither"
+        )
+    return {
+        "path": str(path),
+        "stack": reports[0]["stack"],
+        "findings": [finding for report in reports for finding in report["findings"]],
+        "not_read": [sentence for report in reports for sentence in report["not_read"]],
+    }
+
+
 def lint(path: str | Path) -> dict[str, Any]:
     """Checks a config for known muP mistakes, for example a readout that is divided twice.
 
     Args:
-        path: A config file (JSON, YAML, TOML, a Python file with literals, or an argument list),
-            param
-            groups as JSON, or a folder with a config.json or a param_groups.json.
+        path: A config file (JSON, YAML, TOML, a Python config, a shell script or an argument
+            list), param groups as JSON, or a folder with a config.json or a param_groups.json.
+            Python and shell files are parsed and never executed.
 
     Returns:
-        `path`, `stack` (the detected training stack) and `findings`. Each finding has `rule`, `at`
-        (the key), `says` (what is wrong and why it matters) and `fix` (what to write instead).
+        `path`, `stack` (the detected training stack), `findings` and `not_read`. Each finding has
+        `rule`, `at` (the key), `says` (what is wrong and why it matters) and `fix` (what to write
+        instead). `not_read` has a sentence for each part that was not understood.
 
     Raises:
-        UserError: The file does not exist, cannot be read, or has values of an unexpected type.
+        UserError: The file does not exist, cannot be read, has values of an unexpected type, or
+            is a fit or a table of runs.
 
     Example:
         >>> import json, tempfile
@@ -241,39 +287,30 @@ def lint(path: str | Path) -> dict[str, Any]:
         return _lint_folder(path)
     if not path.exists():
         raise UserError(f"the file to lint must exist, but got `{path}`")
-    content = _parse(path)
-    if not isinstance(content, Mapping | list):
+    if path.suffix in RUNS:
+        raise UserError(
+            f"a file to lint must be a training config, but `{path}` is a table of runs: use"
+            f" `scaletune fit {path}`"
+        )
+    source = read(path)
+    if not isinstance(source.content, Mapping | list):
         raise UserError(
             f"a config must hold keys or a list of groups, but `{path}` holds"
-            f" {type(content).__name__}"
+            f" {type(source.content).__name__}"
         )
+    if description := own_file(path, source.content):
+        raise UserError(f"a file to lint must be a training config, but `{path}` {description}")
+    tables = set(source.content) if path.suffix == ".toml" else set()
+    if {"parametrization", "budget"} & tables:
+        return {
+            "path": str(path),
+            "stack": "scaletune recipe",
+            "findings": [],
+            "not_read": [RECIPE],
+        }
     try:
-        return _lint_content(path, content)
+        return _lint_source(path, source)
     except WRONG_TYPE as error:
         raise UserError(
             f"config values must have the type that their keys expect, but in `{path}`: {error}"
         ) from None
-
-
-def _lint_folder(path: Path) -> dict[str, Any]:
-    files = [path / name for name in ("config.json", "param_groups.json")]
-    reports = [lint(file) for file in files if file.exists()]
-    if not reports:
-        raise UserError(
-            "a folder to lint must have a config.json or a param_groups.json,"
-            f" but `{path}` has neither"
-        )
-    findings = [finding for report in reports for finding in report["findings"]]
-    return {"path": str(path), "stack": reports[0]["stack"], "findings": findings}
-
-
-def _lint_content(path: Path, content: Any) -> dict[str, Any]:
-    if isinstance(content, list) and not find_groups(content):
-        raise UserError(f"a list to lint must contain param groups, but `{path}` contains none")
-    stack = detect_stack(content)
-    if stack == "param groups":
-        findings = _check_groups(content, path.with_name("config.json"))
-    else:
-        config = {key.replace("-", "_"): value for key, value in flatten(content).items()}
-        findings = _apply((*config_rules.RULES, *stack_rules.RULES), stack, config)
-    return {"path": str(path), "stack": stack, "findings": findings}

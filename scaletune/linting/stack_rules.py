@@ -5,14 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from scaletune.linting.config_rules import Findings, FlatConfig, find_key
+from scaletune.linting.config_rules import (
+    Findings,
+    FlatConfig,
+    find_key,
+    find_path,
+    has_mup,
+    width_ratio,
+)
+from scaletune.linting.multiplier_rules import has_own_code
+from scaletune.linting.stacks import REMOTE, knows_model_type
 
 WITHOUT_MUP = ("litgpt", "levanter", "lingua", "open-lm")
 """Stacks without any muP key, and with one lr for all tensors."""
 
-HAVE_MUP_KEYS = ("afmoe", "inkling_text", "inkling", "btlm", "jais", "phi3small")
+HAVE_MUP_KEYS = ("afmoe", "inkling_text", *REMOTE)
 """Model types of Hugging Face whose code reads a muP key."""
 
+LARGE_FOR_ADAM = 0.01
+"""An lr at which a comparison with Muon's makes sense; AdamW's is smaller in all public runs."""
+
+NO_BASE = (
+    "without it the base width is the model's own: lr, init std and logits are not scaled, and only"
+    " the softmax scale changes"
+)
 MINICPM3 = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
 """Defaults in transformers 5.23.0: the values of MiniCPM3-4B."""
 
@@ -22,8 +38,8 @@ def no_mup_key(stack: str, config: FlatConfig) -> Findings:
 
     transformers (5.23.0) keeps unknown keys and has no `mup` key of its own.
     """
-    of_model = "model_type" in config and config["model_type"] not in HAVE_MUP_KEYS
-    if stack not in WITHOUT_MUP and not of_model:
+    of_model = knows_model_type(stack) and stack not in HAVE_MUP_KEYS
+    if (stack not in WITHOUT_MUP and not of_model) or has_own_code(config):
         return []
     keys = [
         key
@@ -38,38 +54,16 @@ def one_lr_written(stack: str, config: FlatConfig) -> Findings:
     """litgpt 0.5.13 writes one computed lr into all groups at each step of pretraining."""
     keys = (find_key(config, name) for name in ("scale_embeddings", "attention_scores_scalar"))
     scaled = [path for path, value in keys if value]
+    path, kind = find_key(config, "class_path")
+    scaled += [path] if re.search(r"(^|\.)Mu(AdamW?|SGD)$", str(kind)) else []
     if stack != "litgpt" or not scaled:
         return []
     return [
         (
             scaled[0],
-            "the model is scaled, but litgpt writes one lr into every param group at each step, so"
-            " the lr is not",
+            "it scales the model or its lr by width, but litgpt writes one lr into every param"
+            " group at each step, so all tensors have the same lr",
             "train the model in your own training loop",
-        )
-    ]
-
-
-def floor_above_peak(stack: str, config: FlatConfig) -> Findings:
-    """An absolute minimum lr that is above the transferred peak lr.
-
-    litgpt's and nanoGPT's default is 6e-5.
-    """
-    if stack not in ("litgpt", "nanogpt-mup"):
-        return []
-    peaks = (find_key(config, name)[1] for name in ("learning_rate", "lr"))
-    peak = next((value for value in peaks if value), None)
-    minimum = find_key(config, "min_lr")[1]
-    minimum = 6e-5 if minimum is None else minimum
-    decays = find_key({"decay_lr": True} | dict(config), "decay_lr")[1]
-    if not isinstance(peak, int | float) or minimum < peak or not decays:
-        return []
-    return [
-        (
-            "min_lr",
-            f"lr decays to {minimum:g}, which is not below its peak {peak:g}: the lr rises at the"
-            " end",
-            "set it to a fraction of the peak",
         )
     ]
 
@@ -87,7 +81,7 @@ def left_at_the_librarys(stack: str, config: FlatConfig) -> Findings:
             for key, value in MINICPM3.items()
             if key not in config
         ]
-    muon = stack == "levanter" and find_key(config, "type")[1] == "muon"
+    muon = stack == "levanter" and find_path(config, "optimizer.type") == "muon"
     if muon and find_key(config, "adam_lr")[1] is None:
         return [
             (
@@ -98,6 +92,23 @@ def left_at_the_librarys(stack: str, config: FlatConfig) -> Findings:
             )
         ]
     return []
+
+
+def muon_lr_on_embeddings(stack: str, config: FlatConfig) -> Findings:
+    """levanter's `adam_lr`, for embeddings and gains, equal to Muon's much larger lr."""
+    rates = [find_key(config, name)[1] for name in ("adam_lr", "lr")]
+    rates[1] = rates[1] or find_key(config, "learning_rate")[1]
+    muon = stack == "levanter" and find_path(config, "optimizer.type") == "muon"
+    if not muon or rates[0] != rates[1] or not rates[0] or rates[0] < LARGE_FOR_ADAM:
+        return []
+    return [
+        (
+            "optimizer.adam_lr",
+            f"embeddings and gains are trained by AdamW with Muon's lr {rates[0]:g}, which is made"
+            " for orthogonalized updates",
+            "set it to the lr of an AdamW run, often about 10 times smaller",
+        )
+    ]
 
 
 def embeddings_alone(stack: str, config: FlatConfig) -> Findings:
@@ -128,6 +139,44 @@ def readout_not_scaled(stack: str, config: FlatConfig) -> Findings:
     ]
 
 
+def hidden_lr_not_scaled(stack: str, config: FlatConfig) -> Findings:
+    """Cerebras' configs without base widths state 1/m for the logits and for the hidden lr."""
+    scale = find_key(config, "output_logits_scale")[1]
+    factors = [key for key in config if ".adjust_learning_rate." in f".{key}"]
+    based = find_key(config, "mup_base_hidden_size")[1] or any("lr_adjust" in k for k in config)
+    of_hidden = next((config[key] for key in factors if key.endswith("decoder_kernel")), None)
+    by_mup = bool(find_key(config, "scale_qk_dot_by_d")[1]) and isinstance(scale, int | float)
+    wrong = of_hidden > 1 if isinstance(of_hidden, int | float) else not factors
+    if stack != "cerebras" or based or not by_mup or scale >= 0.5 or not wrong:
+        return []
+    has = "no factor" if of_hidden is None else f"the factor {of_hidden:g}, which grows with width"
+    return [
+        (
+            "adjust_learning_rate.decoder_kernel",
+            f"the logits are multiplied by {scale:.3g}, as in muP at a larger width, but the hidden"
+            f" lr has {has}",
+            "set it to base width / width",
+        )
+    ]
+
+
+def init_std_not_scaled(stack: str, config: FlatConfig) -> Findings:
+    """Cerebras' hidden matrices with the embedding's init std at another width."""
+    hidden, embedding = (find_path(config, f"{n}initializer.std") for n in ("", "embedding_"))
+    m = width_ratio(stack, config) or 1.0
+    numbers = all(isinstance(value, int | float) and value > 0 for value in (hidden, embedding))
+    if stack != "cerebras" or m < 1.5 or not numbers or abs(hidden / embedding - 1) > 0.01:
+        return []
+    return [
+        (
+            "initializer.std",
+            f"hidden matrices have the embedding's init std {hidden:g} at {m:.3g} times the base"
+            " width, but it must shrink with width",
+            f"set it to {hidden / m**0.5:.4g}",
+        )
+    ]
+
+
 def init_not_mup(stack: str, config: FlatConfig) -> Findings:
     """lm-engine divides the lr of matrices by m_width, so their init must shrink with width too."""
     path, value = find_key(config, "init_method")
@@ -143,12 +192,82 @@ def init_not_mup(stack: str, config: FlatConfig) -> Findings:
     ]
 
 
+def square_not_scaled(stack: str, config: FlatConfig) -> Findings:
+    """nanotron (2411b022) applies a spectral rule for SGD to Adam."""
+    path, value = find_key(config, "use_mup")
+    if stack != "nanotron" or not value:
+        return []
+    return [
+        (
+            path,
+            "it multiplies Adam's lr by fan_out / fan_in, so the lr of square matrices does not"
+            " scale with width",
+            "set it to false and use own param groups",
+        )
+    ]
+
+
+def half_of_a_base(stack: str, config: FlatConfig) -> Findings:
+    """Cerebras needs both base sizes; Megatron takes the model's own width if there is none."""
+    if stack == "megatron" and has_mup(stack, config):
+        names = ("mup_base_hidden_size", "scaling_base_hidden_size", "mup_multiplier")  # forks
+        base = any(find_key(config, name)[1] for name in names)
+        return [] if base else [("mup_base_hidden_size", NO_BASE, "set it to the proxy's width")]
+    pair = ("mup_base_hidden_size", "mup_base_filter_size")
+    given = [bool(find_key(config, name)[1]) for name in pair]
+    if stack != "cerebras" or all(given) or not any(given):
+        return []
+    present, missing = pair[given.index(True)], pair[given.index(False)]
+    return [
+        (
+            present,
+            f"Cerebras' muP needs both base sizes, but {missing} is not set",
+            "set both to the proxy's sizes",
+        )
+    ]
+
+
+def depth_scaled_twice(stack: str, config: FlatConfig) -> Findings:
+    """A residual multiplier and an init with 1/sqrt(2L) both shrink the branches."""
+    path, value = find_key(config, "use_depth_scaled_init")
+    if stack != "lm-engine" or not value or find_key(config, "m_residual")[1] in (None, 1, 1.0):
+        return []
+    return [
+        (
+            path,
+            "residual branches are scaled down twice: by m_residual and by their init std",
+            "set it to false: the multiplier replaces the 1/sqrt(2L) of the init",
+        )
+    ]
+
+
+def decay_on_gains(stack: str, config: FlatConfig) -> Findings:
+    """Megatron's option that decays the gains of the query and key norms."""
+    names = ("apply_wd_to_qk_layernorm", "no_weight_decay_cond_type")
+    path, value = next((pair for pair in (find_key(config, n) for n in names) if pair[1]), ("", ""))
+    if stack != "megatron" or not value or not has_mup(stack, config):
+        return []
+    return [
+        (
+            path,
+            "it decays the gains of the query and key norms, but muP's plan decays matrices only",
+            "remove it",
+        )
+    ]
+
+
 RULES: tuple[Callable[[str, FlatConfig], Findings], ...] = (
     no_mup_key,
     one_lr_written,
-    floor_above_peak,
     left_at_the_librarys,
+    muon_lr_on_embeddings,
     embeddings_alone,
     readout_not_scaled,
+    hidden_lr_not_scaled,
+    init_std_not_scaled,
     init_not_mup,
+    square_not_scaled,
+    half_of_a_base,
+    depth_scaled_twice,
+    decay_on_gains,
 )

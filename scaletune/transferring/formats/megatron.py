@@ -1,9 +1,11 @@
 """Writes an argument list for Megatron-LM (0044db1f), and a module that installs groups and init.
 
-Megatron's own muP divides an untied head twice, does not scale weight decay and the embedding's
-eps, and initializes output projections with sigma / sqrt(2L m). Its base hidden size is therefore
-set to the target's own, where muP is only three multipliers: embedding, logits, and the softmax
-scale sqrt(mup_base_head_dim) / head_dim. The residual multiplier is folded into the weights.
+Megatron's own muP does not scale weight decay and the eps of embedding and gains, and initializes
+output projections with sigma / sqrt(2L m). At 0044db1f it also divides an untied head twice, by
+its lr and by the logits multiplier; Megatron-Core 0.19.2 keeps the base lr and init std for the
+head, and divides its logits only. The base hidden size is therefore set to the target's own, where
+muP is only three multipliers: embedding, logits, and the softmax scale sqrt(mup_base_head_dim) /
+head_dim. The residual multiplier is folded into the weights.
 """
 
 from __future__ import annotations
