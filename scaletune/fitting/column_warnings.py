@@ -133,6 +133,8 @@ def _finished(trials: pd.DataFrame) -> pd.DataFrame:
     if "status" in runs:
         usable &= (runs["status"].fillna("done") == "done").to_numpy(bool)
     runs = runs[usable]
+    if "loss" in runs and (positive := runs["loss"] > 0).mean() > 0.5:
+        runs = runs[positive]  # `table.tabulate` takes the others for diverged
     if runs.empty or not set(COUNTED) <= set(runs):
         return runs
     scales = [levels(runs[name].to_numpy(float)) for name in COUNTED]

@@ -47,6 +47,7 @@ SCALES = {  # last word of a name -> factor, and what is counted
 }
 INTERVALS = {"eval", "logging", "log", "save", "warmup", "decay", "print", "test", "checkpoint"}
 STAND_IN = re.compile(r"\b(TOKENS_PER_STEP|SEQ_LEN)\b")  # numbers that the table does not have
+RATIOS = ("tpp", "tokensperparam", "tokensperparameter", "tokenparamratio", "dn", "dnratio")
 PERPLEXITY = ("perplexity", "ppl")
 TOTAL = ("total", "embedding", "embeddings", "all")
 
@@ -75,11 +76,12 @@ def require_columns(table: pd.DataFrame, needed: Mapping[str, str], subject: str
 def map_options(table: pd.DataFrame, missing: Sequence[str]) -> str:
     """`--map n_params=params --map lr=eta (...)`, with notes on what the columns must hold."""
     absent = table.attrs.get("absent", {})  # why an importer has no such column
-    options, notes = [], [absent[column] for column in missing if column in absent]
+    options, notes = [], []
     for column in missing:
         expression, note = suggest(table, column)
         if column in absent and (STAND_IN.search(expression) or expression == "COLUMN"):
-            continue  # the importer knows better
+            notes.append(absent[column])  # the importer knows better
+            continue
         options.append(f"--map {shlex.quote(f'{column}={expression}')}")
         notes += [note] if note else []
     if not options:
@@ -97,7 +99,7 @@ def suggest(table: pd.DataFrame, column: str) -> tuple[str, str]:
     free = [name for name in free if _holds_numbers(table, name)]
     name = _most_likely(free, column)
     if name is None:
-        return _from_steps(table, free) if column == "tokens" else ("COLUMN", "")
+        return _count_tokens(table, free) if column == "tokens" else ("COLUMN", "")
     words, quoted = words_of(name), _in_expression(name)
     if column == "loss" and set(words) & set(PERPLEXITY):
         return f"log({quoted})", f"the loss is the natural logarithm of `{name}`"
@@ -109,7 +111,19 @@ def suggest(table: pd.DataFrame, column: str) -> tuple[str, str]:
         return f"{quoted}*{length}", f"if `{name}` counts sequences"
     if column == "n_params" and set(words) & set(TOTAL):
         return name, f"if `{name}` leaves out the embedding"
-    return name, ""
+    others = [other for other in names_like(free, name) if column == "loss"]
+    return name, f"or {', '.join(map(_in_expression, others[:3]))}" if others else ""
+
+
+def names_like(names: list[str], name: str) -> list[str]:
+    """Other names that begin and end as a name does: `val/wiki_loss` beside `val/c4_loss`."""
+    words = words_of(name)
+    ends = [words[:1], words[-1:]]
+    return [other for other in names if other != name and _ends(other) == ends]
+
+
+def _ends(name: str) -> list[list[str]]:
+    return [words_of(name)[:1], words_of(name)[-1:]]
 
 
 def words_of(name: str) -> list[str]:
@@ -131,6 +145,17 @@ def _most_likely(names: list[str], column: str) -> str | None:
         if ranks and not set(words) & (OTHERS - set(known) | NOT_OF.get(column, set())):
             ranked.append((min(ranks), not set(words) & set(PREFERRED), len(words), name))
     return min(ranked)[-1] if ranked else close_name(column, names, 0.75)
+
+
+def _count_tokens(table: pd.DataFrame, names: list[str]) -> tuple[str, str]:
+    """Tokens from tokens per parameter, from FLOPs, or from steps."""
+    ratio = next((name for name in names if re.sub(r"\W|_", "", name.lower()) in RATIOS), None)
+    if ratio and "n_params" in table:
+        return f"{_in_expression(ratio)}*n_params", f"if `{ratio}` is tokens per parameter"
+    steps = _from_steps(table, [name for name in names if name[:1] != "_"])
+    if steps[0] == "COLUMN" and "flops" in table and "n_params" in table:
+        return "flops/(6*n_params)", "if `flops` counts 6 per parameter and token"
+    return steps
 
 
 def _from_steps(table: pd.DataFrame, names: list[str]) -> tuple[str, str]:

@@ -84,17 +84,23 @@ def _ids(table: pd.DataFrame) -> pd.Series:
     repeated = ids.duplicated()
     if not repeated.any():
         return ids
+    if "seed" in table and not table[["seed"]].assign(id=ids).duplicated().any():
+        return ids + "#" + table["seed"].astype(str)
     if len(set(zip(ids, table["cell"], strict=True))) == ids.nunique() == table["cell"].nunique():
         return rows
     raise UserError(
         "the id of a trial must be unique, or name its setting, "
-        f"but {ids[repeated].iloc[0]!r} occurs twice"
+        f"but {ids[repeated].iloc[0]!r} occurs twice: leave one of them out with --where, or name"
+        " the column that tells the runs apart, as in --map id=run_id"
     )
 
 
 def _statuses(table: pd.DataFrame) -> pd.Series:
     """The column `status`, by default "done"; "done" without a finite loss becomes "diverged"."""
-    finite = np.isfinite(pd.to_numeric(table["loss"], errors="coerce").astype(float))
+    losses = pd.to_numeric(table["loss"], errors="coerce").astype(float)
+    finite = np.isfinite(losses)
+    if (losses[finite] > 0).mean() > 0.5:  # else the loss is another quantity, as a score
+        finite &= losses > 0  # people write -1 or 0 for a run that diverged
     status = (
         table["status"].fillna("done").astype(str)
         if "status" in table

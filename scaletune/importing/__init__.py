@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaletune.importing.completeness import judge_by_plan, judge_by_siblings
+from scaletune.importing.merged_sources import merge_sources
 from scaletune.importing.sources import read_source
 
 if TYPE_CHECKING:
@@ -92,9 +93,9 @@ def _combine(
     """The tables of all sources as one, with what was assumed, doubted and missing."""
     import pandas as pd
 
-    tables = [runs.table for runs in named]
+    tables, joined = [runs.table for runs in named], list[str]()
     if tables:
-        foreign = pd.concat(tables, ignore_index=True)
+        foreign, joined = merge_sources(tables)
         if not every_row:
             foreign = judge_by_siblings(foreign)
         own = [*own, foreign]
@@ -103,7 +104,7 @@ def _combine(
     table = table.drop(columns=hidden)
     empty = "message" in table and not table["message"].fillna("").astype(bool).any()
     table = table.drop(columns="message") if empty else table
-    notes = list(dict.fromkeys(note for runs in named for note in runs.notes))
+    notes = list(dict.fromkeys([*(note for runs in named for note in runs.notes), *joined]))
     warnings = list(dict.fromkeys(warning for runs in named for warning in runs.warnings))
     absent = {name: reason for runs in named for name, reason in runs.absent.items()}
     table.attrs = {"warnings": warnings, "absent": absent}

@@ -6,10 +6,12 @@ names of other tools. Every derived column has a sentence that says where it com
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from scaletune.importing.completion_flags import read_flags
 from scaletune.importing.names import TOTAL_NAMES, USUAL_NAMES, find_names, is_loss
 from scaletune.importing.peak_lr import find_peak_lr
 from scaletune.importing.run import RunTable
@@ -28,6 +30,7 @@ TIED = (
     "model.tie_word_embeddings",
 )
 VOCABULARY = ("vocab_size", "n_vocab", "padded_vocab_size", "model.vocab_size", "vocabulary_size")
+HELD_OUT = {"eval", "val", "valid", "validation", "test", "evaluation", "heldout"}
 STATE_NAMES = ("status", "state", "run_status", "run_state")
 IDS = (
     *("id", "run_id", "trial_id", "run_uuid", "uuid", "run", "run_name", "name", "number"),
@@ -54,7 +57,7 @@ def name_columns(
     """
     runs = _map(runs, columns or {})
     mapped = set(columns or {})
-    runs = _read_states(runs)
+    runs = read_flags(_read_states(runs))
     runs = _name_simple(runs, mapped)
     runs = _name_loss(runs, mapped)
     if every_row:
@@ -150,9 +153,14 @@ def _name_loss(runs: RunTable, mapped: set[str]) -> RunTable:
         return _assign(runs, "loss", table[held_out[0]], held_out[:1])
     others = [name for name in find_names(table.columns, ("loss", "train/loss", "train_loss"))]
     if not others:
-        others = [str(name) for name in table if is_loss(name)][:2]
-        others = others if len(others) == 1 else []
+        others = _only_loss([str(name) for name in table if is_loss(name)])
     return _assign(runs, "loss", table[others[0]], others[:1]) if others else runs
+
+
+def _only_loss(names: list[str]) -> list[str]:
+    """The only loss of a table, or the only one on held-out text; none if there are several."""
+    held_out = [name for name in names if set(re.split(r"[\W_]+", name.lower())) & HELD_OUT]
+    return next(([*group] for group in (names, held_out) if len(group) == 1), [])
 
 
 def _count_parameters(runs: RunTable, mapped: set[str]) -> RunTable:

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 
 CALLS_SHORT = 0.8
 SHORT = 0.98  # a run below this share of its plan or of its siblings did not finish
+COUNTED_TOKENS = (
+    *("tokens_seen", "tokens_trained", "consumed_tokens", "trained_tokens", "n_tokens_seen"),
+    *("num_input_tokens_seen", "train/num_input_tokens_seen", "train/tokens_seen"),
+)
+"""Names of the tokens that a run saw, where `tokens` beside them is its plan."""
+EPOCHS = ("epoch", "epochs", "train/epoch", "current_epoch", "epochs_done")
+EPOCH_PLANS = ("num_train_epochs", "max_epochs", "num_epochs", "total_epochs", "n_epochs")
 SCALES = ("n_params", "tokens", "batch_tokens")
 CONSTANT = ("constant", "constant_with_warmup", "none", "constantlr", "constant_lr")
 SCHEDULES = ("lr_scheduler_type", "lr_schedule", "schedule", "scheduler", "lr_scheduler")
@@ -79,8 +86,25 @@ def _share_of_plan(runs: RunTable) -> tuple[pd.Series, pd.Series, pd.Series, str
     names = [name for name in names if name not in runs.history]
     seen = [name for name in find_names(table.columns, USUAL_NAMES["tokens"]) if name not in names]
     seen = [name for name in seen if not runs.origin_known or name in runs.history]
+    counted = find_names(seen, COUNTED_TOKENS)
+    if not names and not runs.origin_known and counted and len(seen) > len(counted):
+        names = [name for name in seen if name not in counted]  # `tokens` beside `tokens_seen`
+        seen = counted
     reached, planned = first_of(table, seen)[0], first_of(table, names)[0]
-    return reached / planned, reached, planned, "tokens"
+    if (reached / planned).notna().any():
+        return reached / planned, reached, planned, "tokens"
+    reached, planned = _epochs(runs)
+    return reached / planned, reached, planned, "epochs"
+
+
+def _epochs(runs: RunTable) -> tuple[pd.Series, pd.Series]:
+    """The epochs that each run made, and those it was to make; a count may start at 0."""
+    reached = first_of(runs.table, find_names(runs.table.columns, EPOCHS))[0]
+    planned = first_of(runs.table, find_names(runs.table.columns, EPOCH_PLANS))[0]
+    if (reached.dropna() % 1 == 0).all():
+        reached = reached + 1
+    known = (reached / planned >= SHORT).mean() >= 0.5  # else the plan may be in other units
+    return (reached if known else reached * float("nan")), planned
 
 
 def _with_planned_tokens(table: pd.DataFrame, short: pd.Series, share: pd.Series) -> pd.DataFrame:
@@ -237,7 +261,7 @@ def _killed(group: pd.DataFrame) -> list[tuple[Any, float]]:
 
 def _shares(runs: pd.DataFrame, longer: pd.DataFrame) -> bool:
     """Whether two budgets have a learning rate in common."""
-    gaps = np.abs(np.log(runs["lr"].to_numpy()[:, None] / longer["lr"].to_numpy()))
+    gaps = np.abs(np.log(np.unique(runs["lr"])[:, None] / np.unique(longer["lr"])))
     return bool((gaps < 1e-3).any())
 
 

@@ -74,6 +74,12 @@ _WORDS: dict[str, tuple[tuple[str, str], ...]] = {
             "it is an error rate, not a loss in nats per token",
         ),
         (
+            r"(.*_)?(best|lowest)_(.*_)?(loss|ce|nll|cross_entropy)|(.*_)?(min|minimum)_(val|eval|valid"
+            r"|validation|test|train)_loss|(.*_)?loss_(min|minimum|best|lowest)",
+            "it is the lowest loss of a run, and the law is that of the last one: they differ where"
+            " a run became worse or was stopped",
+        ),
+        (
             r"train(ing)?_?loss|train_(lm_loss|ce|cross_entropy)|smooth_loss",
             "it is a training loss: where data repeat, it is lower than the loss on held-out text, "
             "and the last value is one batch",
@@ -116,7 +122,7 @@ the peak after warmup'
     """
     words = re.sub(r"[ -]+", "_", re.sub(r"[()\[\]]", "", source_name.strip().lower()))
     name, last = re.sub(r"[./:]+", "_", words), re.split(r"[./:]", words)[-1]
-    if last == column:
+    if last == column and not re.fullmatch(r"train(ing)?", name.removesuffix(f"_{column}")):
         return None
     for pattern, reason in _WORDS.get(column, ()):
         if re.fullmatch(pattern, name) or re.fullmatch(pattern, last):

@@ -16,6 +16,7 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
         *("valid_loss", "valid/loss", "test_loss", "eval/cross_entropy", "val/cross_entropy"),
         *("final_val_loss", "loss/val", "loss/validation", "loss/eval", "eval/lm_loss"),
         *("lm_loss_validation", "val_ce", "eval/ce", "eval/ce_loss", "validation_loss/lm_loss"),
+        "validation_metrics/loss",
     ),
     "n_params": (
         *("non_embedding_params", "num_params_non_embedding", "n_params_nonembed"),
@@ -47,6 +48,7 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "seq_len": (
         *("sequence_length", "context_length", "block_size", "max_seq_len", "seq_length"),
         *("data.seq_len", "max_sequence_length", "training.seq_len"),
+        *("max_seq_length", "n_ctx", "ctx_len", "context_len", "seqlen", "model_max_length"),
     ),
     "flops": ("total_flops", "total_flos", "train_flops", "compute", "throughput/total_flops"),
     "seed": ("random_seed", "config.seed"),
@@ -71,6 +73,8 @@ REACHED_NAMES = (
         "train/iteration",
         "current_steps",
     ),
+    *("last_step", "final_step", "steps_done", "steps_completed", "completed_steps", "last_iter"),
+    *("current_step", "final_iter", "last_iteration"),
 )
 """Names of the number of optimizer steps that a run made. W&B's own `_step` is not one."""
 

@@ -76,6 +76,7 @@ def read_source(
     """
     from scaletune.importing import wandb_export
 
+    sources = [file for source in sources for file in _table_files(source)]
     records = [Path(source) for source in sources if _is_record(Path(source))]
     own = [read_trials(records)] if records else []
     runs: list[RunTable] = []
@@ -83,11 +84,24 @@ def read_source(
     for source in sources:
         if Path(source) in records:
             continue
-        table = _read_foreign(source, every_row)
+        table = _read_foreign(source, every_row, _run_name(source, sources))
         (charts if wandb_export.is_chart(table) else runs).append(table)
     if charts and runs:
         runs = [_join(runs, charts)]
     return own, runs or charts
+
+
+def _table_files(source: str | Path) -> list[str | Path]:
+    """The tables in a folder that holds no runs of a tool; any other source as it is."""
+    from scaletune.importing import mlflow
+
+    path = Path(source)
+    if str(source).startswith("wandb:/") or not path.is_dir() or mlflow.is_folder(path):
+        return [source]
+    if any(_kind_of(name) for name in _file_names(path)):
+        return [source]
+    files = sorted(file for file in path.rglob("*") if file.suffix in (".csv", ".jsonl"))
+    return [*files] or [source]
 
 
 def _join(runs: list[RunTable], charts: list[RunTable]) -> RunTable:
@@ -105,7 +119,14 @@ def _join(runs: list[RunTable], charts: list[RunTable]) -> RunTable:
     return joined
 
 
-def _read_foreign(source: str | Path, every_row: bool) -> RunTable:
+def _run_name(source: str | Path, sources: Sequence[str | Path]) -> str:
+    """The name of the run of a file: its own, or that of its folder if other files share it."""
+    path = Path(source)
+    same = [other for other in sources if Path(other).stem == path.stem]
+    return path.stem if len(same) == 1 else path.parent.name or path.stem
+
+
+def _read_foreign(source: str | Path, every_row: bool, name: str) -> RunTable:
     from scaletune.importing.optuna_journal import is_journal
 
     address = str(source)
@@ -118,15 +139,15 @@ def _read_foreign(source: str | Path, every_row: bool) -> RunTable:
         raise UserError(f"the records must exist, but got `{path}`")
     is_table = path.is_file() and path.suffix in (".csv", ".parquet", ".jsonl")
     if is_table and not is_journal(path):
-        return _read_table(path, every_row)
+        return _read_table(path, every_row, name)
     return to_table(find_reader(path)(path))
 
 
-def _read_table(path: Path, every_row: bool) -> RunTable:
+def _read_table(path: Path, every_row: bool, name: str) -> RunTable:
     """The runs of a table file: an export of a tracker, logged steps, or a table of runs."""
     from scaletune.importing import mlflow, optuna_study, ray_tune, wandb_export
     from scaletune.importing.steps_table import reduce_to_runs
-    from scaletune.importing.tables import read_table
+    from scaletune.importing.tables import read_table, require_header
 
     if kind := _kind_of(path.name):
         return to_table(_reader(kind)(path))
@@ -139,7 +160,9 @@ def _read_table(path: Path, every_row: bool) -> RunTable:
     ):
         if (runs := export(table, path)) is not None:
             return runs
-    reduced = None if every_row else reduce_to_runs(table, path.stem)
+    if path.suffix == ".csv":
+        require_header(path)
+    reduced = None if every_row else reduce_to_runs(table, name)
     return RunTable(table) if reduced is None else reduced
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from scaletune.errors import UserError, nearest
 
-FINISHED = ("done", "finished", "complete", "completed", "success", "succeeded", "terminated")
+FINISHED = (
+    *("done", "finished", "complete", "completed", "success", "succeeded", "terminated"),
+    *("ok", "true", "yes", "passed", "ended", "✅", "✓", "✔"),
+)
 """Ray writes TERMINATED for a trial that ended as planned; the other words are of all trackers."""
 UNFINISHED = (
     *("failed", "fail", "failure", "crashed", "killed", "running", "pending", "scheduled"),
@@ -12,6 +17,7 @@ UNFINISHED = (
     *("error", "errored", "canceled", "cancelled", "aborted", "interrupted", "stopped"),
     *("out_of_memory", "oom", "node_fail", "unfinished", "restarting", "created", "initializing"),
     *("suspended", "requeued", "boot_fail", "deadline", "revoked", "unknown"),
+    *("false", "no", "dead", "terminating", "incomplete", "❌", "✗", "✘"),
 )
 DIVERGED = ("diverged", "nan")
 
@@ -24,6 +30,8 @@ def read_state(word: object) -> tuple[str, str]:
     """
     text = str(word).strip()
     known = text.lower().replace(" ", "_").replace("-", "_").rsplit(".", 1)[-1]
+    if match := re.fullmatch(r"(cancelled|canceled)_by_\w+|(\w+)\+", known):  # Slurm's sacct
+        known = next(part for part in match.groups() if part)
     if known in FINISHED:
         return "done", ""
     if known in DIVERGED:

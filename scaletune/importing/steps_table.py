@@ -1,10 +1,4 @@
-"""Tables with one row per logged step, reduced to one row per run.
-
-A table has logged steps if a column that names runs repeats and, within each name, a counter of
-steps does not: `run` and `step`. A table of runs in which several runs share a name, or which has
-the last step of each run, is not changed. Without a column that names runs, rows with equal
-settings are one run if their steps are evenly spaced.
-"""
+"""Tables with one row per logged step, reduced to one row per run."""
 
 from __future__ import annotations
 
@@ -13,32 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scaletune.errors import UserError
 from scaletune.importing.columns import IDS
+from scaletune.importing.logged_rows import COUNTERS, MODELS, NOT_STEPS, doubt_rows, find_runs
 from scaletune.importing.missed_peak import missed_peaks
 from scaletune.importing.names import canonical, find_names, is_loss, is_lr
 from scaletune.importing.run import CALLS, LAST, STEPS, RunTable, not_finite
+from scaletune.records import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COUNTERS = (
-    *("step", "_step", "steps", "iteration", "iter", "global_step", "train/global_step"),
-    *("trainer/global_step", "training_iteration", "train_step", "tokens_seen", "train/step"),
-    *("consumed_samples", "num_input_tokens_seen", "tokens", "n_tokens", "epoch", "update"),
-)
-"""Columns that count the steps of a run, the best first."""
 CALL_COUNTERS = ("_step", "training_iteration")
 """Counters of log calls: equal to the iteration only if the program passes it."""
-TOKEN_COUNTERS = ("tokens", "n_tokens", "tokens_seen", "num_input_tokens_seen", "consumed_samples")
-NOT_STEPS = (*TOKEN_COUNTERS, "epoch")
-"""Counters that are not numbers of steps."""
-UNIQUE_IDS = ("id", "run_id", "trial_id", "run_uuid", "uuid")
-"""Columns that name one run, where others may name a model or a group of runs."""
-MANY_LOGS = 8  # rows per name from which they are taken for logged steps however they are spaced
-MAX_REPEATS = 0.2  # share of (run, step) pairs that may occur twice, where a resumed run overlaps
-MIN_LOGS = 4  # evenly spaced rows with equal settings that are taken for one run
+METRICS, VALUES = ("metric", "metric_name", "key", "tag", "variable"), ("value", "metric_value")
+"""Columns of a table with one row per logged value."""
 DENSE = 0.9  # share of rows with a loss from which a missing last loss means NaN
+RUN = "_run"
+SPREAD = "the table has one row per logged value: each metric is read as a column"
+CLOCKS = ("timestamp", "time", "wall_time", "date", "relative_time")
 
 
 def reduce_to_runs(table: pd.DataFrame, name: str) -> RunTable | None:
@@ -51,9 +37,13 @@ def reduce_to_runs(table: pd.DataFrame, name: str) -> RunTable | None:
     Raises:
         UserError: The rows are logged steps, but nothing tells the runs apart.
     """
-    rows = _find_runs(table)
+    if (wide := _spread_metrics(table)) is not None:
+        table = wide
+    rows = find_runs(table)
     if rows is None:
-        return None
+        doubts = doubt_rows(table)
+        notes = [SPREAD] if wide is not None else []
+        return RunTable(table, notes=notes, warnings=doubts) if notes or doubts else None
     runs, counter, reason = rows
     table = table.assign(**{RUN: runs.astype(str).where(runs.astype(str) != "", name)})
     reduced = _reduce(table, counter)
@@ -66,7 +56,25 @@ def reduce_to_runs(table: pd.DataFrame, name: str) -> RunTable | None:
     return RunTable(reduced, history, True, [note], warnings)
 
 
-RUN = "_run"
+def _spread_metrics(table: pd.DataFrame) -> pd.DataFrame | None:
+    """One column per metric of a table with the columns metric and value; None for others."""
+    metrics, values = find_names(table.columns, METRICS), find_names(table.columns, VALUES)
+    if not metrics or not values or table[metrics[0]].dtype.kind in "iuf":
+        return None
+    if set(table[metrics[0]].dropna()) & set(map(str, table.columns)):
+        return None
+    names = [str(name) for name in table if name not in (metrics[0], values[0])]
+    kept = find_names(names, (*IDS, *MODELS, *COUNTERS, "seed", *COLUMNS))
+    kept += [name for name in names if name not in kept and name[:1] != "_"]
+    kept = [name for name in kept if "Unnamed" not in name and canonical(name) not in CLOCKS]
+    wide = (
+        table.pivot_table(
+            values[0], kept, metrics[0], aggfunc="last", dropna=False, sort=False, observed=True
+        )
+        if not table[kept].isna().any(axis=None)
+        else None
+    )
+    return None if wide is None else wide.dropna(how="all").rename_axis(columns=None).reset_index()
 
 
 def _lr_histories(
@@ -83,116 +91,6 @@ def _lr_histories(
         rows = pd.DataFrame({"step": steps, "lr": pd.to_numeric(table[name], errors="coerce")})
         for _, group in rows.dropna().groupby(table[RUN]):
             yield {name: [(int(step), lr) for step, lr in group.itertuples(index=False)]}
-
-
-def _find_runs(table: pd.DataFrame) -> tuple[pd.Series, str, str] | None:
-    """(run of each row, counter, how runs are told apart), or None."""
-    counters = [name for name in find_names(table.columns, COUNTERS) if _counts(table[name])]
-    if not counters or len(table) < 2:
-        return None
-    names = find_names(table.columns, (*IDS, "seed"))
-    ids = [name for name in names if canonical(name) != "seed" and not _numbers_rows(table[name])]
-    if any(table[name].is_unique for name in ids):
-        return None
-    for run in ids:
-        keys = [table[run].astype(str)]
-        keys += [table[name].astype(str) for name in names if canonical(name) == "seed"][:1]
-        for counter in counters:
-            if _is_history(table, keys, counter):
-                return _join(keys), counter, f"told apart by `{run}`"
-    return None if ids else _find_unnamed(table, counters)
-
-
-def _counts(values: pd.Series) -> bool:
-    """Whether a column holds more than one number of 0 or more."""
-    import pandas as pd
-
-    numbers = pd.to_numeric(values, errors="coerce")
-    return bool(numbers.notna().mean() > 0.5 and numbers.min() >= 0 and numbers.nunique() > 1)
-
-
-def _numbers_rows(values: pd.Series) -> bool:
-    """Whether a column only numbers the rows."""
-    return values.dtype.kind in "iu" and values.is_unique and len(values) > 1
-
-
-def _join(keys: list[pd.Series]) -> pd.Series:
-    joined = keys[0]
-    for key in keys[1:]:
-        if key.groupby(keys[0]).nunique().max() > 1:
-            joined = joined + "#" + key
-    return joined
-
-
-def _is_history(table: pd.DataFrame, keys: list[pd.Series], counter: str) -> bool:
-    """Whether the counter takes different values within each run, and runs have several rows.
-
-    A column such as `name` may name a model that was trained for several budgets, so its steps must
-    be evenly spaced or many. An id names one run, which may be there twice if it was resumed.
-    """
-    import pandas as pd
-
-    groups = pd.to_numeric(table[counter], errors="coerce").groupby(keys)
-    sizes, different = groups.size(), groups.nunique()
-    several = sizes > 1
-    if not several.any():
-        return False
-    if different[several].sum() < (1 - MAX_REPEATS) * sizes[several].sum():
-        return False
-    is_step = canonical(counter) not in NOT_STEPS
-    if is_step and canonical(keys[0].name) in UNIQUE_IDS:
-        return True
-    return bool((is_step and sizes.mean() >= MANY_LOGS) or groups.agg(_evenly_spaced).mean() > 0.5)
-
-
-def _find_unnamed(table: pd.DataFrame, counters: list[str]) -> tuple[pd.Series, str, str] | None:
-    """Runs of a table without names: rows with equal settings and evenly spaced steps."""
-    import pandas as pd
-
-    counter = next((name for name in counters if canonical(name) not in TOKEN_COUNTERS), None)
-    if counter is None:
-        return None
-    settings = _settings(table)
-    keys = [table[name].astype(str) for name in settings] or [
-        pd.Series("", index=table.index, dtype=str)
-    ]
-    groups = pd.to_numeric(table[counter], errors="coerce").groupby(keys)
-    spaced = groups.agg(_evenly_spaced)
-    if not spaced.mean() > 0.5:
-        return None
-    if any(values.duplicated().mean() > MAX_REPEATS for _, values in groups):
-        raise UserError(
-            f"the rows are logged steps (`{counter}`), but several runs have the same settings and"
-            " no column tells them apart: add a column `run_id`"
-        )
-    by = ", ".join(f"`{name}`" for name in settings)
-    joined = keys[0]
-    for key in keys[1:]:
-        joined = joined + ", " + key
-    return joined, counter, f"told apart by {by}" if settings else "since the file holds one run"
-
-
-def _settings(table: pd.DataFrame) -> list[str]:
-    """Columns that take few values, other than counters and losses."""
-    counters = find_names(table.columns, COUNTERS)
-    return [
-        str(name)
-        for name in table
-        if name not in counters
-        and not is_loss(name)
-        and not str(name).startswith("_")
-        and table[name].notna().all()
-        and table[name].nunique() <= max(len(table) // MIN_LOGS, 1)
-        and (table[name].nunique() > 1)
-    ]
-
-
-def _evenly_spaced(values: pd.Series) -> bool:
-    """Whether the different values of a counter are an arithmetic series."""
-    steps = np.diff(np.unique(values.dropna()))
-    if len(steps) < MIN_LOGS - 1:
-        return False
-    return bool(np.mean(np.abs(steps - np.median(steps)) <= 0.01 * np.median(steps)) >= 0.75)
 
 
 def _reduce(table: pd.DataFrame, counter: str) -> pd.DataFrame:

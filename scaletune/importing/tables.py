@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaletune.errors import UserError
-from scaletune.records import read_trials
+from scaletune.importing.names import TOTAL_NAMES, USUAL_NAMES, canonical
+from scaletune.records import COLUMNS, read_trials
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +21,30 @@ def read_table(path: Path) -> pd.DataFrame:
     if path.suffix == ".csv":
         return _require_commas(read_trials(path), path)
     return _read_parquet(path) if path.suffix == ".parquet" else read_json_lines(path)
+
+
+def require_header(path: Path) -> None:
+    """UserError if the column names of a CSV file are not in its first line.
+
+    Spreadsheets write titles, `sep=,` or a comment above them, and pandas several lines of names.
+    """
+    try:
+        with path.open("r", encoding="utf-8-sig", newline="") as file:
+            lines = list(islice(csv.reader(file), 6))
+    except (OSError, ValueError, csv.Error):
+        return  # the reader of the file reports it
+    known = [sum(_is_known(cell) for cell in line) for line in lines]
+    place = max(range(len(lines)), key=lambda i: known[i], default=0)
+    if place and known[place] >= 2 and known[0] < 2:
+        raise UserError(
+            f"the first line of a table must hold the column names, but in `{path}` line"
+            f" {place + 1} does: {', '.join(lines[place][:6])}; delete the lines above it"
+        )
+
+
+def _is_known(cell: str) -> bool:
+    usual = {canonical(name) for names in USUAL_NAMES.values() for name in names}
+    return canonical(cell) in {*usual, *COLUMNS, *TOTAL_NAMES}
 
 
 def _require_commas(table: pd.DataFrame, path: Path) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scaletune.fitting.optimum.lr_basin import estimate_noise, locate
+from scaletune.fitting.optimum.lr_basin import estimate_noise, has_minimum, locate
 from scaletune.fitting.table import status_reasons
 from scaletune.surface.basin import REACH
 from scaletune.units import human
@@ -146,14 +146,14 @@ def _lr_effects(runs: pd.DataFrame) -> dict[str, Any]:
     lrs, row = np.unique(runs["lr"], return_inverse=True)
     seeds, column = np.unique(runs["seed"], return_inverse=True)
     loss = runs["loss"].to_numpy(float)
-    of_lr = np.eye(len(lrs))[row]
-    of_seed = np.eye(len(seeds))[column] - 1 / len(seeds)
-    design, rank = np.hstack([of_lr, of_seed]), len(lrs) + len(seeds) - 1
-    crossed = (
-        bool(runs["crossed"].iloc[0]) and len(seeds) > 1 and np.linalg.matrix_rank(design) == rank
-    )
+    design, rank = np.eye(len(lrs))[row], len(lrs) + len(seeds) - 1
+    crossed = bool(runs["crossed"].iloc[0]) and len(seeds) > 1 and len(runs) >= rank
+    if crossed:  # a seed per run would make a matrix of runs * runs
+        both = np.hstack([design, np.eye(len(seeds))[column] - 1 / len(seeds)])
+        crossed = bool(np.linalg.matrix_rank(both) == rank)
+        design = both if crossed else design
     if not crossed:
-        design, rank = of_lr, len(lrs)
+        rank = len(lrs)
     effect = np.linalg.lstsq(design, loss, rcond=None)[0]
     residuals, y = loss - design @ effect, effect[: len(lrs)]
     near = y[row] <= (1 + NEAR_MINIMUM) * y.min()
@@ -182,6 +182,16 @@ def add_optima(
         return noise or (0.0, 0)
     points = [row["points"] for row in usable or edges]
     variance, dof = noise or estimate_noise(points)
+    concave = [row for row in usable or edges if not has_minimum(row["points"], variance)]
+    for row in concave:
+        row["status"] = (
+            f"{cell_name(row)} has no minimum along the learning rate: its losses are higher in"
+            " the middle of the grid than at the ends, as if runs there did not finish; look at"
+            " them, or leave them out with --where"
+        )
+    usable = [row for row in usable if row not in concave]
+    edges = [row for row in edges if row not in concave]
+    points = [row["points"] for row in usable or edges]
     # Pooled over cells: two seeds of one cell say little about the variance between seeds.
     known = [point["shared"] for point in points if point["shared"] is not None]
     shared = float(np.mean(known)) if known else 0.0

@@ -128,6 +128,11 @@ def _profile(point: dict[str, Any], variance: float) -> dict[str, Array]:
     }
 
 
+def has_minimum(point: dict[str, Any], variance: float) -> bool:
+    """Whether a basin that opens upwards fits the losses of a cell."""
+    return bool(np.isfinite(_profile(point, variance)["chi2"]).any())
+
+
 def locate(point: dict[str, Any], variance: float, dof: int, level: float = 0.95) -> dict[str, Any]:
     """Optimum, interval, minimum loss, basin and band of one cell.
 
