@@ -1,10 +1,12 @@
 """What is judged once for all readers: peak lr, tokens, finished runs, rows or runs."""
 
 import math
+from types import MappingProxyType
 
 import pandas as pd
 import pytest
 
+from scaletune import importing
 from scaletune.errors import UserError
 from scaletune.importing.columns import name_columns
 from scaletune.importing.completeness import judge_by_plan, judge_by_siblings
@@ -327,3 +329,38 @@ class TestBatch:
     def test_a_batch_per_device_without_the_number_of_devices_is_open(self):
         table = pd.DataFrame({"per_device_train_batch_size": [8, 16], "block_size": 512})
         assert "batch_tokens" not in name_columns(RunTable(table)).table
+
+
+class TestNamedByTheUser:
+    """What `--map` names is known before rows are told from runs, and an lr is still the peak."""
+
+    def table(self):
+        rows = [
+            {"exp": f"e{i}", "it": k, "eta": lr * min(1, k / 2) * (1 - k / 20), "L": 5 - k / 9}
+            for i, lr in enumerate((1e-3, 2e-3))
+            for k in range(1, 11)
+        ]
+        return pd.DataFrame(rows).assign(N=1.0, D=8.0)
+
+    names = MappingProxyType(
+        {"run_id": "exp", "step": "it", "lr": "eta", "loss": "L", "n_params": "1e6 * N"}
+    )
+
+    def test_rows_with_names_of_their_own_are_reduced(self, tmp_path):
+        self.table().to_csv(tmp_path / "x.csv", index=False)
+        table, notes = importing.trials(tmp_path / "x.csv", self.names)
+        assert table["lr"].tolist() == pytest.approx([0.9e-3, 1.8e-3])
+        assert table["n_params"].tolist() == [1e6, 1e6]
+        assert any("20 rows are 2 runs" in note for note in notes)
+
+    def test_an_expression_is_computed_once(self, tmp_path):
+        pd.DataFrame({"n_params": [1.0, 2.0], "lr": 1e-3, "loss": 3.0}).to_csv(
+            tmp_path / "x.csv", index=False
+        )
+        table, _ = importing.trials(tmp_path / "x.csv", {"n_params": "1e6 * n_params"})
+        assert table["n_params"].tolist() == [1e6, 2e6]
+
+    def test_a_history_named_as_the_lr_gives_its_peak(self):
+        runs = [run("a", {}, {"eta": [1e-4, 1e-3, 1e-5], "loss": [5, 4, 3]})]
+        named = name_columns(to_table(runs, "eta"), {"lr": "eta"})
+        assert named.table["lr"].tolist() == [1e-3]

@@ -69,7 +69,7 @@ def trials(
         ['`lr` is read from the column `learning_rate` (--map lr=NAME reads another one)']
     """
     paths = [source] if isinstance(source, (str, Path)) else list(source)
-    own, foreign = read_source(paths, every_row)
+    own, foreign = read_source(paths, every_row, columns)
     named = [_prepare(runs, columns, tokens_per_step, every_row) for runs in foreign]
     return _combine(own, named, every_row)
 

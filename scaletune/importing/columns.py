@@ -74,7 +74,8 @@ def _map(runs: RunTable, columns: Mapping[str, str]) -> RunTable:
 
     table, warnings = runs.table, list(runs.warnings)
     for column, text in columns.items():
-        table = table.assign(**{column: map_column(runs.table, text, column)})
+        if column not in runs.mapped:
+            table = table.assign(**{column: map_column(runs.table, text, column)})
         if text in runs.table and (sentence := doubtful_source(column, text)):
             warnings.append(sentence)
     return replace(runs, table=table, warnings=warnings)

@@ -165,6 +165,15 @@ def _parse(setting: float | str) -> float | str:
     return number if math.isfinite(number) else setting
 
 
+def _peak(run: ImportedRun, name: str) -> dict[str, float]:
+    """{name: peak} of a history, or the setting of this name; empty if there is neither."""
+    setting = to_number(run.config.get(name))
+    values = [value for _, value in run.history.get(name, []) if math.isfinite(value)]
+    if not values:
+        return {}
+    return {name: max(values) if setting is None else setting}
+
+
 def to_number(value: Any) -> float | None:
     """The value as a float; None if it is not a number. JSON has no NaN: trackers write text."""
     if isinstance(value, str):
@@ -193,6 +202,9 @@ class RunTable:
     warnings: list[str] = field(default_factory=list)
     """What is doubtful, for the first lines of `Fit.status`."""
 
+    mapped: frozenset[str] = frozenset()
+    """Columns of scaletune that the user named and that are already in the table."""
+
     last_values: bool = False
     """Whether a learning rate in `history` is its last value, as in an export, and not its peak."""
 
@@ -211,8 +223,11 @@ def merge_resumed(runs: Iterable[ImportedRun]) -> list[ImportedRun]:
     return list(merged.values())
 
 
-def to_table(runs: Iterable[ImportedRun]) -> RunTable:
-    """Runs as a table, one row each."""
+def to_table(runs: Iterable[ImportedRun], lr_name: str = "") -> RunTable:
+    """Runs as a table, one row each.
+
+    `lr_name` is a history that holds the learning rate although its name does not say so.
+    """
     import pandas as pd
 
     given = list(runs)
@@ -226,6 +241,6 @@ def to_table(runs: Iterable[ImportedRun]) -> RunTable:
     absent = {column: why for run in merged for column, why in run.absent.items()}
     without = [run for run in merged if not any(is_lr(key) for key in run.config)]
     logged = [run.history for run in without if run.status == "done"]
-    table = pd.DataFrame([run.row() for run in merged])
+    table = pd.DataFrame([run.row() | _peak(run, lr_name) for run in merged])
     kept = frozenset(history - settings)
     return RunTable(table, kept, True, notes, missed_peaks(logged), absent=absent)

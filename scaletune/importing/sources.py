@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -63,13 +63,16 @@ READ = (
 
 
 def read_source(
-    sources: Sequence[str | Path], every_row: bool = False
+    sources: Sequence[str | Path],
+    every_row: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[list[pd.DataFrame], list[RunTable]]:
     """The records of scaletune, and the runs of other tools, one table per source.
 
     Args:
         sources: Files, folders and addresses such as wandb://entity/project.
         every_row: Keep tables with one row per logged step as they are.
+        columns: Columns that the user names, as in `scaletune.importing.trials`.
 
     Raises:
         UserError: A file is missing, damaged, or of an unknown kind.
@@ -84,7 +87,7 @@ def read_source(
     for source in sources:
         if Path(source) in records:
             continue
-        table = _read_foreign(source, every_row, _run_name(source, sources))
+        table = _read_foreign(source, every_row, _run_name(source, sources), columns or {})
         (charts if wandb_export.is_chart(table) else runs).append(table)
     if charts and runs:
         runs = [_join(runs, charts)]
@@ -126,31 +129,33 @@ def _run_name(source: str | Path, sources: Sequence[str | Path]) -> str:
     return path.stem if len(same) == 1 else path.parent.name or path.stem
 
 
-def _read_foreign(source: str | Path, every_row: bool, name: str) -> RunTable:
+def _read_foreign(
+    source: str | Path, every_row: bool, name: str, columns: Mapping[str, str]
+) -> RunTable:
     from scaletune.importing.optuna_journal import is_journal
 
     address = str(source)
     if address.startswith("wandb:/"):
         from scaletune.importing import wandb_api
 
-        return to_table(wandb_api.read(address))
+        return to_table(wandb_api.read(address), columns.get("lr", ""))
     path = Path(source)
     if not path.exists():
         raise UserError(f"the records must exist, but got `{path}`")
     is_table = path.is_file() and path.suffix in (".csv", ".parquet", ".jsonl")
     if is_table and not is_journal(path):
-        return _read_table(path, every_row, name)
-    return to_table(find_reader(path)(path))
+        return _read_table(path, every_row, name, columns)
+    return to_table(find_reader(path)(path), columns.get("lr", ""))
 
 
-def _read_table(path: Path, every_row: bool, name: str) -> RunTable:
+def _read_table(path: Path, every_row: bool, name: str, columns: Mapping[str, str]) -> RunTable:
     """The runs of a table file: an export of a tracker, logged steps, or a table of runs."""
     from scaletune.importing import mlflow, optuna_study, ray_tune, wandb_export
     from scaletune.importing.steps_table import reduce_to_runs
     from scaletune.importing.tables import read_table, require_header
 
     if kind := _kind_of(path.name):
-        return to_table(_reader(kind)(path))
+        return to_table(_reader(kind)(path), columns.get("lr", ""))
     table = read_table(path)
     for export in (
         wandb_export.read,
@@ -162,7 +167,7 @@ def _read_table(path: Path, every_row: bool, name: str) -> RunTable:
             return runs
     if path.suffix == ".csv":
         require_header(path)
-    reduced = None if every_row else reduce_to_runs(table, name)
+    reduced = None if every_row else reduce_to_runs(table, name, columns)
     return RunTable(table) if reduced is None else reduced
 
 

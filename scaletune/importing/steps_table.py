@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from scaletune.importing.missed_peak import missed_peaks
 from scaletune.importing.names import canonical, find_names, is_loss, is_lr
 from scaletune.importing.run import CALLS, LAST, STEPS, RunTable, not_finite
 from scaletune.records import COLUMNS
+from scaletune.records.expressions import map_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,23 +28,29 @@ SPREAD = "the table has one row per logged value: each metric is read as a colum
 CLOCKS = ("timestamp", "time", "wall_time", "date", "relative_time")
 
 
-def reduce_to_runs(table: pd.DataFrame, name: str) -> RunTable | None:
+def reduce_to_runs(
+    table: pd.DataFrame, name: str, columns: Mapping[str, str] | None = None
+) -> RunTable | None:
     """One row per run of a table with one row per logged step; None if it is a table of runs.
 
     Args:
         table: The rows as the file has them.
         name: Name for the run of a file that holds one run.
+        columns: Columns that the user names, as in `scaletune.importing.trials`. They tell what a
+            row is, and that the peak of a column such as `eta` is wanted.
 
     Raises:
         UserError: The rows are logged steps, but nothing tells the runs apart.
     """
     if (wide := _spread_metrics(table)) is not None:
         table = wide
+    named = {key: map_column(table, text, key) for key, text in (columns or {}).items()}
+    given, table = table, table.assign(**named)
     rows = find_runs(table)
     if rows is None:
         doubts = doubt_rows(table)
         notes = [SPREAD] if wide is not None else []
-        return RunTable(table, notes=notes, warnings=doubts) if notes or doubts else None
+        return RunTable(given, notes=notes, warnings=doubts) if notes or doubts else None
     runs, counter, reason = rows
     table = table.assign(**{RUN: runs.astype(str).where(runs.astype(str) != "", name)})
     reduced = _reduce(table, counter)
@@ -53,7 +60,7 @@ def reduce_to_runs(table: pd.DataFrame, name: str) -> RunTable | None:
         f" {len(reduced)} runs, {reason}"
     )
     warnings = missed_peaks(_lr_histories(table, counter, history))
-    return RunTable(reduced, history, True, [note], warnings)
+    return RunTable(reduced, history, True, [note], warnings, mapped=frozenset(named))
 
 
 def _spread_metrics(table: pd.DataFrame) -> pd.DataFrame | None:
