@@ -203,6 +203,12 @@ class TestNames:
         runs, _ = read(tmp_path, table)
         assert runs["loss"].tolist() == sweep()["loss"].tolist()
 
+    def test_two_columns_with_one_name_are_refused(self, tmp_path):
+        path = tmp_path / "runs.csv"
+        path.write_text("n_params,tokens,lr,loss,loss\n1e6,1e8,1e-3,3.1,3.0\n")
+        with pytest.raises(UserError, match="2 are named `loss`: rename or delete the others"):
+            importing.trials(path)
+
     @pytest.mark.parametrize(
         ("table", "remedy"),
         [

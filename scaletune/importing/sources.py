@@ -152,7 +152,7 @@ def _read_table(path: Path, every_row: bool, name: str, columns: Mapping[str, st
     """The runs of a table file: an export of a tracker, logged steps, or a table of runs."""
     from scaletune.importing import mlflow, optuna_study, ray_tune, wandb_export
     from scaletune.importing.steps_table import reduce_to_runs
-    from scaletune.importing.tables import read_table, require_header
+    from scaletune.importing.tables import read_table, require_header, require_unique_names
 
     if kind := _kind_of(path.name):
         return to_table(_reader(kind)(path), columns.get("lr", ""))
@@ -167,6 +167,7 @@ def _read_table(path: Path, every_row: bool, name: str, columns: Mapping[str, st
             return runs
     if path.suffix == ".csv":
         require_header(path)
+        require_unique_names(path)
     reduced = None if every_row else reduce_to_runs(table, name, columns)
     return RunTable(table) if reduced is None else reduced
 

@@ -42,6 +42,18 @@ def require_header(path: Path) -> None:
         )
 
 
+def require_unique_names(path: Path) -> None:
+    """UserError if two columns of a CSV file have one usual name: which one counts is open."""
+    with path.open("r", encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file), [])
+    repeated = [name for name in names if names.count(name) > 1 and _is_known(name)]
+    if repeated:
+        raise UserError(
+            f"every column of `{path}` must have its own name, but {names.count(repeated[0])} are"
+            f" named `{repeated[0]}`: rename or delete the others"
+        )
+
+
 def _is_known(cell: str) -> bool:
     usual = {canonical(name) for names in USUAL_NAMES.values() for name in names}
     return canonical(cell) in {*usual, *COLUMNS, *TOTAL_NAMES}
