@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from scaletune.fitting.optimum.lr_basin import estimate_noise, has_minimum, locate
+from scaletune.fitting.optimum.lr_basin import estimate_noise, locate
 from scaletune.fitting.table import status_reasons
 from scaletune.surface.basin import REACH
 from scaletune.units import human
@@ -182,16 +182,6 @@ def add_optima(
         return noise or (0.0, 0)
     points = [row["points"] for row in usable or edges]
     variance, dof = noise or estimate_noise(points)
-    concave = [row for row in usable or edges if not has_minimum(row["points"], variance)]
-    for row in concave:
-        row["status"] = (
-            f"{cell_name(row)} has no minimum along the learning rate: its losses are higher in"
-            " the middle of the grid than at the ends, as if runs there did not finish; look at"
-            " them, or leave them out with --where"
-        )
-    usable = [row for row in usable if row not in concave]
-    edges = [row for row in edges if row not in concave]
-    points = [row["points"] for row in usable or edges]
     # Pooled over cells: two seeds of one cell say little about the variance between seeds.
     known = [point["shared"] for point in points if point["shared"] is not None]
     shared = float(np.mean(known)) if known else 0.0
@@ -203,11 +193,21 @@ def add_optima(
         disable=None,
         leave=False,
     ):
-        row |= locate(point, variance, dof, level)
+        optimum = locate(point, variance, dof, level)
+        if optimum is None:
+            row["status"] = cell_name(row) + NO_MINIMUM
+            continue
+        row |= optimum
         row["floor_se"] = math.hypot(row["floor_se"], math.sqrt(shared / point["seeds"]))
     for row in edges:
-        row |= _edge_optimum(row)
+        row |= _edge_optimum(row) if "x" in row else {}
     return variance, dof
+
+
+NO_MINIMUM = (
+    " has no minimum along the learning rate: its losses are higher in the middle of the grid than"
+    " at the ends, as if runs there did not finish; look at them, or leave them out with --where"
+)
 
 
 def _edge_optimum(row: dict[str, Any]) -> dict[str, Any]:

@@ -128,13 +128,12 @@ def _profile(point: dict[str, Any], variance: float) -> dict[str, Array]:
     }
 
 
-def has_minimum(point: dict[str, Any], variance: float) -> bool:
-    """Whether a basin that opens upwards fits the losses of a cell."""
-    return bool(np.isfinite(_profile(point, variance)["chi2"]).any())
-
-
-def locate(point: dict[str, Any], variance: float, dof: int, level: float = 0.95) -> dict[str, Any]:
+def locate(
+    point: dict[str, Any], variance: float, dof: int, level: float = 0.95
+) -> dict[str, Any] | None:
     """Optimum, interval, minimum loss, basin and band of one cell.
+
+    None if no basin that opens upwards fits its losses.
 
     Args:
         point: The points of the cell, from `cells.split_cells`.
@@ -145,6 +144,8 @@ def locate(point: dict[str, Any], variance: float, dof: int, level: float = 0.95
     from scipy import stats
 
     grid = _profile(point, variance)
+    if not np.isfinite(grid["chi2"]).any():
+        return None
     prior = ((SKEWS - SKEW_PRIOR[0]) / SKEW_PRIOR[1]) ** 2
     log = -(grid["chi2"] + prior) / 2
     weight = np.exp(log - log.max())
