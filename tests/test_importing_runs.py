@@ -119,6 +119,11 @@ class TestTokens:
         tokens, named = self.tokens(runs)
         assert tokens == [] and "counts log calls" in named.absent["tokens"]
 
+    def test_log_calls_count_as_steps_only_if_the_user_gives_their_tokens(self):
+        runs = [run("a", {}, {"val/loss": [5, 4, 3]}, counts_calls=True)]
+        tokens, named = self.tokens(runs, tokens_per_step=100)
+        assert tokens == [400] and "number of log calls" in named.warnings[0]
+
     @pytest.mark.parametrize("plan", [3, 1000])
     def test_without_an_iteration_the_plan_of_a_finished_run_counts(self, plan):
         config = {"batch_tokens": 4096, "max_iters": plan}

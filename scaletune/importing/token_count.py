@@ -86,6 +86,12 @@ def count_steps(runs: RunTable) -> tuple[pd.Series, str]:
     return steps, source
 
 
+LOGGED_EVERY_STEP = (
+    "steps are the number of log calls, which is right only if the runs logged every step once:"
+    " otherwise give --map tokens=NAME"
+)
+
+
 def add_tokens(runs: RunTable, tokens_per_step: float | None, mapped: set[str]) -> RunTable:
     """Adds `tokens`, `batch_tokens` and `steps`, with a sentence on each that is derived."""
     table, notes = runs.table, list(runs.notes)
@@ -93,6 +99,9 @@ def add_tokens(runs: RunTable, tokens_per_step: float | None, mapped: set[str]) 
         known = first_of(table, [name for name in ("batch_tokens",) if name in table])[0]
         table = table.assign(batch_tokens=known.fillna(tokens_per_step))
     steps, source = count_steps(RunTable(table, runs.history, runs.origin_known))
+    if tokens_per_step and CALLS in table and steps.isna().any():
+        steps, source = steps.fillna(numbers(table, CALLS) + 1), "the number of log calls"
+        runs = replace(runs, warnings=[*runs.warnings, LOGGED_EVERY_STEP])
     if steps.notna().any() and "steps" not in table:
         table = table.assign(steps=steps)
         runs = replace(runs, history=runs.history | {"steps"})
