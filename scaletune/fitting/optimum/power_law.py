@@ -7,7 +7,7 @@ with (cells - parameters) degrees of freedom. The interval of a prediction for a
 the scatter.
 
 With fewer than FEW_DOF degrees of freedom the scatter has a prior about SCATTER. If the cells then
-do not tell the exponents clearly better than published laws do, these have a normal prior about 0
+do not tell the exponents better than published laws do, these have a normal prior about 0
 with the spread of published laws. A column that the cells do not vary has the exponent 0, and the
 spread enters predictions at its other values.
 """
@@ -29,7 +29,7 @@ EXPONENTS = {"n_params": "a", "tokens": "b", "batch_tokens": "d"}
 # (fits/README.md).
 SCATTER, SCATTER_DOF = 0.15, 3
 FEW_DOF = 3  # degrees of freedom below which priors are used
-CLEAR = 0.5  # share of the published sd below which the se of an exponent needs no prior
+CLEAR = 1.0  # share of the published sd below which the se of an exponent needs no prior
 MIN_SE = 0.01  # no optimum is known better, in ln lr
 WIDE_INTERVAL = 1.0  # width of the interval of an exponent from which a warning is given
 MIN_SPREAD = 1e-3  # sd of the log of a column, given the other columns, that its exponent needs
