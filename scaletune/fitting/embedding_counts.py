@@ -10,12 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scaletune.counting.embedding import NON_EMBEDDING_FACTOR
-from scaletune.importing.names import TOTAL_NAMES, USUAL_NAMES, find_names
-
-VOCABULARY_NAMES = (
-    *("padded_vocab_size", "vocab_size", "n_vocab", "vocabulary_size", "vocabulary"),
-    *("model.vocab_size", "model.padded_vocab_size"),
+from scaletune.importing.names import (
+    TOTAL_NAMES,
+    USUAL_NAMES,
+    VOCABULARY_NAMES,
+    find_names,
 )
+
 FFN_NAMES = (
     *("ffn_width", "intermediate_size", "ffn_hidden_size", "d_ff", "mlp_hidden_size"),
     *("feed_forward_size", "ffn_dim", "model.intermediate_size"),

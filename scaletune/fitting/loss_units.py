@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scaletune.fitting.embedding_counts import VOCABULARY_NAMES
-from scaletune.importing.names import find_names
+from scaletune.importing.names import VOCABULARY_NAMES, find_names
 
 LOWEST_NATS = 1.3  # text models with fewer than 1e9 parameters and 1e11 tokens stay above it
 SMALL_RUN = (1e9, 1e11)

@@ -12,7 +12,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scaletune.importing.completion_flags import read_flags
-from scaletune.importing.names import TOTAL_NAMES, USUAL_NAMES, find_names, is_loss
+from scaletune.importing.names import (
+    TOTAL_NAMES,
+    USUAL_NAMES,
+    VOCABULARY_NAMES,
+    find_names,
+    is_loss,
+)
 from scaletune.importing.peak_lr import find_peak_lr
 from scaletune.importing.run import RunTable
 from scaletune.importing.states import read_state
@@ -29,7 +35,6 @@ TIED = (
     "weight_tying",
     "model.tie_word_embeddings",
 )
-VOCABULARY = ("vocab_size", "n_vocab", "padded_vocab_size", "model.vocab_size", "vocabulary_size")
 HELD_OUT = {"eval", "val", "valid", "validation", "test", "evaluation", "heldout"}
 STATE_NAMES = ("status", "state", "run_status", "run_state")
 IDS = (
@@ -170,7 +175,7 @@ def _count_parameters(runs: RunTable, mapped: set[str]) -> RunTable:
         return runs
     runs = _read_first(runs, "n_params", ("n_params", *USUAL_NAMES["n_params"]))
     totals = find_names(runs.table.columns, TOTAL_NAMES)
-    vocabulary = find_names(runs.table.columns, VOCABULARY)
+    vocabulary = find_names(runs.table.columns, VOCABULARY_NAMES)
     if "n_params" in runs.table or not totals:
         return runs
     if not vocabulary or "width" not in runs.table:

@@ -21,14 +21,14 @@ from scaletune.importing.names import (
     find_names,
 )
 from scaletune.importing.run import CALLS, LAST, PLANNED_TOKENS, REACHED_TOKENS, STEPS, RunTable
+from scaletune.importing.states import FINISHED_SHARE
 from scaletune.importing.token_count import first_of, numbers, planned_steps, reached_steps
 from scaletune.units import human
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CALLS_SHORT = 0.8
-SHORT = 0.98  # a run below this share of its plan or of its siblings did not finish
+CALLS_SHORT = 0.8  # the same for counts of log calls, where a tracker knows the state
 COUNTED_TOKENS = (
     *("tokens_seen", "tokens_trained", "consumed_tokens", "trained_tokens", "n_tokens_seen"),
     *("num_input_tokens_seen", "train/num_input_tokens_seen", "train/tokens_seen"),
@@ -47,15 +47,17 @@ def judge_by_plan(runs: RunTable) -> RunTable:
     share, reached, planned, unit = _share_of_plan(runs)
     ended = _schedule_ended(runs)
     done = table["status"] == "done"
-    short = done & (share < SHORT) & ~ended
+    short = done & (share < FINISHED_SHARE) & ~ended
     trusted = unit == "steps" or runs.origin_known
-    complete = (table["status"] == "failed") & share.between(SHORT, 2 - SHORT) & trusted
+    complete = (
+        (table["status"] == "failed") & share.between(FINISHED_SHARE, 2 - FINISHED_SHARE) & trusted
+    )
     table["message"] = table["message"].mask(short, _shortfall(reached, planned, unit))
     table["status"] = table["status"].mask(short, "failed").mask(complete, "done")
     table["message"] = table["message"].mask(complete, "")
     table = _with_planned_tokens(table, short, share)
     notes = list(runs.notes)
-    if kept := int((done & (share < SHORT) & ended).sum()):
+    if kept := int((done & (share < FINISHED_SHARE) & ended).sum()):
         notes.append(
             f"{kept} runs stopped before their planned {unit}, after their lr schedule had ended:"
             " they are used at the tokens they reached"
@@ -103,7 +105,9 @@ def _epochs(runs: RunTable) -> tuple[pd.Series, pd.Series]:
     planned = first_of(runs.table, find_names(runs.table.columns, EPOCH_PLANS))[0]
     if (reached.dropna() % 1 == 0).all():
         reached = reached + 1
-    known = (reached / planned >= SHORT).mean() >= 0.5  # else the plan may be in other units
+    known = (
+        reached / planned >= FINISHED_SHARE
+    ).mean() >= 0.5  # else the plan may be in other units
     return (reached if known else reached * float("nan")), planned
 
 
@@ -126,7 +130,7 @@ def _schedule_ended(runs: RunTable) -> pd.Series:
     """Whether the lr had decayed, or never decays, when a run stopped."""
     table, reached = runs.table, reached_steps(runs)[0]
     end = first_of(table, find_names(table.columns, SCHEDULE_END_NAMES))[0]
-    ended = (reached >= SHORT * end).fillna(False)
+    ended = (reached >= FINISHED_SHARE * end).fillna(False)
     for name in find_names(table.columns, SCHEDULES):
         ended |= table[name].astype(str).str.lower().isin(CONSTANT)
     for name in find_names(table.columns, ("decay_lr",)):
@@ -145,7 +149,7 @@ def _stale(runs: RunTable, table: pd.DataFrame) -> list[str]:
         if metric not in table or not done[metric].equals(done["loss"]):
             continue
         share = numbers(done, str(name)) / numbers(done, STEPS)
-        if (n := int((share < SHORT).sum())) and len(done):
+        if (n := int((share < FINISHED_SHARE).sum())) and len(done):
             return [
                 f"the loss `{metric}` of {n} of {len(done)} runs was last evaluated at"
                 f" {share.min():.0%} of their steps, before the lr had decayed: evaluate at the end"
@@ -207,7 +211,7 @@ def _least_share(table: pd.DataFrame, counter: str) -> float:
     A count of log calls differs a little between runs that a tracker knows to be finished.
     """
     is_known = bool(find_names(table.columns, STATE_NAMES[1:]))
-    return CALLS_SHORT if is_known and counter in (CALLS, "_step") else SHORT
+    return CALLS_SHORT if is_known and counter in (CALLS, "_step") else FINISHED_SHARE
 
 
 def _missing_from_grid(table: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from scaletune.importing.names import find_names
 from scaletune.importing.run import RunTable
+from scaletune.importing.states import FINISHED_SHARE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,6 @@ SHARES = (
     *("fraction_done", "fraction_complete", "completion"),
 )
 TRUE, FALSE = ("true", "yes", "y", "1", "1.0", "t"), ("false", "no", "n", "0", "0.0", "f")
-SHORT = 0.98  # a smaller share of a run is not all of it
 
 
 def read_flags(runs: RunTable) -> RunTable:
@@ -58,7 +58,7 @@ def read_flags(runs: RunTable) -> RunTable:
         whole = next((full for full in (1, 100) if 0.5 * full < shares.max() <= 1.01 * full), None)
         if whole:
             reason = f"unfinished: its `{name}` is below {whole}"
-            table = _mark(table, shares < SHORT * whole, "failed", reason)
+            table = _mark(table, shares < FINISHED_SHARE * whole, "failed", reason)
     return replace(runs, table=table)
 
 

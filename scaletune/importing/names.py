@@ -62,6 +62,12 @@ TOTAL_NAMES = (
 )
 """Names of all parameters of a model, embeddings included."""
 
+VOCABULARY_NAMES = (
+    *("padded_vocab_size", "vocab_size", "n_vocab", "vocabulary_size", "vocabulary"),
+    *("model.vocab_size", "model.padded_vocab_size"),
+)
+"""Names of the rows of the embedding. A count with padding comes first: it is what is stored."""
+
 REACHED_NAMES = (
     *("iter", "iteration", "iterations", "global_step", "train/global_step", "train/iter"),
     *("trainer/global_step", "train/step", "optimizer_step", "train_step", "step", "steps"),

@@ -105,9 +105,12 @@ def _equal(a: pd.Series, b: pd.Series) -> pd.Series:
 
 def _last_only(last: dict[str, str]) -> str:
     name, reason = next(iter(last.items()))
+    remedy = f"--map lr={_quote(name)} if it is the peak"
+    if reason.startswith("equals"):  # the fit refuses it too
+        remedy = "leave that column out if the lr is constant"
     return (
         f"`lr` must be the peak learning rate of each run, but `{name}` {reason}: give the column"
-        f" with the peak as --map lr=NAME (--map lr={_quote(name)} if it is the peak)"
+        f" with the peak as --map lr=NAME ({remedy})"
     )
 
 

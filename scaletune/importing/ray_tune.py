@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from scaletune.errors import UserError
 from scaletune.importing.names import is_lr
 from scaletune.importing.run import CALLS, ImportedRun, RunTable, to_number
-from scaletune.importing.states import read_state
+from scaletune.importing.states import FINISHED_SHARE, read_state
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,6 @@ OWN = (
     *("episodes_total", "timesteps_since_restore", REPORT),
 )
 """Keys that Ray adds to each report."""
-SHORT = 0.98  # the share of the reports of other trials below which a trial was stopped early
 
 
 @dataclass
@@ -212,7 +211,7 @@ def _judge(trials: list[RayTrial]) -> None:
             run.status, run.message = read_state(word)
         if run.status != "done" or not trial.was_stopped() or _meets_criterion(trial):
             continue
-        if trial.reports() < SHORT * most:
+        if trial.reports() < FINISHED_SHARE * most:
             run.status = "failed"
             run.message = (
                 "unfinished: stopped by a scheduler or a stopping criterion after"

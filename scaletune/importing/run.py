@@ -97,15 +97,16 @@ class ImportedRun:
                 kept = {0, max(top - 1, 0), top, min(top + 1, len(points) - 1), len(points) - 1}
                 self.history[key] = [ordered[i] for i in sorted(kept)]
 
-    def row(self) -> dict[str, Any]:
+    def row(self, lr_name: str = "") -> dict[str, Any]:
         """The run as a table row: its settings, the end of each metric, and its status.
 
         The end of a metric is its value at the last step, and of a learning rate its peak. A
         setting has priority over a learning rate of the same name, and a metric over any other
         setting. A run whose last loss is not finite has diverged.
         """
-        ends = {key: _end(key, points) for key, points in self.history.items() if points}
-        kept = {k: v for k, v in ends.items() if not (is_lr(k) and to_number(self.config.get(k)))}
+        rates = {key for key in self.history if key == lr_name or is_lr(key)}
+        ends = {key: _end(points, key in rates) for key, points in self.history.items() if points}
+        kept = {k: v for k, v in ends.items() if not (k in rates and to_number(self.config.get(k)))}
         row = {"id": self.id, **self.config, **kept, "status": self.status, "message": self.message}
         if self.name and self.name != self.id:
             row["name"] = self.name
@@ -146,9 +147,9 @@ def not_finite(loss: str) -> str:
     return f"its last `{loss}` is not a finite number"
 
 
-def _end(key: str, points: list[Point]) -> float:
+def _end(points: list[Point], is_rate: bool) -> float:
     """The value at the last step, or the peak of a learning rate."""
-    if is_lr(key):
+    if is_rate:
         return max((value for _, value in points if math.isfinite(value)), default=math.nan)
     last = max(step for step, _ in points)
     return next(value for step, value in reversed(points) if step == last)
@@ -163,15 +164,6 @@ def _parse(setting: float | str) -> float | str:
     except ValueError:
         return setting
     return number if math.isfinite(number) else setting
-
-
-def _peak(run: ImportedRun, name: str) -> dict[str, float]:
-    """{name: peak} of a history, or the setting of this name; empty if there is neither."""
-    setting = to_number(run.config.get(name))
-    values = [value for _, value in run.history.get(name, []) if math.isfinite(value)]
-    if not values:
-        return {}
-    return {name: max(values) if setting is None else setting}
 
 
 def to_number(value: Any) -> float | None:
@@ -241,6 +233,6 @@ def to_table(runs: Iterable[ImportedRun], lr_name: str = "") -> RunTable:
     absent = {column: why for run in merged for column, why in run.absent.items()}
     without = [run for run in merged if not any(is_lr(key) for key in run.config)]
     logged = [run.history for run in without if run.status == "done"]
-    table = pd.DataFrame([run.row() | _peak(run, lr_name) for run in merged])
+    table = pd.DataFrame([run.row(lr_name) for run in merged])
     kept = frozenset(history - settings)
     return RunTable(table, kept, True, notes, missed_peaks(logged), absent=absent)

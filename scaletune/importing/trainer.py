@@ -147,15 +147,8 @@ def _arguments(folder: Path) -> dict[str, Any]:
             text = text.partition("### Training hyperparameters")[2].partition("\n#")[0]
         for key, value in re.findall(r"^(?:- )?(\w+): *(\S+) *$", text, re.MULTILINE):
             if key in ARGUMENTS:
-                arguments.setdefault(key, _parse(value))
+                arguments.setdefault(key, value)
     return arguments
-
-
-def _parse(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _name(key: str) -> str:

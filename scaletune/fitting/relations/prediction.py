@@ -14,7 +14,8 @@ import pandas as pd
 from scaletune.errors import UserError
 from scaletune.fitting.relations.fit import format_group
 from scaletune.fitting.relations.relation import Array, Relation
-from scaletune.fitting.relations.rows import SAME_SCALE, SCALES, numbers
+from scaletune.fitting.relations.rows import SCALES, numbers
+from scaletune.fitting.table import SAME_SCALE
 from scaletune.records import Fit
 
 DRAWS = ("draws", "t_draws", "corrected_draws")

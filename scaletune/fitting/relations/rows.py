@@ -16,11 +16,10 @@ from scaletune.errors import UserError, nearest
 from scaletune.fitting.loss.tuned_runs import DUPLICATE, MAY_DIFFER, MUST_MATCH
 from scaletune.fitting.missing_columns import map_options
 from scaletune.fitting.relations.relation import Array, Relation, RelationColumn
-from scaletune.fitting.table import STATUSES, levels
+from scaletune.fitting.table import SAME_SCALE, STATUSES, levels
 
 SCALES = ("n_params", "n_params_total", "tokens", "unique_tokens", "flops", "batch_tokens", "steps")
 """Columns of which values that differ by less than 1 % are one value."""
-SAME_SCALE = 1.01
 MAX_SPREAD = 1.03
 """Factor that the values of one scale span at most if each is within 1 % of the next."""
 PLAUSIBLE_FLOPS = (0.2, 5.0)
