@@ -369,3 +369,9 @@ class TestNamedByTheUser:
         runs = [run("a", {}, {"eta": [1e-4, 1e-3, 1e-5], "loss": [5, 4, 3]})]
         named = name_columns(to_table(runs, "eta"), {"lr": "eta"})
         assert named.table["lr"].tolist() == [1e-3]
+
+
+def test_a_run_without_a_vocabulary_has_no_count_of_its_own():
+    table = pd.DataFrame({"num_params": [1e6, 1e6], "vocab_size": [1e3, None], "d_model": 64})
+    counts = name_columns(RunTable(table)).table["n_params"]
+    assert counts[0] == 1e6 - 2 * 64e3 and math.isnan(counts[1])

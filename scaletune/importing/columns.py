@@ -191,10 +191,11 @@ def _without_embedding(runs: RunTable, total: str, vocabulary: str) -> RunTable:
     tied = find_names(table.columns, TIED)
     columns = (first_of(table, [name])[0] for name in (total, vocabulary, "width"))
     flags = table[tied[0]].astype(str).str.lower().isin(("true", "1", "1.0")) if tied else None
-    values = table[total].astype(float) * 0
+    values = first_of(table, [])[0]  # a run that lacks one of the numbers has no count
     for row, (all_params, words, width) in enumerate(zip(*columns, strict=True)):
-        is_tied = bool(flags.iloc[row]) if flags is not None else False
-        values.iloc[row] = without_embedding(all_params, words, width, is_tied)
+        if all_params == all_params and words == words and width == width:
+            is_tied = bool(flags.iloc[row]) if flags is not None else False
+            values.iloc[row] = without_embedding(all_params, words, width, is_tied)
     kind = f"`{tied[0]}`" if tied else "untied embeddings, which is assumed"
     note = (
         f"`n_params` is computed as `{total}` without the embeddings, from `{vocabulary}`, `width`"
