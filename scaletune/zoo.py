@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Tag, model_validator
 
 from scaletune.sections import Count, NotNegative, Positive, Section, Whole
 
@@ -23,7 +23,8 @@ class ModelConfig(Section):
     """Keys that all model families have."""
 
     family: str
-    """Model family: transformer, moe, mlp, resnet or vit. A table without it is a transformer."""
+    """Model family: transformer, moe, mlp, resnet, vit or own. A table without it is a transformer.
+    """
     width: Count
     """Width of the hidden layers (d_model). For resnet: channels of the first stage."""
     depth: Count = 2
@@ -300,12 +301,55 @@ class ViTConfig(BlocksConfig):
         return self.patches + (self.pool == "class")
 
 
+class OwnConfig(ModelConfig):
+    """A model of the user: `build` or the user's trainer makes it from the keys of this table.
+
+    Keys besides those below are the user's own: plain values, passed on by their names.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    family: Literal["own"] = "own"
+    """Model family. A table without a family is "own" where `trainer` or `build` is given."""
+    depth: Count = 1
+    """Depth of the model. 1 where it is not given."""
+    build: str = ""
+    """`package.module:function` that returns an `nn.Module`, or `hf:` and the path of a Hugging
+    Face config.json. Trained by scaletune's own loop. The function gets the keys of this table,
+    `vocab_size`, `seq_len` and those of `[my]` that it names as parameters."""
+    n_params: Count | None = None
+    """Non-embedding parameters, if they are known. Else they are counted, described or reported."""
+    n_params_total: Count | None = None
+    """All parameters."""
+
+    @model_validator(mode="after")
+    def _plain(self) -> OwnConfig:
+        for name, value in (self.model_extra or {}).items():
+            if not isinstance(value, str | int | float | bool):
+                raise ValueError(
+                    f"`model.{name}` must be text, a number, true or false, but got {value!r}"
+                )
+        if self.build and not self.build.startswith(HF_PREFIX) and ":" not in self.build:
+            raise ValueError(
+                "`model.build` must look like package.module:function or hf:config.json, but got"
+                f" {self.build!r}"
+            )
+        return self
+
+    def check(self, seq_len: int, base_width: int, depth_alpha: float) -> None:
+        """Any recipe may suit an own model."""
+
+
+HF_PREFIX = "hf:"
+"""Prefix of `model.build` for a Hugging Face config.json."""
+
 FAMILIES: dict[str, type[ModelConfig]] = {
     "transformer": TransformerConfig,
     "moe": MoEConfig,
     "mlp": MLPConfig,
     "resnet": ResNetConfig,
     "vit": ViTConfig,
+    "own": OwnConfig,
 }
 
 
@@ -321,6 +365,7 @@ Model = Annotated[
     | Annotated[MoEConfig, Tag("[moe]")]
     | Annotated[MLPConfig, Tag("[mlp]")]
     | Annotated[ResNetConfig, Tag("[resnet]")]
-    | Annotated[ViTConfig, Tag("[vit]")],
+    | Annotated[ViTConfig, Tag("[vit]")]
+    | Annotated[OwnConfig, Tag("[own]")],
     Discriminator(_tag),
 ]

@@ -21,6 +21,7 @@ import pytest
 
 from scaletune import data, sweeping, training
 from scaletune import recipe as recipes
+from scaletune.environment import LAUNCH_VARIABLES
 from scaletune.errors import UserError
 from scaletune.records import Store, read_jsonl
 from scaletune.sweeping.engines import local
@@ -49,7 +50,7 @@ class Stub:
 class InProcess(Stub):
     """A pool that trains in this process, so that tests of the record start no workers."""
 
-    def __init__(self, size, processes=1):
+    def __init__(self, size, *rest):
         self.acc, self.task, self.trained = training.accelerator(), None, []
         InProcess.last = self
 
@@ -405,12 +406,14 @@ def test_messages_that_arrive_together_are_all_received(tiny, tmp_path, worker_i
 
 
 def test_workers_inherit_nothing_of_a_surrounding_launch(monkeypatch):
-    for name in (*local.INHERITED, "TORCHELASTIC_RUN_ID"):
+    launch = [name + "X" * name.endswith("_") for name in LAUNCH_VARIABLES]
+    for name in launch:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("KEPT", "1")
     environment = local.worker_environment(0)
     assert environment["KEPT"] == environment["OMP_NUM_THREADS"] == "1"
-    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"} & environment.keys()
+    assert {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_X"} <= set(launch)
+    assert not set(launch) & environment.keys()
 
 
 def test_one_worker_per_core_by_default(monkeypatch):
@@ -456,10 +459,9 @@ NOISY = """
 import os
 from scaletune.sweeping.engines import worker
 
-def serve(orders, output):
+def serve(orders, driver, train):
     print("noise", flush=True)
-    output.write("answer")
-    output.flush()
+    driver.send("answer")
     os._exit(0)
 
 worker.serve = serve
@@ -473,7 +475,7 @@ def test_output_of_a_library_does_not_mix_with_the_messages():
         [sys.executable, "-c", NOISY], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True
     ) as process:
         process.wait(PATIENCE)
-        assert (process.stdout.read(), process.stderr.read()) == ("answer", "noise\n")
+        assert (process.stdout.read(), process.stderr.read()) == ('"answer"\n', "noise\n")
 
 
 def test_progress_lines_show_the_share_done_and_the_lowest_loss(tiny, in_process, tmp_path, capsys):

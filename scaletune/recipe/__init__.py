@@ -33,9 +33,11 @@ from scaletune.recipe.points import (
     trial_id,
     with_settings,
 )
+from scaletune.recipe.short_names import SHORT_NAMES
 from scaletune.recipe.study import POINT_SECTIONS, Compare, FitSection, Holdout, Recipe
 from scaletune.recipe.toml_file import load, parse_setting
-from scaletune.recipe.validation import SHORT_NAMES, validate_recipe
+from scaletune.recipe.trainer import Trainer
+from scaletune.recipe.validation import validate_recipe
 from scaletune.zoo import Model
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "Recipe",
     "Schedule",
     "Search",
+    "Trainer",
     "Training",
     "comparison_recipe",
     "load",

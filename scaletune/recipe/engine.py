@@ -34,7 +34,7 @@ class Slurm(Section):
     timeouts: Whole = 100
     """How many times a job may reach its time limit before its trials count as lost."""
     gpus_per_trial: Whole = 0
-    """GPUs per trial: 0, or one per process of `engine.processes`."""
+    """Older name of `engine.gpus_per_trial`, which only Slurm reads. 0: not set."""
     cpus_per_trial: Whole = 0
     """CPU cores per trial. 0: one per process of `engine.processes`."""
     mem_gb: NotNegative = 0.0
@@ -105,6 +105,16 @@ class Engine(Section):
     """Number of worker processes. auto: one per GPU, or one per CPU core."""
     processes: Count = 1
     """Number of processes that share the batch of one trial (data parallelism)."""
+    gpus_per_trial: Literal["auto"] | Whole = "auto"
+    """GPUs of one trial, on each of its nodes; trials that run at once have different GPUs. auto:
+    one per process if the machine has GPUs (Slurm: none). 0: train on CPU cores. More than one per
+    process is for `trainer.command`, which sees them all and gets their number as `{gpus}`."""
+    nodes_per_trial: Count = 1
+    """Machines of one trial. More than one needs `kind = "slurm"` and a `trainer.command` that
+    starts its processes with srun and gets their number as `{nodes}`."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What the processes of a trial share. ddp: the batch, each has the whole model. fsdp: also
+    weights, gradients and optimizer state, sharded with FSDP2, for models larger than one GPU."""
     stack: Literal["auto", "fill"] | Count = "auto"
     """Maximum number of trials that train as one model. auto: on a CPU the fastest measured number,
     with bitwise equal results, and 1 on a GPU. fill: an estimate of what fills a GPU, not measured.
@@ -152,13 +162,36 @@ class Engine(Section):
                 " batches of two sizes), but got"
                 f" processes={self.processes}, accumulation={self.accumulation}"
             )
-        if self.slurm.gpus_per_trial not in (0, self.processes):
+        return self
+
+    @model_validator(mode="after")
+    def _one_number_of_gpus(self) -> Engine:
+        gpus, older = self.gpus_per_trial, self.slurm.gpus_per_trial
+        if gpus != "auto" and older not in (0, gpus):
             raise ValueError(
-                "`engine.slurm.gpus_per_trial` must be 0 or `engine.processes` (a process trains on"
-                " one GPU), but got"
-                f" gpus_per_trial={self.slurm.gpus_per_trial}, processes={self.processes}"
+                "`engine.gpus_per_trial` and its older name `engine.slurm.gpus_per_trial` must be"
+                f" equal, but got {gpus} and {older}: remove the older one"
+            )
+        share = self.ray.gpus
+        if gpus != "auto" and share != "auto" and share * self.processes != gpus:
+            raise ValueError(
+                "`engine.gpus_per_trial == engine.ray.gpus * processes` must hold, but got"
+                f" gpus_per_trial={gpus}, ray.gpus={share:g}, processes={self.processes}: remove"
+                " `engine.ray.gpus`"
             )
         return self
+
+    @property
+    def requested_gpus(self) -> int | None:
+        """GPUs of one trial on each node that the recipe requests; None: the engine decides."""
+        if self.gpus_per_trial != "auto":
+            return self.gpus_per_trial
+        return (self.slurm.gpus_per_trial or None) if self.kind == "slurm" else None
+
+    @property
+    def group_size(self) -> int:
+        """GPUs, or without GPUs processes, of one trial on each node: the placeholder `{gpus}`."""
+        return self.requested_gpus or self.processes
 
 
 BLIND_SAMPLERS = ("gp", "cmaes")  # these learn from complete trials only

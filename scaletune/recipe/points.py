@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from scaletune.errors import UserError, nearest
+from scaletune.recipe.short_names import SHORT_NAMES
 from scaletune.recipe.study import POINT_SECTIONS, Compare, Recipe
-from scaletune.recipe.validation import SHORT_NAMES, validate_recipe
+from scaletune.recipe.validation import validate_recipe
 from scaletune.records import digest
 from scaletune.sections import Section
+from scaletune.zoo import OwnConfig
 
 DATA_SOURCE_KEYS = (
     *("source", "format", "epochs", "dtype", "tokenizer", "column"),
@@ -72,7 +74,11 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 def _plain_copy(value: Any) -> Any:
     """A copy of a table that settings can be written to."""
-    return value.model_dump() if isinstance(value, Section) else copy.deepcopy(value)
+    return (
+        value.model_dump(exclude_unset=True)
+        if isinstance(value, Section)
+        else copy.deepcopy(value)
+    )
 
 
 def points(recipe: Recipe) -> list[Recipe]:
@@ -110,8 +116,11 @@ def trial_id(recipe: Recipe, data_digest: str) -> str:
     """A trial's id: the digest of the settings of its point that differ from the defaults.
 
     The digest of the data replaces the keys that say where they are. A new option whose default
-    changes nothing therefore leaves the ids of recorded trials unchanged.
+    changes nothing therefore leaves the ids of recorded trials unchanged. Of a foreign trainer:
+    what the recipe states, and the template of its command or the name of its function.
     """
+    if recipe.foreign:
+        return digest(recipe.point())
     point = recipe.model_dump(include=set(POINT_SECTIONS), exclude_defaults=True)
     kinds = {
         "family": recipe.model.family,
@@ -119,4 +128,8 @@ def trial_id(recipe: Recipe, data_digest: str) -> str:
         "schedule": recipe.schedule.kind,
     }
     kept = {key: v for key, v in point.get("data", {}).items() if key not in DATA_SOURCE_KEYS}
-    return digest({**point, "data": kept | {"digest": data_digest}, "kinds": kinds})
+    own = {name: v for name, v in recipe.point().items() if name in ("my", "trainer")}
+    if isinstance(recipe.model, OwnConfig):
+        own["model"] = recipe.model.model_dump(exclude_unset=True)  # no depth: the function's own
+        kinds |= {"init": "own"} if recipe.keeps_own_init else {}
+    return digest({**point, "data": kept | {"digest": data_digest}, "kinds": kinds, **own})

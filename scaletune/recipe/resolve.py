@@ -10,8 +10,16 @@ from scaletune.recipe.study import Recipe
 from scaletune.recipe.toml_file import load, parse_setting
 
 
-def resolve_recipe(source: str | Path | Recipe, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file, or the given one, with overrides such as "model.depth=4"."""
+def resolve_recipe(
+    source: str | Path | Recipe, settings: Sequence[str] = (), function: str = ""
+) -> Recipe:
+    """The recipe of a file, or the given one, with overrides such as "model.depth=4".
+
+    `function` is the name of a function that trains, in place of `trainer.command` and
+    `trainer.function`.
+    """
+    own = {"trainer.command": [], "trainer.function": function} if function else {}
     if not isinstance(source, Recipe):
-        return load(source, settings)
-    return with_settings(source, dict(map(parse_setting, settings))) if settings else source
+        return load(source, settings, own)
+    overrides = dict(map(parse_setting, settings)) | own
+    return with_settings(source, overrides) if overrides else source

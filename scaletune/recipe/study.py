@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from scaletune.hardware import Hardware
 from scaletune.recipe.data import Data
+from scaletune.recipe.devices import check_devices
 from scaletune.recipe.engine import Engine, Search
 from scaletune.recipe.optimization import (
     Budget,
@@ -17,9 +18,11 @@ from scaletune.recipe.optimization import (
     Training,
     resolve_schedule,
 )
+from scaletune.recipe.placeholder_values import known_placeholders
+from scaletune.recipe.trainer import Trainer
 from scaletune.sections import Positive, Section
 from scaletune.sections import Whole as Seed
-from scaletune.zoo import Model
+from scaletune.zoo import Model, OwnConfig
 
 
 def _check_stem(value: str) -> str:
@@ -83,7 +86,22 @@ POINT_SECTIONS = (
     *("model", "parametrization", "optimizer", "schedule"),
     *("training", "data", "budget", "seed"),
 )
-"""The keys of a recipe that identify a trial."""
+"""The keys of a recipe that identify a trial, with `my` and a part of `trainer`."""
+
+PlainValue = str | int | float | bool
+
+
+def _unstated(section: type[Section], **values: Any) -> Section:
+    """A table that the recipe does not state: it has values, but none that a record repeats."""
+    defaults = {name: field.default for name, field in section.model_fields.items()}
+    return section.model_construct(_fields_set=set(), **defaults | values)
+
+
+def _trains_itself(trainer: Any) -> bool:
+    """Whether a `trainer` table, plain or validated, has a command or a function."""
+    if isinstance(trainer, dict):
+        return bool(trainer.get("command") or trainer.get("function"))
+    return isinstance(trainer, Trainer) and trainer.given
 
 
 class Recipe(Section):
@@ -126,6 +144,11 @@ class Recipe(Section):
     """How long to train and to evaluate."""
     seed: Seed = 0
     """Seed of the initialisation and of the batches."""
+    my: dict[str, PlainValue] = {}
+    """The user's own settings: passed on to `trainer` and `model.build`, kept in records, and swept
+    over as `"my.dropout" = [0, 0.1]` in `axes`."""
+    trainer: Trainer = Trainer()
+    """The user's own command or function that trains. Default: scaletune's training loop."""
     axes: Axes = {}
     """Column name or dotted path -> list of values. The sweep is every combination."""
     cells: list[dict[str, Any]] = []
@@ -150,6 +173,23 @@ class Recipe(Section):
     evidence: dict[str, Any] = {}
     """Of a written recipe: the fit, the law, the intervals and the assumptions behind it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_trainer(cls, content: Any) -> Any:
+        """Fills in what a recipe with its own trainer or model need not state."""
+        if not isinstance(content, dict):
+            return content
+        content, foreign = dict(content), _trains_itself(content.get("trainer"))
+        model = content.get("model")
+        if isinstance(model, dict) and "family" not in model and (foreign or model.get("build")):
+            content["model"] = model = {"family": "own", **model}
+        if foreign and not content.get("parametrization"):
+            width = model.get("width") if isinstance(model, dict) else getattr(model, "width", 1)
+            content["parametrization"] = _unstated(Parametrization, form="sp", base_width=width)
+        if foreign and not content.get("budget"):
+            content["budget"] = _unstated(Budget, tokens=1, batch_tokens=1)
+        return content
+
     @model_validator(mode="after")
     def _unique_names(self) -> Recipe:
         taken = ["main", "validation"]  # the names of the study's own trials in records
@@ -165,13 +205,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _batch(self) -> Recipe:
         batch, seq_len = self.budget.batch_tokens, self.data.seq_len
+        if self.foreign and not ("seq_len" in self.data.model_fields_set and self.has_budget):
+            return self
         if batch % seq_len:
             raise ValueError(
                 "`batch_tokens % seq_len == 0` must hold, but got"
                 f" batch_tokens={batch}, seq_len={seq_len}"
             )
         rows, engine = batch // seq_len, self.engine
-        if rows % (engine.processes * engine.accumulation):
+        if not self.foreign and rows % (engine.processes * engine.accumulation):
             raise ValueError(
                 "`batch_tokens / seq_len % (processes * accumulation) == 0` must hold, but got"
                 f" {rows} rows, processes={engine.processes}, accumulation={engine.accumulation}"
@@ -185,7 +227,31 @@ class Recipe(Section):
                 "family 'schedulefree_adamw' needs `schedule.kind = 'constant'`, but got"
                 f" {self.schedule.kind!r}"
             )
-        resolve_schedule(self.schedule, self.budget)
+        if self.has_budget:
+            resolve_schedule(self.schedule, self.budget)
+        return self
+
+    @model_validator(mode="after")
+    def _suits_the_trainer(self) -> Recipe:
+        if isinstance(self.model, OwnConfig) and not (self.foreign or self.model.build):
+            raise ValueError(
+                "`model.family` 'own' needs `model.build`, or `trainer.command` or"
+                " `trainer.function`, but got none"
+            )
+        planned = isinstance(self.model, OwnConfig) and self.model.build
+        if "plan" in self.trainer.names() and not (
+            planned and self.parametrization.model_fields_set
+        ):
+            raise ValueError(
+                "the placeholder {plan} needs `model.build`, whose tensors are planned, and"
+                " `parametrization.base_width`"
+            )
+        self.trainer.check(known_placeholders(self))
+        return self
+
+    @model_validator(mode="after")
+    def _suits_the_devices(self) -> Recipe:
+        check_devices(self)
         return self
 
     @model_validator(mode="after")
@@ -194,6 +260,45 @@ class Recipe(Section):
         self.model.check(self.data.seq_len, p.base_width, p.depth_alpha)
         return self
 
+    @property
+    def foreign(self) -> bool:
+        """Whether the user's own command or function trains."""
+        return self.trainer.given
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the recipe states how long to train. Only a foreign trainer may know better."""
+        return bool(self.budget.model_fields_set)
+
+    @property
+    def keeps_own_init(self) -> bool:
+        """Whether the module of `model.build` keeps the values that its constructor draws.
+
+        It does unless the recipe states `init_std` or `init_gain`.
+        """
+        stated = self.parametrization.model_fields_set
+        return isinstance(self.model, OwnConfig) and not stated & {"init_std", "init_gain"}
+
     def point(self) -> dict[str, Any]:
-        """The keys that identify a trial, as plain values."""
-        return self.model_dump(include=set(POINT_SECTIONS))
+        """The keys that identify a trial, as plain values.
+
+        Of a foreign trainer, only what the recipe states: our defaults say nothing about it.
+        """
+        own = {"my": dict(self.my)} if self.my else {}
+        own |= {"trainer": identity} if (identity := self.trainer.identity()) else {}
+        point = self.model_dump(include=set(POINT_SECTIONS), exclude_unset=self.foreign)
+        if isinstance(self.model, OwnConfig) and not self.foreign:
+            point["model"] = self.model.model_dump(exclude_unset=True)
+            if self.keeps_own_init:
+                del point["parametrization"]["init_std"]
+        kept = {name: v for name, v in point.items() if v != {}} | {"seed": self.seed}
+        return (kept if self.foreign else point) | own
+
+    def states(self, path: str) -> bool:
+        """Whether a foreign recipe states a setting."""
+        section, _, key = path.partition(".")
+        return key in getattr(self, section).model_fields_set
+
+    def dump(self) -> dict[str, Any]:
+        """The recipe as plain values that validate to the same recipe."""
+        return self.model_dump(exclude_unset=True)

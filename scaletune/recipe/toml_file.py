@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from scaletune import huggingface
 from scaletune.errors import UserError
 from scaletune.recipe.data import NAMED_SOURCES
+from scaletune.recipe.placeholder_values import require_stated
 from scaletune.recipe.points import (
     comparison_recipe,
     dotted_path,
@@ -20,7 +21,10 @@ from scaletune.recipe.points import (
 from scaletune.recipe.study import Recipe
 from scaletune.recipe.validation import validate_recipe
 
-PATHS = (".data.source", ".data.tokenizer", ".model.hf", ".hardware.calibration")
+PATHS = (
+    *(".data.source", ".data.tokenizer", ".model.hf", ".hardware.calibration"),
+    ".trainer.folder",
+)
 """Keys that may hold a path relative to the recipe file."""
 
 
@@ -35,12 +39,15 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return path, value
 
 
-def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
+def load(
+    path: str | Path, settings: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> Recipe:
     """Reads a recipe file.
 
     Args:
         path: Path of the recipe file. Files that it names are relative to it.
         settings: Overrides `a.b=c`.
+        values: Further overrides, dotted path -> value.
 
     Returns:
         The recipe. Every combination of its axes and comparisons is valid.
@@ -58,9 +65,13 @@ def load(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
     for setting in settings:
         name, value = parse_setting(setting)
         set_path(content, dotted_path(name), value)
+    for name, value in (values or {}).items():
+        set_path(content, name, value)
     try:
         content = _read_architecture(_resolve_paths(content, path.parent))
+        content = _note_folder(content, path.parent)
         recipe = validate_recipe(content, path.stem)
+        require_stated(recipe)
         for sweep in (recipe, *(comparison_recipe(recipe, other) for other in recipe.compare)):
             points(sweep)  # every combination must be valid before anything is trained
         with_settings(recipe, recipe.holdout.set if recipe.holdout else {})
@@ -91,6 +102,14 @@ def _read_architecture(content: dict[str, Any]) -> dict[str, Any]:
         "data": {"vocab_size": vocab_size} | data,
         "evidence": evidence,
     }
+
+
+def _note_folder(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Where `model.build` is searched first: the folder of the recipe file."""
+    model, trainer = content.get("model"), content.get("trainer", {})
+    if not (isinstance(model, dict) and "build" in model and isinstance(trainer, dict)):
+        return content
+    return content | {"trainer": {"import_from": [str(folder.absolute())], **trainer}}
 
 
 def _resolve_paths(content: Any, folder: Path, where: str = "") -> Any:

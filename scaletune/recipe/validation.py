@@ -9,22 +9,10 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from scaletune.errors import UserError, nearest
+from scaletune.recipe.short_names import SHORT_NAMES
 from scaletune.recipe.study import Recipe
 from scaletune.sections import Section
 from scaletune.zoo import FAMILIES
-
-SHORT_NAMES = {
-    "width": "model.width",
-    "depth": "model.depth",
-    "lr": "optimizer.lr",
-    "weight_decay": "optimizer.weight_decay",
-    "tokens": "budget.tokens",
-    "batch_tokens": "budget.batch_tokens",
-    "seq_len": "data.seq_len",
-    "seed": "seed",
-    "form": "parametrization.form",
-}
-"""Column name -> its dotted path in a recipe."""
 
 
 def _table(annotation: Any) -> type[Section] | None:

@@ -44,34 +44,35 @@ class Trial:
     sweep: str
     """The sweep of the study: "main", the name of a comparison, or "validation"."""
     point: dict[str, Any]
-    """The whole recipe point, without the engine."""
-    n_params: int
+    """The whole recipe point, without the engine. Of a user's own trainer: what the recipe states,
+    and null in the fields below for what nobody stated."""
+    n_params: int | None
     """Non-embedding parameters."""
-    n_params_total: int
+    n_params_total: int | None
     """All parameters."""
-    tokens: int
+    tokens: int | None
     """Training tokens."""
-    batch_tokens: int
+    batch_tokens: int | None
     """Batch size in tokens per optimizer step."""
-    seq_len: int
+    seq_len: int | None
     """Tokens per sequence."""
     width: int
     """Width of the model."""
     depth: int
     """Depth of the model."""
-    lr: float
+    lr: float | None
     """Peak learning rate, at the base width."""
-    weight_decay: float
+    weight_decay: float | None
     """Weight decay, at the base width."""
     seed: int
     """Seed of the initialisation and of the batches."""
     status: str
-    """One of "done", "diverged" and "failed"."""
+    """One of "done", "diverged", "stopped" (before its end, by a search) and "failed"."""
     loss: float | None
     """Held-out loss in nats per token at the end of training. None unless the status is "done"."""
     train_loss: float | None
     """Mean training loss over the last tenth of the steps, in nats per token."""
-    flops: float
+    flops: float | None
     """Training FLOPs."""
     seconds: float
     """Training time in seconds."""
@@ -85,18 +86,40 @@ class Trial:
     """Version of the record format."""
 
 
+NUMBERS = (
+    *("n_params", "n_params_total", "tokens", "batch_tokens", "seq_len", "lr"),
+    *("weight_decay", "loss", "train_loss", "flops"),
+)
+"""Fields that may be null: NaN in a table."""
+
+
 def _order(trial: Trial) -> tuple[Any, ...]:
-    return trial.sweep, trial.width, trial.tokens, trial.lr, trial.seed, trial.id
+    return trial.sweep, trial.width, trial.tokens or 0, trial.lr or 0.0, trial.seed, trial.id
+
+
+def own_settings(trial: Trial) -> dict[str, Any]:
+    """`my.NAME` and `model.NAME` -> value of the user's own settings of a trial."""
+    model = trial.point.get("model", {})
+    keys = model if model.get("family") == "own" else {}
+    known = {*("family", "width", "depth", "build"), *(f.name for f in fields(Trial))}
+    own = {f"model.{name}": value for name, value in keys.items() if name not in known}
+    return own | {f"my.{name}": value for name, value in trial.point.get("my", {}).items()}
 
 
 def frame(trials: Iterable[Trial]) -> pd.DataFrame:
-    """Trials as a DataFrame: one row each in a deterministic order, one column per field."""
+    """Trials as a DataFrame: one row each in a deterministic order.
+
+    One column per field, and one per setting of the user's own: `my.NAME`, `model.NAME`.
+    """
     import pandas as pd
 
-    return pd.DataFrame(
-        [vars(trial) for trial in sorted(trials, key=_order)],
-        columns=[f.name for f in fields(Trial)],
-    )
+    ordered = sorted(trials, key=_order)
+    own = [own_settings(trial) for trial in ordered]
+    columns = [f.name for f in fields(Trial)] + sorted({name for each in own for name in each})
+    rows = [vars(trial) | each for trial, each in zip(ordered, own, strict=True)]
+    table = pd.DataFrame(rows, columns=columns)
+    empty = [name for name in NUMBERS if len(table) and table[name].isna().all()]
+    return table.astype(dict.fromkeys(empty, float))
 
 
 def to_json_line(trial: Trial) -> str:

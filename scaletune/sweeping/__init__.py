@@ -7,19 +7,21 @@ cluster or as Slurm jobs (`engines/`). A trial whose worker dies is tried again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaletune import recipe as recipes
 from scaletune.recipe import Recipe
-from scaletune.recipe.resolve import resolve_recipe
 from scaletune.sweeping.driver import train_all
 from scaletune.sweeping.status import export, status
 from scaletune.sweeping.task import Task, failed_trial, tasks
+from scaletune.sweeping.trainers.own_function import resolve_own
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from scaletune.trial import CurrentTrial
 
 __all__ = ["Task", "export", "failed", "failed_trial", "status", "sweep", "tasks", "train_all"]
 
@@ -32,6 +34,7 @@ def sweep(
     out: str | Path = ".",
     adopt: bool = False,
     settings: Sequence[str] = (),
+    train: Callable[[CurrentTrial], Any] | None = None,
 ) -> pd.DataFrame:
     """Trains the points of a recipe and returns their trials.
 
@@ -45,6 +48,8 @@ def sweep(
         out: The folder for `sweeps/`.
         adopt: Accept the trials of an existing `.jsonl` record instead of training them again.
         settings: Overrides such as `"model.depth=4"`.
+        train: A function that trains a trial, instead of scaletune's loop: `train(trial)` returns
+            the held-out loss, or a dict with "loss". It runs in worker processes.
 
     Returns:
         One row per trial with its settings, `status` ("done", "diverged" or "failed"), `loss`
@@ -62,11 +67,11 @@ def sweep(
         >>> trials["lr"].tolist(), trials["status"].tolist()
         ([0.004, 0.008], ['done', 'done'])
     """
-    recipe = resolve_recipe(source, settings)
+    recipe, forked = resolve_own(source, settings, train)
     stem = Path(out) / "sweeps" / recipe.name
     if recipe.search.kind != "grid":
         from scaletune.sweeping.search import loop
 
-        return loop.run_search(recipe, stem, adopt=adopt)[1]
+        return loop.run_search(recipe, stem, adopt=adopt, train=forked)[1]
     points = tasks("main", recipes.points(recipe))
-    return train_all(points, stem, recipe.engine.workers, adopt=adopt)
+    return train_all(points, stem, recipe.engine.workers, adopt=adopt, train=forked)

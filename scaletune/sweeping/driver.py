@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scaletune import environment
 from scaletune.errors import UserError
 from scaletune.records import Store, Trial, frame, redact
 from scaletune.sweeping import lockfile, stacks
@@ -15,14 +16,20 @@ from scaletune.sweeping.engines import pool as pool_module
 from scaletune.sweeping.engines.pool import Message, Pool
 from scaletune.sweeping.out_of_memory import shrink
 from scaletune.sweeping.progress import SweepProgress
-from scaletune.sweeping.task import Task, failed_trial
+from scaletune.sweeping.task import Task, complete_trial, failed_trial
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scaletune.sweeping.trainers.start import Train
+
 LAST = 3  # lines of a lost worker's log in its trial's record
 
+FIRST_FAILURES = 3  # trials of the user's trainer that may fail before any has succeeded
+
 Then = Callable[[Trial], Sequence[Task]]  # a search: recorded trial -> tasks to train next
+# a search: (task, tokens, held-out loss on the way) -> ids of the trials to stop now
+Watch = Callable[[Task, float, float], Collection[str]]
 
 
 def train_all(
@@ -32,6 +39,8 @@ def train_all(
     *,
     adopt: bool = False,
     then: Then | None = None,
+    watch: Watch | None = None,
+    train: Train | None = None,
 ) -> pd.DataFrame:
     """Trains the tasks that are not recorded, the longest first, and writes the record.
 
@@ -42,6 +51,9 @@ def train_all(
         adopt: Accept the trials of an existing `.jsonl` record.
         then: Called with each requested trial as soon as it is recorded, and at the start with
             those that are; returns more tasks.
+        watch: Called with each held-out loss that a trial in training reports; returns the ids of
+            trials to stop.
+        train: The user's function that trains, where it cannot be imported by its name.
 
     Returns:
         The trials of all requested tasks. The record is written even if an exception is raised.
@@ -49,16 +61,17 @@ def train_all(
     Raises:
         UserError: Another driver runs this sweep, or the record cannot be kept.
     """
+    environment.require_one_process()
     with lockfile.hold_lock(stem), closing(Store(stem, adopt=adopt)) as store:
         store.export()  # an unreadable record is refused before anything is trained
         try:
-            driver = Driver(store, then)
+            driver = Driver(store, then, watch)
             driver.add(wanted)
             if driver.queue:
                 if note := stacks.explain_separate_training(driver.queue):
                     print(note, file=sys.stderr)
                 with pool_module.open_pool(
-                    driver.queue, workers, growing=then is not None, stem=stem
+                    driver.queue, workers, growing=then is not None, stem=stem, train=train
                 ) as pool:
                     driver.run(pool)
             return frame(trial for trial in store.trials() if trial.id in driver.wanted)
@@ -69,8 +82,9 @@ def train_all(
 class Driver:
     """The tasks of a sweep, those that are still to be trained, and the store of the results."""
 
-    def __init__(self, store: Store, then: Then | None = None):
-        self.store, self.then = store, then
+    def __init__(self, store: Store, then: Then | None = None, watch: Watch | None = None):
+        self.store, self.then, self.watch = store, then, watch
+        self.failures = 0  # trials of the user's trainer that failed before any has succeeded
         live = store.read_progress()
         if lockfile.driven_elsewhere(live):  # on this machine we hold the lock
             raise lockfile.second_driver_error(store.database.stem, live["driver"])
@@ -110,8 +124,15 @@ class Driver:
             while self.queue or pool.busy:
                 pool.hand_out(self.queue)
                 for task, message in pool.messages():
-                    self._handle(task, message, self.progress)
+                    if "report" in message:
+                        pool.request_stop(self._judge(task, message["report"]))
+                    else:
+                        self._handle(task, message, self.progress)
                 self.progress.refresh()
+
+    def _judge(self, task: Task, report: dict[str, float]) -> Collection[str]:
+        """The trials that the search stops after a report of one of them."""
+        return self.watch(task, report["tokens"], report["loss"]) if self.watch else ()
 
     def _handle(self, task: Task, message: Message, progress: SweepProgress) -> None:
         if "lost" in message:
@@ -123,7 +144,8 @@ class Driver:
         elif "progress" in message:
             progress.update(task, message["progress"])
         else:
-            trial = Trial(**message["trial"])
+            own = task.recipe.foreign
+            trial = complete_trial(task, message["trial"]) if own else Trial(**message["trial"])
             if trial.id != task.id:
                 raise UserError(
                     f"`{task.recipe.data.source}` must not change while a sweep runs, but a worker"
@@ -138,8 +160,21 @@ class Driver:
         self.store.put(trial, curve)
         self.known[trial.id] = trial.status
         progress.finish(task, trial)
+        if task.recipe.foreign:
+            self._require_success(trial)
         if self.then:
             self.add(self.then(trial))
+
+    def _require_success(self, trial: Trial) -> None:
+        """UserError if the user's trainer fails from the start: the other trials would too."""
+        if any(status != "failed" for status in self.known.values()):
+            return
+        self.failures += 1
+        if self.failures >= min(FIRST_FAILURES, len(self.wanted)):
+            raise UserError(
+                f"the trainer must train, but the first {self.failures} trials failed, the last"
+                f" one: {trial.message}"
+            )
 
     def _record_lineages(self, task: Task, message: Message, progress: SweepProgress) -> None:
         """Records the surviving lineages of a population."""
@@ -156,13 +191,16 @@ class Driver:
         """Queues a lost task again, smaller if memory ran out; after the last try it has failed."""
         task.tries += 1
         log = _last_lines(message["log"])
-        end = f"{message['lost']}; last log lines: {log} (exit status {message['status']})"
+        end = f"{message['lost']}; last log lines: {log}"
+        end += "" if task.recipe.foreign else f" (exit status {message['status']})"
         self._write_log(task, message, "lost: " + message["lost"])
         progress.requeue(task)
         if smaller := shrink(task, message.get("stack", 1)) if message["memory"] else "":
             end = f"out of memory; retried {smaller}"
         elif task.tries - task.shrunk > task.recipe.engine.retries:
             end = end.replace("its worker died", f"its worker died {task.tries} times")
+            if task.recipe.foreign and task.tries > 1:
+                end = f"{end}; tried {task.tries} times"
             self._record(task, failed_trial(task, end), [], progress)
             return
         else:

@@ -52,7 +52,12 @@ def shrink(task: Task, stack: int) -> str:
 
 
 def halve_micro_batches(recipe: Recipe) -> Recipe | None:
-    """The same trial with `engine.accumulation` doubled; None if the rows cannot be halved."""
+    """The same trial with `engine.accumulation` doubled; None if the rows cannot be halved.
+
+    The user's trainer can do that if its command has the placeholder {engine.accumulation}.
+    """
+    if recipe.foreign and "engine.accumulation" not in recipe.trainer.names():
+        return None
     try:
         return with_settings(recipe, {"engine.accumulation": 2 * recipe.engine.accumulation})
     except UserError:

@@ -41,7 +41,7 @@ def explain_separate_training(tasks: Sequence[Task]) -> str:
 
 
 def _reasons_against_branches(tasks: Sequence[Task]) -> list[str]:
-    points = [task.recipe for task in tasks if task.recipe.engine.branch is True]
+    points = [t.recipe for t in tasks if t.recipe.engine.branch is True and not t.recipe.foreign]
     if len({point.budget.tokens for point in points}) < 2:
         return []  # one token horizon has nothing to branch from
     reasons = {branches.no_branch_reason(point) for point in points} - {""}
@@ -50,6 +50,8 @@ def _reasons_against_branches(tasks: Sequence[Task]) -> list[str]:
 
 def _reasons_against_stacks(tasks: Sequence[Task]) -> list[str]:
     points = [task.recipe for task in tasks if task.recipe.engine.stack not in ("auto", 1)]
+    if any(point.foreign for point in points):
+        return ["no stacked training: the user's trainer trains one trial at a time"]
     if not points:
         return []
     single = sorted({reason for point in points if (reason := stacks.no_stack_reason(point))})
@@ -79,7 +81,11 @@ def take_stack(
     """
     first = queue[0]
     share = math.ceil((count_runs(queue) + running) / workers)
-    most = 1 if first.population else first.most or _stack_size(first, share, gpu)
+    most = (
+        1
+        if first.population or first.recipe.foreign
+        else first.most or _stack_size(first, share, gpu)
+    )
     common = _common_settings(first) if most > 1 else {}
     taken = [first]
     for task in queue[1:]:
@@ -120,7 +126,8 @@ def count_models(tasks: Iterable[Task]) -> int:
 def _trunk(task: Task) -> str:
     """The key of the task's trunk, computed once; empty where it trains apart."""
     if task.trunk is None:
-        task.trunk = "" if task.population else branches.trunk_key(task.recipe)
+        apart = task.population or task.recipe.foreign
+        task.trunk = "" if apart else branches.trunk_key(task.recipe)
     return task.trunk
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scaletune import counting, data
 from scaletune import recipe as recipes
 from scaletune.recipe import Recipe
+from scaletune.recipe.placeholder_values import require_stated
 from scaletune.records import Trial, redact
+from scaletune.sweeping.sizes import Sizes, estimate_flops, point_sizes
 
 
 @dataclass
@@ -33,6 +36,8 @@ class Task:
     is recorded as its surviving lineages, not under `id`."""
     shared: dict[str, Any] | None = None
     """Cached: settings that trials of one stack have in common."""
+    sizes: Sizes | None = None
+    """What is known of the point before it is trained."""
     trunk: str | None = None
     """Cached: key that token horizons on one trunk have in common; empty if it trains apart."""
 
@@ -41,34 +46,83 @@ def tasks(sweep: str, points: Sequence[Recipe]) -> list[Task]:
     """One task per point.
 
     Reads the corpus, because its digest is part of a trial's identity. Points of the same shape are
-    checked and their cost is estimated once.
+    checked and their sizes are computed once.
 
     Raises:
         UserError: No worker could train a point.
     """
-    checked: dict[tuple[Any, ...], tuple[str, float]] = {}
+    known: dict[tuple[Any, ...], Sizes] = {}
     new = []
     for point in points:
-        shape = point.model, point.parametrization, point.optimizer.rule, point.data, point.budget
-        if shape not in checked:
-            checked[shape] = _check(point)
-        digest, cost = checked[shape]
-        new.append(Task(sweep, point, recipes.trial_id(point, digest), cost))
+        shape = _shape(point)
+        if shape not in known:
+            require_stated(point)
+            known[shape] = point_sizes(point)
+        sizes = known[shape]
+        id = recipes.trial_id(point, sizes.digest)
+        new.append(Task(sweep, point, id, sizes.seconds, sizes=sizes))
     return new
 
 
-def _check(point: Recipe) -> tuple[str, float]:
-    """(digest of the corpus, estimated seconds); UserError if no worker could train the point."""
-    corpus = data.load(point.data)
-    data.check_recipe(point, corpus)
-    counting.multipliers(point, corpus.vocab_size)  # refuses a form that cannot tie its head
-    return corpus.digest, counting.seconds(point, corpus.vocab_size)
+def _shape(point: Recipe) -> tuple[Any, ...]:
+    """What the sizes of a point depend on."""
+    own = tuple(sorted(point.my.items())), repr(point.trainer)
+    return (
+        *(point.model, point.parametrization, point.optimizer.rule, point.data, point.budget),
+        *own,
+    )
 
 
 def failed_trial(task: Task, message: str) -> Trial:
     """The record of a trial that could not be trained."""
+    end: dict[str, Any] = {"status": "failed", "message": redact(message), "seconds": 0.0}
+    if task.recipe.foreign:
+        return complete_trial(task, end)
     corpus = data.load(task.recipe.data)
     known = counting.trial_fields(task.recipe, task.sweep, corpus.vocab_size, corpus.digest)
-    return Trial(
-        **known, status="failed", message=redact(message), loss=None, train_loss=None, seconds=0.0
+    return Trial(**known, **end, loss=None, train_loss=None)
+
+
+def complete_trial(task: Task, reported: Mapping[str, Any]) -> Trial:
+    """The record of a trial of the user's trainer: what was known before, and what it reported.
+
+    A count that the trial reports replaces the one that was stated or described. What nobody
+    stated is null.
+    """
+    recipe, sizes = task.recipe, task.sizes or point_sizes(task.recipe)
+    counts = {
+        name: _count(reported.get(name, getattr(sizes, name)))
+        for name in ("n_params", "n_params_total", "tokens", "batch_tokens")
+    }
+    flops, source = estimate_flops(
+        reported.get("flops"),
+        *(math.nan if n is None else n for n in [counts[name] for name in list(counts)[:3]]),
     )
+    if sizes.flops_from == "described" and source != "reported":
+        flops, source = sizes.flops, "described"
+    metrics = dict(reported.get("metrics", {}))
+    fields = {
+        "id": task.id,
+        "sweep": task.sweep,
+        "point": recipe.point(),
+        **counts,
+        "seq_len": recipe.data.seq_len if recipe.states("data.seq_len") else None,
+        "width": recipe.model.width,
+        "depth": recipe.model.depth,
+        "lr": recipe.optimizer.lr if recipe.states("optimizer.lr") else None,
+        "weight_decay": recipe.optimizer.weight_decay
+        if recipe.states("optimizer.weight_decay")
+        else None,
+        "seed": recipe.seed,
+        "flops": flops if flops == flops else None,
+        "loss": None,
+        "train_loss": None,
+    }
+    ended = {name: value for name, value in reported.items() if name not in fields}
+    ended |= {name: reported[name] for name in ("loss", "train_loss") if name in reported}
+    metrics |= {"flops_from": source} if flops == flops else {}
+    return Trial(**fields | ended | {"metrics": metrics})
+
+
+def _count(value: float | None) -> int | None:
+    return None if value is None or value != value else int(value)

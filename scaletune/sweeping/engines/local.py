@@ -16,16 +16,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
-from scaletune.errors import UserError
+from scaletune import environment
 from scaletune.sweeping import stacks
+from scaletune.sweeping.engines import devices
+from scaletune.sweeping.engines.forked_worker import ForkedProcess
 from scaletune.sweeping.engines.parent_death import die_with_parent
 from scaletune.sweeping.engines.pool import Message
 from scaletune.sweeping.out_of_memory import kernel_kills, ran_out_of_memory
 from scaletune.sweeping.task import Task
+
+if TYPE_CHECKING:
+    from scaletune.sweeping.trainers.start import Train
 
 WAIT = 1.0  # seconds that the driver waits for a message before it checks for hung workers
 LOG = 1 << 16  # bytes kept of a log, from its end
@@ -35,15 +40,6 @@ MALLOC_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
 }
-# Variables of a surrounding distributed launch. A worker that inherited them would wait for peers.
-INHERITED = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
 
 
 def _count_gpus() -> int:
@@ -59,56 +55,68 @@ def _count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def count_workers(workers: str | int, processes: int = 1) -> int:
-    """The number of workers, each with `processes` processes.
+def count_workers(workers: str | int, processes: int = 1, requested: int | None = None) -> int:
+    """The number of workers on this machine for trials of `processes` processes.
 
     "auto": as many as the GPUs allow; on a machine without GPUs, as many as its CPU cores allow.
+    `requested` is the number of GPUs per trial; None: one per process.
     """
-    cores, gpus = _count_cores(), _count_gpus()
-    if gpus and processes > gpus:
-        raise UserError(
-            f"`processes <= GPUs` must hold, but got {processes} processes and {gpus} GPUs"
-        )
-    return workers if isinstance(workers, int) else max(1, (gpus or cores) // processes)
+    gpus = _count_gpus()
+    per_worker = devices.gpus_per_worker(requested, processes, gpus)
+    return devices.count_workers(workers, per_worker, processes, gpus, _count_cores())
 
 
-def worker_environment(slot: int, processes: int = 1, gpus: int | None = None) -> dict[str, str]:
+def worker_environment(slot: int, per_worker: int = 1, gpus: int | None = None) -> dict[str, str]:
     """The environment variables of the worker with index `slot`.
 
-    One thread per process (two threads on a shared core are much slower) and its own share of
-    `gpus` GPUs; by default of all that torch counts. Variables of a surrounding distributed launch
-    are removed.
+    One thread per process (two threads on a shared core are much slower) and `per_worker` of the
+    `gpus` GPUs; by default of all that torch counts. Variables that could change what a trial
+    computes, or of a surrounding distributed launch, are removed.
     """
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in INHERITED and not key.startswith("TORCHELASTIC_")
-    }
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     gpus = _count_gpus() if gpus is None else gpus
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
-    own = [visible[(slot * processes + i) % gpus] for i in range(processes)] if gpus else []
-    devices = {"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {}
-    return kept | MALLOC_SETTINGS | threads | devices
+    own = devices.pin_gpus(slot, per_worker, visible[:gpus])
+    return (
+        environment.trial_environment(os.environ)
+        | MALLOC_SETTINGS
+        | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if gpus else {})
+    )
+
+
+def _start_worker(log: IO[bytes], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A worker in a new interpreter.
+
+    With a process group of its own, an interrupt from the keyboard reaches the driver only, and
+    `Worker.stop` also ends the processes that the worker started.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "scaletune.sweeping.engines.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=env,
+        preexec_fn=die_with_parent,
+        process_group=0,
+    )
 
 
 class Worker:
     """A worker process, its log, and the tasks that it trains."""
 
-    def __init__(self, slot: int, processes: int = 1, gpus: int | None = None):
+    def __init__(
+        self,
+        slot: int,
+        processes: int = 1,
+        gpus: int | None = None,
+        train: Train | None = None,
+    ):
         self.slot, self.unread = slot, b""  # bytes of a message that is not complete yet
         self.tasks: dict[str, Task] = {}  # those without a result yet
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (`LocalPool` closes it)
-        # With a process group of its own, an interrupt from the keyboard reaches the driver only,
-        # and `stop` also ends the processes that the worker started.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "scaletune.sweeping.engines.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=worker_environment(slot, processes, gpus),
-            preexec_fn=die_with_parent,
-            process_group=0,
+        env = worker_environment(slot, processes, gpus)
+        self.process = (
+            ForkedProcess(train, self.log, env) if train else _start_worker(self.log, env)
         )
         assert self.process.stdin and self.process.stdout
         self.input: IO[bytes] = self.process.stdin
@@ -118,13 +126,26 @@ class Worker:
     def send(self, tasks: Sequence[Task]) -> None:
         """Starts the training of tasks; several tasks train as one model."""
         orders = [
-            {"sweep": task.sweep, "recipe": task.recipe.model_dump(), "population": task.population}
+            {
+                "id": task.id,
+                "sweep": task.sweep,
+                "recipe": task.recipe.dump(),
+                "population": task.population,
+            }
             for task in tasks
         ]
         self.tasks = {task.id: task for task in tasks}
         self.last_message, self.kills = time.monotonic(), kernel_kills()
+        self._write(orders)
+
+    def request_stop(self, ids: Collection[str]) -> None:
+        """Asks the worker to stop those of the trials that it trains."""
+        if own := [id for id in ids if id in self.tasks]:
+            self._write({"stop": own})
+
+    def _write(self, content: Any) -> None:
         with contextlib.suppress(BrokenPipeError):  # a dead worker shows as the end of its output
-            self.input.write(json.dumps(orders).encode() + b"\n")
+            self.input.write(json.dumps(content).encode() + b"\n")
             self.input.flush()
 
     def read_lines(self) -> list[bytes] | None:
@@ -180,7 +201,14 @@ class Worker:
 class LocalPool:
     """Worker processes on this machine; a worker that dies or hangs is replaced."""
 
-    def __init__(self, size: int, processes: int = 1, gpus: int | None = None):
+    def __init__(
+        self,
+        size: int,
+        processes: int = 1,
+        gpus: int | None = None,
+        train: Train | None = None,
+    ):
+        self.train = train
         self.processes, self.gpus = processes, gpus  # per worker; in total (None: as torch counts)
         self.selector = selectors.DefaultSelector()
         self.workers: list[Worker] = []
@@ -198,7 +226,7 @@ class LocalPool:
         self.selector.close()
 
     def _start(self, slot: int) -> None:
-        worker = Worker(slot, self.processes, self.gpus)
+        worker = Worker(slot, self.processes, self.gpus, self.train)
         self.workers.append(worker)
         self.selector.register(worker.output, selectors.EVENT_READ, worker)
 
@@ -215,6 +243,11 @@ class LocalPool:
                 worker.send(tasks)
                 self.news += [(task, {"progress": 0.0}) for task in tasks]
 
+    def request_stop(self, ids: Collection[str]) -> None:
+        """Asks for the end of trials that are in training."""
+        for worker in self.workers:
+            worker.request_stop(ids)
+
     def messages(self) -> list[tuple[Task, Message]]:
         """Waits up to `WAIT` seconds for messages; replaces workers that died or hang."""
         messages, self.news = self.news, []
@@ -229,8 +262,8 @@ class LocalPool:
         lines, messages = worker.read_lines(), []
         for message in map(json.loads, lines or []):
             for task in worker.tasks_of(message):
-                if "trial" in message or "trials" in message:
-                    message["log"] = worker.read_log()
+                if {"trial", "trials", "lost"} & message.keys():
+                    message["log"] = message.get("log") or worker.read_log()
                     worker.finish(task)
                 messages.append((task, message))
         return (
@@ -254,8 +287,19 @@ class LocalPool:
         return [(task, lost) for task in tasks]
 
 
-def open_pool(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> LocalPool:
+def open_pool(
+    queue: Sequence[Task],
+    workers: str | int,
+    growing: bool,
+    stem: Path,
+    train: Train | None = None,
+) -> LocalPool:
     """Opens a pool with no more workers than the queue has runs, unless the queue may grow."""
-    processes = max(task.recipe.engine.processes for task in queue)
-    size = count_workers(workers, processes)
-    return LocalPool(size if growing else min(size, stacks.count_runs(queue)), processes)
+    engine = max((task.recipe.engine for task in queue), key=lambda engine: engine.group_size)
+    gpus = _count_gpus()
+    per_worker = devices.gpus_per_worker(engine.requested_gpus, engine.processes, gpus)
+    size = count_workers(workers, engine.processes, engine.requested_gpus)
+    size = size if growing else min(size, stacks.count_runs(queue))
+    if note := devices.describe_sharing(size, per_worker, gpus):
+        print(note, file=sys.stderr)
+    return LocalPool(size, per_worker, gpus, train)

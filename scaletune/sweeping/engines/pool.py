@@ -6,15 +6,20 @@ value of `engine.kind`. Sweeps and searches use the `Pool` interface only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from scaletune.errors import UserError
 from scaletune.sweeping.task import Task
+
+if TYPE_CHECKING:
+    from scaletune.sweeping.trainers.start import Train
 
 # What a pool reports about a task. One of:
 #   {"progress": share done}
+#   {"report": {"tokens", "loss"}}         a held-out loss on the way
 #   {"trial", "curve", "log"}              the trained trial
 #   {"trials": [{"trial", "curve"}], ...}  the lineages of a trained population
 #   {"lost": reason, "status": exit status, "memory": whether memory ran out, "log",
@@ -41,11 +46,20 @@ class Pool(Protocol):
     def hand_out(self, queue: list[Task]) -> None:
         """Removes tasks from the queue and starts them, as many as there is capacity for."""
 
+    def request_stop(self, ids: Collection[str]) -> None:
+        """Asks for the end of trials that are in training. Each still has its last message."""
+
     def messages(self) -> list[tuple[Task, Message]]:
         """Waits up to one second for messages. The last one of each task is a trial or a loss."""
 
 
-def open_pool(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> Pool:
+def open_pool(
+    queue: Sequence[Task],
+    workers: str | int,
+    growing: bool,
+    stem: Path,
+    train: Train | None = None,
+) -> Pool:
     """Opens a pool of the engine that the recipes in the queue name.
 
     Args:
@@ -53,6 +67,18 @@ def open_pool(queue: Sequence[Task], workers: str | int, growing: bool, stem: Pa
         workers: The number of workers, or "auto".
         growing: Whether tasks may be added later (by a search).
         stem: Path of the sweep's files without suffix, `sweeps/NAME`.
+        train: The user's function that trains, where it cannot be imported by its name.
+
+    Raises:
+        UserError: Such a function is to run on other machines.
     """
-    engine = import_module(ENGINES[queue[0].recipe.engine.kind])
+    kind = queue[0].recipe.engine.kind
+    engine = import_module(ENGINES[kind])
+    if train is not None:
+        if kind != "local":
+            raise UserError(
+                f"`engine.kind` {kind!r} needs a function that other machines can import, but got"
+                " one of a notebook or script: put it into a module"
+            )
+        return engine.open_pool(queue, workers, growing, stem, train)
     return engine.open_pool(queue, workers, growing, stem)

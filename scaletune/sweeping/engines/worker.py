@@ -17,7 +17,6 @@ from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any
 
 from scaletune import recipe as recipes
-from scaletune import training
 from scaletune.errors import UserError
 from scaletune.recipe import Recipe
 from scaletune.records import Trial
@@ -25,39 +24,102 @@ from scaletune.records import Trial
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from scaletune.sweeping.trainers.start import Train
+
 PROGRESS_EVERY = 0.5  # seconds between progress messages
 
 
-def serve(orders: Iterable[str], output: IO[str]) -> None:
-    """Trains each order (one trial, or several as one model) and writes a line for each message."""
-    acc = training.accelerator()
-    # Imported objects are excluded from garbage collection: after a trial it takes 2 ms, not 100.
-    gc.freeze()
-    last_progress = 0.0
+class Connection:
+    """The messages of this worker to the driver."""
 
-    def send(message: dict[str, Any]) -> None:
-        output.write(json.dumps(message) + "\n")
-        output.flush()
+    def __init__(self, output: IO[str]):
+        self.output, self.last_progress = output, 0.0
+        self.stops: set[str] = set()
+        """Ids of the trials that the driver wants to stop."""
 
-    def progress(share: float) -> None:
-        nonlocal last_progress
-        if time.monotonic() - last_progress > PROGRESS_EVERY:
-            last_progress = time.monotonic()
-            send({"progress": share})
+    def send(self, message: dict[str, Any]) -> None:
+        self.output.write(json.dumps(message) + "\n")
+        self.output.flush()
 
+    def send_progress(self, share: float) -> None:
+        """Sends the share of steps done, at most every `PROGRESS_EVERY` seconds."""
+        if time.monotonic() - self.last_progress > PROGRESS_EVERY:
+            self.last_progress = time.monotonic()
+            self.send({"progress": share})
+
+
+def serve(orders: Iterable[str], driver: Connection, train: Train | None = None) -> None:
+    """Trains each order (one trial, or several as one model) and sends the results.
+
+    Args:
+        orders: One JSON text per order.
+        driver: Where messages go.
+        train: The user's function, where it cannot be imported by its name.
+    """
+    loop: OwnLoop | None = None
     for line in orders:
         order = json.loads(line)
-        points = [recipes.validate_recipe(each["recipe"], "point") for each in order]
-        sweeps = [each["sweep"] for each in order]
         try:
-            if population := order[0].get("population"):
-                lineages = _train_population(points[0], sweeps[0], population, acc, progress)
-                send({"trials": [_result(trial, curve) for trial, curve in lineages]})
+            points = [recipes.validate_recipe(each["recipe"], "point") for each in order]
+            if points[0].foreign:
+                _run_foreign(points[0], order[0]["id"], driver, train)
                 continue
-            for trial, curve in _train(points, sweeps, acc, progress):
-                send(_result(trial, curve))
+            loop = loop or OwnLoop()
+            _train_order(order, points, loop, driver)
         except UserError as error:
-            send({"refused": str(error)})
+            driver.send({"refused": str(error)})
+
+
+def _run_foreign(point: Recipe, id: str, driver: Connection, train: Train | None) -> None:
+    from scaletune.sweeping.trainers.supervisor import run_own_trial
+
+    driver.send(run_own_trial(point, id, driver.send, lambda: id in driver.stops, train))
+
+
+class OwnLoop:
+    """What scaletune's loop trains with here: an Accelerator, and processes for larger trials."""
+
+    def __init__(self) -> None:
+        from scaletune import training
+
+        self.acc, self.ranks = training.accelerator(), training.RankGroup()
+        # Imported objects are excluded from garbage collection: after a trial it takes 2 ms, not
+        # 100.
+        gc.freeze()
+
+    def run_over_processes(
+        self, point: Recipe, sweep: str, progress: Callable[[float], None]
+    ) -> tuple[Trial, list[float]]:
+        """Trains over `engine.processes`; if one is killed, this worker ends by the same signal.
+
+        The driver then sees whether memory ran out.
+        """
+        from scaletune import training
+
+        try:
+            return self.ranks.run_trial(point, sweep, progress)
+        except training.RankDied as error:
+            print(error, file=sys.stderr, flush=True)
+            if error.status < 0:
+                os.kill(os.getpid(), -error.status)
+            raise
+
+
+def _train_order(
+    order: Sequence[dict[str, Any]],
+    points: Sequence[Recipe],
+    loop: OwnLoop,
+    driver: Connection,
+) -> None:
+    sweeps = [each["sweep"] for each in order]
+    if population := order[0].get("population"):
+        lineages = _train_population(
+            points[0], sweeps[0], population, loop.acc, driver.send_progress
+        )
+        driver.send({"trials": [_result(trial, curve) for trial, curve in lineages]})
+        return
+    for trial, curve in _train(points, sweeps, loop, driver.send_progress):
+        driver.send(_result(trial, curve))
 
 
 def _result(trial: Trial, curve: Sequence[float]) -> dict[str, Any]:
@@ -82,29 +144,35 @@ def _train_population(
 def _train(
     points: Sequence[Recipe],
     sweeps: Sequence[str],
-    acc: Accelerator,
+    loop: OwnLoop,
     progress: Callable[[float], None],
 ) -> Iterable[tuple[Trial, list[float]]]:
+    from scaletune import training
+
     if len(points) > 1:
-        return training.train_stack(points, sweeps, acc, progress)
+        return training.train_stack(points, sweeps, loop.acc, progress)
     if points[0].engine.processes > 1:
-        return [training.launch_trial(points[0], sweeps[0], progress)]
-    return [training.run_trial(points[0], sweeps[0], acc, progress)]
+        return [loop.run_over_processes(points[0], sweeps[0], progress)]
+    return [training.run_trial(points[0], sweeps[0], loop.acc, progress)]
 
 
-def main() -> None:
+def main(train: Train | None = None) -> None:
     """Runs the worker until its input ends, even in the middle of a trial."""
     orders: queue.Queue[str | None] = queue.Queue()
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to the log, not between the messages
+    driver = Connection(output)
 
     def listen() -> None:
         for line in sys.stdin:
-            orders.put(line)
+            if line.startswith("{"):  # an order is a list
+                driver.stops |= set(json.loads(line)["stop"])
+            else:
+                orders.put(line)
         os._exit(0)  # the driver is gone, so nobody would read the result
 
     threading.Thread(target=listen, daemon=True).start()
-    output = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to the log, not between the messages
-    serve(iter(orders.get, None), output)
+    serve(iter(orders.get, None), driver, train)
 
 
 if __name__ == "__main__":

@@ -17,20 +17,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaletune import counting, data
 from scaletune.recipe import Recipe, Search, points, with_settings
 from scaletune.records import Store, Trial, frame, write_atomically
 from scaletune.sweeping.driver import train_all
 from scaletune.sweeping.search.lr_basin import Proposal, propose
 from scaletune.sweeping.search.space import Cell, Point, Waves, build_cells, lowest, write_notes
+from scaletune.sweeping.sizes import point_sizes
 from scaletune.sweeping.task import Task, tasks
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scaletune.sweeping.trainers.start import Train
+
 
 def run_search(
-    recipe: Recipe, stem: Path, *, adopt: bool = False, beside: Sequence[Task] = ()
+    recipe: Recipe,
+    stem: Path,
+    *,
+    adopt: bool = False,
+    beside: Sequence[Task] = (),
+    train: Train | None = None,
 ) -> tuple[list[Task], pd.DataFrame]:
     """Runs the search of a recipe.
 
@@ -41,6 +48,7 @@ def run_search(
         stem: Path of the sweep's files without suffix.
         adopt: Accept the trials of an existing `.jsonl` record.
         beside: Other tasks to train, which keep workers busy while a wave waits for its last trial.
+        train: The user's function that trains, where it cannot be imported by its name.
 
     Returns:
         The tasks of the search in the order it requested them, and their trials.
@@ -54,7 +62,8 @@ def run_search(
     with contextlib.closing(Store(stem, adopt=adopt)) as store:
         known = {trial.id: trial for trial in store.trials() if trial.status != "failed"}
     loop = SearchLoop(cells, _start_searches(cells, recipe), known)
-    train_all([*loop.start(), *beside], stem, recipe.engine.workers, then=loop.add_trial)
+    first = [*loop.start(), *beside]
+    train_all(first, stem, recipe.engine.workers, then=loop.add_trial, train=train)
     loop.finish()
     write_notes(cells, stem)
     if results := [cell.results for cell in cells if cell.results]:
@@ -89,8 +98,8 @@ def _target_scale(cells: list[Cell], recipe: Recipe) -> tuple[float, float]:
         largest = max(cells, key=lambda cell: cell.flops)
         return largest.n_params, largest.tokens
     held_out = with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set)
-    counts = counting.params(held_out.model, data.load(held_out.data).vocab_size)
-    return counts["n_params"], held_out.budget.tokens
+    sizes = point_sizes(held_out)
+    return sizes.n_params, sizes.tokens
 
 
 @dataclass

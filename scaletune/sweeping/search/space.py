@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletune import counting, data
+from scaletune import data
 from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.recipe import SHORT_NAMES, Recipe
 from scaletune.records import write_atomically
+from scaletune.sweeping.sizes import point_sizes
 
 Array = NDArray[np.float64]
 Point = tuple[float, ...]  # one value of each searched axis
@@ -209,17 +210,16 @@ def _build_cell(
     bare: Recipe, settings: dict[str, Any], grid: Mapping[str, list[float]], rungs: list[int]
 ) -> Cell:
     base = recipes.with_settings(bare, settings)
-    vocab_size = data.load(base.data).vocab_size
-    per_token = counting.flops_per_token(base.model, vocab_size, base.data.seq_len)
+    sizes = point_sizes(base)
     return Cell(
         ", ".join(f"{path.split('.')[-1]} {value}" for path, value in settings.items()),
         base,
         list(grid),
         list(grid.values()),
         bare.search.extend,
-        counting.params(base.model, vocab_size)["n_params"],
-        base.budget.tokens,
-        per_token * base.budget.tokens,
+        sizes.n_params,
+        sizes.tokens,
+        sizes.flops,
         rungs,
     )
 

@@ -1,0 +1,114 @@
+"""What is known of a point before it is trained: parameters, tokens, FLOPs, seconds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scaletune import counting, data
+from scaletune.recipe import Recipe
+from scaletune.zoo import OwnConfig
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a point. NaN where nobody has stated them."""
+
+    n_params: float = math.nan
+    """Non-embedding parameters."""
+    n_params_total: float = math.nan
+    tokens: float = math.nan
+    batch_tokens: float = math.nan
+    flops: float = math.nan
+    """Training FLOPs."""
+    flops_from: str = ""
+    """Where the FLOPs come from: "model", "described", "6 N D" or "6 N_total D"."""
+    seconds: float = 0.0
+    """Estimated seconds of training: an order, not a promise."""
+    digest: str = ""
+    """Digest of the data that scaletune reads."""
+
+
+def point_sizes(recipe: Recipe) -> Sizes:
+    """The sizes of a point: of the zoo by counting, of the user's model by building it without
+    memory, of the user's trainer by what the recipe states or its `describe` says.
+
+    Raises:
+        UserError: No worker could train the point, or `describe` fails.
+    """
+    if recipe.foreign:
+        return foreign_sizes(recipe)
+    corpus = data.load(recipe.data)
+    data.check_recipe(recipe, corpus)
+    if isinstance(recipe.model, OwnConfig):
+        from scaletune.sweeping.built_sizes import built_sizes
+
+        return built_sizes(recipe, corpus)
+    counting.multipliers(recipe, corpus.vocab_size)  # refuses a form that cannot tie its head
+    counts = counting.params(recipe.model, corpus.vocab_size)
+    per_token = counting.flops_per_token(recipe.model, corpus.vocab_size, recipe.data.seq_len)
+    return Sizes(
+        n_params=counts["n_params"],
+        n_params_total=counts["n_params_total"],
+        tokens=recipe.budget.tokens,
+        batch_tokens=recipe.budget.batch_tokens,
+        flops=per_token * recipe.budget.tokens,
+        flops_from="model",
+        seconds=counting.seconds(recipe, corpus.vocab_size),
+        digest=corpus.digest,
+    )
+
+
+def foreign_sizes(recipe: Recipe) -> Sizes:
+    """The sizes of a point of the user's trainer."""
+    from scaletune.sweeping.trainers.description import describe
+
+    known = _stated(recipe) | describe(recipe)
+    n, total = known.get("n_params", math.nan), known.get("n_params_total", math.nan)
+    tokens = known.get("tokens", math.nan)
+    flops, source = estimate_flops(known.get("flops"), n, total, tokens)
+    return Sizes(
+        n_params=n,
+        n_params_total=total,
+        tokens=tokens,
+        batch_tokens=known.get("batch_tokens", math.nan),
+        flops=flops,
+        flops_from="described" if known.get("flops") else source,
+        seconds=_order_of_cost(recipe, flops),
+    )
+
+
+def _stated(recipe: Recipe) -> dict[str, float]:
+    """What the recipe states; the counts of a zoo model that the user's trainer builds."""
+    known: dict[str, float] = {}
+    if recipe.has_budget:
+        known |= {"tokens": recipe.budget.tokens, "batch_tokens": recipe.budget.batch_tokens}
+    model = recipe.model
+    if not isinstance(model, OwnConfig):
+        counts = counting.params(model, counting.default_vocab_size(recipe))
+        return known | {name: counts[name] for name in ("n_params", "n_params_total")}
+    stated = {"n_params": model.n_params, "n_params_total": model.n_params_total}
+    known |= {name: float(value) for name, value in stated.items() if value}
+    if model.build and len(known) < 4:
+        from scaletune.sweeping.built_sizes import built_counts
+
+        known = built_counts(recipe) | known
+    return known
+
+
+def estimate_flops(
+    reported: float | None, n_params: float, n_params_total: float, tokens: float
+) -> tuple[float, str]:
+    """(training FLOPs, where they come from): those reported, else 6 N D (arXiv:2001.08361)."""
+    if reported:
+        return reported, "reported"
+    if n_params == n_params:
+        return 6.0 * n_params * tokens, "6 N D"
+    return 6.0 * n_params_total * tokens, "6 N_total D"
+
+
+def _order_of_cost(recipe: Recipe, flops: float) -> float:
+    """Seconds by which trials are ordered, the longest first."""
+    if flops == flops:
+        return flops / 1e11
+    return recipe.budget.tokens * recipe.model.width**2 * recipe.model.depth / 1e11

@@ -1,0 +1,247 @@
+"""Starts the process of a trial, and ends it with all of its descendants.
+
+Between the worker and the user's process stands a guard, a process that only waits. It adopts the
+descendants of the trial whose parents have ended (PR_SET_CHILD_SUBREAPER, Linux), and kills all of
+them when the trial's own process has ended, when the worker asks for it, or when the worker is
+gone. The kernel kills the user's process when the guard is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from scaletune.sweeping.engines.parent_death import die_with_parent
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+TERMINATE, KILL = b"T", b"K"  # what the worker may write to a guard
+LOOK = 0.05  # seconds between looks at the trial's process
+PATIENCE = 5.0  # seconds that killed descendants may take to disappear
+
+
+@dataclass
+class End:
+    """How the process of a trial ended."""
+
+    status: int
+    """Exit status; negative: the signal that ended it."""
+    remaining: int = 0
+    """Processes that it left running, which were killed."""
+
+
+class GuardedProcess:
+    """The process of a trial and its guard.
+
+    Args:
+        run: Called in the new process. It executes a program, or returns an exit status.
+    """
+
+    def __init__(self, run: Callable[[], int]):
+        alive, self._alive = os.pipe()
+        self._status, status = os.pipe()
+        self.output, output = os.pipe()
+        ours = (self._alive, self._status, self.output)
+        with warnings.catch_warnings():  # Python 3.12 warns of threads; the guard uses none
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.guard = os.fork()
+        if not self.guard:
+            _enter_child(lambda: _guard(run, alive, status, output, ours))
+        for end in (alive, status, output):
+            os.close(end)
+        os.set_blocking(self.output, False)
+        os.set_blocking(self._status, False)
+        self.pid, self._unread = 0, b""
+        self.ended: End | None = None
+
+    def fileno(self) -> int:
+        """The descriptor that is readable when the guard has news."""
+        return self._status
+
+    def poll(self) -> End | None:
+        """How the process ended; None while it runs."""
+        with suppress(BlockingIOError):
+            while self.ended is None:
+                if not (new := os.read(self._status, 4096)):
+                    self.ended = self._end_without_guard()
+                    break
+                self._unread += new
+                *lines, self._unread = self._unread.split(b"\n")
+                for line in lines:
+                    self._hear(json.loads(line))
+        return self.ended
+
+    def _hear(self, news: dict[str, Any]) -> None:
+        self.pid = news.get("pid", self.pid)
+        if "status" in news:
+            self.ended = End(news["status"], news["remaining"])
+
+    def _end_without_guard(self) -> End:
+        """The guard was killed: the kernel has killed the trial's process; its group is killed."""
+        if self.pid:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        return End(-signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Sends SIGTERM to the trial's process group."""
+        self._ask(TERMINATE)
+
+    def kill(self) -> None:
+        """Kills the trial's process and all of its descendants."""
+        self._ask(KILL)
+
+    def _ask(self, what: bytes) -> None:
+        with suppress(BrokenPipeError):
+            os.write(self._alive, what)
+
+    def close(self) -> None:
+        """Ends what still runs, and the guard."""
+        os.close(self._alive)
+        with suppress(ChildProcessError):
+            os.waitpid(self.guard, 0)
+        for end in (self._status, self.output):
+            os.close(end)
+
+
+def _enter_child(run: Callable[[], int]) -> NoReturn:
+    """Runs in a forked process and never returns into the code of the parent."""
+    status = 70
+    try:
+        status = run()
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status & 0xFF)
+
+
+def _guard(
+    run: Callable[[], int], alive: int, status: int, output: int, others: tuple[int, ...]
+) -> int:
+    """The guard: starts the trial's process and waits for its end, or for the worker's."""
+    os.setpgid(0, 0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    for end in others:
+        os.close(end)
+    if _PRCTL:
+        _PRCTL(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    child = os.fork()
+    if not child:
+        _enter_child(lambda: _start(run, output))
+    os.close(output)
+    _write(status, {"pid": child})
+    while True:
+        order = os.read(alive, 1) if select.select([alive], [], [], LOOK)[0] else None
+        if order == TERMINATE:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(child, signal.SIGTERM)
+        elif order is not None:  # the worker is gone, or asks to kill
+            kill_descendants(child)
+        ended = _reap(child)
+        if ended is not None or order == b"":
+            break
+    remaining = kill_descendants(child)
+    _write(status, {"status": -9 if ended is None else ended, "remaining": remaining})
+    return 0
+
+
+def _start(run: Callable[[], int], output: int) -> int:
+    """In the new process: a session of its own, no input, output to the worker, default signals."""
+    die_with_parent()
+    os.setsid()
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(each, signal.SIG_DFL)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.closerange(3, 1024)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = open(number, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+    return run()
+
+
+def _write(end: int, news: dict[str, Any]) -> None:
+    with suppress(BrokenPipeError):
+        os.write(end, json.dumps(news).encode() + b"\n")
+
+
+def _reap(child: int) -> int | None:
+    """Waits for ended children; the exit status of `child` if it is one of them."""
+    status = None
+    with suppress(ChildProcessError):
+        while (pair := os.waitpid(-1, os.WNOHANG))[0]:
+            if pair[0] == child:
+                status = os.waitstatus_to_exitcode(pair[1])
+    return status
+
+
+def kill_descendants(child: int) -> int:
+    """Kills all descendants of this process, and the group of `child`; how many ran.
+
+    Does not wait for `child` itself, whose status the caller reads.
+    """
+    killed: set[int] = set(descendants(os.getpid())) - {child}
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)
+    end = time.monotonic() + PATIENCE
+    while (running := descendants(os.getpid())) and time.monotonic() < end:
+        killed |= set(running) - {child}
+        for pid in running:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return len(killed)
+
+
+def descendants(pid: int) -> list[int]:
+    """The living descendants of a process; empty where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(stat.parent.name))
+    reached, queue = [], [pid]
+    while queue:
+        new = children.get(queue.pop(), [])
+        reached += new
+        queue += new
+    return reached
+
+
+def kill_marked(variable: str, value: str) -> int:
+    """Kills the processes whose environment has a variable with a value; how many there were.
+
+    Finds what a trial of a killed driver or guard has left, whatever its parents are.
+    """
+    mark = f"{variable}={value}".encode()
+    killed = 0
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if (
+                mark in environ.read_bytes().split(b"\0")
+                and int(environ.parent.name) != os.getpid()
+            ):
+                os.kill(int(environ.parent.name), signal.SIGKILL)
+                killed += 1
+    return killed
