@@ -20,7 +20,7 @@ import sys
 
 import numpy as np
 
-from scaletune.recipe import Recipe, Search, validate_recipe
+from scaletune.recipe import Recipe, SearchSection, validate_recipe
 from scaletune.sweeping.search.pareto import (
     TALL,
     fit_scaling,
@@ -99,7 +99,7 @@ class Simulation:
         return float(np.minimum(np.log(lowest / true), TALL).mean())
 
 
-def run_search(simulation: Simulation, search: Search) -> dict[Point, float]:
+def run_search(simulation: Simulation, search: SearchSection) -> dict[Point, float]:
     """{point: loss} of all points that the search trains."""
     waves, losses = search_frontier(simulation.cell, search), None
     results = dict[Point, float]()

@@ -23,6 +23,7 @@ import pandas as pd
 from joint_surface import Smooth, runs, smooth
 from numpy.typing import NDArray
 
+import scaletune
 from scaletune import counting, recipe
 from scaletune.errors import UserError
 from scaletune.fitting.joint.fit import fit_joint
@@ -130,7 +131,7 @@ def simulated_studies(budgets: tuple[float, ...] = BUDGETS, studies: int = STUDI
     table = possible.costs(target, table, counting.BYTES_TEXT_VOCAB)
     table["level"] = np.round(np.log2(target.budget.tokens / table["tokens"]))
     options = _candidates(table, prior, (n_params, target.budget.tokens), 1, "flops")
-    whole = counting.count(target)["flops"]
+    whole = scaletune.count(target)["flops"]
     truths = (
         prior.mean
         + np.random.default_rng(1).standard_normal((studies, len(prior.mean))) @ prior.root.T

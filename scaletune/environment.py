@@ -50,9 +50,7 @@ def launch_variables(environment: Mapping[str, str]) -> list[str]:
 
 def foreign_variables(environment: Mapping[str, str]) -> list[str]:
     """All variables that are set and must not reach a trial."""
-    return _matching(
-        environment, (*LAUNCH_VARIABLES, *ACCELERATE_VARIABLES, *PRECISION_VARIABLES)
-    )
+    return _matching(environment, (*LAUNCH_VARIABLES, *ACCELERATE_VARIABLES, *PRECISION_VARIABLES))
 
 
 def _matching(environment: Mapping[str, str], names: tuple[str, ...]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
+import killed_trainer
 import pandas as pd
 import psutil
 import pytest
@@ -164,6 +165,15 @@ def test_a_search_is_the_same_with_both_engines(tiny, nodes, tmp_path, search, m
     assert measured(tmp_path / "ray/sweeps/tiny.jsonl") == measured(
         tmp_path / "local/sweeps/tiny.jsonl"
     )
+
+
+def test_a_command_that_fails_and_one_that_is_stopped(nodes, tmp_path, capsys):
+    """The record of the local engine: the first trial continues from its checkpoint."""
+    killed_trainer.check_failure_and_stop(
+        killed_trainer.sweep_with_failure_and_stop("ray", tmp_path)
+    )
+    assert "try 1: exit status 1; last log lines: no disk" in capsys.readouterr().err
+    assert not workers()
 
 
 def test_a_trial_over_two_processes(on_ray, nodes, tmp_path):

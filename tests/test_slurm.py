@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import killed_trainer
 import psutil
 import pytest
 import slurm_node
@@ -86,6 +87,7 @@ def test_settings_become_submitit_parameters(tiny):
                 "mem_gb": 64.0,
                 "time_minutes": 240,
             },
+            "engine.kind": "slurm",
             "engine.processes": 4,
         }
     )
@@ -177,7 +179,8 @@ def test_a_trial_whose_job_was_lost_gets_its_own_job(make_tasks):
 def test_stacks_share_a_job_except_on_a_gpu_that_was_not_measured(tiny):
     def packs(**engine):
         settings = {f"engine.{name}": value for name, value in engine.items()} | {
-            "engine.slurm.minutes": 0.0
+            "engine.kind": "slurm",
+            "engine.slurm.minutes": 0.0,
         }
         points = [tiny(settings | {"optimizer.lr": lr}) for lr in (1e-3, 2e-3, 3e-3, 4e-3)]
         return [len(pack) for pack in job_size.pack(sweeping.tasks("main", points), 2)]
@@ -188,6 +191,7 @@ def test_stacks_share_a_job_except_on_a_gpu_that_was_not_measured(tiny):
 
 def test_horizons_of_one_trunk_share_a_job_on_a_gpu_too(tiny):
     settings = {
+        "engine.kind": "slurm",
         "engine.slurm": {"minutes": 0.0, "gpus_per_trial": 1},
         "schedule.warmup_tokens": 256,
     }
@@ -636,6 +640,19 @@ def test_a_killed_job_is_submitted_again_and_the_record_equals_the_local_engines
     assert not (tmp_path / "sweeps/on slurm.slurm").exists()
 
 
+def test_a_command_that_fails_and_one_that_is_stopped(
+    local_executor, tmp_path, monkeypatch, capsys
+):
+    """The record of the local engine: the first trial continues from its checkpoint."""
+    monkeypatch.setattr(slurm, "WAIT", 0.2)
+    monkeypatch.setattr(slurm, "LOOK", 0.2)
+    killed_trainer.check_failure_and_stop(
+        killed_trainer.sweep_with_failure_and_stop("slurm", tmp_path)
+    )
+    assert "try 1: exit status 1; last log lines: no disk" in capsys.readouterr().err
+    assert not (tmp_path / "sweeps/killed.slurm").exists()
+
+
 # --- a real Slurm with one node -------------------------------------------------------------------
 
 DRIVER = """
@@ -761,6 +778,13 @@ def test_a_real_slurm_runs_an_array_through_requeues_and_a_killed_driver(
     assert {state for state, _ in jobs(before).values()} == {"COMPLETED"}
     assert not (tmp_path / "sweeps/on slurm.slurm").exists()
     assert not processes("engines.worker", "submitit")
+
+
+def test_a_command_trains_in_a_job(slurm_env, tmp_path):
+    killed_trainer.check_failure_and_stop(
+        killed_trainer.sweep_with_failure_and_stop("slurm", tmp_path)
+    )
+    assert not processes("engines.worker", "submitit", "killed_trainer")
 
 
 def test_a_cancelled_job_is_submitted_again_and_an_interrupt_cancels_all(

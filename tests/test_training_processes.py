@@ -8,11 +8,10 @@ import sys
 import psutil
 import pytest
 import torch
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher import api
 
 from scaletune import data, training
 from scaletune.errors import UserError
+from scaletune.training import sharding
 
 WAYS = [1, 2, 4]  # micro-batches per process
 MUON = {"optimizer": {"family": "muon", "lr": 0.01}}
@@ -149,37 +148,91 @@ def test_two_processes_go_on_from_one_checkpoint(pair):
         assert rank[-1]["steps"] == 2
 
 
-@pytest.mark.parametrize(
-    ("message", "kind"),
-    [("UserError: `a` must hold", UserError), ("KeyError: 'a'", ChildFailedError)],
-)
-def test_a_user_error_of_a_rank_is_raised_as_one_line(tiny, tmp_path, monkeypatch, message, kind):
-    (tmp_path / "error.json").write_text(
-        json.dumps({"message": {"message": message, "extraInfo": {"timestamp": "0"}}})
-    )
-    failure = ProcessFailure(
-        local_rank=1, pid=1, exitcode=1, error_file=str(tmp_path / "error.json")
+@pytest.fixture(scope="module")
+def group():
+    """A group that the tests below use in turn; one that has ended starts again."""
+    with training.RankGroup() as group:
+        yield group
+
+
+FSDP = {"engine.strategy": "fsdp", "engine.processes": 2}
+WAYS_TO_SHARD = [
+    {},
+    {"engine.accumulation": 2, "training.z_loss": 1e-3, "optimizer.clip": 0.1},
+    {"optimizer.family": "sgd", "optimizer.lr": 0.1, "model.tied": True, "model.depth": 3},
+    {"optimizer.family": "schedulefree_adamw", "schedule.kind": "constant"},
+]
+
+
+def test_shards_train_as_the_whole_model_and_resume_on_any_number_of_processes(
+    tiny, tmp_path, group
+):
+    acc = training.accelerator()
+    files = {"engine.checkpoint_every": 5, "engine.runs": str(tmp_path)}
+    for way in WAYS_TO_SHARD:
+        settings = {"width": 64, "budget.eval_tokens": 32 * 129} | way
+        alone, curve = training.run_trial(tiny(settings), "main", acc)
+        trial, sharded = group.run_trial(tiny(settings | files | FSDP), "main")
+        assert trial.id == alone.id and sharded == pytest.approx(curve, rel=1e-5)
+        assert trial.loss == pytest.approx(alone.loss, rel=1e-5)
+
+        def interrupt(id=trial.id):
+            folder = tmp_path / id
+            os.replace(folder / "previous.pt", folder / "checkpoint.pt")
+
+        interrupt()
+        shares = []
+        again, resumed = group.run_trial(tiny(settings | files | FSDP), "main", shares.append)
+        assert resumed == sharded and again.loss == trial.loss and shares[0] > 5 / 8
+        interrupt()
+        single, resumed = training.run_trial(tiny(settings | files), "main", acc)
+        assert resumed[:5] == sharded[:5] and resumed == pytest.approx(curve, rel=1e-5)
+        assert single.loss == pytest.approx(alone.loss, rel=1e-5)
+    interrupt()  # a checkpoint of one process, continued by two with shards
+    assert group.run_trial(tiny(settings | files | FSDP), "main")[0].loss == pytest.approx(
+        alone.loss, rel=1e-5
     )
 
-    def failed(*arguments):
-        raise ChildFailedError("rank", {1: failure})
 
-    monkeypatch.setattr(api, "elastic_launch", lambda config, entry: failed)
-    with pytest.raises(kind, match="^`a` must hold$" if kind is UserError else "a"):
-        training.launch_trial(tiny({"engine.processes": 2}), "main")
+def test_a_user_error_of_a_rank_is_raised(tiny, tmp_path, group):
+    (tmp_path / "file").write_text("")
+    refused = {"engine.runs": str(tmp_path / "file"), "engine.checkpoint_every": 2}
+    with pytest.raises(UserError, match=r"^`engine\.runs` must be a writable folder, but"):
+        group.run_trial(tiny(refused | {"engine.processes": 2}), "main")
+
+
+def test_ranks_stay_between_trials_and_are_replaced_after_a_death(tiny, group):
+    recipe = tiny({"width": 64, "engine.processes": 2})
+    alone, curve = training.run_trial(tiny(width=64), "main", training.accelerator())
+    shares = []
+    trial, same = group.run_trial(recipe, "main", shares.append)
+    ids = [rank.pid for rank in group.ranks]
+    assert shares and trial.id == alone.id and same == pytest.approx(curve, rel=1e-5)
+    # The second trial has the same processes and the same bits.
+    assert group.run_trial(recipe, "main")[1] == same
+    assert [rank.pid for rank in group.ranks] == ids
+    diverged, _ = group.run_trial(tiny({"lr": 1e4, "engine.processes": 2}), "main")
+    assert diverged.status == "diverged" and "last good loss" in diverged.message
+
+    def kill(share):
+        group.ranks[1].kill()
+
+    with pytest.raises(training.RankDied, match=r"process 1 of the 2 .* status -9") as error:
+        group.run_trial(tiny({"engine.processes": 2, "tokens": 256 * 10**5}), "main", kill)
+    assert error.value.status == -9 and not group.ranks
 
 
 LAUNCHER = """
 import json, os, sys
 from scaletune import recipe, training
 
-if __name__ == "__main__":
-    point = recipe.validate_recipe(json.loads(sys.argv[1]), "killed")
-    training.launch_trial(point, "main", lambda share: print(os.getpid(), flush=True))
+point = recipe.validate_recipe(json.loads(sys.argv[1]), "killed")
+with training.RankGroup() as group:
+    group.run_trial(point, "main", lambda share: print(os.getpid(), flush=True))
 """
 
 
-def test_a_killed_launcher_leaves_no_ranks(tiny, tmp_path):
+def test_a_killed_owner_leaves_no_ranks(tiny, tmp_path):
     (tmp_path / "launch.py").write_text(LAUNCHER)
     content = json.dumps(tiny({"engine.processes": 2, "tokens": 256 * 100_000}).model_dump())
     with subprocess.Popen(
@@ -198,6 +251,38 @@ def test_a_killed_launcher_leaves_no_ranks(tiny, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_gpus_train_as_one(tiny):
-    trial, curve = training.launch_trial(tiny({"width": 64, "engine.processes": 2}), "main")
+    with training.RankGroup() as group:
+        trial, curve = group.run_trial(tiny({"width": 64, "engine.processes": 2}), "main")
     alone, expected = training.run_trial(tiny(width=64), "main", training.accelerator())
     assert trial.id == alone.id and curve == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "processes", "axis"),
+    [
+        ((64, 32), 4, 0),
+        ((1, 64, 32), 4, 1),
+        ((1, 6, 32), 4, 2),
+        ((1, 7, 3), 4, 0),
+        ((5, 8), 4, 0),
+        ((1, 64), 2, 1),
+        ((), 2, 0),
+    ],
+)
+def test_a_tensor_is_divided_along_the_first_axis_that_has_a_part_for_each(shape, processes, axis):
+    assert sharding.shard_axis(torch.Size(shape), processes) == axis
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine.processes": 1}, "`engine.processes` of 2 or more, but got 1"),
+        ({"optimizer.family": "muon"}, "updates each entry on its own .* but got 'muon'"),
+        ({"schedule.ema_half_life": 512}, "without `schedule.ema_half_life`, but got 512"),
+        ({"engine.noise_every": 2}, "without `engine.noise_every`, but got 2"),
+        ({"engine.compile": True}, "without `engine.compile`, but got True"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(tiny, settings, message):
+    with pytest.raises(UserError, match=message):
+        tiny(FSDP | settings)

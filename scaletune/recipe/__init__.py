@@ -14,7 +14,7 @@ from scaletune.recipe.data import (
     Data,
     PowerLaw,
 )
-from scaletune.recipe.engine import Engine, Search
+from scaletune.recipe.engine import Engine, SearchSection
 from scaletune.recipe.optimization import (
     LR_FREE,
     MUON_RULES,
@@ -28,6 +28,7 @@ from scaletune.recipe.optimization import (
 )
 from scaletune.recipe.points import (
     DATA_SOURCE_KEYS,
+    cell_axes,
     comparison_recipe,
     points,
     trial_id,
@@ -64,9 +65,10 @@ __all__ = [
     "PowerLaw",
     "Recipe",
     "Schedule",
-    "Search",
+    "SearchSection",
     "Trainer",
     "Training",
+    "cell_axes",
     "comparison_recipe",
     "load",
     "parse_setting",

@@ -127,7 +127,8 @@ class Engine(Section):
     compile: bool = False
     """Whether to compile the model with torch.compile."""
     evaluate_at: list[Fraction] = []
-    """Shares of the token budget at which to evaluate, besides the end."""
+    """Shares of the token budget at which to evaluate, besides the end. `search.pruner` decides
+    there, also of a user's trainer, which reports at its own times."""
     noise_every: Annotated[int, Field(ge=0)] = 0
     """Steps between measurements of the gradient noise scale. 0: never."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
@@ -197,17 +198,17 @@ class Engine(Section):
 BLIND_SAMPLERS = ("gp", "cmaes")  # these learn from complete trials only
 
 
-OWNERS = {  # key -> the only kind of search that reads it
-    "sampler": "optuna",
-    "pruner": "optuna",
-    "reduction": "optuna",
-    "flops": "pareto",
-    "every": "pbt",
-    "factor": "pbt",
+OWNERS = {  # key -> the only kinds of search that read it
+    "sampler": ("optuna",),
+    "pruner": ("optuna", "grid"),
+    "reduction": ("optuna", "grid"),
+    "flops": ("pareto",),
+    "every": ("pbt",),
+    "factor": ("pbt",),
 }
 
 
-class Search(Section):
+class SearchSection(Section):
     """Which points of `axes` are trained. Not part of a trial's identity."""
 
     kind: Literal["grid", "basin", "joint", "optuna", "pareto", "pbt"] = "grid"
@@ -232,10 +233,13 @@ class Search(Section):
     sampler: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"
     """optuna only: the sampler."""
     pruner: Literal["none", "median", "halving", "hyperband", "topk"] = "none"
-    """optuna only: the pruner over the `tokens` axis. Each rung is a trial of its own."""
+    """optuna and grid only: the pruner. With two or more values in the `tokens` axis of an optuna
+    search each is a rung, and each rung is a trial of its own. Otherwise it stops trials inside
+    their runs, by their losses at `engine.evaluate_at`, compared within a setting: their status is
+    "stopped", and no fit reads them. topk: on rungs only."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """optuna only: reduction factor of the pruner. halving, hyperband: one in so many points
-    continues to the next rung; topk: from the first rung to the last."""
+    """optuna and grid only: reduction factor of the pruner. halving, hyperband: one in so many
+    points continues to the next rung; topk: from the first rung to the last."""
     every: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """pbt only: share of the token budget after which the worse half of the members copies the
     weights of the better half."""
@@ -243,13 +247,19 @@ class Search(Section):
     """pbt only: factor by which a copied lr is multiplied or divided."""
 
     @model_validator(mode="after")
-    def _sound(self) -> Search:
-        for name, owner in OWNERS.items():
-            if self.kind != owner and getattr(self, name) != type(self).model_fields[name].default:
+    def _sound(self) -> SearchSection:
+        for name, owners in OWNERS.items():
+            default = type(self).model_fields[name].default
+            if self.kind not in owners and getattr(self, name) != default:
                 raise ValueError(
-                    f"`search.{name}` is read only by search.kind {owner!r}, but got"
-                    f" kind={self.kind!r}"
+                    f"`search.{name}` is read only by search.kind"
+                    f" {' and '.join(map(repr, owners))}, but got kind={self.kind!r}"
                 )
+        if self.kind == "grid" and self.pruner == "topk":
+            raise ValueError(
+                "pruner 'topk' needs search.kind 'optuna' and two or more values in `axes.tokens`,"
+                " but got kind='grid': use median, halving or hyperband"
+            )
         if self.kind == "optuna" and self.budget is None:
             raise ValueError(
                 "search.kind 'optuna' needs `search.budget`, the number of points per setting"
@@ -265,3 +275,8 @@ class Search(Section):
                 " qmc or random"
             )
         return self
+
+    @property
+    def decides(self) -> bool:
+        """Whether what is trained, or for how long, depends on the results of other trials."""
+        return self.kind != "grid" or self.pruner != "none"

@@ -48,9 +48,20 @@ def swept_paths(recipe: Recipe) -> set[str]:
     return paths | {short for short, path in SHORT_NAMES.items() if path in paths}
 
 
-def require_stated(recipe: Recipe) -> None:
-    """UserError if a template has a placeholder whose value the recipe does not state."""
+PREDICTED = ("lr", "weight_decay")
+"""Scalars that a fit predicts for a target, whose recipe need not state them."""
+
+
+def require_stated(recipe: Recipe, is_target: bool = False) -> None:
+    """UserError if a template has a placeholder whose value the recipe does not state.
+
+    Args:
+        recipe: The recipe.
+        is_target: Whether a fit may give what it predicts.
+    """
     for name, needs in sorted(unstated_placeholders(recipe).items()):
+        if is_target and name.removeprefix("optimizer.").split(".")[0] in PREDICTED:
+            continue
         raise UserError(f"the placeholder {{{name}}} needs {needs} in the recipe")
 
 

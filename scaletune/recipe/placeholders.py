@@ -1,13 +1,20 @@
-"""Placeholders in the texts of the `trainer` table: `--lr={lr}` -> `--lr=0.004`."""
+"""Placeholders in the texts of the `trainer` table: `--lr={lr}` -> `--lr=0.004`.
+
+A placeholder is a name, or arithmetic with names: `{lr / 10}`, `{model.width // 64}`.
+"""
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from scaletune.errors import UserError, nearest
+from scaletune.recipe.placeholder_arithmetic import compute_expression, names_in
 
+NAME = re.compile(r"([^\W\d][\w.-]*)?")
+"""A placeholder that is a name. A minus between names needs spaces around it."""
 GIVEN = {
     "run_dir": "folder of the trial's files",
     "results": "JSON lines file for reports",
@@ -38,8 +45,21 @@ def parse_template(where: str, text: str) -> list[tuple[str, str | None, str]]:
 
 
 def placeholder_names(where: str, text: str) -> list[str]:
-    """The placeholders of a template."""
-    return [name for _, name, _ in parse_template(where, text) if name is not None]
+    """The names in the placeholders of a template.
+
+    Raises:
+        UserError: A brace is not closed, or a placeholder is neither a name nor arithmetic.
+    """
+    names: list[str] = []
+    for _, content, _ in parse_template(where, text):
+        if content is not None and NAME.fullmatch(content):
+            names.append(content)
+        elif content is not None:
+            try:
+                names += names_in(content)
+            except ValueError as error:
+                raise UserError(f"the placeholder {{{content}}} of `{where}` {error}") from None
+    return names
 
 
 def require_known(where: str, text: str, known: set[str]) -> None:
@@ -74,17 +94,29 @@ def fill_template(where: str, text: str, values: Mapping[str, Any]) -> str:
         UserError: A value is not known for this trial, or its format is not valid.
     """
     filled = ""
-    for literal, name, form in parse_template(where, text):
+    for literal, content, form in parse_template(where, text):
         filled += literal
-        if name is None:
+        if content is None:
             continue
-        if name not in values:
-            raise UserError(f"`{where}` uses {{{name}}}, which this trial does not have")
-        value = values[name]
+        value = _value_of(where, content, values)
         try:
             filled += format(value, form) if form else "" if value is None else str(value)
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"`{where}` must have a valid format, but {{{name}:{form}}} for {value!r}: {error}"
+                f"`{where}` must have a valid format, but {{{content}:{form}}} for {value!r}:"
+                f" {error}"
             ) from None
     return filled
+
+
+def _value_of(where: str, content: str, values: Mapping[str, Any]) -> Any:
+    """The value of a placeholder: of its name, or of its arithmetic."""
+    try:
+        if NAME.fullmatch(content):
+            return values[content]
+        return compute_expression(content, values)
+    except KeyError as error:
+        name = error.args[0]
+        raise UserError(f"`{where}` uses {{{name}}}, which this trial does not have") from None
+    except ValueError as error:
+        raise UserError(f"the placeholder {{{content}}} of `{where}` {error}") from None

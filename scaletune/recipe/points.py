@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from scaletune.errors import UserError, nearest
@@ -21,6 +22,10 @@ DATA_SOURCE_KEYS = (
 )
 """Keys of `data` that say how data are found and read. The identity of a trial contains the digest
 of the data in their place."""
+
+
+PLACES = ("source", "tokenizer", "cache")
+"""Keys of `data` that may be paths."""
 
 
 def dotted_path(name: str) -> str:
@@ -75,9 +80,7 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 def _plain_copy(value: Any) -> Any:
     """A copy of a table that settings can be written to."""
     return (
-        value.model_dump(exclude_unset=True)
-        if isinstance(value, Section)
-        else copy.deepcopy(value)
+        value.model_dump(exclude_unset=True) if isinstance(value, Section) else copy.deepcopy(value)
     )
 
 
@@ -87,11 +90,11 @@ def points(recipe: Recipe) -> list[Recipe]:
     return [
         with_settings(bare, settings)
         for cell in recipe.cells or [{}]
-        for settings in _combinations(_cell_axes(cell, recipe.axes))
+        for settings in _combinations(cell_axes(cell, recipe.axes))
     ]
 
 
-def _cell_axes(cell: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+def cell_axes(cell: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """The axes of one cell and of the sweep; UserError when both set a key, or a list is empty."""
     swept = {dotted_path(name) for name in axes}
     for name, value in cell.items():
@@ -120,7 +123,10 @@ def trial_id(recipe: Recipe, data_digest: str) -> str:
     what the recipe states, and the template of its command or the name of its function.
     """
     if recipe.foreign:
-        return digest(recipe.point())
+        point = recipe.point()
+        # where data are is no part of the identity
+        places = {key: Path(v).name for key, v in point.get("data", {}).items() if key in PLACES}
+        return digest(point | ({"data": point["data"] | places} if places else {}))
     point = recipe.model_dump(include=set(POINT_SECTIONS), exclude_defaults=True)
     kinds = {
         "family": recipe.model.family,

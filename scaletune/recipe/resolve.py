@@ -15,10 +15,10 @@ def resolve_recipe(
 ) -> Recipe:
     """The recipe of a file, or the given one, with overrides such as "model.depth=4".
 
-    `function` is the name of a function that trains, in place of `trainer.command` and
-    `trainer.function`.
+    `function` is the name of a function that trains, in place of what the `trainer` table says.
     """
-    own = {"trainer.command": [], "trainer.function": function} if function else {}
+    others = {"trainer.command": [], "trainer.external": False}
+    own = others | {"trainer.function": function} if function else {}
     if not isinstance(source, Recipe):
         return load(source, settings, own)
     overrides = dict(map(parse_setting, settings)) | own

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from scaletune.hardware import Hardware
 from scaletune.recipe.data import Data
 from scaletune.recipe.devices import check_devices
-from scaletune.recipe.engine import Engine, Search
+from scaletune.recipe.engine import Engine, SearchSection
 from scaletune.recipe.optimization import (
     Budget,
     Optimizer,
@@ -98,9 +98,9 @@ def _unstated(section: type[Section], **values: Any) -> Section:
 
 
 def _trains_itself(trainer: Any) -> bool:
-    """Whether a `trainer` table, plain or validated, has a command or a function."""
+    """Whether a `trainer` table, plain or validated, says who trains."""
     if isinstance(trainer, dict):
-        return bool(trainer.get("command") or trainer.get("function"))
+        return any(trainer.get(name) for name in ("command", "function", "external"))
     return isinstance(trainer, Trainer) and trainer.given
 
 
@@ -148,7 +148,8 @@ class Recipe(Section):
     """The user's own settings: passed on to `trainer` and `model.build`, kept in records, and swept
     over as `"my.dropout" = [0, 0.1]` in `axes`."""
     trainer: Trainer = Trainer()
-    """The user's own command or function that trains. Default: scaletune's training loop."""
+    """Who trains: the user's own command or function, or somebody else. Default: scaletune's
+    training loop."""
     axes: Axes = {}
     """Column name or dotted path -> list of values. The sweep is every combination."""
     cells: list[dict[str, Any]] = []
@@ -156,7 +157,7 @@ class Recipe(Section):
     Use it where the settings are not a full grid."""
     engine: Engine = Engine()
     """Where and how trials run."""
-    search: Search = Search()
+    search: SearchSection = SearchSection()
     """Which points of `axes` are trained."""
     compare: list[Compare] = []
     """Sweeps under other settings, shown beside this one."""
@@ -235,8 +236,8 @@ class Recipe(Section):
     def _suits_the_trainer(self) -> Recipe:
         if isinstance(self.model, OwnConfig) and not (self.foreign or self.model.build):
             raise ValueError(
-                "`model.family` 'own' needs `model.build`, or `trainer.command` or"
-                " `trainer.function`, but got none"
+                "`model.family` 'own' needs `model.build`, `trainer.command`, `trainer.function` or"
+                " `trainer.external`, but got none"
             )
         planned = isinstance(self.model, OwnConfig) and self.model.build
         if "plan" in self.trainer.names() and not (
@@ -262,7 +263,7 @@ class Recipe(Section):
 
     @property
     def foreign(self) -> bool:
-        """Whether the user's own command or function trains."""
+        """Whether not our loop trains, but the user's command or function, or somebody else."""
         return self.trainer.given
 
     @property

@@ -71,7 +71,7 @@ def load(
         content = _read_architecture(_resolve_paths(content, path.parent))
         content = _note_folder(content, path.parent)
         recipe = validate_recipe(content, path.stem)
-        require_stated(recipe)
+        require_stated(recipe, is_target=not (recipe.axes or recipe.cells))
         for sweep in (recipe, *(comparison_recipe(recipe, other) for other in recipe.compare)):
             points(sweep)  # every combination must be valid before anything is trained
         with_settings(recipe, recipe.holdout.set if recipe.holdout else {})

@@ -1,4 +1,4 @@
-"""The `trainer` table of a recipe: the user's own command or function that trains a trial."""
+"""The `trainer` table of a recipe: who trains a trial, if not scaletune's own loop."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ REPORTED = ("loss", "train_loss", "tokens", "step", "n_params", "n_params_total"
 class Trainer(Section):
     """Who trains a trial, if not scaletune's own loop.
 
-    Either `command` or `function`. It gets the trial's settings, trains, and reports its loss:
-    through `scaletune.trial`, on standard output (`pattern`) or in a log (`log`).
+    Either `command` or `function`: it gets the trial's settings, trains, and reports its loss
+    through `scaletune.trial`, on standard output (`pattern`) or in a log (`log`). Or `external`:
+    `scaletune ask` hands out the trials and `scaletune tell` takes their results.
     """
 
     command: list[str] = []
@@ -27,6 +28,10 @@ class Trainer(Section):
     `{run_dir}`, `{seed}`, `{steps}` ... are replaced by the trial's values; `{{` is a brace."""
     function: str = ""
     """`package.module:function`. It is called with the trial and returns its loss, or a dict."""
+    external: bool = False
+    """Whether somebody else runs the trials, outside scaletune: `scaletune ask` hands them out, and
+    `scaletune tell` takes their results. A recipe with a command or function needs it not: `ask`
+    shows how to start the trial."""
     describe: list[str] | str = []
     """A command or function that prints, or returns, what a point has before it is trained:
     {"n_params": ..., "n_params_total": ..., "tokens": ..., "flops": ...}, one line of JSON."""
@@ -37,8 +42,8 @@ class Trainer(Section):
     folder: str = ""
     """Working folder. Default: the folder where scaletune was started. Not part of the identity."""
     import_from: list[str] = []
-    """Folders in which `model.build` is searched first. Set by a recipe file with `model.build`: its
-    own folder. Not part of the identity."""
+    """Folders in which `model.build` is searched first. Default in a recipe file: its own folder.
+    Not part of the identity."""
     pattern: str = ""
     """Regular expression for lines of standard output, with the named groups `loss`, `train_loss`,
     `tokens`, `step`, `n_params`, `n_params_total` or `flops`: `val loss (?P<loss>\\S+)`."""
@@ -51,8 +56,20 @@ class Trainer(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> Trainer:
-        if self.command and self.function:
-            raise ValueError("`trainer` must have either `command` or `function`, but got both")
+        ways = [name for name in ("command", "function", "external") if getattr(self, name)]
+        if len(ways) > 1:
+            ask = ": leave out `external`, `scaletune ask` shows how to start the trial"
+            ask = ask if "external" in ways else ""
+            raise ValueError(
+                "`trainer` must have one of `command`, `function` and `external`, but got"
+                f" `{ways[0]}` and `{ways[1]}`{ask}"
+            )
+        reader = next((name for name in ("pattern", "log") if getattr(self, name)), "")
+        if self.external and reader:
+            raise ValueError(
+                f"`trainer.{reader}` is not read with `trainer.external`, whose results come from"
+                " `scaletune tell`: remove it"
+            )
         if self.command and not self.command[0]:
             raise ValueError("`trainer.command` must start with a program, but got ''")
         for name in ("function", "describe"):
@@ -85,13 +102,13 @@ class Trainer(Section):
 
     @property
     def given(self) -> bool:
-        """Whether the user's command or function trains."""
-        return bool(self.command or self.function)
+        """Whether the user's command or function trains, or somebody else."""
+        return bool(self.command or self.function or self.external)
 
     def identity(self) -> dict[str, Any]:
         """What of the trainer identifies a trial."""
-        parts = {"command": self.command, "function": self.function, "version": self.version}
-        return {name: value for name, value in parts.items() if value}
+        names = ("command", "function", "external", "version")
+        return {name: value for name in names if (value := getattr(self, name))}
 
     def templates(self) -> list[tuple[str, str]]:
         """(setting, template) of every text whose placeholders are replaced."""

@@ -19,13 +19,17 @@ from scaletune.counting import branches as counted
 from scaletune.recipe import Recipe, trial_id
 from scaletune.training import checkpoints, loop, trackers
 from scaletune.training.run import Outcome, TrainingRun
+from scaletune.training.run_control import UNCONTROLLED, RunControl
 
 Tracks = Mapping[str, trackers.Track]
 """The tracking function of each run, by run id."""
 
 
 def start_runs(
-    points: Sequence[Recipe], corpus: data.Corpus, acc: Accelerator
+    points: Sequence[Recipe],
+    corpus: data.Corpus,
+    acc: Accelerator,
+    control: RunControl = UNCONTROLLED,
 ) -> list[TrainingRun]:
     """Starts one run per trunk, the longest first, with its branches attached.
 
@@ -39,7 +43,7 @@ def start_runs(
     ):
         trunk = run_of.get(id(trunk_point))
         run = (
-            _restore_run(point, corpus, acc)
+            _restore_run(point, corpus, acc, control)
             if trunk is None or point.engine.checkpoint_every
             else _attach_branch(trunk, point, Outcome())
         )
@@ -51,9 +55,13 @@ def start_runs(
     return trunks
 
 
-def _restore_run(point: Recipe, corpus: data.Corpus, acc: Accelerator) -> TrainingRun:
+def _restore_run(
+    point: Recipe, corpus: data.Corpus, acc: Accelerator, control: RunControl
+) -> TrainingRun:
     run = loop.start_run(point, corpus, acc)
+    run.control = control
     checkpoints.restore(run)
+    loop.report_earlier(run)
     return run
 
 
@@ -93,6 +101,7 @@ def _copy_run(branch: TrainingRun) -> TrainingRun:
     The state is cloned because an optimizer keeps the tensors that it loads.
     """
     run = loop.start_run(branch.recipe, branch.corpus, branch.acc)
+    run.control = branch.control
     checkpoints.load_state(run, checkpoints.clone_tensors(checkpoints.run_state(branch)))
     return run
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from scaletune.errors import UserError
+from scaletune.training import sharding
 from scaletune.training.gradient_noise import GradientNoise
 from scaletune.training.run import TrainingRun
 
@@ -66,6 +67,9 @@ def clone_tensors(value: Any) -> Any:
 def save(run: TrainingRun) -> None:
     """Saves the run; its last checkpoint becomes the previous one. All losses must be read."""
     assert not run.unread_losses
+    state = run_state(run)
+    if sharding.is_sharded(run.net):
+        state = sharding.gather_tensors(state, keep=run.acc.is_main_process)
     if not run.acc.is_main_process:
         return
     path, previous = _paths(run)
@@ -74,7 +78,7 @@ def save(run: TrainingRun) -> None:
         for orphan in path.parent.glob("*.part"):  # of a process that was killed while it wrote
             orphan.unlink(missing_ok=True)
         with part.open("wb") as file:
-            torch.save(clone_tensors(run_state(run)), file)
+            torch.save(clone_tensors(state), file)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -131,8 +135,12 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def load_state(run: TrainingRun, state: dict[str, Any]) -> None:
     """Sets the run to a state of `run_state`. The optimizer keeps the tensors of `state`."""
-    run.net.load_state_dict(state["model"])
-    run.opt.load_state_dict(state["optimizer"])
+    model, optimizer = state["model"], state["optimizer"]
+    if sharding.is_sharded(run.net):
+        model = sharding.shard_model_state(run.net, model)
+        optimizer = sharding.shard_optimizer_state(run.opt, optimizer)
+    run.net.load_state_dict(model)
+    run.opt.load_state_dict(optimizer)
     if run.ema:
         run.ema.load_state_dict(state["ema"])
     run.outcome.noise = GradientNoise(**state["noise"])

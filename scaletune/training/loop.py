@@ -18,12 +18,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from scaletune import counting, data, models, optim
+from scaletune import data, optim
 from scaletune.errors import UserError
+from scaletune.models.own import OwnModel, own_draws
+from scaletune.parametrizing.recipe_model import build_planned, check_forward
 from scaletune.recipe import Recipe, trial_id
-from scaletune.training import checkpoints, gradients, onednn_matmul, trackers
+from scaletune.rules import TensorPlan
+from scaletune.training import checkpoints, gradients, onednn_matmul, sharding, trackers
 from scaletune.training.evaluation import evaluate
+from scaletune.training.processes import require_plain
 from scaletune.training.run import Outcome, TrainingRun
+from scaletune.training.run_control import UNCONTROLLED, RunControl
 
 READ_EVERY = {"cpu": 1, "cuda": 16}
 """Steps between reads of the losses, by device type."""
@@ -39,9 +44,9 @@ def start_run(recipe: Recipe, corpus: data.Corpus, acc: Accelerator) -> Training
             "`engine.processes` must be the number of processes that run,"
             f" but got {recipe.engine.processes} and {acc.num_processes} run"
         )
-    net = models.build(recipe, corpus.vocab_size)
-    model = acc.prepare(net)
-    plan = counting.plan_tensors(recipe, corpus.vocab_size)
+    require_plain(acc)
+    net, plan = build_model(recipe, corpus)
+    model = prepare_model(net, recipe, acc)
     return TrainingRun(
         recipe=recipe,
         corpus=corpus,
@@ -56,6 +61,30 @@ def start_run(recipe: Recipe, corpus: data.Corpus, acc: Accelerator) -> Training
         ),
         id=trial_id(recipe, corpus.digest),
     )
+
+
+def build_model(recipe: Recipe, corpus: data.Corpus) -> tuple[nn.Module, list[TensorPlan]]:
+    """The initialised model of a trial and the plan of its tensors.
+
+    UserError if the forward of a user's module does not give the logits of two rows.
+    """
+    planned = build_planned(recipe, corpus.vocab_size, text=not corpus.features)
+    if isinstance(planned.net, OwnModel):
+        rows = corpus.held_out_batch(2 * recipe.data.seq_len, recipe.data.seq_len)
+        check_forward(planned.net, *(torch.from_numpy(part[:2]) for part in rows))
+    return planned.net, planned.plan
+
+
+def prepare_model(net: nn.Module, recipe: Recipe, acc: Accelerator) -> nn.Module:
+    """Moves the model to the device; the model that trains over several processes.
+
+    That is the model itself, sharded, or a wrapper that averages its gradients. An optimizer must
+    be created afterwards, because sharding replaces the parameters.
+    """
+    if recipe.engine.strategy == "fsdp":
+        sharding.shard_model(net, acc)
+        return net
+    return acc.prepare(net)
 
 
 def compile_model(model: nn.Module, acc: Accelerator) -> Callable[..., Tensor]:
@@ -90,6 +119,7 @@ def train(
     corpus: data.Corpus,
     acc: Accelerator,
     progress: Callable[[float], None] = lambda share: None,
+    control: RunControl = UNCONTROLLED,
 ) -> Outcome:
     """Trains one recipe point.
 
@@ -101,11 +131,13 @@ def train(
         corpus: The data, from `scaletune.data.load`.
         acc: The Accelerator of this process.
         progress: Called after each step with the share of steps done.
+        control: Where held-out losses are reported on the way, and what may stop the run.
 
     Returns:
         The outcome. A loss that is not finite or above 2 ln(vocabulary) gives status "diverged".
     """
     run = start_run(recipe, corpus, acc)
+    run.control = control
     with trackers.open_trackers(run) as track:
         begin(run, track)
         while run.active:
@@ -119,7 +151,14 @@ def train(
 def begin(run: TrainingRun, track: trackers.Track) -> None:
     """Restores a checkpoint, or evaluates the untrained model, if the recipe requests it."""
     checkpoints.restore(run)
+    report_earlier(run)
     evaluate_untrained(run, track)
+
+
+def report_earlier(run: TrainingRun) -> None:
+    """Reports the held-out losses that a checkpoint holds, as the earlier run did."""
+    for tokens, loss in run.outcome.held_out:
+        run.control.report(run.id, tokens, loss)
 
 
 def evaluate_untrained(run: TrainingRun, track: trackers.Track) -> None:
@@ -129,7 +168,7 @@ def evaluate_untrained(run: TrainingRun, track: trackers.Track) -> None:
 
 
 def finish(run: TrainingRun, track: trackers.Track) -> None:
-    """Evaluates the held-out loss of a trial that has not diverged."""
+    """Evaluates the held-out loss of a trial that has neither diverged nor been stopped."""
     if run.healthy:
         run.outcome.loss = _evaluate_held_out(run, track)
 
@@ -210,11 +249,12 @@ def load_batch(run: TrainingRun, step: int) -> list[gradients.MicroBatch]:
 def train_on_batch(run: TrainingRun, step: int) -> None:
     """Computes the gradient of the batch of `step` and moves the optimizer."""
     batch, every = load_batch(run, step), run.recipe.engine.noise_every
-    run.unread_losses.append(
-        run.accumulator.backward_and_measure_noise(batch, run.outcome.noise)
-        if every and step % every == 0
-        else run.accumulator.backward(batch)
-    )
+    with own_draws(run.net, run.acc.device, run.recipe.seed, step, run.acc.process_index):
+        run.unread_losses.append(
+            run.accumulator.backward_and_measure_noise(batch, run.outcome.noise)
+            if every and step % every == 0
+            else run.accumulator.backward(batch)
+        )
     apply_gradients(run)
 
 
@@ -229,12 +269,17 @@ def apply_gradients(run: TrainingRun) -> None:
 def read_losses(run: TrainingRun, track: trackers.Track) -> None:
     """Reads the losses from the device (the mean over processes) and logs them.
 
-    The curve ends at the first loss that shows a divergence.
+    The curve ends at the first loss that shows a divergence, or here if the run is to stop.
     """
     start_time = time.perf_counter()
-    losses = torch.stack(run.unread_losses)
+    # The request is read with the losses: all processes then stop at the same step.
+    request = run.unread_losses[0].new_tensor([float(run.control.stop_requested(run.id))])
+    losses = torch.cat([torch.stack(run.unread_losses), request])
     run.unread_losses.clear()
-    for loss in (run.acc.reduce(losses, "mean") if run.acc.num_processes > 1 else losses).tolist():
+    *values, stops = (
+        run.acc.reduce(losses, "mean") if run.acc.num_processes > 1 else losses
+    ).tolist()
+    for loss in values:
         step, curve = len(run.outcome.curve), run.outcome.curve
         curve.append(loss)
         track({"train/loss": loss}, step)
@@ -242,6 +287,8 @@ def read_losses(run: TrainingRun, track: trackers.Track) -> None:
             event = f"loss {loss:.3g} at step {step} of {run.steps}"
             run.outcome.mark_diverged(_describe_divergence(loss, event, curve[:-1], run))
             break
+    if stops and run.active:
+        run.outcome.mark_stopped(run.tokens)
     run.outcome.seconds["train"] += time.perf_counter() - start_time
 
 
@@ -274,5 +321,7 @@ def _evaluate_held_out(run: TrainingRun, track: trackers.Track) -> float | None:
         run.outcome.mark_diverged(_describe_divergence(loss, event, run.outcome.curve, run))
         return None
     track({"held_out/loss": loss}, run.step)
-    run.outcome.held_out.append([run.step * run.recipe.budget.batch_tokens, loss])
+    run.outcome.held_out.append([run.tokens, loss])
+    if run.active:
+        run.control.report(run.id, run.tokens, loss)
     return loss

@@ -23,7 +23,7 @@ from scaletune.records import Trial
 from scaletune.training import checkpoints, loop
 from scaletune.training.loop import training_context
 from scaletune.training.run import Outcome, TrainingRun
-from scaletune.training.stacked_loop import Stack, check_stackable
+from scaletune.training.stacked_loop import check_stackable, stack_runs
 from scaletune.training.trackers import Track, open_trackers
 from scaletune.training.trials import build_record, reset_peak_memory
 
@@ -84,7 +84,7 @@ def _train(
     progress: Callable[[float], None],
 ) -> None:
     """Trains the runs as one model to the end, or until all have diverged."""
-    rng, stack = np.random.default_rng(settings.seed), Stack(runs)
+    rng, stack = np.random.default_rng(settings.seed), stack_runs(runs)
     steps = runs[0].steps
     replacement_steps = exploit_steps(settings.every, steps)
     for run in runs:
@@ -98,7 +98,7 @@ def _train(
             loop.finish_step(runs[k], tracks[k])
         if step in replacement_steps:
             _replace_worse_half(runs, step, settings.factor, rng)
-            stack = Stack(runs)  # the runs have new optimizer states
+            stack = stack_runs(runs)  # the runs have new optimizer states
         progress(step / steps)
 
 

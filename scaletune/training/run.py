@@ -17,6 +17,7 @@ from scaletune.recipe import Recipe, Schedule
 from scaletune.rules import TensorPlan
 from scaletune.training.gradient_noise import GradientNoise
 from scaletune.training.gradients import GradientAccumulator
+from scaletune.training.run_control import UNCONTROLLED, RunControl
 
 
 @dataclass
@@ -24,16 +25,16 @@ class Outcome:
     """The result of training one trial."""
 
     status: str = "done"
-    """"done" or "diverged"."""
+    """"done", "diverged" or "stopped"."""
 
     message: str = ""
-    """Where and how the trial diverged; empty if it did not."""
+    """Where and how the trial diverged or was stopped; empty if it was not."""
 
     curve: list[float] = field(default_factory=list)
     """Training loss of each step, in nats per token."""
 
     loss: float | None = None
-    """Held-out loss after the last step; None if the trial diverged."""
+    """Held-out loss after the last step; None if the trial diverged or was stopped."""
 
     held_out: list[list[float]] = field(default_factory=list)
     """[tokens, held-out loss] of each evaluation."""
@@ -54,6 +55,9 @@ class Outcome:
 
     def mark_diverged(self, message: str) -> None:
         self.status, self.message = "diverged", message
+
+    def mark_stopped(self, tokens: int) -> None:
+        self.status, self.message = "stopped", f"stopped at {tokens:.6g} tokens by the search"
 
 
 @dataclass(eq=False)
@@ -103,6 +107,9 @@ class TrainingRun:
     branches: list[TrainingRun] = field(default_factory=list)
     """Shorter horizons that share the steps of this run, the longest first."""
 
+    control: RunControl = UNCONTROLLED
+    """Where the run reports held-out losses, and who may stop it."""
+
     def __post_init__(self) -> None:
         self.parameters = list(self.net.parameters())
         self.steps = self.recipe.budget.steps
@@ -116,13 +123,18 @@ class TrainingRun:
         return len(self.outcome.curve) + len(self.unread_losses)
 
     @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        return self.step * self.recipe.budget.batch_tokens
+
+    @property
     def healthy(self) -> bool:
-        """Whether no loss that was read so far shows a divergence."""
+        """Whether no loss that was read so far shows a divergence, and nobody stopped the run."""
         return self.outcome.status == "done"
 
     @property
     def active(self) -> bool:
-        """Whether the run has steps left and has not diverged."""
+        """Whether the run has steps left, and has neither diverged nor been stopped."""
         return self.healthy and self.step < self.steps
 
     @property

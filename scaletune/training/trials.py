@@ -17,10 +17,12 @@ import torch
 from accelerate import Accelerator
 
 from scaletune import counting, data
+from scaletune.parametrizing.model_counts import count_model
 from scaletune.recipe import Recipe
 from scaletune.records import Trial
 from scaletune.training.loop import train, training_context
 from scaletune.training.run import Outcome
+from scaletune.training.run_control import UNCONTROLLED, RunControl
 
 
 def run_trial(
@@ -28,6 +30,7 @@ def run_trial(
     sweep: str,
     acc: Accelerator,
     progress: Callable[[float], None] = lambda share: None,
+    control: RunControl = UNCONTROLLED,
 ) -> tuple[Trial, list[float]]:
     """Trains one recipe point.
 
@@ -47,6 +50,7 @@ def run_trial(
         sweep: Name of the sweep, for the record.
         acc: The Accelerator of this process.
         progress: Called after each step with the share of steps done.
+        control: Where held-out losses are reported on the way, and what may stop the run.
 
     Returns:
         The record, and the training loss of each step.
@@ -55,7 +59,7 @@ def run_trial(
     start_time = time.perf_counter()
     reset_peak_memory(acc)
     with training_context(recipe, acc):
-        outcome = train(recipe, corpus, acc, progress)
+        outcome = train(recipe, corpus, acc, progress, control)
     seconds = time.perf_counter() - start_time
     return build_record(recipe, sweep, corpus, outcome, acc, seconds), outcome.curve
 
@@ -72,15 +76,16 @@ def build_record(
     """The record of an outcome; `stack` is the number of trials that trained as one model."""
     last_tenth = outcome.curve[-max(1, len(outcome.curve) // 10) :]
     train_loss = sum(last_tenth) / len(last_tenth) if outcome.status == "done" else None
+    counts = count_model(recipe, corpus.vocab_size, corpus.features)
     return Trial(
-        **counting.trial_fields(recipe, sweep, corpus.vocab_size, corpus.digest),
+        **counting.trial_fields(recipe, sweep, corpus.vocab_size, corpus.digest, counts),
         status=outcome.status,
         message=outcome.message,
         loss=outcome.loss,
         train_loss=train_loss,
         seconds=round(seconds, 3),
         provenance=_provenance(recipe, acc, stack) | outcome.trunk,
-        metrics=_metrics(outcome, recipe, corpus, acc),
+        metrics=_metrics(outcome, recipe, corpus, acc, counts),
     )
 
 
@@ -99,16 +104,20 @@ def _provenance(recipe: Recipe, acc: Accelerator, stack: int) -> dict[str, Any]:
 
 
 def _metrics(
-    outcome: Outcome, recipe: Recipe, corpus: data.Corpus, acc: Accelerator
+    outcome: Outcome,
+    recipe: Recipe,
+    corpus: data.Corpus,
+    acc: Accelerator,
+    counts: counting.ModelCounts,
 ) -> dict[str, Any]:
     budget, seq_len = recipe.budget, recipe.data.seq_len
-    flops_per_token = counting.flops_per_token(recipe.model, corpus.vocab_size, seq_len)
-    return {
+    source = {} if recipe.model.family != "own" else {"flops_from": counts.flops_from}
+    return source | {
         "seconds": {name: round(spent, 3) for name, spent in outcome.seconds.items()},
         "peak_bytes": _peak_memory(acc),
         "held_out": outcome.held_out,
         "noise": outcome.noise.metrics(seq_len),
-        "flops_spent": flops_per_token * (outcome.steps_spent * budget.batch_tokens),
+        "flops_spent": counts.flops_per_token * (outcome.steps_spent * budget.batch_tokens),
         "data": corpus.data_usage(budget.tokens, budget.batch_tokens, seq_len),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,10 +44,10 @@ class VmapStack(nn.Module):
         self.__dict__["template"] = copy.deepcopy(modules[0]).to("meta")
         self.ties = _ties(modules[0])
         self.stacked = nn.ParameterDict(
-            {
-                name.replace(".", "/"): nn.Parameter(value.detach(), value.requires_grad)
+            [  # a list keeps the order of the modules' parameters; a dict would be sorted
+                (name.replace(".", "/"), nn.Parameter(value.detach(), value.requires_grad))
                 for name, value in parameters.items()
-            }
+            ]
         )
         for name, value in buffers.items():
             self.register_buffer(f"buffer/{name.replace('.', '/')}", value)
@@ -70,7 +71,9 @@ class VmapStack(nn.Module):
 
         self.template.train(self.training)
         try:
-            return vmap(call_one, randomness="different")(self.state())
+            with warnings.catch_warnings():  # attention on a CPU is a loop over the trials
+                warnings.filterwarnings("ignore", "There is a performance drop")
+                return vmap(call_one, randomness="different")(self.state())
         except (RuntimeError, ValueError, torch._dynamo.exc.Unsupported) as error:
             if not any(part in str(error).lower() for part in VMAP_ERRORS):
                 raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from scaletune.sweeping.trainers.start import Train
 
 WAIT = 1.0  # seconds that the driver waits for a message before it checks for hung workers
+GUARD = 10.0  # seconds that the guard of a user's trial may take to end it
 LOG = 1 << 16  # bytes kept of a log, from its end
 
 # For glibc's malloc. Without these a stack's tensors are mapped into memory anew in each step.
@@ -113,6 +115,7 @@ class Worker:
     ):
         self.slot, self.unread = slot, b""  # bytes of a message that is not complete yet
         self.tasks: dict[str, Task] = {}  # those without a result yet
+        self.free = 0  # rows of its stack that are free for further tasks
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (`LocalPool` closes it)
         env = worker_environment(slot, processes, gpus)
         self.process = (
@@ -125,6 +128,12 @@ class Worker:
 
     def send(self, tasks: Sequence[Task]) -> None:
         """Starts the training of tasks; several tasks train as one model."""
+        self.tasks, self.free = {}, 0
+        self.last_message, self.kills = time.monotonic(), kernel_kills()
+        self.refill(tasks)
+
+    def refill(self, tasks: Sequence[Task]) -> None:
+        """Adds tasks to those in training, for free rows of their stack."""
         orders = [
             {
                 "id": task.id,
@@ -134,8 +143,8 @@ class Worker:
             }
             for task in tasks
         ]
-        self.tasks = {task.id: task for task in tasks}
-        self.last_message, self.kills = time.monotonic(), kernel_kills()
+        self.tasks |= {task.id: task for task in tasks}
+        self.free = max(0, self.free - len(tasks))
         self._write(orders)
 
     def request_stop(self, ids: Collection[str]) -> None:
@@ -162,6 +171,8 @@ class Worker:
     def tasks_of(self, message: Message) -> list[Task]:
         """The task that a message names by its id, else all tasks of this worker."""
         id = message.get("id") or message.get("trial", {}).get("id")
+        if {"report", "free"} & message.keys():
+            return [self.tasks[id]] if id in self.tasks else []
         return [self.tasks[id]] if id in self.tasks else list(self.tasks.values())
 
     @property
@@ -192,10 +203,24 @@ class Worker:
         # macOS raises PermissionError for a process group that has ended
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self._wait_for_guard()
         for stream in (self.input, self.output):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
         return self.process.wait()
+
+    def _wait_for_guard(self) -> None:
+        """Waits until the guard of a user's trial has ended the trial's processes, and itself.
+
+        It shares the worker's output, which ends then.
+        """
+        end = time.monotonic() + GUARD
+        with contextlib.suppress(OSError, ValueError):
+            while (left := end - time.monotonic()) > 0:
+                if select.select([self.output], [], [], left)[0] and not os.read(
+                    self.output.fileno(), 1 << 16
+                ):
+                    return
 
 
 class LocalPool:
@@ -235,12 +260,19 @@ class LocalPool:
         return any(worker.tasks for worker in self.workers)
 
     def hand_out(self, queue: list[Task]) -> None:
-        """Gives each idle worker the next task and those that can train as one model with it."""
+        """Gives each idle worker the next task and those that can train as one model with it.
+
+        A worker whose stack has free rows gets further tasks that can train in it.
+        """
         for worker in [worker for worker in self.workers if not worker.tasks]:
             if queue:
                 running = sum(stacks.count_runs(other.tasks.values()) for other in self.workers)
                 tasks = stacks.take_stack(queue, len(self.workers), running)
                 worker.send(tasks)
+                self.news += [(task, {"progress": 0.0}) for task in tasks]
+        for worker in [worker for worker in self.workers if worker.tasks and worker.free]:
+            if tasks := stacks.take_refill(queue, next(iter(worker.tasks.values())), worker.free):
+                worker.refill(tasks)
                 self.news += [(task, {"progress": 0.0}) for task in tasks]
 
     def request_stop(self, ids: Collection[str]) -> None:
@@ -261,6 +293,7 @@ class LocalPool:
     def _read(self, worker: Worker) -> list[tuple[Task, Message]]:
         lines, messages = worker.read_lines(), []
         for message in map(json.loads, lines or []):
+            worker.free += message.get("free", 0)
             for task in worker.tasks_of(message):
                 if {"trial", "trials", "lost"} & message.keys():
                     message["log"] = message.get("log") or worker.read_log()

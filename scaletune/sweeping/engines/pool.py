@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #   {"trial", "curve", "log"}              the trained trial
 #   {"trials": [{"trial", "curve"}], ...}  the lineages of a trained population
 #   {"lost": reason, "status": exit status, "memory": whether memory ran out, "log",
-#    "stack": number of models that trained together}
+#    "stack": number of models that trained together, "explained": whether the reason says it all}
 #   {"refused": reason}                    an error that the user must correct
 Message = dict[str, Any]
 ENGINES = {

@@ -25,15 +25,20 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from scaletune.sweeping.trainers.start import Train
+    from scaletune.training.run_control import RunControl
 
 PROGRESS_EVERY = 0.5  # seconds between progress messages
 
 
 class Connection:
-    """The messages of this worker to the driver."""
+    """The messages of this worker to the driver, and the driver's orders and requests to stop."""
 
     def __init__(self, output: IO[str]):
-        self.output, self.last_progress = output, 0.0
+        self.output = output
+        self.last_progress: dict[str, float] = {}
+        """Time of the last progress message, by trial id; "" for that of all trials."""
+        self.orders: queue.Queue[str | None] = queue.Queue()
+        """Orders that are not started yet."""
         self.stops: set[str] = set()
         """Ids of the trials that the driver wants to stop."""
 
@@ -41,11 +46,50 @@ class Connection:
         self.output.write(json.dumps(message) + "\n")
         self.output.flush()
 
-    def send_progress(self, share: float) -> None:
-        """Sends the share of steps done, at most every `PROGRESS_EVERY` seconds."""
-        if time.monotonic() - self.last_progress > PROGRESS_EVERY:
-            self.last_progress = time.monotonic()
-            self.send({"progress": share})
+    def send_progress(self, share: float, id: str = "") -> None:
+        """Sends the share of steps done, at most every `PROGRESS_EVERY` seconds.
+
+        Without an id it is that of all trials in training.
+        """
+        now = time.monotonic()
+        if now - self.last_progress.get(id, 0.0) > PROGRESS_EVERY:
+            self.last_progress[id] = now
+            self.send({"id": id, "progress": share} if id else {"progress": share})
+
+    def send_report(self, id: str, tokens: float, loss: float) -> None:
+        """Sends a held-out loss on the way."""
+        self.send({"id": id, "report": {"tokens": tokens, "loss": loss}})
+
+    def control(self) -> RunControl:
+        """What connects the runs of one order with the driver."""
+        from scaletune.training.run_control import RunControl
+
+        return RunControl(
+            self.send_report,
+            self.stops.__contains__,
+            lambda id, share: self.send_progress(share, id),
+            FreeRows(self).refill,
+        )
+
+
+class FreeRows:
+    """Asks the driver for further trials for the free rows of one stack."""
+
+    def __init__(self, driver: Connection):
+        self.driver, self.pending = driver, 0  # rows that the driver knows to be free
+
+    def refill(self, rows: int) -> list[tuple[Recipe, str]]:
+        """The points that have come for the free rows, with their sweeps."""
+        if rows > self.pending:
+            self.driver.send({"free": rows - self.pending})
+            self.pending = rows
+        try:
+            line = self.driver.orders.get_nowait()
+        except queue.Empty:
+            return []
+        order = json.loads(line or "[]")
+        self.pending -= len(order)
+        return [(recipes.validate_recipe(each["recipe"], "point"), each["sweep"]) for each in order]
 
 
 def serve(orders: Iterable[str], driver: Connection, train: Train | None = None) -> None:
@@ -88,7 +132,7 @@ class OwnLoop:
         gc.freeze()
 
     def run_over_processes(
-        self, point: Recipe, sweep: str, progress: Callable[[float], None]
+        self, point: Recipe, order: dict[str, Any], driver: Connection
     ) -> tuple[Trial, list[float]]:
         """Trains over `engine.processes`; if one is killed, this worker ends by the same signal.
 
@@ -97,7 +141,9 @@ class OwnLoop:
         from scaletune import training
 
         try:
-            return self.ranks.run_trial(point, sweep, progress)
+            return self.ranks.run_trial(
+                point, order["sweep"], driver.send_progress, driver.control(), order["id"]
+            )
         except training.RankDied as error:
             print(error, file=sys.stderr, flush=True)
             if error.status < 0:
@@ -111,14 +157,13 @@ def _train_order(
     loop: OwnLoop,
     driver: Connection,
 ) -> None:
-    sweeps = [each["sweep"] for each in order]
     if population := order[0].get("population"):
         lineages = _train_population(
-            points[0], sweeps[0], population, loop.acc, driver.send_progress
+            points[0], order[0]["sweep"], population, loop.acc, driver.send_progress
         )
         driver.send({"trials": [_result(trial, curve) for trial, curve in lineages]})
         return
-    for trial, curve in _train(points, sweeps, loop, driver.send_progress):
+    for trial, curve in _train(order, points, loop, driver):
         driver.send(_result(trial, curve))
 
 
@@ -142,23 +187,27 @@ def _train_population(
 
 
 def _train(
+    order: Sequence[dict[str, Any]],
     points: Sequence[Recipe],
-    sweeps: Sequence[str],
     loop: OwnLoop,
-    progress: Callable[[float], None],
+    driver: Connection,
 ) -> Iterable[tuple[Trial, list[float]]]:
     from scaletune import training
 
+    sweeps = [each["sweep"] for each in order]
     if len(points) > 1:
-        return training.train_stack(points, sweeps, loop.acc, progress)
+        return training.train_stack(
+            points, sweeps, loop.acc, driver.send_progress, driver.control()
+        )
     if points[0].engine.processes > 1:
-        return [loop.run_over_processes(points[0], sweeps[0], progress)]
-    return [training.run_trial(points[0], sweeps[0], loop.acc, progress)]
+        return [loop.run_over_processes(points[0], order[0], driver)]
+    return [
+        training.run_trial(points[0], sweeps[0], loop.acc, driver.send_progress, driver.control())
+    ]
 
 
 def main(train: Train | None = None) -> None:
     """Runs the worker until its input ends, even in the middle of a trial."""
-    orders: queue.Queue[str | None] = queue.Queue()
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log, not between the messages
     driver = Connection(output)
@@ -168,11 +217,11 @@ def main(train: Train | None = None) -> None:
             if line.startswith("{"):  # an order is a list
                 driver.stops |= set(json.loads(line)["stop"])
             else:
-                orders.put(line)
+                driver.orders.put(line)
         os._exit(0)  # the driver is gone, so nobody would read the result
 
     threading.Thread(target=listen, daemon=True).start()
-    serve(iter(orders.get, None), driver, train)
+    serve(iter(driver.orders.get, None), driver, train)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -57,12 +57,12 @@ class Actor:
     Orders and answers are JSON text, so no object of this package is pickled.
     """
 
-    def __init__(self, processes: int, gpus: int, folder: str):
+    def __init__(self, gpus: int, folder: str):
         with contextlib.suppress(OSError):  # relative paths are relative to the driver's folder
             os.chdir(folder)
         if not gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not reserved is not ours
-        self.pool = local.LocalPool(1, processes, gpus)
+        self.pool = local.LocalPool(1, gpus, gpus)
 
     def describe(self) -> str:
         """The actor's node, host, process id and version of scaletune, as JSON."""
@@ -86,6 +86,10 @@ class Actor:
         """Waits up to one second; returns [[id, message], ...] and the end of the worker's log."""
         messages = [[task.id, message] for task, message in self.pool.messages()]
         return json.dumps({"messages": messages, "log": self.pool.workers[0].read_log()[-TAIL:]})
+
+    def request_stop(self, ids: str) -> None:
+        """Asks the worker to stop trials; `ids` is JSON."""
+        self.pool.request_stop(json.loads(ids))
 
     def close(self) -> None:
         """Ends the worker."""
@@ -127,8 +131,8 @@ class Slot:
 class RayPool:
     """Actors, as many as fit on the nodes and the queue can use; lost ones are replaced."""
 
-    def __init__(self, cluster: RayCluster, workers: str | int, processes: int):
-        self.cluster, self.workers, self.processes = cluster, workers, processes
+    def __init__(self, cluster: RayCluster, workers: str | int):
+        self.cluster, self.workers = cluster, workers
         self.actors = cluster.worker(Actor)
         self.slots: list[Slot] = []
         self.news: list[tuple[Task, Message]] = []  # messages that the pool itself makes
@@ -165,18 +169,23 @@ class RayPool:
 
     def _start(self) -> None:
         gpus = math.ceil(self.cluster.need["GPU"])  # a worker with a share of a GPU sees one GPU
-        actor = self.actors.remote(self.processes, gpus, os.getcwd())
+        actor = self.actors.remote(gpus, os.getcwd())
         self.slots.append(Slot(actor, actor.describe.remote()))
 
     def _order(self, slot: Slot, tasks: Sequence[Task]) -> None:
         orders = [
-            {"sweep": task.sweep, "recipe": task.recipe.model_dump(), "id": task.id}
-            for task in tasks
+            {"sweep": task.sweep, "recipe": task.recipe.dump(), "id": task.id} for task in tasks
         ]
         slot.tasks, slot.log = {task.id: task for task in tasks}, ""
         slot.last_answer = time.monotonic()
         slot.call = slot.actor.order.remote(json.dumps(orders))
         self.news += [(task, {"progress": 0.0}) for task in tasks]
+
+    def request_stop(self, ids: Collection[str]) -> None:
+        """Asks for the end of trials that are in training."""
+        for slot in self.slots:
+            if own := [id for id in ids if id in slot.tasks]:
+                slot.actor.request_stop.remote(json.dumps(own))
 
     def messages(self) -> list[tuple[Task, Message]]:
         """Waits up to `WAIT` seconds for messages; removes actors that died or are silent."""
@@ -262,4 +271,4 @@ class RayPool:
 def open_pool(queue: Sequence[Task], workers: str | int, growing: bool, stem: Path) -> RayPool:
     """Connects to the Ray cluster that the recipes name. Actors start as the queue needs them."""
     processes = max(task.recipe.engine.processes for task in queue)
-    return RayPool(RayCluster(queue[0].recipe.engine, workers, processes), workers, processes)
+    return RayPool(RayCluster(queue[0].recipe.engine, workers, processes), workers)

@@ -39,6 +39,7 @@ class RayCluster:
 
     def __init__(self, engine: Engine, workers: str | int, processes: int):
         self.ray, self.settings = _ray(), engine.ray
+        self.requested_gpus = engine.requested_gpus
         self.last_look, self.resources = 0.0, dict[str, dict[str, float]]()
         self.own_instance = self.waiting = False
         with ExitStack() as undo:
@@ -76,9 +77,10 @@ class RayCluster:
         """What a worker reserves, all on one node."""
         any_gpu = any(node.get("GPU") for node in self.nodes().values())
         gpus = self.settings.gpus if self.settings.gpus != "auto" else float(any_gpu)
+        total = gpus * processes if self.requested_gpus is None else float(self.requested_gpus)
         return {
             "CPU": self.settings.cpus * processes,
-            "GPU": gpus * processes,
+            "GPU": total,
             "memory": self.settings.memory,
         }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from scaletune.errors import UserError
@@ -117,6 +117,12 @@ class SlurmPool:
         for order, job in zip(orders, jobs, strict=True):
             job_messages.write_job_id(order, job)
 
+    def request_stop(self, ids: Collection[str]) -> None:
+        """Asks for the end of trials that are in training."""
+        for order in self.out:
+            if own := [id for id in ids if id in order.tasks]:
+                job_messages.write_stops(order, own)
+
     def messages(self) -> list[tuple[Task, Message]]:
         """New answers of jobs; every `LOOK` seconds also their progress and losses."""
         self._delete_delivered()
@@ -193,9 +199,10 @@ class SlurmPool:
             reason = f"its job {order.job} sent no message for {silence:.0f} s"
             return self._lose(order, reason, state)
         shares = heartbeat.get("shares", {}) if changed else {}
-        return [
+        progress: list[tuple[Task, Message]] = [
             (task, {"progress": shares[id]}) for id, task in order.tasks.items() if id in shares
         ]
+        return progress + job_messages.new_reports(order)
 
     def _lose(self, order: Order, reason: str, state: State) -> list[tuple[Task, Message]]:
         """Reports the trials that the job had begun as lost; the others go back to the queue.
@@ -273,7 +280,7 @@ def open_pool(queue: Sequence[Task], workers: str | int, growing: bool, stem: Pa
     """
     root, engine = stem.absolute().with_name(stem.name + ".slurm"), queue[0].recipe.engine
     cluster.require_slurm(root)
-    if not engine.checkpoint_every:
+    if not engine.checkpoint_every and not queue[0].recipe.foreign:
         print(
             "slurm: `engine.checkpoint_every` is 0, so a trial whose job is preempted, timed out or"
             " lost restarts from its first step",

@@ -163,12 +163,14 @@ def _parameters(engine: Engine) -> dict[str, Any]:
     """Our settings under the names of AutoExecutor; the cluster decides what is None."""
     slurm = engine.slurm
     cpus = slurm.cpus_per_trial or engine.processes
+    # The worker runs on the first node only; its command starts processes on the others with srun.
+    first_node = ["--nodes=1", "--ntasks=1", "--overlap"] if engine.nodes_per_trial > 1 else []
     return {
         "timeout_min": slurm.time_minutes,
-        "nodes": 1,
+        "nodes": engine.nodes_per_trial,
         "tasks_per_node": 1,
         "cpus_per_task": cpus,
-        "gpus_per_node": slurm.gpus_per_trial or None,
+        "gpus_per_node": engine.requested_gpus or None,
         "mem_gb": slurm.mem_gb or None,
         "slurm_partition": slurm.partition or None,
         "slurm_account": slurm.account or None,
@@ -176,7 +178,7 @@ def _parameters(engine: Engine) -> dict[str, Any]:
         "slurm_constraint": slurm.constraint or None,
         "slurm_signal_delay_s": min(SIGNAL, 20 * slurm.time_minutes),
         # Since Slurm 22.05, srun does not inherit this option from sbatch.
-        "slurm_srun_args": [f"--cpus-per-task={cpus}"],
+        "slurm_srun_args": [f"--cpus-per-task={cpus}", *first_node],
         "slurm_additional_parameters": {"requeue": True},
     }
 

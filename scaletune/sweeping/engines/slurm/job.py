@@ -18,6 +18,7 @@ from scaletune.sweeping.engines.slurm import job_messages
 from scaletune.sweeping.task import Task
 
 TAKEN = 300.0  # seconds that a job which got SIGTERM waits for Slurm to end it, at most
+REPORTS = 100  # held-out losses of a trial in a heartbeat
 TAIL = 2000  # characters of a worker's log in a heartbeat
 
 
@@ -50,6 +51,8 @@ class OrderRunner:
     def __init__(self, folder: Path):
         self.folder, self.queue = folder, _unanswered_tasks(folder)
         self.shares: dict[str, float] = {}  # share done by id, of the trials that have begun
+        # [tokens, held-out loss] on the way by id, the latest ones
+        self.reports: dict[str, list[list[float]]] = {}
         self.beats, self.last_beat = 0, -job_messages.BEAT
         self.preempted = False
 
@@ -66,10 +69,11 @@ class OrderRunner:
         """Trains until all trials are answered, the order is withdrawn or Slurm ends the job."""
         if not self.queue:
             return
-        processes = max(task.recipe.engine.processes for task in self.queue)
-        with local.LocalPool(1, processes) as pool:
+        with local.LocalPool(1, max(map(_count_gpus, self.queue))) as pool:
             while (self.queue or pool.busy) and not self.preempted and self.wanted:
                 pool.hand_out(self.queue)
+                if stops := job_messages.read_stops(self.folder):
+                    pool.request_stop(stops)
                 messages = pool.messages()
                 if any("lost" in message for _, message in messages):
                     time.sleep(1)  # a preemption may kill the worker before it signals the job
@@ -83,6 +87,10 @@ class OrderRunner:
     def _answer(self, task: Task, message: Message) -> None:
         if "progress" in message:
             self.shares[task.id] = message["progress"]
+            return
+        if "report" in message:
+            points = self.reports.get(task.id, [])[-REPORTS + 1 :]
+            self.reports[task.id] = [*points, [*message["report"].values()]]
             return
         if "lost" in message and self.preempted:
             return
@@ -101,8 +109,19 @@ class OrderRunner:
     def _send_heartbeat(self, log: str) -> None:
         if time.monotonic() - self.last_beat >= job_messages.BEAT and self.wanted:
             self.beats, self.last_beat = self.beats + 1, time.monotonic()
-            content = {"shares": self.shares, "log": log[-TAIL:], "beats": self.beats}
+            content = {
+                "shares": self.shares,
+                "reports": self.reports,
+                "log": log[-TAIL:],
+                "beats": self.beats,
+            }
             job_messages.write_heartbeat(self.folder, content)
+
+
+def _count_gpus(task: Task) -> int:
+    """GPUs of the job that the trial uses: those it requests, or one per process if there are."""
+    requested = task.recipe.engine.requested_gpus
+    return task.recipe.engine.processes if requested is None else requested
 
 
 def _unanswered_tasks(folder: Path) -> list[Task]:

@@ -5,7 +5,9 @@ The files are under `sweeps/NAME.slurm`:
 orders/KEY/order.json   the trials that a job is to train; a job whose order is gone ends
 orders/KEY/job          the job's id as the driver got it from Slurm; the job writes it when it runs
 orders/KEY/beat.json    heartbeat, every `BEAT` seconds: {"shares": {id of a begun trial: share},
-                        "log": end of the worker's log, "beats": n}
+                        "log": end of the worker's log, "beats": n,
+                        "reports": {id: [[tokens, held-out loss], ...]}, the latest ones}
+orders/KEY/stop.json    {"ids": trials that the job is to stop}
 answers/ID.json         {"trial", "curve", "log"}, kept after order and driver have gone; or
                         {"lost", ...} or {"refused"}; "order": KEY
 jobs/                   submitit's own files: scripts, pickled calls, logs
@@ -43,6 +45,8 @@ class Order:
     """The trials that the driver waits for, by id."""
     heartbeat: dict[str, Any] = field(default_factory=dict)
     """The last heartbeat that the driver read."""
+    reported: dict[str, float] = field(default_factory=dict)
+    """Trial id -> tokens of the last held-out loss that the driver has received."""
     last_change: float = 0.0
     """When the heartbeat last changed, by the monotonic clock."""
     ended: float | None = None
@@ -76,8 +80,10 @@ def write_order(root: Path, tasks: Sequence[Task]) -> Order:
 
 def _absolute_runs(task: Task) -> dict[str, Any]:
     """The recipe as plain values, with an absolute `engine.runs`."""
-    content = task.recipe.model_dump()
-    content["engine"]["runs"] = str(Path(task.recipe.engine.runs).absolute())
+    content = task.recipe.dump()
+    content["engine"] = content.get("engine", {}) | {
+        "runs": str(Path(task.recipe.engine.runs).absolute())
+    }
     return content
 
 
@@ -151,6 +157,30 @@ def is_answered(folder: Path, id: str) -> bool:
 def write_heartbeat(folder: Path, content: dict[str, Any]) -> None:
     """Writes a job's heartbeat."""
     write_atomically(folder / "beat.json", json.dumps(content))
+
+
+def new_reports(order: Order) -> list[tuple[Task, dict[str, Any]]]:
+    """The held-out losses of the last heartbeat that the driver has not received."""
+    reports = order.heartbeat.get("reports", {})
+    new = [
+        (task, {"report": {"tokens": tokens, "loss": loss}})
+        for id, task in order.tasks.items()
+        for tokens, loss in reports.get(id, [])
+        if tokens > order.reported.get(id, -1.0)
+    ]
+    order.reported |= {id: points[-1][0] for id, points in reports.items()}
+    return new
+
+
+def write_stops(order: Order, ids: Collection[str]) -> None:
+    """Asks the job of an order to stop trials."""
+    known = read_stops(order.folder)
+    write_atomically(order.folder / "stop.json", json.dumps({"ids": sorted({*known, *ids})}))
+
+
+def read_stops(folder: Path) -> list[str]:
+    """The ids of the trials that the job of an order is to stop."""
+    return (read_json(folder / "stop.json") or {}).get("ids", [])
 
 
 def clean_up(root: Path) -> None:

@@ -28,7 +28,7 @@ def pack(queue: list[Task], workers: int) -> list[list[Task]]:
 
 
 def _resources(engine: Engine) -> tuple[object, ...]:
-    return engine.slurm, engine.processes
+    return engine.slurm, engine.processes, engine.requested_gpus, engine.nodes_per_trial
 
 
 def _take_job(queue: list[Task], jobs: int, seconds: float) -> list[Task]:
@@ -49,4 +49,4 @@ def _take_job(queue: list[Task], jobs: int, seconds: float) -> list[Task]:
 
 def _take_stack(queue: list[Task], jobs: int) -> list[Task]:
     """Takes what trains as one model on the job's node; its GPU may differ from this machine's."""
-    return stacks.take_stack(queue, jobs, gpu=queue[0].recipe.engine.slurm.gpus_per_trial > 0)
+    return stacks.take_stack(queue, jobs, gpu=bool(queue[0].recipe.engine.requested_gpus))
