@@ -1,8 +1,9 @@
 """Train small proxies, fit a law, predict the optimum at the target scale, with intervals.
 
 Each function has a command of the same name: `run`, `plan`, `sweep`, `status`, `export`, `fit`,
-`predict`, `transfer`, `lint`, `plot`, `report`, `check`, `count`, `init`. `laws` is the catalogue
-of published laws. Names load on first use: `import scaletune` and `predict` import no torch.
+`predict`, `transfer`, `lint`, `plot`, `report`, `check`, `count`, `init`. `Search` is `scaletune
+ask` and `scaletune tell`. `laws` is the catalogue of published laws. Names load on first use:
+`import scaletune` and `predict` import no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from scaletune import laws as laws
     from scaletune.checking import check as check
     from scaletune.checking import check_model as check_model
-    from scaletune.counting import count as count
     from scaletune.errors import UserError as UserError
     from scaletune.examples import init as init
     from scaletune.fitting.fit import fit as fit
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from scaletune.study import run as run
     from scaletune.sweeping import export as export
     from scaletune.sweeping import sweep as sweep
+    from scaletune.sweeping.point_counts import count as count
+    from scaletune.sweeping.search.ask_tell import Search as Search
     from scaletune.sweeping.status import status as status
     from scaletune.transferring import transfer as transfer
 
@@ -39,11 +41,12 @@ __version__ = "0.1.0"
 _MODULES = {
     "Fit": "records",
     "Recipe": "recipe",
+    "Search": "sweeping.search.ask_tell",
     "Trial": "records",
     "UserError": "errors",
     "check": "checking",
     "check_model": "checking",
-    "count": "counting",
+    "count": "sweeping.point_counts",
     "export": "sweeping",
     "fit": "fitting",
     "init": "examples",

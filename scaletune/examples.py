@@ -9,14 +9,19 @@ from scaletune.records.files import write_atomically
 
 PACKAGED = Path(__file__).parent / "example_configs"  # made by the build from configs/
 CLONE = Path(__file__).parent.parent / "configs"  # the same files, in a clone
-PATTERNS = ("*.toml", "examples/*.toml", "targets/*")
+OWN = "examples/own"  # one's own trainer: scripts, a notebook and their recipes
+PATTERNS = (
+    *("*.toml", "examples/*.toml", "targets/*"),
+    *(f"{OWN}/*.toml", f"{OWN}/*.py", f"{OWN}/*.ipynb"),
+)
 
 
 def init(folder: str | Path) -> list[Path]:
     """Writes the example recipes and targets to a folder.
 
     The folder gets `quickstart.toml` (a study), `quickstart-target.toml`, `examples/` (a recipe for
-    each model family) and `targets/` (large models). A file that is already there and equal stays.
+    each model family), `examples/own/` (trainers of one's own) and `targets/` (large models). A
+    file that is already there and equal stays.
 
     Args:
         folder: The folder. It is created if it does not exist.
@@ -30,8 +35,8 @@ def init(folder: str | Path) -> list[Path]:
     Example:
         >>> import tempfile, scaletune as st
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     sorted(path.name for path in st.init(folder))[-2:]
-        ['resnet-digits.toml', 'vit-digits.toml']
+        ...     sorted(path.name for path in st.init(folder))[-1]
+        'vit-digits.toml'
     """
     source = PACKAGED if PACKAGED.is_dir() else CLONE
     paths = sorted(path for pattern in PATTERNS for path in source.glob(pattern))

@@ -202,7 +202,10 @@ def shifts(trials: pd.DataFrame) -> list[dict[str, Any]]:
         and `unusable` (sizes without a usable run).
     """
     rows = []
-    sweeps = {sweep: part for sweep, part in trials.groupby("sweep") if sweep != "validation"}
+    known = trials.dropna(subset=["n_params", "tokens", "lr"])
+    sweeps = {sweep: part for sweep, part in known.groupby("sweep") if sweep != "validation"}
+    if not sweeps:
+        return []
     tokens = max(set.intersection(*(set(part["tokens"]) for part in sweeps.values())), default=None)
     if tokens is None:
         return []

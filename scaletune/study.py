@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from scaletune import counting, data, fitting, plotting, reporting, transferring
+from scaletune import fitting, plotting, reporting, transferring
 from scaletune import recipe as recipes
+from scaletune.counting.point_sizes import HOW_TO_COUNT
 from scaletune.errors import UserError
 from scaletune.fitting.shared_settings import common_setting
 from scaletune.predicting import LOSS_LAWS, Prediction
 from scaletune.recipe import Recipe
+from scaletune.recipe.resolve import resolve_recipe
 from scaletune.records import Fit
 from scaletune.sweeping import Task, tasks, train_all
+from scaletune.sweeping.engines.forked_worker import function_name
 from scaletune.sweeping.search import loop
+from scaletune.sweeping.sizes import Sizes, point_sizes
+from scaletune.sweeping.trainers.own_function import resolve_own
+
+if TYPE_CHECKING:
+    from scaletune.trial import CurrentTrial
+
+    Train = Callable[[CurrentTrial], Any]
 
 
 def run(
-    study: str | Path, *, out: str | Path = ".", adopt: bool = False, settings: Sequence[str] = ()
+    study: str | Path | Recipe,
+    *,
+    out: str | Path = ".",
+    adopt: bool = False,
+    settings: Sequence[str] = (),
+    train: Train | None = None,
 ) -> dict[str, Any]:
     """Runs a study file and writes everything that the answer rests on. Resumes.
 
@@ -31,10 +48,11 @@ def run(
     are recorded are not trained again.
 
     Args:
-        study: A recipe file with `axes`; optional: `holdout`, `compare` and `target`.
+        study: A recipe with `axes`, or its file; optional: `holdout`, `compare` and `target`.
         out: The folder for `sweeps/`, `fits/` and `configs/`.
         adopt: Accept the trials of an existing `.jsonl` record instead of training them again.
         settings: Overrides such as `"model.depth=4"`.
+        train: A function that trains a trial, instead of scaletune's loop: see `scaletune.sweep`.
 
     Returns:
         `study` (its name), `fit` (a `Fit`), `path` (the fit's file), `shift` (by how much the
@@ -51,16 +69,19 @@ def run(
         ...
         scaletune.errors.UserError: `fit.law` of a study must predict a learning rate, but got ...
     """
-    recipe, out = recipes.load(study, settings), Path(out)
-    target = recipes.load(Path(study).parent / recipe.target) if recipe.target else None
+    (recipe, forked), out = resolve_own(study, settings, train), Path(out)
+    folder = Path() if isinstance(study, Recipe) else Path(study).parent
+    target = _load_target(folder / recipe.target, train) if recipe.target else None
     _validate_study(recipe, target)
-    stem, vocab_size = out / "sweeps" / recipe.name, data.load(recipe.data).vocab_size
-    trials = _train(_study_tasks(recipe, stem, adopt), stem, recipe, "proxies", adopt)
+    held_out = _measure_held_out(recipe)
+    stem = out / "sweeps" / recipe.name
+    runs = StudyRuns(recipe, stem, forked)
+    trials = runs.train(runs.tasks(adopt), "proxies", adopt)
     main = trials[trials["sweep"] == "main"]
     fit = fitting.fit(main, recipe.fit.law)
     fit_path = fit.write(out / "fits" / f"{recipe.name}.json")
-    if recipe.holdout:
-        fit = _validate_law(fit, recipe, vocab_size, stem, fit_path)
+    if held_out:
+        fit = _validate_law(fit, runs, held_out, fit_path)
     answer: dict[str, Any] = {
         "study": recipe.name,
         "fit": fit,
@@ -69,10 +90,30 @@ def run(
     }
     if target:
         folder = out / "configs" / recipe.name
-        answer["transfer"] = transferring.transfer(fit, target, recipe.to, folder, force=True)
+        answer["transfer"] = transferring.transfer(
+            fit, target, _formats(recipe, target), folder, force=True, sizes=point_sizes
+        )
     answer["pictures"] = _plot_study(trials, fit, recipe, out / "fits" / recipe.name)
     answer["report"] = reporting.report(fit, out / "fits" / recipe.name / "report.html", answer)
     return answer
+
+
+def _load_target(path: Path, train: Train | None) -> Recipe:
+    """The target's recipe. One without a trainer has the function that trains the study."""
+    if train is None or not path.is_file():
+        return recipes.load(path)
+    try:
+        trainer = tomllib.loads(path.read_text("utf-8")).get("trainer", {})
+    except ValueError:
+        return recipes.load(path)  # which reports it
+    own = isinstance(trainer, dict) and ("command" in trainer or "function" in trainer)
+    return recipes.load(path) if own else resolve_recipe(path, (), function_name(train))
+
+
+def _formats(recipe: Recipe, target: Recipe) -> list[str]:
+    """The formats that the study names, else those of the target's model."""
+    unnamed = recipe.to == Recipe.model_fields["to"].default
+    return transferring.default_formats(target) if unnamed else recipe.to
 
 
 def _validate_study(recipe: Recipe, target: Recipe | None) -> None:
@@ -83,7 +124,7 @@ def _validate_study(recipe: Recipe, target: Recipe | None) -> None:
             f"`fit.law` of a study must predict a learning rate, but got {recipe.fit.law!r}: use"
             f" `scaletune fit RECORDS --law {recipe.fit.law}`"
         )
-    transferring.known_formats(recipe.to)
+    formats = transferring.known_formats(_formats(recipe, target) if target else recipe.to)
     points = [point.point() for point in recipes.points(recipe)]
     if recipe.search.kind == "pbt":
         raise UserError(
@@ -91,15 +132,23 @@ def _validate_study(recipe: Recipe, target: Recipe | None) -> None:
             " schedule per trial: use `scaletune sweep`"
         )
     if target:
+        transferring.require_formats(target, formats)
+        if not transferring.knows_tensors(target):
+            transferring.measure_target(target, point_sizes)
         transferring.differences(target, common_setting(pd.DataFrame({"point": points})))
     if recipe.holdout:
         held = _held_out(recipe).point()
-        width, tokens = held["model"]["width"], held["budget"]["tokens"]
-        if any(p["model"] == held["model"] and p["budget"]["tokens"] == tokens for p in points):
+        if any(_setting_of(point) == _setting_of(held) for point in points):
             raise UserError(
                 "no proxy may train the held-out setting, but `axes` contains width"
-                f" {width} with {tokens} tokens"
+                f" {held['model']['width']}"
+                + (f" with {held['budget']['tokens']} tokens" if "budget" in held else "")
             )
+
+
+def _setting_of(point: dict[str, Any]) -> tuple[Any, ...]:
+    """What the size and the token budget of a point depend on."""
+    return point["model"], point.get("my"), point.get("budget", {}).get("tokens")
 
 
 def _held_out(recipe: Recipe) -> Recipe:
@@ -107,37 +156,68 @@ def _held_out(recipe: Recipe) -> Recipe:
     return recipes.with_settings(recipe.model_copy(update={"axes": {}}), recipe.holdout.set)
 
 
-def _study_tasks(recipe: Recipe, stem: Path, adopt: bool) -> list[Task]:
-    """The tasks of the proxies and of each comparison. A search trains its proxies here."""
-    compared = [
-        task
-        for other in recipe.compare
-        for task in tasks(other.name, recipes.points(recipes.comparison_recipe(recipe, other)))
-    ]
-    if recipe.search.kind == "grid":
-        return tasks("main", recipes.points(recipe)) + compared
-    return loop.run_search(recipe, stem, adopt=adopt, beside=compared)[0] + compared
+def _measure_held_out(recipe: Recipe) -> Sizes | None:
+    """The sizes of the held-out setting, which is predicted before it is trained."""
+    if not recipe.holdout:
+        return None
+    sizes = point_sizes(_held_out(recipe))
+    unknown = [name for name in ("n_params", "tokens") if math.isnan(getattr(sizes, name))]
+    if unknown:
+        how = HOW_TO_COUNT if "n_params" in unknown else "set `budget.tokens`"
+        raise UserError(
+            f"the held-out setting is predicted before it is trained, which needs its"
+            f" {' and '.join(f'`{name}`' for name in unknown)}, but nobody states"
+            f" {'it' if len(unknown) == 1 else 'them'}: {how}"
+        )
+    return sizes
 
 
-def _train(
-    wanted: list[Task], stem: Path, recipe: Recipe, what: str, adopt: bool = False
-) -> pd.DataFrame:
-    print(f"{recipe.name}: {len(wanted)} {what}, recorded in {stem}.jsonl", file=sys.stderr)
-    # a trial may be recorded for another sweep, for example for an earlier validation
-    sweeps = {task.id: task.sweep for task in reversed(wanted)}
-    trials = train_all(wanted, stem, recipe.engine.workers, adopt=adopt)
-    return trials.assign(sweep=trials["id"].map(sweeps))
+@dataclass(frozen=True)
+class StudyRuns:
+    """Trains what a study needs."""
+
+    recipe: Recipe
+    stem: Path
+    """Path of the sweep's files without suffix."""
+    forked: Train | None = None
+    """The user's function that trains, where it cannot be imported by its name."""
+
+    def tasks(self, adopt: bool) -> list[Task]:
+        """The tasks of the proxies and of each comparison. A search trains its proxies here."""
+        recipe = self.recipe
+        compared = [
+            task
+            for other in recipe.compare
+            for task in tasks(other.name, recipes.points(recipes.comparison_recipe(recipe, other)))
+        ]
+        if not recipe.search.decides:
+            return tasks("main", recipes.points(recipe)) + compared
+        return (
+            loop.run_search(recipe, self.stem, adopt=adopt, beside=compared, train=self.forked)[0]
+            + compared
+        )
+
+    def train(self, wanted: list[Task], what: str, adopt: bool = False) -> pd.DataFrame:
+        """Trains tasks that are not recorded, and returns the trials of all."""
+        recipe, stem = self.recipe, self.stem
+        print(f"{recipe.name}: {len(wanted)} {what}, recorded in {stem}.jsonl", file=sys.stderr)
+        # a trial may be recorded for another sweep, for example for an earlier validation
+        sweeps = {task.id: task.sweep for task in reversed(wanted)}
+        workers = recipe.engine.workers
+        trials = train_all(wanted, stem, workers, adopt=adopt, train=self.forked)
+        return trials.assign(sweep=trials["id"].map(sweeps))
 
 
-def _validate_law(fit: Fit, recipe: Recipe, vocab_size: int, stem: Path, path: Path) -> Fit:
+def _validate_law(fit: Fit, runs: StudyRuns, sizes: Sizes, path: Path) -> Fit:
     """Predicts the held-out setting, writes that down, trains the setting, writes the error."""
-    held_out = _held_out(recipe)
-    assert recipe.holdout
-    n_params = counting.params(held_out.model, vocab_size)["n_params"]
-    budget = held_out.budget
-    predicted = fit.predict(
-        n_params=n_params, tokens=budget.tokens, batch_tokens=budget.batch_tokens
-    )
+    holdout = runs.recipe.holdout
+    assert holdout
+    scale = {
+        name: getattr(sizes, name)
+        for name in ("n_params", "tokens", "batch_tokens")
+        if not math.isnan(getattr(sizes, name))
+    }
+    predicted = fit.predict(**scale)
     assert predicted.lr is not None
     # three digits: the same point on every machine, so that a second run trains nothing
     chosen = float(f"{predicted.lr:.3g}")
@@ -147,10 +227,10 @@ def _validate_law(fit: Fit, recipe: Recipe, vocab_size: int, stem: Path, path: P
         "leave_one_cell_out": fit.held_out,
     }
     replace(fit, held_out=before).write(path)
-    lrs = sorted({*recipe.holdout.lr, chosen})
-    points = [recipes.with_settings(held_out, {"lr": lr}) for lr in lrs]
+    lrs = sorted({*holdout.lr, chosen})
+    points = [recipes.with_settings(_held_out(runs.recipe), {"lr": lr}) for lr in lrs]
     what = f"held-out trials, predicted lr {chosen:g}"
-    trials = _train(tasks("validation", points), stem, recipe, what)
+    trials = runs.train(tasks("validation", points), what)
     validated = replace(fit, held_out=judge(fit, predicted, chosen, trials))
     validated.write(path)
     return validated
@@ -197,7 +277,8 @@ def _plot_study(trials: pd.DataFrame, fit: Fit, recipe: Recipe, out: Path) -> li
         panels[title] = rows[rows["tokens"] == longest]
     horizons = {rows["tokens"].max() for rows in panels.values()} & set(main["tokens"])
     shared = max(horizons, default=main["tokens"].max())
-    title = f"{recipe.parametrization.form}, {plotting.tokens_label(shared)}"
+    form = recipe.parametrization.form if recipe.parametrization.model_fields_set else recipe.name
+    title = f"{form}, {plotting.tokens_label(shared)}"
     panels[title] = main[main["tokens"] == shared]
     figures = {"basins.png": plotting.basins_figure(panels), "law.png": plotting.law_figure(fit)}
     return [plotting.save(figure, out / name) for name, figure in figures.items()]

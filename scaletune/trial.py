@@ -11,6 +11,7 @@ A program in another language appends the same lines of JSON to the file `$SCALE
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -35,10 +36,17 @@ class CurrentTrial:
     Args:
         path: Path of `trial.json`. None: no sweep has started this program.
         results: Path of the file for reports.
+        settings: Name -> value of settings, to call a function by hand:
+            `train(CurrentTrial(settings={"lr": 0.01}))`.
     """
 
-    def __init__(self, path: str | None = None, results: str | None = None):
-        self._content: dict[str, Any] = {}
+    def __init__(
+        self,
+        path: str | None = None,
+        results: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        self._content: dict[str, Any] = {"settings": dict(settings or {})}
         if path:
             self._content = json.loads(Path(path).read_text("utf-8"))
         self._results = results or self._content.get("results")
@@ -79,11 +87,11 @@ class CurrentTrial:
     @property
     def plan(self) -> dict[str, dict[str, Any]]:
         """Parameter name -> multiplier, init_std, lr, weight_decay, eps. Empty without a plan."""
+        return {row["name"]: row for row in self._plan_file().get("tensors", [])}
+
+    def _plan_file(self) -> dict[str, Any]:
         path = self._content.get("plan")
-        if not path:
-            return {}
-        rows = json.loads(Path(path).read_text("utf-8"))["tensors"]
-        return {row["name"]: row for row in rows}
+        return json.loads(Path(path).read_text("utf-8")) if path else {}
 
     @property
     def should_stop(self) -> bool:
@@ -114,7 +122,11 @@ class CurrentTrial:
         Raises:
             TypeError: A value is no number.
         """
-        row = {"loss": loss, "tokens": tokens, "train_loss": train_loss, **more}
+        measures = {"loss": loss, "tokens": tokens, "train_loss": train_loss}
+        for name, value in measures.items():
+            if isinstance(value, str | bool):
+                raise TypeError(f"`{name}` of a report must be a number, but got {value!r}")
+        row = {**measures, **more}
         row = {name: _number(name, value) for name, value in row.items() if value is not None}
         if checkpoint is not None:
             row["checkpoint"] = os.path.abspath(os.fspath(checkpoint))
@@ -124,6 +136,7 @@ class CurrentTrial:
         """Appends a row to the results, whole: other processes may append too."""
         if self._results:
             line = (json.dumps(row) + "\n").encode()
+            os.makedirs(os.path.dirname(self._results), exist_ok=True)  # the trainer may delete it
             file = os.open(self._results, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 os.write(file, line)
@@ -146,6 +159,118 @@ class CurrentTrial:
         if not self.plan:
             return [{"params": list(named.values())}]
         return _groups(named, self.plan)
+
+    def apply_plan(self, model: Any, *, initialise: bool = True) -> Any:
+        """Hooks the plan's multipliers to the modules of a model and initialises its tensors.
+
+        Call it once, on the model before it is compiled or distributed. A hook multiplies the
+        output of an embedding and the input of any other module, so that a bias keeps its scale.
+        Each tensor is drawn from a random stream of its own, given by the trial's seed and the
+        tensor's name; `init_scale` multiplies the values that the model has drawn itself.
+
+        Args:
+            model: The `nn.Module` that `model.build` of the recipe builds at this width.
+            initialise: False: keep the values, for a model whose weights were loaded.
+
+        Returns:
+            The model. Without a plan, unchanged.
+
+        Raises:
+            ValueError: The plan and the model have different parameters or shapes.
+        """
+        plan = self._plan_file()
+        if not plan or hasattr(model, APPLIED):
+            return model
+        named = {_plain_name(name): p for name, p in model.named_parameters()}
+        _check_shapes(named, self.plan)
+        modules = {
+            _plain_name(name): module
+            for name, module in model.named_modules(remove_duplicate=False)
+        }
+        for row in plan.get("multipliers", []):
+            _multiply(modules[row["module"]], row)
+        if initialise:
+            for name, p in named.items():
+                _initialise(p, self.plan[name], self.seed)
+        setattr(model, APPLIED, True)
+        return model
+
+
+APPLIED = "_scaletune_plan"
+"""Attribute of a model to which the plan has been applied."""
+
+
+class MultiplyInput:
+    """A hook that multiplies the first input of a module."""
+
+    def __init__(self, factor: float):
+        self.factor = factor
+
+    def __call__(self, module: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (args[0] * self.factor, *args[1:]), kwargs
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: kwargs[first] * self.factor}
+
+
+class MultiplyOutput:
+    """A hook that multiplies the first output of a module, or a part of its last dimension."""
+
+    def __init__(self, factor: float, share: float):
+        self.factor, self.share = factor, share
+
+    def __call__(self, module: Any, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self._times(output[0]), *output[1:])
+        return self._times(output)
+
+    def _times(self, value: Any) -> Any:
+        if self.share == 1:
+            return value * self.factor
+        import torch
+
+        cut = round(self.share * value.shape[-1])
+        return torch.cat([value[..., :cut] * self.factor, value[..., cut:]], -1)
+
+
+def _multiply(module: Any, row: Mapping[str, Any]) -> None:
+    if row["where"] == "input":
+        module.register_forward_pre_hook(MultiplyInput(row["factor"]), with_kwargs=True)
+    else:
+        module.register_forward_hook(MultiplyOutput(row["factor"], row["share"]))
+
+
+def _initialise(p: Any, row: Mapping[str, Any], seed: int) -> None:
+    import torch
+
+    with torch.no_grad():
+        if row["init_value"] is not None:
+            p.fill_(row["init_value"])
+        elif row["init_std"] is not None:
+            key = hashlib.sha256(f"{seed}/{row['name']}".encode()).digest()[:7]
+            stream = torch.Generator().manual_seed(int.from_bytes(key, "big"))
+            values = torch.empty(p.shape, dtype=torch.float32).normal_(generator=stream)
+            if row["padding"] is not None:
+                values[row["padding"]] = 0
+            p.copy_(values.to(device=p.device, dtype=p.dtype) * row["init_std"])
+        elif row["init_scale"] is not None:
+            p.mul_(row["init_scale"])
+
+
+def _check_shapes(named: Mapping[str, Any], plan: Mapping[str, Mapping[str, Any]]) -> None:
+    if odd := sorted(named.keys() ^ plan.keys()):
+        side = "model" if odd[0] in named else "plan"
+        raise ValueError(
+            f"plan and model must have the same parameters, but only the {side} has {odd[0]!r}: the"
+            " trainer must build the same model as `model.build`"
+        )
+    for name, p in named.items():
+        if list(p.shape) != plan[name]["shape"]:
+            raise ValueError(
+                f"plan and model must have the same shapes, but {name!r} has {list(p.shape)} in the"
+                f" model and {plan[name]['shape']} in the plan: the trainer must build the model at"
+                " the trial's width"
+            )
 
 
 def _plain_name(name: str) -> str:
@@ -196,6 +321,11 @@ def report(**values: Any) -> None:
 def param_groups(model: Any) -> list[dict[str, Any]]:
     """Optimizer groups by the trial's plan: see `CurrentTrial.param_groups`."""
     return current().param_groups(model)
+
+
+def apply_plan(model: Any, *, initialise: bool = True) -> Any:
+    """Applies the trial's plan to a model: see `CurrentTrial.apply_plan`."""
+    return current().apply_plan(model, initialise=initialise)
 
 
 PROPERTIES = ("settings", "id", "seed", "run_dir", "resume_from", "plan", "should_stop")

@@ -316,7 +316,8 @@ class OwnConfig(ModelConfig):
     build: str = ""
     """`package.module:function` that returns an `nn.Module`, or `hf:` and the path of a Hugging
     Face config.json. Trained by scaletune's own loop. The function gets the keys of this table,
-    `vocab_size`, `seq_len` and those of `[my]` that it names as parameters."""
+    `vocab_size`, `seq_len`, `seed` and those of `[my]` that it names as parameters; `**kwargs` gets
+    the keys of this table, and `recipe` the whole recipe."""
     n_params: Count | None = None
     """Non-embedding parameters, if they are known. Else they are counted, described or reported."""
     n_params_total: Count | None = None

@@ -194,7 +194,7 @@ def test_a_worker_that_always_hangs_is_a_failed_trial(worker, tmp_path):
 def test_out_of_memory_halves_the_micro_batch_with_a_message(worker, tmp_path, capsys, words):
     seen = (
         "open(flag + 'seen', 'a')"
-        ".write(str(json.loads(line)['recipe']['engine']['accumulation']) + ' ')"
+        ".write(str(json.loads(line)['recipe']['engine'].get('accumulation', 1)) + ' ')"
     )
     tasks = worker(
         1,

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+import scaletune
 from scaletune import counting, models, zoo
 from scaletune.cli import main
 from scaletune.errors import UserError
@@ -364,7 +365,7 @@ def test_muon_keeps_one_moment_of_hidden_matrices(tiny):
 
 def test_count_is_consistent_with_its_parts(tiny):
     recipe = tiny(width=64)
-    counted = counting.count(recipe, 256)
+    counted = scaletune.count(recipe, 256)
     assert counted["flops"] == counted["flops_per_token"] * counted["tokens"]
     assert counted["steps"] * counted["batch_tokens"] == counted["tokens"]
     model = models.build(recipe, 256)
@@ -396,19 +397,19 @@ def test_count_takes_a_recipe_file_as_the_command_does(capsys, tmp_path):
         path = str(CONFIGS / f"{name}.toml")
         assert main(["count", path, "--set", "model.depth=3", "--json"]) == 0
         expected = json.loads(capsys.readouterr().out)["points"]
-        counted = counting.count(path, settings=["model.depth=3"])
+        counted = scaletune.count(path, settings=["model.depth=3"])
         assert json.loads(json.dumps(counted)) == expected and counted[0]["depth"] == 3
     with pytest.raises(UserError, match=r"the recipe file must exist, but got `nowhere\.toml`"):
-        counting.count("nowhere.toml")
+        scaletune.count("nowhere.toml")
 
 
 def test_count_of_a_recipe_is_one_dict_or_one_per_point(tiny):
     recipe = tiny()
-    assert counting.count(recipe) == counting.count(recipe, 256)
-    assert counting.count(recipe, settings=["width=64"]) == counting.count(tiny(width=64))
+    assert scaletune.count(recipe) == scaletune.count(recipe, 256)
+    assert scaletune.count(recipe, settings=["width=64"]) == scaletune.count(tiny(width=64))
     swept = tiny({"axes": {"width": [32, 64], "lr": [0.1, 0.2]}})
-    assert [point["width"] for point in counting.count(swept)] == [32, 32, 64, 64]
-    assert counting.count(tiny({"data.vocab_size": 300}))["vocab_size"] == 300
+    assert [point["width"] for point in scaletune.count(swept)] == [32, 32, 64, 64]
+    assert scaletune.count(tiny({"data.vocab_size": 300}))["vocab_size"] == 300
 
 
 def test_the_outputs_of_images_are_their_classes():

@@ -221,7 +221,7 @@ def test_torch_stays_out_until_something_trains(name):
 PACKAGES_AND_TERMS = {  # the only modules whose names end in -ing: packages, and terms of the field
     *("parametrizing", "training", "checking", "sweeping", "counting", "predicting", "importing"),
     *("fitting", "planning", "transferring", "linting", "plotting", "reporting"),
-    *("hashing", "overtraining", "resampling", "embedding"),
+    *("hashing", "sharding", "overtraining", "resampling", "embedding"),
 }
 # names that do not describe the value
 PRIVATE_WORDS = {

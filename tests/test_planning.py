@@ -12,7 +12,8 @@ import pytest
 from scipy.stats import norm
 from test_sweeping import InProcess
 
-from scaletune import counting, planning, recipe, sweeping
+import scaletune
+from scaletune import planning, recipe, sweeping
 from scaletune.cli import main
 from scaletune.errors import UserError
 from scaletune.fitting import fit
@@ -398,7 +399,7 @@ def test_an_lr_written_in_the_target_goes_before_step_law_which_is_asked_near_it
 
 
 def test_cells_lie_below_the_target_and_within_the_budget(planned, target):
-    whole = counting.count(load(target))["flops"]
+    whole = scaletune.count(load(target))["flops"]
     assert (
         0.5 * 0.05 * whole
         < planned.total["flops"]

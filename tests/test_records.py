@@ -361,7 +361,7 @@ def test_an_older_store_is_read_as_it_is_and_migrated_by_its_driver(older):
         assert store.statuses() == {"a": "done", "b": "failed"}
         store.close()
     with closing(sqlite3.connect(older)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
 
 
 def test_an_interrupted_migration_leaves_the_older_store(older, monkeypatch):
@@ -383,7 +383,7 @@ def test_a_newer_store_is_refused_and_unchanged(tmp_path):
     for act in (Store, read_store):
         with pytest.raises(
             UserError,
-            match=r"^`.*new.db` has schema 9, newer than the 1 of this scaletune: upgrade "
+            match=r"^`.*new.db` has schema 9, newer than the 2 of this scaletune: upgrade "
             r"scaletune$",
         ):
             act(tmp_path / "new.db")
@@ -444,7 +444,7 @@ def test_an_export_waits_for_the_writer_and_misses_nothing(tmp_path):
         exports.append(True)
 
     driver.put(TRIAL)
-    with driver._write():
+    with driver.write():
         thread = threading.Thread(target=export)
         thread.start()
         driver._insert(DIVERGED)

@@ -45,7 +45,7 @@ class Planted(Stub):
 
     loss, trained, size, dies_after, fails = staticmethod(planted), [], 2, None, ()
 
-    def __init__(self, size, processes=1):
+    def __init__(self, size, *rest):
         self.tasks = []
 
     @property
@@ -495,7 +495,7 @@ def test_top_k_trains_all_at_the_first_horizon_and_the_best_at_the_last(
         (
             {"kind": "optuna", "budget": 9, "pruner": "halving"},
             None,
-            "pruner 'halving' needs two or more values in `axes.tokens`",
+            "so `engine.evaluate_at` must name shares of the token budget, for example [0.25, 0.5]",
         ),
         ({"kind": "pareto"}, None, "needs `search.budget` (points) or `search.flops`, per setting"),
         (

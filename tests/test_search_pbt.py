@@ -161,7 +161,7 @@ def test_a_population_whose_worker_is_lost_is_reported_and_trained_by_the_next_r
     pbt_recipe, tmp_path, monkeypatch, capsys
 ):
     class Losing:
-        def __init__(self, size, processes):
+        def __init__(self, size, *rest):
             self.tasks = []
 
         def __enter__(self):

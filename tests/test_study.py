@@ -384,7 +384,7 @@ class World:
         self.trained.clear()
         self.monkeypatch.setattr(
             "scaletune.sweeping.engines.local.LocalPool",
-            lambda size, processes=1: Planted(of, self.trained),
+            lambda size, *rest: Planted(of, self.trained),
         )
         self.capsys.readouterr()
         code = main([*command(self.folder)[3:], *more])

@@ -491,7 +491,7 @@ def test_a_database_can_be_read_while_a_sweep_writes(tmp_path, undisturbed):
     store = Store(tmp_path / "sweep")
     store.put(trials[0])
     other = Store(tmp_path / "sweep")
-    with store._write():
+    with store.write():
         assert other.trials() == trials[:1]
     other.close()
     store.close()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from test_sweeping import PATIENCE, children, gone, wait_for
 
@@ -20,7 +21,7 @@ from scaletune.transferring.formats.recipe import toml
 WORKER = """
 import os, signal, sys
 from scaletune.sweeping.engines import worker
-from scaletune.training import loop
+from scaletune.training import loop, rank
 
 finish_step = loop.finish_step
 
@@ -37,7 +38,8 @@ def watched(run, track):
 
 loop.finish_step = watched
 if __name__ == "__main__":
-    worker.main()
+    sys.executable = {folder!r} + "/../worker"  # the processes of a trial are watched too
+    rank.main() if "scaletune.training.rank" in sys.argv else worker.main()
 """
 KILLED, NO_MEMORY = "os.kill(os.getpid(), signal.SIGKILL)", "raise MemoryError"
 # Steps that were trained, with checkpoints after 2, 4, 6 and 8.
@@ -51,7 +53,9 @@ def worker_ends(tmp_path, monkeypatch):
     def planted(end):
         (tmp_path / "steps").mkdir()
         (tmp_path / "worker.py").write_text(WORKER.format(folder=str(tmp_path / "steps"), end=end))
-        (tmp_path / "worker").write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/worker.py\n")
+        (tmp_path / "worker").write_text(
+            f'#!/bin/sh\nexec {sys.executable} {tmp_path}/worker.py "$@"\n'
+        )
         (tmp_path / "worker").chmod(stat.S_IRWXU)
         monkeypatch.setattr(sys, "executable", str(tmp_path / "worker"))
 
@@ -122,14 +126,13 @@ def test_a_trial_over_processes_out_of_memory_continues_with_smaller_micro_batch
     assert "try 1: out of memory; retried with engine.accumulation = 2\n" in capsys.readouterr().err
 
 
-def test_a_stopped_worker_leaves_no_semaphores_of_its_processes(tiny, tmp_path):
-    there = set(os.listdir("/dev/shm"))
+def test_a_stopped_worker_leaves_no_processes(tiny, tmp_path):
     (task,) = sweeping.tasks("main", [tiny(LONG | {"engine.processes": 2, "tokens": 256 * 10**6})])
     with local.LocalPool(1, 2) as pool:
         pool.hand_out([task])
         wait_for(lambda: any(message["progress"] > 0 for _, message in pool.messages()))
-        semaphores = set(os.listdir("/dev/shm")) - there
-    assert semaphores and wait_for(lambda: not semaphores & set(os.listdir("/dev/shm")))
+        ranks = psutil.Process(pool.workers[0].process.pid).children(recursive=True)
+    assert len(ranks) == 2 and not psutil.wait_procs(ranks, timeout=30)[1]
 
 
 def test_a_partial_checkpoint_of_a_killed_writer_is_deleted(tiny, tmp_path):

@@ -292,7 +292,7 @@ def test_fewer_gpus_than_processes_are_refused(tiny, monkeypatch):
     with pytest.raises(
         UserError, match="`processes <= GPUs` must hold, but got 2 processes and 1 GPUs"
     ):
-        training.launch_trial(tiny({"engine.processes": 2}), "main")
+        training.RankGroup().run_trial(tiny({"engine.processes": 2}), "main")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(UserError, match="got 4 processes and 1 GPUs"):
         training.accelerator()

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from scaletune import environment
 from scaletune.checking import alignment, coordinates, regime, sharpness, slope_fit
 from scaletune.checking.bug_signatures import BUGS as BUGS
 from scaletune.checking.bug_signatures import diagnose as diagnose
@@ -79,6 +80,7 @@ def check(
         ('pass', [])
     """
     _check_name(what)
+    environment.require_full_precision()
     recipe = resolve_recipe(recipe, settings)
     if what == "coordinate" and getattr(recipe.model, "tied", False):
         recipe = with_settings(recipe, {"model.tied": False})  # only the readout may be zeroed

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scaletune import counting, data, models, optim, parametrizing
+from scaletune import data, optim, parametrizing
 from scaletune.errors import UserError
+from scaletune.models.own import OwnModel
 from scaletune.optim.single import build_plain_optimizer
-from scaletune.parametrizing import Plan
+from scaletune.parametrizing import Plan, shapes
+from scaletune.parametrizing.recipe_model import build_planned
 from scaletune.recipe import LR_FREE, MUON_RULES, OPTIMIZER_SETTINGS, Recipe, with_settings
 from scaletune.recipe import Optimizer as Settings
 from scaletune.rules import Role, caveats
@@ -119,16 +121,20 @@ def as_list(optimizers: Any) -> list[Optimizer]:
 
 
 def recipe_target(recipe: Recipe) -> CheckTarget:
-    """The zoo's model of a recipe. Batch and initial weights depend on the seed."""
+    """The model of a recipe. Batch and initial weights depend on the seed."""
     corpus = data.load(recipe.data)
     rows = recipe.budget.batch_tokens // recipe.data.seq_len
 
     def start(width: int, depth: int, seed: int) -> CheckRun:
-        point = with_settings(recipe, {"width": width, "depth": depth, "seed": seed})
-        model = models.build(point, corpus.vocab_size)
-        plan = counting.plan_tensors(point, corpus.vocab_size)
+        # an own model may take no depth, which is then not stated either
+        sizes = {"width": width} | ({"depth": depth} if depth != recipe.model.depth else {})
+        point = with_settings(recipe, {**sizes, "seed": seed})
+        planned = build_planned(point, corpus.vocab_size, text=not corpus.features)
+        model, plan = planned.net, planned.plan
         optimizers = as_list(optim.optimizer(model, plan, point.optimizer))
-        return CheckRun(model, optimizers, {row.name: row.role for row in plan})
+        names = {id(p): name for name, p in shapes.named_tensors(model).items()}
+        plain = {name: names[id(p)] for name, p in model.named_parameters()}
+        return CheckRun(model, optimizers, {plain[row.name]: row.role for row in plan})
 
     return CheckTarget(
         start=start,
@@ -136,12 +142,17 @@ def recipe_target(recipe: Recipe) -> CheckTarget:
             map(torch.from_numpy, corpus.batch(seed, 0, rows, recipe.data.seq_len))
         ),
         loss=lambda model, batch: model(*batch).sum(),
-        logits=lambda model, batch: model(batch[0]),
+        logits=_logits,
         own=(recipe.model.width, recipe.model.depth),
         form=recipe.parametrization.form,
         family=recipe.optimizer.rule,
         caveats=caveats(recipe.parametrization.form, recipe.optimizer.rule),
     )
+
+
+def _logits(model: nn.Module, batch: Any) -> Tensor:
+    """The logits of a batch. A user's module may need the targets to compute all of them."""
+    return model.logits(*batch) if isinstance(model, OwnModel) else model(batch[0])
 
 
 # --- the user's own model -------------------------------------------------------------------------

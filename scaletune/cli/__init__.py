@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from scaletune import environment
 from scaletune.cli.arguments import build_parser
 from scaletune.errors import UserError, nearest
 
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)  # schedulers stop a job with SIGTERM
     try:
+        if environment.leave_launch():
+            return 0
+        environment.note_ignored_precision()
         args = _parse(argv)
         answer, lines = args.run_command(args)
         print(json.dumps(answer, allow_nan=False) if args.json else "\n".join(lines), flush=True)

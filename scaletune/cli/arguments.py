@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from scaletune import __version__
-from scaletune.cli import fit_commands, setup_commands, train_commands
+from scaletune.cli import ask_tell_commands, fit_commands, setup_commands, train_commands
 from scaletune.errors import UserError
 
 DESCRIPTION = (
@@ -46,6 +46,19 @@ def _number(text: str) -> float:
     except ValueError:
         message = f"must be a number such as 1e9, but got {text!r}"
         raise argparse.ArgumentTypeError(message) from None
+
+
+def _duration(text: str) -> float:
+    """`2h` -> 7200.0 seconds."""
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
+    try:
+        seconds = float(text[:-1] if unit else text) * (unit or 1)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        message = f"must be a time such as 90s, 30m, 2h or 1d, but got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return seconds
 
 
 def _whole_numbers(text: str) -> list[int]:
@@ -243,6 +256,60 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
 
 
+def _ask(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe")
+    parser.add_argument(
+        "-n", type=int, default=1, metavar="N", help="largest number of trials (default: 1)"
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="also those that were handed out and have no result, and those that failed",
+    )
+    parser.add_argument(
+        "--older-than",
+        type=_duration,
+        metavar="TIME",
+        help="also those that were handed out longer ago than this: 90s, 30m, 2h, 1d",
+    )
+    parser.add_argument("--out", default=".", help="folder for sweeps/ (default: this folder)")
+    _add_adopt(parser)
+    _add_settings(parser)
+
+
+def _tell(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe")
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="ID | FILE",
+        help="the trial's id; files of JSON objects or JSON lines with `id`; a trial's results file"
+        " (ID FILE, or RUNS/ID/results.jsonl); - for standard input",
+    )
+    numbers = {
+        "--loss": "held-out loss; nan: the trial diverged",
+        "--tokens": "training tokens at this loss; below the budget the trial goes on",
+        "--train-loss": "training loss",
+        "--n-params": "non-embedding parameters",
+        "--n-params-total": "all parameters",
+        "--flops": "training FLOPs",
+        "--seconds": "training time",
+    }
+    for name, meaning in numbers.items():
+        parser.add_argument(name, type=_number, metavar="X", help=meaning)
+    parser.add_argument(
+        "--status",
+        metavar="STATUS",
+        help="done, diverged, failed, stopped or running (default: by the loss)",
+    )
+    parser.add_argument("--message", metavar="TEXT", help="the reason, if it is not done")
+    parser.add_argument(
+        "--replace", action="store_true", help="replace another result that is recorded"
+    )
+    parser.add_argument("--out", default=".", help="folder for sweeps/ (default: this folder)")
+    _add_settings(parser)
+
+
 def _recorded(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", metavar="SWEEP", help="name, recipe or .db file of the sweep")
     parser.add_argument(
@@ -310,7 +377,8 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         "--to",
         action="append",
         metavar="FORMAT[@VERSION]",
-        help="llama, torchtitan, ...; may be repeated (default: granite and recipe)",
+        help="llama, torchtitan, ...; may be repeated (default: granite and recipe;"
+        " recipe alone where only your code knows the model)",
     )
     parser.add_argument(
         "--force",
@@ -408,6 +476,18 @@ COMMANDS = (
         _sweep,
         "Train the points of a recipe that are not recorded yet. Resumes.",
         "scaletune sweep configs/quickstart.toml --set model.depth=4",
+    ),
+    Command(
+        ask_tell_commands.ask,
+        _ask,
+        "Hand out the next trials of a recipe that others train, with `trainer.external`.",
+        "scaletune ask mine.toml -n 4 --json",
+    ),
+    Command(
+        ask_tell_commands.tell,
+        _tell,
+        "Record the result of a trial that `scaletune ask` has handed out.",
+        "scaletune tell mine.toml 6b86b273ff34fce1 --loss 3.21",
     ),
     Command(
         train_commands.status,

@@ -12,8 +12,10 @@ from scaletune.errors import UserError, nearest
 from scaletune.units import human
 
 if TYPE_CHECKING:
+    from scaletune.counting.point_sizes import Measure
     from scaletune.fitting.relations import Relation
     from scaletune.predicting import Prediction
+    from scaletune.recipe import Recipe
     from scaletune.records import Fit
 
 Answer = tuple[Any, list[str]]
@@ -260,10 +262,22 @@ def transfer(args: argparse.Namespace) -> Answer:
     from scaletune.records import Fit
 
     fitted, target = Fit.read(args.fit), recipe.load(args.target, args.set)
-    formats = args.to or ["granite", "recipe"]
-    answer = transferring.transfer(fitted, target, formats, args.out, args.force)
+    answer = transferring.transfer(
+        fitted, target, args.to or None, args.out, args.force, own_sizes(target)
+    )
     files = [f"  {path}" for path in answer["files"]]
     return answer, [*reporting.transfer_lines(answer), "Files:", *files]
+
+
+def own_sizes(recipe: Recipe) -> Measure | None:
+    """What measures the model of a recipe: None for the zoo, which needs no torch."""
+    from scaletune.zoo import OwnConfig
+
+    if not isinstance(recipe.model, OwnConfig):
+        return None
+    from scaletune.sweeping.sizes import point_sizes
+
+    return point_sizes
 
 
 def lint(args: argparse.Namespace) -> Answer:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from scaletune.recipe import Recipe
 
 Answer = tuple[Any, list[str]]
-STATUSES = ("done", "diverged", "failed")
 
 
 def run(args: argparse.Namespace) -> Answer:
@@ -28,23 +27,27 @@ def run(args: argparse.Namespace) -> Answer:
 def sweep(args: argparse.Namespace) -> Answer:
     """`scaletune sweep`."""
     from scaletune import recipe, sweeping
+    from scaletune.recipe.passed_settings import unpassed_sentence
     from scaletune.sweeping.search.pareto import describe_scaling as scaling_line
+    from scaletune.sweeping.status import COUNTED, shown_statuses
 
     engine = [f"engine.kind={args.engine}"] if args.engine else []
     loaded = recipe.load(args.recipe, [*args.set, *engine])
     trials = sweeping.sweep(loaded, out=args.out, adopt=args.adopt)
-    counts = {status: int((trials["status"] == status).sum()) for status in STATUSES}
+    counts = {status: int((trials["status"] == status).sum()) for status in COUNTED}
     done = trials[trials["status"] == "done"]
     columns = ["id", "width", "depth", "tokens", "lr", "seed", "loss"]
     best = done.nsmallest(1, "loss")[columns].to_dict("records")[0] if len(done) else None
     path = Path(args.out) / "sweeps" / f"{loaded.name}.jsonl"
-    lines = [f"{len(trials)} trials: " + ", ".join(f"{n} {name}" for name, n in counts.items())]
+    by_status = ", ".join(f"{counts[name]} {name}" for name in shown_statuses(counts))
+    lines = [f"{len(trials)} trials: {by_status}"]
     if best:
-        lines.append(
-            f"best: loss {best['loss']:.4f} at width {best['width']}, lr {best['lr']:.4g},"
-            f" {best['tokens']:,} tokens"
-        )
+        lr = f", lr {best['lr']:.4g}" if best["lr"] == best["lr"] else ""
+        tokens = f", {best['tokens']:,.0f} tokens" if best["tokens"] == best["tokens"] else ""
+        lines.append(f"best: loss {best['loss']:.4f} at width {best['width']}{lr}{tokens}")
     lines.append(f"records: {path}")
+    if done["loss"].nunique() < len(done) and (caution := unpassed_sentence(loaded)):
+        lines.append(caution)
     frontier = _frontier(path.with_suffix(".search.json")) if loaded.search.kind == "pareto" else {}
     scaling = [law for setting in frontier.get("learnt", []) for law in setting["scaling"]]
     answer = {"sweep": loaded.name, "n_trials": len(trials), **counts, "best": best}
@@ -62,6 +65,8 @@ def status(args: argparse.Namespace) -> Answer:
 
     answer = sweeping.status(args.sweep, out=args.out)
     driver = "none; `scaletune sweep` or `scaletune run` continues"
+    if answer["handed_out"]:
+        driver = f"none; {answer['handed_out']} trials are handed out by `scaletune ask`"
     if answer["driver"]:
         driver = "{pid} on {host}, since {since}".format(**answer["driver"])
     return answer, [*format_table(answer), f"driver: {driver}"]
@@ -141,6 +146,7 @@ def _vocab_size(recipe: Recipe) -> tuple[int, bool]:
 def plan(args: argparse.Namespace) -> Answer:
     """`scaletune plan`."""
     from scaletune import planning, recipe
+    from scaletune.cli.fit_commands import own_sizes
     from scaletune.planning.text import lines, study
     from scaletune.records import write_atomically
     from scaletune.transferring.formats.recipe import toml
@@ -155,6 +161,7 @@ def plan(args: argparse.Namespace) -> Answer:
         seeds=args.seeds,
         flops_per_second=args.flops_per_second,
         vocab_size=_vocab_size(target)[0],
+        sizes=own_sizes(target),
     )
     answer, text = planned.to_dict(), lines(planned)
     if not args.out:
@@ -170,13 +177,21 @@ def plan(args: argparse.Namespace) -> Answer:
 
 def count(args: argparse.Namespace) -> Answer:
     """`scaletune count`."""
-    from scaletune import counting, recipe
+    from scaletune import recipe
     from scaletune.counting import branches
+    from scaletune.recipe.passed_settings import unpassed_sentence
+    from scaletune.sweeping.point_counts import count_points
 
     loaded = recipe.load(args.recipe, args.set)
-    vocab_size, known = _vocab_size(loaded)
     points = recipe.points(loaded)
-    rows = [counting.count_point(point, vocab_size) for point in points]
+    vocab_size, known = _vocab_size(loaded)
+    rows = count_points(points, vocab_size)
+    if loaded.foreign:
+        flops = [row["flops"] for row in rows]
+        spent = {"trials": len(rows), "flops": None if None in flops else sum(flops)}
+        lines = _foreign_count_lines(rows, spent["flops"])
+        caution = unpassed_sentence(loaded)
+        return {"points": rows, "total": spent}, [*lines, *([caution] if caution else [])]
     total = {
         "trials": len(rows),
         "flops": sum(row["flops"] for row in rows),
@@ -197,6 +212,32 @@ def count(args: argparse.Namespace) -> Answer:
     return {"points": rows, "total": total}, lines + _branch_lines(points, total)
 
 
+def _foreign_count_lines(rows: Sequence[dict[str, Any]], flops: float | None) -> list[str]:
+    """What is known of the points of the user's trainer before they are trained."""
+    names = ("n_params", "n_params_total", "tokens")
+    lines = [f"{'width':>6} {'n_params':>14} {'total':>14} {'tokens':>14} {'FLOPs':>9}  trials"]
+    for row, n in _group_equal(rows):
+        values = row["params"] | {"tokens": row["tokens"]}
+        sizes = " ".join(
+            f"{'unknown' if values[name] is None else f'{values[name]:,.0f}':>14}" for name in names
+        )
+        each = "unknown" if row["flops"] is None else f"{row['flops']:.2e}"
+        lines.append(f"{row['width']:6} {sizes} {each:>9}  {n}")
+    sources = sorted({row["flops_from"] for row in rows})
+    total = f"{flops:.3g} FLOPs ({', '.join(sources)})" if flops else "FLOPs unknown"
+    lines.append(f"{len(rows)} trial{'s' * (len(rows) != 1)}, {total}")
+    if any(row["params"]["n_params"] is None for row in rows):
+        lines.append(
+            "n_params is unknown: state `model.n_params`, give `trainer.describe` or `model.build`,"
+            " or let the trainer report it"
+        )
+    return lines
+
+
+def _mebibytes(count: int | None, form: str = ".4g", space: str = " ") -> str:
+    return "unknown" if count is None else f"{count / 2**20:{form}}{space}MiB"
+
+
 def _count_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line per group of points that cost the same."""
     lines = [
@@ -204,11 +245,12 @@ def _count_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         f" {'FLOPs':>9} {'memory':>9} {'seconds':>8}  trials"
     ]
     for row, n in _group_equal(rows):
-        params, memory = row["params"], sum(row["memory_bytes"].values())
+        params, parts = row["params"], row["memory_bytes"].values()
+        memory = None if None in parts else sum(parts)
         lines.append(
             f"{row['width']:6} {row['depth']:5} {params['n_params']:12,}"
             f" {params['n_params_total']:12,} {row['tokens']:12,} {row['steps']:8,}"
-            f" {row['flops']:9.2e} {memory / 2**20:6.0f}MiB {row['seconds']:8.3g}  {n}"
+            f" {row['flops']:9.2e} {_mebibytes(memory, '6.0f', ''):>9} {row['seconds']:8.3g}  {n}"
         )
     return lines
 
@@ -247,9 +289,9 @@ def _first_point_lines(row: dict[str, Any]) -> list[str]:
         "first point:",
         f"  parameters by group: {by_group}",
         f"  training FLOPs per token: {by_part}",
-        f"  memory: weights and optimizer {memory['weights_optimizer'] / 2**20:.4g} MiB,"
-        f" activations {memory['activations'] / 2**20:.4g} MiB;"
-        f" memory traffic per step at least {row['bytes_per_step'] / 2**20:.4g} MiB",
+        f"  memory: weights and optimizer {_mebibytes(memory['weights_optimizer'])},"
+        f" activations {_mebibytes(memory['activations'])};"
+        f" memory traffic per step at least {_mebibytes(row['bytes_per_step'])}",
     ]
 
 

@@ -5,14 +5,12 @@ Trains nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from scaletune.counting.families import activations, attention_flops, tensors
 from scaletune.errors import UserError
-from scaletune.recipe import DIGITS, POWER_LAW, Model, Recipe, points, trial_id
-from scaletune.recipe.resolve import resolve_recipe
+from scaletune.recipe import DIGITS, POWER_LAW, Model, Recipe, trial_id
 from scaletune.rules import Tensor, TensorPlan, depth, plan, scale
 from scaletune.zoo import BlocksConfig, DecoderConfig
 
@@ -126,6 +124,27 @@ def flops_per_token(model: Model, vocab_size: int, seq_len: int) -> float:
     return flops(model, vocab_size, seq_len)["exact"]
 
 
+@dataclass(frozen=True)
+class ModelCounts:
+    """What a record says of the size of a model."""
+
+    n_params: int
+    """Non-embedding parameters."""
+    n_params_total: int
+    depth: int
+    flops_per_token: float
+    """Training FLOPs per token (or example)."""
+    flops_from: str = "model"
+    """Where the FLOPs come from: "model", or "6 N D" where they could not be counted."""
+
+
+def zoo_counts(model: Model, vocab_size: int, seq_len: int) -> ModelCounts:
+    """The counts of a model of the zoo, from its config."""
+    counts = params(model, vocab_size)
+    per_token = flops_per_token(model, vocab_size, seq_len)
+    return ModelCounts(counts["n_params"], counts["n_params_total"], model.depth, per_token)
+
+
 STATE_FLOATS_PER_WEIGHT = {
     "sgd": 1,
     "lion": 1,
@@ -190,21 +209,25 @@ def bytes_moved(model: Model, vocab_size: int, batch_tokens: int, family: str = 
 
 
 def seconds(
-    recipe: Recipe, vocab_size: int, flops_per_second: float = 6e10, step_overhead: float = 2.5e-3
+    recipe: Recipe,
+    vocab_size: int,
+    flops_per_second: float = 6e10,
+    step_overhead: float = 2.5e-3,
+    counts: ModelCounts | None = None,
 ) -> float:
     """Estimated seconds of one trial: steps * overhead + FLOPs / rate.
 
-    The defaults suit one core of a laptop. The estimate orders trials and gives the ETA.
+    The defaults suit one core of a laptop. The estimate orders trials and gives the ETA. `counts`:
+    of a model that is not in the zoo.
     """
-    tokens = recipe.budget.tokens + recipe.budget.eval_tokens / 3
-    return (
-        recipe.budget.steps * step_overhead
-        + flops_per_token(recipe.model, vocab_size, recipe.data.seq_len) * tokens / flops_per_second
-    )
+    budget = recipe.budget
+    counts = counts or zoo_counts(recipe.model, vocab_size, recipe.data.seq_len)
+    tokens = budget.tokens + budget.eval_tokens / 3
+    return budget.steps * step_overhead + counts.flops_per_token * tokens / flops_per_second
 
 
 def count_point(recipe: Recipe, vocab_size: int = BYTES_TEXT_VOCAB) -> dict[str, Any]:
-    """The counts of one point: see `count`."""
+    """The counts of one point of the zoo: see `scaletune.count`."""
     model, budget, seq_len = recipe.model, recipe.budget, recipe.data.seq_len
     family, parts = recipe.optimizer.family, flops(model, vocab_size, seq_len)
     return {
@@ -236,57 +259,33 @@ def default_vocab_size(recipe: Recipe) -> int:
     return known or data.vocab_size or BYTES_TEXT_VOCAB
 
 
-def count(
-    recipe: str | Path | Recipe, vocab_size: int | None = None, *, settings: Sequence[str] = ()
-) -> Any:
-    """Counts parameters, FLOPs, memory and estimated seconds; trains nothing.
+def trial_fields(
+    recipe: Recipe,
+    sweep: str,
+    vocab_size: int,
+    data_digest: str,
+    counts: ModelCounts | None = None,
+) -> dict[str, Any]:
+    """The fields of a `Trial` that are known before training.
 
-    Args:
-        recipe: A recipe file, or a `Recipe`.
-        vocab_size: Size of the vocabulary, or number of classes or outputs. Default: that of a
-            built-in source, else `data.vocab_size`, else 256 (bytes).
-        settings: Overrides of recipe settings, as in `--set`: ["model.depth=4"].
-
-    Returns:
-        A dict per point: `params` by group; `flops_per_token` and total `flops`;
-        `flops_per_token_by` part; `memory_bytes` and `bytes_per_step` of float32 training;
-        `seconds`, a rough estimate for one CPU core; and the settings that they belong to. A list
-        of them for a file or for a `Recipe` with axes; one dict for a `Recipe` without axes.
-
-    Raises:
-        UserError: The file is missing, or a setting is not valid.
-
-    Example:
-        >>> import scaletune as st
-        >>> points = st.count("configs/quickstart.toml")
-        >>> len(points), points[0]["width"], points[0]["params"]["n_params_total"]
-        (54, 32, 43168)
+    `counts`: of a model that is not in the zoo.
     """
-    whole = resolve_recipe(recipe, settings)
-    size = default_vocab_size(whole) if vocab_size is None else vocab_size
-    if isinstance(recipe, Recipe) and not (whole.axes or whole.cells):
-        return count_point(whole, size)
-    return [count_point(point, size) for point in points(whole)]
-
-
-def trial_fields(recipe: Recipe, sweep: str, vocab_size: int, data_digest: str) -> dict[str, Any]:
-    """The fields of a `Trial` that are known before training."""
     model, budget, point = recipe.model, recipe.budget, recipe.point()
-    counts, seq_len = params(model, vocab_size), recipe.data.seq_len
+    counts = counts or zoo_counts(model, vocab_size, recipe.data.seq_len)
     data = {**point["data"], "digest": data_digest, "vocab_size": vocab_size}
     return {
         "id": trial_id(recipe, data_digest),
         "sweep": sweep,
         "point": {**point, "data": data},
-        "n_params": counts["n_params"],
-        "n_params_total": counts["n_params_total"],
+        "n_params": counts.n_params,
+        "n_params_total": counts.n_params_total,
         "width": model.width,
-        "depth": model.depth,
+        "depth": counts.depth,
         "tokens": budget.tokens,
         "batch_tokens": budget.batch_tokens,
-        "seq_len": seq_len,
+        "seq_len": recipe.data.seq_len,
         "seed": recipe.seed,
         "lr": recipe.optimizer.lr,
         "weight_decay": recipe.optimizer.weight_decay,
-        "flops": flops_per_token(model, vocab_size, seq_len) * budget.tokens,
+        "flops": counts.flops_per_token * budget.tokens,
     }

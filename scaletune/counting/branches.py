@@ -23,6 +23,8 @@ NUMERIC_KEYS = ("accumulation", "compile")
 def no_branch_reason(recipe: Recipe) -> str:
     """Why a point cannot share a trunk with its other horizons; empty if it can."""
     schedule, engine = recipe.schedule, recipe.engine
+    if recipe.foreign:
+        return "your own trainer trains each token budget from its start"
     if schedule.kind not in ("wsd", "constant"):
         return (
             f"the schedule has no constant phase (`schedule.kind = {schedule.kind!r}`):"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from scaletune.errors import UserError
 from scaletune.rules import Role, Tensor
 from scaletune.zoo import (
     BlocksConfig,
@@ -26,6 +27,11 @@ def tensors(model: Model, vocab_size: int) -> list[Tensor]:
         "resnet": _resnet,
         "vit": _vit,
     }
+    if model.family not in lists:
+        raise UserError(
+            "only models of the zoo have tensors that are known without building them"
+            f" (`model.family` {', '.join(lists)}), but got {model.family!r}"
+        )
     return list(lists[model.family](model, vocab_size))
 
 

@@ -32,7 +32,7 @@ OWN_BATCH_FAMILIES = ("transformer", "moe", "mlp")
 """Families whose trials can have their own batches. A convolution would sum in another order."""
 SECTIONS = (
     *("model", "parametrization", "optimizer", "schedule"),
-    *("training", "data", "budget", "seed", "engine"),
+    *("training", "data", "budget", "seed", "engine", "my"),
 )
 """Sections that decide the shapes of a model, its batches and how it computes."""
 
@@ -80,7 +80,10 @@ def shared_settings(recipe: Recipe) -> dict[str, Any]:
 def differing_settings(one: Recipe, other: Recipe) -> list[str]:
     """The settings in which two points differ and the trials of a stack must not."""
     here, there = shared_settings(one), shared_settings(other)
-    return sorted(path for path in here.keys() & there.keys() if here[path] != there[path])
+    paths = here.keys() & there.keys()
+    if one.model.family == other.model.family == "own":  # whose keys are the user's own
+        paths |= here.keys() | there.keys()
+    return sorted(path for path in paths if here.get(path) != there.get(path))
 
 
 def no_stack_reason(recipe: Recipe) -> str:

@@ -6,7 +6,7 @@ scaletune's own sweeps have a column `point` and are not doubted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,8 @@ from scaletune.errors import UserError
 from scaletune.fitting.embedding_counts import embedding_doubts, source, steep_exponent_doubt
 from scaletune.fitting.loss_units import loss_doubts
 from scaletune.fitting.mixed_settings import last_part, mixed_setting_doubts
+from scaletune.fitting.own_records import own_rows
+from scaletune.fitting.own_settings import own_setting_doubts
 from scaletune.fitting.table import levels
 from scaletune.importing.names import USUAL_NAMES, find_names
 from scaletune.records import Fit
@@ -70,7 +72,7 @@ def column_doubts(
     """
     runs = _finished(_foreign(trials))
     if not {"n_params", "tokens", "loss"} <= set(runs) or runs.empty:
-        return []
+        return count_doubts(trials)
     return [
         *count_doubts(trials),
         *unit_warnings(runs),
@@ -79,6 +81,23 @@ def column_doubts(
         *loss_doubts(runs),
         *mixed_setting_doubts(runs, stated),
     ]
+
+
+def recorded_setting_doubts(
+    trials: pd.DataFrame, setting: Collection[str], scales: Collection[str] = ()
+) -> list[str]:
+    """Sentences on the user's own settings that differ within a setting of recorded trials.
+
+    Args:
+        trials: Runs. Only those with a `point`, which scaletune recorded, are checked.
+        setting: Columns that tell settings apart; "cell" is a pair of n_params and tokens.
+        scales: Columns of which values that differ by less than 1 % are one value.
+    """
+    if "point" not in trials:
+        return []
+    recorded = trials[[isinstance(point, Mapping) for point in trials["point"]]]
+    runs = _finished(recorded.reset_index(drop=True))
+    return own_setting_doubts(runs, setting, scales) if len(runs) else []
 
 
 def put_first(result: Fit, sentences: Sequence[str]) -> Fit:
@@ -117,6 +136,18 @@ def _foreign(trials: pd.DataFrame) -> pd.DataFrame:
     if "point" not in trials:
         return trials
     return trials[[not isinstance(point, dict) for point in trials["point"]]]
+
+
+def _uncounted(trials: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose parameters scaletune did not count: those of others, and of own trainers."""
+    foreign = _foreign(trials)
+    if "point" not in trials:
+        return foreign
+    rows = trials.loc[:, ~trials.columns.duplicated()].reset_index(drop=True)
+    own = own_rows(rows) & rows["point"].map(
+        lambda point: isinstance(point, Mapping) and point.get("model", {}).get("family") == "own"
+    )
+    return rows[own | rows.index.isin(foreign.index)]
 
 
 def _finished(trials: pd.DataFrame) -> pd.DataFrame:
@@ -207,7 +238,7 @@ def count_doubts(trials: pd.DataFrame) -> list[str]:
     Args:
         trials: Runs. Rows with a `point`, which scaletune recorded, are not checked.
     """
-    runs = _finished(_foreign(trials))
+    runs = _finished(_uncounted(trials))
     if runs.empty:
         return []
     doubts = [
@@ -221,7 +252,15 @@ def count_doubts(trials: pd.DataFrame) -> list[str]:
             f"flops / (6 * n_params * tokens) is {ratio:.1g} in the middle run: check the units of "
             "flops, n_params and tokens"
         )
-    return [*doubts, *embedding_doubts(runs)]
+    return [*doubts, *([] if _states_no_embedding(runs) else embedding_doubts(runs))]
+
+
+def _states_no_embedding(runs: pd.DataFrame) -> bool:
+    """Whether own trainers give both counts, and they are equal: a model without embeddings."""
+    counts = {"n_params", "n_params_total"}
+    return counts <= set(runs) and bool(
+        own_rows(runs).all() and (runs["n_params"] == runs["n_params_total"]).all()
+    )
 
 
 def _small_or_mixed(runs: pd.DataFrame, column: str) -> list[str]:

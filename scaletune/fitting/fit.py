@@ -19,6 +19,7 @@ from scaletune.fitting.column_warnings import (
     column_doubts,
     count_doubts,
     put_first,
+    recorded_setting_doubts,
     require_plausible_columns,
 )
 from scaletune.fitting.cross_validation import compare, summarize
@@ -31,7 +32,9 @@ from scaletune.fitting.optimum.measured_cells import (
     require_usable,
 )
 from scaletune.fitting.optimum_laws import cross_validate, fit_cells, predict_cell
+from scaletune.fitting.own_records import complete_own, require_counts
 from scaletune.fitting.relations import RELATIONS, fit_relation
+from scaletune.fitting.relations.rows import SCALES
 from scaletune.fitting.shared_settings import (
     common_setting,
     describe_setting,
@@ -71,8 +74,8 @@ def fit(
         trials: A table with one row per run, or a file that `scaletune.importing.trials` reads
             (.jsonl, .csv, .parquet, exports of W&B and TensorBoard). Columns: `n_params`
             (non-embedding parameters), `tokens`, `lr` (peak) and `loss` (nats/token); optional:
-            `batch_tokens`, `seed`, `status` ("done", "diverged", "failed") and `id`. A law of
-            `fitting.RELATIONS` has its own columns.
+            `batch_tokens`, `seed`, `status` ("done", "diverged", "stopped", "failed") and `id`. A
+            law of `fitting.RELATIONS` has its own columns.
         law: "lr_nd": lr = c * n_params**a * tokens**b. "lr_ndb": the same times batch_tokens**d.
             "joint": the loss as a function of lr and batch size at every scale. "chinchilla":
             E + A / n_params**alpha + B / tokens**beta with the published objective
@@ -125,18 +128,30 @@ def fit(
         else read_table(trials, every_row=reads_every_row(law))
     )
     warnings = list(table.attrs.get("warnings", []))  # what the importer doubts
-    rows = select_runs(table, where) if where else table
+    own = complete_own(table)
+    rows = select_runs(own.trials, where) if where else own.trials
     result = _fit_table(rows, law, holdout, fixed, level)
     unmeasured = result.solution.get("unmeasured", {}).get("sentences", [])
-    status = dict.fromkeys([*unmeasured, *warnings, *result.status])
+    first = [*_mixed_own_settings(rows, law), *own.doubts]
+    status = dict.fromkeys([*first, *unmeasured, *warnings, *result.status])
     status.pop("ok", None)
     selection = {"where": where, "rows": len(table), "rows_selected": len(rows)} if where else {}
     return replace(
         result,
         status=list(status) or ["ok"],
-        assumptions=[*result.assumptions, *assumptions],
+        assumptions=[*result.assumptions, *own.notes, *assumptions],
         provenance=result.provenance | selection,
     )
+
+
+def _mixed_own_settings(trials: pd.DataFrame, law: str) -> list[str]:
+    """Sentences on the user's own settings that differ between runs of one setting."""
+    main = main_sweep(trials)[0]
+    if law not in RELATIONS:
+        return recorded_setting_doubts(main, ("cell", "batch_tokens"))
+    relation = RELATIONS[law]
+    inputs = [column.name for column in relation.inputs]
+    return recorded_setting_doubts(main, [*inputs, *relation.groups], SCALES)
 
 
 def _fit_table(
@@ -150,6 +165,7 @@ def _fit_table(
     if law in LAWS:
         trials, incomplete = set_incomplete_aside(trials, LAWS[law])
         unused |= incomplete
+    require_counts(trials, _needed_counts(law, trials), f"a fit of {law!r}")
     require_plausible_columns(trials, lr_matters=law not in (*LOSS_LAWS, *RELATIONS))
     if law in RELATIONS:
         if holdout or fixed:
@@ -169,6 +185,7 @@ def _fit_table(
         )
     trials, incomplete = set_incomplete_aside(trials, ["lr"])
     unused |= incomplete
+    require_counts(trials, ["lr"], f"a fit of {law!r}")
     table = tabulate(trials, [*LAWS[law], "lr", "loss"])
     held = table["cell"].isin(held_out_cells(table, holdout) if holdout else ())
     if law == "joint":
@@ -186,6 +203,15 @@ def _fit_table(
     comparisons = [compare(predict_cell(result, row), row) for row in unseen.rows]
     runs = list(table.loc[held, "id"])
     return replace(result, held_out=summarize(f"hold-out: {holdout}", comparisons, runs=runs))
+
+
+def _needed_counts(law: str, trials: pd.DataFrame) -> list[str]:
+    """The counts that every run must have."""
+    if law in RELATIONS:  # which drops runs without one
+        inputs = [column.name for column in RELATIONS[law].inputs]
+        return [name for name in inputs if name not in trials or trials[name].isna().all()]
+    computed = ["tokens"] if law in LOSS_LAWS and "flops" in trials else []
+    return [name for name in LAWS[law] if name not in computed]
 
 
 def _add_provenance(

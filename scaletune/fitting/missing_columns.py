@@ -100,7 +100,7 @@ def suggest(table: pd.DataFrame, column: str) -> tuple[str, str]:
     name = _most_likely(free, column)
     if name is None:
         return _count_tokens(table, free) if column == "tokens" else ("COLUMN", "")
-    words, quoted = words_of(name), _in_expression(name)
+    words, quoted = words_of(name), in_expression(name)
     if column == "loss" and set(words) & set(PERPLEXITY):
         return f"log({quoted})", f"the loss is the natural logarithm of `{name}`"
     if column in ("n_params", "tokens") and words[-1] in SCALES and len(words) > 1:
@@ -112,7 +112,7 @@ def suggest(table: pd.DataFrame, column: str) -> tuple[str, str]:
     if column == "n_params" and set(words) & set(TOTAL):
         return name, f"if `{name}` leaves out the embedding"
     others = [other for other in names_like(free, name) if column == "loss"]
-    return name, f"or {', '.join(map(_in_expression, others[:3]))}" if others else ""
+    return name, f"or {', '.join(map(in_expression, others[:3]))}" if others else ""
 
 
 def names_like(names: list[str], name: str) -> list[str]:
@@ -151,7 +151,7 @@ def _count_tokens(table: pd.DataFrame, names: list[str]) -> tuple[str, str]:
     """Tokens from tokens per parameter, from FLOPs, or from steps."""
     ratio = next((name for name in names if re.sub(r"\W|_", "", name.lower()) in RATIOS), None)
     if ratio and "n_params" in table:
-        return f"{_in_expression(ratio)}*n_params", f"if `{ratio}` is tokens per parameter"
+        return f"{in_expression(ratio)}*n_params", f"if `{ratio}` is tokens per parameter"
     steps = _from_steps(table, [name for name in names if name[:1] != "_"])
     if steps[0] == "COLUMN" and "flops" in table and "n_params" in table:
         return "flops/(6*n_params)", "if `flops` counts 6 per parameter and token"
@@ -167,7 +167,7 @@ def _from_steps(table: pd.DataFrame, names: list[str]) -> tuple[str, str]:
         name = next((name for name in names if _counts(name, counted)), None)
         if name:
             given = factor if factor in table else stand_in
-            return f"{_in_expression(name)}*{given}", f"if `{name}` counts {counted[0]}"
+            return f"{in_expression(name)}*{given}", f"if `{name}` counts {counted[0]}"
     return "COLUMN", ""
 
 
@@ -187,7 +187,7 @@ def _holds_numbers(table: pd.DataFrame, name: str) -> bool:
     return not isinstance(first, bool) and any(map(str.isdigit, str(first)))
 
 
-def _in_expression(name: str) -> str:
+def in_expression(name: str) -> str:
     """A column name as an expression writes it."""
     plain = all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split("."))
     return name if plain else f"`{name}`"

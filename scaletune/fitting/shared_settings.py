@@ -5,11 +5,13 @@ A law holds for targets that are parametrized and trained with the same settings
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from scaletune.fitting.own_records import is_own
 
 SECTIONS = ("model", "parametrization", "optimizer", "schedule", "training", "data")
 # Sections whose settings change the loss at any scale.
@@ -26,8 +28,12 @@ def common_setting(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
     if "point" not in trials:
         return {}
     points = list(trials["point"])
+    if not all(isinstance(point, Mapping) for point in points):
+        return {}  # runs of other tools are among them
     common: dict[str, dict[str, Any]] = {}
-    for section in SECTIONS:
+    own = ["my"] if any("my" in point for point in points) else []
+    own += ["trainer"] if any(map(is_own, points)) else []
+    for section in (*SECTIONS, *own):
         first = points[0].get(section, {})
         common[section] = {
             key: first[key]
@@ -41,20 +47,22 @@ def common_setting(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def differing_settings(table: pd.DataFrame) -> list[str]:
     """Dotted paths of the settings that differ between runs of one cell and batch size.
 
-    Ignores lr and weight decay, which laws have as axes.
+    Ignores lr and weight decay, which laws have as axes. Settings of a user's trainer have columns:
+    see `own_settings`.
     """
     if "point" not in table:
         return []
-    points = pd.json_normalize(
-        [
-            {section: point.get(section, {}) for section in TRAINING_SECTIONS}
-            for point in table["point"]
-        ]
-    ).astype(str)
+    points = pd.json_normalize([_training_settings(point) for point in table["point"]]).astype(str)
     groups = points.drop(
         columns=["optimizer.lr", "optimizer.weight_decay"], errors="ignore"
     ).groupby([table["cell"].to_numpy(), table["batch_tokens"].to_numpy()], dropna=False)
     return [str(name) for name, most in groups.nunique().max().items() if most > 1]
+
+
+def _training_settings(point: Any) -> dict[str, Any]:
+    if not isinstance(point, Mapping) or is_own(point):
+        return {}
+    return {section: point.get(section, {}) for section in TRAINING_SECTIONS}
 
 
 def describe_setting(setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -64,6 +72,8 @@ def describe_setting(setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
             "the records do not contain the recipe of their runs: the target is assumed to be "
             "parametrized and trained like them"
         ]
+    if "trainer" in setting:
+        return _describe_own_trainer(setting)
     p, o, s, d = (
         setting[section] for section in ("parametrization", "optimizer", "schedule", "data")
     )
@@ -77,7 +87,42 @@ def describe_setting(setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "fractions of the token budget, final lr / peak lr "
         f"{s.get('floor')}, the same at every token budget",
         f"data: {_describe_data(d.get('seq_len'))} from {Path(str(d.get('source'))).name}",
+        *_describe_own_settings(setting, ("my",)),
     ]
+
+
+def _describe_own_trainer(setting: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is assumed of the user's own trainer, and what its recipe states."""
+    trainer, p = setting["trainer"], setting["parametrization"]
+    program = " ".join(trainer.get("command", [])) or trainer.get("function", "")
+    name = f"`{program}`" if program else "your own trainer"
+    version = f" at version {trainer['version']}" if trainer.get("version") else ""
+    meaning = (
+        f"the value at base width {p['base_width']}, of which the trainer gets each tensor's or"
+        f" role's part by parametrization {p.get('form', 'mup')!r}"
+        if "base_width" in p
+        else "the number that the trainer gets"
+    )
+    return [
+        f"{name} trained the runs: optimizer, schedule, data and parametrization are those of its"
+        f" code{version}, and the target is assumed to be trained by the same code",
+        f"lr is {meaning}; it is assumed to be the peak learning rate, and what the trainer derives"
+        " from it (schedule, lr per tensor) to follow the same rule at every size",
+        *_describe_own_settings(setting, (*SECTIONS, "my")),
+    ]
+
+
+def _describe_own_settings(
+    setting: Mapping[str, Mapping[str, Any]], sections: Iterable[str]
+) -> list[str]:
+    """The settings that a recipe states and all runs share."""
+    stated = [
+        f"{section}.{key} {value!r}"
+        for section in sections
+        for key, value in setting.get(section, {}).items()
+        if (section, key) != ("model", "family")
+    ]
+    return [f"all runs share {', '.join(stated)}"] if stated else []
 
 
 def _describe_data(seq_len: Any) -> str:

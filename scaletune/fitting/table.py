@@ -25,7 +25,7 @@ UNITS = {
     "loss": "nats/token",
     "batch_tokens": "tokens",
 }
-STATUSES = ("done", "diverged", "failed")
+STATUSES = ("done", "diverged", "stopped", "failed")
 COMPUTED = ["cell", "crossed"]  # columns that `tabulate` adds and that no expression may name
 
 
@@ -33,12 +33,13 @@ def main_sweep(trials: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """The proxies of a study without its comparison and validation sweeps, and {id: reason}."""
     if "sweep" not in trials or not (trials["sweep"] == "main").any():
         return trials, {}
-    others = trials[trials["sweep"] != "main"]
+    main = trials["sweep"].isna() | (trials["sweep"] == "main")  # or of another tool
+    others = trials[~main]
     reasons = {
         run: f"belongs to the sweep {sweep!r}, not to the study's proxies"
         for run, sweep in zip(others["id"], others["sweep"], strict=True)
     }
-    return trials[trials["sweep"] == "main"], reasons
+    return trials[main], reasons
 
 
 def tabulate(trials: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
@@ -158,13 +159,19 @@ def status_reasons(table: pd.DataFrame) -> dict[str, str]:
     Importers and sweeps write into `message` why a run is not done.
     """
     rows = table[table["status"] != "done"]
-    if "message" not in rows:
-        return dict(zip(rows["id"], rows["status"], strict=True))
-    messages = [" ".join(text.split()) for text in rows["message"].fillna("").astype(str)]
+    messages = rows["message"].fillna("").astype(str) if "message" in rows else [""] * len(rows)
     return {
-        run: f"{status}: {text}" if text and not text.startswith(status) else text or status
+        run: unfinished_reason(status, text)
         for run, status, text in zip(rows["id"], rows["status"], messages, strict=True)
     }
+
+
+def unfinished_reason(status: str, message: str) -> str:
+    """Why a run that is not done is dropped: "failed: 4 of 10 steps", "stopped early: at ..."."""
+    text = " ".join(message.split())
+    if status == "stopped":
+        status, text = "stopped early", text.removeprefix(status).strip()
+    return f"{status}: {text}" if text and not text.startswith(status) else text or status
 
 
 def set_incomplete_aside(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scaletune.errors import UserError
 from scaletune.importing.completeness import judge_by_plan, judge_by_siblings
 from scaletune.importing.merged_sources import merge_sources
 from scaletune.importing.sources import read_source
@@ -70,8 +71,26 @@ def trials(
     """
     paths = [source] if isinstance(source, (str, Path)) else list(source)
     own, foreign = read_source(paths, every_row, columns)
+    own = [_map_own(table, columns or {}, bool(foreign)) for table in own]
     named = [_prepare(runs, columns, tokens_per_step, every_row) for runs in foreign]
     return _combine(own, named, every_row)
+
+
+def _map_own(table: pd.DataFrame, columns: Mapping[str, str], others: bool) -> pd.DataFrame:
+    """The records of scaletune with the columns that the user names.
+
+    With `others`, runs of other tools, only those that the records have.
+    """
+    from scaletune.records.expressions import map_column
+
+    mapped = table
+    for name, text in columns.items():
+        try:
+            mapped = mapped.assign(**{name: map_column(table, text, name)})
+        except UserError:
+            if not others:
+                raise
+    return mapped
 
 
 def _prepare(
@@ -100,6 +119,9 @@ def _combine(
             foreign = judge_by_siblings(foreign)
         own = [*own, foreign]
     table = pd.concat(own, ignore_index=True) if len(own) > 1 else own[0]
+    if len(own) > 1 and "id" in table:  # some of the tables may have no ids
+        rows = pd.Series([f"row{i}" for i in range(len(table))], index=table.index)
+        table = table.assign(id=table["id"].where(table["id"].notna(), rows))
     hidden = [name for name in table if str(name).startswith(("_last_", "_planned_"))]
     table = table.drop(columns=hidden)
     empty = "message" in table and not table["message"].fillna("").astype(bool).any()

@@ -77,6 +77,7 @@ def _build_uninitialised(
         return MLP(config, vocab_size, multipliers, stack)
     if isinstance(config, zoo.ViTConfig):
         return ViT(config, vocab_size, multipliers, stack)
+    assert isinstance(config, zoo.ResNetConfig)  # `parametrizing.recipe_model` builds own models
     return ResNet(config, vocab_size, multipliers, stack)
 
 

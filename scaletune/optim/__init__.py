@@ -12,11 +12,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from scaletune.errors import UserError
+from scaletune.models.own import OwnModel
 from scaletune.optim.families import FAMILIES
 from scaletune.optim.schedules import evaluation_weights as evaluation_weights
 from scaletune.optim.schedules import multiplier as multiplier
 from scaletune.optim.schedules import set_learning_rates as set_learning_rates
 from scaletune.optim.schedules import weight_average as weight_average
+from scaletune.optim.single import plain_optimizer
 from scaletune.parametrizing.guard import GroupRate, check_ratios
 from scaletune.recipe import Optimizer as Settings
 from scaletune.recipe import resolve_schedule as resolve_schedule
@@ -65,8 +67,11 @@ def groups(model: nn.Module, plan: Iterable[TensorPlan]) -> list[dict[str, Any]]
 def optimizer(model: nn.Module, plan: Iterable[TensorPlan], settings: Settings) -> Optimizer:
     """The optimizer family of the settings over the plan's groups.
 
-    The trials of a stack (axis 0 of every parameter) do not affect each other.
+    The trials of a stack (axis 0 of every parameter) do not affect each other. The tensors of a
+    user's module have no such axis.
     """
+    if isinstance(model, OwnModel):
+        return plain_optimizer(groups(model, plan), settings)
     return FAMILIES[settings.family](groups(model, plan), settings)
 
 

@@ -43,7 +43,9 @@ def _adamw(groups: Groups, s: Settings) -> Optimizer:
 
 
 def _sgd(groups: Groups, s: Settings) -> Optimizer:
-    return SGD(groups, momentum=s.momentum, nesterov=s.nesterov, fused=True)
+    # torch has no fused SGD for tensors that are sharded over processes.
+    sharded = any(hasattr(p, "placements") for group in groups for p in group["params"])
+    return SGD(groups, momentum=s.momentum, nesterov=s.nesterov, fused=not sharded)
 
 
 def _adafactor(groups: Groups, s: Settings) -> Optimizer:

@@ -47,17 +47,26 @@ class PlainOptimizer(Optimizer):
         self.inner.load_state_dict(state_dict)
 
 
-def build_plain_optimizer(plan: Plan, model: nn.Module, settings: Settings) -> Optimizer:
-    """The optimizer family of the settings over the plan of a module.
+ENTRYWISE = ("adamw", "sgd", "lion", "adam_atan2", "schedulefree_adamw")
+"""Families that update each entry on its own, so they need no trial axis."""
 
-    AdamW and SGD are torch's own.
+
+def plain_optimizer(groups: Groups, settings: Settings) -> Optimizer:
+    """The optimizer family of the settings over groups of plain tensors.
+
+    A family that updates each entry on its own is the library's optimizer.
     """
+    make = FAMILIES[settings.family]
+    if settings.family in ENTRYWISE:
+        return make(groups, settings)
+    return PlainOptimizer(groups, lambda inner_groups: make(inner_groups, settings))
+
+
+def build_plain_optimizer(plan: Plan, model: nn.Module, settings: Settings) -> Optimizer:
+    """The optimizer family of the settings over the plan of a module."""
     groups = [
         {**group, "family": trained_by(plan.optimizer, role)}
         for role in ROLES
         for group in plan.param_groups(model, [role])
     ]
-    make = FAMILIES[settings.family]
-    if settings.family in ("adamw", "sgd"):
-        return make(groups, settings)
-    return PlainOptimizer(groups, lambda inner_groups: make(inner_groups, settings))
+    return plain_optimizer(groups, settings)

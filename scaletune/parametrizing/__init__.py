@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -28,6 +28,7 @@ from scaletune.parametrizing.row import Row
 from scaletune.parametrizing.shapes import Dims, TensorUse
 from scaletune.rules import Scale, TensorPlan, scale, shift
 from scaletune.rules import depth as depth_rule
+from scaletune.rules import weight_decay as decay_rule
 from scaletune.rules.families import family_named
 from scaletune.rules.forms import form_named
 
@@ -52,6 +53,9 @@ class BaseSettings:
     eps: float
     init_std: float | None
     alpha: float
+    decay: str = "torch"
+    init_gain: float | None = None
+    keeps_values: bool = False
 
 
 def parametrize(
@@ -63,7 +67,7 @@ def parametrize(
     lr: float = 1e-3,
     weight_decay: float = 0.0,
     eps: float = 1e-8,
-    init_std: float | None = None,
+    init_std: float | Literal["keep"] | None = None,
     overrides: Mapping[str, Any] | None = None,
     depth: tuple[Any, ...] | None = None,
     delta: Any = None,
@@ -72,6 +76,8 @@ def parametrize(
     apply: bool = True,
     rest_lr: float | None = None,
     queries: Mapping[str, float] | Sequence[str] = (),
+    decay: str = "torch",
+    init_gain: float | None = None,
 ) -> Plan:
     """Scales the hyperparameters of a base model to a wider or deeper model, tensor by tensor.
 
@@ -90,7 +96,8 @@ def parametrize(
         weight_decay: Weight decay at the base size. Vectors (biases, norm gains) get 0.
         eps: Epsilon of Adam and similar optimizers at the base size.
         init_std: Initial std of every matrix at the base size. None: the values that the model
-            itself drew are rescaled, which works once, on a fresh model.
+            itself drew are rescaled, which works once, on a fresh model. "keep": they stay as they
+            are.
         overrides: What shapes cannot show: {pattern of tensor names: role, or a dict with `role`,
             `fan_in`, `fan_out` (axes), `m_in`, `m_out` (ratios), `multiplier`, `init_std`, `lr`,
             `weight_decay`, `eps` (at the base size)}.
@@ -105,6 +112,10 @@ def parametrize(
         rest_lr: Learning rate of the tensors that Muon or Shampoo leaves to AdamW; None: `lr`.
         queries: Patterns of the modules that compute the queries of attention, if the head size
             grows; as a mapping, with the share of their output that is queries.
+        decay: "torch": a step shrinks weights by lr * weight_decay; "independent": by weight_decay
+            at the peak learning rate.
+        init_gain: Initial std init_gain / sqrt(fan-in) of every matrix except embedding tables, at
+            the base size, in place of `init_std`.
 
     Returns:
         The plan. `print(plan)` shows every tensor; `plan.param_groups(model)` feeds an optimizer.
@@ -137,8 +148,11 @@ def parametrize(
         lr if rest_lr is None else rest_lr,
         weight_decay,
         eps,
-        init_std,
+        None if init_std == "keep" else init_std,
         alpha,
+        decay,
+        init_gain,
+        init_std == "keep",
     )
     dims, m_depth, base = _compare_shapes(model, base, delta)
     uses, declared = shapes.tensor_uses(model), read_overrides(overrides or {}, dims)
@@ -148,10 +162,14 @@ def parametrize(
         _plan_tensor(name, dim, uses[name], roles[name], declared[name], settings, m_depth[name])
         for name, dim in dims.items()
     )
-    if base is None and init_std is None:
+    if init_std == "keep":
+        rows = tuple(replace(row, init_std=None, init_scale=1.0) for row in rows)
+    elif base is None and init_std is None:
         rows = _keep_mup_values(rows, roles, settings)
     else:
-        rows = initial_values(rows, uses, roles, declared, model, base, init_std)
+        # init_gain is the std of tables; the factors of the rows give the others their own
+        std = init_gain if init_std is None else init_std
+        rows = initial_values(rows, uses, roles, declared, model, base, std)
     multipliers: tuple[QueryMultiplier, ...] = ()
     notes: tuple[str, ...] = ()
     if form_named(form).per_tensor:
@@ -259,7 +277,7 @@ def _plan_tensor(
     `init_std` of the row is the form's factor; `initial_values` turns it into a std.
     """
     scales = [_scale(settings, role) for role in roles]
-    _check_tied(uses, roles, scales, settings.form)
+    _check_tied(uses, roles, scales, settings)
     role, first = roles[0].role, scales[0]
     block = depth_rule(settings.alpha, float(m_depth), settings.optimizer)
     own = [
@@ -269,15 +287,19 @@ def _plan_tensor(
     is_vector = role == "vec" or (role == "fin" and len(shape) < 2)
     decay = 0.0 if is_vector else settings.weight_decay
     base_lr = settings.lr if role in family_named(settings.optimizer).roles else settings.rest_lr
+    lr = _default(override.lr, base_lr) * first.lr * block.lr
+    decay_factor = decay_rule(first, settings.decay, settings.optimizer)
+    if settings.decay == "independent":  # a step shrinks the weights by lr * weight_decay
+        decay_factor /= lr
     planned = TensorPlan(
         name,
         role,
         float(roles[0].m_in),
         float(roles[0].m_out),
         multiplier=own[0] * first.multiplier,
-        init_std=first.std,
-        lr=_default(override.lr, base_lr) * first.lr * block.lr,
-        weight_decay=_default(override.weight_decay, decay) * first.weight_decay,
+        init_std=first.std * _gain_factor(settings, uses[0], roles[0], override),
+        lr=lr,
+        weight_decay=_default(override.weight_decay, decay) * decay_factor,
         eps=_default(override.eps, settings.eps) * first.eps * block.eps,
     )
     tied = {
@@ -305,17 +327,32 @@ def _plan_tensor(
 
 
 def _check_tied(
-    uses: Sequence[TensorUse], roles: Sequence[TensorRole], scales: Sequence[Scale], form: str
+    uses: Sequence[TensorUse],
+    roles: Sequence[TensorRole],
+    scales: Sequence[Scale],
+    settings: BaseSettings,
 ) -> None:
-    """UserError unless all uses of a tied tensor need the same initial std and lr."""
-    first = scales[0]
-    if all(math.isclose(s.std, first.std) and math.isclose(s.lr, first.lr) for s in scales):
+    """UserError unless all uses of a tied tensor need the same lr and, if drawn, initial std."""
+    form, first = settings.form, scales[0]
+    same_std = settings.keeps_values or all(math.isclose(s.std, first.std) for s in scales)
+    if same_std and all(math.isclose(s.lr, first.lr) for s in scales):
         return
     each = (f"`{use.name}` ({role.role})" for use, role in zip(uses, roles, strict=True))
     raise UserError(
         "a tied tensor needs a form in which its uses have the same std and lr (mup_t8, mup_t9),"
         f" but form={form!r} gives different ones to {' and '.join(each)}"
     )
+
+
+def _gain_factor(
+    settings: BaseSettings, use: TensorUse, role: TensorRole, override: Override
+) -> float:
+    """init_gain / sqrt(fan-in) over the init std of tables, at the base size; 1 for tables."""
+    is_table = use.is_embedding or role.role in ("vec", "fin")
+    if settings.init_gain is None or is_table or override.init_std is not None:
+        return 1.0
+    base_fan_in = role.fans[0] / float(role.m_in)
+    return settings.init_gain / base_fan_in**0.5 / (settings.init_std or settings.init_gain)
 
 
 def _damping(width: Scale, depth: Scale, theta: float, optimizer: str) -> tuple[float, float]:

@@ -155,11 +155,46 @@ def _module_factors(
             yield owners[where], factor
 
 
+def module_multipliers(
+    model: nn.Module,
+    rows: Sequence[Row],
+    branches: Collection[str],
+    queries: Collection[QueryMultiplier],
+) -> list[dict[str, Any]]:
+    """What `attach` hooks to the modules of a model, as plain values.
+
+    {"module", "where": "input" or "output", "factor", "share"}, without factors of 1.
+    """
+    owners = named_modules(model)
+    first = {id(module): name for name, module in reversed(owners.items())}
+    factors = [
+        (first[id(module)], "output" if _is_table(module) else "input", factor, 1.0)
+        for module, factor in _module_factors(rows, owners)
+    ]
+    factors += [
+        (name, "output", factor, 1.0)
+        for name, factor in branch_factors(model, rows, branches).items()
+    ]
+    factors += [(query.module, "output", query.factor, query.share) for query in queries]
+    names = ("module", "where", "factor", "share")
+    return [dict(zip(names, each, strict=True)) for each in factors if each[2] != 1]
+
+
+def _is_table(module: nn.Module) -> bool:
+    """Whether its input is indices, so that only its output can be multiplied."""
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag, layers.Embedding))
+
+
 def _hooks(owners: Mapping[str, nn.Module]) -> Iterator[Multiply]:
     for module in owners.values():
-        for registered in (module._forward_pre_hooks, module._forward_hooks):
-            hooks: list[Any] = list(registered.values())
-            yield from (hook for hook in hooks if isinstance(hook, Multiply))
+        yield from multiply_hooks(module)
+
+
+def multiply_hooks(module: nn.Module) -> Iterator[Multiply]:
+    """The hooks of multipliers on a module."""
+    for registered in (module._forward_pre_hooks, module._forward_hooks):
+        hooks: list[Any] = list(registered.values())
+        yield from (hook for hook in hooks if isinstance(hook, Multiply))
 
 
 def _first_hook(registered: Mapping[int, Any], matches: Callable[[Any], bool]) -> Any:
@@ -169,7 +204,7 @@ def _first_hook(registered: Mapping[int, Any], matches: Callable[[Any], bool]) -
 
 def _hook_tensor(module: nn.Module, factor: float) -> None:
     """Multiplies the tensor that a module owns: output of an embedding, input of other modules."""
-    if isinstance(module, (nn.Embedding, layers.Embedding)):
+    if _is_table(module):
         return _hook_output(module, factor)
     own = _first_hook(module._forward_pre_hooks, lambda hook: isinstance(hook, MultiplyInput))
     if own is not None:
@@ -255,12 +290,20 @@ def initialise(model: nn.Module, rows: Sequence[Row], seed: int, digest: str) ->
     """Fills every tensor as its row says; each tensor has a generator seeded by `seed` and name."""
     inner, parameters = unwrap(model), named_tensors(model)
     _check_can_initialise(inner, parameters, rows)
-    owners = named_modules(model)
+    padding = padding_rows(model)
     for row in rows:
-        padding = getattr(owners[row.name.rpartition(".")[0]], "padding_idx", None)
-        _fill(row, parameters[row.name], seed, padding)
+        _fill(row, parameters[row.name], seed, padding[row.name])
     if _rescales(rows):
         setattr(inner, MARK, digest)
+
+
+def padding_rows(model: nn.Module) -> dict[str, int | None]:
+    """Tensor name -> the row of an embedding that is never trained and stays zero, or None."""
+    owners = named_modules(model)
+    return {
+        name: getattr(owners[name.rpartition(".")[0]], "padding_idx", None)
+        for name in named_tensors(model)
+    }
 
 
 def _rescales(rows: Sequence[Row]) -> bool:

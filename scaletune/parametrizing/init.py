@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scaletune.errors import UserError
 from scaletune.parametrizing.roles import Override, TensorRole
 from scaletune.parametrizing.row import Row
-from scaletune.parametrizing.shapes import TensorUse, named_tensors, unwrap
+from scaletune.parametrizing.shapes import TensorUse, name_pattern, named_tensors, unwrap
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -58,10 +58,15 @@ def initial_values(
     """
     target = named_tensors(model)
     origin = named_tensors(base) if isinstance(base, nn.Module) else {}
+    alike = {name_pattern(name): tensor for name, tensor in reversed(origin.items())}
     hf_std = getattr(getattr(unwrap(model), "config", None), "initializer_range", None)
     tensors = {
         name: InitialTensor(
-            uses[name][0], roles[name][0], target[name], _with_values(origin.get(name)), hf_std
+            uses[name][0],
+            roles[name][0],
+            target[name],
+            _with_values(origin.get(name, alike.get(name_pattern(name)))),
+            hf_std,
         )
         for name in target
     }

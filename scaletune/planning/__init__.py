@@ -21,10 +21,12 @@ import numpy as np
 import pandas as pd
 
 from scaletune import counting
+from scaletune.counting.point_sizes import Measure
 from scaletune.errors import UserError, nearest
 from scaletune.planning import candidates as possible
 from scaletune.planning.cost import Candidates, added
 from scaletune.planning.optimal_design import core, half_widths, path
+from scaletune.planning.point_cost import CostOf, PointCost, cost_function
 from scaletune.planning.prior import first_guess, from_joint, from_priors
 from scaletune.recipe import LR_FREE, Recipe
 from scaletune.recipe.resolve import resolve_recipe
@@ -131,6 +133,7 @@ def plan(
     seeds: int = 1,
     flops_per_second: float | None = None,
     vocab_size: int = counting.BYTES_TEXT_VOCAB,
+    sizes: Measure | None = None,
 ) -> StudyPlan:
     """Plans the study that predicts a target best within a budget.
 
@@ -147,6 +150,8 @@ def plan(
         seeds: Runs per point.
         flops_per_second: Speed from which hours are estimated. Default: 6e10, one laptop core.
         vocab_size: Number of tokens of the vocabulary.
+        sizes: Measures a model that is not in the zoo at every width, for example
+            `scaletune.sweeping.sizes.point_sizes`, which asks `trainer.describe`.
 
     Returns:
         The plan. `scaletune plan --out STUDY.toml` writes it as a study for `scaletune run`.
@@ -181,11 +186,17 @@ def plan(
             "a plan is for an optimizer with a learning rate, but `optimizer.family`"
             f" {target.optimizer.family!r} has none to tune"
         )
-    limit, target_cost = _budget(target, budget, vocab_size, flops_per_second)
+    if not target.has_budget:
+        raise UserError(
+            "a plan needs `budget.tokens` and `budget.batch_tokens` of the target, but it has none"
+        )
+    cost = cost_function(target, vocab_size, flops_per_second, sizes)
+    whole = cost(target)
+    limit, target_cost = _budget(whole, budget)
     until, unit = limit["amount"], limit["unit"]
-    n_params = counting.params(target.model, vocab_size)["n_params"]
-    prior, table, source = _possible(target, vocab_size, fit, noise)
-    table = possible.costs(target, table, vocab_size, flops_per_second)
+    n_params = whole.n_params
+    prior, table, source = _possible(target, cost, fit, noise)
+    table = possible.costs(target, table, cost)
     candidates = _candidates(table, prior, (n_params, target.budget.tokens), seeds, unit)
     _require_room(candidates, until, unit, target_cost)
     doubled = path(
@@ -223,21 +234,12 @@ def _shared(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(share=1 - runs["stable"].where(runs["tokens"] < longest, 0.0))
 
 
-def _budget(
-    target: Recipe, budget: str, vocab_size: int, flops_per_second: float | None
-) -> tuple[dict[str, Any], float]:
+def _budget(target: PointCost, budget: str) -> tuple[dict[str, Any], float]:
     """The budget in FLOPs or seconds, and the cost of the target in that unit."""
     amount, unit = parse_budget(budget)
-    own = {
-        "width": target.model.width,
-        "depth": target.model.depth,
-        "tokens": target.budget.tokens,
-        "batch_tokens": target.budget.batch_tokens,
-    }
-    row = possible.costs(target, pd.DataFrame([own]), vocab_size, flops_per_second).iloc[0]
     cost = "seconds" if unit == "seconds" else "flops"
-    whole = float(row[cost])
-    amount *= float(row["flops"]) if unit == "share" else 1.0
+    whole = target.seconds if cost == "seconds" else target.flops
+    amount *= target.flops if unit == "share" else 1.0
     limit = {"asked": budget, "unit": cost, "amount": amount, "of_target": amount / whole}
     return limit, whole
 
@@ -288,10 +290,10 @@ def _require(*, level: float, seeds: int, flops_per_second: float | None) -> Non
 
 
 def _possible(
-    target: Recipe, vocab_size: int, fit: Fit | str | Path | None, noise: float | None
+    target: Recipe, cost: CostOf, fit: Fit | str | Path | None, noise: float | None
 ) -> tuple[SurfaceDistribution, pd.DataFrame, str]:
     """The prior about the middle of the proxies, every possible run, and the prior's source."""
-    cells = possible.scales(target, vocab_size)
+    cells = possible.scales(target, cost)
     if not len(cells):
         raise UserError(
             "a proxy's tokens per parameter must be within a factor of"
@@ -392,6 +394,15 @@ def _assumptions(target: Recipe, prior: SurfaceDistribution, warmup: int | None)
             f"all proxies warm up over {warmup:,} tokens, so that token budgets can share trunks;"
             " the target keeps its own warmup, and the difference is neglected"
             " (`engine.branch = false` plans without shared trunks)"
+        )
+    if target.foreign and not target.states("data.seq_len"):
+        notes.append(
+            "batch sizes are the target's times powers of 2: check that your trainer takes them"
+        )
+    if target.foreign and not target.states("optimizer.family"):
+        notes.append(
+            "the optimum is expected where it is for AdamW, because the recipe does not state"
+            " `optimizer.family`"
         )
     proxy = possible.depth_of(target)
     if proxy != target.model.depth:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scaletune import counting
 from scaletune.counting import branches as branches_module
 from scaletune.errors import UserError
-from scaletune.recipe import Recipe, resolve_schedule, with_settings
-from scaletune.zoo import BlocksConfig, ResNetConfig
+from scaletune.planning.point_cost import CostOf, proxy
+from scaletune.recipe import Recipe, resolve_schedule
+from scaletune.zoo import BlocksConfig, OwnConfig, ResNetConfig
 
 WIDTHS = [2 ** (-k / 2) for k in range(2, 13)]
 """Shares of the target's width."""
@@ -33,6 +33,8 @@ LEAST_STEPS = 32
 OFF_RATIO = 32
 """Largest factor between the tokens per parameter of a proxy and of the target: a law may not hold
 over other regimes."""
+OWN_PARTS = 16
+"""Proxy widths of a user's model are multiples of a power of 2, about this part of its width."""
 LEAST_LEVELS = 3
 """Sizes, and token budgets: two ends, and one to test the law."""
 
@@ -42,10 +44,13 @@ def unit(target: Recipe) -> int:
     model = target.model
     if isinstance(model, BlocksConfig):
         return model.head_dim
+    if isinstance(model, OwnConfig):  # its code may split the width, into heads for example
+        part = max(model.width // OWN_PARTS, 1)
+        return math.gcd(model.width, 2 ** (part.bit_length() - 1))
     return model.groups if isinstance(model, ResNetConfig) else 1
 
 
-def widths(target: Recipe) -> list[int]:
+def widths(target: Recipe, cost: CostOf) -> list[int]:
     """Proxy widths, ascending.
 
     Raises:
@@ -53,8 +58,12 @@ def widths(target: Recipe) -> list[int]:
     """
     whole, step = target.model.width, unit(target)
     wanted = {max(round(share * whole / step), 1) * step for share in WIDTHS}
-    valid = [width for width in sorted(wanted) if 2 * width <= whole and _valid(target, width)]
+    wanted = {width for width in wanted if 2 * width <= whole}
+    reasons = {width: _invalid(target, width, cost) for width in sorted(wanted)}
+    valid = [width for width, reason in reasons.items() if not reason]
     if len(valid) < LEAST_LEVELS:
+        if isinstance(target.model, OwnConfig) and any(reasons.values()):
+            raise UserError(next(filter(None, reasons.values())))
         which = f"only {', '.join(map(str, valid))}" if valid else "none"
         raise UserError(
             f"a target must leave room for {LEAST_LEVELS} proxy widths of at most half its own, in"
@@ -63,12 +72,15 @@ def widths(target: Recipe) -> list[int]:
     return valid
 
 
-def _valid(target: Recipe, width: int) -> bool:
+def _invalid(target: Recipe, width: int, cost: CostOf) -> str:
+    """Why no proxy can have a width; empty if one can."""
     try:
-        with_settings(target, {"width": width, "depth": depth_of(target)})
-    except UserError:
-        return False
-    return True
+        point = proxy(target, {"width": width, "depth": depth_of(target)})
+        if isinstance(target.model, OwnConfig):
+            cost(point)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def depth_of(target: Recipe) -> int:
@@ -77,13 +89,13 @@ def depth_of(target: Recipe) -> int:
     return p.base_depth if p.depth_alpha and p.base_depth else target.model.depth
 
 
-def scales(target: Recipe, vocab_size: int) -> pd.DataFrame:
+def scales(target: Recipe, cost: CostOf) -> pd.DataFrame:
     """One row per cell: width, depth, n_params, tokens (nominal; a run has whole steps)."""
-    whole, own = counting.params(target.model, vocab_size)["n_params"], target.budget.tokens
+    whole, own = cost(target).n_params, target.budget.tokens
     rows = []
-    for width in widths(target):
-        model = with_settings(target, {"width": width, "depth": depth_of(target)}).model
-        n_params = counting.params(model, vocab_size)["n_params"]
+    for width in widths(target, cost):
+        point = proxy(target, {"width": width, "depth": depth_of(target)})
+        model, n_params = point.model, cost(point).n_params
         ratios = {share: own * share / n_params / (own / whole) for share in HORIZONS}
         rows += [
             {"width": width, "depth": model.depth, "n_params": n_params, "tokens": own * share}
@@ -110,7 +122,7 @@ def settings(
     Raises:
         UserError: No proxy has enough steps at three batch sizes.
     """
-    quantum = target.data.seq_len * target.engine.processes * target.engine.accumulation
+    quantum = _quantum(target)
     rows: list[dict[str, Any]] = []
     for row in _rows(cells):
         lr, batch = map(math.exp, optimum(row["n_params"], row["tokens"]))
@@ -134,6 +146,19 @@ def settings(
     return pd.DataFrame(rows)
 
 
+def _quantum(target: Recipe) -> int:
+    """The batch size of which others are multiples: the smallest that the target's engine trains.
+
+    What a user's trainer can train is unknown: there it is the odd part of the target's batch size.
+    """
+    if not target.foreign:
+        return target.data.seq_len * target.engine.processes * target.engine.accumulation
+    if target.states("data.seq_len"):
+        return target.data.seq_len
+    batch = target.budget.batch_tokens
+    return batch // (batch & -batch)
+
+
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         dict(zip(table.columns, row, strict=True))
@@ -147,9 +172,7 @@ def _rates(lr: float) -> Iterator[float]:
     return (float(f"{middle * share:.4g}") for share in RATES)
 
 
-def costs(
-    target: Recipe, runs: pd.DataFrame, vocab_size: int, flops_per_second: float | None = None
-) -> pd.DataFrame:
+def costs(target: Recipe, runs: pd.DataFrame, cost: CostOf) -> pd.DataFrame:
     """`runs` with columns of their cost.
 
     `flops` and (estimated) `seconds` of one seed trained alone; `trunk`, a number that the token
@@ -157,17 +180,14 @@ def costs(
     """
     target = bare(target)
     can_branch = branches_module.no_branch_reason(target) == ""
-    rate = {} if flops_per_second is None else {"flops_per_second": flops_per_second}
     each = runs.drop_duplicates(["width", "tokens", "batch_tokens"])[
         ["width", "depth", "tokens", "batch_tokens"]
     ]
-    points = [with_settings(target, row) for row in _rows(each)]
+    points = [proxy(target, row) for row in _rows(each)]
+    prices = [cost(point) for point in points]
     priced = each.assign(
-        flops=[
-            counting.flops_per_token(p.model, vocab_size, p.data.seq_len) * p.budget.tokens
-            for p in points
-        ],
-        seconds=[counting.seconds(p, vocab_size, **rate) for p in points],
+        flops=[price.flops for price in prices],
+        seconds=[price.seconds for price in prices],
         stable=[
             branches_module.branch_step(p) / p.budget.steps if can_branch else 0.0 for p in points
         ],
@@ -179,6 +199,8 @@ def costs(
 
 def bare(target: Recipe) -> Recipe:
     """The target without its warmup, if trunks may be shared: the proxies have another one."""
+    if target.foreign:
+        return target
     free = {"warmup": 0.0, "warmup_tokens": None} if target.engine.branch is not False else {}
     return target.model_copy(update={"schedule": target.schedule.model_copy(update=free)})
 
@@ -189,6 +211,8 @@ def warmup_tokens(target: Recipe, shortest: int, longest: int) -> int | None:
     It is the target's share of the geometric mean budget, but at most half the stable phase of the
     shortest run.
     """
+    if target.foreign:
+        return None
     own = resolve_schedule(target.schedule, target.budget)
     if target.engine.branch is False or not own.warmup:
         return None

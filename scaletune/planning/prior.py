@@ -140,6 +140,11 @@ def first_guess(
         lr /= scale(p.form, "hid", m, m, family=own.rule).lr
         source = "first guess of lr and batch size: Step Law (arXiv:2503.04715)"
         return (math.log(lr), math.log(batch)), (GUESS_SD, GUESS_SD), source
+    if target.foreign and "lr" not in own.model_fields_set:
+        raise UserError(
+            "a plan needs a first guess of your trainer's learning rate at these sizes, but the"
+            " target states no `lr`: give one, as in --set lr=0.001"
+        )
     origin = (
         "from the target"
         if "lr" in own.model_fields_set

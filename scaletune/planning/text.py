@@ -10,8 +10,9 @@ from typing import Any
 
 from scaletune.planning import StudyPlan
 from scaletune.planning.candidates import bare
-from scaletune.recipe import with_settings
+from scaletune.planning.point_cost import proxy
 from scaletune.units import human
+from scaletune.zoo import OwnConfig
 
 PATHS = ("source", "tokenizer")
 """Keys of `data` that are paths relative to the file that names them."""
@@ -97,24 +98,34 @@ def study(
     Returns:
         The settings that all runs share, and the cells.
     """
+    sizes: tuple[str, ...] = ("width", "depth", "tokens")
+    if (
+        isinstance(plan.target.model, OwnConfig)
+        and "depth" not in plan.target.model.model_fields_set
+    ):
+        sizes = ("width", "tokens")
     cells = [
-        {"width": cell["width"], "depth": cell["depth"], "tokens": cell["tokens"], **each}
+        {name: cell[name] for name in sizes} | each
         for cell in plan.cells
         for each in cell["settings"]
     ]
-    first = with_settings(
+    first = proxy(
         bare(plan.target) if plan.warmup_tokens else plan.target,
         {name: value for name, value in cells[0].items() if name != "lr"},
     )
-    data = {
-        name: _relative(value, Path(folder)) if name in PATHS else value
-        for name, value in first.point()["data"].items()
-    }
     shared = first.point() | {
-        "data": data,
         "engine": plan.target.engine.model_dump(exclude_defaults=True),
         "fit": {"law": "joint"},
     }
+    if trainer := first.trainer.model_dump(exclude_defaults=True):
+        shared["trainer"] = trainer
+    if isinstance(plan.target.model, OwnConfig):
+        shared["model"] = {k: v for k, v in shared["model"].items() if v is not None}
+    if "data" in shared:
+        shared["data"] = {
+            name: _relative(value, Path(folder)) if name in PATHS else value
+            for name, value in shared["data"].items()
+        }
     if plan.warmup_tokens:
         shared["schedule"] |= {"warmup_tokens": plan.warmup_tokens}
     if plan.seeds > 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from scaletune.errors import UserError
+from scaletune.fitting.own_records import complete_own, own_rows, require_counts
 from scaletune.fitting.relations import RELATIONS
 from scaletune.fitting.table import main_sweep, select_runs, tabulate
 from scaletune.importing import trials as read_records
@@ -86,7 +87,8 @@ def plot(
         if where:
             raise UserError(f"`where` selects rows of records, but got a fit and {where!r}")
         return [_plot_fit(source, Path(out) / "law.png")]
-    source = select_runs(source, where) if where else source
+    source = complete_own(source).trials
+    source = _fill_unknown(select_runs(source, where) if where else source)
     table = tabulate(source, ["n_params", "tokens", "lr", "loss"])
     table["loss"] = table["loss"].where(table["status"] == "done")
     main, _ = main_sweep(table)
@@ -96,6 +98,23 @@ def plot(
             f"{len(main)} is done"
         )
     return [save(basins_figure(_panels(main)), Path(out) / "basins.png")]
+
+
+UNKNOWN_TOKENS = 1.0  # a picture needs only to tell token budgets apart
+
+
+def _fill_unknown(trials: pd.DataFrame) -> pd.DataFrame:
+    """Own trials that lack what a fit needs, with values that tell their settings apart."""
+    own = own_rows(trials)
+    if not own.any():
+        return trials
+    require_counts(trials, ["lr"], "a plot")
+    known = pd.DataFrame(index=trials.index, columns=["n_params", "tokens"], dtype=float)
+    known.update(trials)
+    return trials.assign(
+        n_params=known["n_params"].where(known["n_params"].notna() | ~own, trials["width"]),
+        tokens=known["tokens"].where(known["tokens"].notna() | ~own, UNKNOWN_TOKENS),
+    )
 
 
 def _plot_fit(fit: Fit, path: Path) -> Path:
@@ -121,6 +140,10 @@ def _plot_fit(fit: Fit, path: Path) -> Path:
 def _panels(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The trials of each token budget, by the panel's title."""
     return {
-        tokens_label(tokens): trials[trials["tokens"] == tokens]
+        _panel_title(tokens): trials[trials["tokens"] == tokens]
         for tokens in sorted(trials["tokens"].unique())
     }
+
+
+def _panel_title(tokens: float) -> str:
+    return "tokens unknown" if tokens == UNKNOWN_TOKENS else tokens_label(tokens)

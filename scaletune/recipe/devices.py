@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from scaletune.recipe.study import Recipe
+from scaletune.recipe.tables import RecipeTables
 
 ENTRYWISE_FAMILIES = ("adamw", "sgd", "lion", "adam_atan2", "schedulefree_adamw")
 """Optimizer families that update each entry of a tensor on its own, so a shard needs no other."""
 
 
-def check_devices(recipe: Recipe) -> None:
+def check_devices(recipe: RecipeTables) -> None:
     """ValueError if the trainer of the recipe cannot use the devices that `engine` gives it."""
     _check_gpus(recipe)
     _check_nodes(recipe)
@@ -19,7 +16,7 @@ def check_devices(recipe: Recipe) -> None:
         _check_sharding(recipe)
 
 
-def _check_gpus(recipe: Recipe) -> None:
+def _check_gpus(recipe: RecipeTables) -> None:
     engine = recipe.engine
     gpus = engine.slurm.gpus_per_trial if engine.gpus_per_trial == "auto" else engine.gpus_per_trial
     if not recipe.foreign and gpus not in (0, engine.processes):
@@ -30,7 +27,7 @@ def _check_gpus(recipe: Recipe) -> None:
         )
 
 
-def _check_nodes(recipe: Recipe) -> None:
+def _check_nodes(recipe: RecipeTables) -> None:
     nodes, kind = recipe.engine.nodes_per_trial, recipe.engine.kind
     if nodes == 1:
         return
@@ -46,7 +43,7 @@ def _check_nodes(recipe: Recipe) -> None:
         )
 
 
-def _check_sharding(recipe: Recipe) -> None:
+def _check_sharding(recipe: RecipeTables) -> None:
     """What cannot be computed from shards, or makes no sense without processes."""
     engine, rule = recipe.engine, "`engine.strategy = 'fsdp'` needs"
     if engine.processes == 1:

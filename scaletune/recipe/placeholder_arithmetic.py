@@ -96,8 +96,9 @@ def _names(node: ast.expr) -> Iterator[str]:
 
 def _is_function(node: ast.expr) -> TypeGuard[ast.Call]:
     """Whether a node is min(...) or max(...)."""
-    is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    return is_call and node.func.id in FUNCTIONS and bool(node.args) and not node.keywords
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        return False
+    return node.func.id in FUNCTIONS and bool(node.args) and not node.keywords
 
 
 def _compute(node: ast.expr, values: Mapping[str, Any]) -> Any:
@@ -105,8 +106,8 @@ def _compute(node: ast.expr, values: Mapping[str, Any]) -> Any:
     if (name := _dotted(node)) is not None:
         return _number(name, values[name])
     if isinstance(node, ast.BinOp):
-        left, right = _compute(node.left, values), _compute(node.right, values)
-        return OPERATORS[type(node.op)](left, right)
+        first, second = _compute(node.left, values), _compute(node.right, values)
+        return OPERATORS[type(node.op)](first, second)
     if isinstance(node, ast.UnaryOp):
         return SIGNS[type(node.op)](_compute(node.operand, values))
     if isinstance(node, ast.Call):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scaletune.errors import UserError
 from scaletune.recipe.placeholders import GIVEN
 from scaletune.recipe.short_names import SHORT_NAMES
+from scaletune.recipe.tables import RecipeTables
 from scaletune.rules import Role, scale
-
-if TYPE_CHECKING:
-    from scaletune.recipe.study import Recipe
 
 ROLE_NAMES: dict[str, Role] = {
     "embedding": "emb",
@@ -35,13 +33,13 @@ SECTIONS = (
 )
 
 
-def known_placeholders(recipe: Recipe) -> set[str]:
+def known_placeholders(recipe: RecipeTables) -> set[str]:
     """The placeholders that a recipe's templates may have, those of its axes and cells included."""
     names = {*setting_values(recipe, stated=False), *GIVEN, *DERIVED}
     return names | swept_paths(recipe)
 
 
-def swept_paths(recipe: Recipe) -> set[str]:
+def swept_paths(recipe: RecipeTables) -> set[str]:
     """Dotted path, and column name, of what axes and cells set."""
     swept = [*recipe.axes, *(name for cell in recipe.cells for name in cell)]
     paths = {SHORT_NAMES.get(name, name) for name in swept}
@@ -52,7 +50,7 @@ PREDICTED = ("lr", "weight_decay")
 """Scalars that a fit predicts for a target, whose recipe need not state them."""
 
 
-def require_stated(recipe: Recipe, is_target: bool = False) -> None:
+def require_stated(recipe: RecipeTables, is_target: bool = False) -> None:
     """UserError if a template has a placeholder whose value the recipe does not state.
 
     Args:
@@ -65,7 +63,7 @@ def require_stated(recipe: Recipe, is_target: bool = False) -> None:
         raise UserError(f"the placeholder {{{name}}} needs {needs} in the recipe")
 
 
-def unstated_placeholders(recipe: Recipe) -> dict[str, str]:
+def unstated_placeholders(recipe: RecipeTables) -> dict[str, str]:
     """Placeholder of a template -> what the recipe must state for it to have a value."""
     stated = setting_values(recipe).keys() | swept_paths(recipe)
     available = stated | (GIVEN.keys() - DERIVED) | derived_values(recipe).keys()
@@ -80,7 +78,7 @@ def unstated_placeholders(recipe: Recipe) -> dict[str, str]:
     return needs
 
 
-def setting_values(recipe: Recipe, stated: bool = True) -> dict[str, Any]:
+def setting_values(recipe: RecipeTables, stated: bool = True) -> dict[str, Any]:
     """Dotted path, or column name, -> value of the settings of a point.
 
     Args:
@@ -105,7 +103,7 @@ def _flatten(prefix: str, table: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def derived_values(recipe: Recipe) -> dict[str, Any]:
+def derived_values(recipe: RecipeTables) -> dict[str, Any]:
     """The placeholders that are computed from a point's settings, as far as it states them."""
     values: dict[str, Any] = {}
     if recipe.has_budget:
@@ -118,7 +116,7 @@ def derived_values(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def role_scalars(recipe: Recipe, role: Role) -> dict[str, float]:
+def role_scalars(recipe: RecipeTables, role: Role) -> dict[str, float]:
     """lr, weight decay, eps, init std and multiplier of the tensors of a role at a point's width.
 
     For trainers that take one number per role. Tensors whose fans do not grow like the width need a

@@ -61,7 +61,8 @@ def load(
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"`{path}` must be TOML, but {error}") from None
+        hint = ": put a regular expression into single quotes" if "Unescaped" in str(error) else ""
+        raise UserError(f"`{path}` must be TOML, but {error}{hint}") from None
     for setting in settings:
         name, value = parse_setting(setting)
         set_path(content, dotted_path(name), value)

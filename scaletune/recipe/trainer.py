@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from scaletune.recipe.placeholders import placeholder_names, require_known
 from scaletune.sections import Positive, Section
@@ -53,6 +53,17 @@ class Trainer(Section):
     grace: Positive = 30.0
     """Seconds between the request to stop (`should_stop`) and SIGTERM, and from there to SIGKILL.
     """
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _is_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            words = ", ".join(f'"{word}"' for word in value.split()[:2])
+            raise ValueError(
+                f"`trainer.command` must be a list of arguments, such as [{words}], but got the"
+                f" text {value!r}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _one_way(self) -> Trainer:

@@ -1,12 +1,14 @@
 """`Store`: the SQLite database of a sweep.
 
-Only the driver writes. Readers never wait and never write.
+Only the driver writes, in a write-ahead log, so readers never wait. Where trials are trained by
+others (`scaletune ask`), several processes write for a moment each, also from several machines.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -25,8 +27,9 @@ from scaletune.records.trial import (
     to_jsonl,
 )
 
-SCHEMA = 1
-"""Schema of the database (its `user_version`). Schema 0 has no `status` and no table `live`."""
+SCHEMA = 2
+"""Schema of the database (its `user_version`). Schema 0 has no `status` and no table `live`; schema
+1 has no table `pending`."""
 MIGRATIONS = (  # from schema i to i + 1
     (
         "CREATE TABLE IF NOT EXISTS trials (id TEXT PRIMARY KEY, line TEXT NOT NULL)",
@@ -36,7 +39,15 @@ MIGRATIONS = (  # from schema i to i + 1
         # the progress of the driver and other state, as JSON
         "CREATE TABLE live (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     ),
+    (
+        # trials that others train: the task and the reports so far as JSON, the time when it was
+        # handed out (null: it waits for that) and how often
+        "CREATE TABLE pending (id TEXT PRIMARY KEY, task TEXT NOT NULL, since REAL,"
+        " tries INTEGER NOT NULL, reports TEXT NOT NULL)",
+    ),
 )
+SWITCH = 10.0
+"""Seconds to try for the journal mode: SQLite does not wait for another process there."""
 IS_DATABASE = "the database of a sweep"
 IS_WRITABLE = "a writable SQLite file"
 
@@ -75,9 +86,12 @@ class Store:
 
     A resuming sweep skips only trials of the database. The trials of an existing `.jsonl`, which
     may have come with a clone, count only with `adopt=True`; `export` keeps them in any case.
+
+    `shared=True` is for several writers, each for a moment, also on several machines with a shared
+    folder: it uses a rollback journal, because a WAL needs memory that all processes share.
     """
 
-    def __init__(self, path: Path, *, adopt: bool = False):
+    def __init__(self, path: Path, *, adopt: bool = False, shared: bool = False):
         stem = file_stem(path)
         self.record = stem.with_name(stem.name + ".jsonl")
         self.database = stem.with_name(stem.name + ".db")
@@ -86,24 +100,35 @@ class Store:
         with _explain_errors(self.database, IS_WRITABLE):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.database, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._set_journal("delete" if shared else "wal")
             # a trial is hours of work: it is on disk when it is recorded (takes 1 ms)
             self._db.execute("PRAGMA synchronous=FULL")
             if _require_schema(self._db, self.database) < SCHEMA:
                 self._migrate()
-        with self._write():
+        with self.write():
             for trial in adopted:
                 self._insert(trial)
 
+    def _set_journal(self, mode: str) -> None:
+        deadline = time.monotonic() + SWITCH
+        while True:
+            try:
+                self._db.execute(f"PRAGMA journal_mode={mode}")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
+
     def _migrate(self) -> None:
-        with self._write():
+        with self.write():
             schema = _require_schema(self._db, self.database)  # another process may have migrated
             for statement in (statement for step in MIGRATIONS[schema:] for statement in step):
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     @contextmanager
-    def _write(self) -> Iterator[None]:
+    def write(self) -> Iterator[sqlite3.Connection]:
         """A write transaction that takes the lock at once.
 
         A deferred transaction fails when a second writer reads first.
@@ -111,29 +136,54 @@ class Store:
         with _explain_errors(self.database, IS_WRITABLE):
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                yield
+                yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):  # SQLite rolls back by itself when the disk is full
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _insert(self, trial: Trial) -> None:
+    def _insert(self, trial: Trial) -> bool:
+        """Whether it was recorded: the first record stays, unless that one failed or was stopped
+        early and this one was not."""
         self._db.execute("DELETE FROM live WHERE key = 'exported'")
-        self._db.execute(
+        if trial.status not in ("stopped", "failed"):
+            partial = "DELETE FROM trials WHERE id = ? AND status IN ('stopped', 'failed')"
+            if self._db.execute(partial, (trial.id,)).rowcount:
+                self._parsed.pop(trial.id, None)
+                self._db.execute("DELETE FROM curves WHERE id = ?", (trial.id,))
+        inserted = self._db.execute(
             "INSERT OR IGNORE INTO trials (id, line, status) VALUES (?, ?, ?)",
             (trial.id, to_json_line(trial), trial.status),
         )
+        return inserted.rowcount > 0
 
-    def put(self, trial: Trial, curve: Sequence[float] = ()) -> None:
-        """Records a trial and its training loss per step, compressed. The first record stays."""
+    def put(self, trial: Trial, curve: Sequence[float] = ()) -> bool:
+        """Records a trial and its training loss per step, compressed.
+
+        The first record stays, but the end of a training replaces a trial that was stopped early or
+        failed.
+
+        Returns:
+            Whether the trial was recorded.
+        """
         import numpy as np
 
-        with self._write():
-            self._insert(trial)
+        with self.write():
+            inserted = self._insert(trial)
+            self._db.execute("DELETE FROM pending WHERE id = ?", (trial.id,))
             if len(curve):
                 blob = zlib.compress(np.asarray(curve, "<f4").tobytes())
                 self._db.execute("INSERT OR IGNORE INTO curves VALUES (?, ?)", (trial.id, blob))
+        return inserted
+
+    def replace(self, trial: Trial) -> None:
+        """Records a trial in place of its earlier record."""
+        with self.write():
+            self._parsed.pop(trial.id, None)
+            self._db.execute("DELETE FROM trials WHERE id = ?", (trial.id,))
+            self._db.execute("DELETE FROM pending WHERE id = ?", (trial.id,))
+            self._insert(trial)
 
     def delete(self, ids: Iterable[str]) -> None:
         """Deletes records. The driver deletes failed trials, so that a new run retries them."""
@@ -141,13 +191,13 @@ class Store:
         for (i,) in rows:
             self._parsed.pop(i, None)
         if rows:
-            with self._write():
+            with self.write():
                 self._db.executemany("DELETE FROM trials WHERE id = ?", rows)
                 self._db.execute("DELETE FROM live WHERE key = 'exported'")
 
     def write_progress(self, live: dict[str, Any]) -> None:
         """Stores the driver's progress, which `read_store` returns."""
-        with self._write():
+        with self.write():
             self._set_live("driver", live)
 
     def read_progress(self) -> dict[str, Any]:
@@ -156,7 +206,7 @@ class Store:
 
     def write_lineages(self, population: str, ids: Sequence[str]) -> None:
         """Stores the ids of the lineages that a population ended with."""
-        with self._write():
+        with self.write():
             self._set_live(f"population {population}", list(ids))
 
     def read_lineages(self, population: str) -> list[str]:
@@ -193,7 +243,7 @@ class Store:
         export.
         """
         if _stamp(self.record) is None or _stamp(self.record) != _get_live(self._db, "exported"):
-            with self._write():
+            with self.write():
                 remove_partial_files(self.record)
                 others = read_jsonl(self.record) if self.record.exists() else []
                 write_atomically(self.record, to_jsonl(merge_trials(self.trials(), others)))
@@ -232,12 +282,12 @@ def read_store(path: Path) -> tuple[list[Trial], dict[str, Any]]:
     """
     if not path.is_file():
         raise UserError(f"the database of the sweep must exist, but got `{path}`")
-    with _explain_errors(path, IS_DATABASE), closing(_open_read_only(path)) as db:
+    with _explain_errors(path, IS_DATABASE), closing(open_read_only(path)) as db:
         _require_schema(db, path)
         return _trials(db, path, {}), _get_live(db, "driver") or {}
 
 
-def _open_read_only(path: Path) -> sqlite3.Connection:
+def open_read_only(path: Path) -> sqlite3.Connection:
     """Opens a database for reading.
 
     In a folder that is not writable, a database without a -wal file is opened as immutable.

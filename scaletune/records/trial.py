@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -74,7 +75,7 @@ class Trial:
     """Mean training loss over the last tenth of the steps, in nats per token."""
     flops: float | None
     """Training FLOPs."""
-    seconds: float
+    seconds: float | None
     """Training time in seconds."""
     message: str = ""
     """The reason, if the status is not "done"."""
@@ -88,7 +89,7 @@ class Trial:
 
 NUMBERS = (
     *("n_params", "n_params_total", "tokens", "batch_tokens", "seq_len", "lr"),
-    *("weight_decay", "loss", "train_loss", "flops"),
+    *("weight_decay", "loss", "train_loss", "flops", "seconds"),
 )
 """Fields that may be null: NaN in a table."""
 
@@ -97,19 +98,44 @@ def _order(trial: Trial) -> tuple[Any, ...]:
     return trial.sweep, trial.width, trial.tokens or 0, trial.lr or 0.0, trial.seed, trial.id
 
 
+OWN_SECTIONS = ("parametrization", "optimizer", "schedule", "training", "data")
+"""Tables of a recipe of which a user's trainer has columns: of what the recipe states."""
+FIELDS_OF = {
+    "model": ("family", "build", "width", "depth", "n_params", "n_params_total"),
+    "optimizer": ("lr", "weight_decay"),
+    "data": ("seq_len",),
+}
+"""Table of a recipe -> its settings that are fields of a trial, or say who builds it."""
+
+
 def own_settings(trial: Trial) -> dict[str, Any]:
-    """`my.NAME` and `model.NAME` -> value of the user's own settings of a trial."""
-    model = trial.point.get("model", {})
-    keys = model if model.get("family") == "own" else {}
-    known = {*("family", "width", "depth", "build"), *(f.name for f in fields(Trial))}
-    own = {f"model.{name}": value for name, value in keys.items() if name not in known}
-    return own | {f"my.{name}": value for name, value in trial.point.get("my", {}).items()}
+    """Dotted name -> value of the settings of a trial that have no field.
+
+    `my.NAME`, and `model.NAME` of an own model. Of a user's trainer also `trainer.version`, its
+    command and function as text, and what the recipe states in the other tables.
+    """
+    point = trial.point
+    tables = {"my": point.get("my", {})}
+    if point.get("model", {}).get("family") == "own":
+        tables["model"] = point["model"]
+    if trainer := point.get("trainer"):
+        if trainer.keys() - {"version"}:
+            tables |= {section: point.get(section, {}) for section in OWN_SECTIONS}
+        command = trainer.get("command")
+        text = {"command": shlex.join(command)} if command else {}
+        tables["trainer"] = {"version": "", **trainer, **text}
+    return {
+        f"{section}.{name}": value
+        for section, table in tables.items()
+        for name, value in table.items()
+        if name not in FIELDS_OF.get(section, ())
+    }
 
 
 def frame(trials: Iterable[Trial]) -> pd.DataFrame:
     """Trials as a DataFrame: one row each in a deterministic order.
 
-    One column per field, and one per setting of the user's own: `my.NAME`, `model.NAME`.
+    One column per field, and one per setting of the user's own: see `own_settings`.
     """
     import pandas as pd
 
@@ -135,12 +161,19 @@ def to_jsonl(trials: Iterable[Trial]) -> str:
 
 
 def merge_trials(*records: Iterable[Trial]) -> list[Trial]:
-    """Several records as one: the first trial of an id stays, but a result replaces a failure."""
+    """Several records as one: the first trial of an id stays, but a better result replaces it.
+
+    The end of a training replaces a trial that was stopped early, and both replace a failure.
+    """
     kept: dict[str, Trial] = {}
     for trial in (trial for record in records for trial in record):
-        if trial.id not in kept or (kept[trial.id].status == "failed" and trial.status != "failed"):
+        if trial.id not in kept or _completeness(trial) > _completeness(kept[trial.id]):
             kept[trial.id] = trial
     return list(kept.values())
+
+
+def _completeness(trial: Trial) -> int:
+    return {"failed": 0, "stopped": 1}.get(trial.status, 2)
 
 
 def parse_line(text: str, where: str) -> Trial:

@@ -35,6 +35,7 @@ def sweep(
     adopt: bool = False,
     settings: Sequence[str] = (),
     train: Callable[[CurrentTrial], Any] | None = None,
+    build: Callable[..., Any] | None = None,
 ) -> pd.DataFrame:
     """Trains the points of a recipe and returns their trials.
 
@@ -50,10 +51,13 @@ def sweep(
         settings: Overrides such as `"model.depth=4"`.
         train: A function that trains a trial, instead of scaletune's loop: `train(trial)` returns
             the held-out loss, or a dict with "loss". It runs in worker processes.
+        build: A function that builds the model, an `nn.Module`, as `model.build` of a recipe does.
+            scaletune's loop trains it.
 
     Returns:
-        One row per trial with its settings, `status` ("done", "diverged" or "failed"), `loss`
-        (nats per token unless the recipe says otherwise; NaN unless done), `flops` and `seconds`.
+        One row per trial with its settings, `status` ("done", "diverged", "stopped" early by a
+        pruner, or "failed"), `loss` (nats per token unless the recipe says otherwise; NaN unless
+        done), `flops` and `seconds`.
 
     Raises:
         UserError: The recipe is not valid, or another driver runs this sweep.
@@ -67,9 +71,9 @@ def sweep(
         >>> trials["lr"].tolist(), trials["status"].tolist()
         ([0.004, 0.008], ['done', 'done'])
     """
-    recipe, forked = resolve_own(source, settings, train)
+    recipe, forked = resolve_own(source, settings, train, build)
     stem = Path(out) / "sweeps" / recipe.name
-    if recipe.search.kind != "grid":
+    if recipe.search.decides:
         from scaletune.sweeping.search import loop
 
         return loop.run_search(recipe, stem, adopt=adopt, train=forked)[1]

@@ -15,6 +15,8 @@ from scaletune.sweeping import lockfile, stacks
 from scaletune.sweeping.engines import pool as pool_module
 from scaletune.sweeping.engines.pool import Message, Pool
 from scaletune.sweeping.out_of_memory import shrink
+from scaletune.sweeping.pending_tasks import note_handed_out, require_own_trainer
+from scaletune.sweeping.plain_text import last_lines
 from scaletune.sweeping.progress import SweepProgress
 from scaletune.sweeping.task import Task, complete_trial, failed_trial
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scaletune.sweeping.trainers.start import Train
-
-LAST = 3  # lines of a lost worker's log in its trial's record
 
 FIRST_FAILURES = 3  # trials of the user's trainer that may fail before any has succeeded
 
@@ -40,6 +40,7 @@ def train_all(
     adopt: bool = False,
     then: Then | None = None,
     watch: Watch | None = None,
+    finish_stopped: bool = True,
     train: Train | None = None,
 ) -> pd.DataFrame:
     """Trains the tasks that are not recorded, the longest first, and writes the record.
@@ -53,6 +54,8 @@ def train_all(
             those that are; returns more tasks.
         watch: Called with each held-out loss that a trial in training reports; returns the ids of
             trials to stop.
+        finish_stopped: Train trials that were stopped early to their end. Otherwise they count as
+            recorded.
         train: The user's function that trains, where it cannot be imported by its name.
 
     Returns:
@@ -65,9 +68,13 @@ def train_all(
     with lockfile.hold_lock(stem), closing(Store(stem, adopt=adopt)) as store:
         store.export()  # an unreadable record is refused before anything is trained
         try:
-            driver = Driver(store, then, watch)
+            external = any(task.recipe.trainer.external for task in wanted)
+            driver = Driver(store, then, watch, finish_stopped, retries=not external)
             driver.add(wanted)
             if driver.queue:
+                require_own_trainer(store, driver.queue)
+                if note := note_handed_out(store, driver.queue):
+                    print(note, file=sys.stderr)
                 if note := stacks.explain_separate_training(driver.queue):
                     print(note, file=sys.stderr)
                 with pool_module.open_pool(
@@ -80,17 +87,29 @@ def train_all(
 
 
 class Driver:
-    """The tasks of a sweep, those that are still to be trained, and the store of the results."""
+    """The tasks of a sweep, those that are still to be trained, and the store of the results.
 
-    def __init__(self, store: Store, then: Then | None = None, watch: Watch | None = None):
+    Without `retries`, trials that failed or were stopped stay as they are recorded.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        then: Then | None = None,
+        watch: Watch | None = None,
+        finish_stopped: bool = True,
+        retries: bool = True,
+    ):
         self.store, self.then, self.watch = store, then, watch
         self.failures = 0  # trials of the user's trainer that failed before any has succeeded
         live = store.read_progress()
         if lockfile.driven_elsewhere(live):  # on this machine we hold the lock
             raise lockfile.second_driver_error(store.database.stem, live["driver"])
         self.known = store.statuses()
-        store.delete(i for i, status in self.known.items() if status == "failed")
-        self.known = {i: status for i, status in self.known.items() if status != "failed"}
+        again = {"failed", "stopped"} if finish_stopped else {"failed"}
+        again = again if retries else set()
+        store.delete(i for i, status in self.known.items() if status in again - {"stopped"})
+        self.known = {i: status for i, status in self.known.items() if status not in again}
         self.wanted: set[str] = set()
         self.queue: list[Task] = []  # the longest first
         self.progress: SweepProgress | None = None
@@ -100,7 +119,7 @@ class Driver:
         new = {task.id: task for task in reversed(tasks) if task.id not in self.wanted}
         self.wanted |= new.keys()
         todo = [
-            _with_absolute_runs(task, self.store.database)
+            with_absolute_runs(task, self.store.database)
             for task in new.values()
             if task.id not in self.known
         ]
@@ -125,7 +144,8 @@ class Driver:
                 pool.hand_out(self.queue)
                 for task, message in pool.messages():
                     if "report" in message:
-                        pool.request_stop(self._judge(task, message["report"]))
+                        if ids := self._judge(task, message["report"]):
+                            pool.request_stop(ids)
                     else:
                         self._handle(task, message, self.progress)
                 self.progress.refresh()
@@ -190,8 +210,9 @@ class Driver:
     def _retry(self, task: Task, message: Message, progress: SweepProgress) -> None:
         """Queues a lost task again, smaller if memory ran out; after the last try it has failed."""
         task.tries += 1
-        log = _last_lines(message["log"])
-        end = f"{message['lost']}; last log lines: {log}"
+        end, log = message["lost"], last_lines(message["log"])
+        if not (task.recipe.foreign and (message.get("explained") or log == "none")):
+            end = f"{end}; last log lines: {log}"
         end += "" if task.recipe.foreign else f" (exit status {message['status']})"
         self._write_log(task, message, "lost: " + message["lost"])
         progress.requeue(task)
@@ -223,11 +244,7 @@ class Driver:
             raise UserError(f"`{folder}` must be writable, but {error.strerror}") from error
 
 
-def _last_lines(log: str) -> str:
-    return " / ".join(line.strip() for line in log.splitlines()[-LAST:]) or "none"
-
-
-def _with_absolute_runs(task: Task, workbench: Path) -> Task:
+def with_absolute_runs(task: Task, workbench: Path) -> Task:
     """Makes `engine.runs` absolute, because workers may have another working directory.
 
     A relative `engine.runs` is relative to the folder that holds `sweeps/`.

@@ -47,6 +47,22 @@ def is_driven(stem: Path, live: dict[str, Any]) -> bool:
     return driven_elsewhere(live) or (bool(live.get("driver")) and _is_locked(lock))
 
 
+def require_no_driver(stem: Path, live: dict[str, Any]) -> None:
+    """UserError if a driver runs this sweep, here or elsewhere."""
+    path = stem.with_name(stem.name + ".lock")
+    if _is_locked(path):
+        raise second_driver_error(stem.name, _read_owner(path))
+    if driven_elsewhere(live):
+        raise second_driver_error(stem.name, live["driver"])
+
+
+def _read_owner(path: Path) -> dict[str, Any]:
+    """The driver that a lock file names; {} if it is not written yet."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads(path.read_text()))
+    return {}
+
+
 def _is_locked(path: Path) -> bool:
     try:
         with path.open() as file:
@@ -89,12 +105,9 @@ def _lock(path: Path, name: str) -> IO[str]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            text = file.read()
             file.close()
             if not remaining:
-                driver = json.loads(text) if text.endswith("}") else {}
-                raise second_driver_error(name, driver) from None
+                raise second_driver_error(name, _read_owner(path)) from None
             time.sleep(0.05)
             continue
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):

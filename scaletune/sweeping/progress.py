@@ -37,9 +37,9 @@ class RunningTrial:
         shape = {
             "width": recipe.model.width,
             "depth": recipe.model.depth,
-            "tokens": recipe.budget.tokens,
-            "batch_tokens": recipe.budget.batch_tokens,
-            "lr": recipe.optimizer.lr,
+            "tokens": recipe.budget.tokens if recipe.has_budget else None,
+            "batch_tokens": recipe.budget.batch_tokens if recipe.has_budget else None,
+            "lr": recipe.optimizer.lr if recipe.states("optimizer.lr") else None,
             "seed": recipe.seed,
         }
         assert tuple(shape) == SHAPE
@@ -75,7 +75,7 @@ class SweepProgress:
 
     def _count(self, trial: Trial) -> None:
         self.counts[trial.status] += 1
-        self.seconds += trial.seconds
+        self.seconds += trial.seconds or 0.0
         if trial.loss is not None and (self.best is None or trial.loss < self.best["loss"]):
             self.best = best_of([trial])
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scaletune import counting, data
+from scaletune.errors import UserError
 from scaletune.recipe import Recipe
 from scaletune.zoo import OwnConfig
 
@@ -41,21 +43,46 @@ def point_sizes(recipe: Recipe) -> Sizes:
     corpus = data.load(recipe.data)
     data.check_recipe(recipe, corpus)
     if isinstance(recipe.model, OwnConfig):
-        from scaletune.sweeping.built_sizes import built_sizes
+        from scaletune.sweeping.built_sizes import built_model_counts  # imports torch
 
-        return built_sizes(recipe, corpus)
-    counting.multipliers(recipe, corpus.vocab_size)  # refuses a form that cannot tie its head
-    counts = counting.params(recipe.model, corpus.vocab_size)
-    per_token = counting.flops_per_token(recipe.model, corpus.vocab_size, recipe.data.seq_len)
+        counts = built_model_counts(recipe, corpus)
+    else:
+        counting.multipliers(recipe, corpus.vocab_size)  # refuses a form that cannot tie its head
+        counts = counting.zoo_counts(recipe.model, corpus.vocab_size, recipe.data.seq_len)
     return Sizes(
-        n_params=counts["n_params"],
-        n_params_total=counts["n_params_total"],
+        n_params=counts.n_params,
+        n_params_total=counts.n_params_total,
         tokens=recipe.budget.tokens,
         batch_tokens=recipe.budget.batch_tokens,
-        flops=per_token * recipe.budget.tokens,
-        flops_from="model",
-        seconds=counting.seconds(recipe, corpus.vocab_size),
+        flops=counts.flops_per_token * recipe.budget.tokens,
+        flops_from=counts.flops_from,
+        seconds=counting.seconds(recipe, corpus.vocab_size, counts=counts),
         digest=corpus.digest,
+    )
+
+
+STATED_BY = {"n_params": "`model.n_params`", "tokens": "`budget.tokens`"}
+"""Size -> the setting that states it. FLOPs follow from both."""
+
+
+def require_known(sizes: Sizes, subject: str, recipe: Recipe, names: Sequence[str]) -> None:
+    """UserError unless sizes are known before anything is trained.
+
+    Args:
+        sizes: The sizes of the point.
+        subject: What needs them.
+        recipe: The point.
+        names: The sizes that are needed.
+    """
+    if not any(math.isnan(getattr(sizes, name)) for name in names):
+        return
+    unknown = [name for name in STATED_BY if math.isnan(getattr(sizes, name))]
+    also = " or `model.build`" if "n_params" in unknown else ""
+    raise UserError(
+        f"{subject} needs {' and '.join(f'`{name}`' for name in unknown)} before a trial is"
+        f" trained, but nobody states {'it' if len(unknown) == 1 else 'them'} at width"
+        f" {recipe.model.width}: state {' and '.join(STATED_BY[name] for name in unknown)}, or give"
+        f" `trainer.describe`{also}"
     )
 
 
@@ -67,6 +94,8 @@ def foreign_sizes(recipe: Recipe) -> Sizes:
     n, total = known.get("n_params", math.nan), known.get("n_params_total", math.nan)
     tokens = known.get("tokens", math.nan)
     flops, source = estimate_flops(known.get("flops"), n, total, tokens)
+    if "model_flops" in known and source != "reported":
+        flops, source = known["model_flops"], "model"
     return Sizes(
         n_params=n,
         n_params_total=total,
@@ -85,14 +114,27 @@ def _stated(recipe: Recipe) -> dict[str, float]:
         known |= {"tokens": recipe.budget.tokens, "batch_tokens": recipe.budget.batch_tokens}
     model = recipe.model
     if not isinstance(model, OwnConfig):
-        counts = counting.params(model, counting.default_vocab_size(recipe))
-        return known | {name: counts[name] for name in ("n_params", "n_params_total")}
+        return known | _zoo_counts(recipe)
     stated = {"n_params": model.n_params, "n_params_total": model.n_params_total}
     known |= {name: float(value) for name, value in stated.items() if value}
     if model.build and len(known) < 4:
         from scaletune.sweeping.built_sizes import built_counts
 
         known = built_counts(recipe) | known
+    return known
+
+
+def _zoo_counts(recipe: Recipe) -> dict[str, float]:
+    """The counts of a zoo model, as far as they need no vocabulary that the recipe leaves open."""
+    vocab_size = counting.default_vocab_size(recipe)
+    counts = counting.params(recipe.model, vocab_size)
+    known: dict[str, float] = {"n_params": counts["n_params"]}
+    if not {"vocab_size", "source"} & recipe.data.model_fields_set:
+        return known
+    known["n_params_total"] = counts["n_params_total"]
+    if recipe.has_budget and recipe.states("data.seq_len"):
+        per_token = counting.flops_per_token(recipe.model, vocab_size, recipe.data.seq_len)
+        known["model_flops"] = per_token * recipe.budget.tokens
     return known
 
 

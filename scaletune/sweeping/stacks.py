@@ -10,6 +10,7 @@ from typing import Any
 from scaletune import data
 from scaletune.counting import branches, stacks
 from scaletune.sweeping.task import Task
+from scaletune.zoo import OwnConfig
 
 
 def on_gpu() -> bool:
@@ -49,7 +50,8 @@ def _reasons_against_branches(tasks: Sequence[Task]) -> list[str]:
 
 
 def _reasons_against_stacks(tasks: Sequence[Task]) -> list[str]:
-    points = [task.recipe for task in tasks if task.recipe.engine.stack not in ("auto", 1)]
+    tasks = [task for task in tasks if task.recipe.engine.stack not in ("auto", 1)]
+    points = [task.recipe for task in tasks]
     if any(point.foreign for point in points):
         return ["no stacked training: the user's trainer trains one trial at a time"]
     if not points:
@@ -58,10 +60,29 @@ def _reasons_against_stacks(tasks: Sequence[Task]) -> list[str]:
     different = sorted(
         {f"`{name}`" for point in points for name in stacks.differing_settings(points[0], point)}
     )
+    single += sorted({reason for task in tasks if (reason := _reason_of_module(task, tasks))})
     notes = [f"no stacked training: {reason}" for reason in single]
     if different:
         notes.append(f"no stacks across different values of {', '.join(different)}")
     return notes
+
+
+def _reason_of_module(task: Task, alike: Iterable[Task] = ()) -> str:
+    """Why the module that the user builds cannot train in a stack; empty if it can.
+
+    It is tried once for all tasks that build the same module.
+    """
+    recipe = task.recipe
+    if not isinstance(recipe.model, OwnConfig) or recipe.foreign or recipe.engine.stack == "fill":
+        return ""
+    if task.alone is None:
+        from scaletune.training.own_stack import no_own_stack_reason  # imports torch
+
+        task.alone = no_own_stack_reason(recipe)
+        for other in alike:
+            if (other.recipe.model, other.recipe.my) == (recipe.model, recipe.my):
+                other.alone = task.alone
+    return task.alone
 
 
 def take_stack(
@@ -86,6 +107,8 @@ def take_stack(
         if first.population or first.recipe.foreign
         else first.most or _stack_size(first, share, gpu)
     )
+    if most > 1 and _reason_of_module(first, queue):
+        most = 1
     common = _common_settings(first) if most > 1 else {}
     taken = [first]
     for task in queue[1:]:
@@ -104,6 +127,24 @@ def take_stack(
         and _trunk(task) in trunks
         and branches.can_branch_off(trunks[_trunk(task)], task.recipe)
     ]
+    queue[:] = [task for task in queue if not any(task is other for other in taken)]
+    return taken
+
+
+def take_refill(queue: list[Task], member: Task, rows: int) -> list[Task]:
+    """Takes up to `rows` tasks off the queue that can train in the stack of `member`.
+
+    A task that has been lost trains alone, and token horizons on one trunk train together.
+    """
+    common = _common_settings(member)
+    trunks = Counter(_trunk(task) for task in queue)
+    taken = [
+        task
+        for task in queue
+        if not (task.most or task.population or task.recipe.foreign)
+        and (not _trunk(task) or trunks[_trunk(task)] == 1)
+        and _common_settings(task) == common
+    ][:rows]
     queue[:] = [task for task in queue if not any(task is other for other in taken)]
     return taken
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from scaletune.recipe import load
 from scaletune.records import Store, Trial, read_store
+from scaletune.records.pending_trial import read_pending
 from scaletune.sweeping import lockfile
 from scaletune.units import human
 
-COUNTED = ("done", "diverged", "failed")
+COUNTED = ("done", "diverged", "stopped", "failed")
 SHAPE = ("width", "depth", "tokens", "batch_tokens", "lr", "seed")
 BAR = 24  # characters of the progress bar
 
@@ -77,7 +78,8 @@ def status(sweep: str | Path, *, out: str | Path = ".") -> dict[str, Any]:
         - `sweep`: the name.
         - `driver`: `pid`, `host` and `since` of the process that drives the sweep; None if none.
         - `running`: for each trial in training its id, shape, `share` done, `seconds` and `try`.
-        - `wanted`, `recorded`, `done`, `diverged`, `failed`: numbers of trials.
+        - `wanted`, `recorded`, `done`, `diverged`, `stopped`, `failed`: numbers of trials.
+        - `handed_out`: number of trials that others train (`scaletune ask`), without a result.
         - `best`: id, shape and loss of the recorded trial with the lowest loss.
         - `seconds`, `flops`: sums over all recorded trials.
         - `share`, `elapsed`, `left`: share of the driver's work done, seconds since it started and
@@ -108,13 +110,19 @@ def status(sweep: str | Path, *, out: str | Path = ".") -> dict[str, Any]:
         "wanted": live.get("wanted", len(trials)),
         "recorded": len(trials),
         **{name: counts[name] for name in COUNTED},
+        "handed_out": sum(trial.since is not None for trial in read_pending(path)),
         "best": best_of(trials),
-        "seconds": sum(trial.seconds for trial in trials),
-        "flops": sum(trial.flops for trial in trials),
+        "seconds": sum(trial.seconds or 0.0 for trial in trials),
+        "flops": sum(trial.flops or 0.0 for trial in trials),
         "share": live["share"] if driven else None,
         "elapsed": live["elapsed"] if driven else None,
         "left": live["left"] if driven else None,
     }
+
+
+def shown_statuses(counts: Mapping[str, Any]) -> list[str]:
+    """The statuses whose numbers are shown: "stopped" only where a search has stopped trials."""
+    return [name for name in COUNTED if name != "stopped" or counts[name]]
 
 
 def format_clock(seconds: float | None) -> str:
@@ -145,12 +153,14 @@ def _times(now: dict[str, Any]) -> str:
 
 
 def _best(now: dict[str, Any]) -> str:
-    return "lowest loss {loss:.4f} at width {width}, lr {lr:.3g}".format(**now["best"])
+    best = now["best"]
+    lr = "" if best["lr"] is None else f", lr {best['lr']:.3g}"
+    return f"lowest loss {best['loss']:.4f} at width {best['width']}{lr}"
 
 
 def format_table(now: dict[str, Any]) -> list[str]:
     """A status as a few lines, with one row per trial in training."""
-    counts = "  ".join(f"{name} {now[name]}" for name in COUNTED)
+    counts = "  ".join(f"{name} {now[name]}" for name in shown_statuses(now))
     ended = sum(now[name] for name in COUNTED)
     lines = [
         f"{now['sweep']}  trials {ended}/{now['wanted']}  {counts}"
@@ -170,9 +180,12 @@ def format_table(now: dict[str, Any]) -> list[str]:
 
 
 def _row(trial: dict[str, Any]) -> str:
-    tokens, batch = human(trial["tokens"]), human(trial["batch_tokens"])
+    tokens, batch = (
+        "-" if trial[name] is None else human(trial[name]) for name in ("tokens", "batch_tokens")
+    )
+    lr = "-" if trial["lr"] is None else f"{trial['lr']:.3g}"
     return (
-        f"{trial['width']:8} {trial['depth']:5} {tokens:>7} {batch:>7} {trial['lr']:9.3g}"
+        f"{trial['width']:8} {trial['depth']:5} {tokens:>7} {batch:>7} {lr:>9}"
         f" {trial['seed']:4} {100 * trial['share']:4.0f}% {format_clock(trial['seconds']):>8}"
         f"  {trial['try']}"
     )

@@ -13,6 +13,7 @@ from scaletune.recipe import Recipe
 from scaletune.recipe.placeholder_values import require_stated
 from scaletune.records import Trial, redact
 from scaletune.sweeping.sizes import Sizes, estimate_flops, point_sizes
+from scaletune.zoo import OwnConfig
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Task:
     """Cached: settings that trials of one stack have in common."""
     sizes: Sizes | None = None
     """What is known of the point before it is trained."""
+    alone: str | None = None
+    """Cached: why a user's module cannot train in a stack; empty if it can."""
     trunk: str | None = None
     """Cached: key that token horizons on one trunk have in common; empty if it trains apart."""
 
@@ -79,8 +82,19 @@ def failed_trial(task: Task, message: str) -> Trial:
     if task.recipe.foreign:
         return complete_trial(task, end)
     corpus = data.load(task.recipe.data)
-    known = counting.trial_fields(task.recipe, task.sweep, corpus.vocab_size, corpus.digest)
+    known = counting.trial_fields(
+        task.recipe, task.sweep, corpus.vocab_size, corpus.digest, _own_counts(task, corpus)
+    )
     return Trial(**known, **end, loss=None, train_loss=None)
+
+
+def _own_counts(task: Task, corpus: data.Corpus) -> counting.ModelCounts | None:
+    """The counts of a user's module; None for a model of the zoo."""
+    if not isinstance(task.recipe.model, OwnConfig):
+        return None
+    from scaletune.parametrizing.model_counts import count_model  # imports torch
+
+    return count_model(task.recipe, corpus.vocab_size, corpus.features)
 
 
 def complete_trial(task: Task, reported: Mapping[str, Any]) -> Trial:
@@ -98,8 +112,8 @@ def complete_trial(task: Task, reported: Mapping[str, Any]) -> Trial:
         reported.get("flops"),
         *(math.nan if n is None else n for n in [counts[name] for name in list(counts)[:3]]),
     )
-    if sizes.flops_from == "described" and source != "reported":
-        flops, source = sizes.flops, "described"
+    if sizes.flops_from in ("described", "model") and source != "reported":
+        flops, source = sizes.flops, sizes.flops_from
     metrics = dict(reported.get("metrics", {}))
     fields = {
         "id": task.id,

@@ -12,11 +12,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from scaletune.counting.point_sizes import Measure
 from scaletune.errors import UserError, nearest
 from scaletune.recipe import Recipe
 from scaletune.recipe.resolve import resolve_recipe
 from scaletune.records import Fit
 from scaletune.transferring.formats.unsupported import UNSUPPORTED, UNTESTED
+from scaletune.transferring.own_target import knows_tensors as knows_tensors
+from scaletune.transferring.own_target import measure_target as measure_target
+from scaletune.transferring.own_target import require_formats as require_formats
+from scaletune.transferring.own_target import start
 from scaletune.transferring.target import TOO_FAR as TOO_FAR
 from scaletune.transferring.target import Transfer as Transfer
 from scaletune.transferring.target import at_batch as at_batch
@@ -79,12 +84,18 @@ def known_formats(to: Iterable[str], force: bool = False) -> list[str]:
     return [name for name, _, _ in requested]
 
 
+def default_formats(target: Recipe) -> list[str]:
+    """The formats that are written where none is named."""
+    return ["granite", "recipe"] if knows_tensors(target) else ["recipe"]
+
+
 def transfer(
     fit: Fit | str | Path,
     target: Recipe | str | Path,
-    to: Iterable[str] = ("granite", "recipe"),
+    to: Iterable[str] | None = None,
     out: str | Path = "configs/transferred",
     force: bool = False,
+    sizes: Measure | None = None,
 ) -> dict[str, Any]:
     """Predicts the optimum at a target and writes it as configs of training stacks.
 
@@ -95,10 +106,13 @@ def transfer(
         fit: A fit of a law that gives a learning rate, or its file.
         target: The target recipe, or its file. It must have the proxies' parametrization and
             optimizer.
-        to: Formats, as NAME or NAME@VERSION; see `FORMATS`.
+        to: Formats, as NAME or NAME@VERSION; see `FORMATS`. Default: "granite" and "recipe", or
+            "recipe" alone for a model that only your code knows.
         out: Folder to write to.
         force: Allow a target more than 30x outside the fitted range, and formats with an
             architecture that no proxy can have.
+        sizes: Measures a target whose model is not in the zoo, for example
+            `scaletune.sweeping.sizes.point_sizes`. Default: what the target states.
 
     Returns:
         The prediction and what it rests on:
@@ -132,11 +146,16 @@ def transfer(
     from scaletune.transferring.answer import settings as answer_settings
     from scaletune.transferring.answer import text as answer_text
 
-    names = known_formats(to, force)
+    recipe = resolve_recipe(target)
+    names = known_formats(default_formats(recipe) if to is None else to, force)
+    require_formats(recipe, names)
     emitters = {name: import_module(f"scaletune.transferring.formats.{name}") for name in names}
     fit = fit if isinstance(fit, Fit) else Fit.read(fit)
-    prepared = prepare(fit, resolve_recipe(target), force=force)
+    prepared = prepare(fit, recipe, force=force, sizes=sizes)
     answer = answer_settings.build_answer(fit, prepared)
+    if recipe.foreign:
+        written = Path(out) / "recipe" / "target.toml" if "recipe" in names else None
+        answer["start"] = start(prepared.target, written)
     files = [path for name in names for path in emitters[name].emit(prepared, Path(out) / name)]
     files += answer_text.write(answer, Path(out))
     return prepared.evidence | {"files": [str(path) for path in files], "answer": answer}

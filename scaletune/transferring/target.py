@@ -13,11 +13,13 @@ from importlib.metadata import version
 from typing import Any
 
 from scaletune import counting
+from scaletune.counting.point_sizes import Measure, PointSizes
 from scaletune.errors import UserError
 from scaletune.predicting import Prediction
 from scaletune.recipe import Recipe, with_settings
 from scaletune.records import Fit
 from scaletune.rules import TensorPlan, TransferPrior, batch_rule, caveats, shift
+from scaletune.transferring import own_target
 from scaletune.units import human
 
 LR_MEANS = ("family", "decay", "momentum", "nesterov", "shape_factor", "rest_ratio")
@@ -48,6 +50,9 @@ class Transfer:
 
     evidence: dict[str, Any]
     """The fit's digest, law, prediction, interval, status sentences and assumptions."""
+
+    sizes: PointSizes | None = None
+    """Of a model of the user, whose tensors are not known and whose plan is empty."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as plain JSON values, independent of any training stack."""
@@ -120,8 +125,11 @@ def differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> lis
     """
     content, sentences = target.model_dump(), []
     for section, shared in setting.items():
+        if section == "trainer":
+            sentences += own_target.other_trainer(target, shared)
+            continue
         for key, value in shared.items():
-            own = content[section].get(key, value)
+            own = content[section].get(key, None if section == "my" else value)
             of_data = (section, key) == ("data", "source") or (own, key) == (None, "vocab_size")
             if own == value or of_data:
                 continue
@@ -141,7 +149,11 @@ def differences(target: Recipe, setting: Mapping[str, Mapping[str, Any]]) -> lis
 
 
 def prepare(
-    fit: Fit, target: Recipe, vocab_size: int | None = None, force: bool = False
+    fit: Fit,
+    target: Recipe,
+    vocab_size: int | None = None,
+    force: bool = False,
+    sizes: Measure | None = None,
 ) -> Transfer:
     """Puts the fit's prediction at the target into the target recipe.
 
@@ -150,6 +162,7 @@ def prepare(
         target: The target recipe.
         vocab_size: Vocabulary size; by default the target's or the proxies'.
         force: Allow a target more than `TOO_FAR` times outside the fitted range.
+        sizes: Measures a model that is not in the zoo. Default: what its recipe states.
 
     Raises:
         UserError: The target has another parametrization or optimizer than the proxies, it is too
@@ -160,10 +173,14 @@ def prepare(
     setting = fit.provenance.get("setting") or {}
     vocab_size = vocab_size or _vocab_size(target, setting)
     untested = differences(target, setting)
-    n_params = counting.params(target.model, vocab_size)["n_params"]
+    measured = (
+        None if own_target.knows_tensors(target) else own_target.measure_target(target, sizes)
+    )
+    n_params = _n_params(target, vocab_size, measured)
     best, prior = _predict(fit, target, n_params)
     assert best.lr is not None
     far = _far_sentences(fit, target, n_params, force)
+    own_cautions = _own_cautions(target, prior, setting)
     assumptions = [
         *target.evidence.get("architecture", []),
         *fit.assumptions,
@@ -186,15 +203,39 @@ def prepare(
         "level": fit.level,
         "band": best.band | {"lr": _scaled(best.band["lr"], prior.factor)},
         "loss": best.loss,
-        "status": [*best.warnings, *_unknown_parametrization(target, setting)] or ["ok"],
+        "status": [*best.warnings, *_unknown_parametrization(target, setting), *own_cautions]
+        or ["ok"],
         "assumptions": assumptions,
     }
     settings = {"lr": float(f"{best.lr * prior.factor:.4g}")}
     if best.weight_decay is not None:  # the lr is optimal together with this weight decay
         settings["weight_decay"] = evidence["weight_decay"] = float(f"{best.weight_decay:.4g}")
     recipe = with_settings(target, settings | {"evidence": evidence})
+    if measured:
+        return Transfer(recipe, vocab_size, [], {}, evidence, measured)
     plan = counting.plan_tensors(recipe, vocab_size)
     return Transfer(recipe, vocab_size, plan, counting.multipliers(recipe, vocab_size), evidence)
+
+
+def _n_params(target: Recipe, vocab_size: int, measured: PointSizes | None) -> int:
+    if measured:
+        return round(measured.n_params)
+    return counting.params(target.model, vocab_size)["n_params"]
+
+
+def _own_cautions(
+    target: Recipe, prior: TransferPrior, setting: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Warnings about a target or proxies that the user's own trainer trains."""
+    cautions = own_target.unused_lr(target)
+    if prior.name == own_target.UNKNOWN_OPTIMIZER:
+        cautions.append(prior.sentence)
+    if "trainer" in setting and not target.foreign:
+        cautions.append(
+            "the proxies were trained by your own trainer, and the target is not: the fitted lr is"
+            " assumed to mean the same for both"
+        )
+    return cautions
 
 
 def _vocab_size(target: Recipe, setting: Mapping[str, Any]) -> int:
@@ -225,6 +266,8 @@ def _predict(fit: Fit, target: Recipe, n_params: int) -> tuple[Prediction, Trans
             " share one batch size"
         )
         return best, TransferPrior(1.0, sentence)
+    if target.foreign and batch != best.batch_tokens and not target.states("optimizer.family"):
+        return best, own_target.unknown_batch_rule(batch, best.batch_tokens)
     return best, batch_rule(batch, best.batch_tokens, target.optimizer.beta1)
 
 
@@ -265,25 +308,30 @@ def _far_sentences(fit: Fit, target: Recipe, n_params: int, force: bool) -> list
 
 def _depth_sentence(target: Recipe, fitted_depths: list[float]) -> list[str]:
     depth, p = target.model.depth, target.parametrization
+    if target.foreign and not p.model_fields_set:
+        rule = "what your trainer does with depth decides"
+    else:
+        rule = (
+            f"residual branches scale as depth**-{p.depth_alpha:g}"
+            if p.depth_alpha
+            else "no depth rule"
+        )
     if not fitted_depths or (fitted_depths[0] <= depth <= fitted_depths[-1]):
         return []
-    rule = (
-        f"residual branches scale as depth**-{p.depth_alpha:g}"
-        if p.depth_alpha
-        else "no depth rule"
-    )
     return [f"depth {fitted_depths[-1]:g} -> {depth}, {rule}: no proxy tested another depth"]
 
 
 def _rule_caveats(target: Recipe) -> list[str]:
     form, rule = target.parametrization.form, target.optimizer.rule
+    if target.foreign and not target.parametrization.model_fields_set:
+        return []
     return [f"caveat of the scaling rules: {caveat}" for caveat in caveats(form, rule)]
 
 
 def _unknown_parametrization(target: Recipe, setting: Mapping[str, Any]) -> list[str]:
     """A warning if the records do not state the parametrization of their runs."""
     p, width = target.parametrization, target.model.width
-    if setting or p.form == "sp" or p.base_width == width:
+    if setting.get("parametrization") or p.form == "sp" or p.base_width == width:
         return []
     return [
         "the records do not state the parametrization of their runs: the fitted lr is assumed to"

@@ -94,7 +94,7 @@ def _optimum_status(row: dict[str, Any], mean: pd.Series, group: pd.DataFrame) -
     """ "ok", or a sentence that says why the cell has no optimum inside its grid."""
     if mean.empty:
         diverged = int((group["status"] == "diverged").sum())
-        action = "add lower learning rates" if diverged else "train the failed runs again"
+        action = "add lower learning rates" if diverged else "train the other runs to their end"
         return f"{cell_name(row)} has no usable run: {diverged} of {len(group)} diverged; {action}"
     if len(mean) < 3:
         return (
@@ -112,9 +112,13 @@ def _optimum_status(row: dict[str, Any], mean: pd.Series, group: pd.DataFrame) -
     if not len(beyond):
         usable, why, action = "", "", f"add {direction} learning rates"
     else:
-        next_lr = f"{beyond.min() if best else beyond.max():.3g}"
+        nearest = beyond.min() if best else beyond.max()
+        next_lr = f"{nearest:.3g}"
         usable, why = " usable", f"; the next lr {side} it, {next_lr}, diverged or failed"
         action = f"add learning rates between {lr:.3g} and {next_lr}"
+        if (group.loc[group["lr"] == nearest, "status"] == "stopped").any():
+            why = f"; the next lr {side} it, {next_lr}, was stopped early"
+            action = "train it to its end"
     return (
         f"{cell_name(row)} has its lowest loss at the {end}{usable} lr of its grid, {lr:.3g}{why}: "
         f"the optimum may be {side} it, so the setting is not used; {action}"

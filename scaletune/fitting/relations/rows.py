@@ -16,7 +16,7 @@ from scaletune.errors import UserError, nearest
 from scaletune.fitting.loss.tuned_runs import DUPLICATE, MAY_DIFFER, MUST_MATCH
 from scaletune.fitting.missing_columns import map_options
 from scaletune.fitting.relations.relation import Array, Relation, RelationColumn
-from scaletune.fitting.table import SAME_SCALE, STATUSES, levels
+from scaletune.fitting.table import SAME_SCALE, STATUSES, levels, unfinished_reason
 
 SCALES = ("n_params", "n_params_total", "tokens", "unique_tokens", "flops", "batch_tokens", "steps")
 """Columns of which values that differ by less than 1 % are one value."""
@@ -146,9 +146,9 @@ def _unfinished(rows: pd.DataFrame) -> dict[str, str]:
             f"the status of a run must be one of {', '.join(STATUSES)}, "
             f"but got {unknown[0]!r}{nearest(unknown[0], STATUSES)}"
         )
-    message = rows["message"].fillna("").astype(str) if "message" in rows else status.map(str)
+    message = rows["message"].fillna("").astype(str) if "message" in rows else [""] * len(rows)
     return {
-        run: f"{state}: {why}" if why and why != state else state
+        run: unfinished_reason(state, why)
         for run, state, why in zip(rows["id"], status, message, strict=True)
         if state != "done"
     }

@@ -216,8 +216,8 @@ class Worker:
         """
         end = time.monotonic() + GUARD
         with contextlib.suppress(OSError, ValueError):
-            while (left := end - time.monotonic()) > 0:
-                if select.select([self.output], [], [], left)[0] and not os.read(
+            while (seconds := end - time.monotonic()) > 0:
+                if select.select([self.output], [], [], seconds)[0] and not os.read(
                     self.output.fileno(), 1 << 16
                 ):
                     return

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scaletune.recipe import Search
+from scaletune.recipe import SearchSection
 from scaletune.surface.design import GreedyDesign
 from scaletune.surface.model import SurfaceRuns
 from scaletune.surface.posterior import DIVERGED_EXCESS, solve
@@ -194,7 +194,7 @@ def _block(
     return total, rows
 
 
-def search_jointly(cells: list[Cell], search: Search, target: tuple[float, float]) -> Waves:
+def search_jointly(cells: list[Cell], search: SearchSection, target: tuple[float, float]) -> Waves:
     """Searches all cells together.
 
     Ends when `budget` runs are trained, when the expected excess loss at the target is below

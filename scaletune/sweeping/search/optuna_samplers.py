@@ -3,8 +3,9 @@
 A sampler chooses indices into the cell's grid. The results of a wave are reported in the order in
 which its points were requested.
 
-A pruner's rungs are the token budgets of the `tokens` axis, and each rung is a trial of its own: a
-run that is cut short differs from a run with a shorter schedule. A point that is not pruned is
+With two or more values in the `tokens` axis they are a pruner's rungs, and each rung is a trial of
+its own: a run that is cut short differs from a run with a shorter schedule. With one token budget
+the pruner stops trials inside their runs (`run_pruner`). On rungs, a point that is not pruned is
 trained anew on the next rung. A pruner compares losses within a rung only, and Hyperband's brackets
 are assigned as if there were at least `RUNGS` rungs. With samplers that do not learn (qmc, random),
 a longer token budget therefore changes no earlier decision, and a larger budget only adds trials.
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scaletune.errors import UserError
-from scaletune.recipe import Search
+from scaletune.recipe import SearchSection
+from scaletune.sweeping.search.run_pruner import RunPruner
 from scaletune.sweeping.search.space import Cell, Point, Waves, lowest
 
 if TYPE_CHECKING:
@@ -38,13 +40,14 @@ def _optuna() -> Any:
         import optuna
     except ImportError:
         raise UserError(
-            "search.kind 'optuna' needs Optuna and cmaes: pip install 'scaletune[search]'"
+            "search.kind 'optuna' and `search.pruner` need Optuna and cmaes:"
+            " pip install 'scaletune[search]'"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
 
-def _sampler(search: Search) -> optuna.samplers.BaseSampler:
+def _sampler(search: SearchSection) -> optuna.samplers.BaseSampler:
     samplers, seed = _optuna().samplers, search.seed
     make = {
         "tpe": lambda: samplers.TPESampler(seed=seed),
@@ -58,10 +61,11 @@ def _sampler(search: Search) -> optuna.samplers.BaseSampler:
     return make[search.sampler]()
 
 
-def _median_pruner() -> optuna.pruners.BasePruner:
-    """Prunes what is above the median of its rung, if four or more were trained there.
+def _median_pruner(inside_runs: bool) -> optuna.pruners.BasePruner:
+    """Prunes what is above the median of its rung, if four or more others have a loss there.
 
-    Optuna's own median pruner compares with complete trials only.
+    On rungs of their own the others are the points that were requested before it. Optuna's own
+    median pruner compares with complete trials only.
     """
 
     # the library is imported late
@@ -71,20 +75,22 @@ def _median_pruner() -> optuna.pruners.BasePruner:
             others = [
                 t.intermediate_values[step]
                 for t in study.trials
-                if t.number < trial.number and step in t.intermediate_values
+                if (t.number < trial.number or (inside_runs and t.number > trial.number))
+                and step in t.intermediate_values
             ]
             return len(others) >= 4 and trial.intermediate_values[step] > float(np.median(others))
 
     return Median()
 
 
-def _pruner(search: Search, n_rungs: int) -> optuna.pruners.BasePruner:
+def _pruner(search: SearchSection, cell: Cell) -> optuna.pruners.BasePruner:
     pruners, by = _optuna().pruners, search.reduction
-    most = by ** (max(n_rungs, RUNGS) - 1)
+    # The end of a run is one rung more than the decisions in it.
+    most = by ** (len(cell.shares) or max(len(cell.rungs), RUNGS) - 1)
     make = {
         "none": pruners.NopPruner,
         "topk": pruners.NopPruner,
-        "median": _median_pruner,
+        "median": lambda: _median_pruner(bool(cell.shares)),
         "halving": lambda: pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=by),
         "hyperband": lambda: pruners.HyperbandPruner(
             min_resource=1, max_resource=most, reduction_factor=by
@@ -93,26 +99,35 @@ def _pruner(search: Search, n_rungs: int) -> optuna.pruners.BasePruner:
     return make[search.pruner]()
 
 
-def _create_study(search: Search, n_rungs: int) -> optuna.Study:
+def create_study(search: SearchSection, cell: Cell) -> optuna.Study:
     """A study that minimises. Its name is fixed: Hyperband assigns trials to brackets by it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", _optuna().exceptions.ExperimentalWarning)
         return _optuna().create_study(
-            study_name="scaletune", sampler=_sampler(search), pruner=_pruner(search, n_rungs)
+            study_name="scaletune", sampler=_sampler(search), pruner=_pruner(search, cell)
         )
 
 
-def _extend_study(study: optuna.Study, search: Search, cell: Cell, origin: Point) -> optuna.Study:
+def _extend_study(
+    study: optuna.Study, search: SearchSection, cell: Cell, origin: Point
+) -> optuna.Study:
     """A new study over the extended ranges, with the trials of the old one."""
     optuna = _optuna()
     distributions = {
         path: optuna.distributions.IntDistribution(*ends)
         for path, ends in _index_ranges(cell, origin).items()
     }
-    extended = _create_study(search, len(cell.rungs))
+    extended = create_study(search, cell)
     extended.add_trials(
         [
-            optuna.trial.create_trial(params=t.params, value=t.value, distributions=distributions)
+            optuna.trial.create_trial(
+                state=t.state,
+                params=t.params,
+                value=t.value,
+                intermediate_values=t.intermediate_values,
+                system_attrs=t.system_attrs if cell.shares else None,  # the rungs it has passed
+                distributions=distributions,
+            )
             for t in study.trials
         ]
     )
@@ -139,13 +154,13 @@ def _suggest_point(trial: optuna.Trial, cell: Cell, origin: Point) -> Point:
     )
 
 
-def search_with_optuna(cell: Cell, search: Search) -> Waves:
+def search_with_optuna(cell: Cell, search: SearchSection, pruner: RunPruner) -> Waves:
     """Searches one cell until the sampler has requested `budget` different points.
 
     Each point is trained on the first rung, and on further rungs until the pruner stops it.
     """
     assert search.budget
-    study = _create_study(search, len(cell.rungs))
+    study = pruner.study
     origin = tuple(values[0] for values in cell.axes)
     seen: dict[Point, float] = {}
     stale = 0
@@ -153,15 +168,24 @@ def search_with_optuna(cell: Cell, search: Search) -> Waves:
         wave = [study.ask() for _ in range(min(search.wave, search.budget - len(seen)))]
         points = {trial.number: _suggest_point(trial, cell, origin) for trial in wave}
         stale = 0 if set(points.values()) - seen.keys() else stale + 1
+        pruner.start_wave(wave)
         first = yield from _train_rungs(cell, study, wave, points, search)
         seen |= {points[number]: loss for number, loss in first.items()}
         half_done = 2 * len(seen) >= search.budget > len(seen)
         best = lowest(seen) if not cell.rungs and half_done else None
         if best and cell.grow(best):
-            study = _extend_study(study, search, cell, origin)
+            study = pruner.study = _extend_study(study, search, cell, origin)
     if search.pruner == "topk":
         yield [(cell, point, cell.rungs[-1]) for point in _top_points(seen, search.reduction)]
     cell.note_used_budget(seen)
+    cell.note_stopped(seen)
+
+
+def search_grid(cell: Cell, pruner: RunPruner) -> Waves:
+    """Trains all points of one cell at a time; the pruner stops those that fall behind."""
+    pruner.start_wave([pruner.study.ask() for _ in cell.points])
+    losses = yield [(cell, point, None) for point in cell.points]
+    cell.note_stopped(dict(zip(cell.points, losses, strict=True)))
 
 
 def _top_points(seen: Mapping[Point, float], reduction: int) -> list[Point]:
@@ -175,10 +199,11 @@ def _train_rungs(
     study: optuna.Study,
     wave: list[optuna.Trial],
     points: Mapping[int, Point],
-    search: Search,
+    search: SearchSection,
 ) -> Generator[list[tuple[Cell, Point, int | None]], list[float], dict[int, float]]:
     """Trains a wave rung by rung, and reports pruned and complete trials to the study.
 
+    A trial that was stopped inside its run is pruned: its losses on the way are reported already.
     Returns the losses on the first rung, by trial number.
     """
     rungs: list[int | None] = [*cell.rungs[: 1 if search.pruner == "topk" else None]] or [None]
@@ -187,14 +212,15 @@ def _train_rungs(
         losses = yield [(cell, points[trial.number], rung) for trial in wave]
         first = first or {trial.number: loss for trial, loss in zip(wave, losses, strict=True)}
         values = _replace_diverged(losses, study)
-        for trial, value in zip(wave, values, strict=True):
-            trial.report(value, search.reduction**step)
+        if not cell.shares:
+            for trial, value in zip(wave, values, strict=True):
+                trial.report(value, search.reduction**step)
         ended = [
             rung is rungs[-1] or math.isnan(loss) or trial.should_prune()
             for trial, loss in zip(wave, losses, strict=True)
         ]
         for trial, value, ends in zip(wave, values, ended, strict=True):
-            if ends and rung is rungs[-1]:
+            if ends and rung is rungs[-1] and not math.isinf(value):
                 study.tell(trial, value)
             elif ends:
                 study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
@@ -207,6 +233,7 @@ def _train_rungs(
 def _replace_diverged(losses: list[float], study: optuna.Study) -> list[float]:
     """The losses, with one that is larger than all known losses in place of NaN."""
     known = [value for trial in study.trials for value in trial.intermediate_values.values()]
-    finite = [loss for loss in [*losses, *known] if not math.isnan(loss)]
+    known += [trial.value for trial in study.trials if trial.value is not None]
+    finite = [loss for loss in [*losses, *known] if math.isfinite(loss)]
     worst = WORSE * max(finite, default=1.0)
     return [worst if math.isnan(loss) else loss for loss in losses]

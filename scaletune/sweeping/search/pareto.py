@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import linregress
 
-from scaletune import counting, data
 from scaletune.errors import UserError
-from scaletune.recipe import Search
+from scaletune.recipe import SearchSection
 from scaletune.sweeping.search.space import Cell, Point, Waves
+from scaletune.sweeping.sizes import point_sizes, require_known
 
 Array = NDArray[np.float64]
 Cost = Callable[[Point], float]  # FLOPs
-# Axes that determine a point's cost. The user chooses their ranges, so they are never extended.
-SIZES = ("model.", "data.", "budget.tokens")
+# Axes that determine a point's cost, or may do so. The user chooses their ranges, so they are never
+# extended.
+SIZES = ("model.", "data.", "budget.tokens", "my.")
 RADIUS = 1.5  # sd of a move from the frontier, in steps of each axis
 DRAWS = 600  # moves that a proposal is chosen from
 FIRST = 5  # points around the start before the Gaussian process is used
@@ -56,10 +57,9 @@ def flops_function(cell: Cell) -> Cost:
     def cost(point: Point) -> float:
         key = tuple(point[i] for i in sizes)
         if key not in known:
-            recipe = cell.recipe(point)
-            vocab_size = data.load(recipe.data).vocab_size
-            per_token = counting.flops_per_token(recipe.model, vocab_size, recipe.data.seq_len)
-            known[key] = per_token * recipe.budget.tokens
+            measured = point_sizes(recipe := cell.recipe(point))
+            require_known(measured, "search.kind 'pareto'", recipe, ("flops",))
+            known[key] = measured.flops
         return known[key]
 
     return cost
@@ -195,7 +195,7 @@ def _untrained_moves(
     ]
 
 
-def search_frontier(cell: Cell, search: Search) -> Waves:
+def search_frontier(cell: Cell, search: SearchSection) -> Waves:
     """Searches one cell's frontier until `budget` points or `flops` FLOPs are used.
 
     Fits how each axis scales along the frontier, into the cell's results and messages.

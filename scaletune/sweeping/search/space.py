@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from scaletune import recipe as recipes
 from scaletune.errors import UserError
 from scaletune.recipe import SHORT_NAMES, Recipe
 from scaletune.records import write_atomically
-from scaletune.sweeping.sizes import point_sizes
+from scaletune.sweeping.search.run_pruner import decision_shares
+from scaletune.sweeping.sizes import Sizes, point_sizes, require_known
 
 Array = NDArray[np.float64]
 Point = tuple[float, ...]  # one value of each searched axis
@@ -29,6 +30,7 @@ SEARCHED_AXES = {
     "basin": ("lr", "batch_tokens"),
     "joint": ("lr", "batch_tokens"),
     "optuna": ("lr", "batch_tokens", "weight_decay"),
+    "grid": ("lr", "batch_tokens", "weight_decay"),
     "pbt": ("lr",),
     "pareto": (),  # all axes of numbers, sizes too
 }
@@ -54,6 +56,8 @@ class Cell:
     """FLOPs of one point."""
     rungs: list[int] = field(default_factory=list)
     """Token budgets of a pruner's rungs, ascending."""
+    shares: list[float] = field(default_factory=list)
+    """Shares of the token budget at which a pruner decides inside runs, ascending."""
     extended: dict[tuple[int, bool], int] = field(default_factory=dict)
     """(axis, upper end) -> steps that it is extended by so far."""
     notes: list[str] = field(default_factory=list)
@@ -105,6 +109,12 @@ class Cell:
             + (edge if names else "")
         )
 
+    def note_stopped(self, seen: Mapping[Point, float]) -> None:
+        """Tells the user how many points the pruner has stopped inside their runs."""
+        if self.shares:
+            stopped = sum(math.isinf(loss) for loss in seen.values())
+            self.add_note(f"the pruner stopped {stopped} of {len(seen)} points early")
+
     def extend_axis(self, i: int, upper: bool) -> bool:
         """Extends an axis by one step at one end; False, and one message, if that is impossible."""
         values, steps = self.axes[i], self.extended.get((i, upper), 0)
@@ -130,19 +140,20 @@ class Cell:
         try:
             for point in itertools.product(*axes):
                 recipe = self.recipe(point, max(self.rungs, default=None))
-                data.check_recipe(recipe, data.load(recipe.data))
+                if not recipe.foreign:
+                    data.check_recipe(recipe, data.load(recipe.data))
         except UserError:
             return False
         return True
 
 
 # A search is a generator. It yields a wave, a list of (cell, point, rung) to train, and receives
-# the losses in the same order; NaN: diverged.
+# the losses in the same order; NaN: diverged, infinity: stopped early by a pruner.
 Waves = Generator[list[tuple[Cell, Point, int | None]], list[float], None]
 
 
 def lowest(seen: Mapping[Point, float]) -> Point | None:
-    """The point with the lowest loss; None when all have diverged."""
+    """The point with the lowest loss; None when none has been trained to its end."""
     finite = [point for point, loss in seen.items() if math.isfinite(loss)]
     return min(finite, key=lambda point: seen[point], default=None)
 
@@ -160,10 +171,19 @@ def build_cells(recipe: Recipe) -> list[Cell]:
     """The cells of a recipe with `search`.
 
     Raises:
-        UserError: There is no grid to search in, or no rungs for the pruner.
+        UserError: There is no grid to search in, or the pruner has nothing to decide by.
     """
+    return [
+        cell
+        for settings in recipe.cells or [{}]
+        for cell in _cells(recipe, recipes.cell_axes(settings, recipe.axes))
+    ]
+
+
+def _cells(recipe: Recipe, recipe_axes: Mapping[str, Sequence[Any]]) -> list[Cell]:
+    """The cells of some axes."""
     search = recipe.search
-    axes = {SHORT_NAMES.get(path, path): values for path, values in recipe.axes.items()}
+    axes = {SHORT_NAMES.get(path, path): list(values) for path, values in recipe_axes.items()}
     searched = [SHORT_NAMES[name] for name in SEARCHED_AXES[search.kind]] or [
         path for path in axes if path != "seed" and _are_numbers(axes[path])
     ]
@@ -174,22 +194,22 @@ def build_cells(recipe: Recipe) -> list[Cell]:
         )
     for path in paths:
         _require_grid(path, axes[path])
-    rungs = sorted(axes.pop(SHORT_NAMES["tokens"], [])) if search.pruner != "none" else []
-    if search.pruner != "none" and len(rungs) < 2:
-        raise UserError(
-            f"pruner {search.pruner!r} needs two or more values in `axes.tokens` (each rung trains"
-            f" a trial of its own), but got {rungs}"
-        )
+    on_rungs = search.kind == "optuna" and len(axes.get(SHORT_NAMES["tokens"], [])) > 1
+    prunes = search.pruner != "none"
+    rungs = sorted(axes.pop(SHORT_NAMES["tokens"])) if prunes and on_rungs else []
+    shares = decision_shares(recipe) if prunes and not rungs else []
     if search.sampler == "cmaes" and sum(len(axes[path]) > 1 for path in paths) < 2:
         raise UserError(
             "sampler 'cmaes' needs two or more searched axes (it adapts their covariance), but got"
             " one: use 'tpe' or 'gp'"
         )
-    bare = recipe.model_copy(update={"axes": {}})
+    bare = recipe.model_copy(update={"axes": {}, "cells": []})
     outer = [path for path in axes if path not in paths]
     grid = {path: sorted(axes[path]) for path in paths}
     return [
-        _build_cell(bare, dict(zip(outer, values, strict=True)), grid, rungs)
+        replace(
+            _build_cell(bare, dict(zip(outer, values, strict=True)), grid, rungs), shares=shares
+        )
         for values in itertools.product(*(axes[path] for path in outer))
     ]
 
@@ -209,8 +229,11 @@ def _require_grid(path: str, values: Sequence[Any]) -> None:
 def _build_cell(
     bare: Recipe, settings: dict[str, Any], grid: Mapping[str, list[float]], rungs: list[int]
 ) -> Cell:
-    base = recipes.with_settings(bare, settings)
+    # templates of the user's trainer may name own settings that are searched
+    own = {path: values[0] for path, values in grid.items() if path.startswith(("my.", "model."))}
+    base = recipes.with_settings(bare, settings | own)
     sizes = point_sizes(base)
+    _require_sizes(bare.search.kind, sizes, base)
     return Cell(
         ", ".join(f"{path.split('.')[-1]} {value}" for path, value in settings.items()),
         base,
@@ -222,6 +245,12 @@ def _build_cell(
         sizes.flops,
         rungs,
     )
+
+
+def _require_sizes(kind: str, sizes: Sizes, recipe: Recipe) -> None:
+    """UserError if a search needs sizes that a user's trainer tells only after the training."""
+    needs = {"joint": ("n_params", "tokens", "flops"), "pareto": ("flops",)}.get(kind, ())
+    require_known(sizes, f"search.kind {kind!r}", recipe, needs)
 
 
 def write_notes(cells: Sequence[Cell], stem: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from scaletune.errors import UserError, nearest
 from scaletune.recipe import Recipe
 from scaletune.records import digest, write_atomically
-from scaletune.sweeping.trainers.start import TrialFiles, entry_command, prepare_folder
+from scaletune.sweeping.trainers.start import entry_command, prepare_folder
+from scaletune.sweeping.trainers.trial_files import TrialFiles
 
 NAMES = ("n_params", "n_params_total", "tokens", "batch_tokens", "flops")
 SHARED = ("model", "data", "budget", "my", "trainer")
@@ -45,7 +46,9 @@ def describe(recipe: Recipe) -> dict[str, float]:
 def _run(recipe: Recipe, folder: Path) -> Any:
     """Runs the command or function; the JSON object that it prints last, or returns."""
     template = recipe.trainer.describe
-    files, values = prepare_folder(recipe, "describe", TrialFiles(folder))
+    files = TrialFiles(folder)
+    files.folder.mkdir(parents=True, exist_ok=True)
+    values = prepare_folder(recipe, "describe", files)
     argv, env, cwd = entry_command(recipe, files, values, template)
     try:
         process = subprocess.run(

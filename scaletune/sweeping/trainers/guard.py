@@ -4,6 +4,9 @@ Between the worker and the user's process stands a guard, a process that only wa
 descendants of the trial whose parents have ended (PR_SET_CHILD_SUBREAPER, Linux), and kills all of
 them when the trial's own process has ended, when the worker asks for it, or when the worker is
 gone. The kernel kills the user's process when the guard is gone.
+
+On other systems the guard kills the trial's process group; a descendant that has left the group
+remains.
 """
 
 from __future__ import annotations
@@ -20,16 +23,18 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from scaletune.sweeping.engines.parent_death import die_with_parent
+from scaletune.sweeping.trainers.descendants import descendants, kill_marked
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 TERMINATE, KILL = b"T", b"K"  # what the worker may write to a guard
-LOOK = 0.05  # seconds between looks at the trial's process
+LOOK = 0.05  # seconds between looks at the trial's process, where no descriptor shows its end
+SETTLE = 0.5  # seconds that descendants may take to end by themselves after the trial's process
 PATIENCE = 5.0  # seconds that killed descendants may take to disappear
+MOST = 1 << 16  # descriptors that a process may inherit
 
 
 @dataclass
@@ -47,9 +52,12 @@ class GuardedProcess:
 
     Args:
         run: Called in the new process. It executes a program, or returns an exit status.
+        mark: Path of the trial's file that is open, or named in the environment, in its processes:
+            by it they are found if the guard is killed.
     """
 
-    def __init__(self, run: Callable[[], int]):
+    def __init__(self, run: Callable[[], int], mark: str):
+        self.mark = mark
         alive, self._alive = os.pipe()
         self._status, status = os.pipe()
         self.output, output = os.pipe()
@@ -58,7 +66,7 @@ class GuardedProcess:
             warnings.simplefilter("ignore", DeprecationWarning)
             self.guard = os.fork()
         if not self.guard:
-            _enter_child(lambda: _guard(run, alive, status, output, ours))
+            _enter_child(lambda: _guard(run, mark, alive, status, output, ours))
         for end in (alive, status, output):
             os.close(end)
         os.set_blocking(self.output, False)
@@ -89,10 +97,10 @@ class GuardedProcess:
             self.ended = End(news["status"], news["remaining"])
 
     def _end_without_guard(self) -> End:
-        """The guard was killed: the kernel has killed the trial's process; its group is killed."""
+        """The guard was killed: the kernel has killed the trial's process; the rest is killed."""
         if self.pid:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            _kill_group(self.pid, signal.SIGKILL)
+        kill_marked(self.mark)
         return End(-signal.SIGKILL)
 
     def terminate(self) -> None:
@@ -133,7 +141,12 @@ def _enter_child(run: Callable[[], int]) -> NoReturn:
 
 
 def _guard(
-    run: Callable[[], int], alive: int, status: int, output: int, others: tuple[int, ...]
+    run: Callable[[], int],
+    mark: str,
+    alive: int,
+    status: int,
+    output: int,
+    others: tuple[int, ...],
 ) -> int:
     """The guard: starts the trial's process and waits for its end, or for the worker's."""
     os.setpgid(0, 0)
@@ -143,36 +156,53 @@ def _guard(
         os.close(end)
     if _PRCTL:
         _PRCTL(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    child = os.fork()
+    guard, child = os.getpid(), os.fork()
     if not child:
-        _enter_child(lambda: _start(run, output))
+        _enter_child(lambda: _start(run, mark, output, guard))
     os.close(output)
     _write(status, {"pid": child})
+    watched = [alive, *_open_process(child)]
     while True:
-        order = os.read(alive, 1) if select.select([alive], [], [], LOOK)[0] else None
+        ready = select.select(watched, [], [], LOOK if len(watched) == 1 else 1.0)[0]
+        order = os.read(alive, 1) if alive in ready else None
         if order == TERMINATE:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child, signal.SIGTERM)
+            _kill_group(child, signal.SIGTERM)
         elif order is not None:  # the worker is gone, or asks to kill
             kill_descendants(child)
         ended = _reap(child)
         if ended is not None or order == b"":
             break
-    remaining = kill_descendants(child)
+    remaining = 0
+    if ended is None or not _descendants_end():
+        remaining = kill_descendants(child)
+    if not _PRCTL:  # it does not adopt descendants, so some may be left in the group
+        _kill_group(child, signal.SIGKILL)
     _write(status, {"status": -9 if ended is None else ended, "remaining": remaining})
     return 0
 
 
-def _start(run: Callable[[], int], output: int) -> int:
+def _open_process(pid: int) -> list[int]:
+    """A descriptor that is readable when a child has ended; none where the system has none."""
+    try:
+        return [os.pidfd_open(pid)]
+    except (AttributeError, OSError):
+        return []
+
+
+def _start(run: Callable[[], int], mark: str, output: int, guard: int) -> int:
     """In the new process: a session of its own, no input, output to the worker, default signals."""
     die_with_parent()
+    if os.getppid() != guard:  # it was killed before this process could ask for that
+        return 70
     os.setsid()
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(each, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.closerange(3, 1024)
+    os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), MOST))
+    with suppress(OSError):
+        os.open(mark, os.O_RDONLY | os.O_CLOEXEC)  # never closed: it marks the forks of a function
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = open(number, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -195,14 +225,34 @@ def _reap(child: int) -> int | None:
     return status
 
 
+def _kill_group(leader: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)
+
+
+def _descendants_end() -> bool:
+    """Whether all descendants end within a moment after the trial's process, as helpers do.
+
+    This process has adopted them, so it has no children when there are none.
+    """
+    end = time.monotonic() + SETTLE
+    while time.monotonic() < end:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def kill_descendants(child: int) -> int:
     """Kills all descendants of this process, and the group of `child`; how many ran.
 
     Does not wait for `child` itself, whose status the caller reads.
     """
     killed: set[int] = set(descendants(os.getpid())) - {child}
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child, signal.SIGKILL)
+    _kill_group(child, signal.SIGKILL)
     end = time.monotonic() + PATIENCE
     while (running := descendants(os.getpid())) and time.monotonic() < end:
         killed |= set(running) - {child}
@@ -211,37 +261,3 @@ def kill_descendants(child: int) -> int:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
     return len(killed)
-
-
-def descendants(pid: int) -> list[int]:
-    """The living descendants of a process; empty where there is no /proc."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError, IndexError):
-            state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(stat.parent.name))
-    reached, queue = [], [pid]
-    while queue:
-        new = children.get(queue.pop(), [])
-        reached += new
-        queue += new
-    return reached
-
-
-def kill_marked(variable: str, value: str) -> int:
-    """Kills the processes whose environment has a variable with a value; how many there were.
-
-    Finds what a trial of a killed driver or guard has left, whatever its parents are.
-    """
-    mark = f"{variable}={value}".encode()
-    killed = 0
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if (
-                mark in environ.read_bytes().split(b"\0")
-                and int(environ.parent.name) != os.getpid()
-            ):
-                os.kill(int(environ.parent.name), signal.SIGKILL)
-                killed += 1
-    return killed

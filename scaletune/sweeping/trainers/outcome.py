@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import signal
 from collections.abc import Mapping
@@ -12,16 +13,20 @@ from importlib.metadata import version
 from typing import Any
 
 from scaletune.errors import UserError
-from scaletune.recipe import Recipe
+from scaletune.recipe import Budget, Recipe
 from scaletune.recipe.placeholders import fill_template
 from scaletune.sweeping.out_of_memory import OUT_OF_MEMORY
+from scaletune.sweeping.plain_text import plain_text
 from scaletune.sweeping.trainers.guard import End
 from scaletune.sweeping.trainers.reports import Reports, thin
+from scaletune.sweeping.trainers.start import working_folder
 
 FINISHED_SHARE = 0.98
 """Share of the token budget at which the last loss must have been measured, as in `importing`."""
 OVERRUN = 1.02
 """Share of the token budget that a trial may report at most."""
+MESSAGE = 600  # characters of a message, at most
+REPORT_END = "report the loss at the end of the training too"
 
 
 @dataclass
@@ -45,49 +50,52 @@ def describe_message(
     """The message about an ended trial: {"trial": ...} as far as it is known, or {"lost": ...}."""
     status, reason = judge(recipe, ended, values)
     if status == "lost":
-        return {
-            "id": id,
-            "lost": reason,
-            "status": ended.end.status,
-            "memory": ran_out_of_memory(ended),
-            "log": ended.output,
-            "stack": 1,
-        }
+        return lost_message(id, reason, ended)
     reports = ended.reports
-    notes = [reason, *(_notes(ended) if status != "failed" else ())]
+    notes = [reason, *(_notes(recipe, ended) if status != "failed" else ())]
     trial = {
         "id": id,
         "status": status,
-        "message": "; ".join(note for note in notes if note),
+        "message": plain_text("; ".join(note for note in notes if note), MESSAGE),
         "loss": reports.loss if status == "done" else None,
         "train_loss": _train_loss(reports) if status == "done" else None,
         "seconds": round(ended.seconds, 3),
         "provenance": _provenance(),
-        "metrics": _metrics(reports),
+        "metrics": _metrics(recipe, reports),
         **_counts(recipe, reports),
     }
-    curve = [x for x in reports.train_losses if math.isfinite(x)]
+    curve = [x for x in reports.train.values if math.isfinite(x)]
     return {"trial": trial, "curve": curve, "log": ended.output}
+
+
+def lost_message(id: str, reason: str, ended: Ended | None = None) -> dict[str, Any]:
+    """The message about a trial that is to be tried again."""
+    return {
+        "id": id,
+        "lost": plain_text(reason, MESSAGE),
+        "status": ended.end.status if ended else 0,
+        "memory": ended is not None and ran_out_of_memory(ended),
+        "log": ended.output if ended else "",
+        # the reason is in the log's last lines too
+        "explained": ended is None or bool(ended.reports.error),
+        "stack": 1,
+    }
 
 
 def judge(recipe: Recipe, ended: Ended, values: Mapping[str, Any]) -> tuple[str, str]:
     """(status, reason) of an ended trial. "lost": it is to be tried again."""
-    reports, status = ended.reports, ended.end.status
+    reports = ended.reports
     if reports.not_finite:
-        good = [point for point in reports.held_out if math.isfinite(point[1])]
-        last = f"; last good loss {good[-1][1]:.4g}" if good else ""
+        good = [loss for loss in reports.held_out.values if math.isfinite(loss)]
+        last = f"; last good loss {good[-1]:.4g}" if good else ""
         return "diverged", f"{reports.not_finite}{last}"
     if limit := _diverged_above(recipe, reports):
         return "diverged", limit
-    if ended.stopping == "silent":
-        patience = recipe.engine.patience
-        return "lost", f"it reported and printed nothing for {patience:g} s (`engine.patience`)"
-    if reports.error:
-        return "lost", reports.error
+    finished = reports.result is not None or _at_end(recipe, reports)
     if ended.stopping == "search" and not _at_end(recipe, reports):
         return "stopped", _stopped_at(reports)
-    if status and reports.result is None and not _at_end(recipe, reports):
-        return "lost", describe_exit(ended)
+    if not finished and (failure := describe_failure(recipe, ended)):
+        return "lost", failure
     if reports.loss is None and recipe.trainer.log:
         _read_log(recipe, reports, values)
     if reports.loss is None:
@@ -95,6 +103,16 @@ def judge(recipe: Recipe, ended: Ended, values: Mapping[str, Any]) -> tuple[str,
     if problem := _unfinished(recipe, reports):
         return "failed", problem
     return "done", ""
+
+
+def describe_failure(recipe: Recipe, ended: Ended) -> str:
+    """What went wrong with the process of a trial; empty if nothing did."""
+    if ended.stopping == "silent":
+        patience = recipe.engine.patience
+        return f"it reported and printed nothing for {patience:g} s (`engine.patience`)"
+    if ended.reports.error:
+        return ended.reports.error
+    return describe_exit(ended) if ended.end.status and not ended.stopping else ""
 
 
 def _diverged_above(recipe: Recipe, reports: Reports) -> str:
@@ -106,25 +124,31 @@ def _diverged_above(recipe: Recipe, reports: Reports) -> str:
 
 
 def _at_end(recipe: Recipe, reports: Reports) -> bool:
-    """Whether the reports show that the last loss is that of the end of the training."""
-    measured = bool(reports.held_out) and not math.isnan(reports.held_out[-1][0])
-    return recipe.has_budget and measured and not _unfinished(recipe, reports)
+    """Whether the reports show a held-out loss at the end of the training."""
+    points = reports.held_out.points
+    return recipe.has_budget and bool(points) and _is_end(recipe.budget, points[-1][0])
+
+
+def _is_end(budget: Budget, tokens: float) -> bool:
+    """Whether so many tokens are the end; a trainer may count its steps from 0."""
+    least = max(FINISHED_SHARE * budget.tokens - budget.batch_tokens, budget.tokens / 2)
+    return least <= tokens <= OVERRUN * budget.tokens
 
 
 def _unfinished(recipe: Recipe, reports: Reports) -> str:
     """Why the last loss cannot be that of the end of the training; empty if it may be."""
-    if not recipe.has_budget or not reports.held_out:
+    if not recipe.has_budget or not reports.tokens:
         return ""
-    tokens, budget = reports.held_out[-1][0], recipe.budget.tokens
-    if math.isnan(tokens) or FINISHED_SHARE * budget <= tokens <= OVERRUN * budget:
-        return ""
-    share = tokens / budget
-    at = f"its last loss is at {tokens:.6g} of `budget.tokens` = {budget:.6g} tokens"
-    if share > OVERRUN:
+    budget, curve = recipe.budget, reports.held_out
+    last = reports.tokens if curve.ends_bare or not curve.points else curve.points[-1][0]
+    at = f"its last loss is at {last:.6g} of `budget.tokens` = {budget.tokens:.6g} tokens"
+    if last > OVERRUN * budget.tokens:
         return f"{at}: the trainer must train, and report, as many tokens as the recipe states"
-    return (
-        f"{at}: report the loss at the end of the training too (`tokens` counts tokens, not steps)"
-    )
+    if _is_end(budget, last):
+        return ""
+    if budget.batch_tokens > 1 and 0.9 <= last / budget.steps <= 1.1:
+        return f"{at}: `tokens` must count tokens, not steps"
+    return "" if curve.ends_bare else f"{at}: {REPORT_END}"
 
 
 def _stopped_at(reports: Reports) -> str:
@@ -133,30 +157,39 @@ def _stopped_at(reports: Reports) -> str:
 
 
 def _no_loss(recipe: Recipe, reports: Reports) -> str:
+    if reports.rejected:
+        return f"it reported no loss: {reports.rejected}"
     if reports.result is not None:
+        result = str(reports.result)[:80] if reports.result else "None"
         return (
             "its function must return a loss or a dict with 'loss', or report a loss, but got"
-            f" {str(reports.result)[:80]}"
+            f" {result}"
         )
-    if reports.train_losses:
+    if reports.train.last is not None:
         return (
             "it reported train_loss but no loss: report the held-out loss as `loss`, at least at"
             " the end"
         )
     if reports.invalid:
-        return (
-            f"it reported no loss: {reports.invalid} lines of its results are no JSON objects, the"
-            f" first is {reports.first_invalid}"
-        )
+        return f"it reported no loss: {_invalid_lines(reports)}"
     if recipe.trainer.pattern:
         return (
             "exit status 0, but no line of its output matches `trainer.pattern` ="
             f" {recipe.trainer.pattern!r}"
         )
+    if recipe.trainer.log:
+        return f"exit status 0, but {reports.log_error}"
     return (
         "exit status 0, but it reported no loss: call scaletune.trial.report(loss=...), or set"
         " `trainer.pattern` or `trainer.log`"
     )
+
+
+def _invalid_lines(reports: Reports) -> str:
+    n = reports.invalid
+    lines = "1 line of its results is" if n == 1 else f"{n} lines of its results are"
+    first = "" if n == 1 else "the first: "
+    return f"{lines} no JSON ({first}{reports.first_invalid})"
 
 
 def _read_log(recipe: Recipe, reports: Reports, values: Mapping[str, Any]) -> None:
@@ -166,11 +199,14 @@ def _read_log(recipe: Recipe, reports: Reports, values: Mapping[str, Any]) -> No
     """
     from scaletune.sweeping.trainers.own_log import read_own_log
 
-    path = fill_template("trainer.log", recipe.trainer.log, values)
+    log = fill_template("trainer.log", recipe.trainer.log, values)
+    batch = recipe.budget.batch_tokens if recipe.has_budget else None
     try:
-        reports.add(read_own_log(path))
+        report, doubt = read_own_log(os.path.join(working_folder(recipe, values), log), batch)
+        reports.add(report)
+        reports.strange = reports.strange or doubt
     except UserError as error:
-        reports.invalid, reports.first_invalid = 1, f"`trainer.log`: {error}"
+        reports.log_error = f"`trainer.log`: {error}"
 
 
 def describe_exit(ended: Ended) -> str:
@@ -192,21 +228,24 @@ def ran_out_of_memory(ended: Ended) -> bool:
     return killed or (bool(ended.end.status) and bool(OUT_OF_MEMORY.search(ended.output)))
 
 
-def _notes(ended: Ended) -> list[str]:
+def _notes(recipe: Recipe, ended: Ended) -> list[str]:
     """What the user should know of a trial that has a result."""
-    notes, reports = [], ended.reports
-    if ended.end.status and not ended.stopping:
-        notes.append(f"after its result it ended with {describe_exit(ended)}")
-    if ended.end.remaining:
-        notes.append(f"{ended.end.remaining} processes that it left running were killed")
+    notes, reports, n = [], ended.reports, ended.end.remaining
+    if ended.stopping != "search" and (failure := describe_failure(recipe, ended)):
+        notes.append(f"after its result: {failure}")
+    if n:
+        processes = "1 process" if n == 1 else f"{n} processes"
+        notes.append(f"{processes} that it left running: killed")
     if reports.invalid:
-        notes.append(f"{reports.invalid} lines of its results were no JSON objects")
-    return notes
+        notes.append(_invalid_lines(reports))
+    if reports.rejected and not recipe.trainer.pattern:
+        notes.append(reports.rejected)
+    return [*notes, reports.strange]
 
 
 def _train_loss(reports: Reports) -> float | None:
     """The mean training loss of the last tenth of the reports."""
-    losses = reports.train_losses
+    losses = reports.train.values
     last = losses[-max(1, len(losses) // 10) :]
     return sum(last) / len(last) if last else None
 
@@ -221,9 +260,23 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _metrics(reports: Reports) -> dict[str, Any]:
-    points = thin([point for point in reports.held_out if math.isfinite(point[1])])
-    metrics: dict[str, Any] = {"held_out": [[None if t != t else t, loss] for t, loss in points]}
+def _curve(recipe: Recipe, reports: Reports) -> list[list[Any]]:
+    """[tokens, held-out loss], tokens None where they are not known.
+
+    A last loss without tokens, such as what a function returns, is that of the end.
+    """
+    points: list[list[Any]] = [*reports.held_out.points]
+    bare, end = [*reports.held_out.bare], reports.tokens
+    if reports.held_out.ends_bare and (recipe.has_budget or end is not None):
+        tokens = recipe.budget.tokens if recipe.has_budget else end
+        last = [tokens, bare.pop()]
+        points = [*(point for point in points if point[0] < tokens), last]
+    return [*([None, loss] for loss in bare), *points]
+
+
+def _metrics(recipe: Recipe, reports: Reports) -> dict[str, Any]:
+    curve = thin([point for point in _curve(recipe, reports) if math.isfinite(point[1])])
+    metrics: dict[str, Any] = {"held_out": curve}
     if reports.own:
         metrics["reported"] = reports.own
     if reports.tokens is not None:

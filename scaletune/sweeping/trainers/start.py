@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,61 +18,34 @@ from scaletune.recipe import Recipe
 from scaletune.recipe.placeholder_values import derived_values, setting_values
 from scaletune.recipe.placeholders import GIVEN, fill_template
 from scaletune.records import write_atomically
-from scaletune.sweeping.trainers.guard import kill_marked
-from scaletune.sweeping.trainers.reports import resume_point
+from scaletune.sweeping.trainers.descendants import kill_marked
+from scaletune.sweeping.trainers.results_file import cut_at_checkpoint
+from scaletune.sweeping.trainers.trial_files import TrialFiles
 
 Train = Callable[[user.CurrentTrial], Any]
 
 
-@dataclass
-class TrialFiles:
-    """The files of a trial in `engine.runs`."""
-
-    folder: Path
-
-    @property
-    def trial(self) -> Path:
-        return self.folder / "trial.json"
-
-    @property
-    def results(self) -> Path:
-        return self.folder / "results.jsonl"
-
-    @property
-    def plan(self) -> Path:
-        return self.folder / "plan.json"
-
-    @property
-    def stop(self) -> Path:
-        """Exists when the trial is to stop."""
-        return self.folder / "stop"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "output.log"
-
-
-def prepare(recipe: Recipe, id: str) -> tuple[TrialFiles, dict[str, Any]]:
-    """Prepares the folder of a trial for a try.
-
-    Ends what an earlier try has left running, and finds the checkpoint to resume from.
-
-    Returns:
-        The files, and the values of the placeholders.
+def trial_files(recipe: Recipe, id: str) -> TrialFiles:
+    """The files of a trial, in a folder that exists.
 
     Raises:
         UserError: The folder cannot be written.
     """
-    return prepare_folder(recipe, id, TrialFiles(Path(recipe.engine.runs).absolute() / id))
-
-
-def prepare_folder(recipe: Recipe, id: str, files: TrialFiles) -> tuple[TrialFiles, dict[str, Any]]:
-    """`prepare` for a given folder."""
+    files = TrialFiles(Path(recipe.engine.runs).absolute() / id)
     try:
         files.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"`engine.runs` must be a writable folder, but {error}") from None
-    kill_marked(user.TRIAL, str(files.trial))
+    return files
+
+
+def prepare_folder(recipe: Recipe, id: str, files: TrialFiles) -> dict[str, Any]:
+    """Prepares the folder of a trial for a try; returns the values of the placeholders.
+
+    Ends what an earlier try has left running, and finds the checkpoint to resume from.
+    """
+    if files.trial.exists():
+        kill_marked(str(files.trial))
     files.stop.unlink(missing_ok=True)
     settings = setting_values(recipe) | derived_values(recipe)
     values = settings | {
@@ -81,12 +55,14 @@ def prepare_folder(recipe: Recipe, id: str, files: TrialFiles) -> tuple[TrialFil
         "id": id,
         "gpus": recipe.engine.requested_gpus or recipe.engine.processes,
         "nodes": recipe.engine.nodes_per_trial,
-        "resume_from": resume_point(files.results) or None,
     }
+    folder = working_folder(recipe, values | {"resume_from": ""})
+    find = partial(files.find_checkpoint, working_folder=folder)
+    values["resume_from"] = cut_at_checkpoint(files.results, find) or None
     content = {name: values[name] for name in GIVEN if name in values and name not in settings}
     content |= {"settings": settings, "stop": str(files.stop)}
     write_atomically(files.trial, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return files, values
+    return values
 
 
 def _write_plan(recipe: Recipe, path: Path) -> str | None:
@@ -116,9 +92,26 @@ def entry_point(
         if train is not None:
             os.environ.update(env)
             return user.call(train, user.current())
-        os.execve(argv[0], argv, env)
+        try:
+            os.execve(argv[0], argv, env)
+        except (OSError, ValueError) as error:
+            results = user.CurrentTrial(results=str(files.results))
+            results.write({"error": _describe_start(argv[0], error)})
+        return 127
 
     return run
+
+
+def _describe_start(program: str, error: OSError | ValueError) -> str:
+    """Why a program that exists cannot run."""
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    hints = {
+        errno.ENOENT: " (the interpreter in its first line does not exist)",
+        errno.ENOEXEC: " (its first line must be #! and an interpreter)",
+        errno.E2BIG: " (give long values in a file)",
+    }
+    return f"`{program}` cannot start: {why}{hints.get(number or 0, '')}"
 
 
 def entry_command(
@@ -135,7 +128,7 @@ def entry_command(
     """
     trainer, env = recipe.trainer, trial_environment(files)
     env |= {k: fill_template(f"trainer.env.{k}", v, values) for k, v in trainer.env.items()}
-    folder = fill_template("trainer.folder", trainer.folder, values) or "."
+    folder = working_folder(recipe, values)
     if not os.path.isdir(folder):
         raise UserError(f"`trainer.folder` must be a folder, but got `{folder}`")
     if isinstance(template, str):
@@ -144,6 +137,11 @@ def entry_command(
     if starts_program:
         argv[0] = find_program(argv[0], env, folder)
     return argv, env, folder
+
+
+def working_folder(recipe: Recipe, values: Mapping[str, Any]) -> str:
+    """The folder in which the trainer runs."""
+    return fill_template("trainer.folder", recipe.trainer.folder, values) or "."
 
 
 def trial_environment(files: TrialFiles) -> dict[str, str]:
@@ -161,6 +159,8 @@ def find_program(name: str, env: Mapping[str, str], folder: str) -> str:
     if program := shutil.which(path, path=env["PATH"]):
         return os.path.abspath(program)
     hint = ": make it executable" if os.path.exists(path) else ""
+    if not hint and " " in name:
+        hint = ": write the program and each argument as an entry of its own"
     raise UserError(
         f"`trainer.command` must start with a program that exists, but got {name!r}{hint}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import time
@@ -13,11 +14,17 @@ from typing import IO, Any
 from scaletune.recipe import Recipe
 from scaletune.sweeping.out_of_memory import kernel_kills
 from scaletune.sweeping.trainers.guard import End, GuardedProcess
-from scaletune.sweeping.trainers.outcome import Ended, describe_message
-from scaletune.sweeping.trainers.reports import OutputLines, Reports, ResultsFile
-from scaletune.sweeping.trainers.start import Train, TrialFiles, entry_point, prepare
+from scaletune.sweeping.trainers.outcome import Ended, describe_message, lost_message
+from scaletune.sweeping.trainers.output_lines import OutputLines
+from scaletune.sweeping.trainers.reports import Reports
+from scaletune.sweeping.trainers.results_file import ResultsFile
+from scaletune.sweeping.trainers.start import Train, entry_point, prepare_folder, trial_files
+from scaletune.sweeping.trainers.trial_files import TrialFiles, hold_folder
 
 LOOK = 0.2  # seconds between looks at the results
+BEAT = 0.5  # seconds between progress messages
+REST = 2.0  # seconds in which the output of an ended trial is read
+BURST, PAUSE = 1000, 0.05  # so many held-out losses are sent at once; then one in so many seconds
 CHUNK = 1 << 16
 WRITTEN = 8 << 20  # bytes of a try's output that are written to output.log
 TAIL = 1 << 14  # bytes of the end of the output that go to the driver
@@ -47,10 +54,14 @@ def run_own_trial(
     Raises:
         UserError: The trial cannot be started.
     """
-    files, values = prepare(recipe, id)
-    run = entry_point(recipe, files, values, train)
-    with closing(Supervisor(recipe, id, files, send, stop_requested, run)) as supervisor:
-        ended = supervisor.watch()
+    files = trial_files(recipe, id)
+    with hold_folder(files) as held:
+        if not held:
+            return lost_message(id, f"another process trains it: `{files.lock}` is locked")
+        values = prepare_folder(recipe, id, files)
+        run = entry_point(recipe, files, values, train)
+        with closing(Supervisor(recipe, id, files, send, stop_requested, run)) as supervisor:
+            ended = supervisor.watch()
     return describe_message(recipe, id, ended, values)
 
 
@@ -74,21 +85,26 @@ class Supervisor:
     reports: Reports = field(init=False)
 
     def __post_init__(self) -> None:
+        self.last_progress = time.monotonic()
         batch = self.recipe.budget.batch_tokens if self.recipe.has_budget else None
         self.reports = Reports(batch)
-        self.results = ResultsFile(self.files.results)
+        self.results = ResultsFile(self.files.results, self.reports.begin_try)
         self.lines = OutputLines(self.recipe.trainer.pattern)
-        for line in self.results.read():  # of the try that is resumed
-            self.reports.add_line(line)
-        self.resumed_points = len(self.reports.held_out)
+        self._add_results()  # of the try that is resumed
+        self.reports.begin_try()
+        self.sent, self.last_sent = 0, 0.0
+        for point in self.reports.held_out.points:  # a search that starts again needs them
+            self._notice(point)
         self.kills, self.began = kernel_kills(), time.monotonic()
-        self.last_sign = self.last_progress = self.began
+        self.last_sign = self.began
         self.log: IO[bytes] = self.files.log.open("ab")
-        self.process = GuardedProcess(self.run)
+        self.process = GuardedProcess(self.run, str(self.files.trial))
 
     def close(self) -> None:
         self.process.close()
-        self.log.close()
+        self.results.close()
+        with suppress(OSError):  # a full disk
+            self.log.close()
 
     def watch(self) -> Ended:
         """Waits for the end of the process; returns all that is known of it."""
@@ -122,39 +138,58 @@ class Supervisor:
         if new:
             self.last_sign = time.monotonic()
             self.tail = (self.tail + new)[-TAIL:]
-            self.log.write(new[: max(0, WRITTEN - self.written)])
+            self._write_log(new[: max(0, WRITTEN - self.written)])
             self.written += len(new)
             for row in self.lines.feed(new):
                 self._notice(self.reports.add(row))
         return bool(new)
+
+    def _write_log(self, text: bytes) -> None:
+        with suppress(OSError):  # a full disk must not end the trial
+            self.log.write(text)
 
     def _read_results(self) -> None:
         for line in self.results.read():
             self.last_sign = time.monotonic()
             self._notice(self.reports.add_line(line))
 
+    def _add_results(self) -> None:
+        """Adds all that is in the results file now."""
+        while True:
+            for line in self.results.read():
+                self.reports.add_line(line)
+            if not self.results.behind:
+                return
+            self._send_progress()
+
     def _notice(self, point: list[float] | None) -> None:
-        """Passes a new [tokens, loss] on to the driver."""
-        if point is not None and point[0] == point[0] and point[1] == point[1]:
+        """Passes a new [tokens, loss] on to the driver; not each one of a flood."""
+        now = time.monotonic()
+        if point is None or not math.isfinite(point[1]):
+            return
+        if self.sent < BURST or now - self.last_sent > PAUSE:
+            self.sent, self.last_sent = self.sent + 1, now
             self.send({"id": self.id, "report": {"tokens": point[0], "loss": point[1]}})
 
     def _read_rest(self) -> None:
         """Reads what is left of output and results after the end of the process."""
+        end = time.monotonic() + REST  # a process that could not be killed may print for ever
         with suppress(OSError):
-            while self._read_output() and select.select([self.process.output], [], [], 0)[0]:
-                pass
+            while select.select([self.process.output], [], [], 0)[0] and time.monotonic() < end:
+                if not self._read_output():
+                    break
         for row in self.lines.rest():
             self.reports.add(row)
-        self._read_results()
+        self._add_results()
         for line in self.results.rest():
             self.reports.add_line(line)
         if self.written > WRITTEN:
-            self.log.write(b"\n... %d bytes are left out ...\n" % (self.written - WRITTEN))
-            self.log.write(self.tail)
+            self._write_log(b"\n... %d bytes are left out ...\n" % (self.written - WRITTEN))
+            self._write_log(self.tail)
 
     def _send_progress(self) -> None:
         now = time.monotonic()
-        if now - self.last_progress >= 0.5:
+        if now - self.last_progress >= BEAT:
             self.last_progress = now
             tokens = self.reports.tokens or 0.0
             share = tokens / self.recipe.budget.tokens if self.recipe.has_budget else 0.0
@@ -168,7 +203,8 @@ class Supervisor:
             if self.stopping == "silent":
                 self.process.kill()
             elif self.stopping:
-                self.files.stop.touch()
+                with suppress(OSError):  # the trainer has deleted its folder
+                    self.files.stop.touch()
                 self.deadline = now + grace
         elif now > self.deadline:
             self.process.kill() if self.terminated else self.process.terminate()

@@ -19,6 +19,7 @@ from scaletune.counting.parallelism import (
     no_split_message,
     to_plain,
 )
+from scaletune.counting.point_sizes import PointSizes
 from scaletune.errors import UserError
 from scaletune.hardware import Hardware
 from scaletune.predicting import FAR
@@ -29,6 +30,8 @@ NO_HARDWARE = (
     "the target has no [hardware] table: memory is that of the whole model on one GPU, in mixed"
     " precision, one sequence at a time"
 )
+
+NO_MEMORY = "memory is not estimated: only your code knows the tensors of the model"
 
 
 def cost(target: Recipe, vocab_size: int) -> dict[str, Any]:
@@ -63,6 +66,23 @@ def cost(target: Recipe, vocab_size: int) -> dict[str, Any]:
         *ASSUMPTIONS,
     ]
     return answer | to_plain(split) | {"cost_notes": notes}
+
+
+def own_cost(target: Recipe, sizes: PointSizes) -> dict[str, Any]:
+    """`cost` of a model that only the user's code knows: time by its FLOPs, no memory."""
+    known = {"memory_bytes_a_gpu": None, "cost_notes": [NO_MEMORY]}
+    unknown: dict[str, Any] = dict.fromkeys(("hardware", "time", "split", "fits"))
+    hardware = target.hardware
+    if hardware is None or sizes.flops != sizes.flops:
+        return unknown | known
+    if hardware.calibration:
+        raise UserError(
+            "`hardware.calibration` needs a target whose tensors are known: give `hardware.mfu`, or"
+            " the target `model.hf` or a family of the zoo"
+        )
+    mfu, low, high, source = hardware.utilisation()
+    time = hours(sizes.flops, hardware, (mfu, low, high)) | {"mfu_source": source}
+    return unknown | {"hardware": hardware.model_dump(exclude_none=True), "time": time} | known
 
 
 def _without_hardware(target: Recipe, vocab_size: int) -> dict[str, Any]:

@@ -6,20 +6,29 @@ literature suggest is listed beside it and not applied.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from scaletune import counting
 from scaletune.errors import UserError
-from scaletune.recipe import OPTIMIZER_SETTINGS, resolve_schedule
+from scaletune.recipe import OPTIMIZER_SETTINGS, Recipe, resolve_schedule
 from scaletune.records import Fit
 from scaletune.rules import Change, prior
-from scaletune.transferring.answer.cost import cost
+from scaletune.transferring.answer.cost import cost, own_cost
 from scaletune.transferring.answer.sensitivity import loss_sensitivity
 from scaletune.transferring.target import Transfer, at_batch
+from scaletune.zoo import OwnConfig
 
 OPTIMIZER_KEYS = ("beta1", "beta2", "eps", "momentum", "clip")
 """Optimizer settings in the answer beside lr and weight decay, if the optimizer has them."""
 
+STATED = ("model", "my", "parametrization", "optimizer", "schedule", "training", "data")
+"""Tables of a user's own trainer of which the answer repeats what the target states."""
+NO_ROW = (
+    *("family", "width", "n_params", "n_params_total", "build"),
+    *("lr", "weight_decay", "tokens", "batch_tokens"),
+)
+"""Settings that have no such row."""
 SAME = "same as in the proxies"
 BY_TARGET = "set by the target"
 
@@ -33,11 +42,17 @@ def build_answer(fit: Fit, transfer: Transfer) -> dict[str, Any]:
         "n_params": evidence["n_params"],
         "tokens": evidence["tokens"],
         "level": fit.level,
-        "settings": _settings(fit, transfer, scale),
+        "settings": _own_settings(fit, transfer, scale)
+        if target.foreign
+        else _settings(fit, transfer, scale),
         "loss": _loss(fit, evidence),
         "off_by_2x": loss_sensitivity(fit, scale, evidence["loss"]),
         "flops": _flops(transfer),
-        **cost(target, transfer.vocab_size),
+        **(
+            own_cost(target, transfer.sizes)
+            if transfer.sizes
+            else cost(target, transfer.vocab_size)
+        ),
         "priors": literature_suggestions(fit, transfer, scale),
         "status": evidence["status"],
         "assumptions": evidence["assumptions"],
@@ -60,6 +75,8 @@ def _source(fit: Fit, section: str, key: str, value: Any) -> str:
     setting = fit.provenance.get("setting") or {}
     if not setting:
         return f"{BY_TARGET}; the records do not contain the proxies' value"
+    if key not in setting.get(section, {}) and "trainer" in setting:
+        return f"{BY_TARGET}; the proxies' recipe does not state one value"
     if key not in setting.get(section, {}):
         return f"{BY_TARGET}; the proxies had different values"
     of_proxies = setting[section][key]
@@ -85,8 +102,46 @@ def _settings(fit: Fit, transfer: Transfer, scale: dict[str, float]) -> dict[str
             settings[key] = {"value": value, "source": _source(fit, "optimizer", key, value)}
     settings["warmup"] = _warmup(fit, transfer)
     settings["schedule"] = _schedule(fit, transfer)
-    settings["init_std"] = _init(fit, transfer)
-    return settings
+    if not transfer.target.keeps_own_init:
+        settings["init_std"] = _init(fit, transfer)
+    return settings | _stated_rows(fit, transfer.target, ("model", "my"))
+
+
+def _own_settings(fit: Fit, transfer: Transfer, scale: dict[str, float]) -> dict[str, Any]:
+    """The settings of a target that the user's own trainer trains: only what its recipe states."""
+    evidence, target = transfer.evidence, transfer.target
+    p, lr = target.parametrization, target.optimizer.lr
+    at = f"peak, at base width {p.base_width}" if p.model_fields_set else "as the trainer gets it"
+    settings: dict[str, Any] = {
+        "lr": {
+            "value": lr,
+            "interval": evidence["interval"]["lr"],
+            "band": evidence["band"]["lr"],
+            "source": f"fitted: law {fit.law}; {at}",
+            "at": at,
+        },
+        "batch_tokens": _batch(fit, transfer, scale),
+    }
+    if "weight_decay" in evidence or target.states("optimizer.weight_decay"):
+        base = " at base width" if p.model_fields_set else ""
+        settings["weight_decay"] = _weight_decay(fit, transfer) | {"at": base}
+    return settings | _stated_rows(fit, target, STATED)
+
+
+def _stated_rows(fit: Fit, target: Recipe, sections: Iterable[str]) -> dict[str, Any]:
+    """Rows of the settings that the target states and that have no row or column of their own."""
+    rows: dict[str, Any] = {}
+    for section in sections:
+        table = getattr(target, section)
+        if section == "model" and not isinstance(table, OwnConfig):
+            continue
+        stated = table if isinstance(table, Mapping) else table.model_dump(exclude_unset=True)
+        rows |= {
+            f"{section}.{key}": {"value": value, "source": _source(fit, section, key, value)}
+            for key, value in stated.items()
+            if key not in NO_ROW
+        }
+    return rows
 
 
 def _batch(fit: Fit, transfer: Transfer, scale: dict[str, float]) -> dict[str, Any]:
@@ -150,8 +205,12 @@ def _init(fit: Fit, transfer: Transfer) -> dict[str, Any]:
     }
 
 
-def _flops(transfer: Transfer) -> dict[str, float]:
+def _flops(transfer: Transfer) -> dict[str, Any]:
     target = transfer.target
+    if sizes := transfer.sizes:
+        total = sizes.flops if sizes.flops == sizes.flops else None
+        each = total / target.budget.tokens if total else None
+        return {"total": total, "exact_a_token": each, "from": sizes.flops_from if total else None}
     parts = counting.flops(target.model, transfer.vocab_size, target.data.seq_len)
     per_token = {f"{name}_a_token": value for name, value in parts.items()}
     return {"total": parts["exact"] * target.budget.tokens, **per_token}
@@ -163,8 +222,13 @@ def literature_suggestions(
     """What rules from the literature suggest for settings that no proxy tested at this scale."""
     change = _change(fit, transfer, scale)
     optimizer = transfer.target.optimizer
+    target = transfer.target
     if change is None or optimizer.family != "adamw":
         return []
+    if target.foreign and not (
+        target.states("optimizer.family") and target.states("optimizer.weight_decay")
+    ):
+        return []  # nobody states which optimizer the user's trainer has
     names = [] if "weight_decay" in transfer.evidence else ["ema_timescale", "power_lines"]
     names += ["square_root"] if change.batch != 1 else []
     suggestions = []

@@ -47,7 +47,14 @@ def lines(answer: Table) -> list[str]:
     rows += _loss(answer)
     rows += _labelled("off by 2x", map(_off_by_2x, answer["off_by_2x"].items()))
     rows += _cost(answer)
-    return [_row(*row) for row in rows] + [f"  {line}" for line in _literature(answer["priors"])]
+    literature = [f"  {line}" for line in _literature(answer["priors"])]
+    rows += _labelled("start", [(text, "") for text in _start(answer)])
+    return [_row(*row) for row in rows] + literature
+
+
+def _start(answer: Table) -> list[str]:
+    """The commands that start the target run, of a target with its own trainer."""
+    return [text for text in answer.get("start", {}).values() if text]
 
 
 def _row(name: str, value: str, note: str = "") -> str:
@@ -81,6 +88,7 @@ def _page(answer: Table) -> Iterator[str]:
     sections = {
         "Expected loss": expected or [loss["source"]],
         "If one setting is off by a factor of 2": sensitivity,
+        "Start the target run, either way": [f"`{text}`" for text in _start(answer)],
         "Cost": [*cost, *_memory_parts(answer), *answer["cost_notes"]],
         "Suggestions from the literature, not applied": [*_suggestions(answer["priors"])],
         "Cautions": [sentence for sentence in answer["status"] if sentence != "ok"],
@@ -95,7 +103,8 @@ def _page(answer: Table) -> Iterator[str]:
 def _number(value: Any, digits: int = 3) -> str:
     """Formats a value: 0.1 -> '0.1', 1e-08 -> '1e-8', 'wsd' -> 'wsd'."""
     if not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) else str(value)
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        return f"{value:,}" if is_count else str(value)
     return re.sub(r"e([+-])0*(\d)", lambda m: "e" + m[1].strip("+") + m[2], f"{value:.{digits}g}")
 
 
@@ -111,14 +120,14 @@ def _setting(answer: Table, key: str, source: bool = True) -> tuple[str, str]:
     notes = [row["source"]] if source else []
     interval = row.get("interval")
     if key == "lr":
-        where = ["peak, at base width"] if source else []
+        where = [row.get("at", "peak, at base width")] if source else []
         return scientific(row["value"]), "; ".join([*where, *_lr_notes(answer, row)])
     if key == "batch_tokens":
         best = _fitted_batch(answer, row) if "fitted_best" in row else []
         return f"{human(row['value'])} tokens", "; ".join(notes + best)
     value, own = _number(row["value"]), _interval(answer, interval)
     if key == "weight_decay":
-        value += " at base width"
+        value += row.get("at", " at base width")
     if key == "warmup":
         value = f"{100 * row['value']:.3g} % of the run"
         own = [f"{human(row['tokens'])} tokens, {row['steps']:,.4g} steps"]
@@ -190,8 +199,11 @@ def _sensitivity(name: str, row: Table) -> str:
 
 def _cost(answer: Table) -> list[tuple[str, str, str]]:
     flops, time = answer["flops"], answer["time"]
-    compute = f"{scientific(flops['total'], 2)} FLOPs"
-    rows = [("compute", compute, f"{human(flops['exact_a_token'])} per token")]
+    rows = []
+    if flops["total"]:
+        source = f", {flops['from']}" if "from" in flops else ""
+        compute = f"{scientific(flops['total'], 2)} FLOPs"
+        rows.append(("compute", compute, f"{human(flops['exact_a_token'])} per token{source}"))
     if time:
         hours, (low, high) = human(time["gpu_hours"]), map(human, time["gpu_hours_range"])
         shares = f"MFU {time['mfu']:.2g}, {time['mfu_range'][0]:.2g} to {time['mfu_range'][1]:.2g}"

@@ -7,12 +7,18 @@ assumptions; plan.json has the settings of each tensor, independent of any stack
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scaletune.recipe import Recipe
 from scaletune.records import write_atomically
+from scaletune.transferring.own_target import knows_tensors
 from scaletune.transferring.target import Transfer
+
+BARE = re.compile(r"[A-Za-z0-9_-]+")
+"""A key that TOML reads without quotes."""
 
 
 def _value(value: Any) -> str:
@@ -24,7 +30,11 @@ def _value(value: Any) -> str:
 
 
 def _pairs(content: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_value(value)}" for key, value in content.items() if value is not None]
+    return [
+        f"{key if BARE.fullmatch(key) else json.dumps(key, ensure_ascii=False)} = {_value(value)}"
+        for key, value in content.items()
+        if value is not None
+    ]
 
 
 def toml(content: Mapping[str, Any]) -> str:
@@ -40,14 +50,26 @@ def toml(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def whole_point(recipe: Recipe) -> dict[str, Any]:
+    """A point as plain values; of the user's own trainer also how it is started and read."""
+    point = recipe.point()
+    trainer = recipe.trainer.model_dump(exclude_defaults=True)
+    if not trainer:
+        return point
+    engine = recipe.engine.model_dump(exclude_defaults=True)
+    return point | {"trainer": trainer} | ({"engine": engine} if engine else {})
+
+
 def emit(transfer: Transfer, folder: Path) -> list[Path]:
-    """Writes target.toml and plan.json."""
+    """Writes target.toml, and plan.json if the tensors are known."""
     e = transfer.evidence
     head = (
         f"# Written by scaletune {e['scaletune']} from fit {e['fit']} (law {e['law']});"
         " [evidence] has the interval and the assumptions.\n"
     )
-    content = {"name": transfer.target.name, **transfer.target.point(), "evidence": e}
+    content = {"name": transfer.target.name, **whole_point(transfer.target), "evidence": e}
     write_atomically(folder / "target.toml", head + toml(content))
+    if not knows_tensors(transfer.target):
+        return [folder / "target.toml"]
     write_atomically(folder / "plan.json", json.dumps(transfer.to_dict(), indent=1) + "\n")
     return [folder / "target.toml", folder / "plan.json"]
