@@ -26,6 +26,9 @@ from pydantic.fields import FieldInfo
 from scaletune import laws
 from scaletune.cli.arguments import COMMANDS, build_parser
 from scaletune.recipe import Recipe
+from scaletune.recipe.placeholder_values import DERIVED_FROM, ROLE_NAMES, SCALARS
+from scaletune.recipe.placeholders import GIVEN
+from scaletune.recipe.short_names import SHORT_NAMES
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -158,8 +161,30 @@ def recipe_page() -> str:
         " an error that names the nearest key. `--set a.b=c` on the command line overrides a key.",
         "",
         *described("Top level", Recipe),
+        *placeholders(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def placeholders() -> Iterator[str]:
+    """The placeholders of the `trainer` table."""
+    yield from ("## Placeholders", "")
+    yield (
+        "In `trainer.command`, `describe`, `env`, `folder` and `log`, a placeholder stands for a"
+        " value of the trial: any setting that the recipe states, by its path, such as"
+        " `{model.width}` or `{my.dropout}`, and those below. It may compute with + - * / // % **,"
+        " min() and max(): `{lr / 10}`, `{width // 64}`."
+    )
+    yield from ("", "| placeholder | value |", "|---|---|")
+    for short, path in SHORT_NAMES.items():
+        yield f"| `{{{short}}}` | `{path}` |"
+    for name, meaning in GIVEN.items():
+        needs = f"; needs {DERIVED_FROM[name]}" if name in DERIVED_FROM else ""
+        yield f"| `{{{name}}}` | {meaning}{needs} |"
+    for scalar in SCALARS:
+        names = ", ".join(f"`{{{scalar}.{role}}}`" for role in ROLE_NAMES)
+        yield f"| {names} | `{scalar}` of the tensors of a role; needs `parametrization` |"
+    yield ""
 
 
 def described(title: str, model: type[BaseModel], level: int = 2) -> Iterator[str]:

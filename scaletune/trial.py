@@ -200,7 +200,7 @@ APPLIED = "_scaletune_plan"
 """Attribute of a model to which the plan has been applied."""
 
 
-class MultiplyInput:
+class PlannedInput:
     """A hook that multiplies the first input of a module."""
 
     def __init__(self, factor: float):
@@ -213,7 +213,7 @@ class MultiplyInput:
         return args, {**kwargs, first: kwargs[first] * self.factor}
 
 
-class MultiplyOutput:
+class PlannedOutput:
     """A hook that multiplies the first output of a module, or a part of its last dimension."""
 
     def __init__(self, factor: float, share: float):
@@ -235,9 +235,9 @@ class MultiplyOutput:
 
 def _multiply(module: Any, row: Mapping[str, Any]) -> None:
     if row["where"] == "input":
-        module.register_forward_pre_hook(MultiplyInput(row["factor"]), with_kwargs=True)
+        module.register_forward_pre_hook(PlannedInput(row["factor"]), with_kwargs=True)
     else:
-        module.register_forward_hook(MultiplyOutput(row["factor"], row["share"]))
+        module.register_forward_hook(PlannedOutput(row["factor"], row["share"]))
 
 
 def _initialise(p: Any, row: Mapping[str, Any], seed: int) -> None:
