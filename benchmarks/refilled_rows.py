@@ -2,8 +2,8 @@
 
 Sixteen trials of a transformer, depth 2, train in stacks of 4 in one process on one thread. Every
 second learning rate diverges within the first tenth of the steps. Either four stacks train one
-after the other and shrink when trials diverge, or one stack is refilled from the queue. The two take
-turns; both give the same losses to the last bit. CPU time. Tables: benchmarks/README.md.
+after the other and shrink when trials diverge, or one stack is refilled from the queue. The two
+take turns; both give the same losses to the last bit. CPU time. Tables: benchmarks/README.md.
 
     python benchmarks/refilled_rows.py [--width 32 64 128] [--rounds 5]
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from scaletune import training
 from scaletune.recipe import Recipe, validate_recipe
-from scaletune.sweeping.engines.local import MALLOC_SETTINGS
+from scaletune.sweeping.engines.local import MALLOC_SETTINGS, worker_environment
 from scaletune.training.run_control import RunControl
 
 STEPS, STACK, TRIALS = 200, 4, 16
@@ -69,8 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     if not MALLOC_SETTINGS.items() <= os.environ.items():  # read by malloc when a process starts
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC_SETTINGS | threads)
+        os.execve(sys.executable, [sys.executable, *sys.argv], worker_environment(0))
     print("| width | shrinking stacks, s | refilled, s | ratio (quartiles) |\n|---|---|---|---|")
     for width in args.width:
         trials, seconds, ratios = points(width), [], []

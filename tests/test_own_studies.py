@@ -284,7 +284,7 @@ def test_a_hold_out_may_name_own_columns():
 
 def test_records_and_runs_of_another_tool_are_fitted_together(tmp_path, capsys):
     (tmp_path / "own.jsonl").write_text(to_jsonl(trials(SMALL)))
-    larger = table({"axes": {"width": [128], "lr": LRS[1:4]}})
+    larger = table({"axes": {"width": [128], "lr": LRS[:3]}})
     columns = {"n_params": "size", "tokens": "seen"}
     kept = larger[["n_params", "tokens", "lr", "loss"]].rename(columns=columns)
     kept.to_csv(tmp_path / "runs.csv", index=False)

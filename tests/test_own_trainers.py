@@ -244,6 +244,7 @@ FUNCTIONS = [
         "failed",
         "it reported no loss: `loss` must be a number, but it reported 't.*",
     ),
+    (lambda t: t.report(loss="2"), "lost", "TypeError: `loss` of a report must be .* got '2' .*"),
     (returns([1, 2]), "lost", "TypeError: `loss` of a report must be a number, but got .*"),
     (returns(math.nan), "diverged", "loss nan"),
     (raises, "lost", r"ValueError: bad \(test_own_trainers\.py:\d+\)"),
@@ -417,6 +418,17 @@ def test_a_trainer_that_only_prints(tmp_path):
         settings={"budget": {"tokens": 4e3, "batch_tokens": 1e3}},
     )
     assert end["trial"]["metrics"]["held_out"] == [[1e3, 4.5], [2e3, 3.5], [3e3, 2.5], [4e3, 1.5]]
+
+
+def test_steps_may_be_counted_from_0_but_a_crash_in_the_last_step_is_no_end(tmp_path):
+    script = 'i=0; while [ $i -lt 10 ]; do echo "step $i loss 3"; i=$((i+1)); done; exit '
+    settings = {"budget": {"tokens": 1e4, "batch_tokens": 1e3}}
+    pattern = r"step (?P<step>\d+) loss (?P<loss>\S+)"
+    ends = [
+        run(tmp_path, command=["sh", "-c", f"{script}{n}"], pattern=pattern, settings=settings)
+        for n in (0, 1)
+    ]
+    assert ends[0]["trial"]["loss"] == 3 and ends[1]["lost"] == "exit status 1"
 
 
 # --- logs -----------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def test_a_trial_in_a_freed_row_is_the_trial_alone(tiny, acc, model):
 
 def test_a_worker_asks_for_trials_for_the_rows_that_are_free(tiny, acc, tmp_path, monkeypatch):
     """The driver gives it those that can train in the stack; the results do not change."""
-    settings = {"engine.workers": 1, "engine.stack": 2, "tokens": 128 * 64, "batch_tokens": 64}
+    settings = {"engine.workers": 1, "engine.stack": 2, "tokens": 96 * 64, "batch_tokens": 64}
     axes = {"lr": [1e3, 5e-3, 1e-2, 1e4], "width": [32]}
     recipe = tiny(settings | {"schedule.kind": "constant", "axes": axes})
     refills, take = [], stacks.take_refill
@@ -270,15 +270,15 @@ def test_an_optuna_search_replays_what_was_stopped(pruned, tmp_path):
 
 
 def test_a_pruner_stops_our_loop(tiny, tmp_path):
-    """The trials that come after four others, the largest lr first."""
+    """A trial that comes after four others, the largest lr first."""
     pytest.importorskip("optuna")
-    steps = {"tokens": 256 * 64, "batch_tokens": 64, "engine.evaluate_at": [0.25]}
-    axes = {"lr": [2.0**-k for k in (5, 6, 7, 8, 13, 14)]}
+    steps = {"tokens": 192 * 64, "batch_tokens": 64, "engine.evaluate_at": [0.25]}
+    axes = {"lr": [2.0**-k for k in (5, 6, 7, 8, 14)]}
     search = {"kind": "grid", "pruner": "median"}
     recipe = tiny(steps | {"axes": axes, "search": search, "engine.workers": 1, "engine.stack": 1})
     table = sweeping.sweep(recipe, out=tmp_path)
-    assert table["status"].tolist() == ["stopped"] * 2 + ["done"] * 4  # in the order of lr
-    assert all(len(metrics["held_out"]) == 1 for metrics in table["metrics"][:2])
+    assert table["status"].tolist() == ["stopped"] + ["done"] * 4  # in the order of lr
+    assert len(table["metrics"][0]["held_out"]) == 1
 
 
 TRAINER = """

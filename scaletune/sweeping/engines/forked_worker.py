@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, NoReturn
 
 from scaletune.errors import UserError
 from scaletune.sweeping.engines.parent_death import die_with_parent
+from scaletune.sweeping.trainers.guard import close_descriptors
 
 if TYPE_CHECKING:
     from scaletune.sweeping.trainers.start import Train
@@ -54,7 +55,7 @@ def _run_worker(train: Train, streams: tuple[int, int, int], env: dict[str, str]
         os.setpgid(0, 0)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
-        os.closerange(3, 1024)
+        close_descriptors()
         os.environ.clear()
         os.environ.update(env)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115

@@ -181,6 +181,19 @@ def _guard(
     return 0
 
 
+def close_descriptors() -> None:
+    """Closes what a forked process has inherited, besides standard input, output and error.
+
+    Each number stays taken, by a descriptor that cannot be read: an object of the parent that still
+    has the number reads and closes nothing that this process opens later.
+    """
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for number in range(3, min(os.sysconf("SC_OPEN_MAX"), MOST)):
+        with suppress(OSError):
+            os.fstat(number)
+            os.dup2(nothing, number, inheritable=False)
+
+
 def _open_process(pid: int) -> list[int]:
     """A descriptor that is readable when a child has ended; none where the system has none."""
     try:
@@ -200,7 +213,7 @@ def _start(run: Callable[[], int], mark: str, output: int, guard: int) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), MOST))
+    close_descriptors()
     with suppress(OSError):
         os.open(mark, os.O_RDONLY | os.O_CLOEXEC)  # never closed: it marks the forks of a function
     sys.stdin = open(0, closefd=False)  # noqa: SIM115

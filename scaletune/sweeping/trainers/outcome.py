@@ -129,9 +129,9 @@ def _at_end(recipe: Recipe, reports: Reports) -> bool:
     return recipe.has_budget and bool(points) and _is_end(recipe.budget, points[-1][0])
 
 
-def _is_end(budget: Budget, tokens: float) -> bool:
-    """Whether so many tokens are the end; a trainer may count its steps from 0."""
-    least = max(FINISHED_SHARE * budget.tokens - budget.batch_tokens, budget.tokens / 2)
+def _is_end(budget: Budget, tokens: float, slack: float = 0.0) -> bool:
+    """Whether so many tokens, or up to `slack` fewer, are the end of the training."""
+    least = max(FINISHED_SHARE * budget.tokens - slack, budget.tokens / 2)
     return least <= tokens <= OVERRUN * budget.tokens
 
 
@@ -144,7 +144,7 @@ def _unfinished(recipe: Recipe, reports: Reports) -> str:
     at = f"its last loss is at {last:.6g} of `budget.tokens` = {budget.tokens:.6g} tokens"
     if last > OVERRUN * budget.tokens:
         return f"{at}: the trainer must train, and report, as many tokens as the recipe states"
-    if _is_end(budget, last):
+    if _is_end(budget, last, slack=budget.batch_tokens):  # steps may be counted from 0
         return ""
     if budget.batch_tokens > 1 and 0.9 <= last / budget.steps <= 1.1:
         return f"{at}: `tokens` must count tokens, not steps"

@@ -97,7 +97,7 @@ class Supervisor:
             self._notice(point)
         self.kills, self.began = kernel_kills(), time.monotonic()
         self.last_sign = self.began
-        self.log: IO[bytes] = self.files.log.open("ab")
+        self.log: IO[bytes] = self.files.open_log()
         self.process = GuardedProcess(self.run, str(self.files.trial))
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 WAIT = 30.0  # seconds that an earlier try may take to end
 
@@ -45,6 +46,12 @@ class TrialFiles:
     def lock(self) -> Path:
         """Locked while a process trains the trial."""
         return self.folder / "lock"
+
+    def open_log(self) -> IO[bytes]:
+        """The log of a new try. That of the try before becomes `output.previous.log`."""
+        with suppress(FileNotFoundError):
+            os.replace(self.log, self.log.with_suffix(".previous.log"))
+        return self.log.open("wb")
 
     def find_checkpoint(self, name: str, working_folder: str) -> str:
         """Where a reported checkpoint is now, also if its folder was moved; empty if it is gone.
