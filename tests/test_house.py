@@ -49,8 +49,8 @@ ROWS = {
     "top": ("examples", "study", "cli", "trial", "__init__", "__main__"),
 }
 ROW = {name: row for row, names in ROWS.items() for name in names}
-# `Fit.predict` is the only function of the shared row that imports from the numpy row. A sweep reads
-# the log of a user's trainer with the readers of `importing`, and starts `scaletune.trial`.
+# `Fit.predict` is the only function of the shared row that imports from the numpy row. A sweep
+# reads the log of a user's trainer with the readers of `importing`, and starts `scaletune.trial`.
 ALLOWED_EXCEPTIONS = {("records", "predicting"), ("sweeping", "importing"), ("sweeping", "trial")}
 HEAVY = {"torch", "accelerate", "mup", "transformers"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -52,9 +52,9 @@ def stated_sizes(recipe: Recipe) -> StatedSizes:
     return StatedSizes(n_params, 6.0 * n_params * tokens)
 
 
-HOW_TO_COUNT = (
-    "state `model.n_params`, or give `trainer.describe` or `model.build`, which the command line"
-    " asks (in Python: sizes=scaletune.sweeping.sizes.point_sizes)"
+HOW_TO_COUNT = "state `model.n_params`, or give `trainer.describe` or `model.build`"
+HOW_IN_PYTHON = (
+    ", which the command line asks (in Python: sizes=scaletune.sweeping.sizes.point_sizes)"
 )
 
 
@@ -64,5 +64,5 @@ def require_n_params(sizes: PointSizes, subject: str) -> float:
         return sizes.n_params
     raise UserError(
         f"{subject} needs the non-embedding parameters of your model, but nobody states them:"
-        f" {HOW_TO_COUNT}"
+        f" {HOW_TO_COUNT}{HOW_IN_PYTHON}"
     )
