@@ -12,8 +12,8 @@ BIN := .venv/bin
 quickstart: .venv/ready  ## the main job: proxies, fit, validation, transfer
 	$(BIN)/scaletune run configs/quickstart.toml
 
-test: .venv/ready  ## the whole suite, CPU
-	$(BIN)/python -m pytest
+test: .venv/ready  ## the whole suite, CPU, in as many processes as there are cores (at most 4)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-engines: .venv/ready  ## the engines of several machines: 250 MB more than `test` installs
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,ray,slurm]'

@@ -29,6 +29,14 @@ TINY = {
 }
 
 
+def pytest_collection_modifyitems(config, items):
+    """Slow tests run where `-m` asks for them: `pytest -m slow`."""
+    if "slow" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: run it with `pytest -m slow`"))
+
+
 @pytest.fixture(scope="session")
 def words(tmp_path_factory):
     """A text file of 40 kB of made-up prose, the same on every run."""

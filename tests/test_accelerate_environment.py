@@ -164,7 +164,6 @@ def test_a_script_in_several_processes_is_refused(tiny, tmp_path, monkeypatch):
         sweeping.sweep(tiny(), out=tmp_path)
 
 
-@pytest.mark.slow
 def test_torchrun_launches_one_sweep(tiny, tmp_path):
     recipe = tiny({"axes": {"lr": [1e-3, 2e-3]}})
     content = recipe.model_dump(exclude={"holdout", "target", "compare", "fit"}, exclude_none=True)

@@ -551,7 +551,9 @@ def test_costs_and_data_checks_run_once_per_shape(tmp_path, monkeypatch):
     )
     apart = [chaos.sweeping.tasks("main", [point])[0] for point in points]
     monkeypatch.setattr(
-        counting, "seconds", lambda *a, seconds=counting.seconds: judged.append(a) or seconds(*a)
+        counting,
+        "seconds",
+        lambda *a, seconds=counting.seconds, **named: judged.append(a) or seconds(*a, **named),
     )
     monkeypatch.setattr(data, "load", lambda *a, load=data.load: loaded.append(a) or load(*a))
     together = chaos.sweeping.tasks("main", points)

@@ -49,7 +49,6 @@ def tune(path, settings=()):
     return trials
 
 
-@pytest.mark.slow
 def test_a_pytorch_script(folder):
     trials = tune("pytorch.toml")
     # 12 * layers * width**2 for the matrices, 13 * layers * width for biases and norms
@@ -77,7 +76,6 @@ def test_a_hugging_face_trainer_reports_while_it_trains(folder):
     assert [tokens for tokens, _ in trial["metrics"]["held_out"]] == [25_600, 51_200]
 
 
-@pytest.mark.slow
 def test_torchrun_with_two_processes(folder):
     """The loss of two processes is that of one, which train.py trains."""
     trials = tune("torchrun.toml").set_index("lr")
@@ -95,7 +93,6 @@ def test_the_guide_shows_the_lines_that_make_the_script_mup():
     assert {line[1:] for line in diff if line[0] == "+"} <= mup - plain
 
 
-@pytest.mark.slow
 def test_the_script_in_mup(folder):
     trials = tune("mup.toml", ["axes.width=[48]"])
     for trial in trials.to_dict("records"):

@@ -338,7 +338,6 @@ def test_count_and_check_read_the_same_build(tiny, acc):
         assert result["verdict"] == verdict
 
 
-@pytest.mark.slow
 def test_a_sweep_with_a_function_that_builds(own, tmp_path):
     recipe = with_settings(own("failing", {"my": {"dropout": 0.1}}), {"axes": {"lr": [1e-3, 4e-3]}})
     trials = st.sweep(recipe, out=tmp_path, build=plain_models.net, settings=["engine.workers=1"])

@@ -89,7 +89,6 @@ def test_in_a_stack_only_that_row_stops(tiny, acc):
             assert (trial.loss, curve) == (whole.loss, whole_curve)
 
 
-@pytest.mark.slow
 def test_processes_stop_at_the_same_step(tiny):
     point = tiny(HALF | {"engine.processes": 2, "tokens": 200 * 256})
     stops = set()
