@@ -526,3 +526,17 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: next(times))
     end = run(tmp_path, lambda trial: time.sleep(0.3) or 2.0)
     assert end["trial"]["loss"] == 2.0 and 0.3 <= end["trial"]["seconds"] < 30
+
+
+def test_a_population_needs_our_own_loop(tmp_path):
+    content = {
+        "model": {"width": 32},
+        "trainer": {"command": ["true"], "version": 2},
+        "axes": {"lr": [0.01, 0.02]},
+        "search": {"kind": "pbt"},
+        "schedule": {"kind": "constant"},
+    }
+    recipe = validate_recipe(content, "population")
+    assert recipe.trainer.version == "2"
+    with pytest.raises(UserError, match="'pbt' copies weights from trial to trial, which only"):
+        sweeping.sweep(recipe, out=tmp_path)

@@ -139,3 +139,18 @@ def test_public_grids_are_searched_in_a_few_runs():
                 ]
             )
     assert (np.median(needed, axis=0) <= (4, 6)).all(), needed
+
+
+@pytest.mark.parametrize("curvature", [0.02, 0.05, 0.1, 0.3])
+@pytest.mark.parametrize("optimum", [0.003, 0.01, 0.03])
+def test_a_basin_unlike_the_public_grids_is_searched_to_its_best_point(curvature, optimum):
+    """Small proxies and models of other kinds have far steeper basins than the prior's centre."""
+    lrs = 1e-3 * 2.0 ** np.arange(7)
+    losses = 2 * (1 + curvature / 2 * np.log(lrs / optimum) ** 2)
+    points, seen = np.log(lrs)[:, None], []
+    while len(seen) < len(lrs):
+        proposal = propose(points, seen, losses[seen])
+        if proposal.gain < 0.0003:
+            break
+        seen.append(proposal.index)
+    assert losses[seen].min() == losses.min() and len(seen) <= 5

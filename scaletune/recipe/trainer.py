@@ -54,6 +54,13 @@ class Trainer(Section):
     """Seconds between the request to stop (`should_stop`) and SIGTERM, and from there to SIGKILL.
     """
 
+    @field_validator("version", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """A number as text: `version = 2` is as good as `version = "2"`."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return str(value) if is_number else value
+
     @field_validator("command", mode="before")
     @classmethod
     def _is_list(cls, value: Any) -> Any:

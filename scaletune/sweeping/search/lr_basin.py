@@ -42,6 +42,9 @@ class BasinPrior:
     """Largest distance of the optimum from the middle, in half widths."""
     curvature: tuple[float, float] = (math.log(0.018), 0.35)
     """Of ln a; a is the second derivative of the gap in ln lr."""
+    tail: tuple[float, float] = (0.1, 4.0)
+    """A share of the draws whose curvatures have so many times the sd: small proxies, short runs
+    and models of other kinds may have basins unlike those of the public grids."""
     batch_curvature: tuple[float, float] = (math.log(0.0125), 0.3)
     """Of ln b."""
     tilt: tuple[float, float] = (-0.3, 0.2)
@@ -88,6 +91,8 @@ def draw_basins(points: Array, draws: int, seed: int, prior: BasinPrior) -> tupl
     optimum = (low + high) / 2 + place * (high - low) / 2
     offset = points[None] - optimum[:, None]  # [draws, G, 1 or 2]
     normal = rng.normal(size=(5, draws, 1))
+    share, width = prior.tail
+    normal[[0, 3], : round(share * draws)] *= width
 
     def draw(i: int, moments: tuple[float, float]) -> Array:
         return moments[0] + moments[1] * normal[i]

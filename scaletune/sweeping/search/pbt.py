@@ -60,6 +60,12 @@ def run_populations(
 def _population_task(cell: Cell, recipe: Recipe) -> Task:
     """The cell's base recipe and the initial lr of each member, as one task."""
     search, engine, rates = recipe.search, recipe.engine, cell.axes[0]
+    if recipe.foreign:
+        raise UserError(
+            "search.kind 'pbt' copies weights from trial to trial, which only scaletune's own loop"
+            " can do (also for `model.build`), but the recipe has its own `trainer`: use 'basin',"
+            " 'joint', 'pareto' or 'optuna'"
+        )
     if cell.base.schedule.kind != "constant":
         raise UserError(
             "`schedule.kind` must be 'constant' with search.kind 'pbt', which finds the schedule"
