@@ -185,3 +185,9 @@ def constant(depth=1):
 
 def needs(width, heads):
     return nn.Linear(width, heads)
+
+
+def pixels(width, vocab_size):
+    """Reads images of 8 x 8 pixels."""
+    hidden = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, vocab_size))

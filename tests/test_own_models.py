@@ -345,3 +345,12 @@ def test_a_sweep_with_a_function_that_builds(own, tmp_path):
     assert trials["n_params"].nunique() == 1
     with pytest.raises(UserError, match="at the top level"):
         st.sweep(recipe, out=tmp_path, build=lambda width: None)
+
+
+def test_a_module_reads_images_without_stating_their_shape(own, tmp_path):
+    """Only the forward of a module knows what it accepts; own keys called like ours say nothing."""
+    data = {"source": "digits", "seq_len": 1, "epochs": 2}
+    recipe = own("pixels", {"data": data, "tokens": 256, "batch_tokens": 64})
+    assert st.sweep(recipe, out=tmp_path, settings=["engine.workers=1"])["status"].tolist() == [
+        "done"
+    ]

@@ -25,6 +25,7 @@ from scaletune.recipe import (
     Data,
     Recipe,
 )
+from scaletune.zoo import OwnConfig
 
 __all__ = [
     "Batch",
@@ -105,8 +106,10 @@ def check_model(corpus: Corpus, model: Any) -> None:
     """UserError unless the model section fits the examples and targets of the data.
 
     Examples are tokens, images (channels, height, width) or features; targets are classes or
-    values.
+    values. Of a user's own module only its forward knows what it accepts.
     """
+    if isinstance(model, OwnConfig):
+        return
     names = ("family", "image_size", "channels", "inputs")
     settings = {name: getattr(model, name) for name in names if hasattr(model, name)}
     if not _accepts(settings, corpus.features):

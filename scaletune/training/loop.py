@@ -300,8 +300,11 @@ def _describe_divergence(
     if earlier_losses:
         last, step = earlier_losses[-1], len(earlier_losses) - 1
         return f"{event}, {rule}; last good loss {last:.4g} at step {step}"
+    cause = "`init_std` or a multiplier"
+    if run.recipe.keeps_own_init:
+        cause = "the module's own initialisation (`parametrization.init_std` replaces it)"
     return (
-        f"{event}, {rule}, before any update: `init_std` or a multiplier is too large for"
+        f"{event}, {rule}, before any update: {cause} is too large for"
         f" {run.recipe.training.precision}, or the data is not finite"
     )
 
