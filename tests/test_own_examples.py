@@ -196,6 +196,15 @@ def test_an_axis_that_the_command_does_not_get_is_said(tmp_path, command, missin
     assert listed in unpassed_sentence(loaded) and bool(missing) == bool(unpassed_sentence(loaded))
 
 
+def test_a_stated_size_is_no_setting_of_the_command(tmp_path):
+    path = tmp_path / "study.toml"
+    text = RECIPE.format(command='["x", "{lr}", "{width}", "{my.x}"]')
+    path.write_text(text + "[[cells]]\nmodel.n_params = 64\n[[cells]]\nmodel.n_params = 256\n")
+    loaded = recipe.load(path)
+    assert [point.model.n_params for point in recipe.points(loaded)][::8] == [64, 256]
+    assert not unpassed_sentence(loaded)
+
+
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import hostile_trainer
@@ -17,6 +18,7 @@ import torch
 from scaletune import sweeping
 from scaletune.errors import UserError
 from scaletune.recipe import validate_recipe
+from scaletune.recipe.trainer import Trainer
 from scaletune.records import read_jsonl
 from scaletune.sweeping.plain_text import last_lines
 from scaletune.sweeping.trainers import guard, trial_files
@@ -540,3 +542,25 @@ def test_a_population_needs_our_own_loop(tmp_path):
     assert recipe.trainer.version == "2"
     with pytest.raises(UserError, match="'pbt' copies weights from trial to trial, which only"):
         sweeping.sweep(recipe, out=tmp_path)
+
+
+def bound(trial, extra, way=None):
+    return extra
+
+
+def test_partial_functions_with_other_arguments_train_other_trials(tmp_path, capsys):
+    recipe = own_recipe(tmp_path).model_copy(update={"trainer": Trainer()})
+    functions = [partial(bound, extra=2.0), partial(bound, extra=3.0, way=tmp_path)]
+    rows = [sweeping.sweep(recipe, out=tmp_path, train=function) for function in functions]
+    assert [row.loss.tolist() for row in rows] == [[2.0], [3.0]]
+    assert rows[1]["trainer.function"][0].endswith(":bound<extra=3.0, way=PosixPath>")
+
+
+def test_a_function_whose_trials_are_recorded_is_said(tmp_path, capsys):
+    recipe = own_recipe(tmp_path).model_copy(update={"trainer": Trainer()})
+    rows = [sweeping.sweep(recipe, out=tmp_path, train=returns(x)) for x in (2.0, 3.0)]
+    assert [row.loss.tolist() for row in rows] == [[2.0], [2.0]]
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(
+        r"nothing is trained: the trial of `.*<lambda>` is recorded.*version`", sentence
+    )

@@ -492,6 +492,18 @@ def test_an_axis_needs_no_quotes(axes):
     assert recipe.axes == {"lr": [1e-3], "model.width": [32, 64], "data.power_law.dim": [1]}
 
 
+def test_a_setting_of_a_cell_needs_no_quotes():
+    """`model.width` without quotes replaces the width, not the whole table `model`."""
+    cells = "[[cells]]\nmodel.width = 64\n[[compare]]\nname = 'wide'\nset.model.width = 96\n"
+    held_out = "[holdout]\nset.model.width = 128\nlr = [1e-3, 2e-3, 4e-3]\n"
+    recipe = validate_recipe(tomllib.loads(FILE + cells + held_out), "r")
+    assert recipe.compare[0].set == {"model.width": 96}
+    assert recipe.holdout.set == {"model.width": 128}
+    assert [point.model for point in points(recipe)] == [
+        recipe.model.model_copy(update={"width": 64})
+    ]
+
+
 def test_a_setting_overrides_an_axis_without_quotes(file):
     file.write_text(file.read_text() + "[axes]\nmodel.width = [32, 64]\n")
     assert load(file, ["axes.model.width=[96]"]).axes == {"model.width": [96]}

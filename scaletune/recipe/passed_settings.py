@@ -15,6 +15,8 @@ USES = {
 """Placeholder that is computed -> settings that it passes on."""
 PLANNED = ("optimizer.", "parametrization.")
 """Tables that a trainer with `model.build` gets through its plan."""
+COUNTS = ("model.n_params", "model.n_params_total")
+"""Settings that state the size of a model: no trainer needs them."""
 
 
 def swept_and_not_passed(recipe: RecipeTables) -> list[str]:
@@ -35,7 +37,7 @@ def swept_and_not_passed(recipe: RecipeTables) -> list[str]:
     return [
         name
         for name, path in paths.items()
-        if path not in passed and not (by_plan and path.startswith(PLANNED))
+        if path not in passed and path not in COUNTS and not (by_plan and path.startswith(PLANNED))
     ]
 
 

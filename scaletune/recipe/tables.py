@@ -33,7 +33,7 @@ Name = Annotated[str, AfterValidator(_check_stem)]
 
 
 def _dotted(axes: Any) -> Any:
-    """Axes by their dotted paths: TOML reads an unquoted `model.width = [...]` as a table `model`.
+    """Axes or settings by their dotted paths: TOML reads an unquoted `model.width` as a table.
 
     A path that `--set` writes replaces the same path in a table.
     """
@@ -47,6 +47,7 @@ def _dotted(axes: Any) -> Any:
 
 
 Axes = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_dotted)]
+Settings = Annotated[dict[str, Any], BeforeValidator(_dotted)]
 
 
 class Compare(Section):
@@ -54,7 +55,7 @@ class Compare(Section):
 
     name: Name
     """Name of the comparison in records and plots. Not "main" or "validation"."""
-    set: dict[str, Any]
+    set: Settings
     """Settings that replace those of the recipe, by column name or dotted path."""
     axes: Axes = {}
     """Axes that replace the recipe's axes of the same name."""
@@ -66,7 +67,7 @@ class Holdout(Section):
     It is predicted first, then trained at `lr` and at the predicted lr.
     """
 
-    set: dict[str, Any]
+    set: Settings
     """Settings that replace those of the recipe, by column name or dotted path."""
     lr: Annotated[list[Positive], Field(min_length=3)]
     """Learning rates to train, besides the predicted one."""
@@ -86,6 +87,19 @@ POINT_SECTIONS = (
 """The keys of a recipe that identify a trial, with `my` and a part of `trainer`."""
 
 PlainValue = str | int | float | bool
+
+
+def _require_plain(values: Any) -> Any:
+    """The user's own settings, if each is one plain value."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if not isinstance(value, PlainValue):
+            raise ValueError(
+                f"`my.{name}` must be text, a number, true or false, but got {value!r}"
+            )
+    return values
+
+
+My = Annotated[dict[str, PlainValue], BeforeValidator(_require_plain)]
 
 
 class RecipeTables(Section):
@@ -111,7 +125,7 @@ class RecipeTables(Section):
     """How long to train and to evaluate."""
     seed: Seed = 0
     """Seed of the initialisation and of the batches."""
-    my: dict[str, PlainValue] = {}
+    my: My = {}
     """The user's own settings: passed on to `trainer` and `model.build`, kept in records, and swept
     over as `"my.dropout" = [0, 0.1]` in `axes`."""
     trainer: Trainer = Trainer()
@@ -119,7 +133,7 @@ class RecipeTables(Section):
     training loop."""
     axes: Axes = {}
     """Column name or dotted path -> list of values. The sweep is every combination."""
-    cells: list[dict[str, Any]] = []
+    cells: list[Settings] = []
     """Tables of settings, each swept over every combination of `axes`. A list is several values.
     Use it where the settings are not a full grid."""
     engine: Engine = Engine()

@@ -10,7 +10,7 @@ from pydantic import field_validator, model_validator
 from scaletune.recipe.placeholders import placeholder_names, require_known
 from scaletune.sections import Positive, Section
 
-FUNCTION = re.compile(r"[\w.]+:[\w.<>]+")
+FUNCTION = re.compile(r"[\w.]+:[\w.<>]+(<.*>)?", re.DOTALL)
 REPORTED = ("loss", "train_loss", "tokens", "step", "n_params", "n_params_total", "flops")
 """What a named group of `trainer.pattern` may be."""
 

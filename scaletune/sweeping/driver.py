@@ -15,7 +15,7 @@ from scaletune.sweeping import lockfile, stacks
 from scaletune.sweeping.engines import pool as pool_module
 from scaletune.sweeping.engines.pool import Message, Pool
 from scaletune.sweeping.out_of_memory import shrink
-from scaletune.sweeping.pending_tasks import note_handed_out, require_own_trainer
+from scaletune.sweeping.pending_tasks import note_handed_out, note_recorded, require_own_trainer
 from scaletune.sweeping.plain_text import last_lines
 from scaletune.sweeping.progress import SweepProgress
 from scaletune.sweeping.task import Task, complete_trial, failed_trial
@@ -71,6 +71,9 @@ def train_all(
             external = any(task.recipe.trainer.external for task in wanted)
             driver = Driver(store, then, watch, finish_stopped, retries=not external)
             driver.add(wanted)
+            name = wanted[0].recipe.trainer.function if train and wanted else ""
+            if name and not driver.queue:
+                print(note_recorded(driver.wanted, name), file=sys.stderr)
             if driver.queue:
                 require_own_trainer(store, driver.queue)
                 if note := note_handed_out(store, driver.queue):

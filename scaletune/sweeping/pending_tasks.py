@@ -72,3 +72,12 @@ def note_handed_out(store: Store, queue: Iterable[Task]) -> str:
         f"{trials} handed out by `scaletune ask` and have no result (the first on {day}):"
         " they are trained here"
     )
+
+
+def note_recorded(ids: Collection[str], name: str) -> str:
+    """A sentence on a function of a notebook or script whose trials are all recorded."""
+    trials, verb = ("the trial", "is") if len(ids) == 1 else (f"all {len(ids)} trials", "are")
+    return (
+        f"nothing is trained: {trials} of `{name}` {verb} recorded, whatever its code is now; if it"
+        " has changed, raise `trainer.version`"
+    )

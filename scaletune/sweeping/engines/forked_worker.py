@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
@@ -82,9 +83,22 @@ def is_importable(train: Train) -> bool:
 
 
 def function_name(train: Train) -> str:
-    """`package.module:function`; the module of a notebook or script is `__main__`."""
+    """`package.module:function`; the module of a notebook or script is `__main__`.
+
+    A `functools.partial` has the name of its function and the arguments that it binds.
+    """
+    if isinstance(train, partial):
+        bound = [*map(_plain, train.args)]
+        bound += [f"{name}={_plain(value)}" for name, value in sorted(train.keywords.items())]
+        return f"{function_name(train.func)}<{', '.join(bound)}>"
     module = getattr(train, "__module__", None) or "__main__"
     return f"{module}:{getattr(train, '__qualname__', type(train).__name__)}"
+
+
+def _plain(value: object) -> str:
+    """A plain value as Python writes it, anything else by its type: it may have an address."""
+    plain = value is None or isinstance(value, str | int | float)
+    return repr(value) if plain else type(value).__name__
 
 
 def import_path() -> str:
