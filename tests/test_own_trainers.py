@@ -422,6 +422,13 @@ def test_a_trainer_that_only_prints(tmp_path):
     assert end["trial"]["metrics"]["held_out"] == [[1e3, 4.5], [2e3, 3.5], [3e3, 2.5], [4e3, 1.5]]
 
 
+def test_tokens_that_are_no_number_are_said(tmp_path):
+    pattern = r"loss (?P<loss>\S+) at (?P<tokens>.+)"
+    end = run(tmp_path, command=["echo", "loss 3.5 at 90 % of 1M"], pattern=pattern)["trial"]
+    assert end["loss"] == 3.5
+    assert end["message"] == "`tokens` must be a positive number, but it reported '90 % of 1M'"
+
+
 def test_steps_may_be_counted_from_0_but_a_crash_in_the_last_step_is_no_end(tmp_path):
     script = 'i=0; while [ $i -lt 10 ]; do echo "step $i loss 3"; i=$((i+1)); done; exit '
     settings = {"budget": {"tokens": 1e4, "batch_tokens": 1e3}}

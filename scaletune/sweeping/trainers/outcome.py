@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -238,9 +239,14 @@ def _notes(recipe: Recipe, ended: Ended) -> list[str]:
         notes.append(f"{processes} that it left running: killed")
     if reports.invalid:
         notes.append(_invalid_lines(reports))
-    if reports.rejected and not recipe.trainer.pattern:
+    if reports.rejected and (not recipe.trainer.pattern or _lacks_tokens(recipe, reports)):
         notes.append(reports.rejected)
     return [*notes, reports.strange]
+
+
+def _lacks_tokens(recipe: Recipe, reports: Reports) -> bool:
+    """Whether the pattern names tokens or steps, but what it finds is never a number."""
+    return reports.tokens is None and bool(re.search(r"<(tokens|step)>", recipe.trainer.pattern))
 
 
 def _train_loss(reports: Reports) -> float | None:
