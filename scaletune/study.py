@@ -22,10 +22,9 @@ from scaletune.recipe import Recipe
 from scaletune.recipe.resolve import resolve_recipe
 from scaletune.records import Fit
 from scaletune.sweeping import Task, tasks, train_all
-from scaletune.sweeping.engines.forked_worker import function_name
 from scaletune.sweeping.search import loop
 from scaletune.sweeping.sizes import Sizes, point_sizes
-from scaletune.sweeping.trainers.own_function import resolve_own
+from scaletune.sweeping.trainers.own_function import resolve_own, trained_by
 
 if TYPE_CHECKING:
     from scaletune.trial import CurrentTrial
@@ -107,7 +106,7 @@ def _load_target(path: Path, train: Train | None) -> Recipe:
     except ValueError:
         return recipes.load(path)  # which reports it
     own = isinstance(trainer, dict) and ("command" in trainer or "function" in trainer)
-    return recipes.load(path) if own else resolve_recipe(path, (), function_name(train))
+    return recipes.load(path) if own else resolve_recipe(path, (), trained_by(train))
 
 
 def _formats(recipe: Recipe, target: Recipe) -> list[str]:

@@ -275,8 +275,9 @@ def _check_shapes(named: Mapping[str, Any], plan: Mapping[str, Mapping[str, Any]
 
 def _plain_name(name: str) -> str:
     """A parameter's name without the prefixes of DDP, FSDP and torch.compile."""
-    for part in ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."):
-        name = name.replace(part, "") if part != "module." else name.removeprefix(part)
+    name = name.removeprefix("module.")
+    for part in ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."):
+        name = name.replace(part, "")
     return name
 
 

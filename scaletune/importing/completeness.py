@@ -21,8 +21,8 @@ from scaletune.importing.names import (
     find_names,
 )
 from scaletune.importing.run import CALLS, LAST, PLANNED_TOKENS, REACHED_TOKENS, STEPS, RunTable
-from scaletune.importing.states import FINISHED_SHARE
 from scaletune.importing.token_count import first_of, numbers, planned_steps, reached_steps
+from scaletune.records import FINISHED_SHARE
 from scaletune.units import human
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from scaletune.importing.names import find_names
 from scaletune.importing.run import RunTable
-from scaletune.importing.states import FINISHED_SHARE
+from scaletune.records import FINISHED_SHARE
 
 if TYPE_CHECKING:
     import pandas as pd

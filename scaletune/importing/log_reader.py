@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from scaletune.importing.log_formats import LogFormat, find_format
 from scaletune.importing.names import is_lr
 from scaletune.importing.run import ImportedRun, Setting, to_number
+from scaletune.records import FINISHED_SHARE
 
 LR_PRECISION = 0.02  # a printed lr may be rounded by this share of its peak
 MAX_LINES_BETWEEN = 100_000  # lines without metrics that are kept to look for settings
-FINISHED_SHARE = 0.98  # of its planned steps, as in `completeness`
 
 RESUMED = (
     "a training that was started again is one run; of steps that were printed twice, the later"

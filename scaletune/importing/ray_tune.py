@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from scaletune.errors import UserError
 from scaletune.importing.names import is_lr
 from scaletune.importing.run import CALLS, ImportedRun, RunTable, to_number
-from scaletune.importing.states import FINISHED_SHARE, read_state
+from scaletune.importing.states import read_state
+from scaletune.records import FINISHED_SHARE
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,9 +6,6 @@ import re
 
 from scaletune.errors import UserError, nearest
 
-FINISHED_SHARE = 0.98
-"""The share of its plan, or of what others did, below which a run did not finish."""
-
 FINISHED = (
     *("done", "finished", "complete", "completed", "success", "succeeded", "terminated"),
     *("ok", "true", "yes", "passed", "ended", "✅", "✓", "✔"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from scaletune.recipe.points import with_settings
 from scaletune.recipe.study import Recipe
@@ -11,15 +12,15 @@ from scaletune.recipe.toml_file import load, parse_setting
 
 
 def resolve_recipe(
-    source: str | Path | Recipe, settings: Sequence[str] = (), function: str = ""
+    source: str | Path | Recipe,
+    settings: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """The recipe of a file, or the given one, with overrides such as "model.depth=4".
 
-    `function` is the name of a function that trains, in place of what the `trainer` table says.
+    `values` are further overrides, dotted path -> value.
     """
-    others = {"trainer.command": [], "trainer.external": False}
-    own = others | {"trainer.function": function} if function else {}
     if not isinstance(source, Recipe):
-        return load(source, settings, own)
-    overrides = dict(map(parse_setting, settings)) | own
+        return load(source, settings, values)
+    overrides = dict(map(parse_setting, settings)) | dict(values or {})
     return with_settings(source, overrides) if overrides else source

@@ -121,10 +121,7 @@ class Recipe(RecipeTables):
                 "`model.family` 'own' needs `model.build`, `trainer.command`, `trainer.function` or"
                 " `trainer.external`, but got none"
             )
-        planned = isinstance(self.model, OwnConfig) and self.model.build
-        if "plan" in self.trainer.names() and not (
-            planned and self.parametrization.model_fields_set
-        ):
+        if "plan" in self.trainer.names() and not self.is_planned:
             raise ValueError(
                 "the placeholder {plan} needs `model.build`, whose tensors are planned, and"
                 " `parametrization.base_width`"

@@ -174,6 +174,12 @@ class RecipeTables(Section):
         stated = self.parametrization.model_fields_set
         return isinstance(self.model, OwnConfig) and not stated & {"init_std", "init_gain"}
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether a foreign trainer gets a plan: of the model that `model.build` makes."""
+        built = isinstance(self.model, OwnConfig) and bool(self.model.build)
+        return built and bool(self.parametrization.model_fields_set)
+
     def states(self, path: str) -> bool:
         """Whether a foreign recipe states a setting."""
         section, _, key = path.partition(".")

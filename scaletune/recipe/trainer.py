@@ -30,8 +30,8 @@ class Trainer(Section):
     """`package.module:function`. It is called with the trial and returns its loss, or a dict."""
     external: bool = False
     """Whether somebody else runs the trials, outside scaletune: `scaletune ask` hands them out, and
-    `scaletune tell` takes their results. A recipe with a command or function needs it not: `ask`
-    shows how to start the trial."""
+    `scaletune tell` takes their results. A recipe with a command or function does not need
+    it: `ask` shows how to start the trial."""
     describe: list[str] | str = []
     """A command or function that prints, or returns, what a point has before it is trained:
     {"n_params": ..., "n_params_total": ..., "tokens": ..., "flops": ...}, one line of JSON."""

@@ -10,10 +10,19 @@ from scaletune.records.fit import Fit
 from scaletune.records.readers import read_trials
 from scaletune.records.redaction import redact
 from scaletune.records.store import Store, read_store
-from scaletune.records.trial import COLUMNS, SCHEMA, Trial, frame, merge_trials, read_jsonl
+from scaletune.records.trial import (
+    COLUMNS,
+    FINISHED_SHARE,
+    SCHEMA,
+    Trial,
+    frame,
+    merge_trials,
+    read_jsonl,
+)
 
 __all__ = [
     "COLUMNS",
+    "FINISHED_SHARE",
     "SCHEMA",
     "Fit",
     "Store",

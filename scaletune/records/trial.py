@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 """Version of a line. A reader refuses a newer one and reads 1, which had no `metrics`."""
+FINISHED_SHARE = 0.98
+"""The share of its plan below which a run did not finish: its loss is not that of the end."""
 COLUMNS = (
     *("n_params", "tokens", "batch_tokens", "seq_len", "width", "depth", "lr"),
     *("weight_decay", "loss", "flops", "seconds", "seed", "status"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from scaletune.recipe import validate_recipe
 from scaletune.records import Store, Trial
 from scaletune.records.pending_trial import PendingTrial, pending_trials, request
 from scaletune.sweeping.sizes import Sizes
-from scaletune.sweeping.task import Task
+from scaletune.sweeping.task import Task, or_nan
 
 
 def to_pending(task: Task) -> PendingTrial:
@@ -33,18 +32,14 @@ def to_task(trial: PendingTrial) -> Task:
 def recorded_task(trial: Trial) -> Task:
     """The task of a recorded trial of a user's trainer."""
     sizes = Sizes(
-        n_params=_or_nan(trial.n_params),
-        n_params_total=_or_nan(trial.n_params_total),
-        tokens=_or_nan(trial.tokens),
-        batch_tokens=_or_nan(trial.batch_tokens),
-        flops=_or_nan(trial.flops),
+        n_params=or_nan(trial.n_params),
+        n_params_total=or_nan(trial.n_params_total),
+        tokens=or_nan(trial.tokens),
+        batch_tokens=or_nan(trial.batch_tokens),
+        flops=or_nan(trial.flops),
         flops_from=trial.metrics.get("flops_from", ""),
     )
     return Task(trial.sweep, validate_recipe(trial.point, "recipe"), trial.id, 0.0, sizes=sizes)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def require_own_trainer(store: Store, queue: Collection[Task]) -> None:

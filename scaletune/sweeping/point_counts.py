@@ -12,6 +12,7 @@ from typing import Any
 from scaletune import counting
 from scaletune.recipe import Recipe, points
 from scaletune.recipe.resolve import resolve_recipe
+from scaletune.sweeping.sizes import foreign_sizes, size_key
 from scaletune.zoo import OwnConfig
 
 
@@ -50,12 +51,11 @@ def count(
 
 
 def count_points(points: Sequence[Recipe], vocab_size: int) -> list[dict[str, Any]]:
-    """The counts of each point. Points of one shape build the user's module once."""
-    known: dict[Any, dict[str, Any]] = {}
+    """The counts of each point. Points of one shape are counted once."""
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
     rows = []
     for point in points:
-        key = repr((point.model, point.parametrization, point.my, point.data, point.budget))
-        if key not in known or not isinstance(point.model, OwnConfig):
+        if (key := size_key(point)) not in known:
             known[key] = count_any(point, vocab_size)
         rows.append(dict(known[key]))
     return rows
@@ -76,8 +76,6 @@ def count_any(point: Recipe, vocab_size: int) -> dict[str, Any]:
 
 
 def _count_foreign(point: Recipe) -> dict[str, Any]:
-    from scaletune.sweeping.sizes import foreign_sizes
-
     sizes = foreign_sizes(point)
     known = {name: None if value != value else value for name, value in vars(sizes).items()}
     return {

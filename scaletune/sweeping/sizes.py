@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scaletune import counting, data
 from scaletune.errors import UserError
@@ -93,16 +94,16 @@ def foreign_sizes(recipe: Recipe) -> Sizes:
     known = _stated(recipe) | describe(recipe)
     n, total = known.get("n_params", math.nan), known.get("n_params_total", math.nan)
     tokens = known.get("tokens", math.nan)
-    flops, source = estimate_flops(known.get("flops"), n, total, tokens)
-    if "model_flops" in known and source != "reported":
-        flops, source = known["model_flops"], "model"
+    flops, source = estimate_flops(n, total, tokens)
+    for name, origin in (("model_flops", "model"), ("flops", "described")):
+        flops, source = (known[name], origin) if name in known else (flops, source)
     return Sizes(
         n_params=n,
         n_params_total=total,
         tokens=tokens,
         batch_tokens=known.get("batch_tokens", math.nan),
         flops=flops,
-        flops_from="described" if known.get("flops") else source,
+        flops_from=source,
         seconds=_order_of_cost(recipe, flops),
     )
 
@@ -138,12 +139,16 @@ def _zoo_counts(recipe: Recipe) -> dict[str, float]:
     return known
 
 
-def estimate_flops(
-    reported: float | None, n_params: float, n_params_total: float, tokens: float
-) -> tuple[float, str]:
-    """(training FLOPs, where they come from): those reported, else 6 N D (arXiv:2001.08361)."""
-    if reported:
-        return reported, "reported"
+def size_key(point: Recipe) -> tuple[Any, ...]:
+    """What the sizes of a point depend on: equal for points that differ in lr or seed alone."""
+    return (
+        *(point.model, point.parametrization, point.optimizer.rule, point.data, point.budget),
+        *(tuple(sorted(point.my.items())), repr(point.trainer)),
+    )
+
+
+def estimate_flops(n_params: float, n_params_total: float, tokens: float) -> tuple[float, str]:
+    """(training FLOPs, by which count): 6 N D (arXiv:2001.08361)."""
     if n_params == n_params:
         return 6.0 * n_params * tokens, "6 N D"
     return 6.0 * n_params_total * tokens, "6 N_total D"

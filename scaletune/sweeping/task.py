@@ -12,7 +12,7 @@ from scaletune import recipe as recipes
 from scaletune.recipe import Recipe
 from scaletune.recipe.placeholder_values import require_stated
 from scaletune.records import Trial, redact
-from scaletune.sweeping.sizes import Sizes, estimate_flops, point_sizes
+from scaletune.sweeping.sizes import Sizes, estimate_flops, point_sizes, size_key
 from scaletune.zoo import OwnConfig
 
 
@@ -57,23 +57,14 @@ def tasks(sweep: str, points: Sequence[Recipe]) -> list[Task]:
     known: dict[tuple[Any, ...], Sizes] = {}
     new = []
     for point in points:
-        shape = _shape(point)
-        if shape not in known:
+        key = size_key(point)
+        if key not in known:
             require_stated(point)
-            known[shape] = point_sizes(point)
-        sizes = known[shape]
+            known[key] = point_sizes(point)
+        sizes = known[key]
         id = recipes.trial_id(point, sizes.digest)
         new.append(Task(sweep, point, id, sizes.seconds, sizes=sizes))
     return new
-
-
-def _shape(point: Recipe) -> tuple[Any, ...]:
-    """What the sizes of a point depend on."""
-    own = tuple(sorted(point.my.items())), repr(point.trainer)
-    return (
-        *(point.model, point.parametrization, point.optimizer.rule, point.data, point.budget),
-        *own,
-    )
 
 
 def failed_trial(task: Task, message: str) -> Trial:
@@ -104,39 +95,42 @@ def complete_trial(task: Task, reported: Mapping[str, Any]) -> Trial:
     stated is null.
     """
     recipe, sizes = task.recipe, task.sizes or point_sizes(task.recipe)
-    counts = {
-        name: _count(reported.get(name, getattr(sizes, name)))
+    n_params, total, tokens, batch_tokens = (
+        reported.get(name, getattr(sizes, name))
         for name in ("n_params", "n_params_total", "tokens", "batch_tokens")
-    }
-    flops, source = estimate_flops(
-        reported.get("flops"),
-        *(math.nan if n is None else n for n in [counts[name] for name in list(counts)[:3]]),
     )
-    if sizes.flops_from in ("described", "model") and source != "reported":
+    flops, source = estimate_flops(*map(or_nan, (n_params, total, tokens)))
+    if sizes.flops_from in ("described", "model"):
         flops, source = sizes.flops, sizes.flops_from
-    metrics = dict(reported.get("metrics", {}))
-    fields = {
+    if reported.get("flops"):
+        flops, source = reported["flops"], "reported"
+    optimizer = recipe.optimizer
+    known = {
         "id": task.id,
         "sweep": task.sweep,
         "point": recipe.point(),
-        **counts,
+        "n_params": _count(n_params),
+        "n_params_total": _count(total),
+        "tokens": _count(tokens),
+        "batch_tokens": _count(batch_tokens),
         "seq_len": recipe.data.seq_len if recipe.states("data.seq_len") else None,
         "width": recipe.model.width,
         "depth": recipe.model.depth,
-        "lr": recipe.optimizer.lr if recipe.states("optimizer.lr") else None,
-        "weight_decay": recipe.optimizer.weight_decay
-        if recipe.states("optimizer.weight_decay")
-        else None,
+        "lr": optimizer.lr if recipe.states("optimizer.lr") else None,
+        "weight_decay": optimizer.weight_decay if recipe.states("optimizer.weight_decay") else None,
         "seed": recipe.seed,
-        "flops": flops if flops == flops else None,
-        "loss": None,
-        "train_loss": None,
+        "flops": None if math.isnan(flops) else flops,
     }
-    ended = {name: value for name, value in reported.items() if name not in fields}
-    ended |= {name: reported[name] for name in ("loss", "train_loss") if name in reported}
-    metrics |= {"flops_from": source} if flops == flops else {}
-    return Trial(**fields | ended | {"metrics": metrics})
+    ended = {name: value for name, value in reported.items() if name not in known}
+    origin = {} if math.isnan(flops) else {"flops_from": source}
+    ended["metrics"] = {**reported.get("metrics", {}), **origin}
+    return Trial(**{"loss": None, "train_loss": None, **known, **ended})
+
+
+def or_nan(value: float | None) -> float:
+    """NaN in the place of None."""
+    return math.nan if value is None else value
 
 
 def _count(value: float | None) -> int | None:
-    return None if value is None or value != value else int(value)
+    return None if value is None or math.isnan(value) else int(value)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
 from scaletune.errors import UserError
-from scaletune.sweeping.engines.parent_death import die_with_parent
-from scaletune.sweeping.trainers.guard import close_descriptors
+from scaletune.sweeping.engines.parent_death import die_with_parent, fork
+from scaletune.sweeping.trainers.guard import close_descriptors, open_standard_streams
 
 if TYPE_CHECKING:
     from scaletune.sweeping.trainers.start import Train
@@ -33,9 +32,7 @@ class ForkedProcess:
             )
         orders, self_in = os.pipe()
         self_out, messages = os.pipe()
-        with warnings.catch_warnings():  # Python 3.12 warns of threads
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
+        self.pid = fork()
         if not self.pid:
             _run_worker(train, (orders, messages, log.fileno()), env)
         os.close(orders)
@@ -59,9 +56,7 @@ def _run_worker(train: Train, streams: tuple[int, int, int], env: dict[str, str]
         close_descriptors()
         os.environ.clear()
         os.environ.update(env)
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        open_standard_streams()
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(1)  # the threads of the parent do not exist here
         from scaletune.sweeping.engines import worker

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING
 
 from scaletune.errors import UserError
 from scaletune.recipe import Recipe, SearchSection
-from scaletune.records import Trial
+from scaletune.records import FINISHED_SHARE, Trial
 
 if TYPE_CHECKING:
     import optuna
 
 MEDIAN_SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 """Where the median pruner decides on a user's trainer; the others at the last three rungs."""
-END = 0.98
-"""A loss at this share of the budget or later is the result, about which nothing is to decide."""
 
 
 def decision_shares(recipe: Recipe) -> list[float]:
@@ -42,7 +40,7 @@ def decision_shares(recipe: Recipe) -> list[float]:
             f"pruner {search.pruner!r} needs `budget.tokens`, because it compares trials at equal"
             " shares of it"
         )
-    shares = sorted({share for share in recipe.engine.evaluate_at if 0 < share < END})
+    shares = sorted({share for share in recipe.engine.evaluate_at if 0 < share < FINISHED_SHARE})
     if not shares and not recipe.foreign:
         raise UserError(
             f"pruner {search.pruner!r} decides at evaluations on the way, so `engine.evaluate_at`"
@@ -80,7 +78,7 @@ class RunPruner:
         """Adds a held-out loss of a trial of the wave; whether the trial is to stop."""
         share = tokens / self.tokens
         at = max((each for each in self.shares if each <= share * (1 + 1e-9)), default=0.0)
-        if at and share < END and at not in self.passed[index]:
+        if at and share < FINISHED_SHARE and at not in self.passed[index]:
             self.n_losses += 1
             self.trials[index].report(loss, self.search.reduction ** len(self.passed[index]))
             self.passed[index].add(at)

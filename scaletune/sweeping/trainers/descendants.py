@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,16 +66,21 @@ def _has_open(process: Path, path: str) -> bool:
 
 
 def kill_marked(path: str) -> int:
-    """Kills the processes that a trial of a killed worker or guard has left; how many there were.
+    """Kills what a trial of a killed worker or guard has left running; how many there were."""
+    return len(kill_all(lambda: marked(path)))
 
-    They may start others meanwhile, so it looks until there are none.
+
+def kill_all(find: Callable[[], list[int]]) -> set[int]:
+    """Kills the processes that `find` gives, until there are none; returns those that there were.
+
+    They may start others meanwhile.
     """
     killed: set[int] = set()
     end = time.monotonic() + PATIENCE
-    while (running := marked(path)) and time.monotonic() < end:
+    while (running := find()) and time.monotonic() < end:
         killed |= set(running)
         for pid in running:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    return len(killed)
+    return killed

@@ -11,9 +11,10 @@ from typing import Any
 
 from scaletune.errors import UserError, nearest
 from scaletune.recipe import Recipe
+from scaletune.records import FINISHED_SHARE
 from scaletune.sweeping.plain_text import plain_text
 from scaletune.sweeping.trainers.guard import End
-from scaletune.sweeping.trainers.outcome import FINISHED_SHARE, MESSAGE, Ended, describe_message
+from scaletune.sweeping.trainers.outcome import MESSAGE, Ended, describe_message
 from scaletune.sweeping.trainers.reports import MEASURES, Reports
 
 STATUSES = ("done", "diverged", "stopped", "failed", "running")

@@ -19,21 +19,19 @@ import signal
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from scaletune.sweeping.engines.parent_death import die_with_parent
-from scaletune.sweeping.trainers.descendants import descendants, kill_marked
+from scaletune.sweeping.engines.parent_death import die_with_parent, fork
+from scaletune.sweeping.trainers.descendants import descendants, kill_all, kill_marked
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 TERMINATE, KILL = b"T", b"K"  # what the worker may write to a guard
 LOOK = 0.05  # seconds between looks at the trial's process, where no descriptor shows its end
 SETTLE = 0.5  # seconds that descendants may take to end by themselves after the trial's process
-PATIENCE = 5.0  # seconds that killed descendants may take to disappear
 MOST = 1 << 16  # descriptors that a process may inherit
 
 
@@ -62,9 +60,7 @@ class GuardedProcess:
         self._status, status = os.pipe()
         self.output, output = os.pipe()
         ours = (self._alive, self._status, self.output)
-        with warnings.catch_warnings():  # Python 3.12 warns of threads; the guard uses none
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.guard = os.fork()
+        self.guard = fork()
         if not self.guard:
             _enter_child(lambda: _guard(run, mark, alive, status, output, ours))
         for end in (alive, status, output):
@@ -194,6 +190,14 @@ def close_descriptors() -> None:
             os.dup2(nothing, number, inheritable=False)
 
 
+def open_standard_streams() -> None:
+    """New `sys.stdin`, `stdout` and `stderr` of a forked process, over its descriptors 0 to 2."""
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        options: dict[str, Any] = {"buffering": 1, "errors": "backslashreplace", "closefd": False}
+        setattr(sys, name, open(number, "w", **options))  # noqa: SIM115
+
+
 def _open_process(pid: int) -> list[int]:
     """A descriptor that is readable when a child has ended; none where the system has none."""
     try:
@@ -216,10 +220,7 @@ def _start(run: Callable[[], int], mark: str, output: int, guard: int) -> int:
     close_descriptors()
     with suppress(OSError):
         os.open(mark, os.O_RDONLY | os.O_CLOEXEC)  # never closed: it marks the forks of a function
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    for name, number in (("stdout", 1), ("stderr", 2)):
-        stream = open(number, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-        setattr(sys, name, stream)
+    open_standard_streams()
     return run()
 
 
@@ -264,13 +265,6 @@ def kill_descendants(child: int) -> int:
 
     Does not wait for `child` itself, whose status the caller reads.
     """
-    killed: set[int] = set(descendants(os.getpid())) - {child}
+    running = set(descendants(os.getpid()))
     _kill_group(child, signal.SIGKILL)
-    end = time.monotonic() + PATIENCE
-    while (running := descendants(os.getpid())) and time.monotonic() < end:
-        killed |= set(running) - {child}
-        for pid in running:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.01)
-    return len(killed)
+    return len((running | kill_all(lambda: descendants(os.getpid()))) - {child})

@@ -80,7 +80,7 @@ def describe_trial(task: Task, tries: int, stem: Path) -> HandedOutTrial:
     recipe = with_absolute_runs(task, stem).recipe
     trainer, files = recipe.trainer, TrialFiles(Path(recipe.engine.runs) / task.id)
     values: dict[str, Any] = {}
-    if trainer.command or trainer.function or _is_planned(recipe):
+    if trainer.command or trainer.function or recipe.is_planned:
         files = trial_files(recipe, task.id)
         values = prepare_folder(recipe, task.id, files)
     return HandedOutTrial(
@@ -109,10 +109,6 @@ def stated_settings(recipe: Recipe) -> dict[str, Any]:
     unstated = {scalar for scalar, source in SOURCES.items() if not recipe.states(source)}
     derived = derived_values(recipe).items()
     return values | {name: v for name, v in derived if name.split(".")[0] not in unstated}
-
-
-def _is_planned(recipe: Recipe) -> bool:
-    return bool(getattr(recipe.model, "build", "") and recipe.parametrization.model_fields_set)
 
 
 def _command(recipe: Recipe, values: Mapping[str, Any]) -> list[str] | None:

@@ -16,14 +16,13 @@ from typing import Any
 from scaletune.errors import UserError
 from scaletune.recipe import Budget, Recipe
 from scaletune.recipe.placeholders import fill_template
+from scaletune.records import FINISHED_SHARE
 from scaletune.sweeping.out_of_memory import OUT_OF_MEMORY
 from scaletune.sweeping.plain_text import plain_text
 from scaletune.sweeping.trainers.guard import End
 from scaletune.sweeping.trainers.reports import Reports, thin
 from scaletune.sweeping.trainers.start import working_folder
 
-FINISHED_SHARE = 0.98
-"""Share of the token budget at which the last loss must have been measured, as in `importing`."""
 OVERRUN = 1.02
 """Share of the token budget that a trial may report at most."""
 MESSAGE = 600  # characters of a message, at most

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaletune.errors import UserError
-from scaletune.recipe import Recipe, load, validate_recipe, with_settings
+from scaletune.recipe import Recipe, validate_recipe
 from scaletune.recipe.resolve import resolve_recipe
-from scaletune.recipe.toml_file import parse_setting
 from scaletune.sweeping.engines.forked_worker import function_name, import_path, is_importable
 
 if TYPE_CHECKING:
@@ -42,12 +41,21 @@ def resolve_own(
             "`train` must be a function that takes a trial and returns its loss, but got"
             f" {type(train).__name__}"
         )
-    recipe = resolve_recipe(source, settings, function_name(train))
+    recipe = resolve_recipe(source, settings, trained_by(train))
     if not is_importable(train):
         return recipe, train
     env = {"PYTHONPATH": import_path()} | recipe.trainer.env
     trainer = recipe.trainer.model_copy(update={"env": env})
     return validate_recipe({**dict(recipe), "trainer": trainer}, recipe.name), None
+
+
+def trained_by(train: Train) -> dict[str, Any]:
+    """The settings that make a function the trainer, in place of what the `trainer` table says."""
+    return {
+        "trainer.command": [],
+        "trainer.external": False,
+        "trainer.function": function_name(train),
+    }
 
 
 def resolve_build(
@@ -64,13 +72,8 @@ def resolve_build(
             "`build` must be a function at the top level of a module, script or notebook, but got"
             f" {name or type(build).__name__}"
         )
-    importable = is_importable(build)
-    own = {"model.build": name}
-    if isinstance(source, Recipe):
-        recipe = with_settings(source, dict(map(parse_setting, settings)) | own)
-    else:
-        recipe = load(source, settings, own)
-    if not importable:
+    recipe = resolve_recipe(source, settings, {"model.build": name})
+    if not is_importable(build):
         return recipe, build
     folders = [*recipe.trainer.import_from, *import_path().split(os.pathsep)]
     trainer = recipe.trainer.model_copy(update={"import_from": list(dict.fromkeys(folders))})

@@ -67,7 +67,7 @@ def prepare_folder(recipe: Recipe, id: str, files: TrialFiles) -> dict[str, Any]
 
 def _write_plan(recipe: Recipe, path: Path) -> str | None:
     """Writes the plan of a model that `build` makes; None without one."""
-    if not (getattr(recipe.model, "build", "") and recipe.parametrization.model_fields_set):
+    if not recipe.is_planned:
         return None
     from scaletune.sweeping.trainers.own_plan import own_plan
 
